@@ -1,0 +1,369 @@
+"""A recipe: TOML into frozen dataclasses. One default per key, here; unknown keys are refused with the nearest name.
+
+load("demo", ["train.steps=40"])  →  Recipe
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from forensics.errors import ForensicsError, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None,
+        above: float | None = None, choices: tuple[str, ...] = ()) -> Any:  # fmt: skip
+    """A configuration key: its default, its unit and meaning, and the range it must lie in."""
+    metadata = {"meaning": meaning, "low": low, "high": high, "above": above, "choices": choices}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run with its own mix of sources."""
+
+    mix: dict[str, float] = key({}, "source name → share of the draws; shares are normalised")
+    until: int | None = key(None, "first step that is no longer in this phase; the last phase may leave it out", low=1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where text comes from and how it is ordered."""
+
+    source: str = key("stdlib", "stdlib | stdlib/PACKAGE | text folder | .jsonl | .parquet | hf:NAME; "
+                      "`shuffled:SOURCE` is SOURCE with the characters of every document shuffled")  # fmt: skip
+    sources: dict[str, str] = key({}, "name → source, for phases; instead of `source`")
+    phases: tuple[Phase, ...] = key((), "stretches with their own mix; none: all sources by their size")
+    order_file: str = key("", ".npy of sequence ids in the order they are read, instead of the keyed order")
+    tokenizer: str = key("train", "train | bytes | path of a tokenizer.json")
+    vocabulary: int = key(
+        4096, "token ids to train the tokenizer to; 256 bytes and the end-of-text token included", low=257
+    )
+    sequence_length: int = key(128, "T, in tokens; a stored sequence has T+1", low=2)
+    held_out: int = key(
+        64, "sequences of the first phase's sources kept out of training, for held-out loss and probes", low=0
+    )
+    text_key: str = key("text", "field of .jsonl, .parquet and hf: records that holds the text")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The decoder. `family` sets every knob that is left out."""
+
+    family: str = key(
+        "llama", "whose defaults the knobs take", choices=("llama", "olmo", "olmo2", "gpt_neox", "gpt2", "qwen3")
+    )
+    layers: int = key(4, "decoder blocks", low=1)
+    width: int = key(128, "D, size of the residual stream", low=1)
+    heads: int = key(4, "query heads", low=1)
+    kv_heads: int | None = key(None, "key and value heads; left out: as many as query heads", low=1)
+    head_width: int | None = key(None, "K; left out: width / heads", low=1)
+    mlp_width: int | None = key(None, "hidden size of the MLP; left out: the family's multiple of width", low=1)
+    norm: str | None = key(None, "pre: before each sub-layer; post: on its output", choices=("pre", "post"))
+    norm_kind: str | None = key(None, "", choices=("rms", "layer", "layer_no_parameters"))
+    norm_eps: float | None = key(None, "added to the mean square", above=0)
+    qk_norm: str | None = key(
+        None, "norm of queries and keys: per head, or over all heads", choices=("none", "head", "whole")
+    )
+    position: str | None = key(None, "", choices=("rope", "learned"))
+    rope_theta: float | None = key(None, "base of RoPE's wavelengths, in positions", above=0)
+    rope_fraction: float | None = key(None, "share of each head that is rotated", above=0, high=1)
+    parallel: bool | None = key(None, "attention and MLP read the same stream (GPT-NeoX)")
+    bias: bool | None = key(None, "biases in every linear map")
+    activation: str | None = key(None, "", choices=("swiglu", "gelu", "gelu_tanh"))
+    init: str = key("normal", "normal: std 0.02 everywhere; scaled: std 0.02 / √(2·layers) for maps into the stream "
+                    "(Megatron); olmo: std 1/√(2·fan·(layer+1)) for maps into the stream (OLMo 1)",
+                    choices=("normal", "scaled", "olmo"))  # fmt: skip
+    tied: bool | None = key(None, "unembedding is the embedding")
+    max_positions: int | None = key(None, "longest sequence of learned positions; left out: T", low=1)
+    document_mask: bool = key(False, "attention does not cross documents")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Optimisation."""
+
+    steps: int = key(300, "updates", low=1)
+    batch: int = key(16, "sequences per step", low=1)
+    micro_batch: int | None = key(None, "sequences per forward; left out: batch; must divide it", low=1)
+    seed: int = key(0, "of initialisation and of the data order", low=0)
+    learning_rate: float = key(3e-3, "peak", low=0)
+    schedule: str = key(
+        "cosine", "shape after warm-up; formulas in train/schedule.py", choices=("constant", "cosine", "linear", "wsd")
+    )
+    warmup: int = key(20, "steps of linear warm-up", low=0)
+    min_lr: float = key(0.1, "share of the peak that cosine, linear and wsd end at", low=0, high=1)
+    decay_steps: int | None = key(None, "wsd: steps of linear decay at the end; left out: a fifth of the run", low=1)
+    schedule_steps: int | None = key(None, "length the schedule is drawn for; left out: steps", low=1)
+    betas: tuple[float, float] = key((0.9, 0.95), "decay of Adam's first and second moment, per update")
+    eps: float = key(1e-8, "Adam's ε", above=0)
+    weight_decay: float = key(0.1, "λ of AdamW, times the learning rate per update", low=0)
+    decay_embeddings: bool = key(True, "whether weight decay holds for embeddings; norms and biases never decay")
+    clip: float = key(1.0, "largest ‖g‖₂; 0: no clipping", low=0)
+    z_loss: float = key(0.0, "weight of mean (logsumexp)², the auxiliary loss of PaLM", low=0)
+    skip_step: bool = key(False, "SkipStep: no update where loss or gradient norm is 6σ over its last 128 values")
+    optimizer: str = key(
+        "fused",
+        "implementation of AdamW's arithmetic; part of the run's identity",
+        choices=("fused", "foreach", "loop"),
+    )
+    device: str = key("auto", "auto | cpu | cuda; auto: CUDA where there is one")
+    precision: str = key("auto", "auto: bf16 autocast on CUDA, fp32 on CPU", choices=("auto", "fp32", "bf16"))
+    compile: bool = key(False, "torch.compile for each block; part of the run's identity")
+    threads: int = key(0, "CPU threads; 0: all of the machine's; the resolved count is stored", low=0)
+    held_out_every: int = key(50, "steps between measurements of held-out loss; 0: only at the end", low=0)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is saved. State 0 and the last always are."""
+
+    every: int = key(50, "steps between checkpoints; 0: only state 0 and the last", low=0)
+    steps: tuple[int, ...] = key((), "further states to save")
+    ring: int = key(0, "recent states held in memory, written out when a spike is detected", low=0)
+    ring_every: int = key(1, "steps between states of the ring", low=1)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down. Recording changes no bit of the run."""
+
+    level: str = key("light", "off: only steps; light: steps, layers, heads, tensors, sequences; dense: also tokens and the logit lens",
+                     choices=("off", "light", "dense"))  # fmt: skip
+    dense: tuple[str, ...] = key((), 'windows "A:B" recorded densely')
+    every: dict[str, int] = key({}, "table → steps between its rows; 1 where left out")
+    flush_every: int = key(50, "steps between writes of the tables", low=1)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that defines a run."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    train: Train = field(default_factory=Train)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    record: Record = field(default_factory=Record)
+
+    @property
+    def micro_batch(self) -> int:
+        return self.train.micro_batch or self.train.batch
+
+
+def load(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path, apply `section.key=value` settings, check it. Errors: config, missing."""
+    return from_dict(_with_settings(_read(recipe), settings))
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def _read(recipe: str | Path) -> dict[str, Any]:
+    path = Path(recipe)
+    if path.suffix != ".toml":
+        path = RECIPES / f"{recipe}.toml"
+        if path.parent != RECIPES or not path.is_file():
+            raise ForensicsError("missing", f"wanted a recipe, found none called {str(recipe)!r}",
+                                 nearest(str(recipe), names()) + " (or the path of a .toml file)")  # fmt: skip
+    if not path.is_file():
+        raise ForensicsError(
+            "missing", f"wanted a recipe at {path}, found no such file", "packaged recipes: " + ", ".join(names())
+        )
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ForensicsError("config", f"{path.name} is not TOML: {e}", "see docs/recipes.md for an example") from None
+
+
+def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        parts = name.strip().split(".")
+        if not equals or len(parts) < 2 or not all(parts):
+            raise ForensicsError(
+                "config", f"wanted --set section.key=value, found {setting!r}", "e.g. --set train.steps=100"
+            )
+        try:
+            value = tomllib.loads(f"value = {text.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()  # a bare word is a string, so that a shell needs no double quotes
+        here = raw
+        for part in parts[:-1]:
+            here = here.setdefault(part, {})
+            if not isinstance(here, dict):
+                raise ForensicsError(
+                    "config", f"{part!r} in --set {setting!r} is not a section", "name a section's key"
+                )
+        here[parts[-1]] = value
+    return raw
+
+
+def from_dict(raw: dict[str, Any]) -> Recipe:
+    """A checked recipe from a parsed TOML or JSON document. Errors: config."""
+    recipe: Recipe = _build(Recipe, raw, "")
+    _check_together(recipe)
+    return recipe
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """The whole configuration as plain JSON types."""
+    return dataclasses.asdict(recipe)
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Keys, dotted, at which two configurations differ, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(a.keys() | b.keys()):
+        x, y = a.get(name), b.get(name)
+        if isinstance(x, dict) and isinstance(y, dict):
+            found |= differences(x, y, f"{prefix}{name}.")
+        elif x != y:
+            found[prefix + name] = (x, y)
+    return found
+
+
+def _build(cls: type, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise ForensicsError(
+            "config", f"wanted a table at {where or 'the top'}, found {raw!r}", f"write [{where}] and its keys"
+        )
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    values = {}
+    for name, value in raw.items():
+        dotted = f"{where}.{name}" if where else name
+        if name not in fields:
+            raise ForensicsError("config", f"unknown key {dotted!r}", nearest(name, fields))
+        values[name] = _value(hints[name], value, dotted)
+        _check_range(fields[name].metadata, values[name], dotted)
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type: the few shapes that TOML has and the dataclasses above use."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _value(args[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise _wrong(where, "a list", value)
+        if args[-1] is Ellipsis:
+            return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        if len(value) != len(args):
+            raise _wrong(where, f"a list of {len(args)}", value)
+        return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(args, value)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _wrong(where, "a table", value)
+        return {k: _value(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise _wrong(
+            where,
+            {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}[hint.__name__],
+            value,
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(where, "a finite number", value)
+    return value
+
+
+def _wrong(where: str, wanted: str, found: Any) -> ForensicsError:
+    return ForensicsError(
+        "config", f"{where}: wanted {wanted}, found {found!r}", "see `forensics train --help` and docs/recipes.md"
+    )
+
+
+def _check_range(meta: Any, value: Any, where: str) -> None:
+    if value is None or not meta:
+        return
+    if meta["choices"] and value not in meta["choices"]:
+        raise ForensicsError("config", f"{where}: wanted one of {', '.join(meta['choices'])}, found {value!r}",
+                             nearest(str(value), meta["choices"]))  # fmt: skip
+    if isinstance(value, (int, float)):
+        if meta["low"] is not None and value < meta["low"]:
+            raise ForensicsError(
+                "config", f"{where}: wanted at least {meta['low']}, found {value}", f"set {where} higher"
+            )
+        if meta["above"] is not None and value <= meta["above"]:
+            raise ForensicsError(
+                "config", f"{where}: wanted more than {meta['above']}, found {value}", f"set {where} higher"
+            )
+        if meta["high"] is not None and value > meta["high"]:
+            raise ForensicsError(
+                "config", f"{where}: wanted at most {meta['high']}, found {value}", f"set {where} lower"
+            )
+
+
+def _check_together(recipe: Recipe) -> None:
+    """What no key can say of itself."""
+    data, train = recipe.data, recipe.train
+    if train.batch % recipe.micro_batch:
+        raise ForensicsError("config", f"train.micro_batch: {recipe.micro_batch} does not divide train.batch = {train.batch}",
+                             f"e.g. --set train.micro_batch={math.gcd(train.batch, recipe.micro_batch)}")  # fmt: skip
+    if not all(0 <= b < 1 for b in train.betas):
+        raise ForensicsError(
+            "config", f"train.betas: wanted numbers in [0, 1), found {list(train.betas)}", "e.g. [0.9, 0.95]"
+        )
+    if train.precision == "bf16" and train.device == "cpu":
+        raise ForensicsError(
+            "config", "train.precision: bf16 needs CUDA, train.device is cpu", "set train.precision to fp32"
+        )
+    for table, every in recipe.record.every.items():
+        from forensics.records import LIGHT
+
+        if table not in LIGHT:
+            raise ForensicsError("config", f"record.every: {table!r} is not recorded by step", nearest(table, LIGHT))
+        if every < 1:
+            raise ForensicsError(
+                "config", f"record.every.{table}: wanted at least 1, found {every}", "use record.level to record less"
+            )
+    for text in recipe.record.dense:
+        window(text, "record.dense")
+    known = data.sources or {"main": data.source}
+    last = 0
+    for i, phase in enumerate(data.phases):
+        if not phase.mix or sum(phase.mix.values()) <= 0 or min(phase.mix.values()) < 0:
+            raise ForensicsError("config", f"data.phases[{i}].mix: wanted shares of at least one source, found {phase.mix}",
+                                 "e.g. mix = { clean = 1.0 }")  # fmt: skip
+        for name in phase.mix:
+            if name not in known:
+                raise ForensicsError(
+                    "config", f"data.phases[{i}].mix: no source is called {name!r}", nearest(name, known)
+                )
+        if phase.until is None and i < len(data.phases) - 1:
+            raise ForensicsError("config", f"data.phases[{i}].until is missing", "only the last phase may leave it out")
+        if phase.until is not None and phase.until <= last:
+            raise ForensicsError(
+                "config",
+                f"data.phases[{i}].until: wanted more than {last}, found {phase.until}",
+                "phases follow one another",
+            )
+        last = phase.until or last
+
+
+def window(text: str, what: str = "window") -> tuple[int, int]:
+    """`"A:B"` as the half-open window (A, B). Errors: config."""
+    first, colon, last = text.partition(":")
+    if colon and first.strip().isdecimal() and last.strip().isdecimal() and int(first) < int(last):
+        return int(first), int(last)
+    raise ForensicsError(
+        "config",
+        f"{what}: wanted A:B with A < B, found {text!r}",
+        "windows are half-open: 200:204 is 200, 201, 202, 203",
+    )

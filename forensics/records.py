@@ -1,0 +1,372 @@
+"""The schema: every table, every column, with unit and meaning. Writer, reader, views and docs are made from it.
+
+A run's tables lie in `runs/<run>/tables/<table>/`; the column `run` is not stored, it comes from the folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SQL_TYPES = {
+    "int64": "BIGINT",
+    "int32": "INTEGER",
+    "float64": "DOUBLE",
+    "float32": "FLOAT",
+    "bool": "BOOLEAN",
+    "string": "VARCHAR",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    name: str
+    type: str  # a key of SQL_TYPES; every column but those of the key may be NULL
+    unit: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    meaning: str  # one row per …
+    key: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def stepped(self) -> bool:
+        """Whether rows belong to a step, so that resuming from step C can cut them at C."""
+        return self.key[0] == "step"
+
+    def column(self, name: str) -> Column:
+        return next(c for c in self.columns if c.name == name)
+
+    def arrow_schema(self) -> pyarrow.Schema:
+        import pyarrow as pa
+
+        return pa.schema([pa.field(c.name, getattr(pa, c.type)()) for c in self.columns])
+
+
+def _columns(*rows: tuple[str, str, str, str]) -> tuple[Column, ...]:
+    return tuple(Column(*row) for row in rows)
+
+
+STEP = ("step", "int64", "step", "batch `step` takes state `step` to state `step`+1")
+LAYER = ("layer", "int32", "", "decoder block, from 0")
+
+RUNS = Table(
+    "runs",
+    "run",
+    ("name",),
+    _columns(
+        ("name", "string", "", "the run's id, which is its folder's name"),
+        ("parent", "string", "", "the run this is a fork of; NULL for a run of its own"),
+        ("parent_step", "int64", "step", "the parent's state this fork starts from"),
+        ("status", "string", "", "running | finished | interrupted | failed"),
+        ("recipe", "string", "", "name of the recipe"),
+        ("config", "string", "JSON", "the whole configuration"),
+        ("interventions", "string", "JSON", "what differs from the parent; NULL for a run of its own"),
+        ("first_step", "int64", "step", "first step of this run's own tables"),
+        ("steps", "int64", "step", "the step at which the run ends"),
+        ("parameters", "int64", "parameters", "number of trained numbers"),
+        ("corpus", "string", "", "content hash of the tokenised data"),
+        ("device", "string", "", "cpu, or the name of the GPU"),
+        ("fingerprint", "string", "JSON", "what the bits depend on: versions, device, threads, switches"),
+        ("git_commit", "string", "", "of this software, with + when the tree was dirty"),
+        ("arguments", "string", "JSON", "the command line as given"),
+        ("created", "string", "UTC", "when the run started"),
+    ),
+)
+
+CHECKPOINTS = Table(
+    "checkpoints",
+    "saved state",
+    ("step",),
+    _columns(
+        ("step", "int64", "step", "the checkpoint holds the state after `step` updates"),
+        ("path", "string", "", "folder, relative to the run's folder"),
+        ("digest", "string", "xxh3_128", "digest of the state, as in `steps.state_digest` of step-1"),
+        ("bytes", "int64", "bytes", "size on disk"),
+        ("reason", "string", "", "first | every | last | interrupted | ring"),
+        ("created", "string", "UTC", "when it was written"),
+    ),
+)
+
+EVENTS = Table(
+    "events",
+    "spike, NaN, resume, note",
+    ("step",),
+    _columns(
+        ("step", "int64", "step", "the step it happened at; of a spike, the peak"),
+        ("kind", "string", "", "spike | nonfinite | repeat | ring | resume | interrupt | alarm | note"),
+        ("metric", "string", "", "column that showed it"),
+        ("value", "float64", "", "its value there"),
+        ("baseline", "float64", "", "median of its window"),
+        ("sigma", "float64", "σ", "(value − median) / (1.4826·MAD)"),
+        ("spike_kind", "string", "", "batch | fast | slow"),
+        ("onset", "int64", "step", "first outlying step of the spike"),
+        ("recovered_at", "int64", "step", "first of five steps in a row back in the band"),
+        ("tensor", "string", "", "first tensor or site in which it appeared"),
+        ("text", "string", "", "a note, or a sentence about the event"),
+        ("created", "string", "UTC", "when it was written"),
+    ),
+)
+
+CERTIFICATES = Table(
+    "certificates",
+    "proven window",
+    ("first",),
+    _columns(
+        ("first", "int64", "step", "first step of the window"),
+        ("last", "int64", "step", "the window is first:last, half-open"),
+        ("bitwise", "bool", "", "every digest and every recorded loss was equal"),
+        ("level", "string", "", "exact | reproduces | absent"),
+        ("compared", "int64", "step", "how many steps had a recorded digest or loss to compare with"),
+        ("first_difference", "int64", "step", "first step that differed; NULL when none did"),
+        ("max_abs_difference", "float64", "nats", "largest difference of a recorded loss"),
+        ("fingerprint_equal", "bool", "", "this machine's fingerprint is the run's own"),
+        ("fingerprint", "string", "JSON", "of the machine that replayed"),
+        ("source", "string", "", "verify | fork"),
+        ("created", "string", "UTC", "when it was proven"),
+    ),
+)
+
+STEPS = Table(
+    "steps",
+    "step",
+    ("step",),
+    _columns(
+        STEP,
+        ("loss", "float64", "nats/token", "cross-entropy: Σ weight·ce / denominator; NULL where nothing was computed"),
+        ("held_out_loss", "float64", "nats/token", "loss of the held-out sequences at state `step`, where measured"),
+        ("lr", "float64", "", "learning rate of this update"),
+        ("grad_norm", "float64", "", "‖g‖₂ over all parameters, before clipping"),
+        ("clip_scale", "float64", "", "factor that clipping multiplied the gradient by; 1 when it did not clip"),
+        ("update_norm", "float64", "", "‖θ_{s+1}−θ_s‖₂ with decay"),
+        ("param_norm", "float64", "", "‖θ_s‖₂"),
+        ("logit_max", "float64", "", "largest output logit over (B, T, V)"),
+        ("logit_rms", "float64", "", "√mean of the squared output logits (arXiv 2309.14322)"),
+        ("logz_mean", "float64", "nats", "mean over positions of logsumexp over V (PaLM)"),
+        ("logz_max", "float64", "nats", "largest logsumexp over V"),
+        ("output_entropy", "float64", "nats", "−Σ p log p over V, mean over positions"),
+        ("tokens", "int64", "tokens", "targets with a weight other than 0"),
+        ("schedule", "int64", "step", "the schedule's own counter before the step"),
+        ("updates", "int64", "updates", "updates applied before the step (bias correction)"),
+        ("update", "string", "", "apply | hold | zero | none | skipped: what was done with the gradient"),
+        ("seconds", "float64", "s", "wall time of the step"),
+        ("state_digest", "string", "xxh3_128", "of state `step`+1: parameters, moments, counters, windows"),
+    ),
+)
+
+LAYERS = Table(
+    "layers",
+    "step × layer",
+    ("step", "layer"),
+    _columns(
+        STEP,
+        LAYER,
+        ("resid_rms_in", "float32", "", "√mean x² of the residual stream entering the block"),
+        ("resid_rms_out", "float32", "", "√mean x² of the residual stream leaving the block"),
+        ("attn_out_rms", "float32", "", "√mean x² of what attention adds to the stream"),
+        ("mlp_out_rms", "float32", "", "√mean x² of what the MLP adds to the stream"),
+        ("act_zero_share", "float32", "share", "elements of the MLP's hidden activation that are exactly 0"),
+        ("resid_grad_rms", "float32", "", "√mean g² of the loss's gradient arriving at the block's output"),
+        ("resid_max", "float32", "", "largest |x| of the residual stream leaving the block (dense windows)"),
+        ("act_max", "float32", "", "largest |a| of the MLP's hidden activation (dense windows)"),
+        (
+            "lens_loss",
+            "float32",
+            "nats/token",
+            "logit lens: loss of the stream read out after this block (dense windows)",
+        ),
+        ("lens_entropy", "float32", "nats", "logit lens: entropy of that distribution (dense windows)"),
+        ("lens_kl", "float32", "nats", "logit lens: KL(final distribution ‖ this one) (dense windows)"),
+    ),
+)
+
+HEADS = Table(
+    "heads",
+    "step × layer × head",
+    ("step", "layer", "head"),
+    _columns(
+        STEP,
+        LAYER,
+        ("head", "int32", "", "query head, from 0"),
+        ("attn_logit_max", "float32", "", "max s_ij over all unmasked pairs of the batch, never subsampled"),
+        ("attn_logit_spread", "float32", "", "max over queries of (max_j s_ij − mean_j s_ij)"),
+        ("attn_entropy_mean", "float32", "nats", "mean over queries of the attention entropy H_i"),
+        ("attn_entropy_min", "float32", "nats", "min of H_i over queries with more than one key"),
+        ("attn_entropy_norm", "float32", "share", "mean of H_i / log(number of keys), queries with more than one key"),
+        ("sink_mass", "float32", "share", "mean weight on the first key, queries with more than one key"),
+        ("q_norm_max", "float32", "", "max ‖q_i‖₂ after RoPE and QK-norm"),
+        ("k_norm_max", "float32", "", "max ‖k_j‖₂ after RoPE and QK-norm, of the key head this query head reads"),
+    ),
+)
+
+TENSORS = Table(
+    "tensors",
+    "step × parameter tensor",
+    ("step", "tensor"),
+    _columns(
+        STEP,
+        ("tensor", "string", "", "name of the parameter tensor"),
+        ("grad_norm", "float32", "", "‖g‖₂ before clipping"),
+        ("grad_rms", "float32", "", "√mean g²; near Adam's ε is a warning (arXiv 2309.14322)"),
+        ("grad_max", "float32", "", "max |g|"),
+        ("param_norm", "float32", "", "‖θ_s‖₂"),
+        ("update_norm", "float32", "", "‖Δθ‖₂ with decay"),
+        ("update_ratio", "float32", "", "‖Δθ‖ / ‖θ‖"),
+        ("update_ratio_no_decay", "float32", "", "‖Δθ + ηλθ‖ / ‖θ‖: the update without weight decay"),
+        ("rms_t", "float32", "", "√mean g̃²/max(v̂, ε²), v̂ after the update, over v > 0; alarm 2.3 (arXiv 2304.13013)"),
+        ("staleness", "float32", "", "‖g̃‖ / √Σ v̂ before the update; NULL at the first update"),
+        ("gss_share", "float32", "share", "elements with v̂ > 0 before and g̃² > 5000·v̂ (SPAM, arXiv 2501.06842)"),
+        ("unseen_share", "float32", "share", "elements with v = 0 after the update: never touched"),
+        ("exp_avg_norm", "float32", "", "‖m‖₂ after the update"),
+        ("exp_avg_sq_norm", "float32", "", "‖v‖₂ after the update"),
+    ),
+)
+
+SEQUENCES = Table(
+    "sequences",
+    "step × slot in the batch",
+    ("step", "slot"),
+    _columns(
+        STEP,
+        ("slot", "int32", "", "row of the batch, from 0"),
+        ("sequence", "int64", "", "id in the corpus; −1 for one made by an intervention"),
+        ("loss", "float32", "nats/token", "mean cross-entropy over the sequence's counted targets"),
+        ("weight", "float32", "tokens", "sum of the weights of its targets"),
+        (
+            "repeat_share",
+            "float32",
+            "share",
+            "tokens inside an n-gram (n = 1…13) repeated 32 or more times in a row (OLMo 2)",
+        ),
+    ),
+)
+
+TOKENS = Table(
+    "tokens",
+    "step × slot × position (dense windows only)",
+    ("step", "slot", "position"),
+    _columns(
+        STEP,
+        ("slot", "int32", "", "row of the batch"),
+        ("position", "int32", "", "of the target, from 0"),
+        ("token", "int32", "", "the target's id"),
+        ("loss", "float32", "nats", "cross-entropy of this target"),
+        ("weight", "float32", "", "its weight in the loss"),
+    ),
+)
+
+DOCUMENTS = Table(
+    "documents",
+    "document",
+    ("document",),
+    _columns(
+        ("document", "int64", "", "id, counted over all sources in the order of the recipe"),
+        ("source", "string", "", "name of the source in the recipe"),
+        ("path", "string", "", "where the text came from"),
+        ("first_token", "int64", "tokens", "offset of its first token in its source's stream"),
+        ("tokens", "int64", "tokens", "number of tokens, the end-of-text token included"),
+        ("hash", "string", "xxh3_128", "of the text's bytes"),
+        ("tags", "string", "", "comma-separated marks, such as `repeats`"),
+        ("repeat_share", "float32", "share", "tokens inside an n-gram repeated 32 or more times in a row"),
+    ),
+)
+
+VOCABULARY = Table(
+    "vocabulary",
+    "checkpoint × token",
+    ("step", "token"),
+    _columns(
+        STEP,
+        ("token", "int32", "", "id"),
+        ("text", "string", "", "the token as text"),
+        ("category", "string", "", "as in arXiv 2405.05417"),
+        ("indicator", "float32", "", "low is suspect"),
+        ("exposure_in", "int64", "count", "times it was an input in applied steps"),
+        ("exposure_out", "int64", "count", "times it was a counted target in applied steps"),
+        ("exposure_grad", "int64", "count", "input positions from which some counted target is reachable"),
+        ("documents", "int64", "count", "documents that hold it, among those seen"),
+        ("first_seen", "int64", "step", "first step that held it"),
+        ("last_seen", "int64", "step", "last step that held it"),
+    ),
+)
+
+FORKS = Table(
+    "forks",
+    "fork",
+    ("fork",),
+    _columns(
+        ("fork", "string", "", "the fork's id"),
+        ("parent", "string", "", "the run it left"),
+        ("first", "int64", "step", "the state it starts from"),
+        ("last", "int64", "step", "the window is first:last, half-open"),
+        ("interventions", "string", "JSON", "what differs"),
+        ("sentence", "string", "", "the same in words"),
+        ("control_level", "string", "", "exact | reproduces | absent"),
+        ("control_bitwise", "bool", "", "the control equalled the parent bit for bit"),
+        ("loss_control", "float64", "nats/token", "probe loss of the control at the end"),
+        ("loss_fork", "float64", "nats/token", "probe loss of the fork at the end"),
+        ("loss_error", "float64", "nats/token", "standard error of their difference over the probe sequences"),
+        ("probe_sequences", "int64", "sequences", "size of the probe set"),
+        ("logit_kl", "float64", "nats", "mean KL(control ‖ fork) on the probe set at the end"),
+        ("l2", "float64", "", "‖θ_fork − θ_control‖₂ at the end"),
+        ("cosine", "float64", "", "cosine of the two displacements from the start"),
+        ("placebos", "int64", "", "number of placebo forks"),
+        ("chaos", "int64", "", "number of chaos forks"),
+        ("effect", "float64", "×", "l2 over the placebos' median l2"),
+        ("p", "float64", "", "(1 + placebos at least as far) / (placebos + 1)"),
+        (
+            "time_to_reconverge",
+            "int64",
+            "step",
+            "steps until d stays at or below the placebos' 95th percentile; NULL: not within the window",
+        ),
+        ("created", "string", "UTC", "when it was made"),
+    ),
+)
+
+DIVERGENCE = Table(
+    "divergence",
+    "fork × step (× tensor)",
+    ("step", "arm", "tensor"),
+    _columns(
+        ("step", "int64", "step", "the states compared are those after `step` updates"),
+        ("arm", "string", "", "fork | placebo-<i> | chaos-<i>: what is compared with the control"),
+        ("tensor", "string", "", "a tensor's name; the empty string for all of them together"),
+        ("l2", "float64", "", "‖θ_arm − θ_control‖₂"),
+        ("cosine", "float64", "", "cosine of θ_arm − θ_start and θ_control − θ_start"),
+        ("loss_gap", "float64", "nats/token", "probe loss of the arm − of the control, where probed"),
+        ("logit_kl", "float64", "nats", "mean KL(control ‖ arm) on the probe set, where probed"),
+    ),
+)
+
+BLAME = Table(
+    "blame",
+    "candidate cause",
+    ("spike", "rank"),
+    _columns(
+        ("spike", "int64", "step", "the spike that is explained"),
+        ("rank", "int32", "", "from 0, the strongest first"),
+        ("step", "int64", "step", "the batch"),
+        ("slot", "int32", "", "the sequence's row in it"),
+        ("sequence", "int64", "", "its id in the corpus"),
+        ("document", "int64", "", "the document that supplies most of it"),
+        ("source", "string", "", "that document's source"),
+        ("influence", "float64", "nats", "d(state part)/d weight"),
+        ("replayed_effect", "float64", "nats", "change of the excess when it is removed by replay"),
+    ),
+)
+
+TABLES: dict[str, Table] = {
+    t.name: t
+    for t in (RUNS, CHECKPOINTS, EVENTS, CERTIFICATES, STEPS, LAYERS, HEADS, TENSORS, SEQUENCES, TOKENS,
+              DOCUMENTS, VOCABULARY, FORKS, DIVERGENCE, BLAME)
+}  # fmt: skip
+
+LIGHT = ("steps", "layers", "heads", "tensors", "sequences")  # recorded at every step by default
