@@ -141,7 +141,7 @@ STEPS = Table(
     _columns(
         STEP,
         ("loss", "float64", "nats/token", "cross-entropy: Σ weight·ce / denominator; NULL where nothing was computed"),
-        ("held_out_loss", "float64", "nats/token", "loss of the held-out sequences at state `step`, where measured"),
+        ("held_out_loss", "float64", "nats/token", "loss of the held-out sequences at state `step`+1, where measured"),
         ("lr", "float64", "", "learning rate of this update"),
         ("grad_norm", "float64", "", "‖g‖₂ over all parameters, before clipping"),
         ("clip_scale", "float64", "", "factor that clipping multiplied the gradient by; 1 when it did not clip"),

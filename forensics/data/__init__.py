@@ -1,0 +1,1 @@
+"""Sources give documents, a tokenizer gives shards, the order gives sequence ids, and batches join the three."""

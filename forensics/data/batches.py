@@ -1,0 +1,79 @@
+"""Step → Batch: the order's ids, the corpus's tokens, and where every token came from.
+
+batches = Batches(corpus, order, sequence_length=128)
+batches.batch_at(200).tokens  →  (B, 129) int64
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forensics.data.order import Order, make_order
+from forensics.data.shards import Corpus, Span
+from forensics.errors import ForensicsError
+
+if TYPE_CHECKING:
+    from forensics import config
+
+MADE = -1  # the id of a sequence that an intervention made
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step trains on: B sequences of T + 1 tokens. The loss is Σ weight·cross-entropy / denominator."""
+
+    tokens: Tensor  # (B, T+1) int64; position t is the input, t+1 its target
+    weight: Tensor  # (B, T) float32 of each target: masks, and the metagradient's w
+    denominator: float
+    sequence: Tensor  # (B,) int64 ids in the corpus; −1: made by an intervention
+    origin: int | None = None  # the run's own batch it came from; None: made
+
+
+BatchStream = Callable[[int], Batch]
+
+
+class Batches:
+    """A run's own stream: `batch_at` is a BatchStream, a pure function of the step."""
+
+    def __init__(self, corpus: Corpus, order: Order, sequence_length: int) -> None:
+        self.corpus, self.order, self.sequence_length = corpus, order, sequence_length
+        wanted = corpus.layout(sequence_length)
+        if tuple(order.n_sequences.tolist()) != wanted.n_sequences:
+            raise ForensicsError(
+                "data",
+                f"wanted an order over {list(wanted.n_sequences)} sequences, found {order.n_sequences.tolist()}",
+                "the corpus or data.sequence_length is not the one the order was made for",
+            )
+
+    def batch_at(self, step: int) -> Batch:
+        """Batch `step`: every weight 1, denominator B·T. Errors: missing, past the end of an order file."""
+        return self.make(self.order.sequence_ids(step), origin=step)
+
+    def make(self, ids: np.ndarray, origin: int | None = None) -> Batch:
+        """A batch of these sequences: (B,) ids of the corpus. Errors: missing, for an id out of range."""
+        ids = np.asarray(ids, np.int64)
+        tokens = torch.from_numpy(self.corpus.sequences(ids, self.sequence_length))
+        B, T = len(ids), self.sequence_length
+        return Batch(tokens, torch.ones(B, T), float(B * T), torch.from_numpy(ids.copy()), origin)
+
+    def held_out(self) -> Batch:
+        """All held-out sequences in one batch; no rows, and denominator 0, where there are none."""
+        return self.make(self.order.held_out)
+
+    def provenance(self, batch: Batch) -> list[list[Span]]:
+        """For each slot the spans of documents that its T + 1 tokens came from; none for a sequence that was made."""
+        return self.corpus.spans(batch.sequence.numpy(), self.sequence_length)
+
+
+def own_stream(corpus: Corpus, data: config.Data, batch: int, seed: int) -> Batches:
+    """The stream of a run from its recipe's `data`, `train.batch` and `train.seed`. Errors: config, data, missing."""
+    layout = corpus.layout(data.sequence_length)
+    names = [source.name for source in corpus.sources]
+    order = make_order(data, names, layout.n_sequences, layout.first_sequence, batch, seed)
+    return Batches(corpus, order, data.sequence_length)

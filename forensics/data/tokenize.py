@@ -1,0 +1,351 @@
+"""Documents → shards: a tokenizer that is trained, made of bytes or loaded, and the writing of the token streams.
+
+    corpus = prepare(recipe.data, "runs")  →  Corpus under runs/_data/<content hash>/
+
+The content hash is of the documents' paths and texts and of the tokenizer asked for, so the same text under another
+name of folder is the same corpus, and one changed letter makes another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forensics.data.corpus import Document, Documents
+from forensics.data.repeats import repeat_share_pieces
+from forensics.data.shards import Corpus, Shard, Source, hash_file, open_corpus, write_header
+from forensics.errors import ForensicsError
+from forensics.records import DOCUMENTS
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from forensics import config
+
+END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "<|eot_id|>", "[SEP]")
+SHARD_TOKENS = 1 << 27  # of one file
+BATCH_CHARACTERS = 1 << 20  # encoded at once, or
+BATCH_DOCUMENTS = 1024
+DEFAULT_VOCABULARY = 4096  # of config.Data: a vocabulary that was asked for cannot be told from it
+
+Progress = Callable[[int, int | None], None]
+
+
+def prepare(data: config.Data, runs_folder: str | Path, seed: int = 0, progress: Progress | None = None) -> Corpus:
+    """The tokenised corpus of a recipe, made where it is not there yet.
+
+    The text is read and hashed each time; `seed` changes nothing: one text, one corpus, whatever the run.
+    `progress(done, total)` counts bytes of text: read once for a tokenizer that is trained, once for the shards.
+    Errors: data, missing, config (a tokenizer larger than data.vocabulary), storage.
+    """
+    sources = {name: Documents(spec, data.text_key) for name, spec in (data.sources or {"main": data.source}).items()}
+    loaded = load_tokenizer(data.tokenizer) if data.tokenizer not in ("train", "bytes") else None
+    if loaded and DEFAULT_VOCABULARY != data.vocabulary < vocabulary_of(loaded):
+        raise ForensicsError("config", f"data.vocabulary: wanted at least the tokenizer's {vocabulary_of(loaded)} ids, "
+                             f"found {data.vocabulary}", f"set data.vocabulary to {vocabulary_of(loaded)}")  # fmt: skip
+    hashes, size = {}, 0
+    for name, documents in sources.items():
+        digest = _DocumentHash()
+        for document in documents:
+            digest.add(document)
+        hashes[name] = digest.digest.hexdigest()
+        size += digest.bytes
+        if not digest.bytes:
+            raise ForensicsError("data", f"source {name!r}: wanted text, found only empty documents",
+                                 f"look at {documents.spec}")  # fmt: skip
+    content_hash = _content_hash(hashes, data)
+    folder = Path(runs_folder) / "_data" / content_hash
+    if not (folder / "corpus.json").is_file():
+        _write(
+            folder,
+            content_hash,
+            sources,
+            hashes,
+            loaded,
+            data,
+            _Bar(progress, size * (1 + (data.tokenizer == "train"))),
+        )
+    corpus = open_corpus(folder)
+    corpus.layout(data.sequence_length)  # refuses a source without a sequence
+    return corpus
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Byte-level BPE of at most `vocabulary` ids, `<|endoftext|>` being 0; the same texts give the same tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[END_OF_TEXT[0]], initial_alphabet=sorted(_byte_characters()),
+        show_progress=False,
+    )  # fmt: skip
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """One id for each byte, its value, and 256 for the end of text; decodes any text to itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE({character: byte for byte, character in enumerate(_byte_characters())}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT[0]])
+    return tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """A tokenizer.json. Errors: missing, data."""
+    from tokenizers import Tokenizer
+
+    path = Path(path).expanduser()
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise ForensicsError("missing", f"data.tokenizer: wanted train, bytes or a file, found none at {path}",
+                             "paths start at the folder the command runs in")  # fmt: skip
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises a bare Exception
+        raise ForensicsError("data", f"data.tokenizer: {path.name} is not a tokenizer.json: {str(e).splitlines()[0]}",
+                             "save one with Tokenizer.save(path)") from None  # fmt: skip
+    end_of_text(tokenizer)
+    return tokenizer
+
+
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """The id that ends a document: the first of END_OF_TEXT that the tokenizer knows. Errors: data."""
+    for token in END_OF_TEXT:
+        if (id := tokenizer.token_to_id(token)) is not None:
+            return id
+    raise ForensicsError("data", "data.tokenizer: wanted an end-of-text token, found none of " + ", ".join(END_OF_TEXT),
+                         "add <|endoftext|> to its special tokens")  # fmt: skip
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> int:
+    """Number of ids, holes included: the largest + 1."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def _byte_characters() -> list[str]:
+    """The character that stands for each byte in byte-level BPE (Radford et al. 2019, GPT-2's `bytes_to_unicode`)."""
+    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return [chr(byte) if byte in shown else chr(256 + hidden.index(byte)) for byte in range(256)]
+
+
+class _DocumentHash:
+    """xxh3_128 over paths and texts, each with its length before it, and the bytes of text."""
+
+    def __init__(self) -> None:
+        import xxhash
+
+        self.digest, self.bytes = xxhash.xxh3_128(), 0
+
+    def add(self, document: Document) -> None:
+        text = document.text.encode()
+        for part in (document.path.encode(), text):
+            self.digest.update(len(part).to_bytes(8, "little"))
+            self.digest.update(part)
+        self.bytes += len(text)
+
+
+def _content_hash(hashes: dict[str, str], data: config.Data) -> str:
+    import xxhash
+
+    tokenizer = f"train {data.vocabulary}" if data.tokenizer == "train" else data.tokenizer
+    if data.tokenizer not in ("train", "bytes"):
+        path = Path(data.tokenizer).expanduser()
+        tokenizer = hash_file(path / "tokenizer.json" if path.is_dir() else path)
+    return xxhash.xxh3_128_hexdigest(json.dumps([list(hashes.items()), tokenizer]).encode())
+
+
+class _Bar:
+    """Bytes done so far, over all passes."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
+
+    def add(self, texts: Iterable[str]) -> None:
+        self.done += sum(len(text.encode()) for text in texts)
+        if self.progress:
+            self.progress(self.done, self.total)
+
+
+def _write(folder: Path, content_hash: str, sources: dict[str, Documents], hashes: dict[str, str],
+           tokenizer: Tokenizer | None, data: config.Data, bar: _Bar) -> None:  # fmt: skip
+    """All of a corpus's files, under another name until they are complete."""
+    temporary = folder.with_name(f".{content_hash}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        if data.tokenizer == "train":
+            tokenizer = train_tokenizer(_all_texts(sources.values(), bar), data.vocabulary)
+        tokenizer = tokenizer or bytes_tokenizer()
+        tokenizer.save(str(temporary / "tokenizer.json"))
+        vocabulary = vocabulary_of(tokenizer)
+        dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
+        encode, written = _encoder(tokenizer, dtype), []
+        with _Table(temporary / "documents.parquet") as table:
+            for i, (name, documents) in enumerate(sources.items()):
+                source = _write_source(temporary, i, name, documents, encode, dtype, table, bar)
+                if source.hash != hashes[name]:
+                    raise ForensicsError(
+                        "data", f"source {name!r} changed while it was read", "try again once it rests"
+                    )
+                written.append(source)
+        write_header(temporary, content_hash, vocabulary, end_of_text(tokenizer), dtype, written)
+        for path in temporary.iterdir():
+            _sync(path)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not (folder / "corpus.json").is_file():  # else another process was first, with the same bytes
+                raise
+    except OSError as e:
+        raise ForensicsError("storage", f"cannot write the tokenised corpus to {folder.parent}: {e.strerror or e}",
+                             "free space there, or choose another --runs") from e  # fmt: skip
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _all_texts(sources: Iterable[Documents], bar: _Bar) -> Iterator[str]:
+    for documents in sources:
+        for document in documents:
+            bar.add([document.text])
+            yield document.text
+
+
+Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+
+
+def _encoder(tokenizer: Tokenizer, dtype: np.dtype) -> Encode:
+    """Texts → their tokens, each text's followed by the end-of-text token, and the place of each text's first."""
+    eot = end_of_text(tokenizer)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True  # a text that spells <|endoftext|> does not end the document
+
+    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as e:  # the library raises a bare Exception, e.g. where there is no unknown token
+            raise ForensicsError("data", f"data.tokenizer cannot encode the text: {str(e).splitlines()[0]}",
+                                 "use a byte-level tokenizer, or one with an unknown token") from None  # fmt: skip
+        pieces = [[*encoding.ids, eot] for encoding in encodings]
+        stops = np.cumsum([len(piece) for piece in pieces])
+        tokens = np.fromiter((id for piece in pieces for id in piece), dtype, count=int(stops[-1]))
+        return tokens, np.concatenate(([0], stops[:-1]))
+
+    return encode
+
+
+def _write_source(folder: Path, index: int, name: str, documents: Documents, encode: Encode, dtype: np.dtype,
+                  table: _Table, bar: _Bar) -> Source:  # fmt: skip
+    first_document, digest = table.rows, _DocumentHash()
+    with _Stream(folder, index, dtype) as stream:
+        for batch in _batches(documents):
+            for document in batch:
+                digest.add(document)
+            texts = [document.text for document in batch]
+            tokens, first = encode(texts)
+            lengths = np.diff(first, append=len(tokens))
+            table.append(name, batch, stream.tokens + first, lengths, repeat_share_pieces(tokens, first))
+            stream.append(tokens)
+            bar.add(texts)
+    return Source(name, documents.spec, stream.tokens, table.rows - first_document, first_document,
+                  digest.digest.hexdigest(), tuple(documents.left_out), tuple(stream.shards))  # fmt: skip
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _Stream:
+    """A source's shards while they are written: a new file whenever one holds SHARD_TOKENS."""
+
+    def __init__(self, folder: Path, index: int, dtype: np.dtype) -> None:
+        self.folder, self.index, self.dtype = folder, index, dtype
+        self.tokens, self.shards = 0, list[Shard]()
+        self._room = 0
+        self._file: Any = None
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def append(self, tokens: np.ndarray) -> None:
+        while len(tokens):
+            if not self._room:
+                self._close()
+                self._file = (self.folder / f"{self.index}-{len(self.shards)}.bin").open("wb")
+                self._room = SHARD_TOKENS
+            piece, tokens = tokens[: self._room], tokens[self._room :]
+            self._file.write(np.ascontiguousarray(piece, self.dtype).data)
+            self._room -= len(piece)
+            self.tokens += len(piece)
+
+    def _close(self) -> None:
+        if self._file:
+            self._file.close()
+            path = Path(self._file.name)
+            self.shards.append(Shard(path.name, path.stat().st_size // self.dtype.itemsize, hash_file(path)))
+            self._file = None
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+
+class _Table:
+    """`documents.parquet` while it is written, one row group for each batch of documents."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self.schema = DOCUMENTS.arrow_schema()
+        self.rows = 0
+        self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
+
+    def __enter__(self) -> _Table:
+        return self
+
+    def append(self, source: str, documents: Sequence[Document], first_token: np.ndarray, tokens: np.ndarray,
+               repeat_share: np.ndarray) -> None:  # fmt: skip
+        import pyarrow as pa
+        import xxhash
+
+        columns = {
+            "document": self.rows + np.arange(len(documents)),
+            "source": [source] * len(documents),
+            "path": [document.path for document in documents],
+            "first_token": first_token,
+            "tokens": tokens,
+            "hash": [xxhash.xxh3_128_hexdigest(document.text.encode()) for document in documents],
+            "tags": ["repeats" if share > 0 else "" for share in repeat_share],
+            "repeat_share": repeat_share,
+        }
+        self._writer.write_table(pa.table(columns, schema=self.schema))
+        self.rows += len(documents)
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,147 @@
+"""What the bits depend on: the switches that make a run deterministic, and the fingerprint that names the machine.
+
+`settle` must run before CUDA starts and before the model exists. It is strict: an operation without a
+deterministic form raises, it never warns.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from forensics.errors import ForensicsError
+
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "forensics-workbench")
+DISPATCH = (
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "CUBLAS_WORKSPACE_CONFIG",
+)
+
+
+def device_for(wanted: str) -> str:
+    """`auto`, `cpu` or `cuda` as the device that this machine has. Errors: device."""
+    import torch
+
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted not in ("cpu", "cuda"):
+        raise ForensicsError("config", f"train.device: wanted auto, cpu or cuda, found {wanted!r}", "set train.device")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ForensicsError("device", "the recipe asks for CUDA, this machine has none", "--set train.device=cpu")
+    return wanted
+
+
+def precision_for(wanted: str, device: str) -> str:
+    """`auto` as bf16 on CUDA and fp32 on CPU. Errors: device."""
+    if wanted == "auto":
+        return "bf16" if device == "cuda" else "fp32"
+    if wanted == "bf16" and device == "cpu":
+        raise ForensicsError("device", "the recipe asks for bf16, which is trained on CUDA only; this run is on the CPU",
+                             "--set train.precision=fp32")  # fmt: skip
+    return wanted
+
+
+def thread_count(wanted: int) -> int:
+    """0 as the number of cores this process may use."""
+    return wanted or len(os.sched_getaffinity(0))
+
+
+def settle(threads: int) -> None:
+    """Make every later computation in this process deterministic, on CPU and CUDA, with `threads` CPU threads."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=False)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, changes nothing that is read
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward has no deterministic form in strict mode
+    torch.set_num_threads(threads)
+
+
+def fingerprint(*, device: str, threads: int, compiled: bool, optimizer: str, precision: str) -> dict[str, Any]:
+    """Everything outside the state on which a step's bits may depend, as plain JSON."""
+    import torch
+
+    gpu = torch.cuda.get_device_properties(0) if device == "cuda" else None
+    return {
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "dispatch": {name: os.environ[name] for name in DISPATCH if name in os.environ},
+        "device": gpu.name if gpu else "cpu",
+        "driver": _driver() if gpu else None,
+        "cuda": torch.version.cuda if gpu else None,
+        "threads": threads,
+        "deterministic": torch.are_deterministic_algorithms_enabled()
+        and not torch.is_deterministic_algorithms_warn_only_enabled(),
+        "compile": compiled,
+        "optimizer": optimizer,
+        "precision": precision,
+        "git_commit": git_commit(),
+    }
+
+
+# Not part of the arithmetic: a difference here is a note, never a reason to doubt the bits.
+INNOCENT = ("git_commit", "threads", "system")
+
+
+def fingerprint_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """Names of what differs between two fingerprints and may change bits."""
+    return sorted(name for name in a.keys() | b.keys() if name not in INNOCENT and a.get(name) != b.get(name))
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of this software, with + when the tree was dirty; None where it is not a checkout."""
+    folder = Path(__file__).parent
+    try:
+        run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        top = run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()
+        if Path(top) != folder.parent:
+            return None
+        commit = run(["git", "rev-parse", "HEAD"]).stdout.strip()
+        dirty = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty else "")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in lines[:30] if ":" in line)
+    names = {k.strip(): v.strip() for k, v in fields.items()}
+    return (
+        f"{names.get('model name', platform.processor())} family {names.get('cpu family')} model {names.get('model')}"
+    )
+
+
+def _driver() -> str | None:
+    try:
+        line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except OSError:
+        return None
+    return line.split("Kernel Module")[-1].split()[0]

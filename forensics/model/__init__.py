@@ -1,0 +1,1 @@
+"""One transformer for every family, its names, its initialisation and its lens."""

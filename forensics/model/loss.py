@@ -1,0 +1,104 @@
+"""Cross-entropy with z-loss and its gradient in one pass over chunks of rows; B·T·V logits are never held.
+
+N rows (B·T positions), D width, V vocabulary. The chunk size is fixed, because the bits of the unembedding's gradient
+depend on it. The statistics of the logits come out of the same pass; whether they are asked for changes no bit.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 512  # rows
+
+
+class LogitRows(NamedTuple):
+    """Per row, (N,): what the recorder needs of the logits."""
+
+    largest: Tensor
+    mean_square: Tensor
+    logz: Tensor
+    entropy: Tensor
+
+
+class LossOut(NamedTuple):
+    ce: Tensor  # (N,) cross-entropy of each target, nats
+    logz: Tensor  # (N,) logsumexp over V
+    grad_hidden: Tensor  # (N, D)
+    grad_unembedding: Tensor  # (V, D)
+    rows: LogitRows | None
+
+
+@torch.no_grad()
+def loss_and_gradient(
+    hidden: Tensor, unembedding: Tensor, targets: Tensor, weight: Tensor, denominator: float, z_loss: float,
+    *, statistics: bool = False, dtype: torch.dtype = torch.float32,
+) -> LossOut:  # fmt: skip
+    """Of Σ weight·(ce + z_loss·logz²) / denominator: each row's ce, and the gradients of hidden and unembedding.
+
+    hidden (N, D), unembedding (V, D), targets (N,) int64, weight (N,). `dtype` is that of the two matrix products.
+    """
+    N = hidden.shape[0]
+    h, W = hidden.to(dtype), unembedding.to(dtype)
+    ce, logz = torch.empty(N, device=h.device), torch.empty(N, device=h.device)
+    kept = [torch.empty(N, device=h.device) for _ in range(3)] if statistics else None
+    grad_hidden = torch.empty_like(h)
+    grad_unembedding = torch.zeros(W.shape, device=h.device)
+    scale = weight / denominator
+    for first in range(0, N, CHUNK):
+        rows = slice(first, min(first + CHUNK, N))
+        logits = (h[rows] @ W.T).float()
+        target = targets[rows, None]
+        largest = logits.amax(1, keepdim=True)
+        if kept is not None:
+            kept[0][rows] = largest[:, 0]
+            kept[1][rows] = _dot(logits, logits) / logits.shape[1]
+        logits.sub_(largest)
+        at_target = logits.gather(1, target)
+        if kept is None:
+            p = logits.exp_()  # in place: the same bits as out of place
+            total = p.sum(1, keepdim=True)
+        else:
+            p = logits.exp()
+            total = p.sum(1, keepdim=True)
+            # H = log Σe − Σ e·l / Σe with l shifted by its maximum: every term is finite, nothing cancels
+            kept[2][rows] = total[:, 0].log() - _dot(p, logits) / total[:, 0]
+        log_total = total.log()
+        ce[rows] = (log_total - at_target)[:, 0]
+        z = log_total + largest
+        logz[rows] = z[:, 0]
+        row_scale = scale[rows, None]
+        factor = row_scale if z_loss == 0.0 else row_scale * (1 + 2 * z_loss * z)
+        grad_logits = p.mul_(factor / total).scatter_add_(1, target, -row_scale).to(dtype)
+        torch.mm(grad_logits, W, out=grad_hidden[rows])
+        if dtype == torch.float32:
+            grad_unembedding.addmm_(grad_logits.T, h[rows])
+        else:
+            grad_unembedding += grad_logits.T @ h[rows]
+    stats = LogitRows(kept[0], kept[1], logz, kept[2]) if kept is not None else None
+    return LossOut(ce, logz, grad_hidden.to(hidden.dtype), grad_unembedding, stats)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row-wise Σ a·b, (n,), without a temporary of the whole."""
+    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
+
+
+def plain_cross_entropy(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(ce, logz), each (N,), by autograd's own operations: differentiable twice, holds N·V logits."""
+    logits = F.linear(hidden, unembedding).float()
+    logz = logits.logsumexp(1)
+    return logz - logits.gather(1, targets[:, None])[:, 0], logz
+
+
+@torch.no_grad()
+def evaluate(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> Tensor:
+    """ce (N,) in chunks, no gradient: held-out loss and probes."""
+    out = torch.empty(hidden.shape[0], device=hidden.device)
+    for first in range(0, hidden.shape[0], CHUNK):
+        rows = slice(first, first + CHUNK)
+        out[rows] = plain_cross_entropy(hidden[rows], unembedding, targets[rows])[0]
+    return out

@@ -1,0 +1,37 @@
+"""The logit lens: what the residual stream after each block would predict, read out by the final norm and unembedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from forensics.model.decoder import Decoder, Params, unembedding
+from forensics.model.loss import CHUNK
+
+
+@torch.no_grad()
+def logit_lens(
+    decoder: Decoder, params: Params, resid: list[Tensor], targets: Tensor, weight: Tensor
+) -> list[dict[str, float]]:
+    """Of each block's output (B, T, D): weighted mean loss, entropy and KL(final ‖ this) over positions, in nats.
+
+    targets (B, T) int64, weight (B, T). Chunked over rows: no B·T·V logits are held.
+    """
+    W = unembedding(params).float()
+    flat = [decoder.read_out(x, params).reshape(-1, x.shape[-1]).float() for x in resid]
+    target, w = targets.reshape(-1), weight.reshape(-1).double()
+    sums = torch.zeros(len(flat), 3, dtype=torch.float64, device=W.device)
+    for first in range(0, len(target), CHUNK):
+        rows = slice(first, first + CHUNK)
+        final = (flat[-1][rows] @ W.T).log_softmax(1)
+        p_final = final.exp()
+        for i, h in enumerate(flat):
+            log_p = final if i == len(flat) - 1 else (h[rows] @ W.T).log_softmax(1)
+            parts = (
+                -log_p.gather(1, target[rows, None])[:, 0],
+                -(log_p.exp() * log_p).sum(1),
+                (p_final * (final - log_p)).sum(1),
+            )
+            sums[i] += torch.stack([(part.double() * w[rows]).sum() for part in parts])
+    means = sums / w.sum().clamp_min(1e-300)
+    return [dict(zip(("lens_loss", "lens_entropy", "lens_kl"), row)) for row in means.tolist()]

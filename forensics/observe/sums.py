@@ -1,0 +1,60 @@
+"""Sums whose bits do not depend on the number of CPU threads.
+
+A full reduction is split among threads, so its order of additions changes with their number. Rows of a fixed width
+are not: each row is added up by one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+BLOCK = 4096
+
+
+def total(x: Tensor) -> Tensor:
+    """Σ x as a float64 scalar: fp32 rows of BLOCK, then float64 over their sums."""
+    flat = x.reshape(-1)
+    while flat.numel() > BLOCK:
+        whole = flat.numel() // BLOCK * BLOCK
+        rows = flat[:whole].view(-1, BLOCK).sum(1).double()
+        flat = rows if whole == flat.numel() else torch.cat((rows, flat[whole:].sum(dtype=torch.float64)[None]))
+    return flat.sum(dtype=torch.float64)
+
+
+def mean(x: Tensor) -> float:
+    return float(total(x)) / x.numel()
+
+
+def square_sum(x: Tensor) -> Tensor:
+    """Σ x² as a float64 scalar."""
+    flat = x.reshape(-1)
+    whole = flat.numel() // BLOCK * BLOCK
+    parts = []
+    if whole:
+        parts.append(torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1).double().square())
+    if whole < flat.numel():
+        parts.append(torch.linalg.vector_norm(flat[whole:]).double().square()[None])
+    return total(torch.cat(parts)) if parts else torch.zeros((), dtype=torch.float64, device=x.device)
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same stretch of each tensor as (rows, BLOCK), small enough for the cache on CPU; then the rest as (1, n)."""
+    flat = [x.reshape(-1) for x in tensors]
+    n = flat[0].numel()
+    whole = n // BLOCK * BLOCK
+    stretch = 16 * BLOCK if flat[0].device.type == "cpu" else max(whole, 1)
+    for first in range(0, whole, stretch):
+        last = min(first + stretch, whole)
+        yield tuple(x[first:last].view(-1, BLOCK) for x in flat)
+    if whole < n:
+        yield tuple(x[whole:][None] for x in flat)
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """‖x‖₂ of each tensor, float64 (n,)."""
+    if tensors[0].is_cuda:  # one kernel for all of them, deterministic there
+        return torch.stack(torch._foreach_norm(list(tensors))).double()
+    return torch.stack([square_sum(x) for x in tensors]).sqrt()

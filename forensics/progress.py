@@ -1,0 +1,51 @@
+"""Progress bars on stderr, for people: nothing where stderr is no terminal, nothing under two seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Report = Callable[[int, int | None, str], None]  # done, of how many, a few words beside the bar
+
+PATIENCE = 2.0  # seconds before a bar appears
+
+
+def silent(done: int, total: int | None, note: str = "") -> None:
+    """Reports to nobody."""
+
+
+@contextmanager
+def bar(label: str, unit: str = "steps") -> Iterator[Report]:
+    """A report that draws a bar with rate and time left."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit} {{task.fields[rate]}}"),
+        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    drawn = Progress(*columns, console=Console(stderr=True), transient=True)
+    started, first, task = time.monotonic(), None, None
+
+    def report(done: int, total: int | None, note: str = "") -> None:
+        nonlocal first, task
+        now = time.monotonic()
+        if first is None:
+            first = done
+        if task is None and now - started >= PATIENCE:
+            drawn.start()
+            task = drawn.add_task(label, total=total, rate="", note="")
+        if task is not None:
+            rate = (done - first) / max(now - started, 1e-9)
+            drawn.update(task, completed=done, total=total, rate=f"{rate:,.1f}/s", note=note)
+
+    try:
+        yield report
+    finally:
+        if task is not None:
+            drawn.stop()

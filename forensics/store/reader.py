@@ -1,0 +1,225 @@
+"""Tables of runs as Arrow tables and DuckDB views, by their manifests only, beside any number of writers.
+
+    con = connect("runs")
+    con.sql("select step, loss from steps where run = 'demo' order by step").to_arrow_table()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forensics.errors import ForensicsError
+from forensics.records import SQL_TYPES, TABLES, Table
+from forensics.store import manifest as m
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+ATTEMPTS = 3  # a part can be merged away between reading the manifest and opening it
+
+# What the views add to records.TABLES: name → (columns with type and meaning, sentence).
+SOURCES = {
+    "run": ("VARCHAR", "the run's folder"),
+    "source": ("VARCHAR", "name of the source in the recipe"),
+    "first_sequence": ("BIGINT", "id of its first sequence: ids are counted over all sources"),
+    "sequences": ("BIGINT", "number of its sequences; number i of them is its tokens [i·T, i·T+T]"),
+    "tokens": ("BIGINT", "length of its token stream"),
+}
+FOREVER = 2**63 - 1  # last_step of the run itself in lineage(): it has no end yet
+
+LINEAGE = f"""
+create or replace macro lineage(of_run) as table
+with recursive chain as (
+    select run, parent, coalesce(parent_step, 0) as first_step, {FOREVER} as last_step
+    from runs where run = of_run
+    union  -- not `union all`: two runs that name each other as parent end here
+    select r.run, r.parent, coalesce(r.parent_step, 0), least(chain.first_step, chain.last_step)
+    from chain join runs as r on r.run = chain.parent
+)
+select run, first_step, last_step from chain where first_step < last_step order by first_step
+"""
+
+
+def check_run_name(name: str) -> str:
+    """The name, if it can be a run's folder. Errors: usage."""
+    if not RUN_NAME.fullmatch(name):
+        raise ForensicsError("usage", f"wanted a run's name, found {name!r}",
+                             "letters, digits, '.', '_' and '-', with a letter or digit first")  # fmt: skip
+    return name
+
+
+def runs_in(runs_folder: str | Path) -> list[str]:
+    """Names of the runs in a folder, sorted: its folders with a run.json."""
+    try:
+        with os.scandir(runs_folder) as entries:
+            names = [e.name for e in entries if RUN_NAME.fullmatch(e.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(n for n in names if os.path.isfile(os.path.join(runs_folder, n, "run.json")))
+
+
+def read(run_folder: str | Path, table: str, columns: Iterable[str] | None = None) -> pyarrow.Table:
+    """One table of one run, rows as appended; empty and typed where it was never written. Errors: integrity."""
+    import pyarrow as pa
+
+    schema = TABLES[table].arrow_schema()
+    if columns is not None:
+        schema = pa.schema([schema.field(name) for name in columns])
+    place = m.folder(Path(run_folder), table)
+    for attempt in range(ATTEMPTS):
+        manifest = m.load(Path(run_folder), table, fresh=attempt > 0)
+        try:
+            parts = [m.rows(place / part.file, part, schema) for part in manifest.parts]
+        except (FileNotFoundError, ForensicsError) as e:
+            if attempt < ATTEMPTS - 1 and m.load(Path(run_folder), table, fresh=True) != manifest:
+                continue  # a writer replaced the part after the manifest was read
+            raise (m.gone(Path(e.filename)) if isinstance(e, FileNotFoundError) else e) from None
+        return pa.concat_tables(parts) if parts else schema.empty_table()
+    raise AssertionError("unreachable")
+
+
+def check_parts(
+    runs_folder: str | Path, tables: Iterable[str] | None = None, runs: Iterable[str] | None = None
+) -> None:
+    """Hash every live part of these tables that this process has not hashed yet. Errors: integrity."""
+    for run in runs_in(runs_folder) if runs is None else runs:
+        for table in TABLES if tables is None else tables:
+            for attempt in range(ATTEMPTS):
+                manifest = m.load(Path(runs_folder, run), table, fresh=attempt > 0)
+                try:
+                    for part in manifest.parts:
+                        m.check(m.folder(Path(runs_folder, run), table) / part.file, part)
+                except (FileNotFoundError, ForensicsError) as e:
+                    if attempt < ATTEMPTS - 1 and m.load(Path(runs_folder, run), table, fresh=True) != manifest:
+                        continue
+                    raise (m.gone(Path(e.filename)) if isinstance(e, FileNotFoundError) else e) from None
+                break
+
+
+def problems(run_folder: str | Path) -> list[str]:
+    """One sentence for each damaged or missing part of a run, every byte read again."""
+    found = []
+    for table in TABLES:
+        try:
+            for part in m.load(Path(run_folder), table, fresh=True).parts:
+                path = m.folder(Path(run_folder), table) / part.file
+                try:
+                    m.require_hash(path, part, path.read_bytes())
+                except FileNotFoundError:
+                    found.append(str(m.gone(path)))
+                except ForensicsError as e:
+                    found.append(str(e))
+        except ForensicsError as e:
+            found.append(str(e))
+    return found
+
+
+def connect(
+    runs_folder: str | Path, tables: Collection[str] | None = None, runs: Collection[str] | None = None
+) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB with a view per table over all runs, `sources`, and the macro `lineage(run)`.
+
+    Views list the parts alive now: call `refresh` or connect again to see later ones. `tables` and `runs` limit what
+    is looked up (other tables are then empty). One `con.cursor()` per thread; results by `to_arrow_table()` of
+    `con.sql(…)`. Rows of views are not hashed: `check_parts` does that. Errors: missing, integrity.
+    """
+    import duckdb
+
+    if not Path(runs_folder).is_dir():
+        raise ForensicsError("missing", f"wanted a folder of runs at {runs_folder}, found none",
+                             "`forensics train RECIPE` makes the first run; or set --runs")  # fmt: skip
+    quiet = {"autoinstall_known_extensions": False, "autoload_known_extensions": False,
+             "python_enable_replacements": False}  # fmt: skip
+    con = duckdb.connect(":memory:", config=quiet)  # type: ignore[arg-type]
+    refresh(con, runs_folder, tables, runs)
+    return con
+
+
+def refresh(
+    con: duckdb.DuckDBPyConnection,
+    runs_folder: str | Path,
+    tables: Collection[str] | None = None,
+    runs: Collection[str] | None = None,
+) -> None:
+    """Let the views of a connection list the parts that are alive now. Errors: integrity."""
+    folder = Path(runs_folder).absolute()
+    names = runs_in(folder) if runs is None else sorted(runs)
+    wanted = {*TABLES, "sources"} if tables is None else {*tables}
+    made = [_view(spec, folder, names if spec.name in wanted else []) for spec in TABLES.values()]
+    made.append(_sources_view(folder, names if "sources" in wanted else []))
+    made.append(LINEAGE)
+    made.append(f"create or replace macro runs_folder() as {_text(str(folder))}")
+    con.execute(";\n".join(made))
+
+
+def live_parts(runs_folder: str | Path, tables: Iterable[str], runs: Iterable[str]) -> list[Path]:
+    """Paths of the parts that a connection over these tables and runs would read."""
+    folder = Path(runs_folder).absolute()
+    return [
+        m.folder(folder / run, table) / part.file
+        for run in runs
+        for table in tables
+        for part in m.load(folder / run, table).parts
+    ]
+
+
+def _view(spec: Table, folder: Path, runs: Iterable[str]) -> str:
+    """The view of one table: explicit lists of parts, one list for each set of columns that was ever written."""
+    lists: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        manifest = m.load(folder / run, spec.name)
+        place = str(m.folder(folder / run, spec.name))
+        lists.setdefault(manifest.columns, []).extend(f"{place}/{part.file}" for part in manifest.parts)
+    selects = []
+    for have, files in lists.items():
+        if files:
+            columns = [_column(c.name, SQL_TYPES[c.type], c.name in have) for c in spec.columns]
+            # `run` is computed from the path, so that DuckDB opens only the files of `where run = …`
+            run = "list_extract(string_split(filename, '/'), -4) as run"
+            listed = ", ".join(_text(literal_path(f)) for f in files)
+            selects.append(f"select {run}, {', '.join(columns)} from read_parquet([{listed}], filename = true)")
+    if not selects:
+        columns = [_column(c.name, SQL_TYPES[c.type], False) for c in spec.columns]
+        selects = [f"select null::VARCHAR as run, {', '.join(columns)} where false"]
+    return f'create or replace view "{spec.name}" as ' + " union all ".join(selects)
+
+
+def _sources_view(folder: Path, runs: Iterable[str]) -> str:
+    rows = []
+    for run in runs:
+        path = folder / run / "run.json"
+        try:
+            sources = json.loads(path.read_bytes()).get("corpus_sources") or []
+            rows += [[run] + [s[name] for name in list(SOURCES)[1:]] for s in sources]
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise ForensicsError("integrity", f"{path} cannot be read: {type(e).__name__} {e}",
+                                 "restore this file from a copy") from None  # fmt: skip
+    values = [[f"{_value(x)}::{t}" for x, (t, _) in zip(row, SOURCES.values())] for row in rows]
+    listed = ", ".join(f"({', '.join(row)})" for row in values)
+    empty = ", ".join(f"null::{t}" for t, _ in SOURCES.values())
+    body = f"values {listed}" if values else f"select {empty} where false"
+    return f"create or replace view sources as select * from ({body}) as s({', '.join(SOURCES)})"
+
+
+def _column(name: str, type_: str, there: bool) -> str:
+    return f'"{name}"::{type_} as "{name}"' if there else f'null::{type_} as "{name}"'
+
+
+def _value(x: object) -> str:
+    return "null" if x is None else str(int(x)) if isinstance(x, int) else _text(str(x))
+
+
+def _text(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def literal_path(path: str) -> str:
+    """A path in which DuckDB sees no pattern."""
+    return re.sub(r"[*?\[]", lambda c: f"[{c[0]}]", path)

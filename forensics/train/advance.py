@@ -1,0 +1,227 @@
+"""`advance`: one batch takes one state to the next. Trainer and every replay fold this one function.
+
+Micro-batches have a fixed size, and their gradients are summed in one fixed binary tree:
+sum(lo, hi) = sum(lo, mid) + sum(mid, hi) with mid = (lo + hi)//2, every leaf over the whole batch's denominator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from forensics.data.batches import Batch
+from forensics.model.decoder import Decoder, Site, unembedding
+from forensics.model.loss import LogitRows, loss_and_gradient
+from forensics.observe import sums
+from forensics.train.optimizer import update
+from forensics.train.schedule import Policy, StepPolicy
+from forensics.train.state import Counters, TrainState
+
+BatchStream = Callable[[int], Batch]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What stays the same from step to step and is no part of the state."""
+
+    decoder: Decoder
+    micro_batch: int  # sequences
+    optimizer: str  # fused | foreach | loop
+    decayed: frozenset[str]
+    device: str
+    eot: int  # id of the end-of-text token, which ends a document
+
+
+@dataclass
+class StepResult:
+    """What a step did; tensors are detached and belong to this step."""
+
+    step: int
+    policy: StepPolicy
+    counters: Counters  # before the step
+    action: str  # apply | hold | zero | none | skipped (by SkipStep)
+    batch: Batch | None = None
+    loss: float | None = None  # nats per counted token
+    grad_norm: float | None = None  # before clipping
+    clip_scale: float = 1.0
+    ce: Tensor | None = None  # (B, T) nats
+    rows: LogitRows | None = None  # (B·T,) each
+    grad_norms: dict[str, float] | None = None  # by tensor, before clipping
+    seconds: float = 0.0
+
+
+class Observer(Protocol):
+    """Watches `advance` and changes no bit of it."""
+
+    wants: frozenset[str]  # kinds of sites to tap, and "rows" for the statistics of the logits
+
+    def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
+    def tap(self, site: Site, x: Tensor) -> None: ...
+    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None: ...
+    def end(self, state: TrainState, result: StepResult) -> None: ...
+
+
+class Silent:
+    wants: frozenset[str] = frozenset()
+
+    def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
+    def tap(self, site: Site, x: Tensor) -> None: ...
+    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None: ...
+    def end(self, state: TrainState, result: StepResult) -> None: ...
+
+
+SILENT = Silent()
+
+
+def advance(
+    state: TrainState, batch: Batch | None, policy: StepPolicy, model: Model, watch: Observer = SILENT
+) -> StepResult:
+    """Take `state` one step further, in place. `batch` is None only where policy.update is none."""
+    started = time.perf_counter()
+    before = state.counters
+    result = StepResult(before.step, policy, before, policy.update, batch)
+    watch.begin(state, policy)
+    if policy.update != "none":
+        assert batch is not None, "only a step that computes nothing has no batch"
+        grads = _forward_backward(state, batch, policy, model, watch, result)
+        # `gradients` sees them before clipping, while the state is still the one they were taken at
+        watch.gradients(state, grads, result)
+        if policy.skip_step:
+            assert result.loss is not None and result.grad_norm is not None
+            if policy.update == "apply" and state.window.judge(result.loss, result.grad_norm):
+                result.action = "skipped"
+            state.window = state.window.push(result.loss, result.grad_norm)
+        if result.action in ("apply", "hold"):
+            if result.clip_scale != 1.0:
+                torch._foreach_mul_(list(grads.values()), result.clip_scale)
+            update(state, grads, policy, model.decayed, model.optimizer)
+    moved = result.action in ("apply", "hold")
+    state.counters = replace(
+        before,
+        step=before.step + 1,
+        schedule=before.schedule + policy.advance_schedule,
+        updates=before.updates + moved,
+    )
+    result.seconds = time.perf_counter() - started
+    watch.end(state, result)
+    return result
+
+
+def fold(
+    state: TrainState, stream: BatchStream, policy: Policy, stop: int, model: Model, watch: Observer = SILENT,
+    after: Callable[[TrainState, StepResult], None] | None = None,
+) -> TrainState:  # fmt: skip
+    """`advance` from the state's step to `stop`; `after` sees the state that each step led to."""
+    while state.counters.step < stop:
+        step_policy = policy(state.counters)
+        batch = stream(state.counters.step) if step_policy.update != "none" else None
+        result = advance(state, batch, step_policy, model, watch)
+        if after is not None:
+            after(state, result)
+    return state
+
+
+def _forward_backward(
+    state: TrainState, batch: Batch, policy: StepPolicy, model: Model, watch: Observer, result: StepResult
+) -> dict[str, Tensor]:
+    """Gradients by name; fills in loss, norms and rows of `result`."""
+    names = [n for n in state.params if n not in policy.frozen]
+    leaves = len(batch.tokens) // model.micro_batch
+    assert leaves * model.micro_batch == len(batch.tokens), "micro_batch divides batch: config holds it"
+    for name in names:
+        state.params[name].requires_grad_(True)
+    ce: list[Tensor] = []
+    rows: list[LogitRows] = []
+
+    def tree(low: int, high: int) -> list[Tensor]:
+        if high - low == 1:
+            cut = slice(low * model.micro_batch, high * model.micro_batch)
+            return _leaf(
+                state, batch.tokens[cut], batch.weight[cut], batch.denominator, policy, model, watch, names, ce, rows
+            )
+        middle = (low + high) // 2
+        left = tree(low, middle)
+        torch._foreach_add_(left, tree(middle, high))
+        return left
+
+    grads = dict(zip(names, tree(0, leaves)))
+    for name in names:
+        state.params[name].requires_grad_(False)
+    result.ce = torch.cat(ce)
+    if rows:
+        result.rows = LogitRows(*(torch.cat(column) for column in zip(*rows)))
+    norms = sums.norms(list(grads.values())).tolist()
+    result.grad_norms = dict(zip(names, norms))
+    result.grad_norm = math.sqrt(math.fsum(n * n for n in norms))
+    result.loss = float(sums.total(result.ce * batch.weight.to(result.ce.device))) / batch.denominator
+    # A gradient norm of inf or NaN clips nothing away: the update shows it, and the recorder flags it.
+    if 0 < policy.clip < result.grad_norm < math.inf:
+        result.clip_scale = policy.clip / result.grad_norm
+    return grads
+
+
+def _leaf(
+    state: TrainState, tokens: Tensor, weight: Tensor, denominator: float, policy: StepPolicy, model: Model,
+    watch: Observer, names: list[str], ce: list[Tensor], rows: list[LogitRows],
+) -> list[Tensor]:  # fmt: skip
+    """One micro-batch: gradients in the order of `names`; appends its (B, T) cross-entropy."""
+    tokens = tokens.to(model.device)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    half = torch.bfloat16 if policy.precision == "bf16" else torch.float32
+    cast = torch.autocast(model.device, dtype=half) if half != torch.float32 else contextlib.nullcontext()
+    with torch.enable_grad(), cast:
+        hidden = model.decoder.hidden(state.params, inputs, watch, documents(inputs, model))
+    unembed = unembedding(state.params)
+    out = loss_and_gradient(
+        hidden.detach().reshape(-1, hidden.shape[-1]), unembed.detach(), targets.reshape(-1),
+        weight.to(model.device).reshape(-1), denominator, policy.z_loss, statistics="rows" in watch.wants, dtype=half,
+    )  # fmt: skip
+    ce.append(out.ce.view(targets.shape))
+    if out.rows is not None:
+        rows.append(out.rows)
+    grads = torch.autograd.grad(
+        hidden, [state.params[n] for n in names], out.grad_hidden.view(hidden.shape), allow_unused=True
+    )
+    found = []
+    for name, grad in zip(names, grads):
+        if state.params[name] is unembed:  # where it is tied, the embedding's own gradient comes first
+            grad = out.grad_unembedding if grad is None else grad + out.grad_unembedding
+        assert grad is not None, f"{name} takes no part in the forward"
+        found.append(grad)
+    return found
+
+
+def documents(inputs: Tensor, model: Model) -> Tensor | None:
+    """(B, T) number of the document within its sequence, where attention stays inside documents."""
+    if not model.decoder.shape.document_mask:
+        return None
+    ends = (inputs == model.eot).long()
+    return ends.cumsum(1) - ends  # an end-of-text token belongs to the document it ends
+
+
+@torch.no_grad()
+def token_losses(
+    params: dict[str, Tensor], batch: Batch, model: Model, precision: str, micro_batch: int | None = None
+) -> Tensor:
+    """Cross-entropy (B, T) of a batch at these parameters, no gradient."""
+    from forensics.model.loss import evaluate
+
+    size, found = micro_batch or model.micro_batch, []
+    cast = torch.autocast(model.device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    for tokens in batch.tokens.split(size):
+        tokens = tokens.to(model.device)
+        with cast:
+            hidden = model.decoder.hidden(params, tokens[:, :-1], documents_BT=documents(tokens[:, :-1], model))
+        found.append(
+            evaluate(hidden.reshape(-1, hidden.shape[-1]), unembedding(params), tokens[:, 1:].reshape(-1)).view(
+                len(tokens), -1
+            )
+        )
+    return torch.cat(found)

@@ -1,0 +1,186 @@
+"""A checkpoint is a folder: model and optimizer as safetensors, counters and hashes as JSON. No pickle, ever.
+
+    model.safetensors      parameters, under Hugging Face's names where the architecture has any
+    optimizer.safetensors  exp_avg/<name> and exp_avg_sq/<name>
+    config.json            Hugging Face's, and the tokenizer beside it: the folder opens in AutoModelForCausalLM
+    state.json             counters, windows, the decoder's shape, a hash per tensor, the state's digest
+    manifest.json          every file's size and hash; written last
+
+It is written under another name, synced and renamed. Loading checks every hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from forensics.detect.alarms import SkipWindow
+from forensics.errors import ForensicsError
+from forensics.model import families
+from forensics.model.families import Shape
+from forensics.store.writer import write_atomic
+from forensics.train.state import Counters, TrainState, as_bytes, header
+
+VERSION = 1
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """Steps whose checkpoints are complete, in order; half-written ones bear other names."""
+    found = [p.parent.name.removeprefix("step-") for p in folder.glob("step-*/manifest.json")]
+    return sorted(int(step) for step in found if step.isdecimal())
+
+
+def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, eot: int) -> tuple[Path, str, int]:
+    """Write the state as `folder/step-NNNNNN`; returns (path, digest, bytes). Errors: storage."""
+    final = folder / name_of(state.counters.step)
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    hf = families.exported_family(shape) is not None
+    params = families.to_hf_tensors(state.params, shape) if hf else state.params
+    moments = {f"{kind}/{n}": t for kind in ("exp_avg", "exp_avg_sq") for n, t in getattr(state, kind).items()}
+    digest = state.digest()
+    document = {
+        "version": VERSION,
+        **state.rest(),
+        "digest": digest,
+        "layout": "huggingface" if hf else "own",
+        "shape": dataclasses.asdict(shape),
+        "tensors": {name: _hash_tensor(name, tensor) for name, tensor in state.tensors()},
+    }
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        files = {
+            "model.safetensors": save_tensors(_host(params), metadata={"format": "pt"}),
+            "optimizer.safetensors": save_tensors(_host(moments)),
+            "state.json": _json(document),
+        }
+        if hf:
+            files["config.json"] = _json(families.to_hf_config(shape, eot))
+        if tokenizer is not None:
+            files["tokenizer.json"] = tokenizer.read_bytes()
+            files["tokenizer_config.json"] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
+        for name, data in files.items():
+            write_atomic(temporary / name, data)
+        listed = {name: {"bytes": len(data), "hash": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
+        write_atomic(temporary / "manifest.json", _json({"version": VERSION, "files": listed}))
+        _put_in_place(temporary, final)
+    except OSError as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise ForensicsError("storage", f"could not write checkpoint {final.name}: {e.strerror or e}",
+                             "free some space and go on with --resume; earlier checkpoints are untouched") from None  # fmt: skip
+    return final, digest, sum(entry["bytes"] for entry in listed.values())  # type: ignore[misc]
+
+
+def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
+    """The state in a checkpoint folder, every hash checked. Errors: missing, integrity."""
+    if not (path / "manifest.json").is_file():
+        raise ForensicsError("missing", f"wanted a checkpoint at {path.name}, found none that is complete", "`forensics show` lists them")
+    document = json.loads(_checked(path, "state.json"))
+    shape = Shape(**document["shape"])
+    try:
+        params = load_tensors(_checked(path, "model.safetensors"))
+        moments = load_tensors(_checked(path, "optimizer.safetensors"))
+    except SafetensorError as e:
+        raise ForensicsError("integrity", f"checkpoint {path.name} cannot be read: {e}", "take an earlier checkpoint") from None
+    if document["layout"] == "huggingface":
+        params = families.from_hf_tensors(params, shape)
+    names = list(families.parameter_shapes(shape))
+    state = TrainState(
+        *({name: group[prefix + name].to(device) for name in names} for group, prefix in
+          ((params, ""), (moments, "exp_avg/"), (moments, "exp_avg_sq/"))),
+        counters=Counters(**document["counters"]),
+        window=SkipWindow(*(tuple(values) for values in document["window"].values())),
+    )  # fmt: skip
+    for name, tensor in state.tensors():
+        if _hash_tensor(name, tensor) != document["tensors"][name]:
+            raise ForensicsError("integrity", f"checkpoint {path.name}: tensor {name} is not the one that was saved",
+                                 "`forensics doctor RUN` checks all of them; take an earlier checkpoint")  # fmt: skip
+    return state, shape
+
+
+def verify(path: Path) -> list[str]:
+    """Problems of a checkpoint folder, hash by hash; empty when it is whole."""
+    try:
+        load(path)
+        for name in json.loads((path / "manifest.json").read_bytes())["files"]:
+            _checked(path, name)
+    except ForensicsError as e:
+        return [e.message]
+    return []
+
+
+def _checked(path: Path, name: str) -> bytes:
+    """A file's bytes, if they are those of the manifest."""
+    try:
+        entry = json.loads((path / "manifest.json").read_bytes())["files"][name]
+        data = (path / name).read_bytes()
+    except (OSError, ValueError, KeyError):
+        raise ForensicsError("integrity", f"checkpoint {path.name}: {name} is missing or its manifest is damaged",
+                             "`forensics doctor RUN` checks all of them; take an earlier checkpoint") from None  # fmt: skip
+    if len(data) != entry["bytes"] or xxhash.xxh3_128_hexdigest(data) != entry["hash"]:
+        raise ForensicsError("integrity", f"checkpoint {path.name}: {name} has other bytes than were written",
+                             "`forensics doctor RUN` checks all of them; take an earlier checkpoint")  # fmt: skip
+    return data
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Rename; a folder that stands there already (a step saved twice) gives way."""
+    old = final.with_name(f".{final.name}.{os.getpid()}.old")
+    if final.exists():
+        os.rename(final, old)
+    os.rename(temporary, final)
+    shutil.rmtree(old, ignore_errors=True)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _hash_tensor(name: str, tensor: Tensor) -> str:
+    h = xxhash.xxh3_128(header(name, tensor))
+    h.update(as_bytes(tensor))
+    return h.hexdigest()
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()
+
+
+def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], Shape]:
+    """Parameters of any Hugging Face folder of a known family. Errors: missing, data, config."""
+    config = path / "config.json"
+    if not config.is_file():
+        raise ForensicsError("missing", f"wanted a Hugging Face folder, found no config.json in {path}", "give the folder that holds the weights")
+    try:
+        document = json.loads(config.read_bytes())
+        files = sorted(path.glob("*.safetensors"))
+        files = [f for f in files if f.name != "optimizer.safetensors"]
+        if not files:
+            raise ForensicsError("missing", f"wanted *.safetensors in {path}, found none", "convert the weights to safetensors")
+        tensors = {name: t.float() for f in files for name, t in load_tensors(f.read_bytes()).items()}
+    except (ValueError, SafetensorError) as e:
+        raise ForensicsError("data", f"{path} cannot be read: {e}", "is it complete?") from None
+    shape = families.from_hf_config(document)
+    params = families.from_hf_tensors(tensors, shape)
+    return {name: t.to(device) for name, t in params.items()}, shape
+
+

@@ -1,0 +1,331 @@
+"""The trainer: folds `advance` over a run's own stream, records, saves, and watches for spikes.
+
+    train(config.load("demo"), name="demo", recipe_name="demo", runs=Path("runs"))
+
+Ctrl-C (or SIGTERM) ends at the next step's boundary with a checkpoint that `resume` goes on from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import resource
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from forensics import config, identity
+from forensics.data.batches import own_stream
+from forensics.data.tokenize import prepare
+from forensics.detect.spikes import RobustDetector, Spike, phase_restarts
+from forensics.errors import ForensicsError
+from forensics.model.families import parameter_shapes, shape_of
+from forensics.model.initialize import initialize
+from forensics.observe import sums
+from forensics.observe.recorder import Recorder
+from forensics.progress import Report, silent
+from forensics.store import reader
+from forensics.store.writer import Writer, link_table
+from forensics.train import checkpoint
+from forensics.train.advance import StepResult, fold, token_losses
+from forensics.train.run import Header, Run, current_fingerprint, open_run, settle, write_header
+from forensics.train.state import TrainState
+
+METRICS = ("loss", "grad_norm")  # watched for spikes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training command reports."""
+
+    run: str
+    steps: int
+    final_loss: float | None  # nats per token, of the last step
+    held_out_loss: float | None  # at the last state
+    tokens_per_second: float
+    peak_memory_bytes: int
+    interrupted: bool = False
+
+
+def train(
+    recipe: config.Recipe, *, name: str, recipe_name: str, runs: Path, resume: bool = False,
+    arguments: list[str] | None = None, progress: Report = silent, preparing: Report = silent,
+) -> Outcome:  # fmt: skip
+    """Train a run from its recipe, or go on with one. Errors: config, data, device, usage, integrity, storage."""
+    reader.check_run_name(name)
+    exists = (runs / name / "run.json").is_file()
+    if exists and not resume:
+        raise ForensicsError("usage", f"wanted a new run, found one called {name!r} already", "--resume goes on with it, --name gives another")
+    run = _reopen(runs, name, recipe) if exists else _create(recipe, name, recipe_name, runs, arguments or [], preparing)
+    return Trainer(run, progress).go(resumed=exists)
+
+
+def _create(
+    recipe: config.Recipe, name: str, recipe_name: str, runs: Path, arguments: list[str], preparing: Report
+) -> Run:
+    device = identity.device_for(recipe.train.device)
+    precision = identity.precision_for(recipe.train.precision, device)
+    threads = identity.thread_count(recipe.train.threads)
+    settle(device, threads)
+    corpus = prepare(recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, ""))
+    shape = shape_of(recipe.model, corpus.vocabulary, recipe.data.sequence_length)
+    batches = own_stream(corpus, recipe.data, recipe.train.batch, recipe.train.seed)
+    layout = corpus.layout(recipe.data.sequence_length)
+    sizes = [_product(size) for size in parameter_shapes(shape).values()]
+    fingerprint = current_fingerprint(recipe, device, precision, threads)
+    header = Header(
+        name=name, recipe=recipe_name, config=json.loads(json.dumps(config.to_dict(recipe))), first_step=0,
+        steps=recipe.train.steps, corpus=corpus.hash,
+        corpus_sources=[
+            {"source": s.name, "first_sequence": f, "sequences": n, "tokens": s.tokens}
+            for s, f, n in zip(corpus.sources, layout.first_sequence, layout.n_sequences)
+        ],
+        order=batches.order.fingerprint, shape=dataclasses.asdict(shape), parameters=sum(sizes), eot=corpus.eot,
+        device=device, precision=precision, threads=threads, fingerprint=fingerprint, arguments=arguments,
+        created=now(), git_commit=fingerprint["git_commit"],
+    )  # fmt: skip
+    write_header(runs, header)
+    link_table(runs / name, "documents", corpus.folder / "documents.parquet")
+    return open_run(runs, name)
+
+
+def _product(size: tuple[int, ...]) -> int:
+    n = 1
+    for s in size:
+        n *= s
+    return n
+
+
+def _reopen(runs: Path, name: str, recipe: config.Recipe) -> Run:
+    run = open_run(runs, name)
+    changed = config.differences(run.header.config, json.loads(json.dumps(config.to_dict(recipe))))
+    if changed:
+        key, (old, new) = next(iter(changed.items()))
+        raise ForensicsError("config", f"{name} was started with {key} = {old!r}, found {new!r}",
+                             "resume with the recipe it was started with, or start another run with --name")  # fmt: skip
+    return run
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class _Stop(Exception):
+    """Asked to end at this step's boundary."""
+
+
+class Trainer:
+    """One run being trained; `go` returns when it ends."""
+
+    def __init__(self, run: Run, progress: Report) -> None:
+        self.run = run
+        self.recipe = run.recipe
+        self.progress = progress
+        self.model = run.model
+        self.writer = Writer(run.folder)
+        self.recorder = Recorder(self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu")
+        phases = [(phase.until, phase.mix) for phase in self.recipe.data.phases]
+        restarts = phase_restarts(phases)
+        self.detectors = {m: RobustDetector(metric=m, restarts=restarts) for m in METRICS}
+        self.known_spikes: set[tuple[str, int]] = set()
+        self.ring: deque[TrainState] = deque(maxlen=self.recipe.checkpoint.ring or 1)
+        self.held_out = run.batches.held_out() if self.recipe.data.held_out else None
+        self.stop_asked = False
+        self.held_out_loss: float | None = None
+        self.final_loss: float | None = None
+
+    def go(self, resumed: bool) -> Outcome:
+        """Train to the end, or to a Ctrl-C."""
+        state = self._resumed_state() if resumed else None
+        if state is None:
+            state = TrainState.start(
+                {n: t.to(self.model.device) for n, t in initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed).items()}
+            )
+            self._save(state, "first")
+        first, started = state.counters.step, time.perf_counter()
+        if first < self.recipe.train.steps:
+            self._status("running")
+        interrupted = False
+        try:
+            with _Signals(self._ask_to_stop):
+                fold(state, self.run.stream, self.run.policy, self.recipe.train.steps, self.model, self.recorder, self._after)
+        except _Stop:
+            interrupted = True
+        except BaseException:
+            self._status("failed", quietly=True)
+            raise
+        finally:
+            self.writer.close()
+        seconds = time.perf_counter() - started
+        if not interrupted:
+            self._finish(state)
+        steps = state.counters.step - first
+        return Outcome(
+            run=self.run.name, steps=state.counters.step, final_loss=self.final_loss, held_out_loss=self.held_out_loss,
+            tokens_per_second=steps * self.recipe.train.batch * self.recipe.data.sequence_length / seconds if steps else 0.0,
+            peak_memory_bytes=peak_memory(self.run.header.device), interrupted=interrupted,
+        )  # fmt: skip
+
+    def _after(self, state: TrainState, result: StepResult) -> None:
+        """Once a step is done: spikes, held-out loss, ring, tables, checkpoint; then perhaps stop."""
+        step, train, saving = state.counters.step, self.recipe.train, self.recipe.checkpoint
+        self.final_loss = result.loss
+        fired = self._watch(result)
+        last = step == train.steps
+        if self.held_out is not None and len(self.held_out.tokens) and (last or (train.held_out_every and step % train.held_out_every == 0)):
+            self.held_out_loss = self.loss_on_held_out(state)
+            assert self.recorder.row is not None
+            self.recorder.row["held_out_loss"] = self.held_out_loss
+        if saving.ring:
+            if step % saving.ring_every == 0:
+                self.ring.append(state.clone())
+            if fired:
+                self._write_ring(result.step)
+        due = last or (saving.every and step % saving.every == 0) or step in saving.steps
+        if due or self.stop_asked:
+            self._save(state, "last" if last else "every" if due else "interrupted")
+        elif step % self.recipe.record.flush_every == 0:
+            self._flush()
+        note = f"loss {result.loss:.3f}" if result.loss is not None else ""
+        self.progress(step, train.steps, f"{note} · {train.batch * self.recipe.data.sequence_length / result.seconds:,.0f} tokens/s")
+        if self.stop_asked and not last:
+            self._event(step, "interrupt", text="ended by Ctrl-C; --resume goes on")
+            self._flush()
+            self._status("interrupted")
+            raise _Stop
+
+    def loss_on_held_out(self, state: TrainState) -> float:
+        """Mean cross-entropy of the held-out sequences, nats per token."""
+        assert self.held_out is not None
+        return sums.mean(token_losses(state.params, self.held_out, self.model, self.run.header.precision))
+
+    def _watch(self, result: StepResult) -> bool:
+        """Feed the detectors; write settled spikes; whether a new one has just begun."""
+        fired = False
+        for metric, detector in self.detectors.items():
+            value = getattr(result, metric)
+            settled = detector.update(result.step, value if value is not None else 0.0, computed=value is not None)
+            if settled is not None:
+                self._write_spike(settled)
+            fired |= detector.alarm and detector.onset == result.step
+        return fired
+
+    def _write_spike(self, spike: Spike) -> None:
+        if (spike.metric, spike.onset) in self.known_spikes:
+            return
+        self.known_spikes.add((spike.metric, spike.onset))
+        self._event(
+            spike.step, "spike", metric=spike.metric, value=spike.value, baseline=spike.baseline, sigma=spike.sigma,
+            spike_kind=spike.kind, onset=spike.onset, recovered_at=spike.recovered_at,
+        )  # fmt: skip
+
+    def _write_ring(self, step: int) -> None:
+        """The ring's states become checkpoints, so that the steps up to the spike can be replayed densely."""
+        saved = set(self.run.saved_steps())
+        for held in self.ring:
+            if held.counters.step not in saved:
+                self._save(held, "ring")
+        first = self.ring[0].counters.step if self.ring else step
+        self._event(step, "ring", text=f"states {first} to {step + 1} are kept: replay {first}:{step + 1} densely to see what happened")
+
+    def _save(self, state: TrainState, reason: str) -> None:
+        path, digest, size = checkpoint.save(
+            self.run.folder / "checkpoints", state, self.run.shape, self.run.corpus.folder / "tokenizer.json", self.run.header.eot
+        )
+        if self.recorder.row is not None and self.recorder.row["step"] == state.counters.step - 1:
+            self.recorder.row["state_digest"] = digest
+        self.writer.append("checkpoints", step=state.counters.step, path=str(path.relative_to(self.run.folder)), digest=digest,
+                           bytes=size, reason=reason, created=now())  # fmt: skip
+        self._flush()
+
+    def _event(self, step: int, kind: str, **columns: object) -> None:
+        self.writer.append("events", step=step, kind=kind, created=now(), **columns)
+
+    def _flush(self) -> None:
+        self.recorder.commit()
+        self.writer.flush()
+
+    def _resumed_state(self) -> TrainState | None:
+        """The last checkpoint; tables are cut there and detectors fed with what remains. None: nothing was saved."""
+        saved = self.run.saved_steps()
+        if not saved:
+            return None
+        step = saved[-1]
+        state = self.run.load(step)
+        self.writer.truncate(step)
+        for event in self.run.table("events").to_pylist():
+            if event["kind"] == "spike":
+                self.known_spikes.add((event["metric"], event["onset"]))
+        history = self.run.table("steps", ["step", "loss", "grad_norm", "held_out_loss"]).sort_by("step").to_pylist()
+        for row in history:
+            self.final_loss = row["loss"]
+            if row["held_out_loss"] is not None:
+                self.held_out_loss = row["held_out_loss"]
+            for metric, detector in self.detectors.items():
+                value = row[metric]
+                settled = detector.update(row["step"], value if value is not None else 0.0, computed=value is not None)
+                if settled is not None:
+                    self._write_spike(settled)
+        if step < self.recipe.train.steps:
+            self._event(step, "resume", text=f"resumed from checkpoint {step}")
+        return state
+
+    def _finish(self, state: TrainState) -> None:
+        for detector in self.detectors.values():
+            settled = detector.finish()
+            if settled is not None:
+                self._write_spike(settled)
+        self._flush()
+        self._status("finished")
+
+    def _status(self, status: str, quietly: bool = False) -> None:
+        self.run.header = dataclasses.replace(self.run.header, status=status)
+        try:
+            write_header(self.run.runs, self.run.header)
+        except ForensicsError:
+            if not quietly:  # on a full disk, the first error is the one to tell
+                raise
+
+    def _ask_to_stop(self) -> None:
+        self.stop_asked = True
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask once; asked again, they interrupt at once."""
+
+    def __init__(self, ask: Callable[[], None]) -> None:
+        self.ask = ask
+        self.asked = False
+        self.before: dict[int, object] = {}
+
+    def __enter__(self) -> _Signals:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._on)
+        except ValueError:
+            pass  # not the main thread: whoever runs us handles signals
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.ask()
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: of the GPU where one is used, else of this process."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,201 @@
+"""A run on disk, opened: its recipe, its stream, its policy, and its exact state at any step.
+
+    runs/<run>/run.json · checkpoints/step-NNNNNN/ · tables/<table>/ · ../_data/<corpus>/
+
+A fork is a run with another stream and another policy (`replay` makes those); everything else is the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from forensics import config, identity
+from forensics.data.batches import Batch, Batches, own_stream
+from forensics.data.shards import Corpus, open_corpus
+from forensics.errors import ForensicsError, nearest
+from forensics.model.decoder import Decoder
+from forensics.model.families import Shape
+from forensics.store import reader
+from forensics.store.writer import write_atomic
+from forensics.train import checkpoint
+from forensics.train.advance import SILENT, BatchStream, Model, Observer, StepResult, fold
+from forensics.train.optimizer import decayed_names
+from forensics.train.schedule import Policy, own_policy
+from forensics.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class Header:
+    """run.json: what a run is, readable without its body. Paths inside are relative to the runs folder."""
+
+    name: str
+    recipe: str
+    config: dict[str, Any]
+    first_step: int
+    steps: int  # the step at which it ends
+    corpus: str
+    corpus_sources: list[dict[str, Any]]
+    order: str  # fingerprint of the data order
+    shape: dict[str, Any]
+    parameters: int
+    eot: int
+    device: str  # cpu | cuda
+    precision: str
+    threads: int
+    fingerprint: dict[str, Any]
+    arguments: list[str]
+    created: str
+    git_commit: str | None = None
+    status: str = "running"
+    parent: str | None = None
+    parent_step: int | None = None
+    interventions: list[dict[str, Any]] | None = None
+
+
+class Run:
+    """One run or fork, opened for reading and for replay. `stream` and `policy` may be replaced by a fork's own."""
+
+    def __init__(self, runs: Path, header: Header) -> None:
+        self.runs = runs
+        self.header = header
+        self.name = header.name
+        self.folder = runs / header.name
+        self.recipe = config.from_dict(header.config)
+        self.shape = Shape(**header.shape)
+        self.policy: Policy = own_policy(self.recipe.train, header.precision)
+        self.stream: BatchStream = self._own_batch
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return open_corpus(self.runs / "_data" / self.header.corpus)
+
+    @cached_property
+    def batches(self) -> Batches:
+        """The stream of the run's own recipe. Errors: integrity, where the order is no longer the run's."""
+        batches = own_stream(self.corpus, self.recipe.data, self.recipe.train.batch, self.recipe.train.seed)
+        if batches.order.fingerprint != self.header.order:
+            raise ForensicsError("integrity", f"the data order of {self.name} is not the one it was trained in",
+                                 "the order file or this software changed; `forensics doctor` tells versions")  # fmt: skip
+        return batches
+
+    def _own_batch(self, step: int) -> Batch:
+        return self.batches.batch_at(step)
+
+    @cached_property
+    def model(self) -> Model:
+        """Built under the run's own determinism switches, which hold for the whole process from here on."""
+        settle(self.header.device, self.header.threads)
+        return build_model(self.recipe, self.shape, self.header.device, self.header.eot)
+
+    def batch_at(self, step: int) -> Batch:
+        """What this run's stream yields at `step`. Errors: missing, for a step outside the run."""
+        if not 0 <= step < self.header.steps:
+            raise ForensicsError("missing", f"wanted a step of {self.name}, found {step}", f"it has steps 0 to {self.header.steps - 1}")
+        return self.stream(step)
+
+    def saved_steps(self) -> list[int]:
+        return checkpoint.saved_steps(self.folder / "checkpoints")
+
+    def last_step(self) -> int:
+        saved = self.saved_steps()
+        if not saved:
+            raise ForensicsError("missing", f"{self.name} has no checkpoint", "was it interrupted before state 0 was written?")
+        return saved[-1]
+
+    def load(self, step: int) -> TrainState:
+        """The state of a checkpoint. Errors: missing, integrity."""
+        if step not in self.saved_steps():
+            raise ForensicsError("missing", f"wanted a checkpoint of {self.name} at {step}, found none", f"saved: {_listed(self.saved_steps())}")
+        state, shape = checkpoint.load(self.folder / "checkpoints" / checkpoint.name_of(step), self.header.device)
+        if shape != self.shape:
+            raise ForensicsError("integrity", f"checkpoint {step} of {self.name} holds another architecture", "see `forensics doctor`")
+        return state
+
+    def checkpoint_before(self, step: int) -> int:
+        """The latest checkpoint at or before `step`. Errors: missing."""
+        earlier = [s for s in self.saved_steps() if s <= step]
+        if not earlier:
+            raise ForensicsError("missing", f"{self.name} has no checkpoint at or before step {step}", f"saved: {_listed(self.saved_steps())}")
+        return earlier[-1]
+
+    def state_at(self, step: int, after: Callable[[TrainState, StepResult], None] | None = None) -> TrainState:
+        """The exact state after `step` updates: the nearest checkpoint before it, then replay."""
+        if not self.header.first_step <= step <= self.header.steps:
+            raise ForensicsError("missing", f"wanted a state of {self.name}, found {step}",
+                                 f"it has states {self.header.first_step} to {self.header.steps}")  # fmt: skip
+        model = self.model
+        return fold(self.load(self.checkpoint_before(step)), self.stream, self.policy, step, model, after=after)
+
+    def replay(self, state: TrainState, stop: int, watch: Observer = SILENT,
+               after: Callable[[TrainState, StepResult], None] | None = None) -> TrainState:  # fmt: skip
+        """Fold this run's own stream and policy from `state` to `stop`, in place."""
+        return fold(state, self.stream, self.policy, stop, self.model, watch, after)
+
+    def table(self, name: str, columns: list[str] | None = None) -> Any:
+        """A table of this run's own window as pyarrow, by its manifest."""
+        return reader.read(self.folder, name, columns)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """This machine's, under this run's settings."""
+        model = self.model  # settles the switches that the fingerprint tells
+        return current_fingerprint(self.recipe, self.header.device, self.header.precision, self.header.threads) if model else {}
+
+
+def open_run(runs: Path, name: str) -> Run:
+    """The run's header and all that follows from it. Errors: usage (a bad name), missing, integrity."""
+    reader.check_run_name(name)
+    path = runs / name / "run.json"
+    if not path.is_file():
+        raise ForensicsError("missing", f"wanted run {name!r}, found none in {runs}", nearest(name, reader.runs_in(runs)) + " (`forensics list`)")
+    try:
+        document = json.loads(path.read_bytes())
+        header = Header(**{k: v for k, v in document.items() if k in Header.__dataclass_fields__})
+    except (ValueError, TypeError) as e:
+        raise ForensicsError("integrity", f"run.json of {name} is damaged: {e}", "restore it from a copy") from None
+    return Run(runs, header)
+
+
+def write_header(runs: Path, header: Header) -> None:
+    from forensics.store.writer import replace_table
+
+    folder = runs / header.name
+    folder.mkdir(parents=True, exist_ok=True)
+    document = dataclasses.asdict(header)
+    write_atomic(folder / "run.json", (json.dumps(document, indent=1) + "\n").encode())
+    row = {
+        **{k: document[k] for k in ("name", "parent", "parent_step", "status", "recipe", "first_step", "steps", "parameters",
+                                    "corpus", "git_commit", "created")},
+        "config": json.dumps(header.config), "fingerprint": json.dumps(header.fingerprint),
+        "interventions": json.dumps(header.interventions) if header.interventions is not None else None,
+        "arguments": json.dumps(header.arguments), "device": header.fingerprint["device"],
+    }  # fmt: skip
+    replace_table(folder, "runs", {k: [v] for k, v in row.items()})
+
+
+def settle(device: str, threads: int) -> None:
+    """The switches for a run of this device; refuses a device this machine lacks. Errors: device."""
+    identity.device_for(device)
+    identity.settle(threads)
+
+
+def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> Model:
+    decoder = Decoder(shape, device, compiled=recipe.train.compile)
+    decayed = decayed_names(decoder.names, recipe.train.decay_embeddings)
+    return Model(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
+
+
+def current_fingerprint(recipe: config.Recipe, device: str, precision: str, threads: int) -> dict[str, Any]:
+    return identity.fingerprint(
+        device=device, threads=threads, compiled=recipe.train.compile, optimizer=recipe.train.optimizer, precision=precision
+    )
+
+
+def _listed(steps: list[int]) -> str:
+    shown = [str(s) for s in steps]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:6], "…", *shown[-5:]]) or "none"
