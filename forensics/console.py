@@ -1,8 +1,8 @@
 """What both programs share: the options of every command, JSON on stdout, errors in one line, exit codes.
 
-    @program.command(example="forensics show demo")
-    @click.argument("run")
-    def show(run): ...
+@program.command(example="forensics show demo")
+@click.argument("run")
+def show(run): ...
 """
 
 from __future__ import annotations
@@ -101,11 +101,23 @@ class Program(click.Group):
         except BrokenPipeError:
             sys.exit(0)
         except MemoryError:
-            _fail("memory", "out of memory", "lower train.micro_batch, data.sequence_length or model.width", 1, "--json" in given)
+            _fail(
+                "memory",
+                "out of memory",
+                "lower train.micro_batch, data.sequence_length or model.width",
+                1,
+                "--json" in given,
+            )
         except OSError as e:
             if e.errno is None:
                 raise
-            _fail("storage", f"{e.strerror}: {e.filename or 'a file'}", "is there space, and may this user write there?", 1, "--json" in given)
+            _fail(
+                "storage",
+                f"{e.strerror}: {e.filename or 'a file'}",
+                "is there space, and may this user write there?",
+                1,
+                "--json" in given,
+            )
 
 
 def _version(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -166,7 +178,14 @@ def visible(text: str) -> str:
 
 def _harmless(c: str) -> bool:
     n = ord(c)
-    return not (n < 32 or 0x7F <= n < 0xA0 or 0x200B <= n <= 0x200F or 0x2028 <= n <= 0x202E or 0x2060 <= n <= 0x206F or n == 0xFEFF)
+    return not (
+        n < 32
+        or 0x7F <= n < 0xA0
+        or 0x200B <= n <= 0x200F
+        or 0x2028 <= n <= 0x202E
+        or 0x2060 <= n <= 0x206F
+        or n == 0xFEFF
+    )
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> None:
@@ -192,5 +211,7 @@ def state_of(text: str) -> tuple[str, int | None]:
     """`RUN@STEP` or `RUN` as (run, step or None). Errors: usage."""
     run, at, step = text.partition("@")
     if at and not step.isdecimal():
-        raise ForensicsError("usage", f"wanted RUN@STEP, found {text!r}", "e.g. demo@200; without @STEP, the last checkpoint")
+        raise ForensicsError(
+            "usage", f"wanted RUN@STEP, found {text!r}", "e.g. demo@200; without @STEP, the last checkpoint"
+        )
     return run, int(step) if at else None

@@ -47,7 +47,7 @@ class Table:
     def arrow_schema(self) -> pyarrow.Schema:
         import pyarrow as pa
 
-        return pa.schema([pa.field(c.name, getattr(pa, c.type)()) for c in self.columns])
+        return pa.schema([pa.field(c.name, pa.type_for_alias(c.type)) for c in self.columns])
 
 
 def _columns(*rows: tuple[str, str, str, str]) -> tuple[Column, ...]:

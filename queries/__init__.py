@@ -1,7 +1,7 @@
 """Named queries over the runs: each a readable .sql file, with what it means in catalog.toml.
 
-    from queries import run
-    run("runs", "spikes", {"run": "demo"})        # a pyarrow.Table
+from queries import run
+run("runs", "spikes", {"run": "demo"})        # a pyarrow.Table
 """
 
 from __future__ import annotations
@@ -116,7 +116,9 @@ def _typed(value: Any, about: dict[str, Any], where: str) -> Any:
             raise ValueError
     except (TypeError, ValueError):
         low = f" of at least {about['low']}" if "low" in about else ""
-        raise ForensicsError("usage", f"{where}: wanted {about['type']}{low}, found {value!r}", about["meaning"]) from None
+        raise ForensicsError(
+            "usage", f"{where}: wanted {about['type']}{low}, found {value!r}", about["meaning"]
+        ) from None
     return typed
 
 
@@ -141,7 +143,9 @@ def describe() -> str:
     for view in schema():
         lines += [f"## `{view['table']}`", "", f"One row per {view['row']}; key: run, {', '.join(view['key'])}.", ""]
         lines += ["| column | type | unit | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{c['name']}` | {c['type']} | {_cell(c['unit'])} | {_cell(c['meaning'])} |" for c in view["columns"]]
+        lines += [
+            f"| `{c['name']}` | {c['type']} | {_cell(c['unit'])} | {_cell(c['meaning'])} |" for c in view["columns"]
+        ]
         lines.append("")
     lines += ["## `lineage(run)`", "", "A table macro: (run, first_step, last_step), one row for the run and for each "
               "ancestor, with the half-open range of steps in which its rows belong to the trajectory of that run. A "
@@ -150,7 +154,14 @@ def describe() -> str:
               "join lineage('my-fork') as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step",
               "```", "", "# Named queries", ""]  # fmt: skip
     for name, about in catalog().items():
-        lines += [f"## `{name}`", "", about["sentence"], "", "| parameter | type | default | meaning |", "|---|---|---|---|"]
+        lines += [
+            f"## `{name}`",
+            "",
+            about["sentence"],
+            "",
+            "| parameter | type | default | meaning |",
+            "|---|---|---|---|",
+        ]
         for parameter, p in about["parameters"].items():
             default = json.dumps(p["default"]) if "default" in p else "must be given"
             lines.append(f"| `{parameter}` | {p['type']} | {default} | {_cell(p['meaning'])} |")

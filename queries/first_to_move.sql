@@ -33,8 +33,10 @@ measured as (
     union all select 'layer', place, statistic, step, x::double from layer_values
     union all select 'step', place, statistic, step, x::double from step_values
 ),
-band as (
-    select kind, place, statistic, count(*) as n, median(x) as middle, 1.4826 * mad(x) as scale
+band as (  -- where more than half of the baseline is one value, MAD is 0: then the standard deviation
+    select
+        kind, place, statistic, count(*) as n, median(x) as middle,
+        coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x)) as scale
     from measured
     where step < $step - 64 and isfinite(x)
     group by kind, place, statistic

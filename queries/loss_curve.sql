@@ -6,10 +6,10 @@ with trajectory as (
 smoothed as (
     select
         *,
-        avg(loss) filter (where isfinite(loss)) over trailing as smooth_loss,
-        median(grad_norm) over trailing as median_grad_norm
+        avg(loss) filter (where isfinite(loss)) over recent as smooth_loss,
+        median(grad_norm) over recent as median_grad_norm
     from trajectory
-    window trailing as (order by step range between $smooth - 1 preceding and current row)
+    window recent as (order by step range between $smooth - 1 preceding and current row)
 ),
 final as (
     select run, step, loss, smooth_loss, held_out_loss, grad_norm, median_grad_norm, lr

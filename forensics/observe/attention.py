@@ -103,7 +103,7 @@ def _block(q: Tensor, k: Tensor, first: int, k_sum: Tensor | None, documents: Te
     if documents is None:
         s[..., first:].masked_fill_(future, MASKED)
         counts = (position + 1).to(torch.float32)[None, None, :]  # keys of each query
-        opening = s[..., 0]
+        start = None  # the first key is position 0
         mean = (q * k_sum).sum(-1) / counts
     else:
         hidden = documents[:, first:, None] != documents[:, None, :]  # (B, n, keys)
@@ -112,14 +112,14 @@ def _block(q: Tensor, k: Tensor, first: int, k_sum: Tensor | None, documents: Te
         mean = s.masked_fill(hidden[:, None], 0.0).sum(-1) / counts
         s.masked_fill_(hidden[:, None], MASKED)
         start = (~hidden).to(torch.int8).argmax(-1)  # the document's first key
-        opening = s.gather(-1, start[:, None, :, None].expand(B, H, n, 1))[..., 0]
     m = s.amax(-1)
     s -= m[..., None]
     e = s.exp()
     z = e.sum(-1)
     weighted = torch.bmm(e.view(-1, 1, keys), s.view(-1, keys, 1)).view(B, H, n)
     entropy = z.log() - weighted / z
-    sink = (opening - m).exp() / z
+    opening = e[..., 0] if start is None else e.gather(-1, start[:, None, :, None].expand(B, H, n, 1))[..., 0]
+    sink = opening / z
     alone = (counts <= 1).expand(B, H, n)
     inside = entropy.masked_fill(alone, 0.0)
     infinite = torch.full((H,), math.inf, device=q.device)

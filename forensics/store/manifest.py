@@ -41,7 +41,12 @@ class Manifest:
     parts: tuple[Part, ...] = ()
 
     def to_json(self) -> bytes:
-        body = {"version": VERSION, "table": self.table, "columns": self.columns, "parts": [vars(p) for p in self.parts]}
+        body = {
+            "version": VERSION,
+            "table": self.table,
+            "columns": self.columns,
+            "parts": [vars(p) for p in self.parts],
+        }
         return json.dumps(body).encode()
 
 

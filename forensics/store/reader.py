@@ -1,7 +1,7 @@
 """Tables of runs as Arrow tables and DuckDB views, by their manifests only, beside any number of writers.
 
-    con = connect("runs")
-    con.sql("select step, loss from steps where run = 'demo' order by step").to_arrow_table()
+con = connect("runs")
+con.sql("select step, loss from steps where run = 'demo' order by step").to_arrow_table()
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Rows into Parquet parts: buffered, atomic, named by one manifest per table that several processes may extend.
 
-    with Writer(run_folder) as w:
-        w.append("steps", step=7, loss=2.31)                       # one row
-        w.append("heads", step=7, layer=layers, head=heads, attn_logit_max=maxima)   # one row per head
-        w.flush()                                                  # one part per table, then its manifest
+with Writer(run_folder) as w:
+    w.append("steps", step=7, loss=2.31)                       # one row
+    w.append("heads", step=7, layer=layers, head=heads, attn_logit_max=maxima)   # one row per head
+    w.flush()                                                  # one part per table, then its manifest
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, 
         "digest": digest,
         "layout": "huggingface" if hf else "own",
         "shape": dataclasses.asdict(shape),
-        "tensors": {name: _hash_tensor(name, tensor) for name, tensor in state.tensors()},
+        "tensors": dict(tensor_hashes(state)),
     }
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -88,14 +89,18 @@ def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, 
 def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
     """The state in a checkpoint folder, every hash checked. Errors: missing, integrity."""
     if not (path / "manifest.json").is_file():
-        raise ForensicsError("missing", f"wanted a checkpoint at {path.name}, found none that is complete", "`forensics show` lists them")
+        raise ForensicsError(
+            "missing", f"wanted a checkpoint at {path.name}, found none that is complete", "`forensics show` lists them"
+        )
     document = json.loads(_checked(path, "state.json"))
     shape = Shape(**document["shape"])
     try:
         params = load_tensors(_checked(path, "model.safetensors"))
         moments = load_tensors(_checked(path, "optimizer.safetensors"))
     except SafetensorError as e:
-        raise ForensicsError("integrity", f"checkpoint {path.name} cannot be read: {e}", "take an earlier checkpoint") from None
+        raise ForensicsError(
+            "integrity", f"checkpoint {path.name} cannot be read: {e}", "take an earlier checkpoint"
+        ) from None
     if document["layout"] == "huggingface":
         params = families.from_hf_tensors(params, shape)
     names = list(families.parameter_shapes(shape))
@@ -105,11 +110,19 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
         counters=Counters(**document["counters"]),
         window=SkipWindow(*(tuple(values) for values in document["window"].values())),
     )  # fmt: skip
-    for name, tensor in state.tensors():
-        if _hash_tensor(name, tensor) != document["tensors"][name]:
+    for name, found in tensor_hashes(state):
+        if found != document["tensors"][name]:
             raise ForensicsError("integrity", f"checkpoint {path.name}: tensor {name} is not the one that was saved",
                                  "`forensics doctor RUN` checks all of them; take an earlier checkpoint")  # fmt: skip
     return state, shape
+
+
+def tensor_hashes(state: TrainState) -> Iterator[tuple[str, str]]:
+    """(kind/name, xxh3_128) of every tensor of a state, in order of name."""
+    for name, tensor in state.tensors():
+        h = xxhash.xxh3_128(header(name, tensor))
+        h.update(as_bytes(tensor))
+        yield name, h.hexdigest()
 
 
 def verify(path: Path) -> list[str]:
@@ -155,12 +168,6 @@ def _host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _hash_tensor(name: str, tensor: Tensor) -> str:
-    h = xxhash.xxh3_128(header(name, tensor))
-    h.update(as_bytes(tensor))
-    return h.hexdigest()
-
-
 def _json(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
@@ -169,18 +176,22 @@ def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], 
     """Parameters of any Hugging Face folder of a known family. Errors: missing, data, config."""
     config = path / "config.json"
     if not config.is_file():
-        raise ForensicsError("missing", f"wanted a Hugging Face folder, found no config.json in {path}", "give the folder that holds the weights")
+        raise ForensicsError(
+            "missing",
+            f"wanted a Hugging Face folder, found no config.json in {path}",
+            "give the folder that holds the weights",
+        )
     try:
         document = json.loads(config.read_bytes())
         files = sorted(path.glob("*.safetensors"))
         files = [f for f in files if f.name != "optimizer.safetensors"]
         if not files:
-            raise ForensicsError("missing", f"wanted *.safetensors in {path}, found none", "convert the weights to safetensors")
+            raise ForensicsError(
+                "missing", f"wanted *.safetensors in {path}, found none", "convert the weights to safetensors"
+            )
         tensors = {name: t.float() for f in files for name, t in load_tensors(f.read_bytes()).items()}
     except (ValueError, SafetensorError) as e:
         raise ForensicsError("data", f"{path} cannot be read: {e}", "is it complete?") from None
     shape = families.from_hf_config(document)
     params = families.from_hf_tensors(tensors, shape)
     return {name: t.to(device) for name, t in params.items()}, shape
-
-

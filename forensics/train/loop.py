@@ -60,8 +60,14 @@ def train(
     reader.check_run_name(name)
     exists = (runs / name / "run.json").is_file()
     if exists and not resume:
-        raise ForensicsError("usage", f"wanted a new run, found one called {name!r} already", "--resume goes on with it, --name gives another")
-    run = _reopen(runs, name, recipe) if exists else _create(recipe, name, recipe_name, runs, arguments or [], preparing)
+        raise ForensicsError(
+            "usage",
+            f"wanted a new run, found one called {name!r} already",
+            "--resume goes on with it, --name gives another",
+        )
+    run = (
+        _reopen(runs, name, recipe) if exists else _create(recipe, name, recipe_name, runs, arguments or [], preparing)
+    )
     return Trainer(run, progress).go(resumed=exists)
 
 
@@ -144,7 +150,10 @@ class Trainer:
         state = self._resumed_state() if resumed else None
         if state is None:
             state = TrainState.start(
-                {n: t.to(self.model.device) for n, t in initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed).items()}
+                {
+                    n: t.to(self.model.device)
+                    for n, t in initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed).items()
+                }
             )
             self._save(state, "first")
         first, started = state.counters.step, time.perf_counter()
@@ -153,7 +162,15 @@ class Trainer:
         interrupted = False
         try:
             with _Signals(self._ask_to_stop):
-                fold(state, self.run.stream, self.run.policy, self.recipe.train.steps, self.model, self.recorder, self._after)
+                fold(
+                    state,
+                    self.run.stream,
+                    self.run.policy,
+                    self.recipe.train.steps,
+                    self.model,
+                    self.recorder,
+                    self._after,
+                )
         except _Stop:
             interrupted = True
         except BaseException:
@@ -177,7 +194,11 @@ class Trainer:
         self.final_loss = result.loss
         fired = self._watch(result)
         last = step == train.steps
-        if self.held_out is not None and len(self.held_out.tokens) and (last or (train.held_out_every and step % train.held_out_every == 0)):
+        if (
+            self.held_out is not None
+            and len(self.held_out.tokens)
+            and (last or (train.held_out_every and step % train.held_out_every == 0))
+        ):
             self.held_out_loss = self.loss_on_held_out(state)
             assert self.recorder.row is not None
             self.recorder.row["held_out_loss"] = self.held_out_loss
@@ -192,7 +213,11 @@ class Trainer:
         elif step % self.recipe.record.flush_every == 0:
             self._flush()
         note = f"loss {result.loss:.3f}" if result.loss is not None else ""
-        self.progress(step, train.steps, f"{note} · {train.batch * self.recipe.data.sequence_length / result.seconds:,.0f} tokens/s")
+        self.progress(
+            step,
+            train.steps,
+            f"{note} · {train.batch * self.recipe.data.sequence_length / result.seconds:,.0f} tokens/s",
+        )
         if self.stop_asked and not last:
             self._event(step, "interrupt", text="ended by Ctrl-C; --resume goes on")
             self._flush()
@@ -231,11 +256,19 @@ class Trainer:
             if held.counters.step not in saved:
                 self._save(held, "ring")
         first = self.ring[0].counters.step if self.ring else step
-        self._event(step, "ring", text=f"states {first} to {step + 1} are kept: replay {first}:{step + 1} densely to see what happened")
+        self._event(
+            step,
+            "ring",
+            text=f"states {first} to {step + 1} are kept: replay {first}:{step + 1} densely to see what happened",
+        )
 
     def _save(self, state: TrainState, reason: str) -> None:
         path, digest, size = checkpoint.save(
-            self.run.folder / "checkpoints", state, self.run.shape, self.run.corpus.folder / "tokenizer.json", self.run.header.eot
+            self.run.folder / "checkpoints",
+            state,
+            self.run.shape,
+            self.run.corpus.folder / "tokenizer.json",
+            self.run.header.eot,
         )
         if self.recorder.row is not None and self.recorder.row["step"] == state.counters.step - 1:
             self.recorder.row["state_digest"] = digest

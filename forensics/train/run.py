@@ -70,6 +70,7 @@ class Run:
         self.shape = Shape(**header.shape)
         self.policy: Policy = own_policy(self.recipe.train, header.precision)
         self.stream: BatchStream = self._own_batch
+        self.parent: Run | None = None  # of a fork that was opened with its lineage
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -96,7 +97,9 @@ class Run:
     def batch_at(self, step: int) -> Batch:
         """What this run's stream yields at `step`. Errors: missing, for a step outside the run."""
         if not 0 <= step < self.header.steps:
-            raise ForensicsError("missing", f"wanted a step of {self.name}, found {step}", f"it has steps 0 to {self.header.steps - 1}")
+            raise ForensicsError(
+                "missing", f"wanted a step of {self.name}, found {step}", f"it has steps 0 to {self.header.steps - 1}"
+            )
         return self.stream(step)
 
     def saved_steps(self) -> list[int]:
@@ -105,27 +108,41 @@ class Run:
     def last_step(self) -> int:
         saved = self.saved_steps()
         if not saved:
-            raise ForensicsError("missing", f"{self.name} has no checkpoint", "was it interrupted before state 0 was written?")
+            raise ForensicsError(
+                "missing", f"{self.name} has no checkpoint", "was it interrupted before state 0 was written?"
+            )
         return saved[-1]
 
     def load(self, step: int) -> TrainState:
         """The state of a checkpoint. Errors: missing, integrity."""
         if step not in self.saved_steps():
-            raise ForensicsError("missing", f"wanted a checkpoint of {self.name} at {step}, found none", f"saved: {_listed(self.saved_steps())}")
+            raise ForensicsError(
+                "missing",
+                f"wanted a checkpoint of {self.name} at {step}, found none",
+                f"saved: {_listed(self.saved_steps())}",
+            )
         state, shape = checkpoint.load(self.folder / "checkpoints" / checkpoint.name_of(step), self.header.device)
         if shape != self.shape:
-            raise ForensicsError("integrity", f"checkpoint {step} of {self.name} holds another architecture", "see `forensics doctor`")
+            raise ForensicsError(
+                "integrity", f"checkpoint {step} of {self.name} holds another architecture", "see `forensics doctor`"
+            )
         return state
 
     def checkpoint_before(self, step: int) -> int:
         """The latest checkpoint at or before `step`. Errors: missing."""
         earlier = [s for s in self.saved_steps() if s <= step]
         if not earlier:
-            raise ForensicsError("missing", f"{self.name} has no checkpoint at or before step {step}", f"saved: {_listed(self.saved_steps())}")
+            raise ForensicsError(
+                "missing",
+                f"{self.name} has no checkpoint at or before step {step}",
+                f"saved: {_listed(self.saved_steps())}",
+            )
         return earlier[-1]
 
     def state_at(self, step: int, after: Callable[[TrainState, StepResult], None] | None = None) -> TrainState:
         """The exact state after `step` updates: the nearest checkpoint before it, then replay."""
+        if self.parent is not None and step < self.header.first_step:
+            return self.parent.state_at(step, after)
         if not self.header.first_step <= step <= self.header.steps:
             raise ForensicsError("missing", f"wanted a state of {self.name}, found {step}",
                                  f"it has states {self.header.first_step} to {self.header.steps}")  # fmt: skip
@@ -144,7 +161,11 @@ class Run:
     def fingerprint(self) -> dict[str, Any]:
         """This machine's, under this run's settings."""
         model = self.model  # settles the switches that the fingerprint tells
-        return current_fingerprint(self.recipe, self.header.device, self.header.precision, self.header.threads) if model else {}
+        return (
+            current_fingerprint(self.recipe, self.header.device, self.header.precision, self.header.threads)
+            if model
+            else {}
+        )
 
 
 def open_run(runs: Path, name: str) -> Run:
@@ -152,7 +173,11 @@ def open_run(runs: Path, name: str) -> Run:
     reader.check_run_name(name)
     path = runs / name / "run.json"
     if not path.is_file():
-        raise ForensicsError("missing", f"wanted run {name!r}, found none in {runs}", nearest(name, reader.runs_in(runs)) + " (`forensics list`)")
+        raise ForensicsError(
+            "missing",
+            f"wanted run {name!r}, found none in {runs}",
+            nearest(name, reader.runs_in(runs)) + " (`forensics list`)",
+        )
     try:
         document = json.loads(path.read_bytes())
         header = Header(**{k: v for k, v in document.items() if k in Header.__dataclass_fields__})
@@ -192,7 +217,11 @@ def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> M
 
 def current_fingerprint(recipe: config.Recipe, device: str, precision: str, threads: int) -> dict[str, Any]:
     return identity.fingerprint(
-        device=device, threads=threads, compiled=recipe.train.compile, optimizer=recipe.train.optimizer, precision=precision
+        device=device,
+        threads=threads,
+        compiled=recipe.train.compile,
+        optimizer=recipe.train.optimizer,
+        precision=precision,
     )
 
 

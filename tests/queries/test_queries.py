@@ -1,0 +1,265 @@
+import math
+import statistics
+
+import pytest
+
+import queries
+from forensics.errors import ForensicsError
+from forensics.records import TABLES
+
+
+def rows(runs, name, **params):
+    return queries.run(runs, name, params).to_pylist()
+
+
+def column(got, name):
+    return [row[name] for row in got]
+
+
+def test_there_are_at_least_ten_queries_each_with_its_file_and_every_file_with_its_entry():
+    files = {path.stem for path in queries.FOLDER.glob("*.sql")}
+    assert files == set(queries.catalog()) and len(files) >= 10
+
+
+@pytest.mark.parametrize("name", queries.catalog())
+def test_every_query_is_a_chain_that_ends_in_final_and_gives_the_columns_of_the_catalog(runs, name):
+    about = queries.catalog()[name]
+    sql = queries.load(name)
+    assert sql.startswith("with ") and sql.endswith("\nselect * from final\n")
+    assert about["sentence"].endswith((".", "?")) or ":" in about["sentence"]
+    given = {"run": "base", "step": "150", "document": "0"}
+    params = {p: given[p] for p, a in about["parameters"].items() if "default" not in a}
+    assert all(f"${p}" in sql for p in about["parameters"])
+    got = queries.run(runs, name, params)
+    assert got.schema.names == list(about["columns"])
+
+
+def test_run_summary(runs):
+    base, fork = rows(runs, "run_summary")
+    assert (base["run"], base["parent"], base["recorded"], base["reached"], base["steps"]) == (
+        "base", None, 200, 200, 200)  # fmt: skip
+    assert base["last_loss"] == pytest.approx(3.01) and base["lowest_loss"] == 3.0
+    assert math.isnan(base["largest_grad_norm"])
+    assert (base["tokens"], base["tokens_per_second"]) == (6400, 64.0)
+    assert (base["spikes"], base["nonfinite"], base["checkpoints"], base["last_checkpoint"]) == (1, 1, 4, 200)
+    assert (fork["run"], fork["parent"], fork["parent_step"], fork["recorded"]) == ("fork", "base", 140, 20)
+    assert (fork["spikes"], fork["checkpoints"], fork["last_checkpoint"]) == (0, 0, None)
+    assert column(rows(runs, "run_summary", run="fork"), "run") == ["fork"]
+
+
+def test_loss_curve_of_a_fork_continues_its_parent(runs):
+    got = rows(runs, "loss_curve", run="fork", first="138", last="142", smooth="2")
+    assert [(r["run"], r["step"], r["loss"]) for r in got] == [
+        ("base", 138, 3.0), ("base", 139, 3.01), ("fork", 140, 2.5), ("fork", 141, 2.5)]  # fmt: skip
+    assert column(got, "smooth_loss") == pytest.approx([3.005, 3.005, 2.755, 2.5])
+    assert column(got, "median_grad_norm") == pytest.approx([1.1, 1.05, 1.05, 1.0])
+    assert column(rows(runs, "loss_curve", run="base"), "step") == list(range(200))
+
+
+def test_spikes_and_what_they_cost(runs):
+    spike, nonfinite = rows(runs, "spikes", run="base")
+    assert (spike["step"], spike["metric"], spike["spike_kind"], spike["steps_to_recover"]) == (150, "loss", "fast", 2)
+    assert spike["excess"] == pytest.approx((6 - 3.005) + (4 - 3.005))
+    assert (nonfinite["step"], nonfinite["kind"], nonfinite["excess"], nonfinite["tensor"]) == (
+        180, "nonfinite", None, "w")  # fmt: skip
+    assert column(rows(runs, "spikes", run="base", metric="loss"), "step") == [150]
+    assert rows(runs, "spikes", run="fork") == []  # the parent's spike lies beyond the fork
+
+
+def test_spike_neighbourhood(runs):
+    got = rows(runs, "spike_neighbourhood", run="base", step="150")
+    assert column(got, "offset") == list(range(-20, 21))
+    middle = got[20]
+    assert (middle["step"], middle["loss"], middle["grad_norm"]) == (150, 6.0, 20.0)
+    assert (middle["attn_logit_max"], middle["layer"], middle["head"]) == (60.0, 1, 0)
+    assert (got[17]["rms_t"], got[17]["tensor"]) == (3.0, "w")
+
+
+def test_worst_sequences_with_their_documents(runs):
+    worst, second = rows(runs, "worst_sequences", run="base", step="150", top="2")
+    assert (worst["slot"], worst["sequence"], worst["loss"]) == (2, 11, 9.0)
+    assert worst["above_median"] == pytest.approx(9 - statistics.median([3.0, 3.1, 9.0, 3.3]))
+    # sequence 11 is the damaged source's second: tokens 8 … 16, of which c.txt supplies 8 … 11, d.txt 12 … 16
+    assert (worst["source"], worst["first_token"], worst["documents"]) == ("damaged", 8, 2)
+    assert (worst["document"], worst["path"], worst["document_tokens"], worst["tags"]) == (3, "d.txt", 5, "repeats")
+    # 4·150 + 3 mod 14 = 1: the clean source's tokens 8 … 16
+    assert (second["slot"], second["sequence"], second["path"], second["document_tokens"]) == (3, 1, "a.txt", 9)
+
+
+def test_worst_sequences_names_one_made_by_an_intervention(runs):
+    made = rows(runs, "worst_sequences", run="fork", step="150", top="1")[0]
+    assert (made["sequence"], made["source"], made["documents"]) == (-1, None, None)
+
+
+def test_head_logits_and_their_growth(runs):
+    got = rows(runs, "head_logits", run="base", every="100")
+    assert [(r["layer"], r["head"], r["step"]) for r in got] == [
+        (layer, head, step) for layer in (0, 1) for head in (0, 1) for step in (0, 100)]  # fmt: skip
+    hot = got[5]
+    assert (hot["attn_logit_max"], hot["at_step"], hot["growth"]) == (550.0, 199, pytest.approx(550 / 12))
+    assert column(got, "growth")[:2] == [1.0, 1.0]
+
+
+def test_first_to_move_orders_what_left_its_band(runs):
+    got = rows(runs, "first_to_move", run="base", step="150")
+    assert [(r["moved_at"], r["lead"], r["kind"], r["place"], r["statistic"]) for r in got] == [
+        (146, 4, "head", "layer 1 head 0", "attn_logit_max"),
+        (147, 3, "tensor", "w", "staleness"),  # its baseline never moved: z is infinite
+        (147, 3, "tensor", "w", "rms_t"),
+        (150, 0, "step", "whole model", "loss"),
+        (150, 0, "step", "whole model", "grad_norm"),
+    ]
+    head = got[0]
+    assert head["baseline_steps"] == 86  # steps 0 … 85
+    assert head["z"] == pytest.approx((20 - 11.5) / (1.4826 * 0.5))
+    assert head["steps_outside"] == 5
+    losses = [3 + 0.01 * (s % 2) for s in range(86) if s != 60]
+    # 43 of these 85 are equal, so MAD is 0 and the standard deviation stands in
+    assert got[3]["z"] == pytest.approx((6 - statistics.median(losses)) / statistics.pstdev(losses))
+    assert got[1]["z"] == math.inf
+
+
+def test_first_to_move_needs_a_baseline(runs):
+    assert rows(runs, "first_to_move", run="base", step="70", least="16") == []
+
+
+def test_stale_tensors(runs):
+    worst, other = rows(runs, "stale_tensors", run="base", step="150")
+    assert (worst["tensor"], worst["rms_t"], worst["rms_t_at"], worst["lead"], worst["alarm"]) == (
+        "w", 3.0, 147, 3, True)  # fmt: skip
+    assert (worst["staleness"], worst["staleness_at"]) == (1.5, 147)
+    assert (other["tensor"], other["alarm"]) == ("b", False)
+    assert rows(runs, "stale_tensors", run="base", step="150", within="2")[0]["alarm"] is False
+
+
+def test_source_loss(runs):
+    expected: dict[tuple[int, str], list[float]] = {}
+    for s in range(200):
+        for slot in range(4):
+            sequence, loss = (4 * s + slot) % 14, 3.0 + 0.1 * slot
+            if (s, slot) == (150, 2):
+                sequence, loss = 11, 9.0
+            expected.setdefault((s // 100 * 100, "clean" if sequence < 10 else "damaged"), []).append(loss)
+    got = rows(runs, "source_loss", run="base", every="100")
+    assert {(r["step"], r["source"]): r["sequences"] for r in got} == {k: len(v) for k, v in expected.items()}
+    for row in got:
+        values = expected[row["step"], row["source"]]
+        assert row["loss"] == pytest.approx(statistics.mean(values), rel=1e-6)
+        assert row["tokens"] == 8 * len(values) and row["share"] == pytest.approx(len(values) / 400)
+    assert max(column(got, "worst_loss")) == 9.0
+    assert "(made)" in column(rows(runs, "source_loss", run="fork"), "source")
+
+
+def test_fork_divergence_beside_its_placebos(runs):
+    first, second = rows(runs, "fork_divergence", run="fork")
+    assert (first["step"], first["l2"], first["placebo_l2"], first["chaos_l2"], first["effect"]) == (
+        141, 9.0, 2.0, 0.5, 4.5)  # fmt: skip
+    assert (first["within_placebos"], first["placebos"], first["control_level"], first["control_bitwise"]) == (
+        False, 3, "exact", True)  # fmt: skip
+    assert (second["effect"], second["within_placebos"], second["loss_gap"]) == (1.0, True, None)
+
+
+def test_skipstep_would_skip_agrees_with_the_definition_in_plain_python(runs):
+    losses = {s: {150: 6.0, 151: 4.0}.get(s, 3 + 0.01 * (s % 2)) for s in range(200) if s != 60}
+    norms = {s: {150: 20.0, 180: math.nan}.get(s, 1 + 0.1 * (s % 3)) for s in range(200) if s != 60}
+    expected, steps = {}, sorted(losses)
+    for i, s in enumerate(steps):
+        earlier = steps[max(0, i - 128) : i]
+        if len(earlier) < 64:
+            continue
+        flags = []
+        for series in (losses, norms):
+            window = [series[e] for e in earlier if math.isfinite(series[e])]
+            limit = 6 * statistics.stdev(window)
+            flags.append(not math.isfinite(series[s]) or series[s] - statistics.mean(window) > limit)
+        if any(flags):
+            expected[s] = tuple(flags)
+    got = rows(runs, "skipstep_would_skip", run="base")
+    assert {r["step"]: (r["by_loss"], r["by_grad_norm"]) for r in got} == expected
+    assert 150 in expected and 180 in expected
+    assert got[0]["n"] == 128
+
+
+def test_document_exposure_agrees_with_a_count_token_by_token(runs):
+    starts = {0: ("clean", 0, 30), 1: ("clean", 30, 55), 2: ("damaged", 0, 12), 3: ("damaged", 12, 28)}
+    for document, (source, first, tokens) in starts.items():
+        expected = []
+        for s in range(200):
+            for slot in range(4):
+                sequence = 11 if (s, slot) == (150, 2) else (4 * s + slot) % 14
+                where = ("clean", sequence) if sequence < 10 else ("damaged", sequence - 10)
+                held = range(where[1] * 8, where[1] * 8 + 9)  # T+1 tokens
+                if where[0] == source and set(held) & set(range(first, first + tokens)):
+                    expected.append((s, slot))
+        got = rows(runs, "document_exposure", run="base", document=str(document))
+        assert [(r["step"], r["slot"]) for r in got] == expected
+    for last, latest in (("3", 0), ("4", 3)):  # batch 3 begins the second epoch
+        seen = rows(runs, "document_exposure", run="base", document="0", last=last)
+        assert max(column(seen, "step")) == latest
+
+
+def test_a_connection_and_its_cursors_serve_queries_as_a_folder_does(runs):
+    con = queries.connect(runs)
+    for where in (con, con.cursor()):
+        assert queries.run(where, "spikes", {"run": "base"}).equals(queries.run(runs, "spikes", {"run": "base"}))
+
+
+def test_a_connection_made_before_a_merge_still_answers(tmp_path):
+    from forensics.store.writer import Writer, replace_table
+
+    folder = tmp_path / "r"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    replace_table(folder, "runs", {"name": ["r"]})
+    writer = Writer(folder)
+    for step in range(40):
+        writer.append("steps", step=step, loss=1.0)
+        writer.flush()
+    con = queries.connect(tmp_path)
+    writer.compact("steps")
+    assert queries.run(con, "loss_curve", {"run": "r"}).num_rows == 40
+
+
+@pytest.mark.parametrize(
+    "name, params, kind, hint",
+    [
+        ("spike", {}, "usage", "spikes"),
+        ("spikes", {"runn": "base"}, "usage", "run"),
+        ("spikes", {}, "usage", "--param run="),
+        ("spikes", {"run": "bas"}, "missing", "base"),
+        ("spike_neighbourhood", {"run": "base", "step": "early"}, "usage", "middle"),
+        ("head_logits", {"run": "base", "every": "0"}, "usage", "steps per row"),
+    ],
+)
+def test_a_wrong_name_or_parameter_is_one_line_with_the_nearest(runs, name, params, kind, hint):
+    with pytest.raises(ForensicsError) as e:
+        queries.run(runs, name, params)
+    assert e.value.kind == kind and hint in e.value.hint and "\n" not in str(e.value)
+
+
+def test_a_flipped_byte_is_found_by_the_query_that_reads_it_and_by_no_other(tmp_path, runs):
+    import shutil
+
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    part = next((copy / "base" / "tables" / "steps").glob("*.parquet"))
+    data = bytearray(part.read_bytes())
+    data[100] ^= 4
+    part.write_bytes(data)
+    assert queries.run(copy, "stale_tensors", {"run": "base", "step": "150"}).num_rows == 2
+    for where in (copy, queries.connect(copy)):
+        with pytest.raises(ForensicsError, match=part.name) as e:
+            queries.run(where, "loss_curve", {"run": "base"})
+        assert e.value.kind == "integrity"
+
+
+def test_the_schema_and_its_description_hold_every_column_and_query():
+    views = {view["table"]: view for view in queries.schema()}
+    text = queries.describe()
+    for table in TABLES.values():
+        names = [c["name"] for c in views[table.name]["columns"]]
+        assert names == ["run", *(c.name for c in table.columns)]
+        assert f"## `{table.name}`" in text and all(f"| `{n}` |" in text for n in names)
+    assert "sources" in views and "lineage(run)" in text
+    for name, about in queries.catalog().items():
+        assert f"## `{name}`" in text and about["sentence"] in text
