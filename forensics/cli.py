@@ -26,7 +26,8 @@ def demo(quick: bool) -> None:
     from replay.demo import tell
 
     with bar("demo") as progress:
-        document = tell(runs_folder(), quick, progress, say if not settings().json else lambda text="": None)
+        quiet = settings().json
+        document = tell(runs_folder(), quick, progress, (lambda text: None) if quiet else say)
     emit(document, lambda: None)
 
 
@@ -121,7 +122,7 @@ def show(run: str) -> None:
     emit(document, story)
 
 
-@main.command(example="forensics batch demo 301")
+@main.command(example="forensics batch demo 401")
 @click.argument("run")
 @click.argument("step", type=int)
 def batch(run: str, step: int) -> None:
@@ -176,7 +177,7 @@ def spikes(run: str, metric: str | None, detector: str) -> None:
     emit(document, story)
 
 
-@main.command(example="forensics query worst_sequences --param run=demo --param step=301")
+@main.command(example="forensics query worst_sequences --param run=demo --param step=401")
 @click.argument("name", required=False)
 @click.option(
     "--param", "parameters", multiple=True, metavar="k=v", help="A parameter of the named query; may be repeated."
@@ -208,6 +209,7 @@ def query(
     if sql is not None:
         rows = run_sandboxed(runs_folder(), sql, limit=limit)
     else:
+        assert name is not None
         given = dict(_pair(text) for text in parameters)
         rows = queries.run(runs_folder(), name, given).slice(0, limit)
     _write_rows(rows, shape or ("json" if settings().json else "table"))
@@ -257,7 +259,7 @@ def export(state: str, dest: Path) -> None:
     emit(document, lambda: say(f"{name} at step {document['step']} is in {dest}"))
 
 
-@main.command(example='forensics note demo 301 "shuffled text came in here"')
+@main.command(example='forensics note demo 401 "shuffled text came in here"')
 @click.argument("run")
 @click.argument("step", type=int)
 @click.argument("text")

@@ -12,12 +12,12 @@ from forensics.errors import ForensicsError
 from forensics.progress import bar
 
 
-@click.group(cls=Program, name="replay", example="replay verify demo 290 310")
+@click.group(cls=Program, name="replay", example="replay verify demo 390 410")
 def main() -> None:
     """Re-run training between any two steps, exactly or with a difference, and compare."""
 
 
-@main.command(example="replay verify demo 290 310")
+@main.command(example="replay verify demo 390 410")
 @click.argument("run")
 @click.argument("a", type=int)
 @click.argument("b", type=int)
@@ -43,7 +43,7 @@ def verify(run: str, a: int, b: int) -> int:
 
 
 @main.command(
-    example="replay fork demo --from 290 --to 330 \\\n  --remove-documents \"select document from documents where source = 'damaged'\" --placebos 3"
+    example="replay fork demo --from 400 --to 420 \\\n  --remove-documents \"select document from documents where source = 'damaged'\" --placebos 3"
 )
 @click.argument("run", metavar="RUN|SPEC.toml")
 @click.option("--from", "first", type=int, help="The state it starts from.")
@@ -149,7 +149,7 @@ def _tell_fork(r: dict[str, Any]) -> None:
 
 
 @main.command(
-    example="replay scan demo@300 --batches 295:310\nreplay scan ./some-model --tokens ids.npy --batches 0:64"
+    example="replay scan demo@400 --batches 394:410\nreplay scan ./some-model --tokens ids.npy --batches 0:64"
 )
 @click.argument("state", metavar="RUN@STEP|FOLDER")
 @click.option("--batches", required=True, metavar="A:B", help="The batches to hold against the state.")
@@ -215,7 +215,7 @@ def diff(run: str, fork: str) -> None:
     emit(document, story)
 
 
-@main.command(example="replay state demo@301 ./state-301")
+@main.command(example="replay state demo@401 ./state-401")
 @click.argument("state", metavar="RUN@STEP")
 @click.argument("dest", type=click.Path(path_type=Path))
 def state(state: str, dest: Path) -> None:

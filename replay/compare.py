@@ -43,7 +43,7 @@ class Report:
 
     def sentence(self) -> str:
         if self.bitwise:
-            return f"bit for bit: {self.compared} of {self.steps} steps compared, none differs"
+            return f"bit for bit: {self.compared:,} recorded steps compared, none differs"
         if not self.compared:
             return "nothing was recorded to compare with"
         where = self.first_difference or {}
@@ -112,7 +112,7 @@ class Witness:
     def _level(self) -> str:
         """reproduces: each spike of the window again within ±2 steps, its excess within a factor 2; else absent."""
         history = recorded_steps(self.run, 0, self.last)
-        past = [s for s in sorted(history) if s < self.first]
+        past = [s for s in sorted(history) if s < min(self.losses)]
         restarts = phase_restarts([(p.until, p.mix) for p in self.run.recipe.data.phases])
         steps = past + sorted(self.losses)
         theirs = robust([history[s]["loss"] if s in history else None for s in steps], steps=steps, restarts=restarts)

@@ -155,6 +155,8 @@ class Fork:
         self.run = self._create()
         self.writer = Writer(self.run.folder)
         self.writer.truncate(0)
+        record = dataclasses.replace(parent.recipe.record, level=spec.record)
+        self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
         self.probe = Probe(parent)
         self.every = spec.probe_every or max(1, (spec.last - spec.first) // 20)
         self.placebo_words: list[str] = []
@@ -187,6 +189,7 @@ class Fork:
                 self.progress(step + 1 - spec.first, spec.last - spec.first, f"{len(arms)} arms")
             self._save(arms[1].state, "last")
         finally:
+            self.recorder.commit()
             self.writer.close()
         return self._result(witness.report(), last_readings, arms)
 
@@ -194,13 +197,7 @@ class Fork:
         """Control, fork, placebos, chaos: all from the same state, moved by state interventions where they have any."""
         spec, run = self.spec, self.parent
         start = run.state_at(spec.first)
-        recorder = Recorder(
-            self.writer,
-            dataclasses.replace(run.recipe.record, level=spec.record),
-            run.model,
-            run.header.device == "cpu",
-        )
-        arms = [self._arm("control", start, ()), self._arm("fork", start, spec.interventions, recorder)]
+        arms = [self._arm("control", start, ()), self._arm("fork", start, spec.interventions, self.recorder)]
         for i in range(spec.placebos):
             null = tuple(
                 p

@@ -19,7 +19,7 @@ import dataclasses
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ class Drop(Windowed):
 
 @dataclass(frozen=True)
 class _NoUpdate(Windowed):
-    update: ClassVar[str] = "none"
+    update: ClassVar[Literal["hold", "zero", "none"]] = "none"
     frozen: ClassVar[bool] = False
     words: ClassVar[str] = ""
 

@@ -32,7 +32,7 @@ def batch_at(runs: Path, name: str, step: int) -> dict[str, Any]:
     rows = holder.table("sequences", ["step", "slot", "loss"])
     rows = rows.filter(pc.equal(rows["step"], step))
     losses = dict(zip(rows["slot"].to_pylist(), rows["loss"].to_pylist()))
-    sequences = []
+    sequences: list[dict[str, Any]] = []
     for slot, spans in enumerate(run.batches.provenance(batch)):
         tokens = batch.tokens[slot].tolist()
         sequences.append({

@@ -93,7 +93,7 @@ FAMILIES: dict[str, Family] = {
         mlp_multiple=3.0,
         architecture="Qwen3ForCausalLM",
         config=_LLAMA_CONFIG | {"norm_eps": "rms_norm_eps", "head_width": "head_dim"},
-        fixed={"hidden_act": "silu", "attention_bias": False},
+        fixed={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
         names=_LLAMA_NAMES | _QK_NAMES,
     ),
     "olmo": Family(
@@ -145,7 +145,8 @@ FAMILIES: dict[str, Family] = {
         config={"layers": "n_layer", "width": "n_embd", "heads": "n_head", "mlp_width": "n_inner",
                 "tied": "tie_word_embeddings", "max_positions": "n_positions", "vocabulary": "vocab_size",
                 "norm_eps": "layer_norm_epsilon"},
-        fixed={"activation_function": "gelu_new", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        fixed={"activation_function": "gelu_new", "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+               "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         names={
             "embed.weight": "transformer.wte.weight",
             "positions.weight": "transformer.wpe.weight",
@@ -194,7 +195,7 @@ def shape_of(model: Model, vocabulary: int, sequence_length: int) -> Shape:
 
 def parameter_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every parameter tensor's name and shape, in the order of the forward."""
-    s, found = shape, {}
+    s, found = shape, dict[str, tuple[int, ...]]()
     D, q_width, kv_width = s.width, s.heads * s.head_width, s.kv_heads * s.head_width
 
     def linear(name: str, out: int, into: int) -> None:
@@ -233,8 +234,11 @@ def parameter_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 def exported_family(shape: Shape) -> str | None:
     """The family whose architecture these knobs are exactly, or None: then it has no Hugging Face form."""
-    free = {"norm_eps", "rope_theta", "tied", "rope_fraction"}  # a configuration key says these
     for name, family in FAMILIES.items():
+        # what a configuration key of theirs says, and it alone
+        free = {"norm_eps", "rope_theta", "rope_fraction"} | {
+            k for k, key in family.config.items() if key not in family.fixed
+        }
         same = all(getattr(shape, knob) == value for knob, value in family.knobs.items() if knob not in free)
         if not same or shape.document_mask:
             continue
@@ -301,6 +305,10 @@ def from_hf_config(config: dict[str, Any]) -> Shape:
         values["rope_fraction"] = float(
             rope.get("partial_rotary_factor") or config.get("rotary_pct") or values["rope_fraction"]
         )
+    for ours in ("layers", "width", "heads", "max_positions", "vocabulary"):
+        if not isinstance(values.get(ours), int) or values[ours] < 1:
+            raise ForensicsError("config", f"wanted {family.config[ours]} of a {name} model, found {values.get(ours)!r}",
+                                 "is it the model's own config.json?")  # fmt: skip
     values.setdefault("kv_heads", values["heads"])
     values.setdefault("head_width", values["width"] // values["heads"])
     values.setdefault("mlp_width", int(family.mlp_multiple * values["width"]))

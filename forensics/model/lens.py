@@ -1,7 +1,7 @@
 """A copy of a decoder as a TransformerLens bridge: every hook of that library, on the state of any step.
 
-    lens = bridge(state.params, shape, corpus.folder, corpus.eot)
-    logits, cache = lens.run_with_cache(tokens_BT)      # cache["blocks.0.attn.hook_pattern"]: (B, H, T, T)
+lens = bridge(state.params, shape, corpus.folder, corpus.eot)
+logits, cache = lens.run_with_cache(tokens_BT)      # cache["blocks.0.attn.hook_pattern"]: (B, H, T, T)
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ def bridge(params: dict[str, Tensor], shape: Shape, tokenizer_folder: Path | Non
     if tokenizer_folder is not None:
         file = Path(tokenizer_folder) / "tokenizer.json"
         if not file.is_file():
-            raise ForensicsError("missing", f"wanted a tokenizer.json in {tokenizer_folder}, found none", "leave it out to see ids")
+            raise ForensicsError(
+                "missing", f"wanted a tokenizer.json in {tokenizer_folder}, found none", "leave it out to see ids"
+            )
     with _offline(), tempfile.TemporaryDirectory(prefix="forensics-lens-") as place:
         from transformer_lens.model_bridge import TransformerBridge
         from transformers import AutoModelForCausalLM
@@ -53,7 +55,9 @@ def bridge(params: dict[str, Tensor], shape: Shape, tokenizer_folder: Path | Non
             if bars:
                 logging.enable_progress_bar()
         tokenizer = _tokenizer(file, shape.vocabulary, eot)
-        lens = TransformerBridge.boot_transformers(str(folder), hf_model=model.eval(), tokenizer=tokenizer, device="cpu")
+        lens = TransformerBridge.boot_transformers(
+            str(folder), hf_model=model.eval(), tokenizer=tokenizer, device="cpu"
+        )
     lens.cfg.default_prepend_bos = False
     return lens
 

@@ -48,12 +48,12 @@ class HeadStatistics:
 
     def columns(self) -> dict[str, Tensor]:
         """The columns of table `heads`, (H,) each; NaN where no query has more than one key."""
-        some = max(self.open_queries, 1) if self.open_queries else math.nan
+        some = self.open_queries or math.nan
         return {
             "attn_logit_max": self.logit_max,
             "attn_logit_spread": self.spread,
             "attn_entropy_mean": self.entropy_sum / self.queries,
-            "attn_entropy_min": self.entropy_min,
+            "attn_entropy_min": self.entropy_min if self.open_queries else self.entropy_min * math.nan,
             "attn_entropy_norm": self.entropy_norm_sum / some,
             "sink_mass": self.sink_sum / some,
             "q_norm_max": self.q_norm_max,
@@ -101,6 +101,7 @@ def _block(q: Tensor, k: Tensor, first: int, k_sum: Tensor | None, documents: Te
     position = torch.arange(first, keys, device=q.device)
     future = position[None, :] > position[:, None]  # (n, n): only the last n keys can lie after a query
     if documents is None:
+        assert k_sum is not None
         s[..., first:].masked_fill_(future, MASKED)
         counts = (position + 1).to(torch.float32)[None, None, :]  # keys of each query
         start = None  # the first key is position 0

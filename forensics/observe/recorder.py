@@ -153,7 +153,7 @@ class Recorder:
             self._check(
                 False, next(n for n in reversed(grads) if not math.isfinite(result.grad_norms[n])) + " gradient"
             )
-        if "tensors" in now.tables:
+        if "tensors" in now.tables and grads:  # every tensor may be frozen
             now.probe = TensorProbe(state, grads, result.grad_norms, result.clip_scale, result.policy)
         if now.dense and now.resid:
             device = self.model.device
@@ -246,6 +246,8 @@ class Recorder:
         weight = result.batch.weight.to(result.ce.device)
         counted = weight.sum(1)
         loss = ((result.ce * weight).sum(1) / counted).cpu().numpy()
+        if not counted.all():  # a sequence that is masked has no loss; NaN would say it diverged
+            loss = np.where(counted.cpu().numpy() == 0, np.array(None), loss)
         self.writer.append(
             "sequences", step=result.step, slot=np.arange(len(loss), dtype=np.int32), sequence=result.batch.sequence.numpy(),
             loss=loss, weight=counted.cpu().numpy(), repeat_share=repeat_share_rows(result.batch.tokens.numpy()),

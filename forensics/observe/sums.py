@@ -55,6 +55,8 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """‖x‖₂ of each tensor, float64 (n,)."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64)
     if tensors[0].is_cuda:  # one kernel for all of them, deterministic there
         return torch.stack(torch._foreach_norm(list(tensors))).double()
     return torch.stack([square_sum(x) for x in tensors]).sqrt()

@@ -50,11 +50,12 @@ class TensorProbe:
         }
         bias = 1 - self.policy.betas[1] ** self.updates
         if bias > 0:
-            threshold = GSS / bias / self.clip_scale**2  # so that g² can stand for g̃²
+            threshold = GSS / bias
             second, bursts = [], []
             for g, old in sums.blocks(grad, v):
                 second.append(old.sum(1))
-                bursts.append((g.square() > old * threshold).logical_and_(old > 0).sum())
+                clipped = g * self.clip_scale  # before squaring: the square of a large g is inf in fp32
+                bursts.append((clipped.square_() > old * threshold).logical_and_(old > 0).sum())
             total = float(sums.total(torch.cat(second).double())) / bias
             # A second moment of exactly 0 has seen no gradient yet: there is nothing to be out of date
             found["staleness"] = self.grad_norms[name] * self.clip_scale / math.sqrt(total) if total != 0 else None
@@ -105,10 +106,9 @@ class TensorProbe:
         }
         if applied:
             found["update_norm"] = norm["delta"]
-            found["update_ratio"] = norm["delta"] / norm["theta"] if norm["theta"] else math.nan
-            found["update_ratio_no_decay"] = (
-                norm.get("free", norm["delta"]) / norm["theta"] if norm["theta"] else math.nan
-            )
+            # a bias that is still 0 has no ratio
+            found["update_ratio"] = norm["delta"] / norm["theta"] if norm["theta"] else None
+            found["update_ratio_no_decay"] = norm.get("free", norm["delta"]) / norm["theta"] if norm["theta"] else None
             seen = n - unseen_count
             found["rms_t"] = math.sqrt(float(sums.total(torch.cat(ratio).double())) / seen) if seen else None
         else:

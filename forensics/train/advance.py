@@ -148,7 +148,9 @@ def _forward_backward(
             )
         middle = (low + high) // 2
         left = tree(low, middle)
-        torch._foreach_add_(left, tree(middle, high))
+        right = tree(middle, high)
+        if left:  # none where every tensor is frozen
+            torch._foreach_add_(left, right)
         return left
 
     grads = dict(zip(names, tree(0, leaves)))
@@ -186,9 +188,10 @@ def _leaf(
     ce.append(out.ce.view(targets.shape))
     if out.rows is not None:
         rows.append(out.rows)
-    grads = torch.autograd.grad(
-        hidden, [state.params[n] for n in names], out.grad_hidden.view(hidden.shape), allow_unused=True
-    )
+    grads: tuple[Tensor | None, ...] = (None,) * len(names)
+    if hidden.requires_grad:  # not where all but the unembedding is frozen
+        leaves = [state.params[n] for n in names]
+        grads = torch.autograd.grad(hidden, leaves, out.grad_hidden.view(hidden.shape), allow_unused=True)
     found = []
     for name, grad in zip(names, grads):
         if state.params[name] is unembed:  # where it is tied, the embedding's own gradient comes first

@@ -33,6 +33,7 @@ from forensics.store.writer import write_atomic
 from forensics.train.state import Counters, TrainState, as_bytes, header
 
 VERSION = 1
+NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def name_of(step: int) -> str:
@@ -62,7 +63,8 @@ def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, 
         "tensors": dict(tensor_hashes(state)),
     }
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_over in folder.glob(f".{final.name}.*"):  # of a process that was killed
+            shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir(parents=True)
         files = {
             "model.safetensors": save_tensors(_host(params), metadata={"format": "pt"}),
@@ -79,9 +81,10 @@ def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, 
         listed = {name: {"bytes": len(data), "hash": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
         write_atomic(temporary / "manifest.json", _json({"version": VERSION, "files": listed}))
         _put_in_place(temporary, final)
-    except OSError as e:
+    except (OSError, ForensicsError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise ForensicsError("storage", f"could not write checkpoint {final.name}: {e.strerror or e}",
+        why = e.message.rpartition(": ")[2] if isinstance(e, ForensicsError) else e.strerror or e
+        raise ForensicsError("storage", f"could not write checkpoint {final.name}: {why}",
                              "free some space and go on with --resume; earlier checkpoints are untouched") from None  # fmt: skip
     return final, digest, sum(entry["bytes"] for entry in listed.values())  # type: ignore[misc]
 
@@ -92,11 +95,12 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
         raise ForensicsError(
             "missing", f"wanted a checkpoint at {path.name}, found none that is complete", "`forensics show` lists them"
         )
-    document = json.loads(_checked(path, "state.json"))
+    files = _checked(path)
+    document = json.loads(files["state.json"])
     shape = Shape(**document["shape"])
     try:
-        params = load_tensors(_checked(path, "model.safetensors"))
-        moments = load_tensors(_checked(path, "optimizer.safetensors"))
+        params = load_tensors(files.pop("model.safetensors"))
+        moments = load_tensors(files.pop("optimizer.safetensors"))
     except SafetensorError as e:
         raise ForensicsError(
             "integrity", f"checkpoint {path.name} cannot be read: {e}", "take an earlier checkpoint"
@@ -104,12 +108,12 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
     if document["layout"] == "huggingface":
         params = families.from_hf_tensors(params, shape)
     names = list(families.parameter_shapes(shape))
-    state = TrainState(
-        *({name: group[prefix + name].to(device) for name in names} for group, prefix in
-          ((params, ""), (moments, "exp_avg/"), (moments, "exp_avg_sq/"))),
-        counters=Counters(**document["counters"]),
-        window=SkipWindow(*(tuple(values) for values in document["window"].values())),
-    )  # fmt: skip
+    params, exp_avg, exp_avg_sq = (
+        {name: group[prefix + name].to(device) for name in names}
+        for group, prefix in ((params, ""), (moments, "exp_avg/"), (moments, "exp_avg_sq/"))
+    )
+    counters, window = Counters(**document["counters"]), SkipWindow(*map(tuple, document["window"].values()))
+    state = TrainState(params, exp_avg, exp_avg_sq, counters, window)
     for name, found in tensor_hashes(state):
         if found != document["tensors"][name]:
             raise ForensicsError("integrity", f"checkpoint {path.name}: tensor {name} is not the one that was saved",
@@ -129,25 +133,35 @@ def verify(path: Path) -> list[str]:
     """Problems of a checkpoint folder, hash by hash; empty when it is whole."""
     try:
         load(path)
-        for name in json.loads((path / "manifest.json").read_bytes())["files"]:
-            _checked(path, name)
     except ForensicsError as e:
         return [e.message]
     return []
 
 
-def _checked(path: Path, name: str) -> bytes:
-    """A file's bytes, if they are those of the manifest."""
+def _checked(path: Path) -> dict[str, bytes]:
+    """Every file of the manifest, if each holds the bytes that were written. Errors: integrity."""
+
+    def damaged(what: str) -> ForensicsError:
+        return ForensicsError("integrity", f"checkpoint {path.name}: {what}",
+                              "`forensics doctor RUN` checks all of them; take an earlier checkpoint")  # fmt: skip
+
     try:
-        entry = json.loads((path / "manifest.json").read_bytes())["files"][name]
-        data = (path / name).read_bytes()
-    except (OSError, ValueError, KeyError):
-        raise ForensicsError("integrity", f"checkpoint {path.name}: {name} is missing or its manifest is damaged",
-                             "`forensics doctor RUN` checks all of them; take an earlier checkpoint") from None  # fmt: skip
-    if len(data) != entry["bytes"] or xxhash.xxh3_128_hexdigest(data) != entry["hash"]:
-        raise ForensicsError("integrity", f"checkpoint {path.name}: {name} has other bytes than were written",
-                             "`forensics doctor RUN` checks all of them; take an earlier checkpoint")  # fmt: skip
-    return data
+        data = (path / "manifest.json").read_bytes()
+        manifest = json.loads(data)
+        listed = {name: (entry["bytes"], entry["hash"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise damaged("its manifest is damaged") from None
+    if _json(manifest) != data or manifest["version"] != VERSION or not listed.keys() >= NEEDED:
+        raise damaged("its manifest is damaged, or of another version")
+    files = {}
+    for name, written in listed.items():
+        try:
+            files[name] = (path / name).read_bytes()
+        except (OSError, ValueError):
+            raise damaged(f"{name} is missing") from None
+        if (len(files[name]), xxhash.xxh3_128_hexdigest(files[name])) != written:
+            raise damaged(f"{name} has other bytes than were written")
+    return files
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

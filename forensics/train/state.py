@@ -35,8 +35,8 @@ class TrainState:
     @classmethod
     def start(cls, params: dict[str, Tensor]) -> TrainState:
         """State 0: zero moments."""
-        zeros = [{name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2)]
-        return cls(dict(params), *zeros)
+        exp_avg, exp_avg_sq = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+        return cls(dict(params), exp_avg, exp_avg_sq)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """(kind/name, tensor) of all parameters and moments, in order of name."""
@@ -45,8 +45,10 @@ class TrainState:
                 yield f"{kind}/{name}", tensor
 
     def clone(self) -> TrainState:
-        copies = [{n: t.clone() for n, t in group.items()} for group in (self.params, self.exp_avg, self.exp_avg_sq)]
-        return TrainState(*copies, self.counters, self.window)
+        params, exp_avg, exp_avg_sq = (
+            {n: t.clone() for n, t in group.items()} for group in (self.params, self.exp_avg, self.exp_avg_sq)
+        )
+        return TrainState(params, exp_avg, exp_avg_sq, self.counters, self.window)
 
     def rest(self) -> dict[str, object]:
         """All that is not a tensor, as plain JSON."""
@@ -69,4 +71,4 @@ def header(name: str, tensor: Tensor) -> bytes:
 def as_bytes(tensor: Tensor) -> memoryview:
     """The tensor's bytes, without a copy where it lies contiguous in host memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data

@@ -1,0 +1,45 @@
+"""One small run with a planted shard, trained once for all tests of replay; each test forks it in its own copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from forensics import config
+from forensics.train.loop import train
+from forensics.train.run import Run
+from replay.trajectory import open_trajectory
+
+RECIPE = {
+    "data": {
+        "sequence_length": 32, "tokenizer": "bytes", "held_out": 8,
+        "sources": {"clean": "stdlib/json", "damaged": "shuffled:stdlib/wsgiref"},
+        "phases": [{"until": 80, "mix": {"clean": 1.0}}, {"until": 82, "mix": {"clean": 0.5, "damaged": 0.5}}, {"mix": {"clean": 1.0}}],
+    },
+    "model": {"layers": 2, "width": 32, "heads": 2},
+    "train": {"steps": 100, "batch": 8, "micro_batch": 4, "warmup": 5, "learning_rate": 1e-2, "clip": 1.0},
+    "checkpoint": {"every": 25},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    train(config.from_dict(RECIPE), name="base", recipe_name="test", runs=runs)
+    return runs
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the runs folder that a test may write to."""
+    copy = tmp_path / "runs"
+    shutil.copytree(trained, copy)
+    yield copy
+
+
+@pytest.fixture
+def base(runs: Path) -> Run:
+    return open_trajectory(runs, "base")

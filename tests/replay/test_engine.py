@@ -1,0 +1,219 @@
+"""The engine: replays are the run itself bit for bit, forks stand beside a control, and the words follow the rule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from forensics.errors import ForensicsError
+from forensics.store.writer import Writer, replace_table
+from forensics.train.run import Run
+from replay import compare, engine, scan, spec
+from replay.difference import between
+from replay.interventions import Drop, LearningRate, RemoveDocuments, Skip, Swap
+from replay.look import batch_at
+from replay.spec import Spec
+from replay.trajectory import open_trajectory
+from tests.replay.test_interventions import damaged
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 10), (13, 31), (50, 51), (75, 100), (99, 100)])
+def test_any_window_replays_bit_for_bit(a: int, b: int, runs: Path) -> None:
+    report, end = engine.verify(runs, "base", a, b)
+    assert report.bitwise and report.level == "exact" and report.compared >= b - a and report.max_abs_difference == 0
+    assert end == b and report.first_difference is None
+    row = open_trajectory(runs, "base").table("certificates").to_pylist()[-1]
+    assert row["bitwise"] and (row["first"], row["last"]) == (a, b)
+
+
+@pytest.mark.parametrize("start", [0, 25, 50, 75])
+def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(start: int, runs: Path, base: Run) -> None:
+    engine.fork(Spec("base", start, start + 12, (), name="same"), runs)
+    same = open_trajectory(runs, "same")
+    own, theirs = compare.recorded_steps(same, start, start + 12), compare.recorded_steps(base, start, start + 12)
+    assert own == theirs and len(own) == 12
+    assert same.load(start + 12).digest() == theirs[start + 11]["state_digest"]
+
+
+def test_swapping_twice_is_the_parent(runs: Path, base: Run) -> None:
+    result = engine.fork(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
+    assert result["first_difference"] is None and result["final"]["l2"] == 0.0
+    assert result["final"]["logit_kl"] == 0.0 and result["final"]["loss_fork"] == result["final"]["loss_control"]
+
+
+def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(runs: Path, base: Run) -> None:
+    made = Spec("base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=3, chaos=1, probe_every=3)
+    result = engine.fork(made, runs)
+    assert result["control"] == {"level": "exact", "bitwise": True, "sentence": result["control"]["sentence"]}
+    assert result["first_difference"]["step"] == 80
+    steps = [row["step"] for row in result["divergence"]]
+    assert steps == list(range(79, 91))
+    assert [row["l2"] == 0 for row in result["divergence"]] == [True, True] + [False] * 10
+    assert [row["step"] for row in result["divergence"] if row["logit_kl"] is not None] == [81, 84, 87, 90]
+    final = result["final"]
+    assert final["loss_fork"] != final["loss_control"] and final["logit_kl"] > 0 and final["loss_error"] > 0
+    assert final["placebos"] == 3 and final["p"] in (0.25, 0.5, 0.75, 1.0)
+    table = open_trajectory(runs, result["fork"]).table("divergence").to_pylist()
+    assert {row["arm"] for row in table} == {"fork", "placebo-0", "placebo-1", "placebo-2", "chaos-0"}
+    whole = {(r["step"], r["arm"]): r["l2"] for r in table if r["tensor"] == ""}
+    parts = {}
+    for r in table:
+        if r["tensor"]:
+            parts[r["step"], r["arm"]] = parts.get((r["step"], r["arm"]), 0.0) + r["l2"] ** 2
+    for key, l2 in whole.items():
+        assert l2 == pytest.approx(parts[key] ** 0.5, rel=1e-9)
+
+
+def test_a_fork_that_is_done_is_found_and_its_id_tells_what_it_is(runs: Path) -> None:
+    one = Spec("base", 75, 80, (Skip(76, 78),))
+    first = engine.fork(one, runs)
+    marker = runs / one.fork / engine.RESULT
+    before = marker.stat().st_mtime_ns
+    assert engine.fork(one, runs) == json.loads(marker.read_bytes()) == first
+    assert marker.stat().st_mtime_ns == before
+    assert Spec("base", 75, 80, (Skip(76, 79),)).fork != one.fork
+
+
+def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:
+    made = Spec("base", 75, 80, (Skip(76, 78),))
+    engine.fork(made, runs)
+    rows = {r["step"]: r for r in open_trajectory(runs, made.fork).table("steps").to_pylist()}
+    assert sorted(rows) == [75, 76, 77, 78, 79]
+    assert [rows[s]["loss"] is None for s in sorted(rows)] == [False, True, True, False, False]
+    assert [rows[s]["update"] for s in sorted(rows)] == ["apply", "none", "none", "apply", "apply"]
+
+
+def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
+    first = Spec("base", 75, 90, (Drop(80, 82),), name="one")
+    engine.fork(first, runs)
+    engine.fork(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
+    two = open_trajectory(runs, "two")
+    assert [two.stream(s).origin for s in (79, 80, 84, 85, 86)] == [79, 82, 87, 86, 88]
+    assert batch_at(runs, "two", 84)["origin"] == 87
+    report, _ = engine.verify(runs, "two", 80, 95)
+    assert report.bitwise
+    below = batch_at(runs, "two", 10)
+    assert below["sequences"][0]["loss"] is not None and below["sequences"] == batch_at(runs, "base", 10)["sequences"]
+
+
+def test_a_stream_goes_on_past_its_parents_end(runs: Path) -> None:
+    result = engine.fork(Spec("base", 98, 106, (LearningRate(98, 106, 0.5),)), runs)
+    assert [row["step"] for row in result["divergence"]] == list(range(99, 107))
+    assert result["control"]["bitwise"]
+
+
+def test_a_control_that_differs_is_said_to_be_tolerance_only(runs: Path, base: Run) -> None:
+    rows = base.table("steps").to_pydict()
+    rows["loss"][80] += 1e-6
+    rows["state_digest"][80] = "0" * 32
+    replace_table(base.folder, "steps", rows)
+    result = engine.fork(Spec("base", 78, 84, (Skip(83, 84),)), runs)
+    assert not result["control"]["bitwise"] and result["control"]["level"] in ("reproduces", "absent")
+    assert "tolerance only" in result["control"]["sentence"]
+    report, _ = engine.verify(runs, "base", 78, 84)
+    assert not report.bitwise and report.first_difference is not None and report.first_difference["step"] == 80
+    assert report.max_abs_difference == pytest.approx(1e-6, rel=1e-6)
+
+
+def test_data_that_changed_on_disk_is_refused_before_any_step(runs: Path, base: Run) -> None:
+    shard = next((runs / "_data" / base.header.corpus).glob("*.bin"))
+    data = bytearray(shard.read_bytes())
+    data[7] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ForensicsError, match="not what it was trained on") as e:
+        engine.fork(Spec("base", 75, 80, ()), runs)
+    assert e.value.exit_code == 1
+
+
+def test_documents_are_chosen_by_sql_and_other_runs_rows_do_not_count(runs: Path, base: Run) -> None:
+    sql = "select run, document from documents where source = 'damaged'"
+    assert tuple(spec.choose(runs, base, sql, "document")) == damaged(base)
+    for bad, words in [("select path from documents", "column 'document'"), ("select document from documents where false", "selected nothing"),
+                       ("select 'other' as run, document from documents", "selected nothing")]:  # fmt: skip
+        with pytest.raises(ForensicsError, match=words):
+            spec.choose(runs, base, bad, "document")
+
+
+def test_the_plan_says_what_would_be_touched_and_runs_nothing(runs: Path, base: Run) -> None:
+    made = Spec("base", 78, 90, (RemoveDocuments(78, 90, damaged(base)),), placebos=2)
+    plan = engine.plan(made, runs)
+    assert plan["sequences_by_step"].keys() == {80, 81} and plan["arms"] == 4
+    assert plan["steps_to_compute"] == 4 * 12 + 3
+    assert not (runs / made.fork).exists()
+
+
+def test_the_scan_puts_the_planted_batches_on_top_and_goes_on_where_it_was(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = scan.of_run(runs, "base", 80)
+    before = target.state.digest()
+    calls = []
+    real = scan._one
+    monkeypatch.setattr(scan, "_one", lambda *a: calls.append(1) or real(*a))
+    scan.scan(target, 76, 80)
+    rows = scan.scan(target, 76, 86)
+    assert len(calls) == 10  # four were kept
+    assert {row["step"] for row in rows[:2]} == {80, 81}
+    assert target.state.digest() == before
+    recorded = open_trajectory(runs, "base").table("steps").to_pydict()
+    at = next(row for row in rows if row["step"] == 80)
+    assert at["loss"] == recorded["loss"][80] and at["grad_norm"] == recorded["grad_norm"][80]
+
+
+def test_a_scan_by_sequence_adds_up_to_the_batch(runs: Path) -> None:
+    target = scan.of_run(runs, "base", 50)
+    whole = scan.scan(target, 50, 51)[0]["loss"]
+    each = scan.scan(target, 50, 51, per_sequence=True)
+    assert sorted(row["slot"] for row in each) == list(range(8))
+    assert np.mean([row["loss"] for row in each]) == pytest.approx(whole, rel=1e-6)
+
+
+def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(runs: Path, tmp_path: Path, base: Run) -> None:
+    ids = base.corpus.tokens(0, 0, 32 * 8 + 1)
+    np.save(tmp_path / "ids.npy", ids)
+    folder = base.folder / "checkpoints" / "step-000050"
+    rows = scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 2)
+    direct = scan.scan(scan.Target(base.load(50), base.model, lambda s: base.batches.make(np.arange(s * 4, s * 4 + 4)), "fp32", None, ""), 0, 2)
+    assert sorted(r["loss"] for r in rows) == pytest.approx(sorted(r["loss"] for r in direct), rel=1e-6)
+    with pytest.raises(ForensicsError, match="found batch|wanted batch"):
+        scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 3)
+
+
+def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
+    made = Spec("base", 75, 82, (Swap(77, 78),))
+    engine.fork(made, runs)
+    told = between(runs, "base", made.fork)
+    assert told["first_difference"]["step"] == 77 and told["first_difference"]["tensor"] == "embed.weight"
+    assert [row["step"] for row in told["divergence"]] == list(range(76, 83))
+    other = between(runs, made.fork, made.fork)
+    assert other["first_difference"] is None
+
+
+def test_causal_words_follow_the_rule() -> None:
+    assert not compare.effect(1.0, []).causal
+    assert not compare.effect(1.0, [0.1, 0.1]).causal and "too few" in compare.effect(1.0, [0.1, 0.1]).words
+    assert compare.effect(1.0, [0.2, 0.1, 0.1]).causal
+    assert not compare.effect(1.0, [0.21, 0.1, 0.1]).causal
+    assert compare.effect(1.0, [0.5] * 19).causal and compare.effect(1.0, [0.5] * 19).p == 0.05
+    assert not compare.effect(1.0, [0.5] * 18).causal
+    assert not compare.effect(0.0, [0.0] * 3).causal
+    assert all(f"N = {n}" in compare.effect(1.0, [0.5] * n).words for n in (1, 3, 19))
+
+
+def test_reconverging_means_staying_below_the_placebos() -> None:
+    placebos = [[1.0, 1.0, 1.0, 1.0]] * 3
+    assert compare.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 0.5], placebos, 0) == 6
+    assert compare.time_to_reconverge([2, 4, 6, 8], [0.5, 2, 0.5, 0.5], placebos, 0) == 6
+    assert compare.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 1.5], placebos, 0) is None
+    assert compare.time_to_reconverge([2, 4, 6, 8], [0.1] * 4, placebos, 0) == 2
+    assert compare.time_to_reconverge([2, 4], [0.1] * 2, [], 0) is None
+
+
+def test_a_note_written_beside_a_certificate_loses_neither(runs: Path, base: Run) -> None:
+    with Writer(base.folder) as writer:
+        writer.append("events", step=3, kind="note", text="here", created="now")
+    engine.verify(runs, "base", 0, 3)
+    assert any(e["text"] == "here" for e in base.table("events").to_pylist())
+    assert pq.ParquetFile(next((base.folder / "tables" / "certificates").glob("*.parquet"))).metadata.num_rows == 1
