@@ -19,15 +19,15 @@ TINY = {
     "data": {"source": "stdlib/json", "tokenizer": "bytes", "sequence_length": 32, "held_out": 4},
     "model": {"family": "llama", "layers": 2, "width": 32, "heads": 2},
     "train": {"steps": 30, "batch": 4, "micro_batch": 2, "learning_rate": 1e-2, "warmup": 4, "threads": 1, "device": "cpu",
-              "held_out_every": 10, "skip_step": False},
+              "held_out_every": 10},
     "checkpoint": {"every": 10},
     "record": {"flush_every": 7},
 }  # fmt: skip
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _deterministic():
-    """Every test runs under the switches that a run is trained under."""
+    """Every test runs under the switches that a run is trained under, whatever the test before it set."""
     identity.settle(1)
 
 
@@ -53,7 +53,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def train_run(runs, recipe_of):
-    """`train_run("name", **settings)` trains a run from the tiny recipe, or a recipe given, and opens it."""
+    """`train_run("name", **{"train.steps": 12})` trains a run from the tiny recipe and opens it."""
     from forensics.train.loop import train
     from forensics.train.run import open_run
 

@@ -64,6 +64,7 @@ class _Step:
     lens: list[dict[str, float]] | None = None
     probe: TensorProbe | None = None
     nonfinite: str | None = None  # first site or tensor that held a NaN or inf
+    nonfinite_back: str | None = None  # first site of the backward, which comes after the loss
 
 
 class Recorder:
@@ -130,7 +131,11 @@ class Recorder:
             mean.squares, mean.elements = before.squares, before.elements
             return
         mean.add(x)
-        self._check(math.isfinite(mean.squares), f"layers.{layer}.{kind}")
+        if kind == "resid_grad":
+            if not math.isfinite(mean.squares) and now.nonfinite_back is None:
+                now.nonfinite_back = f"layers.{layer}.{kind}"
+        else:
+            self._check(math.isfinite(mean.squares), f"layers.{layer}.{kind}")
         if kind == "resid_out" and now.dense:
             self._extreme("resid_max", layer, x)
             now.resid.setdefault(layer, []).append(x)
@@ -148,6 +153,7 @@ class Recorder:
         now = self._now
         assert result.grad_norms is not None and result.loss is not None and result.batch is not None
         self._check(math.isfinite(result.loss), "loss")
+        self._check(now.nonfinite_back is None, now.nonfinite_back or "")
         if not math.isfinite(result.grad_norm or 0.0):
             # the backward runs from the last tensor to the first: the last in order of the forward came first
             self._check(
@@ -181,7 +187,7 @@ class Recorder:
             self.writer.append("tensors", step=step, **tensors)
         self.digest = state.digest() if self.digests else None
         self._step_row(result, tensors)
-        if result.batch is None:
+        if result.ce is None:
             return
         if now.heads:
             self._head_rows(step)
@@ -200,7 +206,7 @@ class Recorder:
             "step": result.step, "lr": result.policy.learning_rate, "schedule": result.counters.schedule,
             "updates": result.counters.updates, "update": result.action, "seconds": result.seconds, "state_digest": self.digest,
         }  # fmt: skip
-        if result.batch is not None:
+        if result.batch is not None and result.ce is not None:
             row |= {
                 "loss": result.loss, "grad_norm": result.grad_norm, "clip_scale": result.clip_scale,
                 "tokens": int(torch.count_nonzero(result.batch.weight)),
