@@ -79,7 +79,7 @@ def fingerprint(*, device: str, threads: int, compiled: bool, optimizer: str, pr
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "dispatch": {name: os.environ[name] for name in DISPATCH if name in os.environ},
         "device": gpu.name if gpu else "cpu",
@@ -127,7 +127,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

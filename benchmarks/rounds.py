@@ -1,0 +1,54 @@
+"""Interleaved rounds: every contestant once per round in a shuffled order, medians over rounds, as ratios.
+
+These machines are noisy; a contestant measured alone meets another machine than the one measured beside it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def interleaved(contestants: dict[str, Callable[[], Any]], rounds: int, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call, by contestant; the first `warm` rounds are not counted."""
+    found: dict[str, list[float]] = {name: [] for name in contestants}
+    shuffle = random.Random(0).shuffle
+    for r in range(warm + rounds):
+        names = list(contestants)
+        shuffle(names)
+        for name in names:
+            started = time.perf_counter()
+            contestants[name]()
+            if r >= warm:
+                found[name].append(time.perf_counter() - started)
+    return found
+
+
+def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, float]:
+    """Median over rounds of each contestant's seconds over the base's of the same round."""
+    return {n: statistics.median(a / b for a, b in zip(s, seconds[base])) for n, s in seconds.items()}
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    return {name: statistics.median(s) for name, s in seconds.items()}
+
+
+def report(name: str, document: dict[str, Any], path: Path | None) -> None:
+    """Print as a table; with a path, write JSON with device and date."""
+    from forensics import identity
+
+    device = document.get("device") or f"{identity.cpu_model()}, {identity.thread_count(0)} cores"
+    whole = {"benchmark": name, "device": device, "date": datetime.date.today().isoformat(), "python": platform.python_version()} | document
+    print(f"{name} · {device}")
+    for key, value in document.items():
+        print(f"  {key}: {value}")
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(whole, indent=1) + "\n")
