@@ -117,7 +117,7 @@ def _block(q: Tensor, k: Tensor, first: int, k_sum: Tensor | None, documents: Te
     s -= m[..., None]
     e = s.exp()
     z = e.sum(-1)
-    weighted = torch.bmm(e.view(-1, 1, keys), s.view(-1, keys, 1)).view(B, H, n)
+    weighted = (s * e).sum(-1)
     entropy = z.log() - weighted / z
     opening = e[..., 0] if start is None else e.gather(-1, start[:, None, :, None].expand(B, H, n, 1))[..., 0]
     sink = opening / z

@@ -55,7 +55,7 @@ class TensorProbe:
             for g, old in sums.blocks(grad, v):
                 second.append(old.sum(1))
                 clipped = g * self.clip_scale  # before squaring: the square of a large g is inf in fp32
-                bursts.append((clipped.square_() > old * threshold).logical_and_(old > 0).sum())
+                bursts.append(torch.count_nonzero((clipped.square_() > old * threshold).logical_and_(old > 0)))
             total = float(sums.total(torch.cat(second).double())) / bias
             # A second moment of exactly 0 has seen no gradient yet: there is nothing to be out of date
             found["staleness"] = self.grad_norms[name] * self.clip_scale / math.sqrt(total) if total != 0 else None
@@ -72,34 +72,34 @@ class TensorProbe:
         grad, n = self.grads[name], self.grads[name].numel()
         bias = 1 - self.policy.betas[1] ** (self.updates + 1)
         decay = self.policy.learning_rate * self.policy.weight_decay if decays else 0.0
-        floor = self.policy.eps**2
+        floor = self.policy.eps**2 * bias
         norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
-        ratio, unseen = [], []
+        ratio, seen = [], []
         for g, old, new, m, v in sums.blocks(
             grad, self.theta[name], state.params[name].detach(), state.exp_avg[name], state.exp_avg_sq[name]
         ):
             norms["theta"].append(torch.linalg.vector_norm(old, dim=1))
             norms["m"].append(torch.linalg.vector_norm(m, dim=1))
             norms["v"].append(torch.linalg.vector_norm(v, dim=1))
-            unseen.append((v == 0).sum())
+            seen.append(torch.count_nonzero(v))
             if applied:
                 delta = new - old
                 norms["delta"].append(torch.linalg.vector_norm(delta, dim=1))
                 if decay:
                     norms["free"].append(torch.linalg.vector_norm(delta.add_(old, alpha=decay), dim=1))
                 # where v is 0, g̃ is too: such elements add nothing, and the mean is over the others
-                ratio.append(g.square().div_((v / bias).clamp_min_(floor)).sum(1))
+                ratio.append(g.square().div_(v.clamp_min(floor)).sum(1))  # v̂ = v/bias: bias is taken out of the sum
         norm = {
             key: math.sqrt(float(sums.total(torch.cat(parts).double().square())))
             for key, parts in norms.items()
             if parts
         }
-        unseen_count = int(torch.stack(unseen).sum())
+        seen_count = int(torch.stack(seen).sum())
         found: dict[str, float | None] = {
             "grad_norm": self.grad_norms[name],
             "grad_rms": self.grad_norms[name] / math.sqrt(n),
             "param_norm": norm["theta"],
-            "unseen_share": unseen_count / n,
+            "unseen_share": 1 - seen_count / n,
             "exp_avg_norm": norm["m"],
             "exp_avg_sq_norm": norm["v"],
             **self.before[name],
@@ -109,8 +109,8 @@ class TensorProbe:
             # a bias that is still 0 has no ratio
             found["update_ratio"] = norm["delta"] / norm["theta"] if norm["theta"] else None
             found["update_ratio_no_decay"] = norm.get("free", norm["delta"]) / norm["theta"] if norm["theta"] else None
-            seen = n - unseen_count
-            found["rms_t"] = math.sqrt(float(sums.total(torch.cat(ratio).double())) / seen) if seen else None
+            total = float(sums.total(torch.cat(ratio).double())) * bias
+            found["rms_t"] = math.sqrt(total / seen_count) if seen_count else None
         else:
             found |= dict.fromkeys(("update_norm", "update_ratio", "update_ratio_no_decay", "rms_t"))
         return found
