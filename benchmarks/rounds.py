@@ -45,7 +45,12 @@ def report(name: str, document: dict[str, Any], path: Path | None) -> None:
     from forensics import identity
 
     device = document.get("device") or f"{identity.cpu_model()}, {identity.thread_count(0)} cores"
-    whole = {"benchmark": name, "device": device, "date": datetime.date.today().isoformat(), "python": platform.python_version()} | document
+    whole = {
+        "benchmark": name,
+        "device": device,
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+    } | document
     print(f"{name} · {device}")
     for key, value in document.items():
         print(f"  {key}: {value}")

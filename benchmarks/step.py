@@ -67,7 +67,9 @@ class Plain:
 
     def __init__(self) -> None:
         self.model = PlainGPT()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
         self.step = 0
 
     def __call__(self) -> None:

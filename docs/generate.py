@@ -1,7 +1,7 @@
 """Documents that are made from code: command line, tables and queries, recipe keys.
 
-    python -m docs.generate           writes them
-    python -m docs.generate --check   exit code 1 where one is out of date
+python -m docs.generate           writes them
+python -m docs.generate --check   exit code 1 where one is out of date
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def _help(command: click.Command, path: str) -> str:
 def tables() -> str:
     import queries
 
-    return "Made from `forensics/records.py` and `queries/catalog.toml` by `python -m docs.generate`.\n\n" + queries.describe().rstrip() + "\n"
+    return queries.describe().rstrip() + "
+"
+    + queries.describe().rstrip()
+        + "\n"
+    )
 
 
 def recipes() -> str:
@@ -47,7 +51,15 @@ def recipes() -> str:
              "A recipe is TOML; every key can be set with `--set section.key=value`; unknown keys are refused."]  # fmt: skip
     for section in dataclasses.fields(config.Recipe):
         cls = section.default_factory  # type: ignore[assignment]
-        lines += ["", f"## [{section.name}]", "", (cls.__doc__ or "").strip(), "", "| key | default | meaning |", "|---|---|---|"]
+        lines += [
+            "",
+            f"## [{section.name}]",
+            "",
+            (cls.__doc__ or "").strip(),
+            "",
+            "| key | default | meaning |",
+            "|---|---|---|",
+        ]
         for field in dataclasses.fields(cls):
             default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
             shown = "the family's" if default is None and section.name == "model" else _toml(default)

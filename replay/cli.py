@@ -228,5 +228,56 @@ def state(state: str, dest: Path) -> None:
     emit(document, lambda: say(f"{name}@{document['step']} is in {dest}, digest {document['digest']}"))
 
 
+@main.command(example="replay trace demo 401 --perfetto step-401.json")
+@click.argument("run")
+@click.argument("step", type=int)
+@click.option("--perfetto", type=click.Path(path_type=Path), help="Write a Chrome trace, which Perfetto opens.")
+@click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Rows shown of each table.")
+def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
+    """One step under the microscope, event by event, beside the step before."""
+    from replay import microscope
+
+    with bar("taking the update apart", "tensors") as progress:
+        document = microscope.trace(runs_folder(), run, step, progress)
+    if perfetto is not None:
+        microscope.write_perfetto(document, perfetto)
+    emit(document, lambda: _tell_trace(document, top))
+
+
+def _tell_trace(t: dict[str, Any], top: int) -> None:
+    same = {
+        True: "the recorded step, bit for bit",
+        False: "NOT the recorded step: tolerance only",
+        None: "no digest was recorded",
+    }
+    say(f"{t['run']} step {t['step']} beside step {t['baseline']}: {same[t['exact']]}")
+    say("\nin order")
+    rows = []
+    for e in t["events"]:
+        if e["phase"] == "update":
+            continue
+        shown = "  ".join(
+            f"{n} {v:.4g}" + (f" ({e['ratio'][n]:.2f}×)" if e["ratio"].get(n) else "")
+            for n, v in e["values"].items()
+            if v is not None
+        )
+        rows.append([round(e["start"] * 1e3, 2), round(e["seconds"] * 1e3, 2), e["name"], shown])
+    table(["at ms", "ms", "event", "values (ratio to the step before)"], rows)
+    say("\nmoved most")
+    table(
+        ["event", "what", "value", "before", "ratio"],
+        [[r["event"], r["what"], r["value"], r["baseline"], r["ratio"]] for r in t["largest"][:top]],
+    )
+    blame = t["layer_blame"]
+    say(f"\nupdate {t['baseline']} moved the loss of batch {t['step']} by {blame['rise_batch']:+.4f} "
+        f"(what the moments carried {blame['memory_batch']:+.4f}, what the data added {blame['data_batch']:+.4f})")  # fmt: skip
+    table(
+        ["tensor", "alone", "all but it"],
+        [[r["tensor"], r["alone_batch"], r["without_batch"]] for r in blame["tensors"][:top]],
+    )
+    say("\nalong the update")
+    table(["α", "batch", "probe"], [[r["alpha"], r["batch"], r["probe"]] for r in t["line_scan"]])
+
+
 if __name__ == "__main__":
     main()

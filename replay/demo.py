@@ -39,7 +39,9 @@ def tell(runs: Path, quick: bool, progress: Report, say: Say) -> dict[str, Any]:
     spikes = spikes_of(runs, name, None, "robust")
     found = [s for s in spikes["spikes"] if s["metric"] == "loss"] or spikes["spikes"]
     if not found:
-        raise ForensicsError("mismatch", f"wanted a spike in {name}, found none", "was the recipe changed? `forensics spikes` tells more")
+        raise ForensicsError(
+            "mismatch", f"wanted a spike in {name}, found none", "was the recipe changed? `forensics spikes` tells more"
+        )
     spike = max(found, key=lambda s: s["sigma"] or 0.0)
     back = f"back in the band at step {spike['recovered_at']}" if spike["recovered_at"] else "not back in the band"
     say(f"\n2. The spike. {spike['metric']} {spike['baseline']:.2f} → {spike['value']:.2f} at step {spike['step']} "
@@ -82,9 +84,15 @@ def _train(recipe: config.Recipe, recipe_name: str, runs: Path, progress: Report
     name = recipe_name
     there = (runs / name / "run.json").is_file()
     if there and open_run(runs, name).header.config != json.loads(json.dumps(config.to_dict(recipe))):
-        raise ForensicsError("usage", f"wanted the demo's own run {name!r}, found one of another recipe", f"--runs DIR takes another folder, or delete {name}")
+        raise ForensicsError(
+            "usage",
+            f"wanted the demo's own run {name!r}, found one of another recipe",
+            f"--runs DIR takes another folder, or delete {name}",
+        )
     started = time.perf_counter()
-    outcome = train(recipe, name=name, recipe_name=recipe_name, runs=runs, resume=there, arguments=["demo"], progress=progress)
+    outcome = train(
+        recipe, name=name, recipe_name=recipe_name, runs=runs, resume=there, arguments=["demo"], progress=progress
+    )
     if outcome.interrupted:
         raise KeyboardInterrupt
     run = open_run(runs, name)
@@ -110,7 +118,10 @@ def _tell_fork(made: dict[str, Any], say: Say) -> None:
         f"({made['control']['level']}: {made['control']['sentence']}) and {final['placebos']} placebos that lose as many clean sequences.")  # fmt: skip
     say(f"   Held-out loss, fork − control: {peak['loss_gap']:+.3f} at step {peak['step']}, {gap:+.3f} ± {final['loss_error']:.3f} at the end; "
         f"placebos {min(final['placebo_loss_gaps']):+.3f} to {max(final['placebo_loss_gaps']):+.3f}.")  # fmt: skip
-    say(f"   KL(control ‖ fork) {final['logit_kl']:.4f} nats: {final['effect']:.0f} times the placebos' median, p = {final['p']:.2f}; {final['verdict']}.")
+    say(
+        f"   KL(control ‖ fork) {final['logit_kl']:.4f} nats: {final['effect']:.0f} times the placebos' median, p = {final['p']:.2f}; {final['verdict']}."
+    )
     if final["causal"]:
-        say(f"   So the damaged documents made the difference: N = {final['placebos']} placebos, the largest of them {final['placebo_largest']:.4f} nats.")
-
+        say(
+            f"   So the damaged documents made the difference: N = {final['placebos']} placebos, the largest of them {final['placebo_largest']:.4f} nats."
+        )

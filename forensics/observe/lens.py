@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from forensics.model.decoder import Decoder, Params, unembedding
-from forensics.model.loss import CHUNK
+from forensics.model.loss import chunks
 
 
 @torch.no_grad()
@@ -21,8 +21,7 @@ def logit_lens(
     flat = [decoder.read_out(x, params).reshape(-1, x.shape[-1]).float() for x in resid]
     target, w = targets.reshape(-1), weight.reshape(-1).double()
     sums = torch.zeros(len(flat), 3, dtype=torch.float64, device=W.device)
-    for first in range(0, len(target), CHUNK):
-        rows = slice(first, first + CHUNK)
+    for rows in chunks(len(target)):
         final = (flat[-1][rows] @ W.T).log_softmax(1)
         p_final = final.exp()
         for i, h in enumerate(flat):

@@ -78,15 +78,14 @@ def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, 
             files["tokenizer_config.json"] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
         for name, data in files.items():
             write_atomic(temporary / name, data)
-        listed = {name: {"bytes": len(data), "hash": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
-        write_atomic(temporary / "manifest.json", _json({"version": VERSION, "files": listed}))
+        write_atomic(temporary / "manifest.json", _manifest({name: _entry(data) for name, data in files.items()}))
         _put_in_place(temporary, final)
     except (OSError, ForensicsError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         why = e.message.rpartition(": ")[2] if isinstance(e, ForensicsError) else e.strerror or e
         raise ForensicsError("storage", f"could not write checkpoint {final.name}: {why}",
                              "free some space and go on with --resume; earlier checkpoints are untouched") from None  # fmt: skip
-    return final, digest, sum(entry["bytes"] for entry in listed.values())  # type: ignore[misc]
+    return final, digest, sum(len(data) for data in files.values())
 
 
 def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
@@ -147,11 +146,10 @@ def _checked(path: Path) -> dict[str, bytes]:
 
     try:
         data = (path / "manifest.json").read_bytes()
-        manifest = json.loads(data)
-        listed = {name: (entry["bytes"], entry["hash"]) for name, entry in manifest["files"].items()}
+        listed = {n: {key: entry[key] for key in ("bytes", "hash")} for n, entry in json.loads(data)["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise damaged("its manifest is damaged") from None
-    if _json(manifest) != data or manifest["version"] != VERSION or not listed.keys() >= NEEDED:
+    if _manifest(listed) != data or not listed.keys() >= NEEDED:  # to the byte: it has no hash of its own
         raise damaged("its manifest is damaged, or of another version")
     files = {}
     for name, written in listed.items():
@@ -159,7 +157,7 @@ def _checked(path: Path) -> dict[str, bytes]:
             files[name] = (path / name).read_bytes()
         except (OSError, ValueError):
             raise damaged(f"{name} is missing") from None
-        if (len(files[name]), xxhash.xxh3_128_hexdigest(files[name])) != written:
+        if _entry(files[name]) != written:
             raise damaged(f"{name} has other bytes than were written")
     return files
 
@@ -180,6 +178,14 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 def _host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"bytes": len(data), "hash": xxhash.xxh3_128_hexdigest(data)}
+
+
+def _manifest(listed: dict[str, dict[str, Any]]) -> bytes:
+    return _json({"version": VERSION, "files": listed})
 
 
 def _json(document: dict[str, Any]) -> bytes:

@@ -64,7 +64,9 @@ def document(program: click.Group, *arguments: str, capsys: pytest.CaptureFixtur
 
 
 def test_train_tells_what_the_contract_names(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = document(forensics, "train", runs.parent / "tiny.toml", "--runs", runs, "--set", "train.steps=3", capsys=capsys)
+    told = document(
+        forensics, "train", runs.parent / "tiny.toml", "--runs", runs, "--set", "train.steps=3", capsys=capsys
+    )
     assert told["run"] == "tiny-2" and told["steps"] == 3
     assert told["final_loss"] > 0 and told["tokens_per_second"] > 0 and told["peak_memory_bytes"] > 0
 
@@ -85,11 +87,15 @@ def test_the_documents_hold_at_least_the_contracts_keys(runs: Path, capsys: pyte
     verify = document(replay, "verify", "tiny", "3", "9", *on, capsys=capsys)
     assert verify["bitwise"] is True and verify["steps"] == 6 and verify["first_difference"] is None
     assert verify["fingerprint_equal"] is True and verify["max_abs_difference"] == 0
-    fork = document(replay, "fork", "tiny", "--from", "4", "--to", "9", "--skip", "5:6", "--placebos", "1", *on, capsys=capsys)
+    fork = document(
+        replay, "fork", "tiny", "--from", "4", "--to", "9", "--skip", "5:6", "--placebos", "1", *on, capsys=capsys
+    )
     assert fork["control"]["level"] == "exact" and fork["control"]["bitwise"] is True
     assert {"loss_control", "loss_fork", "logit_kl", "l2", "effect", "p", "placebos"} <= fork["final"].keys()
     diff = document(replay, "diff", "tiny", fork["fork"], *on, capsys=capsys)
-    assert diff["first_difference"]["step"] == 5 and {"step", "loss_gap", "logit_kl", "l2"} <= diff["divergence"][0].keys()
+    assert (
+        diff["first_difference"]["step"] == 5 and {"step", "loss_gap", "logit_kl", "l2"} <= diff["divergence"][0].keys()
+    )
     assert "time_to_reconverge" in diff
     scan = document(replay, "scan", "tiny@4", "--batches", "2:6", "--per-sequence", *on, capsys=capsys)
     assert len(scan["batches"]) == 16 and {"step", "slot", "loss", "grad_norm"} <= scan["batches"][0].keys()
@@ -106,7 +112,10 @@ def test_queries_come_out_in_every_format(runs: Path, capsys: pytest.CaptureFixt
     sql = "select step, loss from steps where run = 'tiny' order by step limit 3"
     told = call(forensics, "query", "--sql", sql, "--runs", runs, "--json", capsys=capsys)
     assert [row["step"] for row in json.loads(told[1])] == [0, 1, 2]
-    assert call(forensics, "query", "--sql", sql, "--runs", runs, "--format", "csv", capsys=capsys)[1].splitlines()[0] == '"step","loss"'
+    assert (
+        call(forensics, "query", "--sql", sql, "--runs", runs, "--format", "csv", capsys=capsys)[1].splitlines()[0]
+        == '"step","loss"'
+    )
     assert "loss" in call(forensics, "query", "loss_curve", "--param", "run=tiny", "--runs", runs, capsys=capsys)[1]
     assert "worst_sequences" in call(forensics, "query", "--list", "--runs", runs, capsys=capsys)[1]
 
@@ -156,7 +165,9 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("program", "arguments", "code", "words"), BAD, ids=lambda x: " ".join(x)[:50] if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("program", "arguments", "code", "words"), BAD, ids=lambda x: " ".join(x)[:50] if isinstance(x, list) else ""
+)
 def test_bad_input_is_one_line_and_the_contracts_exit_code(
     program: click.Group, arguments: list[str], code: int, words: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,8 +180,12 @@ def test_bad_input_is_one_line_and_the_contracts_exit_code(
     assert {"kind", "message", "hint"} <= error.keys() and error["message"]
 
 
-@pytest.mark.parametrize("which", ["checkpoints/step-000004/model.safetensors", "checkpoints/step-000004/state.json", "tables/steps"])
-def test_one_flipped_byte_is_found_and_nothing_is_lost(which: str, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "which", ["checkpoints/step-000004/model.safetensors", "checkpoints/step-000004/state.json", "tables/steps"]
+)
+def test_one_flipped_byte_is_found_and_nothing_is_lost(
+    which: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = runs / "tiny" / which
     path = next(path.glob("*.parquet")) if path.is_dir() else path
     whole = path.read_bytes()
@@ -179,7 +194,11 @@ def test_one_flipped_byte_is_found_and_nothing_is_lost(which: str, runs: Path, c
     path.write_bytes(broken)
     code, out, err = call(forensics, "doctor", "tiny", "--runs", str(runs), "--json", capsys=capsys)
     assert code == 1 and len(json.loads(out)["problems"]) == 1, err
-    commands = (replay, "verify", "tiny", "4", "6") if "checkpoints" in which else (forensics, "query", "--sql", "select sum(loss) from steps")
+    commands = (
+        (replay, "verify", "tiny", "4", "6")
+        if "checkpoints" in which
+        else (forensics, "query", "--sql", "select sum(loss) from steps")
+    )
     code, out, err = call(commands[0], *commands[1:], "--runs", str(runs), capsys=capsys)  # type: ignore[arg-type]
     assert code == 1 and len(err.strip().splitlines()) == 1 and path.name in err, err
     path.write_bytes(whole)
@@ -191,7 +210,9 @@ def commands() -> list[tuple[click.Group, str]]:
 
 
 @pytest.mark.parametrize(("program", "name"), commands(), ids=lambda x: x if isinstance(x, str) else x.name)
-def test_every_help_ends_with_an_example_of_itself(program: click.Group, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_help_ends_with_an_example_of_itself(
+    program: click.Group, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, out, _ = call(program, name, "--help", capsys=capsys)
     after = out.split("Example:")[-1].strip().splitlines()
     assert code == 0 and after[0].startswith(f"{program.name} {name}")
@@ -200,7 +221,9 @@ def test_every_help_ends_with_an_example_of_itself(program: click.Group, name: s
 
 def test_starting_is_quick_because_nothing_heavy_is_imported() -> None:
     probe = "import sys, forensics, forensics.cli, replay.cli, queries; print([m for m in ('torch', 'streamlit', 'transformers', 'duckdb', 'pyarrow', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

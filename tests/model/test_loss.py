@@ -5,6 +5,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forensics.model import loss
 from forensics.model.loss import evaluate, loss_and_gradient, plain_cross_entropy
@@ -30,7 +32,7 @@ def plain_cross_entropy_64(h, W, targets):
     return F.cross_entropy(logits, targets, reduction="none"), logits.logsumexp(1)
 
 
-@pytest.mark.parametrize(("N", "z_loss"), list(itertools.product((1, 511, 512, 513, 1300), (0.0, 1e-2))))
+@pytest.mark.parametrize(("N", "z_loss"), list(itertools.product((1, 511, 512, 513, 576, 1300), (0.0, 1e-2))))
 def test_loss_and_gradient_are_those_of_autograd(N, z_loss):
     hidden, unembedding, targets, weight = problem(N)
     out = loss_and_gradient(hidden, unembedding, targets, weight, 37.0, z_loss)
@@ -40,6 +42,14 @@ def test_loss_and_gradient_are_those_of_autograd(N, z_loss):
     for found, exact in ((out.grad_hidden, grad_hidden), (out.grad_unembedding, grad_unembedding)):
         assert (found.double() - exact).abs().max() <= 2e-6 * max(exact.abs().max(), 1e-3)
     assert out.rows is None
+
+
+@given(rows=st.integers(0, 5000))
+def test_chunks_cover_every_row_once_and_none_but_the_only_one_is_short(rows):
+    found = list(loss.chunks(rows))
+    assert [i for c in found for i in range(c.start, c.stop)] == list(range(rows))
+    assert all(c.stop - c.start < loss.CHUNK + loss.SHORT for c in found)
+    assert all(c.stop - c.start >= loss.SHORT for c in found) or len(found) == 1
 
 
 def test_logits_of_ten_thousand_overflow_nothing():

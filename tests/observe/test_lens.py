@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from forensics.model import loss
 from forensics.model.decoder import Decoder, unembedding
-from forensics.observe import lens
 from forensics.observe.lens import logit_lens
 from forensics.train.advance import advance
 
@@ -29,7 +29,8 @@ class Residuals:
 def test_the_last_layers_lens_is_the_models_own_loss_with_no_divergence(
     family, make_shape, start_state, make_model, make_batch, make_policy, monkeypatch
 ):
-    monkeypatch.setattr(lens, "CHUNK", 13)
+    monkeypatch.setattr(loss, "CHUNK", 13)
+    monkeypatch.setattr(loss, "SHORT", 4)
     shape = make_shape(family)
     state, watch, batch = start_state(shape, scale=4.0), Residuals(), make_batch()
     batch.weight[1, 3:] = 0.0

@@ -146,7 +146,9 @@ def test_the_plan_says_what_would_be_touched_and_runs_nothing(runs: Path, base: 
     assert not (runs / made.fork).exists()
 
 
-def test_the_scan_puts_the_planted_batches_on_top_and_goes_on_where_it_was(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_scan_puts_the_planted_batches_on_top_and_goes_on_where_it_was(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = scan.of_run(runs, "base", 80)
     before = target.state.digest()
     calls = []
@@ -175,7 +177,13 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(runs: Path, tm
     np.save(tmp_path / "ids.npy", ids)
     folder = base.folder / "checkpoints" / "step-000050"
     rows = scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 2)
-    direct = scan.scan(scan.Target(base.load(50), base.model, lambda s: base.batches.make(np.arange(s * 4, s * 4 + 4)), "fp32", None, ""), 0, 2)
+    direct = scan.scan(
+        scan.Target(
+            base.load(50), base.model, lambda s: base.batches.make(np.arange(s * 4, s * 4 + 4)), "fp32", None, ""
+        ),
+        0,
+        2,
+    )
     assert sorted(r["loss"] for r in rows) == pytest.approx(sorted(r["loss"] for r in direct), rel=1e-6)
     with pytest.raises(ForensicsError, match="found batch|wanted batch"):
         scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 3)

@@ -84,7 +84,10 @@ def test_the_table_of_skips_holds_in_every_column(name: str, base: Run) -> None:
     assert state.counters.step == before.counters.step + 1
     assert state.counters.schedule == before.counters.schedule + schedule
     assert state.counters.updates == before.counters.updates + updates
-    moved = [any(not torch.equal(getattr(state, g)[n], getattr(before, g)[n]) for n in state.params) for g in ("exp_avg", "exp_avg_sq", "params")]
+    moved = [
+        any(not torch.equal(getattr(state, g)[n], getattr(before, g)[n]) for n in state.params)
+        for g in ("exp_avg", "exp_avg_sq", "params")
+    ]
     assert moved == [moments, moments, parameters]
     assert (result.loss is None) == (not asked)
     if name == "drop":
@@ -136,12 +139,16 @@ def damaged(run: Run) -> tuple[int, ...]:
 
 def read_most(run: Run) -> int:
     """The damaged document that batch 80 holds most of."""
-    found = [s.document for spans in run.batches.provenance(run.stream(80)) for s in spans if s.document in damaged(run)]
+    found = [
+        s.document for spans in run.batches.provenance(run.stream(80)) for s in spans if s.document in damaged(run)
+    ]
     return max(set(found), key=found.count)
 
 
 def holders(run: Run, batch: Batch, documents: tuple[int, ...]) -> list[int]:
-    return [slot for slot, spans in enumerate(run.batches.provenance(batch)) if any(s.document in documents for s in spans)]
+    return [
+        slot for slot, spans in enumerate(run.batches.provenance(batch)) if any(s.document in documents for s in spans)
+    ]
 
 
 def test_replacing_documents_changes_only_the_rows_that_held_them(base: Run) -> None:
@@ -161,7 +168,11 @@ def test_what_comes_in_their_place_is_the_sources_next_draw_after_the_end(base: 
     clean = base.corpus.documents.to_pydict()["source"].index("clean")
     stream, _ = composed([iv.RemoveDocuments(0, 100, (clean,))], base)
     order = base.batches.order
-    coming = [i for i in order.draws(0, order.drawn(0, 100), 400).tolist() if i not in set(slots.sequences_of(base, frozenset({clean})).tolist())]
+    coming = [
+        i
+        for i in order.draws(0, order.drawn(0, 100), 400).tolist()
+        if i not in set(slots.sequences_of(base, frozenset({clean})).tolist())
+    ]
     new = [int(b) for s in range(100) for a, b in zip(base.stream(s).sequence, stream(s).sequence) if a != b]
     assert new and new == coming[: len(new)]
 
@@ -217,6 +228,8 @@ def test_a_unit_in_the_last_place_moves_every_parameter_by_just_that(base: Run) 
         (iv.MaskTokens(80, 82, (999,)), "below 257"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_a_step_runs(intervention: iv.Intervention, words: str, base: Run) -> None:
+def test_what_makes_no_sense_is_refused_before_a_step_runs(
+    intervention: iv.Intervention, words: str, base: Run
+) -> None:
     with pytest.raises(ForensicsError, match=words):
         intervention.check(base, 75, 90)

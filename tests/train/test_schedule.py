@@ -43,7 +43,7 @@ def test_the_schedule_may_be_drawn_for_more_steps_than_are_run():
 
 @given(
     k=st.integers(0, 300), schedule=st.sampled_from(["constant", "cosine", "linear", "wsd"]), steps=st.integers(1, 200),
-    warmup=st.integers(0, 250), min_lr=st.floats(0, 1), decay_steps=st.none() | st.integers(1, 300),
+    warmup=st.integers(0, 250), min_lr=st.just(0.0) | st.floats(1e-6, 1), decay_steps=st.none() | st.integers(1, 300),
 )  # fmt: skip
 def test_every_rate_lies_between_nothing_and_the_peak_and_never_rises_after_warm_up(k, schedule, steps, warmup, min_lr, decay_steps):
     now, then = (lr(i, schedule, steps, warmup, min_lr, decay_steps=decay_steps) for i in (k, k + 1))
