@@ -34,13 +34,10 @@ def _help(command: click.Command, path: str) -> str:
 
 
 def tables() -> str:
+    """Every table, view and named query."""
     import queries
 
-    return queries.describe().rstrip() + "
-"
-    + queries.describe().rstrip()
-        + "\n"
-    )
+    return queries.describe().rstrip() + "\n"
 
 
 def recipes() -> str:
