@@ -99,6 +99,8 @@ def test_the_documents_hold_at_least_the_contracts_keys(runs: Path, capsys: pyte
     assert "time_to_reconverge" in diff
     scan = document(replay, "scan", "tiny@4", "--batches", "2:6", "--per-sequence", *on, capsys=capsys)
     assert len(scan["batches"]) == 16 and {"step", "slot", "loss", "grad_norm"} <= scan["batches"][0].keys()
+    assert document(replay, "trace", "tiny", "5", "--perfetto", runs.parent / "t.json", *on, capsys=capsys)["events"]
+    assert json.loads((runs.parent / "t.json").read_text())["traceEvents"]
     exported = document(forensics, "export", "tiny@7", runs.parent / "out", *on, capsys=capsys)
     assert Path(exported["path"], "config.json").is_file()
     state = document(replay, "state", "tiny@7", runs.parent / "out2", *on, capsys=capsys)
@@ -160,6 +162,7 @@ BAD = [
     (replay, ["fork", "no.toml"], 3, "no.toml"),
     (replay, ["scan", "tiny@4", "--batches", "5:2"], 2, "A < B"),
     (replay, ["scan", "tiny@4", "--batches", "5"], 2, "A:B"),
+    (replay, ["trace", "tiny", "0"], 3, "one before it"),
     (replay, ["diff", "tiny", "nosuch"], 3, "nosuch"),
     (replay, ["nosuch"], 2, "nosuch"),
 ]  # fmt: skip
