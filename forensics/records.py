@@ -363,10 +363,46 @@ BLAME = Table(
     ),
 )
 
+BUCKET = 100  # steps of one row of a roll-up
+
+NUMERIC = ("int64", "int32", "float64", "float32")
+
+
+def rollup(table: Table, means: bool = False) -> Table:
+    """The schema of `<table>_by100`: extremes (and means) of every numeric column over 100 steps, by the rest of its key."""
+    assert table.stepped
+    columns = [
+        Column("bucket", "int64", "step", f"first of the {BUCKET} steps: steps bucket to bucket + {BUCKET - 1}"),
+        *(table.column(name) for name in table.key[1:]),
+        Column("rows", "int64", "count", f"rows of `{table.name}` in it; of the newest bucket it may hold a part only"),
+        Column("nonfinite", "int64", "count", "NaN and infinite values in these rows, over all columns"),
+    ]
+    for c in summarised(table):
+        columns += [
+            Column(f"{c.name}_min", c.type, c.unit, f"smallest finite `{c.name}`; NULL where there is none"),
+            Column(f"{c.name}_max", c.type, c.unit, f"largest finite `{c.name}`"),
+        ]
+        if means:
+            columns.append(Column(f"{c.name}_mean", "float64", c.unit, f"mean of the finite `{c.name}`"))
+    key = ("bucket", *table.key[1:])
+    meaning = " × ".join([f"{BUCKET} steps", *table.key[1:]])
+    return Table(f"{table.name}_by{BUCKET}", f"{meaning}: `{table.name}` rolled up", key, tuple(columns))
+
+
+def summarised(table: Table) -> list[Column]:
+    """Columns of a table that its roll-up tells of: the numeric ones outside the key."""
+    return [c for c in table.columns if c.type in NUMERIC and c.name not in table.key]
+
+
+ROLLUPS: dict[str, Table] = {  # by the table that is rolled up
+    STEPS.name: rollup(STEPS, means=True),
+    **{t.name: rollup(t) for t in (LAYERS, HEADS, TENSORS)},
+}
+
 TABLES: dict[str, Table] = {
     t.name: t
     for t in (RUNS, CHECKPOINTS, EVENTS, CERTIFICATES, STEPS, LAYERS, HEADS, TENSORS, SEQUENCES, TOKENS,
-              DOCUMENTS, VOCABULARY, FORKS, DIVERGENCE, BLAME)
+              DOCUMENTS, VOCABULARY, FORKS, DIVERGENCE, BLAME, *ROLLUPS.values())
 }  # fmt: skip
 
 LIGHT = ("steps", "layers", "heads", "tensors", "sequences")  # recorded at every step by default

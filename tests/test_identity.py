@@ -46,7 +46,10 @@ def test_the_fingerprint_names_what_bits_depend_on():
     here = fingerprint()
     assert here["deterministic"] and here["packages"]["torch"] == torch.__version__ and here["cpu"]
     assert identity.fingerprint_difference(here, fingerprint()) == []
-    assert identity.fingerprint_difference(here, fingerprint(optimizer="loop", compiled=True)) == ["compile", "optimizer"]
+    assert identity.fingerprint_difference(here, fingerprint(optimizer="loop", compiled=True)) == [
+        "compile",
+        "optimizer",
+    ]
     assert identity.fingerprint_difference(here, fingerprint(threads=4)) == [], "bits do not change with threads"
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert identity.fingerprint_difference(here, fingerprint()) == ["deterministic"]

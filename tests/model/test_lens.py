@@ -10,7 +10,9 @@ from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder, unembedding
 from forensics.model.lens import bridge
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning"
+)
 TOKENS = torch.randint(0, 61, (2, 16), generator=torch.Generator().manual_seed(7))
 
 

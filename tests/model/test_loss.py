@@ -67,7 +67,8 @@ def test_logits_of_ten_thousand_overflow_nothing():
 def test_whether_statistics_are_asked_for_changes_no_bit(z_loss, dtype):
     hidden, unembedding, targets, weight = problem(700)
     with_, without = (
-        loss_and_gradient(hidden, unembedding, targets, weight, 700.0, z_loss, statistics=s, dtype=dtype) for s in (True, False)
+        loss_and_gradient(hidden, unembedding, targets, weight, 700.0, z_loss, statistics=s, dtype=dtype)
+        for s in (True, False)
     )
     for name in ("ce", "logz", "grad_hidden", "grad_unembedding"):
         assert torch.equal(getattr(with_, name), getattr(without, name)), name
@@ -120,7 +121,9 @@ def test_evaluate_is_the_same_cross_entropy_and_needs_no_gradient(monkeypatch):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
-def test_a_steps_gradients_are_autograds_of_the_whole_model(tied, z_loss, make_shape, random_params, make_batch, make_model):
+def test_a_steps_gradients_are_autograds_of_the_whole_model(
+    tied, z_loss, make_shape, random_params, make_batch, make_model
+):
     """Through `advance`'s own forward and backward: weights, z-loss, two micro-batches, tied embeddings."""
     from forensics.train.advance import SILENT, StepResult, _forward_backward
     from forensics.train.schedule import StepPolicy

@@ -31,7 +31,9 @@ def naive(q, k, documents=None):
     many = keys > 1
 
     def over(x, how):
-        return torch.stack([how(x[:, h][many[:, h]]) if many[:, h].any() else torch.tensor(math.nan).double() for h in range(H)])
+        return torch.stack(
+            [how(x[:, h][many[:, h]]) if many[:, h].any() else torch.tensor(math.nan).double() for h in range(H)]
+        )
 
     return {
         "attn_logit_max": masked.amax((0, 2, 3)),
@@ -50,7 +52,9 @@ def assert_near(found, wanted, size):
     slack = 1e-5 + 4e-6 * size
     for name, column in found.items():
         rtol, atol = (3e-6, 3e-6 * size + 1e-6) if "logit" in name or "norm_max" in name else (1e-4, min(slack, 0.5))
-        torch.testing.assert_close(column.double(), wanted[name], rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            column.double(), wanted[name], rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def random_qk(B, H, G, T, K, scale=1.0, seed=0, dtype=torch.float32):
@@ -78,7 +82,9 @@ def test_every_column_is_its_definition(B, heads, K, T, scale, documents, bf16, 
     found = attention_statistics(q, k, ids).columns()
     assert found.keys() == wanted.keys()
     assert_near(found, wanted, float(wanted["q_norm_max"].amax() * wanted["k_norm_max"].amax()) / math.sqrt(K))
-    assert torch.isnan(found["attn_entropy_min"]).all() == (T == 1 or (ids is not None and bool((ids.diff() > 0).all())))
+    assert torch.isnan(found["attn_entropy_min"]).all() == (
+        T == 1 or (ids is not None and bool((ids.diff() > 0).all()))
+    )
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -104,7 +110,12 @@ def test_logits_of_forty_thousand_give_entropies_that_are_exact_and_never_negati
 
 
 @settings(max_examples=40, deadline=None)
-@given(T=st.integers(2, 90), scale=st.sampled_from([1e-6, 1.0, 1e3, 1e6, 1e12]), seed=st.integers(0, 10**6), same=st.booleans())
+@given(
+    T=st.integers(2, 90),
+    scale=st.sampled_from([1e-6, 1.0, 1e3, 1e6, 1e12]),
+    seed=st.integers(0, 10**6),
+    same=st.booleans(),
+)
 def test_entropies_are_never_negative_and_shares_never_leave_0_to_1(T, scale, seed, same):
     q, k = random_qk(2, 2, 1, T, 4, scale, seed)
     if same:  # all keys alike: uniform attention, the other end
@@ -153,7 +164,8 @@ def test_micro_batches_merge_into_the_statistics_of_the_whole():
     for documents in (None, ids):
         whole = attention_statistics(q, k, documents).columns()
         parts = [
-            attention_statistics(q[a:b], k[a:b], documents[a:b] if documents is not None else None) for a, b in ((0, 1), (1, 4), (4, 6))
+            attention_statistics(q[a:b], k[a:b], documents[a:b] if documents is not None else None)
+            for a, b in ((0, 1), (1, 4), (4, 6))
         ]
         merged = parts[0].merge(parts[1]).merge(parts[2]).columns()
         for name in whole:

@@ -73,7 +73,14 @@ def test_dense_rows_are_complete_and_a_window_is_dense_only_inside(record):
 
 def test_off_records_the_steps_alone_and_every_thins_a_table(record):
     tables, digests, _ = record(spec={"level": "off"})
-    assert [len(tables[t]) for t in ("steps", "layers", "heads", "tensors", "sequences", "tokens")] == [3, 0, 0, 0, 0, 0]
+    assert [len(tables[t]) for t in ("steps", "layers", "heads", "tensors", "sequences", "tokens")] == [
+        3,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
     assert [row["state_digest"] for row in tables["steps"]] == digests
     assert all(row["loss"] is not None and row["grad_norm"] is not None for row in tables["steps"])
     tables, _, _ = record(spec={"every": {"heads": 2, "tensors": 3}})
@@ -84,7 +91,9 @@ def test_off_records_the_steps_alone_and_every_thins_a_table(record):
 
 @pytest.mark.parametrize("document_mask", [False, True])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_no_level_of_recording_changes_a_bit(family, document_mask, record, make_shape, start_state, make_model, make_batch, make_policy):
+def test_no_level_of_recording_changes_a_bit(
+    family, document_mask, record, make_shape, start_state, make_model, make_batch, make_policy
+):
     knobs = {"document_mask": document_mask}
     seen = [record(family, spec={"level": level}, **knobs)[1] for level in ("off", "light", "dense")]
     shape = make_shape(family, **knobs)
@@ -129,7 +138,7 @@ def test_a_masked_sequence_has_no_loss_and_its_tokens_do_not_count(record):
     def mask(state, batch):
         batch.weight[2] = 0.0
 
-    tables, _, results = record(prepare=mask)
+    tables, _, _ = record(prepare=mask)
     assert [row["loss"] is None for row in tables["sequences"]] == [slot == 2 for _ in range(3) for slot in range(4)]
     assert all(row["tokens"] == 48 for row in tables["steps"])
     assert all(row["weight"] == 0 for row in tables["sequences"] if row["slot"] == 2)
@@ -175,7 +184,9 @@ def test_the_first_place_that_shows_a_nan_becomes_an_event_and_nothing_crashes(t
 
 def test_a_gradient_that_overflows_names_the_tensor(record):
     def plant(state, batch):
-        if state.counters.step == 1:  # the logits stay as they are, the unembedding's gradient is as large as the stream
+        if (
+            state.counters.step == 1
+        ):  # the logits stay as they are, the unembedding's gradient is as large as the stream
             state.params["norm.weight"].mul_(1e25)
             state.params["unembed.weight"].mul_(1e-25)
 
@@ -184,7 +195,9 @@ def test_a_gradient_that_overflows_names_the_tensor(record):
     assert (tables["events"][0]["step"], tables["events"][0]["tensor"]) == (1, "unembed.weight gradient")
 
 
-def test_recorded_numbers_do_not_change_with_the_number_of_threads(make_shape, start_state, make_model, make_batch, make_policy, tmp_path):
+def test_recorded_numbers_do_not_change_with_the_number_of_threads(
+    make_shape, start_state, make_model, make_batch, make_policy, tmp_path
+):
     shape = make_shape("llama", width=192, vocabulary=300, length=128)
     rows = {}
     for threads in (1, 2, 3, 4):
@@ -198,7 +211,10 @@ def test_recorded_numbers_do_not_change_with_the_number_of_threads(make_shape, s
             for step in range(2):
                 advance(state, make_batch(8, 127, 300, step), make_policy(), model, recorder)
             recorder.commit()
-        rows[threads] = {t: reader.read(folder, t).to_pylist() for t in ("steps", "layers", "heads", "tensors", "sequences", "tokens")}
+        rows[threads] = {
+            t: reader.read(folder, t).to_pylist()
+            for t in ("steps", "layers", "heads", "tensors", "sequences", "tokens")
+        }
         for row in rows[threads]["steps"]:
             del row["seconds"]
     for threads in (2, 3, 4):

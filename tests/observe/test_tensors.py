@@ -41,7 +41,11 @@ def naive(name, keep, decays):
     g = keep.grads[name].double()
     clipped = g * keep.result.clip_scale
     old, new = keep.before.params[name].double(), keep.after.params[name].double()
-    m, v0, v = keep.after.exp_avg[name].double(), keep.before.exp_avg_sq[name].double(), keep.after.exp_avg_sq[name].double()
+    m, v0, v = (
+        keep.after.exp_avg[name].double(),
+        keep.before.exp_avg_sq[name].double(),
+        keep.after.exp_avg_sq[name].double(),
+    )
     b2 = policy.betas[1]
     row = {
         "grad_norm": g.norm(), "grad_rms": g.square().mean().sqrt(), "grad_max": g.abs().max(), "param_norm": old.norm(),
@@ -79,10 +83,10 @@ def check(keep, model):
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-@pytest.mark.parametrize(
-    ("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("qwen3", False)]
-)
-def test_every_column_is_its_definition(family, tied, clip, make_shape, start_state, make_model, make_batch, make_policy):
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("qwen3", False)])
+def test_every_column_is_its_definition(
+    family, tied, clip, make_shape, start_state, make_model, make_batch, make_policy
+):
     shape = make_shape(family, tied=tied, vocabulary=300, width=64)  # 19,200 embeddings: more than one block of sums
     state, model = start_state(shape), make_model(shape)
     keep = Keep(model)
@@ -100,7 +104,9 @@ def test_every_column_is_its_definition(family, tied, clip, make_shape, start_st
     assert decayed["update_ratio"] != decayed["update_ratio_no_decay"]
 
 
-def test_embeddings_that_do_not_decay_have_an_update_ratio_without_decay_of_their_own(make_shape, start_state, make_batch, make_policy):
+def test_embeddings_that_do_not_decay_have_an_update_ratio_without_decay_of_their_own(
+    make_shape, start_state, make_batch, make_policy
+):
     from forensics.model.decoder import Decoder
     from forensics.train.advance import Model
     from forensics.train.optimizer import decayed_names
@@ -115,7 +121,9 @@ def test_embeddings_that_do_not_decay_have_an_update_ratio_without_decay_of_thei
 
 
 @pytest.mark.parametrize("update", ["hold", "zero"])
-def test_where_no_update_was_applied_its_columns_are_null(update, make_shape, start_state, make_model, make_batch, make_policy):
+def test_where_no_update_was_applied_its_columns_are_null(
+    update, make_shape, start_state, make_model, make_batch, make_policy
+):
     shape = make_shape()
     state, model = start_state(shape), make_model(shape)
     keep = Keep(model)
@@ -126,7 +134,9 @@ def test_where_no_update_was_applied_its_columns_are_null(update, make_shape, st
     assert all(row["staleness"] is not None for row in keep.rows.values())
 
 
-def test_a_gradient_that_is_five_thousand_times_the_second_moment_is_counted(make_shape, start_state, make_model, make_batch, make_policy):
+def test_a_gradient_that_is_five_thousand_times_the_second_moment_is_counted(
+    make_shape, start_state, make_model, make_batch, make_policy
+):
     shape = make_shape()
     state, model = start_state(shape), make_model(shape)
     keep = Keep(model)
@@ -154,7 +164,9 @@ def test_huge_gradients_are_judged_after_clipping(make_policy):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_crashes_nothing_and_shows(bad, make_shape, start_state, make_model, make_batch, make_policy):
+def test_a_gradient_that_is_not_finite_crashes_nothing_and_shows(
+    bad, make_shape, start_state, make_model, make_batch, make_policy
+):
     shape = make_shape()
     state, model = start_state(shape), make_model(shape)
     advance(state, make_batch(), make_policy(), model)

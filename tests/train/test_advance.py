@@ -106,7 +106,9 @@ def test_a_frozen_tensor_keeps_its_value_and_moments_and_the_others_their_gradie
                 assert torch.equal(getattr(state, group)[name], getattr(before, group)[name]), name
             assert name not in a.grads
         else:
-            assert torch.equal(a.grads[name], b.grads[name]) and torch.equal(state.params[name], free.params[name]), name
+            assert torch.equal(a.grads[name], b.grads[name]) and torch.equal(state.params[name], free.params[name]), (
+                name
+            )
     assert not any(p.requires_grad for p in state.params.values())
 
 
@@ -141,7 +143,9 @@ def test_a_zero_update_keeps_a_nan_out_of_the_state(make_shape, start_state, mak
     assert state.digest() == before.digest() != digest
 
 
-def test_clipping_scales_the_gradient_to_the_norm_asked_for(make_shape, start_state, make_model, make_batch, make_policy):
+def test_clipping_scales_the_gradient_to_the_norm_asked_for(
+    make_shape, start_state, make_model, make_batch, make_policy
+):
     shape, model = make_shape(), make_model(make_shape())
     state = start_state(shape)
     result = advance(state, make_batch(), make_policy(clip=0.1), model)
@@ -174,7 +178,14 @@ def skip_run(state, shape, steps, make_model, make_batch, make_policy, bad=()):
         return batch
 
     actions = []
-    fold(state, stream, lambda c: make_policy(skip_step=True), steps, make_model(shape, 2), after=lambda s, r: actions.append(r.action))
+    fold(
+        state,
+        stream,
+        lambda c: make_policy(skip_step=True),
+        steps,
+        make_model(shape, 2),
+        after=lambda s, r: actions.append(r.action),
+    )
     return actions
 
 
@@ -188,7 +199,10 @@ def test_skip_step_skips_a_planted_batch_and_nothing_else(make_shape, start_stat
     assert state.counters == Counters(80, 80, 78)
     one = at[70].clone()
     skip_run(one, shape, 71, make_model, make_batch, make_policy, bad={70})
-    assert all(torch.equal(one.params[n], at[70].params[n]) and torch.equal(one.exp_avg[n], at[70].exp_avg[n]) for n in one.params)
+    assert all(
+        torch.equal(one.params[n], at[70].params[n]) and torch.equal(one.exp_avg[n], at[70].exp_avg[n])
+        for n in one.params
+    )
     assert len(one.window.losses) == 71  # what was skipped enters the window: after a shift it learns the level
 
 
@@ -213,7 +227,9 @@ def test_skip_step_resumes_bit_for_bit_from_a_checkpoint_in_the_middle(
     assert "skipped" not in skip_run(forgetful, shape, 75, make_model, make_batch, make_policy, bad)
 
 
-def test_token_losses_are_those_of_the_step_whatever_the_micro_batch(make_shape, start_state, make_model, make_batch, make_policy):
+def test_token_losses_are_those_of_the_step_whatever_the_micro_batch(
+    make_shape, start_state, make_model, make_batch, make_policy
+):
     shape, batch = make_shape("llama", document_mask=True), make_batch(vocabulary=60)
     batch.tokens[:, 5] = 60  # ends the one document before it
     state = start_state(shape, scale=4.0)

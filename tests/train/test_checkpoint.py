@@ -35,7 +35,9 @@ def tokenizer(tmp_path):
 def saved(trained, tmp_path, tokenizer):
     state, shape = trained
     path, digest, size = checkpoint.save(tmp_path / "checkpoints", state, shape, tokenizer, 60)
-    assert digest == state.digest() and size == sum(f.stat().st_size for f in path.iterdir() if f.name != "manifest.json")
+    assert digest == state.digest() and size == sum(
+        f.stat().st_size for f in path.iterdir() if f.name != "manifest.json"
+    )
     return path
 
 
@@ -49,7 +51,9 @@ def test_save_and_load_give_back_every_bit(saved, trained):
     assert found.counters == state.counters and found.window == state.window and len(found.window.losses) == 3
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(saved, trained, make_model, make_batch, make_policy):
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
+    saved, trained, make_model, make_batch, make_policy
+):
     state, shape = trained
     loaded, _ = checkpoint.load(saved)
     for s in (state, loaded):
@@ -71,13 +75,23 @@ def test_the_folder_holds_no_pickle_and_what_transformers_needs(saved):
     ]  # fmt: skip
     document = json.loads((saved / "state.json").read_text())
     assert document["counters"] == {"step": 3, "schedule": 3, "updates": 3}
-    assert set(load_file(saved / "optimizer.safetensors")) == {n for n in document["tensors"] if not n.startswith("params/")}
+    assert set(load_file(saved / "optimizer.safetensors")) == {
+        n for n in document["tensors"] if not n.startswith("params/")
+    }
 
 
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
 @pytest.mark.parametrize(
     "name",
-    ["model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json", "tokenizer_config.json", "manifest.json"],
+    [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "manifest.json",
+    ],
 )
 @pytest.mark.parametrize("bit", [0, 5])
 def test_one_flipped_bit_in_any_file_is_an_integrity_error(name, where, bit, saved):
@@ -102,7 +116,9 @@ def test_no_byte_of_the_manifest_can_change_unseen(at, saved):
     assert e.value.kind == "integrity"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json"]
+)
 def test_a_file_that_is_cut_or_gone_is_an_integrity_error(name, saved):
     data = (saved / name).read_bytes()
     (saved / name).write_bytes(data[:-1])
@@ -175,7 +191,9 @@ def test_a_full_disk_is_a_storage_error_and_the_earlier_checkpoint_stays(after, 
         assert e.value.kind == "storage" and "No space left" in str(e.value) and str(saved.parent) not in str(e.value)
         assert checkpoint.saved_steps(saved.parent) == [3]
         assert {f.name: f.read_bytes() for f in saved.iterdir()} == before
-        assert [f.name for f in saved.parent.iterdir()] == [saved.name], "what was half written is in the way of the next"
+        assert [f.name for f in saved.parent.iterdir()] == [saved.name], (
+            "what was half written is in the way of the next"
+        )
     monkeypatch.undo()
     assert checkpoint.load(saved)[0].counters.step == 3
 

@@ -107,7 +107,9 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(at, tiny_
     outcome = loop.train(recipe_of(), name=name, recipe_name="tiny", runs=runs, progress=stop_after(at))
     stopped = open_run(runs, name)
     if at < 29:
-        assert outcome.interrupted and outcome.steps == stopped.last_step() in (at, at + 1), "no checkpoint where it stopped"
+        assert outcome.interrupted and outcome.steps == stopped.last_step() in (at, at + 1), (
+            "no checkpoint where it stopped"
+        )
         assert stopped.header.status == "interrupted"
         assert [e["kind"] for e in rows(stopped, "events")] == ["interrupt"]
         assert [row["step"] for row in rows(stopped, "steps")] == list(range(outcome.steps))
@@ -133,36 +135,47 @@ def test_another_recipe_or_an_existing_name_is_refused(tiny_run, recipe_of, runs
     with pytest.raises(ForensicsError) as e:
         loop.train(recipe_of(), name="tiny", recipe_name="tiny", runs=runs)
     assert e.value.kind == "usage"
-    with pytest.raises(ForensicsError, match="train.learning_rate") as e:
+    with pytest.raises(ForensicsError, match=r"train\.learning_rate") as e:
         loop.train(recipe_of(**{"train.learning_rate": 1.0}), name="tiny", recipe_name="tiny", runs=runs, resume=True)
     assert e.value.kind == "config"
 
 
+ENDINGS = {"interrupt": 14, "kill": 17, "kill-in-save": 20}  # how a process ends, and at which step
 SCRIPT = """
-    import os, signal, sys
+    import json, os, signal, sys
     from pathlib import Path
     from forensics import config
-    from forensics.train import loop
+    from forensics.train import loop  # imported once; each ending is a fork of this process, made before torch has threads
 
-    recipe, runs, name, how, at = sys.argv[1:]
-    done = []
+    recipe, runs, endings = sys.argv[1:]
 
-    def report(step, total, text=""):
-        if step == int(at) and how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if step == int(at) and how == "interrupt":
-            os.kill(os.getpid(), signal.SIGINT)
+    def run(how, at):
+        number = signal.SIGINT if how == "interrupt" else signal.SIGKILL
 
-    if how == "kill-in-save":  # after the checkpoint is in place, before anything else is written
+        def report(step, total, text=""):
+            if step == at and how != "kill-in-save":
+                os.kill(os.getpid(), number)
+
         save = loop.checkpoint.save
-        def once(*args):
-            found = save(*args)
-            if args[1].counters.step == int(at):
-                os.kill(os.getpid(), signal.SIGKILL)
+
+        def save_then_die(folder, state, *rest):  # the folder is in place, nothing else is written any more
+            found = save(folder, state, *rest)
+            if state.counters.step == at:
+                os.kill(os.getpid(), number)
             return found
-        loop.checkpoint.save = once
-    outcome = loop.train(config.load(recipe), name=name, recipe_name="tiny", runs=Path(runs), progress=report)
-    sys.exit(130 if outcome.interrupted else 0)
+
+        if how == "kill-in-save":
+            loop.checkpoint.save = save_then_die
+        outcome = loop.train(config.load(recipe), name=how, recipe_name="tiny", runs=Path(runs), progress=report)
+        os._exit(130 if outcome.interrupted else 0)
+
+    codes = {}
+    for how, at in json.loads(endings).items():
+        child = os.fork()
+        if child == 0:
+            run(how, at)
+        codes[how] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps(codes))
 """
 
 
@@ -177,22 +190,28 @@ def toml(recipe):
     return "\n".join(lines)
 
 
-def in_a_process(recipe, runs, name, how, at, tmp_path):
-    (tmp_path / "recipe.toml").write_text(toml(recipe))
-    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "recipe.toml"), str(runs), name, how, str(at)]
+@pytest.fixture(scope="module")
+def ended(recipe_of, runs, tiny_run, tmp_path_factory):
+    """Exit codes of processes that trained the tiny recipe under the names of ENDINGS and were ended so."""
+    folder = tmp_path_factory.mktemp("process")
+    (folder / "recipe.toml").write_text(toml(recipe_of()))
+    (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
+    command = [sys.executable, str(folder / "script.py"), str(folder / "recipe.toml"), str(runs), json.dumps(ENDINGS)]
     environment = os.environ | {"PYTHONPATH": str(Path(config.__file__).parents[1])}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
+    return json.loads(process.stdout)
 
 
-@pytest.mark.parametrize(("how", "at"), [("interrupt", 14), ("kill", 17), ("kill-in-save", 20)])
-def test_a_process_that_is_interrupted_or_killed_is_resumed_as_if_it_had_not_been(how, at, tiny_run, recipe_of, train_run, runs, tmp_path):
-    name = f"{how}-{at}"
-    process = in_a_process(recipe_of(), runs, name, how, at, tmp_path)
-    assert process.returncode == (130 if how == "interrupt" else -signal.SIGKILL), process.stderr
-    assert "Traceback" not in process.stderr
-    run = train_run(name, resume=True)
-    assert_same_run(run, tiny_run)
+@pytest.mark.parametrize("how", ENDINGS)
+def test_a_process_that_is_interrupted_or_killed_is_resumed_as_if_it_had_not_been(
+    how, ended, tiny_run, train_run, runs
+):
+    assert ended[how] == (130 if how == "interrupt" else -signal.SIGKILL)
+    if how == "kill":
+        assert open_run(runs, how).header.status == "running"
+        assert max(row["step"] for row in rows(open_run(runs, how), "steps")) >= 10, "rows past the last checkpoint"
+    assert_same_run(train_run(how, resume=True), tiny_run)
 
 
 def test_a_step_that_goes_to_nan_is_an_event_with_its_first_tensor_and_nothing_crashes(train_run):
@@ -209,17 +228,22 @@ def test_a_tiny_corpus_is_learnt_by_heart(train_run, runs, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("The quick brown fox jumps over the lazy dog. " * 4)
-    run = train_run("heart", **{"data.source": str(text), "data.held_out": 0, "train.steps": 60, "train.warmup": 2, "checkpoint.every": 0})
+    run = train_run("heart", **{"data.source": str(text), "data.held_out": 0, "train.steps": 50, "train.warmup": 2,
+                                "checkpoint.every": 0, "record.level": "off"})  # fmt: skip
     losses = [row["loss"] for row in rows(run, "steps")]
     assert losses[0] > 5 and losses[-1] < 0.5, (losses[0], losses[-1])
 
 
-def test_a_full_disk_ends_the_run_with_a_storage_error_and_resume_goes_on(tiny_run, recipe_of, train_run, runs, monkeypatch):
+def test_a_full_disk_ends_the_run_with_a_storage_error_and_resume_goes_on(
+    tiny_run, recipe_of, train_run, runs, monkeypatch
+):
     real = checkpoint.save
 
     def full(folder, state, *rest):
         if state.counters.step == 20:
-            raise ForensicsError("storage", "could not write checkpoint step-000020: No space left on device", "free some space")
+            raise ForensicsError(
+                "storage", "could not write checkpoint step-000020: No space left on device", "free some space"
+            )
         return real(folder, state, *rest)
 
     monkeypatch.setattr(checkpoint, "save", full)

@@ -59,7 +59,13 @@ def test_every_implementation_is_the_formula(implementation, fields, make_policy
     found = run(implementation, policy)
     for group in ("params", "exp_avg", "exp_avg_sq"):
         for name, x in getattr(exact, group).items():
-            torch.testing.assert_close(getattr(found, group)[name].double(), x, rtol=5e-6, atol=2e-6 * float(x.abs().max()), msg=f"{group}/{name}")
+            torch.testing.assert_close(
+                getattr(found, group)[name].double(),
+                x,
+                rtol=5e-6,
+                atol=2e-6 * float(x.abs().max()),
+                msg=f"{group}/{name}",
+            )
     if fields.get("update") == "hold":
         assert all(torch.equal(found.params[n], random_state().params[n]) for n in NAMES)
     if "frozen" in fields:
@@ -92,7 +98,11 @@ def test_a_row_without_gradient_only_decays_and_its_moments_stay_zero(implementa
 def test_norms_and_biases_never_decay_and_embeddings_where_asked():
     matrix = {"layers.0.attn.q_proj.weight"}
     assert decayed_names(NAMES, False) == matrix
-    assert decayed_names((*NAMES, "positions.weight"), True) == matrix | {"embed.weight", "unembed.weight", "positions.weight"}
+    assert decayed_names((*NAMES, "positions.weight"), True) == matrix | {
+        "embed.weight",
+        "unembed.weight",
+        "positions.weight",
+    }
 
 
 @pytest.mark.parametrize("implementation", ["fused", "foreach", "loop"])

@@ -12,7 +12,9 @@ from forensics.train.state import Counters
 
 
 def lr(k, schedule, steps=100, warmup=10, min_lr=0.1, **more):
-    return learning_rate(k, Train(learning_rate=2.0, schedule=schedule, steps=steps, warmup=warmup, min_lr=min_lr, **more))
+    return learning_rate(
+        k, Train(learning_rate=2.0, schedule=schedule, steps=steps, warmup=warmup, min_lr=min_lr, **more)
+    )
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "wsd"])
@@ -45,7 +47,9 @@ def test_the_schedule_may_be_drawn_for_more_steps_than_are_run():
     k=st.integers(0, 300), schedule=st.sampled_from(["constant", "cosine", "linear", "wsd"]), steps=st.integers(1, 200),
     warmup=st.integers(0, 250), min_lr=st.just(0.0) | st.floats(1e-6, 1), decay_steps=st.none() | st.integers(1, 300),
 )  # fmt: skip
-def test_every_rate_lies_between_nothing_and_the_peak_and_never_rises_after_warm_up(k, schedule, steps, warmup, min_lr, decay_steps):
+def test_every_rate_lies_between_nothing_and_the_peak_and_never_rises_after_warm_up(
+    k, schedule, steps, warmup, min_lr, decay_steps
+):
     now, then = (lr(i, schedule, steps, warmup, min_lr, decay_steps=decay_steps) for i in (k, k + 1))
     assert 0 <= now <= 2.0 * (1 + 1e-12)
     if k >= warmup:
