@@ -30,16 +30,21 @@ FOLDER = Path(__file__).parent
 
 @functools.cache
 def catalog() -> dict[str, dict[str, Any]]:
-    """name → {"sentence", "parameters": {name: {"type", "default"?, "meaning"}}, "columns": {name: meaning}}."""
+    """name → {"sentence", "parameters": {name: {"type", "default"?, "meaning"}}, "columns": {name: meaning}}.
+
+    A query with "builds_on" names another whose rows it reads.
+    """
     return tomllib.loads((FOLDER / "catalog.toml").read_text(encoding="utf-8"))
 
 
 @functools.cache
 def load(name: str) -> str:
-    """The SQL of a named query. Errors: usage."""
+    """The SQL of a named query, whole: what it builds on stands before it as a CTE. Errors: usage."""
     if name not in catalog():
         raise ForensicsError("usage", f"no query is called {name!r}", nearest(name, catalog()))
-    return (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+    sql = (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
+    base = catalog()[name].get("builds_on")
+    return f"with {base} as (\n{load(base)}),\n{sql.removeprefix('with ')}" if base else sql
 
 
 def run(
@@ -80,7 +85,11 @@ def _tables(name: str) -> set[str]:
 
 def _ancestry(folder: str, name: str, values: dict[str, Any]) -> list[str] | None:
     """The runs a query can need: with 200 runs in a folder, it opens only the parts of one run and its ancestors."""
-    chosen = [values[p] for p, about in catalog()[name]["parameters"].items() if about["type"] == "run"]
+    parameters = catalog()[name]["parameters"]
+    listed = {run for p, about in parameters.items() if about["type"] == "runs" for run in _listed(values[p])}
+    if listed:
+        return sorted(listed)
+    chosen = [values[p] for p, about in parameters.items() if about["type"] == "run"]
     if not chosen:
         return None
     con = connect(folder, {"runs"})
@@ -102,14 +111,22 @@ def _values(name: str, given: Mapping[str, Any], folder: str) -> dict[str, Any]:
         if parameter not in given and "default" not in about:
             raise ForensicsError("usage", f"{name} needs {parameter}: {about['meaning']}", f"--param {parameter}=…")
         value = _typed(given.get(parameter, about.get("default")), about, f"{name}: {parameter}")
-        if about["type"] == "run" and value not in (runs := reader.runs_in(folder)):
-            raise ForensicsError("missing", f"no run is called {value!r}", nearest(str(value), runs))
+        wanted = {"run": [value], "runs": _listed(str(value))}.get(about["type"], [])
+        for run in wanted:
+            if run not in (runs := reader.runs_in(folder)):
+                raise ForensicsError("missing", f"no run is called {run!r}", nearest(str(run), runs))
         values[parameter] = value
     return values
 
 
+def _listed(runs: str) -> list[str]:
+    """The names in a parameter of type runs; none where it asks for all."""
+    names = [name.strip() for name in runs.split(",")]
+    return [] if names in (["*"], [""]) else names
+
+
 def _typed(value: Any, about: dict[str, Any], where: str) -> Any:
-    kinds = {"int": int, "float": float, "text": str, "run": str}
+    kinds = {"int": int, "float": float, "text": str, "run": str, "runs": str}
     try:
         typed = kinds[about["type"]](value)
         if "low" in about and typed < about["low"]:
@@ -157,7 +174,7 @@ def describe() -> str:
         lines += [
             f"## `{name}`",
             "",
-            about["sentence"],
+            about["sentence"] + (f" Builds on `{about['builds_on']}`." if "builds_on" in about else ""),
             "",
             "| parameter | type | default | meaning |",
             "|---|---|---|---|",

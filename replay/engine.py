@@ -153,7 +153,7 @@ class Fork:
         self.spec, self.parent, self.progress = spec, parent, progress
         self.started = time.perf_counter()
         self.run = self._create()
-        self.writer = Writer(self.run.folder)
+        self.writer = Writer(self.run.folder, background=True)
         self.writer.truncate(0)
         record = dataclasses.replace(parent.recipe.record, level=spec.record)
         self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
@@ -186,7 +186,11 @@ class Fork:
                     last_readings = self.probe.read(control.state.params, {a.name: a.state.params for a in arms[1:]})
                     self.probed.append(step + 1)
                 self._compare(step + 1, arms, start, last_readings if probing else {})
+                if (step + 1) % self.parent.recipe.record.flush_every == 0:
+                    self.writer.flush()
                 self.progress(step + 1 - spec.first, spec.last - spec.first, f"{len(arms)} arms")
+            self.recorder.commit()
+            self.writer.drain()
             self._save(arms[1].state, "last")
         finally:
             self.recorder.commit()

@@ -8,7 +8,6 @@ interrupted scan goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder
 from forensics.observe import sums
 from forensics.progress import Report, silent
+from forensics.store.kept import Kept
 from forensics.train import checkpoint
 from forensics.train.advance import Model, advance
 from forensics.train.run import settle
@@ -117,13 +117,13 @@ def scan(
     """Rows {step, slot (None for a whole batch), loss, grad_norm}, the largest gradient norm first; NaN before all."""
     if not 0 <= first < last:
         raise ForensicsError("usage", f"wanted --batches A:B with A < B, found {first}:{last}", "windows are half-open")
-    kept = _Kept(target.keep, f"{target.identity} {per_sequence}")
+    kept = Kept(target.keep, f"{target.identity} {per_sequence}")
     rows: list[dict[str, Any]] = []
     for step in range(first, last):
-        found = kept.get(step)
+        found = kept.get(str(step))
         if found is None:
             found = list(_measure(target, step, per_sequence))
-            kept.put(step, found)
+            kept.put(str(step), found)
         rows += found
         progress(step + 1 - first, last - first, f"loss {found[0]['loss']:.3f}")
 
@@ -158,28 +158,3 @@ def _one(target: Target, batch: Batch, model: Model) -> tuple[float, float]:
     target.state.counters = counters  # the one thing that a step without an update moves
     assert result.loss is not None and result.grad_norm is not None
     return result.loss, result.grad_norm
-
-
-class _Kept:
-    """Finished batches, one JSON line each, appended as they come: a scan that is cut off goes on."""
-
-    def __init__(self, folder: Path | None, identity: str) -> None:
-        self.path = folder / f"{xxhash.xxh3_64_hexdigest(identity.encode())}.jsonl" if folder else None
-        self.rows: dict[int, list[dict[str, Any]]] = {}
-        if self.path is not None and self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                try:
-                    document = json.loads(line)
-                except ValueError:
-                    continue  # the line that was being written when it was cut off
-                self.rows[document["step"]] = document["rows"]
-
-    def get(self, step: int) -> list[dict[str, Any]] | None:
-        return self.rows.get(step)
-
-    def put(self, step: int, rows: list[dict[str, Any]]) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "rows": rows}) + "\n")

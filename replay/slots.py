@@ -1,8 +1,8 @@
-"""Which rows of which batches hold a document, and streams in which such rows are replaced, masked or repacked."""
+"""Rows of batches: which of them hold a document or a token, and streams in which rows move, give way or weigh nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +11,10 @@ import torch
 from forensics.data.batches import Batch, BatchStream
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
+from replay.rewrite import EditedBatch, edited_rows
 
 HOWS = ("replace", "mask", "repack")
+CHUNK = 1 << 22  # tokens of the corpus looked at together
 
 
 @dataclass(frozen=True, order=True)
@@ -31,6 +33,119 @@ class Removal:
 
     slots: list[Slot]
     forbidden: frozenset[int]
+
+
+def whole(stream: BatchStream, steps: Iterable[int]) -> list[Slot]:
+    """Every row of these batches."""
+    found = []
+    for step in steps:
+        B, T = stream(step).weight.shape
+        found += [Slot(step, b, 0, T) for b in range(B)]
+    return found
+
+
+def rows(stream: BatchStream, at: Iterable[tuple[int, int]]) -> list[Slot]:
+    """These rows, whole."""
+    lengths: dict[int, int] = {}
+    found = []
+    for step, slot in sorted(set(at)):
+        if step not in lengths:
+            lengths[step] = stream(step).weight.shape[1]
+        found.append(Slot(step, slot, 0, lengths[step]))
+    return found
+
+
+def places_of(stream: BatchStream, sequences: Sequence[int], first: int, last: int) -> list[tuple[int, int]]:
+    """(step, slot) of every row of first:last that holds one of these sequences, in the order of the sequences."""
+    wanted = np.array(sequences, np.int64)
+    found: dict[int, list[tuple[int, int]]] = {}
+    for step in range(first, last):
+        ids = stream(step).sequence.numpy()
+        for slot in np.flatnonzero(np.isin(ids, wanted)).tolist():
+            found.setdefault(int(ids[slot]), []).append((step, slot))
+    return [place for sequence in dict.fromkeys(wanted.tolist()) for place in found.get(sequence, [])]
+
+
+def random_sequences(run: Run, n: int, seed: int) -> tuple[int, ...]:
+    """n sequences that the run trains on, at random over all its steps: (n,) ids."""
+    rng = np.random.default_rng(seed)
+    found: list[int] = []
+    while len(found) < n:
+        ids = run.batches.order.sequence_ids(int(rng.integers(run.header.steps)))
+        found.append(int(ids[int(rng.integers(len(ids)))]))
+    return tuple(found)
+
+
+def gather(stream: BatchStream, picks: Sequence[tuple[int, int]], denominator: float | None = None) -> Batch:
+    """One batch of these rows, (step, slot) each; its origin is theirs where they share one."""
+    parts = {step: stream(step) for step in sorted({step for step, _ in picks})}
+    chosen = [(parts[step], slot) for step, slot in picks]
+    origins = {batch.origin for batch, _ in chosen}
+    made = Batch(
+        torch.stack([batch.tokens[slot] for batch, slot in chosen]),
+        torch.stack([batch.weight[slot] for batch, slot in chosen]),
+        parts[picks[0][0]].denominator if denominator is None else denominator,
+        torch.stack([batch.sequence[slot] for batch, slot in chosen]),
+        origins.pop() if len(origins) == 1 else None,
+    )
+    memory = {step: edited_rows(batch) for step, batch in parts.items()}
+    edited = {i: memory[step][slot] for i, (step, slot) in enumerate(picks) if slot in memory[step]}
+    return EditedBatch(made.tokens, made.weight, made.denominator, made.sequence, made.origin, edited) if edited else made
+
+
+def put(batch: Batch, at: Sequence[int], fresh: Batch) -> Batch:
+    """The batch with the rows `at` replaced by those of `fresh`."""
+    index = torch.tensor(list(at))
+    tokens, weight, sequence = batch.tokens.clone(), batch.weight.clone(), batch.sequence.clone()
+    tokens[index], weight[index], sequence[index] = fresh.tokens, fresh.weight, fresh.sequence
+    batch = replace(batch, tokens=tokens, weight=weight, sequence=sequence)
+    if not isinstance(batch, EditedBatch):
+        return batch
+    return replace(batch, edited={row: each for row, each in batch.edited.items() if row not in set(at)})
+
+
+def placed(stream: BatchStream, sources: dict[tuple[int, int], tuple[int, int]]) -> BatchStream:
+    """The stream in which each place holds the row that `sources` names; weights go with their rows."""
+    steps = {step for step, _ in sources}
+
+    def altered(s: int) -> Batch:
+        if s not in steps:
+            return stream(s)
+        own = stream(s)
+        picks = [sources.get((s, slot), (s, slot)) for slot in range(len(own.sequence))]
+        if all(pick == (s, slot) for slot, pick in enumerate(picks)):
+            return own
+        return gather(stream, picks, own.denominator)
+
+    return altered
+
+
+def holding(run: Run, token: int) -> np.ndarray:
+    """Sorted ids of all sequences that have the token as a target, held-out ones left out: (n,) int64."""
+    T = run.recipe.data.sequence_length
+    layout = run.corpus.layout(T)
+    found = [np.empty(0, np.int64)]
+    for index, at, ids in _scan(run):
+        # target p of the stream belongs to the sequence (p − 1) // T; the first token is nobody's target
+        places = at + np.flatnonzero(ids == token)
+        of = np.unique((places[places > 0] - 1) // T)
+        found.append(layout.first_sequence[index] + of[of < layout.n_sequences[index]])
+    return np.setdiff1d(np.concatenate(found), run.batches.order.held_out)
+
+
+def token_counts(run: Run) -> np.ndarray:
+    """How often each token id stands in the corpus: (V,)."""
+    counts = np.zeros(run.corpus.vocabulary, np.int64)
+    for _, _, ids in _scan(run):
+        counts += np.bincount(ids, minlength=len(counts))
+    return counts
+
+
+def _scan(run: Run) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(source, offset, tokens) of the whole corpus, through its memory maps in pieces."""
+    for index, source in enumerate(run.corpus.sources):
+        for at in range(0, source.tokens, CHUNK):
+            yield index, at, run.corpus.tokens(index, at, min(at + CHUNK, source.tokens))
 
 
 def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
@@ -104,10 +219,10 @@ def removed(stream: BatchStream, run: Run, removal: Removal, how: str, first: in
     """The stream without these slots, by one of HOWS."""
     if how == "mask":
         return _masked(stream, removal.slots)
-    rows = sorted({(slot.step, slot.slot) for slot in removal.slots})
+    gone = sorted({(slot.step, slot.slot) for slot in removal.slots})
     if how == "replace":
-        return _replaced(stream, run, rows, removal.forbidden)
-    return _repacked(stream, rows, first)
+        return _replaced(stream, run, gone, removal.forbidden)
+    return _repacked(stream, gone, first)
 
 
 def _masked(stream: BatchStream, masked: list[Slot]) -> BatchStream:
@@ -135,11 +250,7 @@ def _replaced(stream: BatchStream, run: Run, rows: list[tuple[int, int]], forbid
         here = [(slot, ids[s, slot]) for slot in range(len(batch.sequence)) if (s, slot) in ids]
         if not here:
             return batch
-        at, new = torch.tensor([slot for slot, _ in here]), np.array([i for _, i in here])
-        fresh = run.batches.make(new)
-        tokens, weight, sequence = batch.tokens.clone(), batch.weight.clone(), batch.sequence.clone()
-        tokens[at], weight[at], sequence[at] = fresh.tokens, fresh.weight, fresh.sequence
-        return replace(batch, tokens=tokens, weight=weight, sequence=sequence)
+        return put(batch, [slot for slot, _ in here], run.batches.make(np.array([i for _, i in here])))
 
     return altered
 
@@ -212,15 +323,6 @@ def _repacked(stream: BatchStream, rows: list[tuple[int, int]], first: int) -> B
         at = (s - first) * B + np.arange(B)
         at += np.searchsorted(rank, at, side="right")
         steps, slots = first + at // B, at % B
-        parts = {int(step): stream(int(step)) for step in np.unique(steps)}
-        pick = [(parts[int(step)], int(slot)) for step, slot in zip(steps, slots)]
-        origins = {batch.origin for batch, _ in pick}
-        return Batch(
-            torch.stack([batch.tokens[slot] for batch, slot in pick]),
-            torch.stack([batch.weight[slot] for batch, slot in pick]),
-            parts[int(steps[0])].denominator,
-            torch.stack([batch.sequence[slot] for batch, slot in pick]),
-            origins.pop() if len(origins) == 1 else None,
-        )
+        return gather(stream, list(zip(steps.tolist(), slots.tolist())))
 
     return altered

@@ -61,23 +61,31 @@ def loss_and_gradient(
     grad_hidden = torch.empty_like(h)
     grad_unembedding = torch.zeros(W.shape, device=h.device)
     scale = weight / denominator
+    # one buffer for all chunks: fresh pages for each would cost as much as the arithmetic on them
+    size = (max(rows.stop - rows.start for rows in chunks(N)), W.shape[0])
+    buffer = torch.empty(size, device=h.device)
+    spare = torch.empty(size, device=h.device) if statistics else None
     for rows in chunks(N):
-        logits = (h[rows] @ W.T).float()
+        n = rows.stop - rows.start
+        if dtype == torch.float32:
+            logits = torch.mm(h[rows], W.T, out=buffer[:n])
+        else:
+            logits = buffer[:n].copy_(h[rows] @ W.T)
         target = targets[rows, None]
         largest = logits.amax(1, keepdim=True)
         if kept is not None:
             kept[0][rows] = largest[:, 0]
-            kept[1][rows] = _dot(logits, logits) / logits.shape[1]
+            kept[1][rows] = torch.linalg.vector_norm(logits, dim=1).square_() / logits.shape[1]
         logits.sub_(largest)
         at_target = logits.gather(1, target)
-        if kept is None:
+        if kept is None or spare is None:
             p = logits.exp_()  # in place: the same bits as out of place
             total = p.sum(1, keepdim=True)
         else:
-            p = logits.exp()
+            p = torch.exp(logits, out=spare[:n])
             total = p.sum(1, keepdim=True)
             # H = log Σe − Σ e·l / Σe with l shifted by its maximum: every term is finite, nothing cancels
-            kept[2][rows] = total[:, 0].log() - _dot(p, logits) / total[:, 0]
+            kept[2][rows] = total[:, 0].log() - logits.mul_(p).sum(1) / total[:, 0]
         log_total = total.log()
         ce[rows] = (log_total - at_target)[:, 0]
         z = log_total + largest
@@ -92,11 +100,6 @@ def loss_and_gradient(
             grad_unembedding += grad_logits.T @ h[rows]
     stats = LogitRows(kept[0], kept[1], logz, kept[2]) if kept is not None else None
     return LossOut(ce, logz, grad_hidden.to(hidden.dtype), grad_unembedding, stats)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row-wise Σ a·b, (n,), without a temporary of the whole."""
-    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
 
 
 def plain_cross_entropy(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

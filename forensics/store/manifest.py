@@ -5,6 +5,7 @@ The manifest is the truth: a Parquet file it does not name is a leftover of a ki
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -54,20 +55,19 @@ def folder(run_folder: Path, table: str) -> Path:
     return Path(run_folder) / "tables" / table
 
 
-def load(run_folder: Path, table: str, *, fresh: bool = False) -> Manifest:
+def load(run_folder: str | Path, table: str, *, fresh: bool = False) -> Manifest:
     """The live parts of a table; none where it was never written. `fresh` reads the file again. Errors: integrity."""
-    path = folder(run_folder, table) / "manifest.json"
-    nothing = Manifest(table, tuple(c.name for c in TABLES[table].columns))
+    path = f"{run_folder}/tables/{table}/manifest.json"  # text: with 200 runs, Path objects took half of the time
     try:
         stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return nothing
+        return _nothing(table)
     stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    known = _READ.get(str(path))
+    known = _READ.get(path)
     if known and known[0] == stamp and not fresh:
         return known[1]
     try:
-        raw: dict[str, Any] = json.loads(path.read_bytes())
+        raw: dict[str, Any] = json.loads(Path(path).read_bytes())
         if raw["version"] != VERSION:
             raise ForensicsError("integrity", f"{path}: wanted manifest version {VERSION}, found {raw['version']!r}",
                                  "read this run with the version of the software that wrote it")  # fmt: skip
@@ -76,9 +76,14 @@ def load(run_folder: Path, table: str, *, fresh: bool = False) -> Manifest:
         raise ForensicsError("integrity", f"{path} is not a manifest: {e}",
                              "restore this file, or run `forensics doctor RUN`") from None  # fmt: skip
     except FileNotFoundError:
-        return nothing
-    _READ[str(path)] = (stamp, manifest)
+        return _nothing(table)
+    _READ[path] = (stamp, manifest)
     return manifest
+
+
+@functools.cache
+def _nothing(table: str) -> Manifest:
+    return Manifest(table, tuple(c.name for c in TABLES[table].columns))
 
 
 def check(path: Path, part: Part) -> None:

@@ -174,8 +174,8 @@ def _view(spec: Table, folder: Path, runs: Iterable[str]) -> str:
     """The view of one table: explicit lists of parts, one list for each set of columns that was ever written."""
     lists: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
-        manifest = m.load(folder / run, spec.name)
-        place = str(m.folder(folder / run, spec.name))
+        manifest = m.load(f"{folder}/{run}", spec.name)
+        place = f"{folder}/{run}/tables/{spec.name}"
         lists.setdefault(manifest.columns, []).extend(f"{place}/{part.file}" for part in manifest.parts)
     selects = []
     for have, files in lists.items():

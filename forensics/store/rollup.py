@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def aggregate(spec: Table, rows: pyarrow.Table) -> pyarrow.Table:
-    """Rows of `spec` as rows of its roll-up: one for each bucket and rest of the key, in order of first appearance."""
+    """Rows of `spec` as rows of its roll-up: one for each bucket and rest of the key, in order of bucket, then of appearance."""
+    import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
     made, columns = ROLLUPS[spec.name], summarised(spec)
     keys = ["bucket", *spec.key[1:]]
     work = {"bucket": pa.array(buckets(rows)), **{key: rows[key] for key in spec.key[1:]}}
-    nonfinite = pa.array([0] * rows.num_rows, pa.int64())
+    nonfinite = pa.chunked_array([np.zeros(rows.num_rows, np.int64)])
     for c in columns:
         values = rows[c.name]
         if pa.types.is_floating(values.type):
@@ -41,7 +42,8 @@ def aggregate(spec: Table, rows: pyarrow.Table) -> pyarrow.Table:
     found = pa.table(work).group_by(keys, use_threads=False).aggregate(wanted)
     renamed = {"rows": "bucket_count", "nonfinite": "nonfinite_sum"}
     schema = made.arrow_schema()
-    return pa.table([found[renamed.get(f.name, f.name)].cast(f.type) for f in schema], schema=schema)
+    rolled = pa.table([found[renamed.get(f.name, f.name)].cast(f.type) for f in schema], schema=schema)
+    return rolled.take(pc.sort_indices(rolled, sort_keys=[("bucket", "ascending")]))  # stable
 
 
 def buckets(rows: pyarrow.Table) -> np.ndarray:
@@ -95,7 +97,7 @@ class RollUp:
         bucket = step // BUCKET * BUCKET
         self.rows, self.changed = None, True
         if m.load(self.run_folder, self.made.name, fresh=True).parts:
-            p.change(self.run_folder, self.made, lambda *at: _before(*at, bucket))
+            p.change(self.run_folder, self.made, lambda spec, place, parts: _before(spec, place, parts, bucket))
 
     def _read(self, earliest: int | None) -> None:
         """Rows from the last bucket that was written, or from an earlier one: it may have been incomplete then."""

@@ -1,82 +1,93 @@
 """Rows into Parquet parts: buffered, atomic, named by one manifest per table that several processes may extend.
 
-with Writer(run_folder) as w:
+with Writer(run_folder, background=True) as w:
     w.append("steps", step=7, loss=2.31)                       # one row
-    w.append("heads", step=7, layer=layers, head=heads, attn_logit_max=maxima)   # one row per head
-    w.flush()                                                  # one part per table, then its manifest
+    w.append("heads", step=7, layer=layers, head=head, attn_logit_max=maxima)   # one row per head
+    w.flush()                                                  # one part per table, then its manifest, then roll-ups
+    w.drain()                                                  # all of it is on disk
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
-from forensics.records import TABLES, Table
+from forensics.records import ROLLUPS, TABLES, Table
 from forensics.store import manifest as m
+from forensics.store import parts as p
+from forensics.store.parts import MOST_PARTS, write_atomic
+from forensics.store.rollup import RollUp
 
 if TYPE_CHECKING:
     import pyarrow
 
-MOST_PARTS = 64  # a query over 1,000 parts took 160 ms, over 20 parts 6
-FEWEST_PARTS = 32  # what compaction brings them down to
-ROW_GROUP = 122_880  # rows; DuckDB scans row groups in parallel and skips those whose steps are out of range
+__all__ = ["MOST_PARTS", "Writer", "link_table", "replace_table", "write_atomic"]
 
-
-def write_atomic(path: Path, data: Any, *, sync_folder: bool = True) -> None:
-    """Write bytes so that `path` holds either all of them or what it held before, power cut included. Errors: storage.
-
-    `sync_folder=False` where another file in the same folder is written right after, which syncs both names.
-    """
-    path = Path(path)
-    with _storage(path):
-        temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}-{os.urandom(4).hex()}")
-        try:
-            with open(temporary, "xb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        if sync_folder:
-            _sync_folder(path.parent)
+HAND_OVERS = 2  # flushes that may be unwritten: with a third, the run waits for the disk rather than fill the memory
+Rows = dict[str, list[tuple[int, dict[str, Any]]]]  # table → what was appended: number of rows, columns
 
 
 class Writer:
-    """Appends rows to the tables of one run. Buffered rows are kept by reference until `flush`."""
+    """Appends rows to the tables of one run, and keeps their roll-ups.
 
-    def __init__(self, run_folder: str | Path) -> None:
+    In the background, one thread converts, compresses, writes and syncs what `flush` hands over; the run only waits
+    where HAND_OVERS flushes are unwritten. A write that fails is raised by the next append, flush or drain, once. Its
+    rows and all later ones stay buffered, in order, and the next flush tries again.
+    """
+
+    def __init__(self, run_folder: str | Path, background: bool = False) -> None:
         self.run_folder = Path(run_folder)
-        self._pending: dict[str, list[tuple[int, dict[str, Any]]]] = {}
+        self.background = background
+        self._pending: Rows = {}
+        self._handed: deque[tuple[Future[None], Rows]] = deque()  # oldest first; tables leave as they are written
+        self._stuck = False  # a write failed: those handed over after it must not be written before it
+        self._told = False  # a failure was raised, and nothing was handed over since
+        self._thread: ThreadPoolExecutor | None = None
+        self._rollups: dict[str, RollUp] = {}
 
     def append(self, table: str, **columns: Any) -> None:
         """Add rows: each value an array or list of one length, or a scalar for all of them; left out or None: NULL.
 
-        NaN and ±inf are values, not NULL. Arrays are not copied: do not write into them before `flush`.
+        NaN and ±inf are values, not NULL. Arrays and lists are copied. Errors: those of an earlier flush.
         """
         assert table in TABLES, f"no table {table!r} in records.TABLES"
         _check_columns(TABLES[table], columns)
         rows = _count(table, columns)
+        self._settle(HAND_OVERS)
         if rows:
-            self._pending.setdefault(table, []).append((rows, columns))
+            self._pending.setdefault(table, []).append((rows, {name: _copied(v) for name, v in columns.items()}))
 
     def flush(self) -> None:
-        """Write every buffered table as one part and name it in its manifest. Errors: storage, integrity."""
-        for table, pending in self._pending.items():
-            if pending:
-                count = _add(self.run_folder, TABLES[table], _to_arrow(TABLES[table], pending))
-                pending.clear()  # after the write: a full disk loses no row of a process that can go on
-                if count >= MOST_PARTS:
-                    self.compact(table)
+        """Write every buffered table as one part and name it in its manifest; in the background, hand it over for that.
+
+        Errors: storage, integrity.
+        """
+        self._settle(HAND_OVERS - 1)
+        if not self._pending:
+            return
+        self._told = False
+        if not self.background:
+            try:
+                self._write(self._pending)
+            except BaseException:
+                self._told = True
+                raise
+            return
+        rows, self._pending = self._pending, {}
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "store")
+        self._handed.append((self._thread.submit(self._write_next, rows), rows))
+
+    def drain(self) -> None:
+        """Flush, and return when all of it is on disk. Errors: storage, integrity."""
+        self.flush()
+        self._settle(0)
 
     def truncate(self, step: int) -> None:
         """Forget what was recorded from `step` on, so that a resumed run writes no row twice.
@@ -85,7 +96,7 @@ class Writer:
         """
         import pyarrow.compute as pc
 
-        self.flush()
+        self.drain()
 
         def keep(name: str, rows: pyarrow.Table) -> pyarrow.Table:
             if name == "checkpoints":
@@ -95,36 +106,90 @@ class Writer:
                 before = pc.or_(before, pc.fill_null(pc.equal(rows["kind"], "note"), False))
             return rows.filter(before)
 
-        def cut(spec: Table, place: Path, parts: tuple[m.Part, ...]) -> tuple[m.Part, ...]:
-            kept: list[m.Part] = []
-            for part in parts:
-                if isinstance(part.last, int) and part.last < step:
-                    kept.append(part)
-                    continue
-                rows = _load(place, part, spec)
-                left = keep(spec.name, rows)
-                if left.num_rows == rows.num_rows:
-                    kept.append(part)
-                elif left.num_rows:
-                    kept.append(_write_part(place, spec, left))
-            return tuple(kept)
+        def without(spec: Table, place: Path, parts: p.Parts) -> p.Parts:
+            return p.cut(spec, place, parts, step, lambda rows: keep(spec.name, rows))
 
         for spec in TABLES.values():
             if spec.stepped and m.load(self.run_folder, spec.name, fresh=True).parts:
-                _change(self.run_folder, spec, cut)
+                if spec.name in ROLLUPS:
+                    self._rollup(spec).cut(step)
+                p.change(self.run_folder, spec, without)
+                if spec.name in ROLLUPS:
+                    self._rollup(spec).finish()
 
     def compact(self, table: str) -> None:
         """Merge a table's parts into at most half of MOST_PARTS, order kept. Errors: storage, integrity."""
-        _change(self.run_folder, TABLES[table], _merged)
+        p.change(self.run_folder, TABLES[table], p.merged)
 
     def close(self) -> None:
-        self.flush()
+        """Drain, write the incomplete buckets of the roll-ups and end the thread. May be called again.
+
+        After a failure that was raised already it tries once more, and is silent. Errors: storage, integrity.
+        """
+        told = self._told
+        try:
+            self.drain()
+            for rollup in self._rollups.values():
+                rollup.finish()
+        except Exception:
+            self._told = True
+            if not told:
+                raise
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _settle(self, allowed: int) -> None:
+        """Let go of hand-overs that are written, waiting until at most `allowed` are not; raise what failed."""
+        while self._handed and (self._handed[0][0].done() or len(self._handed) > allowed):
+            error = self._handed[0][0].exception()
+            if error is not None:
+                self._take_back()
+                raise error
+            self._handed.popleft()
+
+    def _take_back(self) -> None:
+        """After a failure: everything unwritten is buffered again, in the order in which it was appended."""
+        unwritten: Rows = {}
+        for done, rows in [*self._handed, (None, self._pending)]:
+            if done is not None:
+                done.exception()  # at once: those behind the failure write nothing
+            for table, chunks in rows.items():
+                unwritten.setdefault(table, []).extend(chunks)
+        self._handed.clear()
+        self._pending, self._stuck, self._told = unwritten, False, True
+
+    def _write_next(self, rows: Rows) -> None:
+        """A hand-over, in the thread."""
+        if self._stuck:
+            return
+        try:
+            self._write(rows)
+        except BaseException:
+            self._stuck = True
+            raise
+
+    def _write(self, rows: Rows) -> None:
+        """Write tables, each leaving `rows` as soon as it is on disk."""
+        for table in list(rows):
+            spec = TABLES[table]
+            arrow = _to_arrow(spec, rows[table])
+            count = p.add(self.run_folder, spec, arrow)
+            del rows[table]
+            if table in ROLLUPS:
+                self._rollup(spec).add(arrow)
+            if count >= MOST_PARTS:
+                self.compact(table)
+
+    def _rollup(self, spec: Table) -> RollUp:
+        return self._rollups.setdefault(spec.name, RollUp(self.run_folder, spec))
 
 
 def replace_table(run_folder: str | Path, table: str, rows: dict[str, list[Any]]) -> None:
@@ -134,10 +199,10 @@ def replace_table(run_folder: str | Path, table: str, rows: dict[str, list[Any]]
     count = _count(table, rows)
     arrow = _to_arrow(spec, [(count, rows)]) if count else None
 
-    def swap(spec: Table, place: Path, _: tuple[m.Part, ...]) -> tuple[m.Part, ...]:
-        return () if arrow is None else (_write_part(place, spec, arrow),)
+    def swap(spec: Table, place: Path, _: p.Parts) -> p.Parts:
+        return () if arrow is None else (p.write_part(place, spec, arrow),)
 
-    _change(Path(run_folder), spec, swap)
+    p.change(Path(run_folder), spec, swap)
 
 
 def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
@@ -159,10 +224,10 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
     digest = xxhash.xxh3_128_hexdigest(part.read_bytes())
     made = m.Part("", span["min"], span["max"], len(key), part.stat().st_size, digest)
 
-    def swap(spec: Table, place: Path, parts: tuple[m.Part, ...]) -> tuple[m.Part, ...]:
+    def swap(spec: Table, place: Path, parts: p.Parts) -> p.Parts:
         if len(parts) == 1 and parts[0].hash == digest:
             return parts
-        name = _free_name(place, made.first, made.last)
+        name = p.free_name(place, made.first, made.last)
         try:
             os.link(part, place / name)
         except OSError:  # another file system
@@ -171,7 +236,7 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
             os.replace(temporary, place / name)
         return (replace(made, file=name),)
 
-    _change(Path(run_folder), spec, swap, columns=tuple(c.name for c in spec.columns if c.name in names))
+    p.change(Path(run_folder), spec, swap, columns=tuple(c.name for c in spec.columns if c.name in names))
 
 
 # ---- from what was appended to Arrow
@@ -192,6 +257,15 @@ def _count(table: str, columns: dict[str, Any]) -> int:
     lengths = {len(v) for v in columns.values() if not _is_scalar(v)}
     assert len(lengths) <= 1, f"{table}: columns of different lengths {sorted(lengths)}"
     return lengths.pop() if lengths else 1
+
+
+def _copied(value: Any) -> Any:
+    """The run may write into its arrays again before the thread has read them."""
+    if hasattr(value, "__array__") and not isinstance(value, (int, float)):
+        import numpy as np
+
+        return np.array(value)
+    return list(value) if isinstance(value, list) else value
 
 
 def _to_arrow(spec: Table, pending: list[tuple[int, dict[str, Any]]]) -> pyarrow.Table:
@@ -239,120 +313,3 @@ def _chunk(n: int, value: Any, type_: pyarrow.DataType) -> pyarrow.Array:
     if hasattr(value, "tolist"):  # NumPy; as Python objects NaN stays a value
         value = value.tolist()
     return pa.array([value] * n if _is_scalar(value) else list(value), type_)
-
-
-# ---- parts and manifests
-
-
-def _write_part(place: Path, spec: Table, rows: pyarrow.Table) -> m.Part:
-    """One new file in the table's folder, not yet named by the manifest."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
-    import xxhash
-
-    floats = [f.name for f in rows.schema if pa.types.is_floating(f.type)]
-    others = [f.name for f in rows.schema if not pa.types.is_floating(f.type)]
-    sink = pa.BufferOutputStream()
-    # No statistics for floats: Parquet's leave NaN out, and DuckDB, for which NaN is the largest value, would
-    # skip a row group that holds one (tried: `where loss > 5` and `max(loss)` missed the NaN).
-    pq.write_table(rows, sink, compression="zstd", use_dictionary=others, use_byte_stream_split=floats,
-                   write_statistics=others, row_group_size=ROW_GROUP)  # fmt: skip
-    data = sink.getvalue()
-    span = pc.min_max(rows[spec.key[0]]).as_py()
-    name = _free_name(place, span["min"], span["max"])
-    write_atomic(place / name, data, sync_folder=False)  # the manifest follows
-    return m.Part(name, span["min"], span["max"], rows.num_rows, data.size, xxhash.xxh3_128_hexdigest(data))
-
-
-def _free_name(place: Path, first: int | str, last: int | str) -> str:
-    def safe(x: int | str) -> str:
-        return re.sub(r"[^A-Za-z0-9._]", "-", str(x))[:60]
-
-    name, n = f"part-{safe(first)}-{safe(last)}", 0
-    while (place / (name + (f"-{n}" if n else "") + ".parquet")).exists():
-        n += 1
-    return name + (f"-{n}" if n else "") + ".parquet"
-
-
-def _load(place: Path, part: m.Part, spec: Table) -> pyarrow.Table:
-    path = place / part.file
-    try:
-        return m.rows(path, part, spec.arrow_schema(), always_hash=True)
-    except FileNotFoundError:
-        raise m.gone(path) from None
-
-
-def _merged(spec: Table, place: Path, parts: tuple[m.Part, ...]) -> tuple[m.Part, ...]:
-    """The smallest neighbours joined until few remain: a row is written again about log2(parts) times in all."""
-    import pyarrow as pa
-
-    groups = [[part] for part in parts]
-    sizes = [part.rows for part in parts]
-    while len(groups) > FEWEST_PARTS:
-        i = min(range(len(groups) - 1), key=lambda i: sizes[i] + sizes[i + 1])
-        groups[i] += groups.pop(i + 1)
-        sizes[i] += sizes.pop(i + 1)
-    merged: list[m.Part] = []
-    for group in groups:
-        if len(group) == 1:
-            merged.append(group[0])
-        else:
-            merged.append(_write_part(place, spec, pa.concat_tables([_load(place, p, spec) for p in group])))
-    return tuple(merged)
-
-
-def _add(run_folder: Path, spec: Table, rows: pyarrow.Table) -> int:
-    """A part more; how many there are now."""
-    return len(_change(run_folder, spec, lambda spec, place, parts: (*parts, _write_part(place, spec, rows))).parts)
-
-
-def _change(
-    run_folder: Path,
-    spec: Table,
-    edit: Callable[[Table, Path, tuple[m.Part, ...]], tuple[m.Part, ...]],
-    columns: tuple[str, ...] | None = None,
-) -> m.Manifest:
-    """Read, edit and replace a table's manifest under its lock, then delete what it no longer names."""
-    place = m.folder(run_folder, spec.name)
-    current = tuple(c.name for c in spec.columns)
-    with _storage(place), _locked(place):
-        old = m.load(run_folder, spec.name, fresh=True)
-        parts = edit(spec, place, old.parts)
-        kept = {p.file for p in old.parts} & {p.file for p in parts}
-        if kept and columns is None and old.columns != current:  # an older schema wrote them: bring them up to this one
-            parts = tuple(_write_part(place, spec, _load(place, p, spec)) if p.file in kept else p for p in parts)
-        new = m.Manifest(spec.name, columns or current, parts)
-        if new != old:
-            write_atomic(place / "manifest.json", new.to_json())
-        live = {p.file for p in parts}
-        for path in place.iterdir():  # under the lock nobody else is writing: the rest is left over
-            if path.name.startswith(".tmp-") or (path.suffix == ".parquet" and path.name not in live):
-                path.unlink(missing_ok=True)
-    return new
-
-
-@contextlib.contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    """One writer of a table at a time, over threads and processes."""
-    place.mkdir(parents=True, exist_ok=True)
-    with open(place / ".lock", "ab") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _storage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise ForensicsError("storage", f"could not write {path}: {e.strerror or e}",
-                             "free space or check permissions; nothing that was there before is lost") from None  # fmt: skip
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -133,7 +133,7 @@ class Trainer:
         self.recipe = run.recipe
         self.progress = progress
         self.model = run.model
-        self.writer = Writer(run.folder)
+        self.writer = Writer(run.folder, background=True)
         self.recorder = Recorder(self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu")
         phases = [(phase.until, phase.mix) for phase in self.recipe.data.phases]
         restarts = phase_restarts(phases)
@@ -221,6 +221,7 @@ class Trainer:
         if self.stop_asked and not last:
             self._event(step, "interrupt", text="ended by Ctrl-C; --resume goes on")
             self._flush()
+            self.writer.drain()
             self._status("interrupted")
             raise _Stop
 
@@ -263,6 +264,10 @@ class Trainer:
         )
 
     def _save(self, state: TrainState, reason: str) -> None:
+        if self.recorder.row is not None and self.recorder.row["step"] == state.counters.step - 1:
+            self.recorder.row["state_digest"] = self.recorder.row["state_digest"] or state.digest()
+        self._flush()
+        self.writer.drain()  # a run resumes from any complete checkpoint: the rows up to it are on disk before it
         path, digest, size = checkpoint.save(
             self.run.folder / "checkpoints",
             state,
@@ -270,8 +275,6 @@ class Trainer:
             self.run.corpus.folder / "tokenizer.json",
             self.run.header.eot,
         )
-        if self.recorder.row is not None and self.recorder.row["step"] == state.counters.step - 1:
-            self.recorder.row["state_digest"] = digest
         self.writer.append("checkpoints", step=state.counters.step, path=str(path.relative_to(self.run.folder)), digest=digest,
                            bytes=size, reason=reason, created=now())  # fmt: skip
         self._flush()
@@ -313,7 +316,7 @@ class Trainer:
             settled = detector.finish()
             if settled is not None:
                 self._write_spike(settled)
-        self._flush()
+        self.writer.close()
         self._status("finished")
 
     def _status(self, status: str, quietly: bool = False) -> None:

@@ -1,0 +1,171 @@
+"""The store under load: bytes of a long run, what the run waits for, and how fast it is read again.
+
+    python -m benchmarks.store [--steps 10000] [--pace 0.003] [--sync] [--json benchmarks/results/store.json]
+
+A run of 12 layers of 12 heads at B = 16 with every light table, through the background writer: 1.44 M rows of heads,
+1.1 M of tensors. Values are random walks with the noise that the field's curves have. A step of such a run takes a
+second or more on a CPU and 50 ms on a GPU; here it takes `--pace` seconds, so the writer has less time than ever.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rounds import interleaved, report
+from forensics.records import LIGHT, NUMERIC, ROLLUPS, TABLES
+from forensics.store import manifest
+from forensics.store.reader import connect
+from forensics.store.writer import Writer
+
+L, H, B = 12, 12, 16
+FLUSH_EVERY, SAVE_EVERY = 50, 1000
+PER_LAYER = ("norm1", "q", "k", "v", "o", "norm2", "gate", "up", "down")
+NAMES = ["embedding", *(f"layers.{i}.{kind}.weight" for i in range(L) for kind in PER_LAYER), "norm"]  # 110
+# relative change from one step to the next, and relative noise around the walk
+SMOOTH, NOISY = (1e-4, 0.0), (5e-3, 0.05)
+SMOOTH_COLUMNS = {"param_norm", "exp_avg_sq_norm", "lr"}
+CONSTANT = {"unseen_share": 0.0, "clip_scale": 1.0, "weight": 1024.0}  # of sequences; shares that are 0 in most runs
+DENSE = {"resid_max", "act_max", "lens_loss", "lens_entropy", "lens_kl"}
+
+
+def walks(table: str, steps: int, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Every recorded column as (steps, rows): level · exp(random walk) · (1 + noise), at the column's own precision."""
+    found = {}
+    for c in TABLES[table].columns:
+        if c.name in TABLES[table].key or c.name in DENSE or c.type not in NUMERIC or not c.type.startswith("float"):
+            continue
+        if c.name in CONSTANT:
+            found[c.name] = np.full((steps, rows), CONSTANT[c.name], c.type)
+            continue
+        walk, noise = SMOOTH if c.name in SMOOTH_COLUMNS else NOISY
+        x = rng.standard_normal((steps, rows), np.float32)
+        x *= walk
+        np.cumsum(x, axis=0, out=x)
+        np.exp(x, out=x)
+        x *= np.exp(rng.normal(0, 2, rows)).astype(np.float32)
+        if noise:
+            x *= 1 + noise * rng.standard_normal((steps, rows), np.float32)
+        wide = x.astype(c.type)
+        found[c.name] = wide * (1 + 1e-9 * rng.random(wide.shape)) if c.type == "float64" else wide
+    return found
+
+
+def make(steps: int) -> dict[str, dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    rows = {"steps": 1, "layers": L, "heads": L * H, "tensors": len(NAMES), "sequences": B}
+    data = {table: walks(table, steps, n, rng) for table, n in rows.items()}
+    data["tensors"]["gss_share"] *= rng.random((steps, len(NAMES))) < 0.01
+    data["sequences"]["repeat_share"] = (rng.integers(0, 40, (steps, B)) / 1024).astype(np.float32)
+    data["sequences"]["sequence"] = rng.permutation(steps * B).reshape(steps, B)
+    return data
+
+
+def record(folder: Path, data: dict[str, dict[str, np.ndarray]], steps: int, pace: float, background: bool) -> dict:
+    """The run: append at every step as the recorder does, flush every 50, drain where a checkpoint would be written."""
+    layer, head = np.repeat(np.arange(L, dtype=np.int32), H), np.tile(np.arange(H, dtype=np.int32), L)
+    slots, digits = np.arange(B, dtype=np.int32), "0123456789abcdef" * 2
+    appends, flushes, drains, late = [], [], [], 0.0
+    cpu = time.process_time()
+    with Writer(folder, background=background) as w:
+        for s in range(steps):
+            # lists for what the recorder hands over as lists
+            tensors = {c: x[s].tolist() for c, x in data["tensors"].items()}
+            layers = {c: x[s].tolist() for c, x in data["layers"].items()}
+            one = {c: float(x[s, 0]) for c, x in data["steps"].items()}
+            one["state_digest"] = "".join(digits[i] for i in os.urandom(32 * 1)[:32].translate(bytes(i % 16 for i in range(256))))
+            started = time.perf_counter()
+            w.append("tensors", step=s, tensor=list(NAMES), **tensors)
+            w.append("heads", step=s, layer=layer, head=head, **{c: x[s] for c, x in data["heads"].items()})
+            w.append("layers", step=s, layer=list(range(L)), **layers)
+            w.append("sequences", step=s, slot=slots, **{c: x[s] for c, x in data["sequences"].items()})
+            w.append("steps", step=s, tokens=B * 1024, schedule=s, updates=s, update="apply", **one)
+            ended = time.perf_counter()
+            appends.append(ended - started)
+            if (s + 1) % SAVE_EVERY == 0:
+                w.drain()
+                drains.append(time.perf_counter() - ended)
+            elif (s + 1) % FLUSH_EVERY == 0:
+                w.flush()
+                flushes.append(time.perf_counter() - ended)
+            if pace:
+                time.sleep(max(0.0, pace - (time.perf_counter() - started)))
+        closing = time.perf_counter()
+    late = time.perf_counter() - closing
+    ms = 1e3
+    return {
+        "append_ms": {"median": round(statistics.median(appends) * ms, 3), "longest": round(max(appends) * ms, 2)},
+        "flush_ms": {"median": round(statistics.median(flushes) * ms, 3), "longest": round(max(flushes) * ms, 2)},
+        "kept_the_run_s": round(sum(appends) + sum(flushes), 2),
+        "drain_at_checkpoint_ms": {"median": round(statistics.median(drains) * ms, 1), "longest": round(max(drains) * ms, 1)},
+        "close_s": round(late, 2),
+        "cpu_s": round(time.process_time() - cpu, 1),
+    }  # fmt: skip
+
+
+def sizes(folder: Path) -> dict[str, Any]:
+    found = {}
+    for table in (*LIGHT, *(spec.name for spec in ROLLUPS.values())):
+        parts = manifest.load(folder, table, fresh=True).parts
+        found[table] = {"rows": sum(p.rows for p in parts), "parts": len(parts), "bytes": sum(p.bytes for p in parts)}
+    return found
+
+
+def readings(runs: Path, steps: int, rounds: int = 7) -> dict[str, float]:
+    """Milliseconds, median; a connection made once, as the app does."""
+    con = connect(runs)
+    middle = steps // 2 + 7
+    overview = "select bucket, layer, head, attn_logit_max_max, attn_entropy_mean_min from heads_by100"
+    from_rows = ("select step // 100 * 100 as bucket, layer, head, max(attn_logit_max), min(attn_entropy_mean) "
+                 "from heads group by all")  # fmt: skip
+    statements = {
+        "one step's heads": f"select * from heads where run = 'r' and step = {middle}",
+        "one step's tensors": f"select * from tensors where run = 'r' and step = {middle}",
+        "one head's series": "select step, attn_logit_max from heads where run = 'r' and layer = 7 and head = 3",
+        "one head, every column": "select * from heads where run = 'r' and layer = 7 and head = 3",
+        "one tensor's series": "select step, grad_norm from tensors where run = 'r' and tensor = 'layers.7.q.weight'",
+        "all losses": "select step, loss from steps where run = 'r'",
+        "overview of all heads, roll-up": overview,
+        "the same from the rows": from_rows,
+        "overview of steps, roll-up": "select bucket, loss_min, loss_mean, loss_max from steps_by100",
+    }
+
+    def ask(sql: str) -> Callable[[], Any]:
+        return lambda: con.sql(sql).to_arrow_table()
+
+    seconds = interleaved({name: ask(sql) for name, sql in statements.items()}, rounds)
+    return {name: round(statistics.median(s) * 1e3, 1) for name, s in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--pace", type=float, default=0.003, help="seconds that a step takes; 0: as fast as it goes")
+    parser.add_argument("--sync", action="store_true", help="write in the run's own thread, to compare")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    data = make(options.steps)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "runs" / "r"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text("{}")
+        waited = record(folder, data, options.steps, options.pace, not options.sync)
+        found = sizes(folder)
+        report("store", {
+            "shapes": {"layers": L, "heads": H, "batch": B, "tensors": len(NAMES), "steps": options.steps},
+            "pace_s": options.pace, "background": not options.sync,
+            "megabytes": round(sum(t["bytes"] for t in found.values()) / 1e6, 1), "tables": found,
+            **waited, "reading_ms": readings(folder.parent, options.steps),
+        }, options.json)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+with chosen as (  -- `alarms` stands before this: forensics query alarms
+    select run from runs
+    where trim($runs) in ('', '*') or list_contains(string_split(replace($runs, ' ', ''), ','), run)
+),
+own as (
+    select run, step, loss, grad_norm from steps semi join chosen using (run)
+),
+read as (  -- which steps hold what a detector reads
+    select distinct run, step, unnest(['monitor_loss', 'skip_step']) as detector from own where loss is not null
+    union all
+    select distinct run, step, unnest(['monitor_grad_norm', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend'])
+    from own where grad_norm is not null
+    union all
+    select run, step, 'rms_t' from tensors semi join chosen using (run) where rms_t is not null group by all
+    union all
+    select run, step, 'gss_share' from tensors semi join chosen using (run) where gss_share is not null group by all
+    union all
+    select run, step, 'entropy_collapse' from heads semi join chosen using (run)
+    where attn_entropy_norm is not null group by all
+    union all
+    select run, step, 'logit_growth' from heads semi join chosen using (run)
+    where attn_logit_max is not null group by all
+),
+onsets as (
+    select distinct run, coalesce(onset, step) as onset
+    from events semi join chosen using (run)
+    where kind = 'spike' and metric = 'loss'
+),
+sizes as (
+    select chosen.run, count(own.step) as steps from chosen left join own on own.run = chosen.run group by chosen.run
+),
+windows as (  -- of each spike, the recorded steps in which an alarm would have foretold it
+    select o.run, o.onset, count(own.step) as width
+    from onsets as o
+    left join own on own.run = o.run and own.step >= o.onset - $horizon and own.step < o.onset
+    group by all
+),
+names as (
+    select unnest([
+        'monitor_loss', 'monitor_grad_norm', 'skip_step', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend',
+        'rms_t', 'gss_share', 'entropy_collapse', 'logit_growth'
+    ]) as detector
+),
+rates as (  -- alarms of each detector in each run
+    select n.detector, s.run, s.steps, count(a.step) as alarms
+    from names as n cross join sizes as s
+    left join alarms as a on a.run = s.run and a.detector = n.detector
+    group by all
+),
+foretold as (
+    select r.detector, w.run, w.onset, any_value(w.width) as width, any_value(r.steps) as n, any_value(r.alarms) as k,
+        w.onset - min(a.step) as lead
+    from windows as w
+    join rates as r on r.run = w.run
+    left join alarms as a
+        on a.run = w.run and a.detector = r.detector and a.step >= w.onset - $horizon and a.step < w.onset
+    group by r.detector, w.run, w.onset
+),
+chance as (  -- 1 − C(n − width, k) / C(n, k): k alarms on random steps, none twice
+    select *, case
+        when width = 0 then 0
+        when k > n - width then 1
+        else 1 - exp(lgamma(n - width + 1) - lgamma(n - width - k + 1) - lgamma(n + 1) + lgamma(n - k + 1))
+    end as random_hit
+    from foretold
+),
+hits as (
+    select detector, count(*) as spikes, count(lead) as hits, median(lead) as median_lead, sum(random_hit) as random_hits
+    from chance group by detector
+),
+false_ones as (
+    select a.detector, count(*) as false_alarms
+    from alarms as a asof left join onsets as o on o.run = a.run and a.step < o.onset
+    where o.onset is null or o.onset - a.step > $horizon
+    group by a.detector
+),
+totals as (
+    select detector, count(*) as runs, sum(steps)::bigint as steps, sum(alarms)::bigint as alarms
+    from rates group by detector
+),
+coverage as (
+    select detector, count(*) as read from read group by detector
+),
+final as (
+    select
+        t.detector, t.runs, t.steps, coalesce(c.read, 0) as steps_read, coalesce(h.spikes, 0) as spikes, t.alarms,
+        coalesce(h.hits, 0) as hits, coalesce(h.spikes - h.hits, 0) as misses, h.median_lead,
+        coalesce(f.false_alarms, 0) as false_alarms,
+        coalesce(1000 * f.false_alarms / nullif(t.steps, 0), 0) as false_per_1000,
+        coalesce(h.random_hits, 0) as random_hits
+    from totals as t
+    left join hits as h using (detector)
+    left join false_ones as f using (detector)
+    left join coverage as c using (detector)
+    order by hits - random_hits desc, false_per_1000, detector
+)
+select * from final

@@ -1,0 +1,159 @@
+"""Text into sequences: text packed to length, and sequences whose text was edited.
+
+An edited sequence keeps its T + 1 tokens. Its text is cut where a document ends; every piece that an edit changed is
+tokenised again, every other piece keeps its tokens. What is then too long is cut at its end; what is too short goes
+on in its source's stream after the sequence (and from the stream's start where that ends). The whole text, uncut,
+stays with the row until the batch is trained on, so a later edit alters that text and not what was left of it: an
+edit and its inverse give back the row, bit for bit, wherever the text itself comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from forensics.data.batches import MADE, Batch
+from forensics.errors import ForensicsError
+from forensics.train.run import Run
+
+LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens at most
+BROKEN = "\ufffd"  # what the bytes of a cut character decode to
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a sequence: the tokens it had, the text they spelled and the text it has now."""
+
+    tokens: tuple[int, ...]
+    was: str  # empty for what no edit reaches: end-of-text tokens, and characters that the sequence's ends cut in two
+    now: str
+
+
+@dataclass(frozen=True, eq=False)
+class Edited:
+    """A row whose text was edited: what it was, and its pieces."""
+
+    tokens: Tensor  # (T+1,) as the stream had them
+    sequence: int
+    pieces: tuple[Piece, ...]
+
+    @property
+    def unchanged(self) -> bool:
+        return all(piece.was == piece.now for piece in self.pieces)
+
+
+@dataclass(frozen=True, eq=False)
+class EditedBatch(Batch):
+    """A batch that remembers the whole text of the rows that were edited."""
+
+    edited: Mapping[int, Edited] = field(default_factory=dict)
+
+
+def edited_rows(batch: Batch) -> dict[int, Edited]:
+    return dict(batch.edited) if isinstance(batch, EditedBatch) else {}
+
+
+def encode(run: Run, text: str) -> list[int]:
+    """The tokens of a text, in which no special token is recognised. Errors: data."""
+    tokenizer = run.corpus.tokenizer
+    tokenizer.encode_special_tokens = True  # as when the corpus was made
+    try:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    except Exception as e:  # the library raises a bare Exception
+        raise ForensicsError("data", f"the run's tokenizer cannot encode the text: {str(e).splitlines()[0]}",
+                             "use characters that its vocabulary has") from None  # fmt: skip
+    return ids
+
+
+def packed(run: Run, text: str, n: int | None = None) -> Tensor:
+    """A text and its end-of-text token as sequences: (n, T+1), from the start again where it ends.
+
+    Neighbours share one token, as in the corpus. n left out: as many as hold the whole text once.
+    """
+    T = run.recipe.data.sequence_length
+    ids = np.array([*encode(run, text), run.corpus.eot], np.int64)
+    rows = max(1, -(-(len(ids) - 1) // T)) if n is None else n
+    at = np.arange(rows)[:, None] * T + np.arange(T + 1)
+    return torch.from_numpy(ids[at % len(ids)])
+
+
+def edit(batch: Batch, run: Run, find: str, replacement: str) -> Batch:
+    """The batch with every occurrence replaced; a row without one is untouched."""
+    known = edited_rows(batch)
+    rows: dict[int, Edited] = {}
+    for row, sequence in enumerate(batch.sequence.tolist()):
+        if row not in known and find not in run.corpus.decode(batch.tokens[row].numpy()):
+            continue
+        own = known.get(row) or Edited(batch.tokens[row], sequence, _pieces(run, batch.tokens[row].tolist()))
+        pieces = tuple(replace(piece, now=piece.now.replace(find, replacement)) for piece in own.pieces)
+        if pieces != own.pieces:
+            rows[row] = replace(own, pieces=pieces)
+    if not rows:
+        return batch
+    tokens, sequence = batch.tokens.clone(), batch.sequence.clone()
+    for row, now in rows.items():
+        tokens[row] = now.tokens if now.unchanged else _rendered(run, now)
+        sequence[row] = now.sequence if now.unchanged else MADE
+    left = {row: now for row, now in (known | rows).items() if not now.unchanged}
+    if left:
+        return EditedBatch(tokens, batch.weight, batch.denominator, sequence, batch.origin, left)
+    return Batch(tokens, batch.weight, batch.denominator, sequence, batch.origin)
+
+
+def _pieces(run: Run, ids: Sequence[int]) -> tuple[Piece, ...]:
+    eot, found, piece = run.corpus.eot, list[Piece](), list[int]()
+    for i, id in enumerate([*ids, eot]):
+        if id != eot:
+            piece.append(id)
+            continue
+        found += _whole_characters(run, piece)
+        if i < len(ids):
+            found.append(Piece((eot,), "", ""))
+        piece = []
+    return tuple(found)
+
+
+def _whole_characters(run: Run, ids: list[int]) -> list[Piece]:
+    """A piece without the halves of characters at its ends, which stand beside it as they are."""
+    low, high = 0, len(ids)
+    for k in range(min(LONGEST_CHARACTER, len(ids))):
+        if not run.corpus.decode(ids[k:]).startswith(BROKEN):
+            low = k
+            break
+    for k in range(min(LONGEST_CHARACTER, len(ids) - low)):
+        if not run.corpus.decode(ids[low : len(ids) - k]).endswith(BROKEN):
+            high = len(ids) - k
+            break
+    text = run.corpus.decode(ids[low:high])
+    parts = [Piece(tuple(ids[:low]), "", ""), Piece(tuple(ids[low:high]), text, text), Piece(tuple(ids[high:]), "", "")]
+    return [part for part in parts if part.tokens]
+
+
+def _rendered(run: Run, row: Edited) -> Tensor:
+    """Its pieces as T + 1 tokens: (T+1,)."""
+    ids: list[int] = []
+    for piece in row.pieces:
+        ids += piece.tokens if piece.was == piece.now else encode(run, piece.now)
+    length = len(row.tokens)
+    if len(ids) < length:
+        ids += _continuation(run, row.sequence, ids, length - len(ids))
+    return torch.tensor(ids[:length])
+
+
+def _continuation(run: Run, sequence: int, ids: list[int], n: int) -> list[int]:
+    """n tokens that follow a sequence in its source's stream; a sequence that was made begins again."""
+    if sequence < 0:
+        again = ids or [run.corpus.eot]
+        return (again * -(-n // len(again)))[:n]
+    T = run.recipe.data.sequence_length
+    source = int(run.batches.order.source_of(np.array([sequence]))[0])
+    total = run.corpus.sources[source].tokens
+    start = (sequence - run.corpus.layout(T).first_sequence[source]) * T + T + 1
+    found = run.corpus.tokens(source, min(start, total), min(start + n, total)).tolist()
+    while len(found) < n:
+        found += run.corpus.tokens(source, 0, min(n - len(found), total)).tolist()
+    return found
