@@ -280,6 +280,39 @@ def note(run: str, step: int, text: str) -> None:
     emit({"event": event}, lambda: say(f"noted at step {step} of {run}"))
 
 
+@main.command(
+    example="forensics probe demo loss --text passage.txt\nforensics probe demo my_metric.py:sharpness --steps 0:200"
+)
+@click.argument("run")
+@click.argument("probe", metavar="PROBE|FILE.py:FUNCTION")
+@click.option("--steps", metavar="A:B|S,T,…", help="Only these checkpoints; all where it is left out.")
+@click.option("--text", type=click.Path(path_type=Path), help="A text to read; the held-out set where it is left out.")
+def probe(run: str, probe: str, steps: str | None, text: Path | None) -> None:
+    """One metric over all checkpoints: loss, norms, group-norms, attention, effective-rank, cka, or your function.
+
+    A function is called with (params, model, run) and returns a number or a dictionary of numbers.
+    """
+    from forensics.probes.over import probe as go
+
+    with bar(f"probing {visible(run)}", "checkpoints") as progress:
+        document = go(runs_folder(), run, probe, steps, text, progress)
+
+    def story() -> None:
+        say(f"{probe} of {run}" + (f" on {document['text']}" if document["text"] else ""))
+        points = document["points"]
+        names = list(dict.fromkeys(n for p in points if isinstance(p["value"], dict) for n in p["value"]))
+        if not names:
+            table(["step", "value"], [[p["step"], p["value"]] for p in points])
+            return
+        # a line per name: there are more names than fit across
+        table(
+            ["", *(str(p["step"]) for p in points)],
+            [[n, *((p["value"] or {}).get(n) for p in points)] for n in names],
+        )
+
+    emit(document, story)
+
+
 @main.command(example="forensics doctor demo")
 @click.argument("run", required=False)
 def doctor(run: str | None) -> int:

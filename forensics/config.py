@@ -55,6 +55,8 @@ class Data:
         64, "sequences of the first phase's sources kept out of training, for held-out loss and probes", low=0
     )
     text_key: str = key("text", "field of .jsonl, .parquet and hf: records that holds the text")
+    mask_repeats: bool = key(False, "a sequence in which an n-gram, n = 1 … 13, repeats 32 or more times in a row weighs 0 "
+                             "in the loss, whose denominator is kept (OLMo 2's filter); not in held-out loss")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -32,33 +32,53 @@ creep as (
     select *, min(level) over (partition by run order by step rows unbounded preceding) as lowest
     from levels where n = 128
 ),
-series as (  -- what a robust z judges, up is bad; `floor` is the least σ; a row that cannot be an alarm reaches back 0
-    select
-        run, step, 'gss_share' as detector, tensor, 0 as layer, 0 as head, gss_share::double as x, 1e-4 as floor,
-        if(gss_share > 6e-4, 128, 0) as reach  -- no share is below 0, so no median is, and 6 of the least σ are 6e-4
-    from tensors semi join chosen using (run)
-    union all
-    select run, step, 'entropy_collapse', '', layer, head, -attn_entropy_norm::double, 1e-3, 128
+series as (  -- what a robust z judges, up is bad; `floor` is the least σ
+    select run, step, 'entropy_collapse' as detector, layer, head, -attn_entropy_norm::double as x, 1e-3 as floor
     from heads semi join chosen using (run)
     union all
-    select run, step, 'logit_growth', '', layer, head, ln(greatest(attn_logit_max::double, 1)), 0.01, 128
+    select run, step, 'logit_growth', layer, head, ln(greatest(attn_logit_max::double, 1)), 0.01
     from heads semi join chosen using (run)
     union all
-    select run, step, 'robust_grad_norm', '', 0, 0, x, 1e-12, 128
+    select run, step, 'robust_grad_norm', 0, 0, x, 1e-12
     from watched where detector = 'monitor_grad_norm'
 ),
-bands as (
-    select *, count(*) over earlier as n, median(x) over earlier as middle, mad(x) over earlier as mad
+quartered as (
+    select *, row_number() over earlier as place, quantile_cont(x, [0.27, 0.5, 0.73]) over earlier as q
     from series
     where isfinite(x)
-    window earlier as (
-        partition by run, detector, tensor, layer, head order by step rows between reach preceding and 1 preceding
-    )
+    window earlier as (partition by run, detector, layer, head order by step rows between 128 preceding and 1 preceding)
+),
+placed as (  -- MAD costs most, so it is taken of suspects alone: more than half of a window lies in [m − MAD, m + MAD],
+    -- less than half between the quantiles 0.27 and 0.73, so MAD reaches the nearer of them. The median of shares,
+    -- none of which is below 0, is not below 0 either, and 6 of their least σ are 6e-4.
+    select
+        run, step, detector, '' as tensor, layer, head, x, floor, place,
+        x - q[2] > 5.9 * greatest(floor, 1.4826 * least(q[3] - q[2], q[2] - q[1])) as suspect
+    from quartered
+    union all
+    select
+        run, step, 'gss_share', tensor, 0, 0, gss_share::double, 1e-4,
+        row_number() over (partition by run, tensor order by step), gss_share > 6e-4
+    from tensors semi join chosen using (run)
+    where isfinite(gss_share)
+),
+suspects as (
+    select *, unnest([place // 128, place // 128 - 1]) as block from placed where suspect and place > 64
+),
+bands as (
+    select
+        s.run, s.step, s.detector, any_value(s.x) as x, any_value(s.floor) as floor, median(e.x) as middle,
+        mad(e.x) as mad
+    from suspects as s
+    join placed as e
+        on e.run = s.run and e.detector = s.detector and e.tensor = s.tensor and e.layer = s.layer and e.head = s.head
+        and e.place // 128 = s.block and e.place >= s.place - 128 and e.place < s.place
+    group by s.run, s.step, s.detector, s.tensor, s.layer, s.head
 ),
 fired as (
     select * from monitored
     union all select run, step, 'skip_step' from monitored
-    union all select run, step, detector from bands where n >= 64 and (x - middle) / greatest(1.4826 * mad, floor) > 6
+    union all select run, step, detector from bands where (x - middle) / greatest(1.4826 * mad, floor) > 6
     union all select run, step, 'robust_grad_norm' from broken where detector = 'monitor_grad_norm'
     union all select run, step, 'grad_norm_trend' from creep where level >= 1.5 * lowest and level > lowest
     union all

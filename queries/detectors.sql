@@ -5,21 +5,30 @@ with chosen as (  -- `alarms` stands before this: forensics query alarms
 own as (
     select run, step, loss, grad_norm from steps semi join chosen using (run)
 ),
-read as (  -- which steps hold what a detector reads
-    select distinct run, step, unnest(['monitor_loss', 'skip_step']) as detector from own where loss is not null
+read as (  -- how many steps hold what a detector reads
+    select count(loss) as loss, count(grad_norm) as grad_norm from own
+),
+read_tensors as (
+    select count(*) filter (where r > 0) as rms_t, count(*) filter (where g > 0) as gss_share
+    from (
+        select run, step, count(rms_t) as r, count(gss_share) as g from tensors semi join chosen using (run) group by all
+    )
+),
+read_heads as (
+    select count(*) filter (where e > 0) as attn_entropy_norm, count(*) filter (where m > 0) as attn_logit_max
+    from (
+        select run, step, count(attn_entropy_norm) as e, count(attn_logit_max) as m
+        from heads semi join chosen using (run) group by all
+    )
+),
+names as (
+    select unnest(['monitor_loss', 'skip_step']) as detector, loss as steps_read from read
     union all
-    select distinct run, step, unnest(['monitor_grad_norm', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend'])
-    from own where grad_norm is not null
-    union all
-    select run, step, 'rms_t' from tensors semi join chosen using (run) where rms_t is not null group by all
-    union all
-    select run, step, 'gss_share' from tensors semi join chosen using (run) where gss_share is not null group by all
-    union all
-    select run, step, 'entropy_collapse' from heads semi join chosen using (run)
-    where attn_entropy_norm is not null group by all
-    union all
-    select run, step, 'logit_growth' from heads semi join chosen using (run)
-    where attn_logit_max is not null group by all
+    select unnest(['monitor_grad_norm', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend']), grad_norm from read
+    union all select 'rms_t', rms_t from read_tensors
+    union all select 'gss_share', gss_share from read_tensors
+    union all select 'entropy_collapse', attn_entropy_norm from read_heads
+    union all select 'logit_growth', attn_logit_max from read_heads
 ),
 onsets as (
     select distinct run, coalesce(onset, step) as onset
@@ -34,12 +43,6 @@ windows as (  -- of each spike, the recorded steps in which an alarm would have 
     from onsets as o
     left join own on own.run = o.run and own.step >= o.onset - $horizon and own.step < o.onset
     group by all
-),
-names as (
-    select unnest([
-        'monitor_loss', 'monitor_grad_norm', 'skip_step', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend',
-        'rms_t', 'gss_share', 'entropy_collapse', 'logit_growth'
-    ]) as detector
 ),
 rates as (  -- alarms of each detector in each run
     select n.detector, s.run, s.steps, count(a.step) as alarms
@@ -78,20 +81,17 @@ totals as (
     select detector, count(*) as runs, sum(steps)::bigint as steps, sum(alarms)::bigint as alarms
     from rates group by detector
 ),
-coverage as (
-    select detector, count(*) as read from read group by detector
-),
 final as (
     select
-        t.detector, t.runs, t.steps, coalesce(c.read, 0) as steps_read, coalesce(h.spikes, 0) as spikes, t.alarms,
+        t.detector, t.runs, t.steps, n.steps_read, coalesce(h.spikes, 0) as spikes, t.alarms,
         coalesce(h.hits, 0) as hits, coalesce(h.spikes - h.hits, 0) as misses, h.median_lead,
         coalesce(f.false_alarms, 0) as false_alarms,
         coalesce(1000 * f.false_alarms / nullif(t.steps, 0), 0) as false_per_1000,
         coalesce(h.random_hits, 0) as random_hits
     from totals as t
+    join names as n using (detector)
     left join hits as h using (detector)
     left join false_ones as f using (detector)
-    left join coverage as c using (detector)
     order by hits - random_hits desc, false_per_1000, detector
 )
 select * from final

@@ -75,7 +75,7 @@ class Windowed(Intervention):
 
     def check(self, run: Run, first: int, last: int) -> None:
         if not first <= self.first < self.last <= last:
-            raise ForensicsError("usage", f"{self.kind}: wanted a window inside {first}:{last}, found {self.first}:{self.last}",
+            raise ForensicsError("usage", f"{self.kind or 'intervention'}: wanted a window inside {first}:{last}, found {self.first}:{self.last}",
                                  "widen --from and --to, or move the window")  # fmt: skip
 
     def holds(self, counters: Counters) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from forensics.console import Program, emit, runs_folder, say, state_of, table, warn
+from forensics.console import Program, cell, emit, runs_folder, say, state_of, table, warn
 from forensics.errors import ForensicsError
 from forensics.progress import bar
 
@@ -48,16 +50,43 @@ def verify(run: str, a: int, b: int) -> int:
 @click.argument("run", metavar="RUN|SPEC.toml")
 @click.option("--from", "first", type=int, help="The state it starts from.")
 @click.option("--to", "last", type=int, help="First step that is no longer run.")
+@click.option("--drop", multiple=True, metavar="A:B", help="Leave the batches out; later ones move up.")
+@click.option("--swap", multiple=True, metavar="S,T", help="Exchange two batches.")
+@click.option("--repeat", multiple=True, metavar="A:B@N", help="Batches N times; later ones move back.")
+@click.option("--reorder", multiple=True, metavar="SQL@A:B", help="SQL: step, slot (or sequence) and rank.")
+@click.option("--shuffle", multiple=True, metavar="A:B[@SEED]", help="The window's sequences over its slots.")
+@click.option("--replace", multiple=True, metavar="A:B=S", help="Batches A:B by those from S on.")
+@click.option("--replace-text", multiple=True, metavar="A:B=TEXT", help="By a text, packed to length.")
+@click.option("--replace-sequences", multiple=True, metavar="A:B=SQL", help="By SQL that returns `sequence`.")
+@click.option("--insert", multiple=True, metavar="S=TEXT", help="Batches of a text before S; later ones move back.")
+@click.option("--insert-sequences", multiple=True, metavar="S=SQL", help="By SQL that returns `sequence`.")
+@click.option("--edit", multiple=True, metavar="OLD=>NEW@A:B", help="Find and replace over the sequences' text.")
+@click.option("--remove-documents", multiple=True, metavar="SQL", help="SQL that returns a column `document`.")
+@click.option("--remove-sequences", multiple=True, metavar="SQL", help="SQL: step and slot, or sequence.")
+@click.option("--how", type=click.Choice(["replace", "mask", "repack"]), default="replace", show_default=True)
+@click.option("--mask-tokens", multiple=True, metavar="SQL", help="SQL: token (ids), or step, slot and position.")
+@click.option("--renormalise", is_flag=True, help="With --mask-tokens: the denominator is what weight is left.")
+@click.option("--boost-token", multiple=True, type=int, metavar="ID", help="Sequences that hold it for others.")
+@click.option("--times", type=int, default=1, show_default=True, help="With --boost-token: how many sequences.")
 @click.option("--skip", multiple=True, metavar="A:B", help="Consume the batches, compute nothing.")
 @click.option("--skip-frozen", multiple=True, metavar="A:B", help="The same with the schedule frozen.")
 @click.option("--zero-update", multiple=True, metavar="A:B", help="Forward and backward, no update.")
 @click.option("--hold-parameters", multiple=True, metavar="A:B", help="Moments advance, parameters stay.")
-@click.option("--drop", multiple=True, metavar="A:B", help="Leave the batches out; later ones move up.")
-@click.option("--swap", multiple=True, metavar="S,T", help="Exchange two batches.")
-@click.option("--remove-documents", multiple=True, metavar="SQL", help="SQL that returns a column `document`.")
-@click.option("--how", type=click.Choice(["replace", "mask", "repack"]), default="replace", show_default=True)
-@click.option("--mask-tokens", multiple=True, metavar="SQL", help="SQL that returns a column `token` of ids.")
 @click.option("--lr-scale", multiple=True, metavar="F@A:B", help="Learning rate times F.")
+@click.option("--clip", multiple=True, metavar="V@A:B", help="Largest gradient norm; 0: none.")
+@click.option("--betas", multiple=True, metavar="B1,B2@A:B", help="Adam's β.")
+@click.option("--eps", multiple=True, metavar="V@A:B", help="Adam's ε.")
+@click.option("--weight-decay", multiple=True, metavar="V@A:B", help="λ of AdamW.")
+@click.option("--z-loss", multiple=True, metavar="V@A:B", help="Weight of the z-loss.")
+@click.option("--skip-step", multiple=True, metavar="on|off@A:B", help="SkipStep on or off.")
+@click.option("--freeze", multiple=True, metavar="PATTERN@A:B", help="Leave tensors alone, moments too.")
+@click.option("--precision", multiple=True, metavar="P@A:B", help="fp32 or bf16.")
+@click.option("--reset-moments", multiple=True, is_flag=False, flag_value="*", metavar="[PATTERN]", help="Moments to 0.")
+@click.option("--reset-counter", is_flag=True, help="With --reset-moments: bias correction starts again.")
+@click.option("--noise", multiple=True, metavar="σ[@SEED]", help="Noise of σ times each tensor's RMS.")
+@click.option("--ulp", multiple=True, type=int, metavar="SEED", help="One unit in the last place.")
+@click.option("--transplant", multiple=True, metavar="RUN@STEP[:PATTERN]", help="Tensors from a checkpoint.")
+@click.option("--with-moments", is_flag=True, help="With --transplant: their moments too.")
 @click.option("--placebos", type=int, default=None, metavar="N", help="The same on N sets of random sequences.")
 @click.option(
     "--chaos", type=int, default=None, metavar="N", help="N forks whose start moved by one unit in the last place."
@@ -89,28 +118,80 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
     emit(document, lambda: _tell_fork(document))
 
 
+WINDOW = re.compile(r"\d+:\d+")
+
+
 def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags as a fork file's keys."""
+    """The flags as a fork file's keys; interventions compose in the order in which `--help` lists them."""
     made: list[dict[str, Any]] = []
-    for kind in ("drop", "skip", "skip-frozen", "zero-update", "hold-parameters"):
-        made += [{"kind": kind, "window": text} for text in flags[kind.replace("-", "_")]]
-    for text in flags["swap"]:
-        a, comma, b = text.partition(",")
-        if not (comma and a.strip().isdecimal() and b.strip().isdecimal()):
-            raise ForensicsError("usage", f"wanted --swap S,T, found {text!r}", "e.g. --swap 200,210")
-        made.append({"kind": "swap", "a": int(a), "b": int(b)})
-    for text in flags["lr_scale"]:
-        factor, at, where = text.partition("@")
-        try:
-            made.append({"kind": "lr-scale", "factor": float(factor), "window": where})
-        except ValueError:
-            at = ""
-        if not at:
-            raise ForensicsError("usage", f"wanted --lr-scale F@A:B, found {text!r}", "e.g. --lr-scale 0.5@200:210")
-    made += [{"kind": "remove-documents", "sql": sql, "how": flags["how"]} for sql in flags["remove_documents"]]
-    made += [{"kind": "mask-tokens", "sql": sql} for sql in flags["mask_tokens"]]
+
+    def add(kind: str, read: Callable[[str], dict[str, Any]], wanted: str, example: str, flag: str = "") -> None:
+        flag = flag or kind
+        for text in flags[flag.replace("-", "_")]:
+            try:
+                made.append({"kind": kind, **read(text)})
+            except ValueError:
+                raise ForensicsError("usage", f"wanted --{flag} {wanted}, found {text!r}", f"e.g. --{flag} {example}") from None  # fmt: skip
+
+    def alone(text: str) -> dict[str, Any]:
+        return {"window": text}
+
+    def value(key: str, read: Callable[[str], Any] = float) -> Callable[[str], dict[str, Any]]:
+        return lambda text: {key: read(_at(text)[0]), **_at(text)[1]}
+
+    add("drop", alone, "A:B", "200:204")
+    add("swap", lambda t: dict(zip("ab", _two(t, ",", int))), "S,T", "200,210")
+    add("repeat", lambda t: {"window": _cut(t, "@")[0], "times": int(_cut(t, "@")[1])}, "A:B@N", "200:204@2")
+    add("reorder", value("sql", str), "SQL@A:B", "'select step, slot, loss as rank from sequences@200:204'")
+    add("shuffle", lambda t: {"window": t.partition("@")[0], "seed": int(t.partition("@")[2] or 0)}, "A:B[@SEED]", "200:204@1")
+    add("replace", lambda t: {"window": _cut(t)[0], "batch": int(_cut(t)[1])}, "A:B=S", "200:204=100")
+    add("replace", lambda t: {"window": _cut(t)[0], "text": _cut(t)[1]}, "A:B=TEXT", "'200:204=to be'", "replace-text")
+    add("replace", lambda t: {"window": _cut(t)[0], "sql": _cut(t)[1]}, "A:B=SQL", "'200:204=select 7 as sequence'", "replace-sequences")
+    add("insert", lambda t: {"at": int(_cut(t)[0]), "text": _cut(t)[1]}, "S=TEXT", "'200=to be'")
+    add("insert", lambda t: {"at": int(_cut(t)[0]), "sql": _cut(t)[1]}, "S=SQL", "'200=select 7 as sequence'", "insert-sequences")
+    add("edit-tokens", lambda t: {**dict(zip(("find", "replace"), _cut(_at(t)[0], "=>"))), **_at(t)[1]}, "OLD=>NEW@A:B",
+        "'old=>new@200:204'", "edit")  # fmt: skip
+    add("remove-documents", lambda t: {"sql": t, "how": flags["how"]}, "SQL", "'select …'")
+    add("remove-sequences", lambda t: {"sql": t, "how": flags["how"]}, "SQL", "'select …'")
+    add("mask-tokens", lambda t: {"sql": t, "renormalise": flags["renormalise"]}, "SQL", "'select …'")
+    made += [{"kind": "boost-token", "token": token, "times": flags["times"]} for token in flags["boost_token"]]
+    for kind in ("skip", "skip-frozen", "zero-update", "hold-parameters"):
+        add(kind, alone, "A:B", "200:204")
+    add("lr-scale", value("factor"), "F@A:B", "0.5@200:210")
+    add("clip", value("value"), "V@A:B", "0.5@200:210")
+    add("betas", value("betas", lambda t: _two(t, ",", float)), "B1,B2@A:B", "0.9,0.99@200:210")
+    add("eps", value("value"), "V@A:B", "1e-6@200:210")
+    add("weight-decay", value("value"), "V@A:B", "0@200:210")
+    add("z-loss", value("value"), "V@A:B", "1e-4@200:210")
+    add("skip-step", value("on", lambda t: bool(("off", "on").index(t))), "on|off@A:B", "on@200:210")
+    add("freeze", value("tensors", lambda t: [t]), "PATTERN@A:B", "'embed.*@200:210'")
+    add("precision", value("precision", str), "P@A:B", "fp32@200:210")
+    add("reset-moments", lambda t: {"tensors": [t], "counter": flags["reset_counter"]}, "[PATTERN]", "'layers.0.*'")
+    add("noise", lambda t: {"sigma": float(t.partition("@")[0]), "seed": int(t.partition("@")[2] or 0)}, "σ[@SEED]", "0.001@1")
+    made += [{"kind": "ulp", "seed": seed} for seed in flags["ulp"]]
+    add("transplant", lambda t: {"checkpoint": t.partition(":")[0], "tensors": [t.partition(":")[2] or "*"],
+                                 "moments": flags["with_moments"]}, "RUN@STEP[:PATTERN]", "'demo@200:embed.*'")  # fmt: skip
     kept = {k: flags[k] for k in ("placebos", "chaos", "record", "probe_every", "name")}
     return kept | {"from": flags["first"], "to": flags["last"], "intervention": made}
+
+
+def _at(text: str) -> tuple[str, dict[str, Any]]:
+    """VALUE@A:B as the value and its window; no window where none is named."""
+    value, at, where = text.rpartition("@")
+    return (value, {"window": where}) if at and WINDOW.fullmatch(where) else (text, {})
+
+
+def _cut(text: str, mark: str = "=") -> tuple[str, str]:
+    """What stands before and after the first mark. Raises ValueError where there is none."""
+    before, found, after = text.partition(mark)
+    if not found:
+        raise ValueError(text)
+    return before, after
+
+
+def _two(text: str, mark: str, read: Callable[[str], Any]) -> list[Any]:
+    a, b = text.split(mark)
+    return [read(a), read(b)]
 
 
 def _tell_plan(p: dict[str, Any]) -> None:
@@ -213,6 +294,129 @@ def diff(run: str, fork: str) -> None:
             say(f"back among the placebos after {document['time_to_reconverge']} steps")
 
     emit(document, story)
+
+
+@main.command(
+    example="replay matrix demo --batches 398:406 --states 200,390,401\nreplay matrix demo --batches 398:406 --states 200,390 --window"
+)
+@click.argument("run")
+@click.option("--batches", required=True, metavar="A:B", help="The batches.")
+@click.option("--states", required=True, metavar="S,T,…", help="The states; any step, not only checkpoints.")
+@click.option("--window", "whole", is_flag=True, help="Run the whole window from each state: does it spike there too?")
+def matrix(run: str, batches: str, states: str, whole: bool) -> None:
+    """Each batch from each state: is it the data, the state, or the two together?"""
+    from forensics.config import window
+    from replay import matrix as matrices
+
+    go = matrices.windows if whole else matrices.matrix
+    with bar("matrix", "batches") as progress:
+        document = go(runs_folder(), run, *window(batches, "--batches"), _steps(states, "--states"), progress)
+    emit(document, lambda: _tell_windows(document) if whole else _tell_matrix(document))
+
+
+def _steps(text: str, flag: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ForensicsError("usage", f"wanted {flag} S,T,…, found {text!r}", f"e.g. {flag} 50,200")
+    return [int(part) for part in parts]
+
+
+def _tell_matrix(m: dict[str, Any]) -> None:
+    first, last = m["batches"]
+    titles = {
+        "jump": "jump of the probe loss after one step, over the placebo batches' median (nats)",
+        "loss": "loss of the batch at the state (nats)",
+        "grad_norm": "gradient norm of the batch at the state",
+    }
+    for measure, title in titles.items():
+        say(f"{title}; * the state has already been trained on the batch")
+        rows = []
+        for s in m["states"]:
+            own = [c for c in m["cells"] if c["state"] == s]
+            rows.append([s, *(cell(c[measure]) + ("*" if c["consumed"] else "") for c in own)])
+        table(["state", *(str(b) for b in range(first, last))], rows)
+        effects = m["effects"][measure]
+        if effects is None:
+            say("no effects: a cell is missing or not finite")
+        else:
+            over = effects["over_placebo"]
+            say(", ".join(
+                f"{name} {effects['size'][name]:.3g}" + (f" ({over[name]:.3g} × placebo scale)" if over[name] is not None else "")
+                for name in ("data", "state", "interaction")
+            ) + f"; {m['placebos']} placebo batches")  # fmt: skip
+        say()
+
+
+def _tell_windows(m: dict[str, Any]) -> None:
+    first, last = m["batches"]
+    say(f"batches {first}:{last} of {m['run']} from each state; * it has already been trained on some of them")
+    rows = [
+        [
+            f"{w['state']}{'*' if w['consumed'] else ''}",
+            w["peak"],
+            w["placebo_median"],
+            w["sigma"],
+            w["spiked"],
+            w["jump"],
+        ]
+        for w in m["windows"]
+    ]
+    table(["state", "highest loss", "placebo loss", "sigma", "spikes", "probe jump after"], rows)
+
+
+@main.command(example="replay noise demo --at 50,200,390")
+@click.argument("run")
+@click.option("--at", required=True, metavar="S,T,…", help="The states; any step, not only checkpoints.")
+@click.option("--window", type=click.IntRange(min=3), default=32, show_default=True, help="Steps after each.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Chaos forks of each.")
+def noise(run: str, at: str, window: int, seeds: int) -> None:
+    """Null forks: how fast the smallest noise grows at each step."""
+    from replay.noise import noise as go
+
+    with bar("noise") as progress:
+        document = go(runs_folder(), run, _steps(at, "--at"), window, seeds, progress)
+
+    def story() -> None:
+        if not all(p["control"]["bitwise"] for p in document["points"]):
+            say("TOLERANCE ONLY")
+        rows = [
+            [p["step"], p["divergence_exponent"], max(p["fitted_steps"]), p["start"], p["l2"][-1], p["placebo"][-1]]
+            for p in document["points"]
+        ]
+        table(["step", "exponent per step", "steps fitted", "l2 at the start", f"l2 after {window}", "placebo"], rows)
+
+    emit(document, story)
+
+
+@main.command(example="replay sweep fork.toml --at 50,150,250 --workers 2 --seeds 3")
+@click.argument("spec", metavar="SPEC.toml", type=click.Path(path_type=Path))
+@click.option("--at", required=True, metavar="S,T,…", help="Starting steps; the file's windows move with them.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes of one thread.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the null forks.")
+def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
+    """The same intervention at many steps, by the run's own learning rate and at an equal one."""
+    from replay import spec as specs
+    from replay.sweep import sweep as go
+
+    raw = specs.read(spec)
+    if not isinstance(raw.get("parent"), str):
+        raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
+    with bar("sweep", "forks") as progress:
+        document = go(runs_folder(), raw, _steps(at, "--at"), workers=workers, seeds=seeds, progress=progress)
+    emit(document, lambda: _tell_sweep(document))
+
+
+def _tell_sweep(s: dict[str, Any]) -> None:
+    if not all(row["bitwise"] for row in s["summary"]):
+        say("TOLERANCE ONLY")
+    say(f"{s['does']} (as written from {s['from']}), over {s['horizon']} steps of {s['run']} from each step")
+    say(f"arm own: the run's learning rate; arm equal: {s['equal_learning_rate']:.3g} throughout, in control and fork")
+    rows = [
+        [r["step"], r["arm"], r["learning_rate"], r["l2"], r["l2_over_moved"], r["over_placebos"], r["p"], r["placebos"],
+         r["time_to_reconverge"] if r["time_to_reconverge"] is not None else f"> {s['horizon']}" if r["placebos"] else None]
+        for r in s["summary"]
+    ]  # fmt: skip
+    table(["step", "arm", "lr", "l2", "l2/moved", "× placebos", "p", "N", "reconverges after"], rows)
 
 
 @main.command(example="replay state demo@401 ./state-401")

@@ -18,7 +18,7 @@ from torch import Tensor
 from forensics.detect.spikes import phase_restarts, robust
 from forensics.identity import fingerprint_difference
 from forensics.model.decoder import unembedding
-from forensics.model.loss import CHUNK
+from forensics.model.loss import chunks
 from forensics.observe import sums
 from forensics.train import checkpoint
 from forensics.train.advance import StepResult, documents
@@ -228,8 +228,7 @@ class Probe:
                 for n, p in everyone.items()
             }
             parts: dict[str, list[Tensor]] = {name: [] for name in everyone}
-            for low in range(0, len(targets), CHUNK):
-                rows = slice(low, low + CHUNK)
+            for rows in chunks(len(targets)):
                 base: Tensor | None = None
                 for name, params in everyone.items():
                     log_p = (hidden[name][rows] @ unembedding(params).T).float().log_softmax(1)

@@ -124,13 +124,21 @@ def windows(
             state = run.state_at(s)
             done = i * (length + control)
             end = run.header.steps
-            placebo, after_placebo = _run_over(run, state, range(end, end + control), length, probe, done, total, progress)
+            placebo, after_placebo = _run_over(
+                run, state, range(end, end + control), length, probe, done, total, progress
+            )
             own, after = _run_over(run, state, range(first, last), length, probe, done + control, total, progress)
             row = {"losses": own, "placebo": placebo, "after": after, "after_placebo": after_placebo}
             kept.put(str(s), row)
         progress((i + 1) * (length + control), total, f"state {s}")
         found.append({"state": s, "consumed": first < s, **_judged(row)})
-    return {"run": name, "batches": [first, last], "states": states, "probe_sequences": probe.sequences, "windows": found}
+    return {
+        "run": name,
+        "batches": [first, last],
+        "states": states,
+        "probe_sequences": probe.sequences,
+        "windows": found,
+    }
 
 
 def _judged(row: dict[str, Any]) -> dict[str, Any]:

@@ -83,9 +83,7 @@ class _Timed(Decoder):
 class _Tracer:
     """An observer that turns taps into events."""
 
-    wants = frozenset(
-        {"q", "k", "documents", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "rows"}
-    )
+    wants = frozenset({"q", "k", "documents", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "rows"})
 
     def __init__(self, decoder: _Timed, model: Model) -> None:
         self.decoder, self.model = decoder, model

@@ -120,9 +120,11 @@ class _Number(_InWindow):
     field: ClassVar[str] = ""
     words: ClassVar[str] = ""
     positive: ClassVar[bool] = False
+    example: ClassVar[str] = "0.1"
 
     def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        return replace(own, **{self.field: self.value})
+        changed: dict[str, Any] = {self.field: self.value}
+        return replace(own, **changed)
 
     def check(self, run: Run, first: int, last: int) -> None:
         super().check(run, first, last)
@@ -132,8 +134,6 @@ class _Number(_InWindow):
 
     def sentence(self) -> str:
         return f"sets {self.words} to {self.value:g} in {self.window}"
-
-    example: ClassVar[str] = "0.1"
 
 
 class Clip(_Number):
@@ -254,9 +254,5 @@ class Precision(_InWindow):
         return f"computes in {self.precision} in {self.window}"
 
 
-def _kinds() -> list[Any]:
-    return [Skip, SkipFrozen, ZeroUpdate, HoldParameters, LearningRate, Clip, Betas, Epsilon, WeightDecay, ZLoss,
-            SkipStep, Freeze, Precision]  # fmt: skip
-
-
-KINDS: list[type[Intervention]] = _kinds()
+KINDS: list[type[Intervention]] = [Skip, SkipFrozen, ZeroUpdate, HoldParameters, LearningRate, Clip, Betas, Epsilon,
+                                   WeightDecay, ZLoss, SkipStep, Freeze, Precision]  # fmt: skip

@@ -90,7 +90,9 @@ def gather(stream: BatchStream, picks: Sequence[tuple[int, int]], denominator: f
     )
     memory = {step: edited_rows(batch) for step, batch in parts.items()}
     edited = {i: memory[step][slot] for i, (step, slot) in enumerate(picks) if slot in memory[step]}
-    return EditedBatch(made.tokens, made.weight, made.denominator, made.sequence, made.origin, edited) if edited else made
+    return (
+        EditedBatch(made.tokens, made.weight, made.denominator, made.sequence, made.origin, edited) if edited else made
+    )
 
 
 def put(batch: Batch, at: Sequence[int], fresh: Batch) -> Batch:

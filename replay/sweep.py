@@ -54,7 +54,9 @@ def sweep(
     horizon, steps = own.last - own.first, sorted(set(at))
     require_steps(run, steps, "--at", horizon)
     if seeds < 1 or workers < 1:
-        raise ForensicsError("usage", f"wanted --seeds and --workers of at least 1, found {seeds} and {workers}", "e.g. --seeds 3")
+        raise ForensicsError(
+            "usage", f"wanted --seeds and --workers of at least 1, found {seeds} and {workers}", "e.g. --seeds 3"
+        )
     for step in steps:
         dataclasses.replace(own, first=step, last=step + horizon, interventions=_moved(own, step, 0)).check(run)
     require_intact(run)
@@ -132,7 +134,7 @@ def point(task: Task) -> dict[str, Any]:
     probe, probed, readings = Probe(run), [], {}
     series: dict[str, dict[str, list[float]]] = {name: {"l2": [], "kl": []} for name in tracks if name != "control"}
     witness = Witness(run, first, last if trained is run else first + 1)
-    control, rate = tracks["control"].state, None
+    control, rate, started = tracks["control"].state, None, False
     for step, results in march(tracks, first, last, model):
         rate = results["control"].policy.learning_rate if rate is None else rate
         if step <= witness.last and trained is run:
@@ -151,7 +153,12 @@ def point(task: Task) -> dict[str, Any]:
         report = witness.report()
         held = {"level": report.level, "bitwise": report.bitwise, "compared": report.compared, "what": "every step"}
     else:
-        held = {"level": "exact" if started else "absent", "bitwise": started, "compared": 1, "what": "the start and its first step"}
+        held = {
+            "level": "exact" if started else "absent",
+            "bitwise": started,
+            "compared": 1,
+            "what": "the start and its first step",
+        }
     moved = compare.distance(control.params, start.params, start.params).l2[""]
     return {"step": first, "arm": task["arm"], "seed": task["seed"], "learning_rate": rate, "control": held,
             **_sizes(series, probed, readings, moved, first, last)}  # fmt: skip

@@ -45,9 +45,10 @@ def spawned(workers: int) -> Map:
         for each in enumerate(tasks):
             waiting.put(each)
         started = [_start(work) for _ in range(min(workers, len(tasks)))]
+        feeding = [threading.Thread(target=_feed, args=(p, waiting, finished), daemon=True) for p in started]
         try:
-            for process in started:
-                threading.Thread(target=_feed, args=(process, waiting, finished), daemon=True).start()
+            for thread in feeding:
+                thread.start()
             for _ in tasks:
                 index, result = finished.get()
                 if isinstance(result, Exception):
@@ -56,8 +57,10 @@ def spawned(workers: int) -> Map:
         finally:
             for process in started:
                 process.kill()
-            for process in started:
+            for process, thread in zip(started, feeding):
                 process.wait()
+                if thread.ident is not None:
+                    thread.join()
                 for pipe in (process.stdin, process.stdout):
                     if pipe is not None:
                         with contextlib.suppress(OSError):
@@ -86,11 +89,11 @@ def _feed(process: subprocess.Popen[str], waiting: Any, finished: Any) -> None:
         except queue.Empty:
             return
         line = ""
-        with contextlib.suppress(OSError, ValueError):  # its pipes are closed once it has ended
+        with contextlib.suppress(OSError):  # it has ended
             process.stdin.write(json.dumps(task) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
-        if not line:
+        if not line.endswith("\n"):
             finished.put((index, ForensicsError("memory", f"a worker ended (exit code {process.poll()}) during task {index}",
                                                 "fewer --workers need less memory; finished tasks are kept")))  # fmt: skip
             return

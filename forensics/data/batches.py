@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forensics.data.order import Order, make_order
+from forensics.data.repeats import repeat_share_rows
 from forensics.data.shards import Corpus, Span
 from forensics.errors import ForensicsError
 
@@ -39,10 +40,16 @@ BatchStream = Callable[[int], Batch]
 
 
 class Batches:
-    """A run's own stream: `batch_at` is a BatchStream, a pure function of the step."""
+    """A run's own stream: `batch_at` is a BatchStream, a pure function of the step.
 
-    def __init__(self, corpus: Corpus, order: Order, sequence_length: int) -> None:
+    `mask_repeats`: the targets of a sequence weigh 0 where any of its T + 1 tokens lies inside a repeated n-gram, as
+    `sequences.repeat_share` has it (OLMo 2, arXiv 2501.00656). The denominator is kept, as everywhere where something
+    is masked: the other sequences weigh what they would have weighed, and a batch of repeats alone has loss 0.
+    """
+
+    def __init__(self, corpus: Corpus, order: Order, sequence_length: int, mask_repeats: bool = False) -> None:
         self.corpus, self.order, self.sequence_length = corpus, order, sequence_length
+        self.mask_repeats = mask_repeats
         wanted = corpus.layout(sequence_length)
         if tuple(order.n_sequences.tolist()) != wanted.n_sequences:
             raise ForensicsError(
@@ -52,19 +59,25 @@ class Batches:
             )
 
     def batch_at(self, step: int) -> Batch:
-        """Batch `step`: every weight 1, denominator B·T. Errors: missing, past the end of an order file."""
+        """Batch `step`: weights 1 (masked repeats 0), denominator B·T. Errors: missing, past the end of an order file."""
         return self.make(self.order.sequence_ids(step), origin=step)
 
     def make(self, ids: np.ndarray, origin: int | None = None) -> Batch:
         """A batch of these sequences: (B,) ids of the corpus. Errors: missing, for an id out of range."""
+        batch = self._whole(ids, origin)
+        if self.mask_repeats:
+            batch.weight[torch.from_numpy(repeat_share_rows(batch.tokens.numpy()) > 0)] = 0.0
+        return batch
+
+    def held_out(self) -> Batch:
+        """All held-out sequences in one batch, none masked; no rows, and denominator 0, where there are none."""
+        return self._whole(self.order.held_out)
+
+    def _whole(self, ids: np.ndarray, origin: int | None = None) -> Batch:
         ids = np.asarray(ids, np.int64)
         tokens = torch.from_numpy(self.corpus.sequences(ids, self.sequence_length))
         B, T = len(ids), self.sequence_length
         return Batch(tokens, torch.ones(B, T), float(B * T), torch.from_numpy(ids.copy()), origin)
-
-    def held_out(self) -> Batch:
-        """All held-out sequences in one batch; no rows, and denominator 0, where there are none."""
-        return self.make(self.order.held_out)
 
     def provenance(self, batch: Batch) -> list[list[Span]]:
         """For each slot the spans of documents that its T + 1 tokens came from; none for a sequence that was made."""
@@ -76,4 +89,4 @@ def own_stream(corpus: Corpus, data: config.Data, batch: int, seed: int) -> Batc
     layout = corpus.layout(data.sequence_length)
     names = [source.name for source in corpus.sources]
     order = make_order(data, names, layout.n_sequences, layout.first_sequence, batch, seed)
-    return Batches(corpus, order, data.sequence_length)
+    return Batches(corpus, order, data.sequence_length, data.mask_repeats)

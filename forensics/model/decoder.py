@@ -7,13 +7,13 @@ B sequences, T positions, D width, H heads, G key heads, K head width, M hidden 
 
 Taps hand out detached tensors of the very forward and backward that train: nothing is computed for them here, and
 what watches cannot change a bit. Norms and rotations have a fused form for training and a plain form, which can be
-differentiated twice and is what `plain=True` uses.
+differentiated twice and is what `plain=True` uses; so does the compiler, which fuses by itself and cannot trace `out=`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -75,7 +75,7 @@ class Decoder:
         self.plain = plain
         self.names = tuple(parameter_shapes(shape))
         self._angles: tuple[Tensor, Tensor] | None = None
-        self._block = torch.compile(self.block, dynamic=False) if compiled else self.block
+        self._block = _compiled(self.block) if compiled else self.block
 
     def hidden(
         self, params: Params, tokens_BT: Tensor, watch: Taps = UNTAPPED, documents_BT: Tensor | None = None
@@ -157,7 +157,7 @@ class Decoder:
 
     def _activation(self, gate: Tensor | None, up: Tensor) -> Tensor:
         tanh = self.shape.activation == "gelu_tanh"
-        if self.plain or up.is_cuda or torch.compiler.is_compiling():
+        if up.is_cuda or self._written_plainly():
             return F.silu(gate) * up if gate is not None else F.gelu(up, approximate="tanh" if tanh else "none")
         # On CPU torch's own go by vectors, and by another exp at the end of each thread's share: bits that change
         # with the number of threads. What these two are made of does not.
@@ -166,8 +166,9 @@ class Decoder:
     def _norm(self, x: Tensor, w: Params, name: str, kind: str) -> Tensor:
         if kind == "rms":
             gain = w[f"{name}.weight"]
-            if self.plain:
-                return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.shape.norm_eps) * gain
+            if self._written_plainly():
+                wide = _wide(x)
+                return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.shape.norm_eps) * gain).to(x.dtype)
             return RMSNorm.apply(x, gain, self.shape.norm_eps)
         # The gain and bias stay outside: their fused gradient changes with the number of CPU threads.
         y = F.layer_norm(x, (x.shape[-1],), eps=self.shape.norm_eps)
@@ -175,11 +176,14 @@ class Decoder:
 
     def _rotate(self, x_BTHK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         cos, sin = angles
-        if self.plain:
+        if self._written_plainly():
             half = cos.shape[-1]
             a, b, rest = x_BTHK[..., :half], x_BTHK[..., half : 2 * half], x_BTHK[..., 2 * half :]
             return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
         return Rotate.apply(x_BTHK, cos, sin)
+
+    def _written_plainly(self) -> bool:
+        return self.plain or torch.compiler.is_compiling()
 
     def _rope(self, T: int) -> tuple[Tensor, Tensor]:
         """cos and sin (T, 1, rotated/2) of every position and wavelength; pair j is (x_j, x_{j+rotated/2})."""
@@ -201,6 +205,15 @@ class Decoder:
                 watch.tap(Site(kind, layer), values[kind].detach())
         if "resid_grad" in watch.wants and out.resid.requires_grad:
             out.resid.register_hook(lambda g: watch.tap(Site("resid_grad", layer), g.detach()))
+
+
+def _compiled(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
+    """One graph for each shape and mode; where that cannot be, an error: falling back to eager would change bits."""
+    import torch._dynamo
+
+    # Training, held-out loss, frozen tensors and every open run's shapes each need their own.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    return torch.compile(block, dynamic=False, fullgraph=True, options={"deterministic": True})
 
 
 def unembedding(params: Params) -> Tensor:

@@ -2,19 +2,27 @@
 
 s_ij = q_i·k_j/√K over j ≤ i, m_i = max_j s_ij, Z_i = Σ_j e^{s_ij − m_i}. FORMULAS.md defines each number. The identity
 H = logsumexp − q·(Σ p k)/√K is not used: it cancels, by 68 nats at logits of 4e4.
+
+`blocked_rows` here and `kernels.rows` on a GPU find five numbers per query; `_reduce` makes the statistics of them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from forensics.observe import sums
+
 QUERIES = 64  # query rows per block
-ELEMENTS = 1 << 20  # scores held at once
-MASKED = -3.0e38  # finite, so that 0·(s − m) is 0 where a key is masked
+ELEMENTS = 1 << 18  # scores held at once; not by threads, so that neither are the bits
+MASKED = -3.0e38  # finite, so that MASKED − m is no NaN
+FLOOR = -80.0  # of s − m: e^−80 is nothing beside Z ≥ 1, and exp is ten times slower where its result underflows
 
 
 @dataclass
@@ -61,83 +69,120 @@ class HeadStatistics:
         }
 
 
+class Rows(NamedTuple):
+    """Of each query, (B, H, T) fp32; `counts` may be (T,)."""
+
+    m: Tensor  # max_j s_ij
+    total: Tensor  # Σ_j s_ij
+    z: Tensor  # Σ_j e^{s_ij − m_i}
+    weighted: Tensor  # Σ_j e^{s_ij − m_i}·(s_ij − m_i)
+    opening: Tensor  # e^{s_ij − m_i} of the first key it sees
+    counts: Tensor  # keys it sees
+
+
 @torch.no_grad()
 def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) -> HeadStatistics:
     """Of q (B, H, T, K) and k (B, G, T, K), G dividing H; documents (B, T) keep pairs inside a document.
 
-    fp32 throughout, whatever the inputs; memory grows with T, not with T².
+    fp32 throughout, whatever the inputs and whatever autocast would make of them; memory grows with T, not with T².
     """
+    assert q.numel() and q.shape[1] % k.shape[1] == 0, "an empty batch has no statistics, and groups are whole"
+    with torch.autocast(q.device.type, enabled=False):
+        kernels = _kernels() if q.is_cuda else None
+        if kernels is not None and q.shape[-1] <= kernels.WIDEST:
+            norms = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax((0, 2)) for x in (q, k)]
+            rows = kernels.rows(q, k, documents)
+        else:
+            rows, *norms = blocked_rows(q, k, documents)
+        return _reduce(rows, norms[0], norms[1].repeat_interleave(q.shape[1] // k.shape[1]))
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        from forensics.observe import kernels
+    except ImportError:  # a build of torch without Triton
+        return None
+    return kernels
+
+
+def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, Tensor, Tensor]:
+    """Rows by blocks of queries, each against all keys up to its last; and the largest ‖q‖ (H,) and ‖k‖ (G,)."""
     B, H, T, K = q.shape
-    groups = H // k.shape[1]
-    q, k = q.float(), k.float()
-    q_norm = torch.linalg.vector_norm(q, dim=-1).amax(dim=(0, 2))
-    k_norm = torch.linalg.vector_norm(k, dim=-1).amax(dim=(0, 2)).repeat_interleave(groups)
-    q = q / math.sqrt(K)
-    if groups > 1:
-        k = k.repeat_interleave(groups, dim=1)
-    k_sum = k.cumsum(2) if documents is None else None  # Σ_j s_ij = q_i·Σ_j k_j: linear, so nothing cancels
-    found: HeadStatistics | None = None
-    sequences = max(1, ELEMENTS // (H * QUERIES * T))
-    for b in range(0, B, sequences):
-        rows = slice(b, min(b + sequences, B))
-        for first in range(0, T, QUERIES):
-            last = min(first + QUERIES, T)
-            block = _block(
-                q[rows, :, first:last], k[rows, :, :last], first,
-                k_sum[rows, :, first:last] if k_sum is not None else None,
-                documents[rows, :last] if documents is not None else None,
-            )  # fmt: skip
-            found = block if found is None else found.merge(block)
-    assert found is not None, "an empty batch has no statistics"
-    found.q_norm_max, found.k_norm_max = q_norm, k_norm
-    return found
-
-
-def _block(q: Tensor, k: Tensor, first: int, k_sum: Tensor | None, documents: Tensor | None) -> HeadStatistics:
-    """Queries first … first+n−1 against all keys up to the last of them; q is already over √K."""
-    B, H, n, K = q.shape
-    keys = k.shape[2]
-    s = torch.bmm(q.reshape(B * H, n, K), k.reshape(B * H, keys, K).transpose(1, 2)).view(B, H, n, keys)
-    position = torch.arange(first, keys, device=q.device)
-    future = position[None, :] > position[:, None]  # (n, n): only the last n keys can lie after a query
+    q, k = q.contiguous().float(), k.contiguous().float()  # heads first, so that blocks are matrices without copies
+    norms = [torch.linalg.vector_norm(x, dim=-1).amax((0, 2)) for x in (q, k)]
+    if k.shape[1] < H:
+        k = k.repeat_interleave(H // k.shape[1], dim=1)
+    q, k = (q / math.sqrt(K)).view(B * H, T, K), k.view(B * H, T, K)
+    size = min(QUERIES, T)
+    room = max(ELEMENTS, size * T)
+    scores, powers = torch.empty(room, device=q.device), torch.empty(room, device=q.device)
+    found = torch.empty(5, B * H, T, device=q.device)
+    position = torch.arange(T, device=q.device)
+    counts = (position + 1).float()
+    future = position[None, :size] > position[:size, None]
+    ids = None
     if documents is None:
-        assert k_sum is not None
-        s[..., first:].masked_fill_(future, MASKED)
-        counts = (position + 1).to(torch.float32)[None, None, :]  # keys of each query
-        start = None  # the first key is position 0
-        mean = (q * k_sum).sum(-1) / counts
+        seen = (~future).float()  # 0 where a key lies after the query
+        ceiling = torch.full_like(seen, math.inf).masked_fill_(future, MASKED)
     else:
-        hidden = documents[:, first:, None] != documents[:, None, :]  # (B, n, keys)
-        hidden[..., first:] |= future
-        counts = (keys - hidden.sum(-1)).to(torch.float32)[:, None, :]
-        mean = s.masked_fill(hidden[:, None], 0.0).sum(-1) / counts
-        s.masked_fill_(hidden[:, None], MASKED)
-        start = (~hidden).to(torch.int8).argmax(-1)  # the document's first key
-    m = s.amax(-1)
-    s -= m[..., None]
-    e = s.exp()
-    z = e.sum(-1)
-    weighted = (s * e).sum(-1)
-    entropy = z.log() - weighted / z
-    opening = e[..., 0] if start is None else e.gather(-1, start[:, None, :, None].expand(B, H, n, 1))[..., 0]
-    sink = opening / z
-    alone = (counts <= 1).expand(B, H, n)
+        ids = documents.repeat_interleave(H, dim=0)
+        counts = torch.empty(B * H, T, device=q.device)
+    for first in range(0, T, size):
+        last = min(first + size, T)
+        n = last - first
+        heads = max(1, room // (n * last))
+        for a in range(0, B * H, heads):
+            b = min(a + heads, B * H)
+            m, total, z, weighted, opening = found[:, a:b, first:last]
+            s, e = (x[: (b - a) * n * last].view(b - a, n, last) for x in (scores, powers))
+            torch.bmm(q[a:b, first:last], k[a:b, :last].transpose(1, 2), out=s)
+            if ids is None:
+                corner = s[..., first:]  # the only keys that can lie after a query
+                corner.mul_(seen[:n, :n])
+                torch.sum(s, -1, out=total)
+                torch.minimum(corner, ceiling[:n, :n], out=corner)
+            else:
+                hidden = ids[a:b, first:last, None] != ids[a:b, None, :last]
+                hidden[..., first:] |= future[:n, :n]
+                counts[a:b, first:last] = last - hidden.sum(-1)
+                torch.sum(s.masked_fill_(hidden, 0.0), -1, out=total)
+                s.masked_fill_(hidden, MASKED)
+            torch.amax(s, -1, out=m)
+            s.sub_(m[..., None]).clamp_min_(FLOOR)
+            torch.exp(s, out=e)
+            torch.sum(e, -1, out=z)
+            if ids is None:
+                opening.copy_(e[..., 0])
+            else:
+                opening.copy_(e.gather(-1, (~hidden).to(torch.int8).argmax(-1, keepdim=True))[..., 0])
+            torch.sum(s.mul_(e), -1, out=weighted)
+    if ids is not None:
+        counts = counts.view(B, H, T)
+    return Rows(*found.view(5, B, H, T), counts), norms[0], norms[1]
+
+
+def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor) -> HeadStatistics:
+    """Statistics per head (H,) of what was found per query."""
+    B, H, T = rows.m.shape
+    counts = rows.counts.expand(B, H, T)
+    alone = counts <= 1
+    entropy = rows.z.log() - rows.weighted / rows.z
     inside = entropy.masked_fill(alone, 0.0)
-    infinite = torch.full((H,), math.inf, device=q.device)
     return HeadStatistics(
-        logit_max=m.amax(dim=(0, 2)),
-        spread=(m - mean).amax(dim=(0, 2)),
+        logit_max=rows.m.amax((0, 2)),
+        spread=(rows.m - rows.total / counts).amax((0, 2)),
         entropy_sum=_by_head(entropy),
-        entropy_min=entropy.masked_fill(alone, math.inf).amin(dim=(0, 2)),
+        entropy_min=entropy.masked_fill(alone, math.inf).amin((0, 2)),
         entropy_norm_sum=_by_head(inside / counts.log().clamp_min(1e-30)),
-        sink_sum=_by_head(sink.masked_fill(alone, 0.0)),
-        q_norm_max=-infinite,
-        k_norm_max=-infinite,
-        queries=B * n,
-        open_queries=B * n - int(alone[:, 0].sum()),
+        sink_sum=_by_head((rows.opening / rows.z).masked_fill(alone, 0.0)),
+        q_norm_max=q_norm,
+        k_norm_max=k_norm,
+        queries=B * T,
+        open_queries=B * T - int(alone[:, 0].sum()),
     )
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """Σ over B and queries, (H,) float64: first along queries, so that every sum is small and in one thread."""
-    return x.double().sum(2).sum(0)
+    """Σ over B and queries of (B, H, T), (H,) float64: by stretches too short to be split among threads."""
+    return torch.stack([part.double().sum(2).sum(0) for part in x.split(sums.BLOCK, dim=2)]).sum(0)

@@ -83,13 +83,13 @@ def load(place: Path, part: m.Part, spec: Table) -> pyarrow.Table:
         raise m.gone(path) from None
 
 
-def merged(spec: Table, place: Path, parts: Parts) -> Parts:
-    """The smallest neighbours joined until few remain: a row is written again about log2(parts) times in all."""
+def merged(spec: Table, place: Path, parts: Parts, fewest: int = FEWEST_PARTS) -> Parts:
+    """The smallest neighbours joined until `fewest` remain: a row is written again about log2(parts) times in all."""
     import pyarrow as pa
 
     groups = [[part] for part in parts]
     sizes = [part.rows for part in parts]
-    while len(groups) > FEWEST_PARTS:
+    while len(groups) > fewest:
         i = min(range(len(groups) - 1), key=lambda i: sizes[i] + sizes[i + 1])
         groups[i] += groups.pop(i + 1)
         sizes[i] += sizes.pop(i + 1)

@@ -13,6 +13,8 @@ from forensics.records import BUCKET, ROLLUPS, Table, summarised
 from forensics.store import manifest as m
 from forensics.store import parts as p
 
+MOST_PARTS, FEWEST_PARTS = 16, 4  # a hundred steps make few rows: in many parts, footers outweigh them
+
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow
@@ -127,8 +129,8 @@ class RollUp:
             kept = _before(spec, place, parts, self.first)
             return (*kept, p.write_part(place, spec, rolled)) if rolled.num_rows else kept
 
-        if len(p.change(self.run_folder, self.made, replace).parts) >= p.MOST_PARTS:
-            p.change(self.run_folder, self.made, p.merged)
+        if len(p.change(self.run_folder, self.made, replace).parts) >= MOST_PARTS:
+            p.change(self.run_folder, self.made, lambda *parts: p.merged(*parts, fewest=FEWEST_PARTS))
         if whole is not None:
             self.rows, self.first = self.rows.filter(pa.array(steps >= whole)), whole
         self.changed = whole is not None and self.rows.num_rows > 0

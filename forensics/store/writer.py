@@ -50,6 +50,9 @@ class Writer:
         self._told = False  # a failure was raised, and nothing was handed over since
         self._thread: ThreadPoolExecutor | None = None
         self._rollups: dict[str, RollUp] = {}
+        if background:  # the first write would load it beside a step, which would wait for the interpreter
+            import pyarrow.compute
+            import pyarrow.parquet  # noqa: F401
 
     def append(self, table: str, **columns: Any) -> None:
         """Add rows: each value an array or list of one length, or a scalar for all of them; left out or None: NULL.

@@ -208,7 +208,8 @@ class Trainer:
             if fired:
                 self._write_ring(result.step)
         due = last or (saving.every and step % saving.every == 0) or step in saving.steps
-        if due or self.stop_asked:
+        stopping = self.stop_asked  # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
+        if due or stopping:
             self._save(state, "last" if last else "every" if due else "interrupted")
         elif step % self.recipe.record.flush_every == 0:
             self._flush()
@@ -218,7 +219,7 @@ class Trainer:
             train.steps,
             f"{note} · {train.batch * self.recipe.data.sequence_length / result.seconds:,.0f} tokens/s",
         )
-        if self.stop_asked and not last:
+        if stopping and not last:
             self._event(step, "interrupt", text="ended by Ctrl-C; --resume goes on")
             self._flush()
             self.writer.drain()
@@ -275,9 +276,14 @@ class Trainer:
             self.run.corpus.folder / "tokenizer.json",
             self.run.header.eot,
         )
-        self.writer.append("checkpoints", step=state.counters.step, path=str(path.relative_to(self.run.folder)), digest=digest,
-                           bytes=size, reason=reason, created=now())  # fmt: skip
+        self._checkpoint_row(path, digest, size, reason)
         self._flush()
+
+    def _checkpoint_row(self, path: Path, digest: str, size: int, reason: str) -> None:
+        self.writer.append(
+            "checkpoints", step=int(path.name.removeprefix("step-")), path=str(path.relative_to(self.run.folder)), digest=digest,
+            bytes=size, reason=reason, created=now(),
+        )  # fmt: skip
 
     def _event(self, step: int, kind: str, **columns: object) -> None:
         self.writer.append("events", step=step, kind=kind, created=now(), **columns)
@@ -294,6 +300,10 @@ class Trainer:
         step = saved[-1]
         state = self.run.load(step)
         self.writer.truncate(step)
+        if step not in self.run.table("checkpoints", ["step"])["step"].to_pylist():  # killed between the folder and its row
+            path = self.run.folder / "checkpoints" / checkpoint.name_of(step)
+            size = sum(f.stat().st_size for f in path.iterdir() if f.name != "manifest.json")
+            self._checkpoint_row(path, state.digest(), size, "every")
         for event in self.run.table("events").to_pylist():
             if event["kind"] == "spike":
                 self.known_spikes.add((event["metric"], event["onset"]))

@@ -1,0 +1,186 @@
+"""The metrics that `forensics probe` has built in, each a function of one checkpoint and a text.
+
+A value is a number or a flat dictionary of numbers. `cka` needs two checkpoints: what it carries from one to the next
+is the final stream, so that one checkpoint is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from forensics.data.batches import Batch
+from forensics.model.decoder import UNTAPPED, Site, Taps
+from forensics.observe import sums
+from forensics.observe.attention import HeadStatistics, attention_statistics
+from forensics.train.advance import Model, documents, token_losses
+from forensics.train.run import Run
+
+Params = dict[str, Tensor]
+Value = float | dict[str, float] | None
+
+ROWS = 8192  # positions that CKA compares, evenly spaced where a text has more
+
+
+@dataclass
+class View:
+    """One checkpoint, and the text it is read on."""
+
+    step: int
+    params: Params
+    run: Run
+    text: Batch | None  # of any number of sequences; None where the metric reads none
+    stream: Tensor | None = None  # the final stream, once it was computed
+
+    @property
+    def model(self) -> Model:
+        return self.run.model
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`measure(view, carried)`; `carry` says what the next checkpoint's needs of this one."""
+
+    name: str
+    measure: Callable[[View, Any], Value]
+    reads_text: bool = False
+    carry: Callable[[View], Any] | None = None
+
+
+def _forward(view: View, watch: Taps = UNTAPPED) -> Iterator[Tensor]:
+    """Final streams (b, T, D), a micro-batch at a time."""
+    assert view.text is not None
+    model, half = view.model, view.run.header.precision == "bf16"
+    for tokens in view.text.tokens.split(model.micro_batch):
+        inputs = tokens.to(model.device)[:, :-1]
+        with torch.autocast(model.device, dtype=torch.bfloat16) if half else contextlib.nullcontext():
+            yield model.decoder.hidden(view.params, inputs, watch, documents(inputs, model))
+
+
+def loss(view: View, _: Any) -> Value:
+    """Mean cross-entropy, nats per token."""
+    assert view.text is not None
+    return sums.mean(token_losses(view.params, view.text, view.model, view.run.header.precision))
+
+
+def norms(view: View, _: Any) -> Value:
+    """‖W‖₂ of every tensor, and of all of them together (`all`)."""
+    found = dict(zip(view.params, sums.norms(list(view.params.values())).tolist()))
+    return {"all": _together(found.values()), **found}
+
+
+GROUPS = {"attn": "attention", "mlp": "mlp"}
+
+
+def group_norms(view: View, _: Any) -> Value:
+    """‖W‖₂ of the groups: embeddings, attention, mlp (by layer too), norms, unembed."""
+    found: dict[str, list[float]] = {}
+    for name, norm in zip(view.params, sums.norms(list(view.params.values())).tolist()):
+        parts = name.split(".")
+        if "norm" in name:
+            groups = ["norms"]
+        elif parts[0] == "layers":
+            kind = GROUPS.get(parts[2], parts[2])
+            groups = [kind, f"layers.{parts[1]}.{kind}"]
+        else:
+            groups = ["embeddings" if parts[0] in ("embed", "positions") else parts[0]]
+        for group in groups:
+            found.setdefault(group, []).append(norm)
+    return {group: _together(each) for group, each in found.items()}
+
+
+def _together(values: Any) -> float:
+    return sum(v * v for v in values) ** 0.5
+
+
+class _Heads:
+    """Collects each layer's attention statistics over micro-batches."""
+
+    def __init__(self) -> None:
+        self.wants = frozenset({"q", "k", "documents"})
+        self.q: Tensor | None = None
+        self.documents: Tensor | None = None
+        self.found: dict[int, HeadStatistics] = {}
+
+    def tap(self, site: Site, x: Tensor) -> None:
+        if site.kind == "documents":
+            self.documents = x
+        elif site.kind == "q":
+            self.q = x
+        else:
+            assert self.q is not None, "q is tapped before k"
+            own = attention_statistics(self.q, x, self.documents)
+            before = self.found.get(site.layer)
+            self.found[site.layer] = own if before is None else before.merge(own)
+
+
+def attention(view: View, _: Any) -> Value:
+    """Entropy (nats, mean over queries) and largest logit of every head, as FORMULAS.md defines them; and of all."""
+    heads = _Heads()
+    for _stream in _forward(view, heads):
+        pass
+    found: dict[str, float] = {}
+    for layer, statistics in sorted(heads.found.items()):
+        columns = statistics.columns()
+        for short, name in (("entropy", "attn_entropy_mean"), ("logit_max", "attn_logit_max")):
+            for head, value in enumerate(columns[name].tolist()):
+                found[f"layers.{layer}.heads.{head}.{short}"] = value
+    entropies = [v for k, v in found.items() if k.endswith("entropy")]
+    largest = [v for k, v in found.items() if k.endswith("logit_max")]
+    return {"entropy_mean": sum(entropies) / len(entropies), "logit_max": max(largest), **found}
+
+
+def effective_rank(view: View, _: Any) -> Value:
+    """exp of the entropy of the singular values' shares, of every weight matrix (Roy & Vetterli 2007); and their mean."""
+    found = {}
+    for name, weight in view.params.items():
+        if weight.ndim != 2:
+            continue
+        values = torch.linalg.svdvals(weight.double())
+        share = values / values.sum()
+        found[name] = float(torch.special.entr(share).sum().exp())  # entr(0) is 0
+    return {"mean": sum(found.values()) / len(found), **found}
+
+
+def final_stream(view: View) -> Tensor:
+    """(rows, D) float32 of at most ROWS positions, each column's mean taken off; computed once."""
+    if view.stream is not None:
+        return view.stream
+    rows = torch.cat([each.reshape(-1, each.shape[-1]).float() for each in _forward(view)])
+    if len(rows) > ROWS:
+        rows = rows[torch.linspace(0, len(rows) - 1, ROWS, dtype=torch.float64, device=rows.device).long()]
+    view.stream = rows - rows.mean(0)
+    return view.stream
+
+
+def cka(view: View, before: Tensor | None) -> Value:
+    """Linear CKA of this checkpoint's final stream with the one before it: 1 is equal up to rotation and scale.
+
+    ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) over centred positions (arXiv 1905.00414, eq. 5); None at the first checkpoint.
+    """
+    return None if before is None else linear_cka(before, final_stream(view))
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Of two centred (rows, D) matrices."""
+    x, y = x.double(), y.double()
+    size = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
+    return float(torch.linalg.matrix_norm(y.T @ x).square() / size)
+
+
+METRICS = {
+    m.name: m
+    for m in (
+        Metric("loss", loss, reads_text=True),
+        Metric("norms", norms),
+        Metric("group-norms", group_norms),
+        Metric("attention", attention, reads_text=True),
+        Metric("effective-rank", effective_rank),
+        Metric("cka", cka, reads_text=True, carry=final_stream),
+    )
+}

@@ -1,0 +1,222 @@
+"""The detectors in SQL and in Python are one rule: row by row on synthetic runs, with NaN, inf, NULL and gaps."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+import queries
+from forensics.detect import alarms
+from forensics.detect.spikes import robust
+from forensics.detect.windows import robust_z, series
+from forensics.errors import ForensicsError
+from forensics.store.writer import Writer, replace_table
+
+S, HEADS, TENSORS = 900, 4, ["a", "b", "c"]
+
+
+def column(rng, level, size, spikes, bad=()):
+    """(S,) as a run records it: None where nothing was computed, heavy tails, planted values."""
+    x = level + size * rng.standard_t(3, S)
+    x[spikes] += 40 * size
+    values = [float(v) for v in x]
+    for step, value in bad:
+        values[step] = value
+    return values
+
+
+def grid(rng, n, draw, bad):
+    """(S, n) float32 as recorded; NaN, inf and NULL stand where `bad` says."""
+    x = np.stack([draw(rng) for _ in range(n)], 1).astype(np.float32)
+    rows = [[float(v) for v in row] for row in x]
+    for step, i, value in bad:
+        rows[step][i] = value
+    return rows
+
+
+def run_of(seed):
+    """Everything a synthetic run records: steps (None: not computed), (S, N) columns, every how many steps each."""
+    rng = np.random.default_rng(seed)
+    planted = sorted(rng.choice(np.arange(150, S), 6, replace=False).tolist())
+    holes = [(int(s), None) for s in rng.choice(S, 12, replace=False)]
+    grow = 2 + 0.05 * rng.standard_normal((S, 1))
+    bad = [(70, 0, math.nan), (300, 1, None), (301, 1, math.inf), (500, 2, -math.inf), (640, 0, None)]
+    loss = column(rng, 3, 0.05, planted, holes + [(400, math.nan), (401, math.nan), (700, math.inf), (3, math.nan)])
+    norm = column(rng, 1, 0.1, [max(s - 5, 0) for s in planted[:4]], holes + [(402, math.inf), (650, math.nan)])
+    norm = [None if v is None else v * math.exp(max(s - 500, 0) / 300) for s, v in enumerate(norm)]
+    return {
+        "loss": loss, "grad_norm": norm, "planted": planted,
+        "rms_t": grid(rng, 3, lambda r: 1 + 0.25 * r.standard_t(4, S), bad),
+        "gss_share": grid(rng, 3, lambda r: np.where(r.random(S) < 0.03, 3e-3 * r.random(S), 2e-5 * r.random(S)), bad),
+        "attn_entropy_norm": grid(rng, 4, lambda r: 0.6 + 0.02 * r.standard_t(3, S), [*bad, (20, 3, 0.04), (800, 3, 0.3)]),
+        "attn_logit_max": grid(rng, 4, lambda r: np.exp(grow[:, 0] + 0.05 * r.standard_t(3, S)), [*bad, (30, 2, 2e4), (810, 2, 90.0)]),
+        "every": {"tensors": 1 + seed % 2, "heads": 1 + seed % 3},
+    }  # fmt: skip
+
+
+def write(runs, name, made, spikes):
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps({"corpus_sources": []}))
+    replace_table(folder, "runs", {"name": [name], "steps": [S]})
+    with Writer(folder) as w:
+        w.append("steps", step=list(range(S)), loss=made["loss"], grad_norm=made["grad_norm"])
+        at = list(range(0, S, made["every"]["tensors"]))
+        w.append("tensors", step=np.repeat(at, 3), tensor=TENSORS * len(at), rms_t=sum((made["rms_t"][s] for s in at), []),
+                 gss_share=sum((made["gss_share"][s] for s in at), []))  # fmt: skip
+        at = list(range(0, S, made["every"]["heads"]))
+        w.append("heads", step=np.repeat(at, HEADS), layer=[0, 0, 1, 1] * len(at), head=[0, 1, 0, 1] * len(at),
+                 attn_logit_max=sum((made["attn_logit_max"][s] for s in at), []),
+                 attn_entropy_norm=sum((made["attn_entropy_norm"][s] for s in at), []))  # fmt: skip
+        for x in spikes:
+            w.append("events", step=x.step, kind="spike", metric=x.metric, onset=x.onset, spike_kind=x.kind)
+        w.append("events", step=5, kind="nonfinite", metric="loss")
+
+
+def expected(made, spikes):
+    """detector → (S,) bool, by the functions of forensics.detect."""
+
+    def recorded(name, table):
+        x = np.array([[np.nan if v is None else v for v in row] for row in made[name]])
+        x[np.arange(S) % made["every"][table] != 0] = np.nan
+        return x
+
+    norm, known = series(made["grad_norm"])
+    z = robust_z(np.where(known, norm, np.nan), window=128, minimum=64, floor=1e-12)
+    onsets = np.zeros(S, bool)
+    onsets[[x.onset for x in spikes if x.metric == "grad_norm"]] = True
+    with np.errstate(invalid="ignore", over="ignore"):
+        return {
+            "monitor_loss": alarms.monitor(made["loss"]),
+            "monitor_grad_norm": alarms.monitor(made["grad_norm"]),
+            "skip_step": alarms.skip_step(made["loss"], made["grad_norm"]),
+            "robust_grad_norm": (z > 6) | (known & ~np.isfinite(norm)),
+            "spike_grad_norm": onsets,
+            "grad_norm_trend": alarms.grad_norm_trend(made["grad_norm"]),
+            "rms_t": alarms.rms_t(recorded("rms_t", "tensors")),
+            "gss_share": alarms.gss_share(recorded("gss_share", "tensors")),
+            "entropy_collapse": alarms.entropy_collapse(recorded("attn_entropy_norm", "heads")),
+            "logit_growth": alarms.logit_growth(recorded("attn_logit_max", "heads")),
+        }
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    """The runs' folder; name → (alarms by detector, spikes of the loss)."""
+    runs = tmp_path_factory.mktemp("synthetic") / "runs"
+    found = {}
+    for seed in range(3):
+        made, name = run_of(seed), f"r{seed}"
+        spikes = robust(made["loss"], metric="loss") + robust(made["grad_norm"], metric="grad_norm")
+        write(runs, name, made, spikes)
+        found[name] = (expected(made, spikes), [x for x in spikes if x.metric == "loss"])
+    return runs, found
+
+
+def test_every_alarm_in_sql_is_one_in_python_and_the_other_way(synthetic):
+    runs, found = synthetic
+    got = {(r["run"], r["detector"], r["step"]) for r in queries.run(runs, "alarms").to_pylist()}
+    for name, (fired, _) in found.items():
+        for detector, at in fired.items():
+            assert at.any(), f"{detector} has nothing to agree about in {name}"
+            mine = sorted(step for run, which, step in got if (run, which) == (name, detector))
+            assert mine == np.flatnonzero(at).tolist(), (name, detector)
+    assert {which for _, which, _ in got} == set(next(iter(found.values()))[0])
+
+
+def test_alarms_come_once_each_in_order(synthetic):
+    rows = [tuple(r.values()) for r in queries.run(synthetic[0], "alarms", {"runs": "r1"}).to_pylist()]
+    assert rows == sorted(set(rows)) and {r[0] for r in rows} == {"r1"}
+
+
+@pytest.mark.parametrize("horizon", [1, 20, 300])
+def test_the_scores_in_sql_are_those_of_python(synthetic, horizon):
+    runs, found = synthetic
+    for name, (fired, spikes) in found.items():
+        got = {r["detector"]: r for r in queries.run(runs, "detectors", {"runs": name, "horizon": horizon}).to_pylist()}
+        assert set(got) == set(fired)
+        for detector, at in fired.items():
+            row, score = got[detector], alarms.score(at, spikes, horizon)
+            for key in ("steps", "spikes", "alarms", "hits", "misses", "median_lead", "false_alarms"):
+                assert row[key] == score[key], (name, detector, key)
+            assert row["false_per_1000"] == pytest.approx(score["false_per_1000"])
+            assert row["random_hits"] == pytest.approx(score["random_hits"], abs=1e-9)
+            assert row["runs"] == 1
+
+
+def test_several_runs_are_added_up_each_with_its_own_chance(synthetic):
+    runs, found = synthetic
+    for asked, names in (("", list(found)), ("*", list(found)), ("r0, r2", ["r0", "r2"])):
+        for row in queries.run(runs, "detectors", {"runs": asked}).to_pylist():
+            each = [alarms.score(found[n][0][row["detector"]], found[n][1], 20) for n in names]
+            leads = [lead for s in each for lead in s["lead_times"] if lead is not None]
+            assert (row["runs"], row["steps"]) == (len(names), S * len(names))
+            for key in ("spikes", "alarms", "hits", "misses", "false_alarms"):
+                assert row[key] == sum(s[key] for s in each)
+            assert row["median_lead"] == (np.median(leads) if leads else None)
+            assert row["random_hits"] == pytest.approx(sum(s["random_hits"] for s in each), abs=1e-9)
+
+
+def test_steps_read_tells_a_silent_detector_from_one_that_saw_nothing(synthetic, tmp_path):
+    got = {r["detector"]: r for r in queries.run(synthetic[0], "detectors", {"runs": "r1"}).to_pylist()}
+    made = run_of(1)
+    assert got["monitor_loss"]["steps_read"] == sum(v is not None for v in made["loss"])
+    assert got["rms_t"]["steps_read"] == S // 2 and got["logit_growth"]["steps_read"] == S // 2
+    write_bare(tmp_path / "bare", [1.0] * 10)
+    bare = {r["detector"]: r for r in queries.run(tmp_path, "detectors").to_pylist()}
+    assert len(bare) == 10 and bare["gss_share"]["steps_read"] == 0 and bare["monitor_loss"]["steps_read"] == 10
+
+
+def write_bare(folder, losses):
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    replace_table(folder, "runs", {"name": [folder.name]})
+    if losses:
+        with Writer(folder) as w:
+            w.append("steps", step=list(range(len(losses))), loss=losses, grad_norm=losses)
+
+
+@pytest.mark.parametrize("losses", [[], [None, None], [math.nan] * 5, [0.1] * 500, [0.1] * 200 + [0.2] + [0.1] * 200])
+def test_a_run_without_rows_or_with_constant_ones_scores_as_in_python(tmp_path, losses):
+    write_bare(tmp_path / "bare", losses)
+    for row in queries.run(tmp_path, "detectors").to_pylist():
+        fired = alarms.monitor(losses) if row["detector"] == "monitor_loss" else None
+        if fired is not None:
+            score = alarms.score(fired, [], 20)
+            assert {k: row[k] for k in ("steps", "alarms", "false_alarms", "false_per_1000")} == {
+                k: pytest.approx(score[k]) for k in ("steps", "alarms", "false_alarms", "false_per_1000")
+            }
+        assert (row["spikes"], row["hits"], row["random_hits"], row["median_lead"]) == (0, 0, 0.0, None)
+
+
+@pytest.mark.parametrize(("runs", "nearest"), [("r9", "r"), ("r0,r9", "r"), (",", "r")])
+def test_a_run_that_is_not_there_is_one_line(synthetic, runs, nearest):
+    with pytest.raises(ForensicsError) as e:
+        queries.run(synthetic[0], "detectors", {"runs": runs})
+    assert e.value.kind == "missing" and nearest in e.value.hint
+
+
+def test_what_a_query_builds_on_stands_in_front_of_it():
+    assert queries.load("alarms").rstrip() in queries.load("detectors")
+    assert "Builds on `alarms`" in queries.describe()
+
+
+def test_the_growth_exponent_is_that_of_the_formula(tmp_path):
+    forward, backward = 0.09, -0.05
+    for name, layers in (("deep", 6), ("one", 1), ("dead", 2)):
+        write_bare(tmp_path / name, [])
+        with Writer(tmp_path / name) as w:
+            i = np.arange(layers)
+            out = 0.02 * np.exp(forward * (i + 1)) * (name != "dead")
+            for step in (0, 7):
+                w.append("layers", step=step, layer=i, resid_rms_in=0.02 * np.exp(forward * i) * (1 + step),
+                         resid_rms_out=out, resid_grad_rms=1e-4 * np.exp(backward * (layers - 1 - i)))  # fmt: skip
+    got = {r["run"]: r for r in queries.run(tmp_path, "growth_exponent").to_pylist()}
+    assert list(got) == ["dead", "deep", "one"]
+    assert got["deep"]["forward"] == pytest.approx(forward, rel=1e-5)
+    assert got["deep"]["backward"] == pytest.approx(backward, rel=1e-5)
+    assert (got["deep"]["layers"], got["one"]["backward"], got["dead"]["forward"]) == (6, None, None)
+    later = queries.run(tmp_path, "growth_exponent", {"runs": "deep", "step": "7"}).to_pylist()
+    assert [r["forward"] for r in later] == [pytest.approx(forward - math.log(8) / 6, rel=1e-5)]
+    assert queries.run(tmp_path, "growth_exponent", {"step": 3}).num_rows == 0

@@ -1,0 +1,169 @@
+"""Batches against states: who carries the jump, and is it there from another checkpoint?"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forensics.errors import ForensicsError
+from forensics.store.kept import Kept
+from forensics.train.advance import advance
+from forensics.train.run import Run
+from replay import matrix as matrices
+from replay.barrier import barrier, probe_loss
+from replay.compare import Probe
+
+
+@pytest.fixture(scope="module")
+def found(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    runs = tmp_path_factory.mktemp("matrix") / "runs"
+    shutil.copytree(trained, runs)
+    return matrices.matrix(runs, "base", 78, 84, [50, 81])
+
+
+def test_a_cell_is_one_step_of_the_run_on_that_batch(found: dict, base: Run) -> None:
+    cell = next(c for c in found["cells"] if (c["state"], c["step"]) == (50, 79))
+    state, probe = base.state_at(50), Probe(base)
+    after = []
+    for b in [79, *range(100, 108)]:
+        moved = state.clone()
+        result = advance(moved, base.stream(b), base.policy(state.counters), base.model)
+        after.append(probe.read(moved.params, {})["control"].loss)
+        if b == 79:
+            assert (cell["loss"], cell["grad_norm"]) == (result.loss, result.grad_norm)
+    assert cell["jump"] == after[0] - float(np.median(after[1:]))
+
+
+def test_the_runs_own_cell_is_what_it_recorded(found: dict, base: Run) -> None:
+    cell = next(c for c in found["cells"] if (c["state"], c["step"]) == (81, 81))
+    row = base.table("steps", ["step", "loss", "grad_norm"]).to_pylist()[81]
+    assert (cell["loss"], cell["grad_norm"]) == (row["loss"], row["grad_norm"])
+
+
+def test_cells_whose_state_was_trained_on_the_batch_are_marked(found: dict) -> None:
+    marked = {(c["state"], c["step"]) for c in found["cells"] if c["consumed"]}
+    assert marked == {(81, 78), (81, 79), (81, 80)} and found["consumed"] == 3
+
+
+def test_the_planted_batches_stand_out_by_data_not_by_state(found: dict) -> None:
+    loss = found["effects"]["loss"]
+    by_step = {e["step"]: e["effect"] for e in loss["data"]}
+    assert min(by_step[80], by_step[81]) > max(by_step[s] for s in (78, 79, 82, 83))
+    assert loss["size"]["data"] > loss["size"]["interaction"]
+    assert loss["over_placebo"]["data"] == loss["size"]["data"] / loss["placebo_scale"] > 1
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_the_parts_of_a_table_add_up_to_it_and_each_sums_to_nothing(rows: int, columns: int, seed: int) -> None:
+    table = np.random.default_rng(seed).normal(size=(rows, columns))
+    parts = matrices.effects_of(table, list(range(rows)), 0, 1.0)
+    assert parts is not None
+    state, data = ([e["effect"] for e in parts[k]] for k in ("state", "data"))
+    rest = np.array([e["effect"] for e in parts["interaction"]]).reshape(rows, columns)
+    np.testing.assert_allclose(parts["mean"] + np.array(state)[:, None] + np.array(data) + rest, table, atol=1e-12)
+    for part in (np.array(state), np.array(data), rest, rest.T):
+        np.testing.assert_allclose(part.sum(0), 0, atol=1e-9)
+
+
+def test_a_table_with_a_cell_that_is_not_finite_has_no_effects() -> None:
+    assert matrices.effects_of(np.array([[1.0, np.nan]]), [0], 0, 1.0) is None
+
+
+def test_finished_cells_are_not_computed_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = matrices.matrix(runs, "base", 78, 80, [50])
+    monkeypatch.setattr(matrices, "_cell", None)  # calling it would fail
+    assert matrices.matrix(runs, "base", 78, 80, [50]) == first
+
+
+def test_an_interrupted_matrix_goes_on_where_it_was(runs: Path) -> None:
+    def stop(done: int, total: int | None, note: str = "") -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        matrices.matrix(runs, "base", 78, 80, [50], stop)
+    seen: list[int] = []
+    matrices.matrix(runs, "base", 78, 80, [50], lambda done, total, note="": seen.append(done))
+    assert seen == list(range(6, 11))  # 8 placebos and 2 batches in all
+
+
+def test_the_planted_batches_of_a_window_stand_out_from_any_checkpoint(runs: Path) -> None:
+    found = matrices.windows(runs, "base", 78, 83, [50, 100])
+    for w in found["windows"]:
+        assert w["peak"] == w["losses"][81 - 78] == max(w["losses"]) and w["sigma"] > 2 and w["jump"] is not None
+    assert [w["consumed"] for w in found["windows"]] == [False, True]
+    assert matrices.windows(runs, "base", 78, 83, [50, 100]) == found
+
+
+@pytest.mark.parametrize(
+    ("losses", "spiked"), [([2.0, 2.2], False), ([2.0, 4.0], True), ([2.0, float("nan")], True), ([0.1], False)]
+)
+def test_a_window_spikes_six_robust_sigmas_above_the_placebo_batches(losses: list[float], spiked: bool) -> None:
+    placebo = [1.9, 2.0, 2.1, 2.0, 1.8, 2.2]
+    row = {"losses": losses, "placebo": placebo, "after": 2.0, "after_placebo": 1.5}
+    assert matrices._judged(row)["spiked"] is spiked and matrices._judged(row)["jump"] == 0.5
+
+
+def test_a_window_from_the_states_own_step_is_the_run(runs: Path, base: Run) -> None:
+    (own,) = matrices.windows(runs, "base", 75, 79, [75])["windows"]
+    recorded = base.table("steps", ["step", "loss"]).to_pylist()[75:79]
+    assert own["losses"] == [row["loss"] for row in recorded]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "states", "said"),
+    [(98, 101, [50], "98:101"), (5, 5, [50], "5:5"), (5, 6, [101], "101"), (5, 6, [], "--states")],
+)
+def test_what_the_run_does_not_have_is_refused(
+    trained: Path, first: int, last: int, states: list[int], said: str
+) -> None:
+    with pytest.raises(ForensicsError, match=said):
+        matrices.matrix(trained, "base", first, last, states)
+
+
+def test_a_line_cut_off_in_the_file_of_finished_parts_is_measured_again(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, "x")
+    kept.put("1", {"loss": float("nan")})
+    kept.put("2", [2])
+    assert kept.path is not None
+    kept.path.write_text(kept.path.read_text()[:-4])
+    again = Kept(tmp_path, "x")
+    assert "1" in again and "2" not in again
+    again.put("2", [2])
+    assert Kept(tmp_path, "x").get("2") == [2]
+
+
+def test_the_barrier_of_a_valley_is_nothing_and_of_a_hill_its_height() -> None:
+    a, b = {"w": torch.tensor([-1.0])}, {"w": torch.tensor([1.0])}
+    hill = barrier(a, b, lambda p: 3.0 - float(p["w"].square()) + float(p["w"]))
+    assert hill.height == pytest.approx(1.0) and hill.alpha == 0.5 and len(hill.losses) == 11
+    assert barrier(a, b, lambda p: float(p["w"].square())).height == 0.0
+    with pytest.raises(ForensicsError, match="architecture"):
+        barrier(a, {"v": torch.zeros(1)}, lambda p: 0.0)
+
+
+def test_the_barriers_ends_are_the_losses_of_the_two_states(base: Run) -> None:
+    loss = probe_loss(base)
+    one, other = base.load(25).params, base.load(100).params
+    found = barrier(one, other, loss)
+    assert found.losses[0] == (0.0, loss(other)) and found.losses[-1] == (1.0, loss(one))
+    assert found.height >= 0
+
+
+def test_a_run_that_holds_nothing_out_has_no_jumps(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "Probe", _Empty)
+    found = matrices.matrix(runs, "base", 78, 79, [50])
+    assert found["cells"][0]["jump"] is None and found["effects"]["jump"] is None and found["effects"]["loss"]
+
+
+@dataclass
+class _Empty:
+    run: Run
+    sequences: int = 0

@@ -1,0 +1,130 @@
+"""The same intervention early and late; in this process or in others, with the same bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forensics.errors import ForensicsError
+from forensics.train.run import Run
+from replay import spec
+from replay.engine import fork
+from replay.interventions import Drop, RemoveSequences, Swap, UnitInLastPlace
+from replay.sweep import shifted, sweep
+from replay.workers import Task, Work, here, spawned
+
+RAW = {
+    "parent": "base", "from": 40, "to": 46, "placebos": 1,
+    "intervention": [{"kind": "skip", "window": "41:42"}],
+}  # fmt: skip
+
+
+def test_windows_move_with_the_starting_step_and_only_what_draws_takes_the_seed() -> None:
+    assert shifted(Drop(5, 7), 10, 3) == Drop(15, 17)
+    assert shifted(Swap(5, 7), -2) == Swap(3, 5)
+    assert shifted(RemoveSequences(5, 7, ((5, 1, 0, 8),)), 4) == RemoveSequences(9, 11, ((9, 1, 0, 8),))
+    assert shifted(UnitInLastPlace(2), 4, 3) == UnitInLastPlace(5)
+
+
+@pytest.fixture(scope="module")
+def found(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    runs = tmp_path_factory.mktemp("sweep") / "runs"
+    shutil.copytree(trained, runs)
+    return sweep(runs, RAW, [70, 30])
+
+
+def test_each_step_has_a_point_in_either_arm_whose_control_is_the_run(found: dict[str, Any], base: Run) -> None:
+    assert [(p["step"], p["arm"]) for p in found["points"]] == [(30, "own"), (30, "equal"), (70, "own"), (70, "equal")]
+    assert all(p["control"]["bitwise"] for p in found["points"])
+    assert [p["control"]["compared"] for p in found["points"]] == [6, 1, 6, 1]
+    lr = {r["step"]: r["lr"] for r in base.table("steps", ["step", "lr"]).to_pylist()}
+    assert [p["learning_rate"] for p in found["points"]] == [lr[30], lr[30], lr[70], lr[30]]
+
+
+def test_the_equal_arm_holds_the_rate_through_the_window(found: dict[str, Any]) -> None:
+    own, equal = found["points"][:2]
+    assert own["moved"] != equal["moved"] and own["l2"] != equal["l2"]  # the schedule falls after the first step
+
+
+def test_a_point_is_the_fork_that_the_engine_makes(found: dict[str, Any], runs: Path, base: Run) -> None:
+    raw = RAW | {"from": 70, "to": 76, "intervention": [{"kind": "skip", "window": "71:72"}]}
+    made = fork(spec.build(runs, base, raw), runs)
+    own = found["points"][2]
+    assert own["l2"] == made["final"]["l2"] and own["logit_kl"] == made["final"]["logit_kl"]
+    assert own["placebos"] == 1 and own["time_to_reconverge"] == made["time_to_reconverge"]
+
+
+def test_sizes_are_over_what_the_control_moved_and_over_the_placebos(found: dict[str, Any]) -> None:
+    for p in found["points"]:
+        assert p["l2_over_moved"] == p["l2"] / p["moved"]
+        assert p["over_placebos"] == p["l2"] / p["placebo_l2"][0]
+    assert [(r["step"], r["arm"], r["seeds"], r["placebos"]) for r in found["summary"]] == [
+        (30, "own", 1, 1), (30, "equal", 1, 1), (70, "own", 1, 1), (70, "equal", 1, 1)]  # fmt: skip
+
+
+def test_seeds_draw_other_placebos_of_the_same_fork(runs: Path) -> None:
+    found = sweep(runs, RAW, [30], seeds=2)
+    own = [p for p in found["points"] if p["arm"] == "own"]
+    assert len({p["l2"] for p in own}) == 1 and len({p["placebo_l2"][0] for p in own}) > 1
+    assert found["summary"][0]["placebos"] == 2
+
+
+def test_one_thread_workers_find_the_parent_bit_for_bit_and_the_same_numbers(
+    found: dict[str, Any], runs: Path, base: Run
+) -> None:
+    other = sweep(runs, RAW, [30, 70], workers=2)
+    assert base.header.threads >= 1 and other["points"] == found["points"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(runs: Path) -> None:
+    computed: list[str] = []
+
+    def cut_off(work: Work, tasks: Sequence[Task]) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, result in here(work, tasks):
+            computed.append(result["arm"])
+            yield index, result
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(runs, RAW, [30], hand_out=cut_off)
+    assert len(sweep(runs, RAW, [30])["points"]) == 2 and computed == ["own"]
+
+    def never(work: Work, tasks: Sequence[Task]) -> Iterator[tuple[int, dict[str, Any]]]:
+        raise AssertionError("all of it is done")
+
+    assert sweep(runs, RAW, [30], hand_out=never)["points"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "at", "said"),
+    [
+        (RAW, [95], "6 steps after it"),
+        (RAW, [], "--at"),
+        (RAW | {"intervention": [{"kind": "skip", "window": "39:42"}]}, [30], "40:46"),
+        (RAW | {"parent": "bose"}, [30], "bose"),
+    ],
+)
+def test_what_cannot_run_at_every_step_is_refused_before_any(
+    trained: Path, raw: dict[str, Any], at: list[int], said: str
+) -> None:
+    with pytest.raises(ForensicsError, match=said):
+        sweep(trained, raw, at)
+
+
+def test_an_error_in_a_worker_is_told_as_it_is() -> None:
+    with pytest.raises(ForensicsError) as e:
+        list(spawned(1)(_refuse, [{}]))
+    assert (e.value.kind, e.value.hint) == ("mismatch", "the traceback stands above")
+
+
+def _refuse(task: Task) -> dict[str, Any]:
+    raise AssertionError("not found by this name in a worker: tests are no package")
+
+
+def test_points_survive_the_way_through_the_file(found: dict[str, Any]) -> None:
+    assert json.loads(json.dumps(found["points"])) == found["points"]
