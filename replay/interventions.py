@@ -2,7 +2,7 @@
 
 A list of them composes in its order: the stream of the first is what the second alters, and so on; the same for
 policies. A state intervention acts once, at the fork's start. Windows are half-open and lie inside the fork's.
-The kinds live in `on_data`, `on_policy` (with the table of skips) and `on_state`; what they share in `algebra`.
+The kinds live in `on_batches`, `on_sequences`, `on_policy` (with the table of skips) and `on_state`; what they share in `algebra`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,9 @@ from forensics.data.batches import BatchStream
 from forensics.errors import ForensicsError, nearest
 from forensics.train.run import Run
 from forensics.train.schedule import Policy
-from replay import on_data, on_policy, on_state
+from replay import on_batches, on_policy, on_sequences, on_state
 from replay.algebra import Intervention, Windowed
-from replay.on_data import (
-    BoostToken,
-    Drop,
-    EditTokens,
-    Insert,
-    MaskTokens,
-    RemoveDocuments,
-    RemoveSequences,
-    Reorder,
-    Repeat,
-    Replace,
-    Shuffle,
-    Swap,
-)  # fmt: skip
+from replay.on_batches import Drop, Insert, Repeat, Replace, Swap
 from replay.on_policy import (
     Betas,
     Clip,
@@ -50,6 +37,15 @@ from replay.on_policy import (
     ZeroUpdate,
     ZLoss,
 )  # fmt: skip
+from replay.on_sequences import (
+    BoostToken,
+    EditTokens,
+    MaskTokens,
+    RemoveDocuments,
+    RemoveSequences,
+    Reorder,
+    Shuffle,
+)
 from replay.on_state import Noise, ResetMoments, Transplant, UnitInLastPlace
 
 __all__ = [
@@ -60,7 +56,7 @@ __all__ = [
 ]  # fmt: skip
 
 KINDS: dict[str, type[Intervention]] = {
-    cls.kind: cls for cls in (*on_data.KINDS, *on_policy.KINDS, *on_state.KINDS)
+    cls.kind: cls for cls in (*on_batches.KINDS, *on_sequences.KINDS, *on_policy.KINDS, *on_state.KINDS)
 }  # fmt: skip
 
 

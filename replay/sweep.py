@@ -2,8 +2,8 @@
 
 sweep(runs, raw, [50, 150, 250], workers=2)  →  points
 
-Windows in the fork file are relative to its `from` and move with the starting step; every fork runs over as many steps
-as the file's. Early against late is confounded by the schedule, so there are two arms: "own" trains by the run's own
+Windows in the fork file are relative to its `from` and move with the starting step, where its SQL is run anew with
+$first and $last of the moved window; every fork runs over as many steps as the file's. Early against late is confounded by the schedule, so there are two arms: "own" trains by the run's own
 policy; in "equal" control, fork and placebos all hold the learning rate that the run has at the earliest of the steps,
 constant over the window. Every control is held against the parent: in "own" bit for bit over the window; in "equal",
 which the parent never trained, the start and the first step's loss and gradient norm.
@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
+from forensics.config import window
 from forensics.errors import ForensicsError
 from forensics.progress import Report, silent
 from forensics.store.kept import Kept
@@ -30,7 +32,7 @@ from forensics.train.run import Run
 from forensics.train.state import Counters, TrainState
 from replay import compare, spec
 from replay.compare import Probe, Witness
-from replay.interventions import Intervention, UnitInLastPlace, from_dict, to_dict
+from replay.interventions import KINDS, Intervention, UnitInLastPlace, from_dict, to_dict
 from replay.lockstep import Track, at_learning_rate, march, require_steps, track
 from replay.trajectory import open_trajectory, require_intact
 from replay.workers import Map, Task, here, spawned
@@ -57,14 +59,15 @@ def sweep(
         raise ForensicsError(
             "usage", f"wanted --seeds and --workers of at least 1, found {seeds} and {workers}", "e.g. --seeds 3"
         )
-    for step in steps:
-        dataclasses.replace(own, first=step, last=step + horizon, interventions=_moved(own, step, 0)).check(run)
+    at_step = {(step, seed): spec.build(runs, run, moved(raw, step, seed)) for step in steps for seed in range(seeds)}
+    for each in at_step.values():
+        each.check(run)
     require_intact(run)
     rate = _rate_at(run, steps[0])
     tasks: list[Task] = [
         {
             "runs": str(runs), "run": run.name, "step": step, "last": step + horizon, "arm": arm, "seed": seed,
-            "interventions": [to_dict(i) for i in _moved(own, step, seed)], "rate": rate if arm == "equal" else None,
+            "interventions": [to_dict(i) for i in at_step[step, seed].interventions], "rate": rate if arm == "equal" else None,
             "placebos": own.placebos, "chaos": own.chaos, "null_seed": own.seed + seed * max(own.placebos, own.chaos, 1),
             "probe_every": own.probe_every or max(1, horizon // PROBES), "threads": 1 if workers > 1 else None,
         }
@@ -90,25 +93,35 @@ def sweep(
 
 def _key(task: Task) -> str:
     """What a point depends on: not the number of threads or where the runs lie."""
-    return json.dumps({k: v for k, v in task.items() if k not in ("runs", "threads")}, sort_keys=True)
+    depends = json.dumps({k: v for k, v in task.items() if k not in ("runs", "threads")}, sort_keys=True)
+    return f"{task['step']} {task['arm']} {task['seed']} {xxhash.xxh3_128_hexdigest(depends.encode())}"
 
 
-def _moved(own: spec.Spec, step: int, seed: int) -> tuple[Intervention, ...]:
-    return tuple(shifted(i, step - own.first, seed) for i in own.interventions)
+def moved(raw: dict[str, Any], step: int, seed: int = 0) -> dict[str, Any]:
+    """A fork file's keys as if it had been written from `step`, its draws by the seed that lies `seed` above its own.
+
+    Windows, batches acted on and places move; the data that comes in (a donor batch, a text, sequences) stays the same.
+    """
+    by = step - raw["from"]
+    interventions = []
+    for each in raw.get("intervention", []):
+        own = dict(each)
+        if "window" in own:
+            own["window"] = ":".join(str(edge + by) for edge in window(str(own["window"])))
+        for key in ("first", "last", "a", "b", "at", "rows"):
+            if key in own:
+                own[key] = _later(own[key], by)
+        cls = KINDS.get(own.get("kind", ""))
+        default = next((f.default for f in dataclasses.fields(cls) if f.name == "seed"), None) if cls else None
+        if seed and default is not None:
+            own["seed"] = own.get("seed", default) + seed
+        interventions.append(own)
+    return raw | {"from": step, "to": raw["to"] + by, "intervention": interventions}
 
 
-def shifted(intervention: Intervention, by: int, seed: int = 0) -> Intervention:
-    """The same, `by` steps later; where it draws, by the seed that lies `seed` above its own."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(intervention):
-        value = getattr(intervention, field.name)
-        if field.name in ("first", "last", "a", "b") and isinstance(value, int):
-            changes[field.name] = value + by
-        elif field.name == "at" and isinstance(value, tuple):  # (step, slot, …)
-            changes[field.name] = tuple((entry[0] + by, *entry[1:]) for entry in value)
-        elif field.name == "seed":
-            changes[field.name] = value + seed
-    return dataclasses.replace(intervention, **changes)
+def _later(value: Any, by: int) -> Any:
+    """A step, or places (step, slot, …), `by` steps later."""
+    return value + by if isinstance(value, int) else [[place[0] + by, *place[1:]] for place in value]
 
 
 def _rate_at(run: Run, step: int) -> float:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 RMS_SITES = {"resid_in": "resid_rms_in", "resid_out": "resid_rms_out", "attn_out": "attn_out_rms", "mlp_out": "mlp_out_rms",
              "resid_grad": "resid_grad_rms"}  # fmt: skip
+# what a block computes, in that order; the taps come in another one, once the block is done
+FORWARD = ("resid_in", "attention logits", "attn_out", "mlp_out", "resid_out")
 
 
 @dataclass
@@ -64,6 +66,7 @@ class _Step:
     lens: list[dict[str, float]] | None = None
     probe: TensorProbe | None = None
     nonfinite: str | None = None  # first site or tensor that held a NaN or inf
+    nonfinite_forward: tuple[int, int] | None = None  # first (layer, place in FORWARD) of the forward
     nonfinite_back: str | None = None  # first site of the backward, which comes after the loss
 
 
@@ -111,7 +114,7 @@ class Recorder:
         elif kind == "k":
             found = attention_statistics(now.q.pop(layer), x, now.documents)
             now.heads[layer] = now.heads[layer].merge(found) if layer in now.heads else found
-            self._check(bool(torch.isfinite(found.logit_max).all()), f"layers.{layer}.attention logits")
+            self._check_forward(bool(torch.isfinite(found.logit_max).all()), layer, "attention logits")
         elif kind == "documents":
             now.documents = x
         elif kind == "mlp_act":
@@ -135,7 +138,7 @@ class Recorder:
             if not math.isfinite(mean.squares) and now.nonfinite_back is None:
                 now.nonfinite_back = f"layers.{layer}.{kind}"
         else:
-            self._check(math.isfinite(mean.squares), f"layers.{layer}.{kind}")
+            self._check_forward(math.isfinite(mean.squares), layer, kind)
         if kind == "resid_out" and now.dense:
             self._extreme("resid_max", layer, x)
             now.resid.setdefault(layer, []).append(x)
@@ -143,6 +146,11 @@ class Recorder:
     def _extreme(self, name: str, layer: int, x: Tensor) -> None:
         key = (name, layer)
         self._now.extremes[key] = max(self._now.extremes.get(key, 0.0), float(x.abs().amax()))
+
+    def _check_forward(self, finite: bool, layer: int, kind: str) -> None:
+        place = (layer, FORWARD.index(kind))
+        if not finite and (self._now.nonfinite_forward is None or place < self._now.nonfinite_forward):
+            self._now.nonfinite_forward = place
 
     def _check(self, finite: bool, where: str) -> None:
         if not finite and self._now.nonfinite is None:
@@ -152,6 +160,9 @@ class Recorder:
     def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
         now = self._now
         assert result.grad_norms is not None and result.loss is not None and result.batch is not None
+        if now.nonfinite_forward is not None:
+            layer, place = now.nonfinite_forward
+            self._check(False, f"layers.{layer}.{FORWARD[place]}")
         self._check(math.isfinite(result.loss), "loss")
         self._check(now.nonfinite_back is None, now.nonfinite_back or "")
         if not math.isfinite(result.grad_norm or 0.0):

@@ -130,7 +130,7 @@ class RollUp:
             return (*kept, p.write_part(place, spec, rolled)) if rolled.num_rows else kept
 
         if len(p.change(self.run_folder, self.made, replace).parts) >= MOST_PARTS:
-            p.change(self.run_folder, self.made, lambda *parts: p.merged(*parts, fewest=FEWEST_PARTS))
+            p.change(self.run_folder, self.made, lambda spec, place, parts: p.merged(spec, place, parts, FEWEST_PARTS))
         if whole is not None:
             self.rows, self.first = self.rows.filter(pa.array(steps >= whole)), whole
         self.changed = whole is not None and self.rows.num_rows > 0

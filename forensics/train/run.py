@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -210,9 +213,28 @@ def settle(device: str, threads: int) -> None:
 
 
 def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> Model:
+    """The decoder and what else a step needs that is no state. Errors: device, where a compiler is wanted and missing."""
+    if recipe.train.compile:
+        check_compiler(device)
     decoder = Decoder(shape, device, compiled=recipe.train.compile)
     decayed = decayed_names(decoder.names, recipe.train.decay_embeddings)
     return Model(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
+
+
+def check_compiler(device: str) -> None:
+    """torch.compile writes C++ for the CPU; on CUDA, Triton's launchers are C. Errors: device."""
+    setting, usual = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++",))
+    names = (os.environ[setting],) if os.environ.get(setting) else usual
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    if not any(map(shutil.which, names)):
+        lacking = f"{setting}={names[0]}, which cannot be run" if names != usual else f"no {' or '.join(names)}"
+    elif not headers.is_file():
+        lacking = f"no {headers}"
+    else:
+        return
+    raise ForensicsError(
+        "device", f"train.compile wants a compiler and Python's headers, found {lacking}", "--set train.compile=false"
+    )
 
 
 def current_fingerprint(recipe: config.Recipe, device: str, precision: str, threads: int) -> dict[str, Any]:

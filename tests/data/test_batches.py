@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,3 +134,60 @@ def test_text_is_decoded_from_a_batch(batches, streams):
 def test_reading_a_corpus_needs_no_torch():
     code = "import sys, forensics.data.tokenize, forensics.data.order; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def repeats(tmp_path_factory):
+    """Prose with one document of nothing but `ab`s, and one of a newline 31 times: one too few for the filter."""
+    folder = tmp_path_factory.mktemp("prose")
+    for i in range(30):
+        (folder / f"{i:02d}.txt").write_text(f"{i} green bottles standing on the wall, and one of them falls. " * 3)
+    (folder / "10-planted.txt").write_text("ab" * 100)
+    for i in range(5):
+        (folder / f"20-short{i}.txt").write_text("x" * i * 7 + "once" + "\n" * 31 + "upon a time")
+    data = Data(source=str(folder), tokenizer="bytes", sequence_length=80, held_out=4, mask_repeats=True)
+    return data, prepare(data, tmp_path_factory.mktemp("runs"))
+
+
+def test_a_repeated_document_weighs_nothing_and_the_denominator_is_kept(repeats):
+    data, corpus = repeats
+    masking, plain = own_stream(corpus, data, 4, 0), own_stream(corpus, Data(**vars(data) | {"mask_repeats": False}), 4, 0)
+    masked = set()
+    for step in range(corpus.layout(80).n_sequences[0] // 4):
+        with_mask, without = masking.batch_at(step), plain.batch_at(step)
+        assert torch.equal(with_mask.tokens, without.tokens) and torch.equal(with_mask.sequence, without.sequence)
+        assert bool((without.weight == 1).all()) and with_mask.denominator == without.denominator == 4 * 80
+        for slot, weight in enumerate(with_mask.weight):
+            text = bytes(t for t in with_mask.tokens[slot].tolist() if t < 256)
+            assert bool((weight == (0 if b"ab" * 32 in text or b"ba" * 32 in text else 1)).all())
+            if not weight.any():
+                masked.add(int(with_mask.sequence[slot]))
+        assert with_mask.weight.dtype == torch.float32
+    # 200 characters of it touch three or four sequences of 80; 64 of them fill at least two
+    assert 2 <= len(masked) <= 3
+    again = masking.make(np.array(sorted(masked)), origin=7)
+    assert not again.weight.any() and again.origin == 7 and again.denominator == len(masked) * 80
+
+
+def test_31_times_in_a_row_is_no_repeat(repeats):
+    data, corpus = repeats
+    every = own_stream(corpus, data, 4, 0).make(np.arange(corpus.layout(80).n_sequences[0]))
+    newlines = torch.tensor([bytes(t for t in row if t < 256).count(b"\n" * 31) for row in every.tokens.tolist()])
+    assert newlines.sum() > 0 and bool((every.weight[newlines > 0] == 1).all())
+
+
+def test_held_out_sequences_are_never_masked(repeats):
+    data, corpus = repeats
+    masking = own_stream(corpus, data, 4, 0)
+    masked = np.flatnonzero(~masking.make(np.arange(corpus.layout(80).n_sequences[0])).weight.any(1).numpy())
+    held = Batches(corpus, replace(masking.order, held_out=masked), 80, mask_repeats=True).held_out()
+    assert held.sequence.tolist() == masked.tolist() and bool((held.weight == 1).all())
+
+
+def test_masking_repeats_is_off_unless_the_recipe_asks_for_it():
+    from forensics.config import from_dict
+
+    assert from_dict({}).data.mask_repeats is False
+    assert from_dict({"data": {"mask_repeats": True}}).data.mask_repeats is True
+    with pytest.raises(ForensicsError, match="wanted true or false"):
+        from_dict({"data": {"mask_repeats": 1}})

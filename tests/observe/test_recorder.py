@@ -165,7 +165,7 @@ def test_frozen_tensors_have_no_row_and_all_of_them_may_be_frozen(record, make_p
 
 @pytest.mark.parametrize(
     ("tensor", "first"),
-    [("layers.1.attn.q_proj.weight", "layers.1.attention logits"), ("layers.0.mlp.down.weight", "layers.0.resid_out"),
+    [("layers.1.attn.q_proj.weight", "layers.1.attention logits"), ("layers.0.mlp.down.weight", "layers.0.mlp_out"),
      ("norm.weight", "loss")],
 )  # fmt: skip
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -19,7 +19,9 @@ S, HEADS, TENSORS = 900, 4, ["a", "b", "c"]
 def column(rng, level, size, spikes, bad=()):
     """(S,) as a run records it: None where nothing was computed, heavy tails, planted values."""
     x = level + size * rng.standard_t(3, S)
-    x[spikes] += 40 * size
+    for at in spikes:
+        x[at] += 40 * size
+        x[at + 1] += 60 * size  # so that the onset is not the peak
     values = [float(v) for v in x]
     for step, value in bad:
         values[step] = value
@@ -38,7 +40,7 @@ def grid(rng, n, draw, bad):
 def run_of(seed):
     """Everything a synthetic run records: steps (None: not computed), (S, N) columns, every how many steps each."""
     rng = np.random.default_rng(seed)
-    planted = sorted(rng.choice(np.arange(150, S), 6, replace=False).tolist())
+    planted = sorted(rng.choice(np.arange(150, S - 1), 6, replace=False).tolist())
     holes = [(int(s), None) for s in rng.choice(S, 12, replace=False)]
     grow = 2 + 0.05 * rng.standard_normal((S, 1))
     bad = [(70, 0, math.nan), (300, 1, None), (301, 1, math.inf), (500, 2, -math.inf), (640, 0, None)]
@@ -190,6 +192,19 @@ def test_a_run_without_rows_or_with_constant_ones_scores_as_in_python(tmp_path, 
         assert (row["spikes"], row["hits"], row["random_hits"], row["median_lead"]) == (0, 0, 0.0, None)
 
 
+def test_the_monitor_judges_from_64_values_on_and_forgets_after_128(tmp_path):
+    ripple = [2.0 + 0.01 * (s % 5) for s in range(300)]
+    early = [9.0 if s in (63, 150) else x for s, x in enumerate(ripple)]
+    first = [9.0 if s == 64 else x for s, x in enumerate(ripple)]
+    late = {at: [1e6 if s == 0 else 9.0 if s == at else x for s, x in enumerate(ripple)] for at in (128, 129)}
+    for i, losses in enumerate([early, first, *late.values()]):
+        write_bare(tmp_path / f"r{i}", losses)
+        got = queries.run(tmp_path, "alarms", {"runs": f"r{i}"}).to_pylist()
+        expected = np.flatnonzero(alarms.monitor(losses)).tolist()
+        assert [r["step"] for r in got if r["detector"] == "monitor_loss"] == expected
+        assert expected == [[150], [64], [], [129]][i]
+
+
 @pytest.mark.parametrize(("runs", "nearest"), [("r9", "r"), ("r0,r9", "r"), (",", "r")])
 def test_a_run_that_is_not_there_is_one_line(synthetic, runs, nearest):
     with pytest.raises(ForensicsError) as e:
@@ -220,3 +235,32 @@ def test_the_growth_exponent_is_that_of_the_formula(tmp_path):
     later = queries.run(tmp_path, "growth_exponent", {"runs": "deep", "step": "7"}).to_pylist()
     assert [r["forward"] for r in later] == [pytest.approx(forward - math.log(8) / 6, rel=1e-5)]
     assert queries.run(tmp_path, "growth_exponent", {"step": 3}).num_rows == 0
+
+
+def test_a_run_that_has_no_rows_yet_has_no_spikes_and_is_no_error(tmp_path):
+    for name, header in (("fresh", True), ("bare", False)):  # `bare`: ended between run.json and its first table
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "run.json").write_text("{}")
+        if header:
+            replace_table(folder, "runs", {"name": [name], "status": ["running"]})
+        got = queries.run(tmp_path, "spikes", {"run": name})
+        assert got.num_rows == 0 and got.schema.names == list(queries.catalog()["spikes"]["columns"])
+        assert queries.run(tmp_path, "loss_curve", {"run": name}).num_rows == 0
+
+
+def test_a_run_that_still_trains_shows_what_is_settled_and_what_is_open_later(tmp_path):
+    folder = tmp_path / "live"
+    write_bare(folder, [])
+    with Writer(folder) as w:
+        w.append("steps", step=list(range(100)), loss=[2.0] * 99 + [9.0], grad_norm=1.0)
+        w.flush()
+        assert queries.run(tmp_path, "spikes", {"run": "live"}).num_rows == 0  # nobody knows its kind yet
+        assert queries.run(tmp_path, "loss_curve", {"run": "live"}).num_rows == 100
+        w.append("steps", step=[100, 101], loss=[2.0, 2.0], grad_norm=1.0)
+        w.append("events", step=99, kind="spike", metric="loss", value=9.0, baseline=2.0, onset=99, spike_kind="slow")
+        w.flush()
+        (spike,) = queries.run(tmp_path, "spikes", {"run": "live"}).to_pylist()
+        # not recovered: its cost is summed over what there is of the 100 steps
+        assert (spike["step"], spike["recovered_at"], spike["excess"]) == (99, None, 7.0)
+        assert {r["spikes"] for r in queries.run(tmp_path, "detectors").to_pylist()} == {1}

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forensics.data.batches import Batch
@@ -18,6 +21,8 @@ from forensics.train.run import Run
 from replay import interventions as iv
 from replay import slots
 from replay.interventions import composed, from_dict, to_dict
+from replay.spec import Spec
+from replay.trajectory import open_trajectory
 
 B, T = 4, 6
 
@@ -31,14 +36,28 @@ def own_stream(s: int) -> Batch:
 EACH = [
     iv.Drop(3, 5), iv.Skip(3, 5), iv.SkipFrozen(3, 5), iv.ZeroUpdate(3, 5), iv.HoldParameters(3, 5), iv.Swap(3, 7),
     iv.LearningRate(3, 5, 0.5), iv.RemoveDocuments(3, 5, (1, 2), "mask", "select 1"), iv.RemoveSequences(3, 5, ((3, 1, 0, 6),), "replace"),
-    iv.MaskTokens(3, 5, (7, 9)), iv.UnitInLastPlace(3),
+    iv.MaskTokens(3, 5, (7, 9)), iv.MaskTokens(3, 5, at=((3, 0, 1), (4, 2, 0)), renormalise=True), iv.UnitInLastPlace(3),
+    iv.Repeat(3, 5, 3), iv.Reorder(3, 5, ((4, 1), (3, 0)), "select 'ä\\ \"q\"'"), iv.Shuffle(3, 5, 7, True), iv.Replace(3, 5, batch=9),
+    iv.Replace(3, 5, text="one\n\ttwo \x7f 🦭"), iv.Replace(3, 5, sequences=(4, 2)), iv.Insert(3, text="to be"), iv.Insert(3, sequences=(1,)),
+    iv.EditTokens(3, 5, "old", ""), iv.BoostToken(3, 5, 17, 2, 1, (8, 9), ((3, 0), (4, 1))), iv.Clip(3, 5, 0.0), iv.Betas(3, 5, (0.8, 0.99)),
+    iv.Epsilon(3, 5, 1e-06), iv.WeightDecay(3, 5, 0.0), iv.ZLoss(3, 5, 1e-4), iv.SkipStep(3, 5, True), iv.Freeze(3, 5, ("embed.*",)),
+    iv.Precision(3, 5, "bf16"), iv.ResetMoments(("layers.0.*",)), iv.ResetMoments(counter=True), iv.Noise(1e-3, 4),
+    iv.Transplant("base@50", ("embed.weight",), True),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("intervention", EACH, ids=lambda i: i.kind)
 def test_each_goes_through_json_and_comes_back_the_same(intervention: iv.Intervention) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(intervention)))) == intervention
-    assert intervention.sentence()
+    assert "\n" not in intervention.sentence()
+
+
+@pytest.mark.parametrize("intervention", EACH, ids=lambda i: i.kind)
+def test_each_goes_through_toml_and_comes_back_the_same(intervention: iv.Intervention) -> None:
+    spec = Spec("base", 3, 9, (intervention,), placebos=2)
+    raw = tomllib.loads(spec.toml())
+    assert from_dict(raw["intervention"][0]) == intervention
+    assert (raw["parent"], raw["from"], raw["to"], raw["placebos"]) == ("base", 3, 9, 2)
 
 
 def test_every_kind_is_tried_above() -> None:
@@ -226,6 +245,37 @@ def test_a_unit_in_the_last_place_moves_every_parameter_by_just_that(base: Run) 
         (iv.RemoveDocuments(80, 82, (10**6,)), "found id 1000000"),
         (iv.RemoveDocuments(80, 82, (0,), "burn"), "replace, mask, repack"),
         (iv.MaskTokens(80, 82, (999,)), "below 257"),
+        (iv.MaskTokens(80, 82), "no token"),
+        (iv.MaskTokens(80, 82, at=((85, 0, 0),)), "inside 80:82"),
+        (iv.MaskTokens(80, 82, at=((80, 0, 32),)), "below 32"),
+        (iv.RemoveSequences(80, 82, ((80, 8, 0, 32),)), "below 8"),
+        (iv.Repeat(80, 82, 1), "2 times or more"),
+        (iv.Repeat(80, 95, 2), "inside 75:90"),
+        (iv.Reorder(80, 82, ((83, 0),)), "inside 80:82"),
+        (iv.Reorder(80, 82, ((80, 0), (80, 0))), "each row once"),
+        (iv.Replace(80, 82), "one of batch, text and sequences"),
+        (iv.Replace(80, 82, batch=99), "0 to 98"),
+        (iv.Replace(80, 82, batch=1, text="x"), "found batch and text"),
+        (iv.Replace(80, 82, sequences=(10**6,)), "found id 1000000"),
+        (iv.Insert(95, text="x"), "inside 75:90"),
+        (iv.Insert(80), "either text or sequences"),
+        (iv.EditTokens(80, 82, "", "x"), "text to find"),
+        (iv.EditTokens(80, 82, "x", "x"), "another text"),
+        (iv.BoostToken(80, 82, 257, 1), "below 257"),
+        (iv.BoostToken(80, 82, 1, 1), "no sequence .* holds token 1"),
+        (iv.BoostToken(80, 82, 101, 99), "99 sequences of 80:82 without"),
+        (iv.Clip(80, 82, -1.0), "at least 0"),
+        (iv.Epsilon(80, 82, 0.0), "more than 0"),
+        (iv.Betas(80, 82, (0.9, 1.0)), r"\[0, 1\)"),
+        (iv.Freeze(80, 82, ("embed.weigth",)), "did you mean 'embed.weight'"),
+        (iv.Precision(80, 82, "fp31"), "did you mean 'fp32'"),
+        (iv.Precision(80, 82, "bf16"), "needs CUDA"),
+        (iv.ResetMoments(("norm.*",), counter=True), "all tensors|is called"),
+        (iv.ResetMoments(("embed.weight",), counter=True), "all tensors"),
+        (iv.Noise(0.0), "more than 0"),
+        (iv.Transplant("base"), "RUN@STEP"),
+        (iv.Transplant("base@51"), "saved: 0, 25, 50, 75, 100"),
+        (iv.Transplant("bade@50"), "did you mean 'base'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_a_step_runs(
@@ -233,3 +283,275 @@ def test_what_makes_no_sense_is_refused_before_a_step_runs(
 ) -> None:
     with pytest.raises(ForensicsError, match=words):
         intervention.check(base, 75, 90)
+
+
+def test_a_held_out_sequence_is_never_trained_on(base: Run) -> None:
+    held_out = int(base.batches.order.held_out[0])
+    for each in (iv.Replace(80, 82, sequences=(held_out,)), iv.Insert(80, sequences=(held_out,))):
+        with pytest.raises(ForensicsError, match="held out"):
+            each.check(base, 75, 90)
+    assert not set(slots.holding(base, 101).tolist()) & set(base.batches.order.held_out.tolist())
+
+
+def test_a_transplant_from_another_shape_is_refused(base: Run) -> None:
+    document = json.loads((base.folder / "run.json").read_text())
+    document["name"] = "wide"
+    document["shape"]["mlp_width"] += 8
+    other = base.runs / "wide"
+    (other / "checkpoints" / "step-000050").mkdir(parents=True)
+    (other / "checkpoints" / "step-000050" / "manifest.json").write_text("{}")
+    (other / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ForensicsError, match="of shape"):
+        iv.Transplant("wide@50").check(base, 75, 90)
+    iv.Transplant("wide@50", ("embed.weight",)).check(base, 75, 90)
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        [iv.Drop(80, 82), iv.Swap(80, 85)],
+        [iv.Swap(80, 85), iv.Drop(85, 86)],
+        [iv.EditTokens(80, 82, "a", "b"), iv.Drop(79, 83)],
+        [iv.Drop(79, 83), iv.MaskTokens(80, 82, (5,))],
+        [iv.Skip(80, 84), iv.Drop(83, 84)],
+        [iv.EditTokens(80, 81, "a", "b"), iv.Repeat(77, 78, 3), iv.Drop(82, 83)],  # 80 stands at 82 by then
+    ],
+)
+def test_an_intervention_on_a_batch_that_another_drops_is_refused(lost: list[iv.Intervention], base: Run) -> None:
+    with pytest.raises(ForensicsError, match="which the drop of"):
+        Spec("base", 75, 90, tuple(lost)).check(base)
+
+
+def test_dropping_what_was_added_or_part_of_a_window_is_no_contradiction(base: Run) -> None:
+    for fine in (
+        [iv.Repeat(80, 82, 2), iv.Drop(82, 84)],
+        [iv.Insert(80, text="x"), iv.Drop(80, 81)],
+        [iv.EditTokens(80, 84, "a", "b"), iv.Drop(83, 84)],
+        [iv.Swap(80, 85), iv.Insert(79, text="x"), iv.Drop(80, 81)],  # 79 stands there
+        [iv.LearningRate(80, 82, 0.5), iv.Drop(80, 82)],
+    ):
+        Spec("base", 75, 90, tuple(fine)).check(base)
+
+
+@pytest.fixture(scope="module")
+def read_only(trained: Path) -> Run:
+    return open_trajectory(trained, "base")
+
+
+def same(a: Batch, b: Batch) -> bool:
+    tensors = all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("tokens", "weight", "sequence"))
+    return tensors and a.denominator == b.denominator
+
+
+WINDOWS = st.tuples(st.integers(76, 84), st.integers(1, 3)).map(lambda w: (w[0], w[0] + w[1]))
+TEXTS = st.sampled_from(["to be", "x" * 700, "sel", "é"])
+
+
+@st.composite
+def with_inverse(draw: st.DrawFn) -> tuple[iv.Intervention, iv.Intervention]:
+    """An intervention and the one that undoes it; no text of the corpus holds the characters that edits write."""
+    first, last = draw(WINDOWS)
+    which = draw(st.sampled_from(["swap", "edit", "shuffle", "reorder", "repeat", "insert"]))
+    if which == "swap":
+        swap = iv.Swap(first, draw(st.integers(76, 88)))
+        return swap, swap
+    if which == "edit":
+        find = draw(st.sampled_from(["self", "e", "\n", "return ", "def "]))
+        new = draw(st.sampled_from(["§", "¤" * 5, "¥¥", "🦭🦭"]))
+        return iv.EditTokens(70, 100, find, new), iv.EditTokens(70, 100, new, find)
+    if which == "shuffle":
+        seed = draw(st.integers(0, 2**40))
+        return iv.Shuffle(first, last, seed), iv.Shuffle(first, last, seed, True)
+    if which == "reorder":
+        place = [(s, b) for s in range(first, last) for b in range(8)]
+        order = draw(st.permutations(place))
+        back = dict(zip(order, place))
+        return iv.Reorder(first, last, tuple(order)), iv.Reorder(first, last, tuple(back[p] for p in place))
+    if which == "repeat":
+        times = draw(st.integers(2, 3))
+        return iv.Repeat(first, last, times), iv.Drop(last, last + (times - 1) * (last - first))
+    text = draw(TEXTS)
+    n = math.ceil(math.ceil(len(text.encode()) / 32) / 8)  # bytes, 32 to a sequence, 8 sequences to a batch
+    return iv.Insert(first, text=text), iv.Drop(first, first + n)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=st.lists(with_inverse(), min_size=1, max_size=3))
+def test_interventions_undone_in_reverse_order_are_the_parents_stream_bit_for_bit(
+    pairs: list[tuple[iv.Intervention, iv.Intervention]], read_only: Run
+) -> None:
+    finds = [do.find for do, _ in pairs if isinstance(do, iv.EditTokens)]
+    written = [do.replace for do, _ in pairs if isinstance(do, iv.EditTokens)]
+    if len(set(written)) < len(written) or len(set(finds)) < len(finds):
+        return  # two edits that write the same cannot be told apart in the text: it does not round-trip
+    stream, _ = composed([*(do for do, _ in pairs), *(undo for _, undo in reversed(pairs))], read_only)
+    for s in range(75, 92):
+        assert same(stream(s), read_only.stream(s)), f"batch {s}"
+
+
+def test_an_edit_moves_through_swaps_and_masks_and_is_undone_where_it_came_to(read_only: Run) -> None:
+    there, back = iv.EditTokens(80, 81, "e", "¤¤¤"), iv.EditTokens(84, 85, "¤¤¤", "e")
+    mask = iv.MaskTokens(84, 85, at=((84, 2, 5), (84, 3, 0)))
+    stream, _ = composed([there, iv.Swap(80, 84), mask, back], read_only)
+    wanted, _ = composed([iv.Swap(80, 84), mask], read_only)
+    assert all(same(stream(s), wanted(s)) for s in range(78, 88))
+    assert not same(composed([there], read_only)[0](80), read_only.stream(80))
+
+
+def test_an_edited_sequence_keeps_its_length_by_the_rule(read_only: Run) -> None:
+    corpus, T = read_only.corpus, 32
+    old = read_only.stream(50)
+    row = next(b for b in range(8) if b" " in bytes(t for t in old.tokens[b].tolist() if t < 256))
+    before = old.tokens[row].tolist()
+    longer = composed([iv.EditTokens(50, 51, " ", "__")], read_only)[0](50)
+    spelled = [t for x in before for t in ((95, 95) if x == 32 else (x,))]
+    assert longer.tokens[row].tolist() == spelled[: T + 1] and longer.sequence[row] == -1
+    shorter = composed([iv.EditTokens(50, 51, " ", "")], read_only)[0](50)
+    left = [t for t in before if t != 32]
+    at = (int(old.sequence[row]) - corpus.layout(T).first_sequence[0]) * T + T + 1
+    follows = corpus.tokens(0, at, at + T + 1 - len(left)).tolist()
+    assert shorter.tokens[row].tolist() == left + follows
+    untouched = [b for b in range(8) if 32 not in old.tokens[b].tolist()]
+    assert torch.equal(longer.tokens[untouched], old.tokens[untouched])
+    assert torch.equal(longer.sequence[untouched], old.sequence[untouched])
+
+
+def test_replacing_by_a_batch_a_text_or_sequences_yields_just_these(read_only: Run) -> None:
+    stream, _ = composed([iv.Replace(80, 82, batch=10)], read_only)
+    assert [stream(s).origin for s in (79, 80, 81, 82)] == [79, 10, 11, 82]
+    text = composed([iv.Replace(80, 82, text="abc")], read_only)[0]
+    ring = [97, 98, 99, 256]
+    flat = torch.cat([text(80).tokens[:, :-1].reshape(-1), text(81).tokens[:, :-1].reshape(-1)]).tolist()
+    assert flat == [ring[i % 4] for i in range(len(flat))] and (text(81).sequence == -1).all()
+    assert torch.equal(text(80).tokens[1:, 0], text(80).tokens[:-1, -1])  # neighbours share one token
+    chosen = composed([iv.Replace(80, 82, sequences=(5, 3, 9))], read_only)[0]
+    assert torch.cat([chosen(80).sequence, chosen(81).sequence]).tolist() == [(5, 3, 9)[i % 3] for i in range(16)]
+
+
+def test_a_repeat_comes_again_and_the_rest_moves_back(read_only: Run) -> None:
+    stream, _ = composed([iv.Repeat(80, 82, 3)], read_only)
+    assert [stream(s).origin for s in range(79, 88)] == [79, 80, 81, 80, 81, 80, 81, 82, 83]
+    inserted, _ = composed([iv.Insert(80, sequences=tuple(range(9)))], read_only)
+    assert [inserted(s).origin for s in range(79, 84)] == [79, None, None, 80, 81]
+
+
+def test_a_shuffle_moves_every_sequence_of_the_window_and_no_other(read_only: Run) -> None:
+    stream, _ = composed([iv.Shuffle(80, 83, 1)], read_only)
+    ids = [torch.cat([f(s).sequence for s in (80, 81, 82)]).tolist() for f in (stream, read_only.stream)]
+    assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
+    assert same(stream(79), read_only.stream(79)) and same(stream(83), read_only.stream(83))
+
+
+def test_a_renormalised_mask_divides_by_the_weight_that_is_left(read_only: Run) -> None:
+    kept, _ = composed([iv.MaskTokens(80, 81, (32,))], read_only)
+    scaled, _ = composed([iv.MaskTokens(80, 81, (32,), renormalise=True)], read_only)
+    assert torch.equal(kept(80).weight, scaled(80).weight) and 0 < kept(80).weight.sum() < 256
+    assert kept(80).denominator == 256.0 and scaled(80).denominator == float(kept(80).weight.sum())
+    nothing, _ = composed([iv.MaskTokens(80, 81, tuple(range(257)), renormalise=True)], read_only)
+    assert nothing(80).denominator == 256.0
+    at, _ = composed([iv.MaskTokens(80, 81, at=((80, 2, 5),))], read_only)
+    assert (at(80).weight == 0).nonzero().tolist() == [[2, 5]]
+
+
+def test_a_boosted_token_comes_in_as_many_sequences_as_asked(read_only: Run) -> None:
+    token = ord("{")
+    own = iv.BoostToken(80, 82, token, 4).resolved(read_only)
+    stream, _ = composed([own], read_only)
+    changed = [
+        (s, b) for s in range(79, 84) for b in range(8) if stream(s).sequence[b] != read_only.stream(s).sequence[b]
+    ]
+    assert len(own.at) == 4 and set(changed) <= set(own.at) and all(80 <= s < 82 for s, _ in changed)
+    for s, b in own.at:
+        assert token in stream(s).tokens[b, 1:] and token not in read_only.stream(s).tokens[b, 1:]
+    assert iv.BoostToken(80, 82, token, 4, seed=1).resolved(read_only) != own
+    placebo = own.placebo(read_only, read_only.stream, 75, 90, 0)
+    counts = slots.token_counts(read_only)
+    assert isinstance(placebo, iv.BoostToken) and placebo.token != token and placebo.times == 4
+    assert 0.3 < counts[placebo.token] / counts[token] < 3
+
+
+def test_the_scan_for_a_token_finds_what_reading_every_sequence_finds(
+    read_only: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "CHUNK", 1000)
+    layout = read_only.corpus.layout(32)
+    tokens = read_only.corpus.sequences(np.arange(sum(layout.n_sequences)), 32)
+    held_out = set(read_only.batches.order.held_out.tolist())
+    wanted = [i for i in np.flatnonzero((tokens[:, 1:] == ord("{")).any(1)).tolist() if i not in held_out]
+    assert slots.holding(read_only, ord("{")).tolist() == wanted
+
+
+POLICIES = [
+    (iv.Clip(80, 82, 0.25), {"clip": 0.25}), (iv.Betas(80, 82, (0.5, 0.6)), {"betas": (0.5, 0.6)}), (iv.Epsilon(80, 82, 1e-3), {"eps": 1e-3}),
+    (iv.WeightDecay(80, 82, 0.0), {"weight_decay": 0.0}), (iv.ZLoss(80, 82, 0.1), {"z_loss": 0.1}), (iv.SkipStep(80, 82, True), {"skip_step": True}),
+    (iv.Freeze(80, 82, ("embed.*",)), {"frozen": frozenset({"embed.weight"})}), (iv.Precision(80, 82, "fp32"), {"precision": "fp32"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("own", "wanted"), POLICIES, ids=lambda x: getattr(x, "kind", ""))
+def test_a_policy_holds_in_its_window_and_nowhere_else(own: iv.Intervention, wanted: dict, read_only: Run) -> None:
+    _, policy = composed([own], read_only)
+    for step in (79, 80, 81, 82):
+        counters = dataclasses.replace(read_only.load(75).counters, step=step)
+        plain = read_only.policy(counters)
+        assert policy(counters) == (dataclasses.replace(plain, **wanted) if 80 <= step < 82 else plain)
+
+
+def test_frozen_tensors_keep_parameters_and_moments(read_only: Run) -> None:
+    state = read_only.load(75)
+    before = state.clone()
+    _, policy = composed([iv.Freeze(75, 76, ("layers.0.*",))], read_only)
+    advance(state, read_only.stream(75), policy(state.counters), read_only.model)
+    for name in state.params:
+        for group in ("params", "exp_avg", "exp_avg_sq"):
+            moved = not torch.equal(getattr(state, group)[name], getattr(before, group)[name])
+            assert moved != name.startswith("layers.0."), name
+
+
+def test_state_interventions_alter_just_what_they_name(read_only: Run) -> None:
+    old, donor = read_only.load(75), read_only.load(50)
+
+    def after(own: iv.Intervention) -> tuple[object, set[str]]:
+        own.check(read_only, 75, 90)
+        state = old.clone()
+        own.state(state, read_only)
+        kinds = dict(old.tensors())
+        return state, {name for name, tensor in state.tensors() if not torch.equal(tensor, kinds[name])}
+
+    state, moved = after(iv.ResetMoments())
+    assert all(not t.any() for n, t in state.tensors() if n.startswith("exp_")) and not any(
+        n.startswith("params") for n in moved
+    )
+    assert state.counters == old.counters
+    state, moved = after(iv.ResetMoments(counter=True))
+    assert state.counters == dataclasses.replace(old.counters, updates=0)
+    _, moved = after(iv.ResetMoments(("embed.weight",)))
+    assert moved == {"exp_avg/embed.weight", "exp_avg_sq/embed.weight"}
+    state, moved = after(iv.Noise(0.01, 3))
+    assert moved == {f"params/{name}" for name in old.params}
+    embed = old.params["embed.weight"]
+    assert ((state.params["embed.weight"] - embed).square().mean() / embed.square().mean()).sqrt() == pytest.approx(
+        0.01, rel=0.05
+    )
+    assert torch.equal(after(iv.Noise(0.01, 3))[0].params["embed.weight"], state.params["embed.weight"])
+    state, moved = after(iv.Transplant("base@50", ("embed.*",)))
+    assert moved == {"params/embed.weight"} and torch.equal(state.params["embed.weight"], donor.params["embed.weight"])
+    _, moved = after(iv.Transplant("base@50", ("embed.*",), True))
+    assert moved == {"params/embed.weight", "exp_avg/embed.weight", "exp_avg_sq/embed.weight"}
+
+
+PLACEBOS = [
+    iv.Swap(80, 83), iv.Repeat(80, 82), iv.Shuffle(80, 82), iv.Reorder(80, 81, tuple((80, b) for b in range(8))), iv.Replace(80, 82, batch=3),
+    iv.Replace(80, 82, text="x"), iv.Insert(80, sequences=(1, 2)), iv.MaskTokens(80, 82, (32,)), iv.RemoveSequences(80, 82, ((80, 1, 0, 32),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("own", PLACEBOS, ids=lambda i: i.kind)
+def test_a_placebo_is_another_of_its_kind_that_the_fork_accepts(own: iv.Intervention, read_only: Run) -> None:
+    placebo = own.placebo(read_only, read_only.stream, 75, 90, 1)
+    assert placebo is not None and placebo != own and placebo.kind == own.kind
+    placebo.check(read_only, 75, 90)
+    assert (
+        len(placebo.touches(read_only, read_only.stream)) == len(own.touches(read_only, read_only.stream))
+        or own.kind == "reorder"
+    )

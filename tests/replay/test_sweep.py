@@ -14,8 +14,7 @@ from forensics.errors import ForensicsError
 from forensics.train.run import Run
 from replay import spec
 from replay.engine import fork
-from replay.interventions import Drop, RemoveSequences, Swap, UnitInLastPlace
-from replay.sweep import shifted, sweep
+from replay.sweep import moved, sweep
 from replay.workers import Task, Work, here, spawned
 
 RAW = {
@@ -24,11 +23,32 @@ RAW = {
 }  # fmt: skip
 
 
-def test_windows_move_with_the_starting_step_and_only_what_draws_takes_the_seed() -> None:
-    assert shifted(Drop(5, 7), 10, 3) == Drop(15, 17)
-    assert shifted(Swap(5, 7), -2) == Swap(3, 5)
-    assert shifted(RemoveSequences(5, 7, ((5, 1, 0, 8),)), 4) == RemoveSequences(9, 11, ((9, 1, 0, 8),))
-    assert shifted(UnitInLastPlace(2), 4, 3) == UnitInLastPlace(5)
+def test_steps_move_with_the_start_and_only_what_draws_takes_the_seed() -> None:
+    raw = {
+        "parent": "base", "from": 40, "to": 46,
+        "intervention": [
+            {"kind": "drop", "window": "41:42"}, {"kind": "swap", "a": 43, "b": 44}, {"kind": "shuffle", "first": 40, "last": 42},
+            {"kind": "remove-sequences", "window": "41:42", "at": [[41, 1, 0, 8]]}, {"kind": "replace", "batch": 7},
+            {"kind": "insert", "at": 45, "text": "x"}, {"kind": "noise", "sigma": 1.0, "seed": 2},
+        ],
+    }  # fmt: skip
+    there = moved(raw, 10, 3)
+    assert (there["from"], there["to"], there["parent"]) == (10, 16, "base")
+    assert there["intervention"] == [
+        {"kind": "drop", "window": "11:12"}, {"kind": "swap", "a": 13, "b": 14},
+        {"kind": "shuffle", "first": 10, "last": 12, "seed": 3},
+        {"kind": "remove-sequences", "window": "11:12", "at": [[11, 1, 0, 8]]}, {"kind": "replace", "batch": 7},
+        {"kind": "insert", "at": 15, "text": "x"}, {"kind": "noise", "sigma": 1.0, "seed": 5},
+    ]  # fmt: skip
+    assert moved(there, 40)["intervention"][0] == raw["intervention"][0] and raw["from"] == 40
+
+
+def test_sql_chooses_anew_in_each_moved_window(runs: Path, base: Run) -> None:
+    sql = "select step, slot from sequences where step >= $first and step < $last and slot = 2"
+    raw = RAW | {"to": 42, "placebos": 0, "intervention": [{"kind": "remove-sequences", "window": "40:41", "sql": sql}]}
+    chosen = [spec.build(runs, base, moved(raw, step)).interventions[0] for step in (20, 60)]
+    assert [i.at for i in chosen] == [((20, 2, 0, 32),), ((60, 2, 0, 32),)]  # type: ignore[attr-defined]
+    assert all(p["l2"] > 0 for p in sweep(runs, raw, [20])["points"])
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +94,9 @@ def test_seeds_draw_other_placebos_of_the_same_fork(runs: Path) -> None:
     assert found["summary"][0]["placebos"] == 2
 
 
-def test_one_thread_workers_find_the_parent_bit_for_bit_and_the_same_numbers(
-    found: dict[str, Any], runs: Path, base: Run
-) -> None:
-    other = sweep(runs, RAW, [30, 70], workers=2)
-    assert base.header.threads >= 1 and other["points"] == found["points"]
+def test_one_thread_workers_find_the_parent_bit_for_bit_and_the_same_numbers(found: dict[str, Any], runs: Path) -> None:
+    other = sweep(runs, RAW, [30], workers=2)["points"]
+    assert other == found["points"][:2] and all(p["control"]["bitwise"] for p in other)
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(runs: Path) -> None:

@@ -1,9 +1,9 @@
-"""Data interventions: stream → stream. Whole batches move here; single rows move and change in `slots` and `rewrite`."""
+"""Data interventions on single sequences of a window's batches; how rows move and change is in `slots` and `rewrite`."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import ClassVar
@@ -11,123 +11,21 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from forensics.data.batches import MADE, Batch, BatchStream
+from forensics.data.batches import Batch, BatchStream
 from forensics.data.order import permuted
 from forensics.errors import ForensicsError, nearest
 from forensics.train.run import Run
 from replay import rewrite, slots
 from replay.algebra import Intervention, Windowed, other_window, require, require_sequences, require_tokens
+from replay.on_batches import InWindow
 from replay.slots import Removal, Slot
 
 Place = tuple[int, int]  # step, slot
 NEAR = 16  # tokens of about the same count that a placebo of boost-token chooses from
 
 
-class _Window(Windowed):
-    """Acts on the batches of its window."""
-
-    def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
-        return slots.whole(stream, range(self.first, self.last))
-
-    def batches(self) -> Collection[int]:
-        return range(self.first, self.last)
-
-
 @dataclass(frozen=True)
-class Drop(_Window):
-    """The batches of the window are not seen; all later ones move up."""
-
-    kind: ClassVar[str] = "drop"
-    every = True
-
-    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
-        return lambda s: stream(self.comes_from(s, run))
-
-    def comes_from(self, step: int, run: Run) -> int:
-        return step if step < self.first else step + self.last - self.first
-
-    def sentence(self) -> str:
-        return f"drops batches {self.window}, later ones move up"
-
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
-        return other_window(self, first, last, seed)
-
-
-@dataclass(frozen=True)
-class Swap(Intervention):
-    """Two batches change places."""
-
-    kind: ClassVar[str] = "swap"
-    every = True
-    a: int
-    b: int
-
-    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
-        return lambda s: stream(self.comes_from(s, run))
-
-    def comes_from(self, step: int, run: Run) -> int:
-        return {self.a: self.b, self.b: self.a}.get(step, step)
-
-    def check(self, run: Run, first: int, last: int) -> None:
-        for step in (self.a, self.b):
-            require(first <= step < last, "swap", f"steps inside {first}:{last}", step, "widen --from and --to")
-
-    def sentence(self) -> str:
-        return f"swaps batches {self.a} and {self.b}"
-
-    def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
-        return slots.whole(stream, sorted({self.a, self.b}))
-
-    def batches(self) -> Collection[int]:
-        return (self.a, self.b)
-
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
-        """Two other batches, as far apart."""
-        apart = abs(self.a - self.b)
-        starts = [s for s in range(first, last - apart) if not {s, s + apart} & {self.a, self.b}]
-        if not starts or not apart:
-            return None
-        start = starts[int(np.random.default_rng(seed).integers(len(starts)))]
-        return Swap(start, start + apart)
-
-
-@dataclass(frozen=True)
-class Repeat(_Window):
-    """The window's batches are seen `times` times, one pass after the other; all later ones move back."""
-
-    kind: ClassVar[str] = "repeat"
-    every = True
-    times: int = 2
-
-    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
-        length = self.last - self.first
-
-        def altered(s: int) -> Batch:
-            if s < self.last:
-                return stream(s)
-            if s < self.first + length * self.times:
-                return stream(self.first + (s - self.first) % length)
-            return stream(s - length * (self.times - 1))
-
-        return altered
-
-    def comes_from(self, step: int, run: Run) -> int | None:
-        more = (self.last - self.first) * (self.times - 1)
-        return step if step < self.last else step - more if step >= self.last + more else None
-
-    def check(self, run: Run, first: int, last: int) -> None:
-        super().check(run, first, last)
-        require(self.times >= 2, self.kind, "2 times or more", self.times, f"e.g. --repeat {self.window}@2")
-
-    def sentence(self) -> str:
-        return f"repeats batches {self.window} until they were seen {self.times} times, later ones move back"
-
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
-        return other_window(self, first, last, seed)
-
-
-@dataclass(frozen=True)
-class Shuffle(_Window):
+class Shuffle(InWindow):
     """The window's sequences change places by a permutation of its slots; `inverse` undoes the same seed's."""
 
     kind: ClassVar[str] = "shuffle"
@@ -182,90 +80,7 @@ class Reorder(Windowed):
 
 
 @dataclass(frozen=True)
-class Replace(_Window):
-    """Other batches come in the window's place: those from step `batch` on, a text, or sequences of the corpus.
-
-    A text is tokenised and packed into sequences that share one token with their neighbours. Text and sequences fill
-    the window row by row, and begin again where they end.
-    """
-
-    kind: ClassVar[str] = "replace"
-    batch: int | None = None
-    text: str = ""
-    sequences: tuple[int, ...] = ()
-    sql: str = ""
-
-    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
-        if self.batch is not None:
-            gap = self.batch - self.first
-            return lambda s: stream(s + gap if self.first <= s < self.last else s)
-        made = _made(run, self.text, self.sequences, self.last - self.first)
-        return lambda s: made(s - self.first) if self.first <= s < self.last else stream(s)
-
-    def check(self, run: Run, first: int, last: int) -> None:
-        super().check(run, first, last)
-        given = [name for name in ("batch", "text", "sequences") if getattr(self, name) not in (None, "", ())]
-        require(len(given) == 1, self.kind, "one of batch, text and sequences", " and ".join(given) or "none",
-                "or sql that returns `sequence`")  # fmt: skip
-        if self.batch is not None:
-            end = run.header.steps - (self.last - self.first)
-            require(
-                0 <= self.batch <= end, self.kind, f"a batch of {run.name}", self.batch, f"0 to {end} may come here"
-            )
-        require_sequences(run, self.kind, self.sequences)
-
-    def sentence(self) -> str:
-        with_ = f"those from {self.batch} on" if self.batch is not None else _words(self.text, self.sequences)
-        return f"replaces batches {self.window} by {with_}"
-
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
-        n = len(self.sequences) or (self.last - self.first) * run.recipe.train.batch
-        return Replace(self.first, self.last, sequences=slots.random_sequences(run, n, seed))
-
-
-@dataclass(frozen=True)
-class Insert(Intervention):
-    """Batches of a text or of sequences come before batch `at`, as many as hold all of it; later ones move back.
-
-    What is left of the last batch begins again from the text's or the sequences' start.
-    """
-
-    kind: ClassVar[str] = "insert"
-    at: int
-    text: str = ""
-    sequences: tuple[int, ...] = ()
-    sql: str = ""
-
-    def count(self, run: Run) -> int:
-        """How many batches it adds."""
-        rows = len(self.sequences) or len(rewrite.packed(run, self.text))
-        return -(-rows // run.recipe.train.batch)
-
-    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
-        n = self.count(run)
-        made = _made(run, self.text, self.sequences, n)
-        return lambda s: stream(s) if s < self.at else made(s - self.at) if s < self.at + n else stream(s - n)
-
-    def comes_from(self, step: int, run: Run) -> int | None:
-        n = self.count(run)
-        return step if step < self.at else step - n if step >= self.at + n else None
-
-    def check(self, run: Run, first: int, last: int) -> None:
-        require(first <= self.at < last, self.kind, f"a step inside {first}:{last}", self.at, "widen --from and --to")
-        require(bool(self.text) != bool(self.sequences), self.kind, "either text or sequences",
-                "both" if self.text else "none", "or sql that returns `sequence`")  # fmt: skip
-        require_sequences(run, self.kind, self.sequences)
-
-    def sentence(self) -> str:
-        return f"inserts {_words(self.text, self.sequences)} before batch {self.at}, later ones move back"
-
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
-        n = len(self.sequences) or self.count(run) * run.recipe.train.batch
-        return Insert(self.at, sequences=slots.random_sequences(run, n, seed))
-
-
-@dataclass(frozen=True)
-class EditTokens(_Window):
+class EditTokens(InWindow):
     """Find and replace over the text of the window's sequences; `rewrite` says how an edited one keeps its length.
 
     Weights stay with their positions. An edited row has no id any more; a row that an edit turns back has it again.
@@ -301,7 +116,7 @@ class EditTokens(_Window):
 
 
 @dataclass(frozen=True)
-class RemoveDocuments(_Window):
+class RemoveDocuments(InWindow):
     """Documents are taken out of the window's batches.
 
     replace: each touched sequence gives way, in its place, to its source's next draw after the parent's end.
@@ -384,7 +199,7 @@ class RemoveSequences(Windowed):
 
 
 @dataclass(frozen=True)
-class MaskTokens(_Window):
+class MaskTokens(InWindow):
     """Targets weigh 0: those with these token ids, and those at these (step, slot, position).
 
     The denominator is kept, or renormalised: scaled by what is left of the batch's weight, so that each target left
@@ -455,7 +270,7 @@ class MaskTokens(_Window):
 
 
 @dataclass(frozen=True)
-class BoostToken(_Window):
+class BoostToken(InWindow):
     """`times` sequences that hold a token come in the place of as many of the window that do not.
 
     The corpus is scanned through its memory maps; which sequences come, and where, follows from the seed and is
@@ -540,27 +355,6 @@ def _token_counts(run: Run) -> np.ndarray:
     return slots.token_counts(run)
 
 
-def _made(run: Run, text: str, sequences: Sequence[int], batches: int) -> BatchStream:
-    """Batches 0 … batches−1 of a text or of sequences, which begin again where they end."""
-    B = run.recipe.train.batch
-    if sequences:
-        ids = np.resize(np.array(sequences, np.int64), batches * B)
-        return lambda s: run.batches.make(ids[s * B : (s + 1) * B])
-    tokens = rewrite.packed(run, text, batches * B)
-    T = tokens.shape[1] - 1
-
-    def made(s: int) -> Batch:
-        return Batch(tokens[s * B : (s + 1) * B].clone(), torch.ones(B, T), float(B * T), torch.full((B,), MADE))
-
-    return made
-
-
-def _words(text: str, sequences: Sequence[int]) -> str:
-    if sequences:
-        return f"{len(sequences)} sequence{'s' if len(sequences) != 1 else ''}"
-    return f"the text {text if len(text) <= 40 else text[:39] + '…'!r}"
-
-
 def _require_how(kind: str, how: str) -> None:
     require(how in slots.HOWS, kind, f"how = {', '.join(slots.HOWS)}", repr(how), nearest(how, slots.HOWS))
 
@@ -573,5 +367,6 @@ def _require_places(run: Run, own: Windowed, places: Iterable[Place]) -> None:
         require(0 <= slot < B, own.kind, f"slots below {B}", slot, "`slot` is a row of the batch, from 0")
 
 
-KINDS: list[type[Intervention]] = [Drop, Swap, Repeat, Shuffle, Reorder, Replace, Insert, EditTokens, RemoveDocuments,
-                                   RemoveSequences, MaskTokens, BoostToken]  # fmt: skip
+KINDS: list[type[Intervention]] = [
+    Shuffle, Reorder, EditTokens, RemoveDocuments, RemoveSequences, MaskTokens, BoostToken,
+]  # fmt: skip
