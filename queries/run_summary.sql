@@ -9,7 +9,7 @@ curves as (
         arg_max(loss, step) filter (where loss is not null) as last_loss,
         min(loss) filter (where isfinite(loss)) as lowest_loss,
         max(grad_norm) as largest_grad_norm,
-        sum(tokens) as tokens,
+        sum(tokens)::bigint as tokens,
         sum(seconds) as seconds
     from steps group by run
 ),

@@ -13,7 +13,7 @@ cost as (  -- what the spike added to the loss, in nats/token × steps
     select f.step, f.metric, f.kind, sum(greatest(t.loss - f.baseline, 0)) as excess
     from found as f
     join trajectory as t on t.step >= coalesce(f.onset, f.step) and t.step < coalesce(f.recovered_at, f.step + 100)
-    where f.metric = 'loss' and isfinite(t.loss)
+    where f.kind = 'spike' and f.metric = 'loss' and f.baseline is not null and isfinite(t.loss)
     group by all
 ),
 final as (

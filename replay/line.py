@@ -81,7 +81,7 @@ def layer_blame(run: Run, update: Update, batch: Batch, progress: Report = silen
     measure = _Losses(run, batch)
     base, whole = measure(update.theta), measure(update.moved(1, 1))
     memory, data = measure(update.moved(1, 0)), measure(update.moved(0, 1))
-    rows = []
+    rows: list[dict[str, Any]] = []
     names = list(update.theta)
     for i, name in enumerate(names):
         alone = measure(update.moved(1, 1, {name}))

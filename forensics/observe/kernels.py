@@ -28,7 +28,9 @@ NARROWEST = 16  # what tl.dot multiplies
 def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
     """Rows of q (B, H, T, K) and k (B, G, T, K), fp32, bf16 or fp16 and of any strides; documents (B, T) as integers."""
     B, H, T, K = q.shape
-    assert K <= WIDEST and q.dtype == k.dtype, "the blocked form takes these"
+    assert K <= WIDEST, "the blocked form takes wider heads"
+    if q.dtype != k.dtype or q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        q, k = q.float(), k.float()
     width = max(NARROWEST, triton.next_power_of_2(K))
     block = 64 if width <= 64 else 32 if width <= 128 else 16
     found = torch.empty(6, B, H, T, dtype=torch.float32, device=q.device)
@@ -90,11 +92,12 @@ def _rows(
         total += tl.sum(tl.where(visible, s, 0.0), 1)
         count += tl.sum(visible.to(tl.float32), 1)
         # where, not maximum: a NaN must stay one. No key yet: m = −∞, and Z = A = 0 stay 0 under any finite d.
+        # Equal infinities differ by 0, so that a block of s = −∞ is forgotten as soon as a larger one comes.
         d = tl.where(m == higher, 0.0, m - higher)
         d = tl.where(d < LOWEST, LOWEST, d)
         weighted = tl.exp(d) * (weighted + d * z)
         z = tl.exp(d) * z
-        below = s - higher[:, None]
+        below = tl.where(s == higher[:, None], 0.0, s - higher[:, None])
         below = tl.where(below < LOWEST, LOWEST, below)
         below = tl.where(visible, below, 0.0)
         e = tl.where(visible, tl.exp(below), 0.0)
@@ -103,6 +106,7 @@ def _rows(
         m = higher
     opening = opening - m
     opening = tl.exp(tl.where(opening < LOWEST, LOWEST, opening))
+    z = tl.where((m == float("inf")) | (m == float("-inf")), float("nan"), z)  # no distribution
     m = tl.where(broken > 0, float("nan"), m)
     at = found_ptr + head * T + i
     tl.store(at, m, mask=i < T)

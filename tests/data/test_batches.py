@@ -151,7 +151,10 @@ def repeats(tmp_path_factory):
 
 def test_a_repeated_document_weighs_nothing_and_the_denominator_is_kept(repeats):
     data, corpus = repeats
-    masking, plain = own_stream(corpus, data, 4, 0), own_stream(corpus, Data(**vars(data) | {"mask_repeats": False}), 4, 0)
+    masking, plain = (
+        own_stream(corpus, data, 4, 0),
+        own_stream(corpus, Data(**vars(data) | {"mask_repeats": False}), 4, 0),
+    )
     masked = set()
     for step in range(corpus.layout(80).n_sequences[0] // 4):
         with_mask, without = masking.batch_at(step), plain.batch_at(step)

@@ -27,11 +27,11 @@ def record(tmp_path, make_shape, start_state, make_model, make_batch, make_polic
             for step, fields in enumerate(policies):
                 if step == 1:
                     plant(state)
-                results.append(
-                    advance(state, make_batch(vocabulary=shape.vocabulary, seed=step), make_policy(**fields), model, recorder)
-                )
+                batch = make_batch(vocabulary=shape.vocabulary, seed=step)
+                results.append(advance(state, batch, make_policy(**fields), model, recorder))
             recorder.commit()
-        return {t: reader.read(tmp_path, t).to_pylist() for t in ("steps", "tensors", "events", "layers", "heads")}, results
+        tables = ("steps", "tensors", "events", "layers", "heads")
+        return {table: reader.read(tmp_path, table).to_pylist() for table in tables}, results
 
     return go
 
@@ -71,7 +71,8 @@ def test_in_the_backward_alone_the_block_it_arrives_at_is_named(bad, record, mon
 
     def broken(self, x, *rest):
         layers.append(None)
-        return block(self, Break.apply(x) if len(layers) in (6, 8) else x, *rest)  # block 1 of step 1, both micro-batches
+        second = len(layers) in (6, 8)  # block 1 in step 1, of both micro-batches
+        return block(self, Break.apply(x) if second else x, *rest)
 
     monkeypatch.setattr(Decoder, "block", broken)
     tables, results = record()
@@ -126,9 +127,10 @@ def test_a_run_that_goes_nan_finishes_with_all_its_rows_and_one_spike_of_each_me
     spikes = [(e["metric"], e["onset"], e["spike_kind"], e["recovered_at"]) for e in events if e["kind"] == "spike"]
     assert sorted(m for m, *_ in spikes) == ["grad_norm", "loss"]
     assert all(onset <= 2 and kind == "slow" and recovered is None for _, onset, kind, recovered in spikes)
-    assert [e for e in events if e["kind"] == "nonfinite"][0]["tensor"].endswith(" update")
+    assert next(e for e in events if e["kind"] == "nonfinite")["tensor"].endswith(" update")
     listed = queries.run(runs, "spikes", {"run": "nan"}).to_pylist()
     assert sum(row["kind"] == "spike" for row in listed) == 2
+    assert all(row["excess"] is None for row in listed if row["kind"] == "nonfinite")
     assert queries.run(runs, "run_summary", {"run": "nan"}).to_pylist()[0]["spikes"] == 2
     fired = {r["detector"]: r for r in queries.run(runs, "detectors", {"runs": "nan"}).to_pylist()}
     assert fired["skip_step"]["alarms"] >= 158 and fired["skip_step"]["spikes"] == 1

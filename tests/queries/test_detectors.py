@@ -44,8 +44,8 @@ def run_of(seed):
     holes = [(int(s), None) for s in rng.choice(S, 12, replace=False)]
     grow = 2 + 0.05 * rng.standard_normal((S, 1))
     bad = [(70, 0, math.nan), (300, 1, None), (301, 1, math.inf), (500, 2, -math.inf), (640, 0, None)]
-    loss = column(rng, 3, 0.05, planted, holes + [(400, math.nan), (401, math.nan), (700, math.inf), (3, math.nan)])
-    norm = column(rng, 1, 0.1, [max(s - 5, 0) for s in planted[:4]], holes + [(402, math.inf), (650, math.nan)])
+    loss = column(rng, 3, 0.05, planted, [*holes, (400, math.nan), (401, math.nan), (700, math.inf), (3, math.nan)])
+    norm = column(rng, 1, 0.1, [max(s - 5, 0) for s in planted[:4]], [*holes, (402, math.inf), (650, math.nan)])
     norm = [None if v is None else v * math.exp(max(s - 500, 0) / 300) for s, v in enumerate(norm)]
     return {
         "loss": loss, "grad_norm": norm, "planted": planted,
@@ -65,12 +65,12 @@ def write(runs, name, made, spikes):
     with Writer(folder) as w:
         w.append("steps", step=list(range(S)), loss=made["loss"], grad_norm=made["grad_norm"])
         at = list(range(0, S, made["every"]["tensors"]))
-        w.append("tensors", step=np.repeat(at, 3), tensor=TENSORS * len(at), rms_t=sum((made["rms_t"][s] for s in at), []),
-                 gss_share=sum((made["gss_share"][s] for s in at), []))  # fmt: skip
+        w.append("tensors", step=np.repeat(at, 3), tensor=TENSORS * len(at), rms_t=[x for s in at for x in made["rms_t"][s]],
+                 gss_share=[x for s in at for x in made["gss_share"][s]])  # fmt: skip
         at = list(range(0, S, made["every"]["heads"]))
         w.append("heads", step=np.repeat(at, HEADS), layer=[0, 0, 1, 1] * len(at), head=[0, 1, 0, 1] * len(at),
-                 attn_logit_max=sum((made["attn_logit_max"][s] for s in at), []),
-                 attn_entropy_norm=sum((made["attn_entropy_norm"][s] for s in at), []))  # fmt: skip
+                 attn_logit_max=[x for s in at for x in made["attn_logit_max"][s]],
+                 attn_entropy_norm=[x for s in at for x in made["attn_entropy_norm"][s]])  # fmt: skip
         for x in spikes:
             w.append("events", step=x.step, kind="spike", metric=x.metric, onset=x.onset, spike_kind=x.kind)
         w.append("events", step=5, kind="nonfinite", metric="loss")

@@ -40,7 +40,7 @@ def test_run_summary(runs):
         "base", None, 200, 200, 200)  # fmt: skip
     assert base["last_loss"] == pytest.approx(3.01) and base["lowest_loss"] == 3.0
     assert math.isnan(base["largest_grad_norm"])
-    assert (base["tokens"], base["tokens_per_second"]) == (6400, 64.0)
+    assert (base["tokens"], base["tokens_per_second"]) == (6400, 64.0) and type(base["tokens"]) is int
     assert (base["spikes"], base["nonfinite"], base["checkpoints"], base["last_checkpoint"]) == (1, 1, 4, 200)
     assert (fork["run"], fork["parent"], fork["parent_step"], fork["recorded"]) == ("fork", "base", 140, 20)
     assert (fork["spikes"], fork["checkpoints"], fork["last_checkpoint"]) == (0, 0, None)

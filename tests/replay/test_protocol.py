@@ -56,7 +56,7 @@ def test_what_attach_sees_is_what_the_model_computes_and_changes_no_bit(example:
     attentions = model(tokens, output_attentions=True).attentions
     model.set_attn_implementation("sdpa")
     for i, (layer, head) in enumerate(zip(found["layer"], found["head"])):
-        p = attentions[layer][:, head].double()
+        p = attentions[layer][:, head].detach().double()
         entropy = -(p * p.clamp_min(1e-300).log()).sum(-1)
         assert found["attn_entropy_mean"][i] == pytest.approx(float(entropy.mean()), rel=1e-4)
 

@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
-from click.testing import CliRunner
+import torch
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run, write_header
-from replay import cli, spec
+from replay import cli, engine, spec
 from replay import interventions as iv
 from replay.spec import Spec
 from replay.trajectory import open_trajectory
@@ -245,7 +244,9 @@ def test_a_flag_that_does_not_parse_is_answered_with_an_example(
     assert e.value.exit_code == 2
 
 
-def test_the_plan_of_a_fork_with_many_interventions_is_printed_without_a_step(trained: Path) -> None:
+def test_the_plan_of_a_fork_with_many_interventions_is_printed_without_a_step(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = [
         "--edit",
         "self=>this@80:82",
@@ -258,12 +259,28 @@ def test_the_plan_of_a_fork_with_many_interventions_is_printed_without_a_step(tr
         "--dry-run",
         "--json",
     ]
-    done = CliRunner().invoke(cli.main, ["fork", "base", "--from", "78", "--to", "84", *flags, "--runs", str(trained)])
-    assert isinstance(cli.main, click.Group) and done.exit_code == 0, done.output
-    plan = json.loads(done.stdout)
-    assert plan["sequences_by_step"].keys() == {"80", "81"} and [i["kind"] for i in plan["interventions"]] == [
-        "shuffle",
-        "edit-tokens",
-        "clip",
-        "noise",
-    ]
+    with pytest.raises(SystemExit) as e:
+        cli.main.main(["fork", "base", "--from", "78", "--to", "84", *flags, "--runs", str(trained)])
+    assert not e.value.code
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["sequences_by_step"].keys() == {"80", "81"}
+    assert [i["kind"] for i in plan["interventions"]] == ["shuffle", "edit-tokens", "clip", "noise"]
+    assert not (trained / plan["fork"]).exists()
+
+
+def test_a_fork_of_everything_at_once_runs_and_its_stream_is_found_again(runs: Path) -> None:
+    base = open_trajectory(runs, "base")
+    many = built(
+        base, {"kind": "edit-tokens", "window": "80:82", "find": "e", "replace": "ee"}, {"kind": "boost-token", "window": "80:82", "token": 123, "times": 2},
+        {"kind": "insert", "at": 81, "text": "to be or not"}, {"kind": "mask-tokens", "window": "82:83", "tokens": [32], "renormalise": True},
+        {"kind": "freeze", "window": "80:83", "tensors": "embed.*"}, {"kind": "z-loss", "value": 1e-4}, {"kind": "reset-moments", "tensors": "layers.0.*"},
+        {"kind": "transplant", "checkpoint": "base@50", "tensors": "layers.1.*"}, to=84, **{"from": 79}, placebos=1,
+    )  # fmt: skip
+    result = engine.fork(many, runs)
+    assert result["control"]["bitwise"] and result["first_difference"]["step"] == 79
+    again = open_trajectory(runs, many.fork)
+    stream, _ = iv.composed(many.interventions, base)
+    for s in range(79, 84):
+        assert torch.equal(again.stream(s).tokens, stream(s).tokens)
+    report, _ = engine.verify(runs, many.fork, 79, 84)
+    assert report.bitwise
