@@ -81,7 +81,9 @@ def verify(run: str, a: int, b: int) -> int:
 @click.option("--skip-step", multiple=True, metavar="on|off@A:B", help="SkipStep on or off.")
 @click.option("--freeze", multiple=True, metavar="PATTERN@A:B", help="Leave tensors alone, moments too.")
 @click.option("--precision", multiple=True, metavar="P@A:B", help="fp32 or bf16.")
-@click.option("--reset-moments", multiple=True, is_flag=False, flag_value="*", metavar="[PATTERN]", help="Moments to 0.")
+@click.option(
+    "--reset-moments", multiple=True, is_flag=False, flag_value="*", metavar="[PATTERN]", help="Moments to 0."
+)
 @click.option("--reset-counter", is_flag=True, help="With --reset-moments: bias correction starts again.")
 @click.option("--noise", multiple=True, metavar="σ[@SEED]", help="Noise of σ times each tensor's RMS.")
 @click.option("--ulp", multiple=True, type=int, metavar="SEED", help="One unit in the last place.")
@@ -143,12 +145,29 @@ def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     add("swap", lambda t: dict(zip("ab", _two(t, ",", int))), "S,T", "200,210")
     add("repeat", lambda t: {"window": _cut(t, "@")[0], "times": int(_cut(t, "@")[1])}, "A:B@N", "200:204@2")
     add("reorder", value("sql", str), "SQL@A:B", "'select step, slot, loss as rank from sequences@200:204'")
-    add("shuffle", lambda t: {"window": t.partition("@")[0], "seed": int(t.partition("@")[2] or 0)}, "A:B[@SEED]", "200:204@1")
+    add(
+        "shuffle",
+        lambda t: {"window": t.partition("@")[0], "seed": int(t.partition("@")[2] or 0)},
+        "A:B[@SEED]",
+        "200:204@1",
+    )
     add("replace", lambda t: {"window": _cut(t)[0], "batch": int(_cut(t)[1])}, "A:B=S", "200:204=100")
     add("replace", lambda t: {"window": _cut(t)[0], "text": _cut(t)[1]}, "A:B=TEXT", "'200:204=to be'", "replace-text")
-    add("replace", lambda t: {"window": _cut(t)[0], "sql": _cut(t)[1]}, "A:B=SQL", "'200:204=select 7 as sequence'", "replace-sequences")
+    add(
+        "replace",
+        lambda t: {"window": _cut(t)[0], "sql": _cut(t)[1]},
+        "A:B=SQL",
+        "'200:204=select 7 as sequence'",
+        "replace-sequences",
+    )
     add("insert", lambda t: {"at": int(_cut(t)[0]), "text": _cut(t)[1]}, "S=TEXT", "'200=to be'")
-    add("insert", lambda t: {"at": int(_cut(t)[0]), "sql": _cut(t)[1]}, "S=SQL", "'200=select 7 as sequence'", "insert-sequences")
+    add(
+        "insert",
+        lambda t: {"at": int(_cut(t)[0]), "sql": _cut(t)[1]},
+        "S=SQL",
+        "'200=select 7 as sequence'",
+        "insert-sequences",
+    )
     add("edit-tokens", lambda t: {**dict(zip(("find", "replace"), _cut(_at(t)[0], "=>"))), **_at(t)[1]}, "OLD=>NEW@A:B",
         "'old=>new@200:204'", "edit")  # fmt: skip
     add("remove-documents", lambda t: {"sql": t, "how": flags["how"]}, "SQL", "'select …'")
@@ -167,7 +186,12 @@ def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     add("freeze", value("tensors", lambda t: [t]), "PATTERN@A:B", "'embed.*@200:210'")
     add("precision", value("precision", str), "P@A:B", "fp32@200:210")
     add("reset-moments", lambda t: {"tensors": [t], "counter": flags["reset_counter"]}, "[PATTERN]", "'layers.0.*'")
-    add("noise", lambda t: {"sigma": float(t.partition("@")[0]), "seed": int(t.partition("@")[2] or 0)}, "σ[@SEED]", "0.001@1")
+    add(
+        "noise",
+        lambda t: {"sigma": float(t.partition("@")[0]), "seed": int(t.partition("@")[2] or 0)},
+        "σ[@SEED]",
+        "0.001@1",
+    )
     made += [{"kind": "ulp", "seed": seed} for seed in flags["ulp"]]
     add("transplant", lambda t: {"checkpoint": t.partition(":")[0], "tensors": [t.partition(":")[2] or "*"],
                                  "moments": flags["with_moments"]}, "RUN@STEP[:PATTERN]", "'demo@200:embed.*'")  # fmt: skip

@@ -73,7 +73,7 @@ class _Losses:
             params, batch, self.run.model, self.run.header.precision, min(self.run.model.micro_batch, len(batch.tokens))
         )
         weight = batch.weight.to(ce.device)
-        return float(sums.total(ce * weight)) / float(weight.sum())
+        return float(sums.total(ce * weight)) / max(float(weight.sum()), 1e-30)  # a batch masked whole has loss 0
 
 
 def layer_blame(run: Run, update: Update, batch: Batch, progress: Report = silent) -> dict[str, Any]:

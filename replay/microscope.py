@@ -248,7 +248,7 @@ def _forward_events(tracer: _Tracer) -> list[Event]:
 def _loss_event(tracer: _Tracer, result: StepResult) -> Event:
     assert result.ce is not None and result.batch is not None and result.rows is not None
     ce, weight = result.ce.cpu(), result.batch.weight
-    by_sequence = (ce * weight).sum(1) / weight.sum(1)
+    by_sequence = (ce * weight).sum(1) / weight.sum(1).clamp_min(1e-30)
     worst = torch.topk((ce * (weight != 0)).reshape(-1), min(WORST_TOKENS, ce.numel())).indices.tolist()
     T = ce.shape[1]
     detail = [

@@ -168,7 +168,9 @@ class Decoder:
             gain = w[f"{name}.weight"]
             if self._written_plainly():
                 wide = _wide(x)
-                return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.shape.norm_eps) * gain).to(x.dtype)
+                return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.shape.norm_eps) * gain).to(
+                    x.dtype
+                )
             return RMSNorm.apply(x, gain, self.shape.norm_eps)
         # The gain and bias stay outside: their fused gradient changes with the number of CPU threads.
         y = F.layer_norm(x, (x.shape[-1],), eps=self.shape.norm_eps)

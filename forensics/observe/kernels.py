@@ -39,7 +39,7 @@ def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
         q, k, ids, found,
         *q.stride(), *k.stride(), found.stride(0),
         H, H // k.shape[1], T, K, 1 / math.sqrt(K),
-        DOCUMENTS=documents is not None, LOWEST=FLOOR, QUERIES=block, KEYS=block, WIDTH=width,
+        DOCUMENTS=documents is not None, WIDEN=not q.is_cuda, LOWEST=FLOOR, QUERIES=block, KEYS=block, WIDTH=width,
     )  # fmt: skip
     return Rows(*found)
 
@@ -49,7 +49,8 @@ def _rows(
     q_ptr, k_ptr, ids_ptr, found_ptr,
     q_b, q_h, q_t, q_k, k_b, k_h, k_t, k_k, field,  # strides
     H, groups, T, K, scale,
-    DOCUMENTS: tl.constexpr, LOWEST: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
+    DOCUMENTS: tl.constexpr, WIDEN: tl.constexpr, LOWEST: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(T, QUERIES)
     # the last queries have the most keys: they start first, so that the GPU ends evenly
@@ -60,6 +61,8 @@ def _rows(
     column = tl.arange(0, WIDTH)
     q_at = q_ptr + b * q_b + h * q_h + i[:, None].to(tl.int64) * q_t + column[None, :] * q_k
     q = tl.load(q_at, mask=(i[:, None] < T) & (column[None, :] < K), other=0.0)
+    if WIDEN:  # the interpreter multiplies bf16 by its bits
+        q = q.to(tl.float32)
     k_head = k_ptr + b * k_b + (h // groups) * k_h
     if DOCUMENTS:
         document = tl.load(ids_ptr + b * T + i, mask=i < T, other=-1)
@@ -75,6 +78,8 @@ def _rows(
         j = start + tl.arange(0, KEYS)
         k_at = k_head + j[None, :].to(tl.int64) * k_t + column[:, None] * k_k
         k = tl.load(k_at, mask=(j[None, :] < T) & (column[:, None] < K), other=0.0)
+        if WIDEN:
+            k = k.to(tl.float32)
         s = tl.dot(q, k, input_precision="ieee") * scale
         visible = (j[None, :] <= i[:, None]) & (j[None, :] < T)
         if DOCUMENTS:

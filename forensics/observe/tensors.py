@@ -71,8 +71,9 @@ class TensorProbe:
     def _row(self, name: str, state: TrainState, decays: bool, applied: bool) -> dict[str, float | None]:
         grad, n = self.grads[name], self.grads[name].numel()
         bias = 1 - self.policy.betas[1] ** (self.updates + 1)
-        decay = self.policy.learning_rate * self.policy.weight_decay if decays else 0.0
-        floor = self.policy.eps**2 * bias
+        decay = min(self.policy.learning_rate * self.policy.weight_decay, 3e38) if decays else 0.0
+        # within what fp32 can hold, so that an extreme ε gives an extreme ratio and no error
+        floor = min(max(self.policy.eps * self.policy.eps * bias, 1e-45), 3e38)
         norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
         ratio, seen = [], []
         for g, old, new, m, v in sums.blocks(

@@ -109,7 +109,9 @@ def _product(size: tuple[int, ...]) -> int:
 
 def _reopen(runs: Path, name: str, recipe: config.Recipe) -> Run:
     run = open_run(runs, name)
-    changed = config.differences(run.header.config, json.loads(json.dumps(config.to_dict(recipe))))
+    # through the recipe, so that a key which came with a later version of this software has its default
+    before, after = (json.loads(json.dumps(config.to_dict(r))) for r in (run.recipe, recipe))
+    changed = config.differences(before, after)
     if changed:
         key, (old, new) = next(iter(changed.items()))
         raise ForensicsError("config", f"{name} was started with {key} = {old!r}, found {new!r}",
@@ -300,7 +302,9 @@ class Trainer:
         step = saved[-1]
         state = self.run.load(step)
         self.writer.truncate(step)
-        if step not in self.run.table("checkpoints", ["step"])["step"].to_pylist():  # killed between the folder and its row
+        if (
+            step not in self.run.table("checkpoints", ["step"])["step"].to_pylist()
+        ):  # killed between the folder and its row
             path = self.run.folder / "checkpoints" / checkpoint.name_of(step)
             size = sum(f.stat().st_size for f in path.iterdir() if f.name != "manifest.json")
             self._checkpoint_row(path, state.digest(), size, "every")

@@ -203,6 +203,9 @@ def test_the_monitor_judges_from_64_values_on_and_forgets_after_128(tmp_path):
         expected = np.flatnonzero(alarms.monitor(losses)).tolist()
         assert [r["step"] for r in got if r["detector"] == "monitor_loss"] == expected
         assert expected == [[150], [64], [], [129]][i]
+        z = robust_z(np.array(losses), window=128, minimum=64, floor=1e-12)
+        assert [r["step"] for r in got if r["detector"] == "robust_grad_norm"] == np.flatnonzero(z > 6).tolist()
+        assert i != 1 or z[64] > 6
 
 
 @pytest.mark.parametrize(("runs", "nearest"), [("r9", "r"), ("r0,r9", "r"), (",", "r")])

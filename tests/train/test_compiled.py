@@ -25,7 +25,8 @@ def compiled(train_run):
     identity.settle(1)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     found = {
-        level: train_run(f"compiled-{level}", **SETTINGS, **{"train.compile": True, "record.level": level}) for level in ("off", "light", "dense")
+        level: train_run(f"compiled-{level}", **SETTINGS, **{"train.compile": True, "record.level": level})
+        for level in ("off", "light", "dense")
     }
     return found, torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
 
@@ -72,7 +73,9 @@ def test_every_family_is_one_graph_with_the_eager_gradients(family, make_shape, 
     """Traced and differentiated by the compiler, run without its C++: an eager stand-in for what it would generate."""
     shape = make_shape(family, layers=1, document_mask=family == "qwen3")
     decoder, params = Decoder(shape), random_params(shape, scale=1.0)
-    weights = {n.removeprefix("layers.0."): p.requires_grad_(True) for n, p in params.items() if n.startswith("layers.0.")}
+    weights = {
+        n.removeprefix("layers.0."): p.requires_grad_(True) for n, p in params.items() if n.startswith("layers.0.")
+    }
     x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     angles = decoder._rope(16) if shape.position == "rope" else None
     mask = torch.ones(2, 1, 16, 16, dtype=torch.bool).tril() if shape.document_mask else None
