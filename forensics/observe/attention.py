@@ -20,7 +20,7 @@ from torch import Tensor
 from forensics.observe import sums
 
 QUERIES = 64  # query rows per block
-ELEMENTS = 1 << 18  # scores held at once; not by threads, so that neither are the bits
+ELEMENTS = 1 << 19  # scores held at once; not by threads, so that neither are the bits
 MASKED = -3.0e38  # finite, so that MASKED − m is no NaN
 FLOOR = -80.0  # of s − m: e^−80 is nothing beside Z ≥ 1, and exp is ten times slower where its result underflows
 
@@ -159,7 +159,7 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
             torch.sum(s.mul_(e), -1, out=weighted)
     if ids is not None:
         counts = counts.view(B, H, T)
-    return Rows(*found.view(5, B, H, T), counts), norms[0], norms[1]
+    return Rows(*found.view(5, B, H, T).unbind(), counts=counts), norms[0], norms[1]
 
 
 def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor) -> HeadStatistics:

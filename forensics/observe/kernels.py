@@ -23,6 +23,7 @@ from forensics.observe.attention import FLOOR, Rows
 
 WIDEST = 256  # head width; a wider one takes the blocked form, its tiles would not fit
 NARROWEST = 16  # what tl.dot multiplies
+TILES = {64: (32, 64), 128: (32, 32), WIDEST: (16, 16)}  # width up to → queries, keys: as many as registers hold
 
 
 def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
@@ -32,14 +33,15 @@ def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
     if q.dtype != k.dtype or q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         q, k = q.float(), k.float()
     width = max(NARROWEST, triton.next_power_of_2(K))
-    block = 64 if width <= 64 else 32 if width <= 128 else 16
+    queries, keys = TILES[min(w for w in TILES if w >= width)]
     found = torch.empty(6, B, H, T, dtype=torch.float32, device=q.device)
     ids = documents.to(torch.int32).contiguous() if documents is not None else found  # not read without documents
-    _rows[(triton.cdiv(T, block) * B * H,)](
+    _rows[(triton.cdiv(T, queries) * B * H,)](
         q, k, ids, found,
         *q.stride(), *k.stride(), found.stride(0),
         H, H // k.shape[1], T, K, 1 / math.sqrt(K),
-        DOCUMENTS=documents is not None, WIDEN=not q.is_cuda, LOWEST=FLOOR, QUERIES=block, KEYS=block, WIDTH=width,
+        DOCUMENTS=documents is not None, WIDEN=not q.is_cuda, LOWEST=FLOOR, QUERIES=queries, KEYS=keys, WIDTH=width,
+        enable_fp_fusion=True,  # said, so that bits do not change with Triton's default
     )  # fmt: skip
     return Rows(*found)
 

@@ -27,6 +27,7 @@ width = 16
 heads = 2
 [train]
 steps = 12
+threads = 1
 batch = 4
 [checkpoint]
 every = 4

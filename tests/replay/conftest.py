@@ -20,7 +20,7 @@ RECIPE = {
         "phases": [{"until": 80, "mix": {"clean": 1.0}}, {"until": 82, "mix": {"clean": 0.5, "damaged": 0.5}}, {"mix": {"clean": 1.0}}],
     },
     "model": {"layers": 2, "width": 32, "heads": 2},
-    "train": {"steps": 100, "batch": 8, "micro_batch": 4, "warmup": 5, "learning_rate": 1e-2, "clip": 1.0},
+    "train": {"steps": 100, "batch": 8, "micro_batch": 4, "threads": 1, "warmup": 5, "learning_rate": 1e-2, "clip": 1.0},
     "checkpoint": {"every": 25},
 }  # fmt: skip
 

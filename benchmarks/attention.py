@@ -1,0 +1,109 @@
+"""The price of the attention statistics of one layer: blocked PyTorch, the same compiled, and on a GPU the kernel.
+
+    python -m benchmarks.attention [--rounds 9] [--threads 1] [--json benchmarks/results/attention.json]
+
+Two shapes, interleaved in one process: that of the step benchmark, and a longer one. "sharp" has logits thirty times
+as large, so that most weights underflow. The compiled contestant is the blocked form written for the compiler, without
+buffers of its own; its first call, with an empty cache, is timed too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.rounds import interleaved, medians, ratios, report
+from forensics import identity
+from forensics.observe import attention
+from forensics.observe.attention import FLOOR, MASKED, QUERIES, Rows, attention_statistics
+
+SHAPES = {"B=8 H=8 T=256 K=32": (8, 8, 256, 32), "B=4 H=12 T=1024 K=64": (4, 12, 1024, 64)}
+
+
+def traced_rows(q: Tensor, k: Tensor) -> list[Tensor]:
+    """m, Σ s, Z, A and the first key's weight, (B·H, T) each; no documents, as many key heads as query heads."""
+    B, H, T, K = q.shape
+    q, k = (q / math.sqrt(K)).reshape(B * H, T, K), k.reshape(B * H, T, K)
+    found = []
+    for first in range(0, T, QUERIES):
+        last = min(first + QUERIES, T)
+        s = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2))
+        seen = torch.arange(last)[None, :] <= torch.arange(first, last)[:, None]
+        total = torch.where(seen, s, 0.0).sum(-1)
+        s = torch.where(seen, s, MASKED)
+        m = s.amax(-1)
+        s = (s - m[..., None]).clamp_min(FLOOR)
+        e = s.exp()
+        found.append((m, total, e.sum(-1), (s * e).sum(-1), e[..., 0]))
+    return [torch.cat(parts, 1) for parts in zip(*found)]
+
+
+def compiled(q: Tensor, k: Tensor) -> attention.HeadStatistics:
+    B, H, T, _ = q.shape
+    with torch.no_grad():
+        norms = [torch.linalg.vector_norm(x.contiguous(), dim=-1).amax((0, 2)) for x in (q, k)]
+        rows = [x.view(B, H, T) for x in _traced(q, k)]
+        return attention._reduce(Rows(*rows, torch.arange(1.0, T + 1)), norms[0], norms[1])
+
+
+_traced = torch.compile(traced_rows, dynamic=False, fullgraph=True)
+
+
+def main(rounds: int, threads: int, path: Path | None) -> dict[str, Any]:
+    """Seconds per call (least and median) and ratios to the blocked form, by shape."""
+    identity.settle(identity.thread_count(threads))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for shape, (B, H, T, K) in SHAPES.items():
+        # a decoder's strides: heads are the third axis in memory
+        q, k = (torch.randn(B, T, H, K, device=device).transpose(1, 2) for _ in range(2))
+        contestants = {"blocked": lambda q=q, k=k: blocked(q, k), "blocked, sharp": lambda q=q * 30, k=k: blocked(q, k)}
+        if device == "cuda":
+            contestants["kernel"] = lambda q=q, k=k: synchronous(q, k)
+        else:
+            with tempfile.TemporaryDirectory() as cache:
+                os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+                started = time.perf_counter()
+                compiled(q, k)
+                found[f"{shape}: first compiled call, seconds"] = round(time.perf_counter() - started, 1)
+                os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
+            contestants["compiled"] = lambda q=q, k=k: compiled(q, k)
+        seconds = interleaved(contestants, rounds)
+        found[f"{shape}: least seconds"] = {name: round(min(s), 5) for name, s in seconds.items()}
+        found[f"{shape}: median seconds"] = {name: round(s, 5) for name, s in medians(seconds).items()}
+        found[f"{shape}: ratio to blocked"] = {name: round(r, 3) for name, r in ratios(seconds, "blocked").items()}
+    report("attention", found, path)
+    return found
+
+
+def blocked(q: Tensor, k: Tensor) -> attention.HeadStatistics:
+    """The form that a machine without Triton takes, on whichever device."""
+    rows, *norms = attention.blocked_rows(q, k, None)
+    return synchronised(attention._reduce(rows, norms[0], norms[1]))
+
+
+def synchronous(q: Tensor, k: Tensor) -> attention.HeadStatistics:
+    return synchronised(attention_statistics(q, k))
+
+
+def synchronised(x: attention.HeadStatistics) -> attention.HeadStatistics:
+    if x.logit_max.is_cuda:
+        torch.cuda.synchronize()
+    return x
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--json", type=Path, default=None)
+    arguments = parser.parse_args()
+    main(arguments.rounds, arguments.threads, arguments.json)
