@@ -159,7 +159,8 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
             torch.sum(s.mul_(e), -1, out=weighted)
     if ids is not None:
         counts = counts.view(B, H, T)
-    return Rows(*found.view(5, B, H, T).unbind(), counts=counts), norms[0], norms[1]
+    m, total, z, weighted, opening = found.view(5, B, H, T).unbind()
+    return Rows(m, total, z, weighted, opening, counts), norms[0], norms[1]
 
 
 def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor) -> HeadStatistics:
