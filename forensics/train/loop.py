@@ -33,7 +33,7 @@ from forensics.store import reader
 from forensics.store.writer import Writer, link_table
 from forensics.train import checkpoint
 from forensics.train.advance import StepResult, fold, token_losses
-from forensics.train.run import Header, Run, current_fingerprint, open_run, settle, write_header
+from forensics.train.run import Header, Run, check_compiler, current_fingerprint, open_run, settle, write_header
 from forensics.train.state import TrainState
 
 METRICS = ("loss", "grad_norm")  # watched for spikes
@@ -78,6 +78,8 @@ def _create(
     precision = identity.precision_for(recipe.train.precision, device)
     threads = identity.thread_count(recipe.train.threads)
     settle(device, threads)
+    if recipe.train.compile:
+        check_compiler(device)  # before anything is written
     corpus = prepare(recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, ""))
     shape = shape_of(recipe.model, corpus.vocabulary, recipe.data.sequence_length)
     batches = own_stream(corpus, recipe.data, recipe.train.batch, recipe.train.seed)
