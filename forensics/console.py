@@ -19,6 +19,7 @@ import click
 
 from forensics import __version__
 from forensics.errors import ForensicsError
+from forensics.visible import visible
 
 
 class Settings:
@@ -96,8 +97,8 @@ class Program(click.Group):
         except click.ClickException as e:
             where = f"see `{e.ctx.command_path} --help`" if isinstance(e, click.UsageError) and e.ctx else ""
             _fail("usage", e.format_message().replace("\n", " "), where, 2, "--json" in given)
-        except (KeyboardInterrupt, click.Abort):
-            _fail("interrupted", "interrupted", "", 130, "--json" in given)
+        except (KeyboardInterrupt, click.Abort) as e:
+            _fail("interrupted", "interrupted", str(e), 130, "--json" in given)
         except BrokenPipeError:
             sys.exit(0)
         except MemoryError:
@@ -169,23 +170,6 @@ def say(text: str = "") -> None:
 
 def warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
-
-
-def visible(text: str) -> str:
-    """Text from corpora as it may be shown on a terminal: nothing in it can move the cursor or turn the line around."""
-    return "".join(c if c == "\n" or c == "\t" or _harmless(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
-
-
-def _harmless(c: str) -> bool:
-    n = ord(c)
-    return not (
-        n < 32
-        or 0x7F <= n < 0xA0
-        or 0x200B <= n <= 0x200F
-        or 0x2028 <= n <= 0x202E
-        or 0x2060 <= n <= 0x206F
-        or n == 0xFEFF
-    )
 
 
 def table(columns: list[str], rows: list[list[Any]]) -> None:

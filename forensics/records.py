@@ -35,6 +35,7 @@ class Table:
     meaning: str  # one row per …
     key: tuple[str, ...]
     columns: tuple[Column, ...]
+    of_state: bool = False  # its step is a state's number: resuming from step C keeps rows of state C
 
     @property
     def stepped(self) -> bool:
@@ -93,6 +94,7 @@ CHECKPOINTS = Table(
         ("reason", "string", "", "first | every | last | interrupted | ring"),
         ("created", "string", "UTC", "when it was written"),
     ),
+    of_state=True,
 )
 
 EVENTS = Table(
@@ -295,6 +297,7 @@ VOCABULARY = Table(
         ("first_seen", "int64", "step", "first step that held it"),
         ("last_seen", "int64", "step", "last step that held it"),
     ),
+    of_state=True,
 )
 
 FORKS = Table(
@@ -314,12 +317,14 @@ FORKS = Table(
         ("loss_fork", "float64", "nats/token", "probe loss of the fork at the end"),
         ("loss_error", "float64", "nats/token", "standard error of their difference over the probe sequences"),
         ("probe_sequences", "int64", "sequences", "size of the probe set"),
+        ("unseen_gap", "float64", "nats/token", "loss of fork − control at the end, on sequences that no arm has consumed"),
+        ("unseen_sequences", "int64", "sequences", "how many of those"),
         ("logit_kl", "float64", "nats", "mean KL(control ‖ fork) on the probe set at the end"),
         ("l2", "float64", "", "‖θ_fork − θ_control‖₂ at the end"),
         ("cosine", "float64", "", "cosine of the two displacements from the start"),
         ("placebos", "int64", "", "number of placebo forks"),
         ("chaos", "int64", "", "number of chaos forks"),
-        ("effect", "float64", "×", "l2 over the placebos' median l2"),
+        ("effect", "float64", "×", "KL (L2 where nothing is held out) over the placebos' median"),
         ("p", "float64", "", "(1 + placebos at least as far) / (placebos + 1)"),
         (
             "time_to_reconverge",
@@ -338,12 +343,16 @@ DIVERGENCE = Table(
     _columns(
         ("step", "int64", "step", "the states compared are those after `step` updates"),
         ("arm", "string", "", "fork | placebo-<i> | chaos-<i>: what is compared with the control"),
-        ("tensor", "string", "", "a tensor's name; the empty string for all of them together"),
+        ("tensor", "string", "", "a tensor's name; `layers.<i>.*` for a whole layer; the empty string for all together"),
+        ("layer", "int32", "", "the layer that it belongs to; NULL where it belongs to none"),
         ("l2", "float64", "", "‖θ_arm − θ_control‖₂"),
         ("cosine", "float64", "", "cosine of θ_arm − θ_start and θ_control − θ_start"),
         ("loss_gap", "float64", "nats/token", "probe loss of the arm − of the control, where probed"),
+        ("unseen_gap", "float64", "nats/token", "the same on sequences that no arm has consumed, where probed"),
         ("logit_kl", "float64", "nats", "mean KL(control ‖ arm) on the probe set, where probed"),
+        ("barrier", "float64", "nats", "height of the loss between arm and control on the line that joins them, at chosen states"),
     ),
+    of_state=True,
 )
 
 BLAME = Table(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from forensics.console import Program, cell, emit, runs_folder, say, state_of, table, warn
+from forensics.console import Program, emit, runs_folder, say, state_of, table, warn
 from forensics.errors import ForensicsError
 from forensics.progress import bar
+from replay import tell
+from replay.flags import from_flags, steps
 
 
 @click.group(cls=Program, name="replay", example="replay verify demo 390 410")
@@ -95,6 +95,7 @@ def verify(run: str, a: int, b: int) -> int:
 )
 @click.option("--record", type=click.Choice(["off", "light", "dense"]), default=None, help="What the fork records.")
 @click.option("--probe-every", type=click.IntRange(min=1), default=None, help="Steps between probes.")
+@click.option("--barrier", metavar="S,T,…", help="States at which to follow the loss from arm to control.")
 @click.option("--name", metavar="ID", help="The fork's name; the hash of what it is, where left out.")
 @click.option("--dry-run", is_flag=True, help="Print the plan: what differs, hours and memory.")
 @click.option("--again", is_flag=True, help="Run it though it is done.")
@@ -107,150 +108,17 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
 
     runs = runs_folder()
     raw = specs.read(Path(run)) if run.endswith(".toml") else {"parent": run}
-    raw |= {k: v for k, v in _from_flags(flags).items() if v not in (None, [])}
+    raw |= {k: v for k, v in from_flags(flags).items() if v not in (None, [])}
     if not isinstance(raw.get("parent"), str):
         raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
     spec = specs.build(runs, open_trajectory(runs, raw["parent"]), raw)
     if dry_run:
         document = plan(spec, runs)
-        emit(document, lambda: _tell_plan(document))
+        emit(document, lambda: tell.plan(document))
         return
     with bar(f"fork of {spec.parent}") as progress:
         document = go(spec, runs, progress, again=again)
-    emit(document, lambda: _tell_fork(document))
-
-
-WINDOW = re.compile(r"\d+:\d+")
-
-
-def _from_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags as a fork file's keys; interventions compose in the order in which `--help` lists them."""
-    made: list[dict[str, Any]] = []
-
-    def add(kind: str, read: Callable[[str], dict[str, Any]], wanted: str, example: str, flag: str = "") -> None:
-        flag = flag or kind
-        for text in flags[flag.replace("-", "_")]:
-            try:
-                made.append({"kind": kind, **read(text)})
-            except ValueError:
-                raise ForensicsError("usage", f"wanted --{flag} {wanted}, found {text!r}", f"e.g. --{flag} {example}") from None  # fmt: skip
-
-    def alone(text: str) -> dict[str, Any]:
-        return {"window": text}
-
-    def value(key: str, read: Callable[[str], Any] = float) -> Callable[[str], dict[str, Any]]:
-        return lambda text: {key: read(_at(text)[0]), **_at(text)[1]}
-
-    add("drop", alone, "A:B", "200:204")
-    add("swap", lambda t: dict(zip("ab", _two(t, ",", int))), "S,T", "200,210")
-    add("repeat", lambda t: {"window": _cut(t, "@")[0], "times": int(_cut(t, "@")[1])}, "A:B@N", "200:204@2")
-    add("reorder", value("sql", str), "SQL@A:B", "'select step, slot, loss as rank from sequences@200:204'")
-    add(
-        "shuffle",
-        lambda t: {"window": t.partition("@")[0], "seed": int(t.partition("@")[2] or 0)},
-        "A:B[@SEED]",
-        "200:204@1",
-    )
-    add("replace", lambda t: {"window": _cut(t)[0], "batch": int(_cut(t)[1])}, "A:B=S", "200:204=100")
-    add("replace", lambda t: {"window": _cut(t)[0], "text": _cut(t)[1]}, "A:B=TEXT", "'200:204=to be'", "replace-text")
-    add(
-        "replace",
-        lambda t: {"window": _cut(t)[0], "sql": _cut(t)[1]},
-        "A:B=SQL",
-        "'200:204=select 7 as sequence'",
-        "replace-sequences",
-    )
-    add("insert", lambda t: {"at": int(_cut(t)[0]), "text": _cut(t)[1]}, "S=TEXT", "'200=to be'")
-    add(
-        "insert",
-        lambda t: {"at": int(_cut(t)[0]), "sql": _cut(t)[1]},
-        "S=SQL",
-        "'200=select 7 as sequence'",
-        "insert-sequences",
-    )
-    add("edit-tokens", lambda t: {**dict(zip(("find", "replace"), _cut(_at(t)[0], "=>"))), **_at(t)[1]}, "OLD=>NEW@A:B",
-        "'old=>new@200:204'", "edit")  # fmt: skip
-    add("remove-documents", lambda t: {"sql": t, "how": flags["how"]}, "SQL", "'select …'")
-    add("remove-sequences", lambda t: {"sql": t, "how": flags["how"]}, "SQL", "'select …'")
-    add("mask-tokens", lambda t: {"sql": t, "renormalise": flags["renormalise"]}, "SQL", "'select …'")
-    made += [{"kind": "boost-token", "token": token, "times": flags["times"]} for token in flags["boost_token"]]
-    for kind in ("skip", "skip-frozen", "zero-update", "hold-parameters"):
-        add(kind, alone, "A:B", "200:204")
-    add("lr-scale", value("factor"), "F@A:B", "0.5@200:210")
-    add("clip", value("value"), "V@A:B", "0.5@200:210")
-    add("betas", value("betas", lambda t: _two(t, ",", float)), "B1,B2@A:B", "0.9,0.99@200:210")
-    add("eps", value("value"), "V@A:B", "1e-6@200:210")
-    add("weight-decay", value("value"), "V@A:B", "0@200:210")
-    add("z-loss", value("value"), "V@A:B", "1e-4@200:210")
-    add("skip-step", value("on", lambda t: bool(("off", "on").index(t))), "on|off@A:B", "on@200:210")
-    add("freeze", value("tensors", lambda t: [t]), "PATTERN@A:B", "'embed.*@200:210'")
-    add("precision", value("precision", str), "P@A:B", "fp32@200:210")
-    add("reset-moments", lambda t: {"tensors": [t], "counter": flags["reset_counter"]}, "[PATTERN]", "'layers.0.*'")
-    add(
-        "noise",
-        lambda t: {"sigma": float(t.partition("@")[0]), "seed": int(t.partition("@")[2] or 0)},
-        "σ[@SEED]",
-        "0.001@1",
-    )
-    made += [{"kind": "ulp", "seed": seed} for seed in flags["ulp"]]
-    add("transplant", lambda t: {"checkpoint": t.partition(":")[0], "tensors": [t.partition(":")[2] or "*"],
-                                 "moments": flags["with_moments"]}, "RUN@STEP[:PATTERN]", "'demo@200:embed.*'")  # fmt: skip
-    kept = {k: flags[k] for k in ("placebos", "chaos", "record", "probe_every", "name")}
-    return kept | {"from": flags["first"], "to": flags["last"], "intervention": made}
-
-
-def _at(text: str) -> tuple[str, dict[str, Any]]:
-    """VALUE@A:B as the value and its window; no window where none is named."""
-    value, at, where = text.rpartition("@")
-    return (value, {"window": where}) if at and WINDOW.fullmatch(where) else (text, {})
-
-
-def _cut(text: str, mark: str = "=") -> tuple[str, str]:
-    """What stands before and after the first mark. Raises ValueError where there is none."""
-    before, found, after = text.partition(mark)
-    if not found:
-        raise ValueError(text)
-    return before, after
-
-
-def _two(text: str, mark: str, read: Callable[[str], Any]) -> list[Any]:
-    a, b = text.split(mark)
-    return [read(a), read(b)]
-
-
-def _tell_plan(p: dict[str, Any]) -> None:
-    say(f"{p['fork']}: {p['parent']} from state {p['from']} to {p['to']}, {p['does']}")
-    if p["sequences"]:
-        steps = sorted(p["sequences_by_step"])
-        say(
-            f"{p['sequences']} sequences of {len(steps)} steps ({steps[0]} to {steps[-1]}) are touched, {p['tokens']:,} targets, {len(p['documents'])} documents"
-        )
-    say(
-        f"{p['arms']} arms, {p['steps_to_compute']:,} steps, about {p['hours']:.3f} hours, {p['memory_bytes'] / 2**20:,.0f} MiB of states"
-    )
-
-
-def _tell_fork(r: dict[str, Any]) -> None:
-    final = r["final"]
-    if not r["control"]["bitwise"]:
-        say("TOLERANCE ONLY")
-    say(f"{r['fork']} {r['does']}, from state {r['from']} to {r['to']}")
-    say(f"control: {r['control']['level']}; {r['control']['sentence']}")
-    if final["loss_fork"] is not None:
-        gap = final["loss_fork"] - final["loss_control"]
-        say(
-            f"probe loss {final['loss_control']:.3f} → {final['loss_fork']:.3f} ({gap:+.3f} ± {final['loss_error'] or 0:.3f}, {final['probe_sequences']} sequences), KL {final['logit_kl']:.3g}, L2 {final['l2']:.3g}"
-        )
-    times = (
-        f"{final['effect']:.3g} times the placebos' median, p = {final['p']:.2g}, N = {final['placebos']}: "
-        if final["effect"] is not None
-        else ""
-    )
-    say(times + final["verdict"])
-    if r["time_to_reconverge"] is not None:
-        say(f"back among the placebos after {r['time_to_reconverge']} steps")
-    elif r["censored"]:
-        say(f"not back among the placebos within the window ({r['censored']} steps)")
+    emit(document, lambda: tell.fork(document))
 
 
 @main.command(
@@ -334,58 +202,8 @@ def matrix(run: str, batches: str, states: str, whole: bool) -> None:
 
     go = matrices.windows if whole else matrices.matrix
     with bar("matrix", "batches") as progress:
-        document = go(runs_folder(), run, *window(batches, "--batches"), _steps(states, "--states"), progress)
-    emit(document, lambda: _tell_windows(document) if whole else _tell_matrix(document))
-
-
-def _steps(text: str, flag: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ForensicsError("usage", f"wanted {flag} S,T,…, found {text!r}", f"e.g. {flag} 50,200")
-    return [int(part) for part in parts]
-
-
-def _tell_matrix(m: dict[str, Any]) -> None:
-    first, last = m["batches"]
-    titles = {
-        "jump": "jump of the probe loss after one step, over the placebo batches' median (nats)",
-        "loss": "loss of the batch at the state (nats)",
-        "grad_norm": "gradient norm of the batch at the state",
-    }
-    for measure, title in titles.items():
-        say(f"{title}; * the state has already been trained on the batch")
-        rows = []
-        for s in m["states"]:
-            own = [c for c in m["cells"] if c["state"] == s]
-            rows.append([s, *(cell(c[measure]) + ("*" if c["consumed"] else "") for c in own)])
-        table(["state", *(str(b) for b in range(first, last))], rows)
-        effects = m["effects"][measure]
-        if effects is None:
-            say("no effects: a cell is missing or not finite")
-        else:
-            over = effects["over_placebo"]
-            say(", ".join(
-                f"{name} {effects['size'][name]:.3g}" + (f" ({over[name]:.3g} × placebo scale)" if over[name] is not None else "")
-                for name in ("data", "state", "interaction")
-            ) + f"; {m['placebos']} placebo batches")  # fmt: skip
-        say()
-
-
-def _tell_windows(m: dict[str, Any]) -> None:
-    first, last = m["batches"]
-    say(f"batches {first}:{last} of {m['run']} from each state; * it has already been trained on some of them")
-    rows = [
-        [
-            f"{w['state']}{'*' if w['consumed'] else ''}",
-            w["peak"],
-            w["placebo_median"],
-            w["sigma"],
-            w["spiked"],
-            w["jump"],
-        ]
-        for w in m["windows"]
-    ]
-    table(["state", "highest loss", "placebo loss", "sigma", "spikes", "probe jump after"], rows)
+        document = go(runs_folder(), run, *window(batches, "--batches"), steps(states, "--states"), progress)
+    emit(document, lambda: tell.windows(document) if whole else tell.matrix(document))
 
 
 @main.command(example="replay noise demo --at 50,200,390")
@@ -398,7 +216,7 @@ def noise(run: str, at: str, window: int, seeds: int) -> None:
     from replay.noise import noise as go
 
     with bar("noise") as progress:
-        document = go(runs_folder(), run, _steps(at, "--at"), window, seeds, progress)
+        document = go(runs_folder(), run, steps(at, "--at"), window, seeds, progress)
 
     def story() -> None:
         if not all(p["control"]["bitwise"] for p in document["points"]):
@@ -426,21 +244,8 @@ def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
     if not isinstance(raw.get("parent"), str):
         raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
     with bar("sweep", "forks") as progress:
-        document = go(runs_folder(), raw, _steps(at, "--at"), workers=workers, seeds=seeds, progress=progress)
-    emit(document, lambda: _tell_sweep(document))
-
-
-def _tell_sweep(s: dict[str, Any]) -> None:
-    if not all(row["bitwise"] for row in s["summary"]):
-        say("TOLERANCE ONLY")
-    say(f"{s['does']} (as written from {s['from']}), over {s['horizon']} steps of {s['run']} from each step")
-    say(f"arm own: the run's learning rate; arm equal: {s['equal_learning_rate']:.3g} throughout, in control and fork")
-    rows = [
-        [r["step"], r["arm"], r["learning_rate"], r["l2"], r["l2_over_moved"], r["over_placebos"], r["p"], r["placebos"],
-         r["time_to_reconverge"] if r["time_to_reconverge"] is not None else f"> {s['horizon']}" if r["placebos"] else None]
-        for r in s["summary"]
-    ]  # fmt: skip
-    table(["step", "arm", "lr", "l2", "l2/moved", "× placebos", "p", "N", "reconverges after"], rows)
+        document = go(runs_folder(), raw, steps(at, "--at"), workers=workers, seeds=seeds, progress=progress)
+    emit(document, lambda: tell.sweep(document))
 
 
 @main.command(example="replay state demo@401 ./state-401")
@@ -469,42 +274,7 @@ def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
         document = microscope.trace(runs_folder(), run, step, progress)
     if perfetto is not None:
         microscope.write_perfetto(document, perfetto)
-    emit(document, lambda: _tell_trace(document, top))
-
-
-def _tell_trace(t: dict[str, Any], top: int) -> None:
-    same = {
-        True: "the recorded step, bit for bit",
-        False: "NOT the recorded step: tolerance only",
-        None: "no digest was recorded",
-    }
-    say(f"{t['run']} step {t['step']} beside step {t['baseline']}: {same[t['exact']]}")
-    say("\nin order")
-    rows = []
-    for e in t["events"]:
-        if e["phase"] == "update":
-            continue
-        shown = "  ".join(
-            f"{n} {v:.4g}" + (f" ({e['ratio'][n]:.2f}×)" if e["ratio"].get(n) else "")
-            for n, v in e["values"].items()
-            if v is not None
-        )
-        rows.append([round(e["start"] * 1e3, 2), round(e["seconds"] * 1e3, 2), e["name"], shown])
-    table(["at ms", "ms", "event", "values (ratio to the step before)"], rows)
-    say("\nmoved most")
-    table(
-        ["event", "what", "value", "before", "ratio"],
-        [[r["event"], r["what"], r["value"], r["baseline"], r["ratio"]] for r in t["largest"][:top]],
-    )
-    blame = t["layer_blame"]
-    say(f"\nupdate {t['baseline']} moved the loss of batch {t['step']} by {blame['rise_batch']:+.4f} "
-        f"(what the moments carried {blame['memory_batch']:+.4f}, what the data added {blame['data_batch']:+.4f})")  # fmt: skip
-    table(
-        ["tensor", "alone", "all but it"],
-        [[r["tensor"], r["alone_batch"], r["without_batch"]] for r in blame["tensors"][:top]],
-    )
-    say("\nalong the update")
-    table(["α", "batch", "probe"], [[r["alpha"], r["batch"], r["probe"]] for r in t["line_scan"]])
+    emit(document, lambda: tell.trace(document, top))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def _same(a: float | None, b: float | None) -> bool:
 
 @dataclass
 class Distance:
-    """Of one arm from the control: the whole ("") and each tensor."""
+    """Of one arm from the control: the whole (""), each tensor, and each layer (`layers.<i>.*`)."""
 
     l2: dict[str, float] = field(default_factory=dict)
     cosine: dict[str, float] = field(default_factory=dict)
@@ -160,16 +160,27 @@ class Distance:
 @torch.no_grad()
 def distance(arm: dict[str, Tensor], control: dict[str, Tensor], start: dict[str, Tensor]) -> Distance:
     """‖θ_arm − θ_control‖₂, and the cosine of the two displacements from the start; NaN where one has not moved."""
-    found, squares = Distance(), np.zeros(4)
+    found = Distance()
+    sums_of: dict[str, np.ndarray] = {"": np.zeros(4)}
     for name in control:
         mine = np.zeros(4)
         for a, c, s in sums.blocks(arm[name], control[name], start[name]):
             moved_a, moved_c = a - s, c - s
             mine += [_sum((a - c).square_()), _sum(moved_a * moved_c), _sum(moved_a.square_()), _sum(moved_c.square_())]
-        found.l2[name], found.cosine[name] = math.sqrt(mine[0]), _cosine(mine)
-        squares += mine
-    found.l2[""], found.cosine[""] = math.sqrt(squares[0]), _cosine(squares)
+        sums_of[name] = mine
+        sums_of[""] += mine
+        layer = layer_of(name)
+        if layer is not None:
+            whole = sums_of.setdefault(f"layers.{layer}.*", np.zeros(4))
+            whole += mine
+    for name, parts in sums_of.items():
+        found.l2[name], found.cosine[name] = math.sqrt(parts[0]), _cosine(parts)
     return found
+
+
+def layer_of(tensor: str) -> int | None:
+    """The layer that a tensor's name names; None for embeddings, the last norm and the empty name."""
+    return int(tensor.split(".")[1]) if tensor.startswith("layers.") else None
 
 
 def _sum(x: Tensor) -> float:
@@ -186,8 +197,7 @@ def first_difference(arm: dict[str, Tensor], control: dict[str, Tensor]) -> dict
     for name in control:
         if not torch.equal(arm[name], control[name]):
             element = int((arm[name] != control[name]).reshape(-1).nonzero()[0])
-            layer = int(name.split(".")[1]) if name.startswith("layers.") else None
-            return {"tensor": name, "layer": layer, "element": element}
+            return {"tensor": name, "layer": layer_of(name), "element": element}
     return None
 
 
@@ -201,11 +211,11 @@ class Reading:
 
 
 class Probe:
-    """A fixed set of sequences that no arm trains on: the run's held-out ones."""
+    """A fixed set of sequences that no arm trains on: the run's held-out ones, or those of `ids`."""
 
-    def __init__(self, run: Run, limit: int = 64) -> None:
+    def __init__(self, run: Run, limit: int = 64, ids: np.ndarray | None = None) -> None:
         self.run = run
-        ids = run.batches.order.held_out
+        ids = run.batches.order.held_out if ids is None else ids
         if len(ids) > limit:
             ids = ids[np.linspace(0, len(ids) - 1, limit).astype(np.int64)]
         self.batch = run.batches.make(ids) if len(ids) else None

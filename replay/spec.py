@@ -32,9 +32,10 @@ from forensics.errors import ForensicsError, nearest
 from forensics.store.sandbox import run_sandboxed
 from forensics.train.run import Run
 from replay import slots
+from replay.barrier import probe_loss
 from replay.interventions import KINDS, Intervention, Windowed, from_dict, refuse_lost, to_dict
 
-KEYS = {"parent", "from", "to", "placebos", "chaos", "probe_every", "record", "seed", "name", "intervention"}
+KEYS = {"parent", "from", "to", "placebos", "chaos", "probe_every", "record", "seed", "name", "barrier", "intervention"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Spec:
     record: str = "light"  # off | light | dense
     seed: int = 0  # of placebos and chaos
     name: str | None = None
+    barrier: tuple[int, ...] = ()  # states at which the loss between arm and control is followed along their line
 
     @property
     def fork(self) -> str:
@@ -68,6 +70,12 @@ class Spec:
         _check_window(run, self.first, self.last)
         if min(self.placebos, self.chaos) < 0:
             raise ForensicsError("usage", "wanted --placebos and --chaos of at least 0", "19 placebos allow p = 0.05")
+        for step in self.barrier:
+            if not self.first < step <= self.last:
+                raise ForensicsError("missing", f"wanted a barrier at a state of {self.first}:{self.last}, found {step}",
+                                     f"the arms differ at states {self.first + 1} to {self.last}")  # fmt: skip
+        if self.barrier:
+            probe_loss(run)
         for intervention in self.interventions:
             intervention.check(run, self.first, self.last)
         refuse_lost(self.interventions, run)
@@ -75,7 +83,8 @@ class Spec:
     def toml(self) -> str:
         """The spec as a fork file, which `read` and `build` take back to an equal spec."""
         head = {"parent": self.parent, "from": self.first, "to": self.last, "placebos": self.placebos, "chaos": self.chaos,
-                "probe_every": self.probe_every, "record": self.record, "seed": self.seed, "name": self.name}  # fmt: skip
+                "probe_every": self.probe_every, "record": self.record, "seed": self.seed, "name": self.name,
+                "barrier": list(self.barrier) or None}  # fmt: skip
         lines = [f"{key} = {_toml(value)}" for key, value in head.items() if value is not None]
         for intervention in self.interventions:
             lines += ["", "[[intervention]]", *(f"{k} = {_toml(v)}" for k, v in to_dict(intervention).items())]
@@ -127,13 +136,16 @@ def build(runs: Path, run: Run, raw: dict[str, Any]) -> Spec:
     for key, value in counts.items():
         if type(value) is not int:
             raise ForensicsError("config", f"{key}: wanted a whole number, found {value!r}", f"e.g. {key} = 3")
+    barrier = raw.get("barrier", [])
+    if not isinstance(barrier, list) or any(type(step) is not int for step in barrier):
+        raise ForensicsError("config", f"barrier: wanted a list of states, found {barrier!r}", "e.g. barrier = [420]")
     interventions = []
     for each in raw.get("intervention", []):
         intervention = from_dict(_chosen(runs, run, dict(each), first, last))
         intervention.check(run, first, last)
         interventions.append(intervention.resolved(run))
     return Spec(run.name, first, last, tuple(interventions), **counts, probe_every=raw.get("probe_every"),
-                record=raw.get("record", "light"), name=raw.get("name"))  # fmt: skip
+                record=raw.get("record", "light"), name=raw.get("name"), barrier=tuple(barrier))  # fmt: skip
 
 
 # ---- what SQL chooses

@@ -95,14 +95,14 @@ class Writer:
     def truncate(self, step: int) -> None:
         """Forget what was recorded from `step` on, so that a resumed run writes no row twice.
 
-        Checkpoints of state `step` itself stay, and notes stay wherever they are. Errors: storage, integrity.
+        Rows about state `step` itself stay, and notes stay wherever they are. Errors: storage, integrity.
         """
         import pyarrow.compute as pc
 
         self.drain()
 
         def keep(name: str, rows: pyarrow.Table) -> pyarrow.Table:
-            if name == "checkpoints":
+            if TABLES[name].of_state:
                 return rows.filter(pc.less_equal(rows["step"], step))
             before = pc.less(rows["step"], step)
             if name == "events":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +17,12 @@ from forensics.store.writer import Writer, replace_table
 from forensics.train.run import Run
 from replay import compare, engine, scan, spec
 from replay.difference import between
+from replay.fork import Fork
 from replay.interventions import Drop, LearningRate, RemoveDocuments, Skip, Swap
 from replay.look import batch_at
 from replay.spec import Spec
 from replay.trajectory import open_trajectory
+from replay.unseen import unseen
 from tests.replay.test_interventions import damaged
 
 
@@ -61,11 +66,20 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(runs: Pa
     assert {row["arm"] for row in table} == {"fork", "placebo-0", "placebo-1", "placebo-2", "chaos-0"}
     whole = {(r["step"], r["arm"]): r["l2"] for r in table if r["tensor"] == ""}
     parts = {}
+    layers = {}
     for r in table:
-        if r["tensor"]:
+        if r["tensor"].endswith(".*"):
+            layers[r["step"], r["arm"], r["layer"]] = r["l2"]
+        elif r["tensor"]:
             parts[r["step"], r["arm"]] = parts.get((r["step"], r["arm"]), 0.0) + r["l2"] ** 2
     for key, l2 in whole.items():
         assert l2 == pytest.approx(parts[key] ** 0.5, rel=1e-9)
+    for (step, arm, layer), l2 in layers.items():
+        own = [
+            r["l2"] for r in table if (r["step"], r["arm"], r["layer"]) == (step, arm, layer) and r["tensor"][-1] != "*"
+        ]
+        assert l2 == pytest.approx(sum(x**2 for x in own) ** 0.5, rel=1e-9)
+    assert {layer for _, _, layer in layers} == {0, 1}
 
 
 def test_a_fork_that_is_done_is_found_and_its_id_tells_what_it_is(runs: Path) -> None:
@@ -76,6 +90,92 @@ def test_a_fork_that_is_done_is_found_and_its_id_tells_what_it_is(runs: Path) ->
     assert engine.fork(one, runs) == json.loads(marker.read_bytes()) == first
     assert marker.stat().st_mtime_ns == before
     assert Spec("base", 75, 80, (Skip(76, 79),)).fork != one.fork
+
+
+def test_arms_are_compared_on_sequences_that_none_of_them_has_consumed(runs: Path, base: Run) -> None:
+    made = Spec("base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=2, probe_every=6)
+    fork = Fork(made, base, lambda *_: None)
+    fresh = fork.unseen.batch.sequence.tolist()
+    consumed = {int(i) for s in range(78) for i in base.stream(s).sequence}
+    consumed |= {int(i) for arm in fork.arms for s in range(78, 90) for i in arm.stream(s).sequence}
+    assert len(set(fresh)) == 32 and not consumed & set(fresh)
+    assert not set(fresh) & set(base.batches.order.held_out.tolist())
+    result = fork.go()
+    fresh = result["final"]["unseen"]
+    assert (
+        fresh["sequences"] == 32
+        and fresh["loss_fork"] != fresh["loss_control"]
+        and len(fresh["placebo_loss_gaps"]) == 2
+    )
+    rows = {r["step"]: r for r in result["divergence"]}
+    assert rows[90]["unseen_gap"] == fresh["loss_fork"] - fresh["loss_control"] and rows[89]["unseen_gap"] is None
+
+
+def test_a_source_that_has_been_read_whole_offers_nothing_unseen(base: Run) -> None:
+    order = base.batches.order
+    clean = int(order.drawable[0])
+    end = next(s for s in range(0, 10**6, 50) if order.drawn(0, s) >= clean)
+    assert len(unseen(base, [base.stream], end, end, 8)) == 0
+    assert len(unseen(base, [base.stream], 90, 90, 8)) == 8
+
+
+def test_the_barrier_is_followed_at_the_chosen_states_for_every_arm(runs: Path) -> None:
+    made = Spec("base", 78, 90, (LearningRate(80, 84, 3.0),), placebos=0, chaos=1, barrier=(84, 90))
+    result = engine.fork(made, runs)
+    assert {(b["step"], b["arm"]) for b in result["barriers"]} == {
+        (s, a) for s in (84, 90) for a in ("fork", "chaos-0")
+    }
+    rows = {r["step"]: r["barrier"] for r in result["divergence"]}
+    assert rows[84] is not None and rows[90] is not None and rows[85] is None
+    assert engine.fork(dataclasses.replace(made, barrier=()), runs) == result  # done: nothing more is asked
+    again = engine.fork(dataclasses.replace(made, barrier=(86,)), runs)
+    assert {b["step"] for b in again["barriers"]} == {86}
+    with pytest.raises(ForensicsError, match="barrier at a state of 78:90, found 78"):
+        engine.fork(dataclasses.replace(made, barrier=(78,)), runs)
+
+
+@pytest.mark.parametrize("stop", [79, 85, 89])
+def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(stop: int, runs: Path, tmp_path: Path, base: Run) -> None:
+    made = Spec(
+        "base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=1, chaos=1, probe_every=4, barrier=(84,)
+    )
+    shutil.copytree(runs, tmp_path / "other")
+    whole = engine.fork(made, tmp_path / "other")
+
+    def ctrl_c(done: int, total: int, note: str) -> None:
+        if done == stop - 78:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match=f"goes on from state {stop}"):
+        engine.fork(made, runs, ctrl_c)
+    steps = []
+    resumed = engine.fork(made, runs, lambda done, total, note: steps.append(done))
+    assert steps == list(range(stop - 77, 13))
+    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    tables = [open_trajectory(r, made.fork) for r in (runs, tmp_path / "other")]
+    for name in ("divergence", "steps", "sequences", "checkpoints"):
+        key = ["step", "arm", "tensor"] if name == "divergence" else ["step"]
+        mine, theirs = (t.table(name).sort_by([(k, "ascending") for k in key]).to_pylist() for t in tables)
+        drop = {"seconds", "created", "tokens_per_second"}
+        assert [{k: v for k, v in r.items() if k not in drop} for r in mine] == [
+            {k: v for k, v in r.items() if k not in drop} for r in theirs
+        ]
+    assert not (runs / made.fork / "halfway").exists()
+
+
+def test_a_half_run_fork_is_not_taken_up_for_another_one(runs: Path, base: Run) -> None:
+    made = Spec("base", 78, 90, (LearningRate(80, 84, 3.0),), chaos=1, name="half")
+
+    def ctrl_c(done: int, total: int, note: str) -> None:
+        if done == 6:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        engine.fork(made, runs, ctrl_c)
+    steps: list[int] = []
+    other = dataclasses.replace(made, interventions=(LearningRate(80, 84, 2.0),))
+    engine.fork(other, runs, lambda done, total, note: steps.append(done))
+    assert steps[0] == 1
 
 
 def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:

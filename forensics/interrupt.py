@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM ask once: what runs ends at its next boundary, with its state saved. Asked again, they interrupt.
+
+with Interruptible() as asked:
+    while not asked.stop: …
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+
+class Interruptible:
+    """`stop` turns true at the first signal; outside the main thread whoever runs us handles signals."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interruptible:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on)
+        except ValueError:
+            pass  # not the main thread
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on(self, number: int, frame: FrameType | None) -> None:
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
