@@ -12,6 +12,7 @@ import click
 from forensics.console import Program, cell, emit, runs_folder, say, settings, state_of, table, visible
 from forensics.errors import ForensicsError
 from forensics.progress import bar
+from forensics.tokens.command import tokens
 
 
 @click.group(cls=Program, name="forensics", example="forensics demo")
@@ -333,6 +334,18 @@ def doctor(run: str | None) -> int:
     emit(document, story)
     return 1 if document["problems"] else 0
 
+
+@main.command(example="forensics app --port 8501")
+@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="On 127.0.0.1.")
+def app(port: int) -> None:
+    """The app: runs, spikes, batches, heads, forks and tokens in the browser. Ctrl-C ends it; its work goes on."""
+    from app.start import ADDRESS, serve
+
+    emit({"url": f"http://{ADDRESS}:{port}"}, lambda: say(f"the app is on http://{ADDRESS}:{port} — Ctrl-C ends it"))
+    serve(runs_folder(), port)
+
+
+main.add_command(tokens)
 
 if __name__ == "__main__":
     main()

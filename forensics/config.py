@@ -123,6 +123,8 @@ class Train:
     device: str = key("auto", "auto | cpu | cuda; auto: CUDA where there is one")
     precision: str = key("auto", "auto: bf16 autocast on CUDA, fp32 on CPU", choices=("auto", "fp32", "bf16"))
     compile: bool = key(False, "torch.compile for each block; part of the run's identity")
+    checkpoint_activations: bool = key(False, "blocks are computed again in the backward instead of kept: less memory, a third "
+                                       "more arithmetic, the same bits")  # fmt: skip
     threads: int = key(0, "CPU threads; 0: all of the machine's; the resolved count is stored", low=0)
     held_out_every: int = key(50, "steps between measurements of held-out loss; 0: only at the end", low=0)
 

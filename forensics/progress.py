@@ -1,11 +1,17 @@
-"""Progress bars on stderr, for people: nothing where stderr is no terminal, nothing under two seconds."""
+"""Progress bars on stderr, for people: nothing where stderr is no terminal, nothing under two seconds.
+
+With FORENSICS_PROGRESS=FILE the reports go into that file instead, as JSON, so that the app can show them.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 Report = Callable[[int, int | None, str], None]  # done, of how many, a few words beside the bar
 
@@ -19,6 +25,9 @@ def silent(done: int, total: int | None, note: str = "") -> None:
 @contextmanager
 def bar(label: str, unit: str = "steps") -> Iterator[Report]:
     """A report that draws a bar with rate and time left."""
+    if file := os.environ.get("FORENSICS_PROGRESS"):
+        yield _written(Path(file), label, unit)
+        return
     if not sys.stderr.isatty():
         yield silent
         return
@@ -56,3 +65,19 @@ def bar(label: str, unit: str = "steps") -> Iterator[Report]:
     finally:
         if task is not None:
             drawn.stop()
+
+
+def _written(file: Path, label: str, unit: str) -> Report:
+    """A report into a file, twice a second at most, and at the end of what it counts."""
+    last = -PATIENCE
+
+    def report(done: int, total: int | None, note: str = "") -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.5 or done == total:
+            last = now
+            temporary = file.with_name(f".{file.name}.{os.getpid()}")
+            temporary.write_text(json.dumps({"label": label, "unit": unit, "done": done, "total": total, "note": note}))
+            os.replace(temporary, file)
+
+    return report

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow
 
-__all__ = ["catalog", "connect", "describe", "load", "run", "schema"]
+__all__ = ["arguments", "catalog", "connect", "describe", "load", "run", "schema", "tables_of"]
 
 FOLDER = Path(__file__).parent
 
@@ -56,10 +56,10 @@ def run(
     """
     import duckdb
 
-    sql, tables = load(name), _tables(name)
+    sql, tables = load(name), tables_of(name)
     on_connection = isinstance(where, duckdb.DuckDBPyConnection)
     folder = where.sql("select runs_folder()").fetchall()[0][0] if on_connection else str(where)  # type: ignore[union-attr]
-    values = _values(name, params or {}, folder)
+    values = arguments(name, params or {}, folder)
     runs = _ancestry(folder, name, values)
     for attempt in range(reader.ATTEMPTS):
         reader.check_parts(folder, tables - {"sources"}, runs)
@@ -79,7 +79,8 @@ def run(
 
 
 @functools.cache
-def _tables(name: str) -> set[str]:
+def tables_of(name: str) -> set[str]:
+    """The tables that a named query reads. Errors: usage."""
     return used_tables(load(name))
 
 
@@ -100,7 +101,7 @@ def _ancestry(folder: str, name: str, values: dict[str, Any]) -> list[str] | Non
     return sorted({*chosen, *(row[0] for row in rows)} & {*reader.runs_in(folder)})
 
 
-def _values(name: str, given: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def arguments(name: str, given: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """Every parameter with its type. Errors: usage, missing."""
     known = catalog()[name]["parameters"]
     for parameter in given:

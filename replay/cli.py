@@ -11,6 +11,7 @@ from forensics.console import Program, emit, runs_folder, say, state_of, table, 
 from forensics.errors import ForensicsError
 from forensics.progress import bar
 from replay import tell
+from replay.blame.command import blame
 from replay.flags import from_flags, steps
 
 
@@ -275,6 +276,9 @@ def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
     if perfetto is not None:
         microscope.write_perfetto(document, perfetto)
     emit(document, lambda: tell.trace(document, top))
+
+
+main.add_command(blame)
 
 
 if __name__ == "__main__":

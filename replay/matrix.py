@@ -6,6 +6,7 @@ windows(runs, "demo", 398, 406, [200, 390])      PaLM's test: the whole window f
 A cell (s, b): state s takes one step on batch b, by the policy that the run has at s. J is the loss on the probe set
 after it, less the median over 8 placebo batches that were drawn after the run's end; L and the gradient norm are those
 of b at θ_s, before the step. Each is then μ + α_b (data) + σ_s (state) + γ_bs (interaction).
+The document is `matrix-<hash>.json` in the run's folder, for the app.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from forensics.train.advance import advance
 from forensics.train.run import Run
 from forensics.train.state import TrainState
 from replay.compare import Probe
+from replay.documents import keep
 from replay.lockstep import require_steps
 from replay.trajectory import open_trajectory, require_intact
 
@@ -73,10 +75,12 @@ def matrix(
         table = np.array([math.nan if c[measure] is None else c[measure] for c in cells], np.float64)
         scale = [each["after" if measure == "jump" else measure] for each in scales]
         effects[measure] = effects_of(table.reshape(len(states), last - first), states, first, _median(scale))
-    return {
+    document = {
         "run": name, "batches": [first, last], "states": states, "placebos": PLACEBOS, "probe_sequences": probe.sequences,
         "consumed": sum(c["consumed"] for c in cells), "cells": cells, "effects": effects,
     }  # fmt: skip
+    keep(run.folder, "matrix", f"{_identity(run)} {first}:{last} {states}", document)
+    return document
 
 
 def effects_of(table: np.ndarray, states: Sequence[int], first: int, scale: float | None) -> dict[str, Any] | None:

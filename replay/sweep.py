@@ -9,7 +9,7 @@ constant over the window. Every control is held against the parent: in "own" bit
 which the parent never trained, the start and the first step's loss and gradient norm.
 
 A fork is one task, computed in a worker process of one thread (`workers.Map`). Finished ones are kept: what was cut
-off goes on.
+off goes on. The whole document is `sweep-<hash>.json` in the run's folder, for the app.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from forensics.train.run import Run
 from forensics.train.state import Counters, TrainState
 from replay import compare, spec
 from replay.compare import Probe, Witness
+from replay.documents import keep
 from replay.interventions import KINDS, Intervention, UnitInLastPlace, from_dict, to_dict
 from replay.lockstep import Track, at_learning_rate, march, require_steps, track
 from replay.trajectory import open_trajectory, require_intact
@@ -85,10 +86,12 @@ def sweep(
             done += 1
             progress(done, len(tasks), f"state {result['step']}, {result['arm']}")
     points = [kept.get(key) for key in keys]
-    return {
+    document = {
         "run": run.name, "does": own.sentence(), "from": own.first, "steps": steps, "horizon": horizon, "seeds": seeds,
         "equal_learning_rate": rate, "placebos": own.placebos, "points": points, "summary": _summary(points),
     }  # fmt: skip
+    keep(run.folder, "sweep", "\n".join(keys), document)
+    return document
 
 
 def _key(task: Task) -> str:

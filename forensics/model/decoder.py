@@ -69,13 +69,18 @@ class BlockOut(NamedTuple):
 class Decoder:
     """The forward of one `Shape`; holds RoPE's angles, no parameters."""
 
-    def __init__(self, shape: Shape, device: str = "cpu", *, compiled: bool = False, plain: bool = False) -> None:
+    def __init__(
+        self, shape: Shape, device: str = "cpu", *, compiled: bool = False, plain: bool = False,
+        recompute: bool = False,
+    ) -> None:  # fmt: skip
         self.shape = shape
         self.device = device
         self.plain = plain
+        self.recompute = recompute
         self.names = tuple(parameter_shapes(shape))
         self._angles: tuple[Tensor, Tensor] | None = None
-        self._block = _compiled(self.block) if compiled else self.block
+        block = _compiled(self.block) if compiled else self.block
+        self._block = _recomputed(block) if recompute else block
 
     def hidden(
         self, params: Params, tokens_BT: Tensor, watch: Taps = UNTAPPED, documents_BT: Tensor | None = None
@@ -216,6 +221,17 @@ def _compiled(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
     # Training, held-out loss, frozen tensors and every open run's shapes each need their own.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(block, dynamic=False, fullgraph=True, options={"deterministic": True})
+
+
+def _recomputed(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
+    """Activation checkpointing: the backward runs the block again, to the same bits, rather than keep what it made."""
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*inputs: object) -> BlockOut:
+        # nothing in a block is random; what it returns is kept by whoever taps it, not by the graph
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+
+    return run
 
 
 def unembedding(params: Params) -> Tensor:

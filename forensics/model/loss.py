@@ -52,22 +52,24 @@ def loss_and_gradient(
 ) -> LossOut:  # fmt: skip
     """Of Σ weight·(ce + z_loss·logz²) / denominator: each row's ce, and the gradients of hidden and unembedding.
 
-    hidden (N, D), unembedding (V, D), targets (N,) int64, weight (N,). `dtype` is that of the two matrix products.
+    hidden (N, D), unembedding (V, D), targets (N,) int64, weight (N,). `dtype` is that of the two matrix products;
+    where hidden is float64 (blame's second precision), everything is.
     """
-    N = hidden.shape[0]
+    N, wide = hidden.shape[0], _wide(hidden)
+    dtype = wide if wide == torch.float64 else dtype
     h, W = hidden.to(dtype), unembedding.to(dtype)
-    ce, logz = torch.empty(N, device=h.device), torch.empty(N, device=h.device)
-    kept = [torch.empty(N, device=h.device) for _ in range(3)] if statistics else None
+    ce, logz = (torch.empty(N, device=h.device, dtype=wide) for _ in range(2))
+    kept = [torch.empty(N, device=h.device, dtype=wide) for _ in range(3)] if statistics else None
     grad_hidden = torch.empty_like(h)
-    grad_unembedding = torch.zeros(W.shape, device=h.device)
-    scale = weight / denominator
+    grad_unembedding = torch.zeros(W.shape, device=h.device, dtype=wide)
+    scale = weight.to(wide) / denominator
     # one buffer for all chunks: fresh pages for each would cost as much as the arithmetic on them
     size = (max(rows.stop - rows.start for rows in chunks(N)), W.shape[0])
-    buffer = torch.empty(size, device=h.device)
-    spare = torch.empty(size, device=h.device) if statistics else None
+    buffer = torch.empty(size, device=h.device, dtype=wide)
+    spare = torch.empty(size, device=h.device, dtype=wide) if statistics else None
     for rows in chunks(N):
         n = rows.stop - rows.start
-        if dtype == torch.float32:
+        if dtype == wide:
             logits = torch.mm(h[rows], W.T, out=buffer[:n])
         else:
             logits = buffer[:n].copy_(h[rows] @ W.T)
@@ -94,7 +96,7 @@ def loss_and_gradient(
         factor = row_scale if z_loss == 0.0 else row_scale * (1 + 2 * z_loss * z)
         grad_logits = p.mul_(factor / total).scatter_add_(1, target, -row_scale).to(dtype)
         torch.mm(grad_logits, W, out=grad_hidden[rows])
-        if dtype == torch.float32:
+        if dtype == wide:
             grad_unembedding.addmm_(grad_logits.T, h[rows])
         else:
             grad_unembedding += grad_logits.T @ h[rows]
@@ -104,7 +106,8 @@ def loss_and_gradient(
 
 def plain_cross_entropy(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(ce, logz), each (N,), by autograd's own operations: differentiable twice, holds N·V logits."""
-    logits = F.linear(hidden, unembedding).float()
+    logits = F.linear(hidden, unembedding)
+    logits = logits.to(_wide(logits))
     logz = logits.logsumexp(1)
     return logz - logits.gather(1, targets[:, None])[:, 0], logz
 
@@ -112,7 +115,11 @@ def plain_cross_entropy(hidden: Tensor, unembedding: Tensor, targets: Tensor) ->
 @torch.no_grad()
 def evaluate(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> Tensor:
     """ce (N,) in chunks, no gradient: held-out loss and probes."""
-    out = torch.empty(hidden.shape[0], device=hidden.device)
+    out = torch.empty(hidden.shape[0], device=hidden.device, dtype=_wide(hidden))
     for rows in chunks(hidden.shape[0]):
         out[rows] = plain_cross_entropy(hidden[rows], unembedding, targets[rows])[0]
     return out
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

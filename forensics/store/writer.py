@@ -92,6 +92,10 @@ class Writer:
         self.flush()
         self._settle(0)
 
+    def handed_over(self) -> list[Future[None]]:
+        """Writes that are not known to be done, oldest first: another thread may wait for what comes of them."""
+        return [write for write, _ in self._handed]
+
     def truncate(self, step: int) -> None:
         """Forget what was recorded from `step` on, so that a resumed run writes no row twice.
 

@@ -20,6 +20,7 @@ from forensics.data.batches import Batch
 from forensics.model.decoder import Decoder, Site, unembedding
 from forensics.model.loss import LogitRows, loss_and_gradient
 from forensics.observe import sums
+from forensics.train.faults import explained
 from forensics.train.optimizer import update
 from forensics.train.schedule import Policy, StepPolicy
 from forensics.train.state import Counters, TrainState
@@ -90,7 +91,8 @@ def advance(
     watch.begin(state, policy)
     if policy.update != "none":
         assert batch is not None, "only a step that computes nothing has no batch"
-        grads = _forward_backward(state, batch, policy, model, watch, result)
+        with explained(model.micro_batch, len(batch.tokens), model.decoder.recompute):
+            grads = _forward_backward(state, batch, policy, model, watch, result)
         # `gradients` sees them before clipping, while the state is still the one they were taken at
         watch.gradients(state, grads, result)
         if policy.skip_step:
@@ -159,10 +161,12 @@ def _forward_backward(
     result.ce = torch.cat(ce)
     if rows:
         result.rows = LogitRows(*(torch.cat(column) for column in zip(*rows)))
-    norms = sums.norms(list(grads.values())).tolist()
+    # one look at the device for all of them: it waits there, with nothing to do until the update comes
+    total = sums.total(result.ce * batch.weight.to(result.ce.device, non_blocking=True))
+    *norms, loss = torch.cat((sums.norms(list(grads.values())).to(total.device), total[None])).tolist()
     result.grad_norms = dict(zip(names, norms))
     result.grad_norm = math.sqrt(math.fsum(n * n for n in norms))
-    result.loss = float(sums.total(result.ce * batch.weight.to(result.ce.device))) / batch.denominator
+    result.loss = loss / batch.denominator
     # A gradient norm of inf or NaN clips nothing away: the update shows it, and the recorder flags it.
     if 0 < policy.clip < result.grad_norm < math.inf:
         result.clip_scale = policy.clip / result.grad_norm
@@ -174,7 +178,7 @@ def _leaf(
     watch: Observer, names: list[str], ce: list[Tensor], rows: list[LogitRows],
 ) -> list[Tensor]:  # fmt: skip
     """One micro-batch: gradients in the order of `names`; appends its (B, T) cross-entropy."""
-    tokens = tokens.to(model.device)
+    tokens = tokens.to(model.device, non_blocking=True)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     half = torch.bfloat16 if policy.precision == "bf16" else torch.float32
     cast = torch.autocast(model.device, dtype=half) if half != torch.float32 else contextlib.nullcontext()
@@ -183,7 +187,7 @@ def _leaf(
     unembed = unembedding(state.params)
     out = loss_and_gradient(
         hidden.detach().reshape(-1, hidden.shape[-1]), unembed.detach(), targets.reshape(-1),
-        weight.to(model.device).reshape(-1), denominator, policy.z_loss, statistics="rows" in watch.wants, dtype=half,
+        weight.to(model.device, non_blocking=True).reshape(-1), denominator, policy.z_loss, statistics="rows" in watch.wants, dtype=half,
     )  # fmt: skip
     ce.append(out.ce.view(targets.shape))
     if out.rows is not None:

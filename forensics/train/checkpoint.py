@@ -15,14 +15,15 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from forensics.detect.alarms import SkipWindow
@@ -46,8 +47,14 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(int(step) for step in found if step.isdecimal())
 
 
-def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, eot: int) -> tuple[Path, str, int]:
-    """Write the state as `folder/step-NNNNNN`; returns (path, digest, bytes). Errors: storage."""
+def save(
+    folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, eot: int,
+    before: Callable[[], object] = lambda: None,
+) -> tuple[Path, str, int]:  # fmt: skip
+    """Write the state as `folder/step-NNNNNN`; returns (path, digest, bytes). Errors: storage.
+
+    `before` is called when all is on disk under the temporary name; what it raises leaves no checkpoint.
+    """
     final = folder / name_of(state.counters.step)
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     hf = families.exported_family(shape) is not None
@@ -66,26 +73,28 @@ def save(folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, 
         for left_over in folder.glob(f".{final.name}.*"):  # of a process that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files = {
-            "model.safetensors": save_tensors(_host(params), metadata={"format": "pt"}),
-            "optimizer.safetensors": save_tensors(_host(moments)),
-            "state.json": _json(document),
-        }
+        files = {"state.json": _json(document)}
         if hf:
             files["config.json"] = _json(families.to_hf_config(shape, eot))
         if tokenizer is not None:
             files["tokenizer.json"] = tokenizer.read_bytes()
             files["tokenizer_config.json"] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
+        entries = {
+            "model.safetensors": write_tensors(temporary / "model.safetensors", params, {"format": "pt"}),
+            "optimizer.safetensors": write_tensors(temporary / "optimizer.safetensors", moments),
+        }
         for name, data in files.items():
-            write_atomic(temporary / name, data)
-        write_atomic(temporary / "manifest.json", _manifest({name: _entry(data) for name, data in files.items()}))
+            write_atomic(temporary / name, data, sync_folder=False)
+            entries[name] = _entry(data)
+        write_atomic(temporary / "manifest.json", _manifest(entries))
+        before()
         _put_in_place(temporary, final)
     except (OSError, ForensicsError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         why = e.message.rpartition(": ")[2] if isinstance(e, ForensicsError) else e.strerror or e
         raise ForensicsError("storage", f"could not write checkpoint {final.name}: {why}",
                              "free some space and go on with --resume; earlier checkpoints are untouched") from None  # fmt: skip
-    return final, digest, sum(len(data) for data in files.values())
+    return final, digest, sum(entry["bytes"] for entry in entries.values())
 
 
 def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
@@ -176,8 +185,28 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         os.close(descriptor)
 
 
-def _host(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
+    """A safetensors file and its entry in the manifest, tensor by tensor: the whole file is never held in memory.
+
+    The bytes are those that `safetensors.torch.save` gives. Errors: OSError.
+    """
+    names = sorted(tensors)
+    assert all(tensors[name].dtype == torch.float32 for name in names), "a state is fp32 throughout"
+    head: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    end = 0
+    for name in names:
+        first, end = end, end + 4 * tensors[name].numel()
+        head[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [first, end]}
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+    h = xxhash.xxh3_128()
+    with open(path, "xb") as f:
+        for data in (struct.pack("<Q", len(text)) + text, *(as_bytes(tensors[name]) for name in names)):
+            h.update(data)
+            f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+    return {"bytes": 8 + len(text) + end, "hash": h.hexdigest()}
 
 
 def _entry(data: bytes) -> dict[str, Any]:

@@ -11,19 +11,17 @@ import dataclasses
 import datetime
 import json
 import resource
-import signal
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from forensics import config, identity
 from forensics.data.batches import own_stream
 from forensics.data.tokenize import prepare
 from forensics.detect.spikes import RobustDetector, Spike, phase_restarts
 from forensics.errors import ForensicsError
+from forensics.interrupt import Interruptible
 from forensics.model.families import parameter_shapes, shape_of
 from forensics.model.initialize import initialize
 from forensics.observe import sums
@@ -33,7 +31,9 @@ from forensics.store import reader
 from forensics.store.writer import Writer, link_table
 from forensics.train import checkpoint
 from forensics.train.advance import StepResult, fold, token_losses
+from forensics.train.ahead import Ahead
 from forensics.train.run import Header, Run, check_compiler, current_fingerprint, open_run, settle, write_header
+from forensics.train.saving import Saved, Saver
 from forensics.train.state import TrainState
 
 METRICS = ("loss", "grad_norm")  # watched for spikes
@@ -138,6 +138,9 @@ class Trainer:
         self.progress = progress
         self.model = run.model
         self.writer = Writer(run.folder, background=True)
+        tokenizer = run.corpus.folder / "tokenizer.json"
+        self.saver = Saver(run.folder / "checkpoints", run.shape, tokenizer, run.header.eot)
+        self.stream = Ahead(run.stream, run.recipe.train.steps, run.header.device)
         self.recorder = Recorder(self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu")
         phases = [(phase.until, phase.mix) for phase in self.recipe.data.phases]
         restarts = phase_restarts(phases)
@@ -145,7 +148,7 @@ class Trainer:
         self.known_spikes: set[tuple[str, int]] = set()
         self.ring: deque[TrainState] = deque(maxlen=self.recipe.checkpoint.ring or 1)
         self.held_out = run.batches.held_out() if self.recipe.data.held_out else None
-        self.stop_asked = False
+        self.asked = Interruptible()
         self.held_out_loss: float | None = None
         self.final_loss: float | None = None
 
@@ -165,22 +168,25 @@ class Trainer:
             self._status("running")
         interrupted = False
         try:
-            with _Signals(self._ask_to_stop):
+            with self.asked:
                 fold(
                     state,
-                    self.run.stream,
+                    self.stream,
                     self.run.policy,
                     self.recipe.train.steps,
                     self.model,
                     self.recorder,
                     self._after,
                 )
+            self._note_saved(wait=True)
         except _Stop:
             interrupted = True
         except BaseException:
             self._status("failed", quietly=True)
             raise
         finally:
+            self.stream.close()
+            self.saver.close()
             self.writer.close()
         seconds = time.perf_counter() - started
         if not interrupted:
@@ -196,6 +202,7 @@ class Trainer:
         """Once a step is done: spikes, held-out loss, ring, tables, checkpoint; then perhaps stop."""
         step, train, saving = state.counters.step, self.recipe.train, self.recipe.checkpoint
         self.final_loss = result.loss
+        self._note_saved()
         fired = self._watch(result)
         last = step == train.steps
         if (
@@ -212,7 +219,7 @@ class Trainer:
             if fired:
                 self._write_ring(result.step)
         due = last or (saving.every and step % saving.every == 0) or step in saving.steps
-        stopping = self.stop_asked  # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
+        stopping = self.asked.stop  # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
         if due or stopping:
             self._save(state, "last" if last else "every" if due else "interrupted")
         elif step % self.recipe.record.flush_every == 0:
@@ -224,6 +231,7 @@ class Trainer:
             f"{note} · {train.batch * self.recipe.data.sequence_length / result.seconds:,.0f} tokens/s",
         )
         if stopping and not last:
+            self._note_saved(wait=True)
             self._event(step, "interrupt", text="ended by Ctrl-C; --resume goes on")
             self._flush()
             self.writer.drain()
@@ -257,6 +265,7 @@ class Trainer:
 
     def _write_ring(self, step: int) -> None:
         """The ring's states become checkpoints, so that the steps up to the spike can be replayed densely."""
+        self._note_saved(wait=True)
         saved = set(self.run.saved_steps())
         for held in self.ring:
             if held.counters.step not in saved:
@@ -269,24 +278,19 @@ class Trainer:
         )
 
     def _save(self, state: TrainState, reason: str) -> None:
-        if self.recorder.row is not None and self.recorder.row["step"] == state.counters.step - 1:
-            self.recorder.row["state_digest"] = self.recorder.row["state_digest"] or state.digest()
+        """Hand the state over; a run resumes from any complete checkpoint: the rows up to it are on disk before it."""
         self._flush()
-        self.writer.drain()  # a run resumes from any complete checkpoint: the rows up to it are on disk before it
-        path, digest, size = checkpoint.save(
-            self.run.folder / "checkpoints",
-            state,
-            self.run.shape,
-            self.run.corpus.folder / "tokenizer.json",
-            self.run.header.eot,
-        )
-        self._checkpoint_row(path, digest, size, reason)
-        self._flush()
+        self.saver.save(state, reason, after=self.writer.handed_over())
 
-    def _checkpoint_row(self, path: Path, digest: str, size: int, reason: str) -> None:
+    def _note_saved(self, wait: bool = False) -> None:
+        """A row for each checkpoint that came into place. Errors: storage, where one could not be written."""
+        for saved in self.saver.saved(wait):
+            self._checkpoint_row(saved)
+
+    def _checkpoint_row(self, saved: Saved) -> None:
         self.writer.append(
-            "checkpoints", step=int(path.name.removeprefix("step-")), path=str(path.relative_to(self.run.folder)), digest=digest,
-            bytes=size, reason=reason, created=now(),
+            "checkpoints", step=int(saved.path.name.removeprefix("step-")), path=str(saved.path.relative_to(self.run.folder)),
+            digest=saved.digest, bytes=saved.bytes, reason=saved.reason, created=now(),
         )  # fmt: skip
 
     def _event(self, step: int, kind: str, **columns: object) -> None:
@@ -309,7 +313,7 @@ class Trainer:
         ):  # killed between the folder and its row
             path = self.run.folder / "checkpoints" / checkpoint.name_of(step)
             size = sum(f.stat().st_size for f in path.iterdir() if f.name != "manifest.json")
-            self._checkpoint_row(path, state.digest(), size, "every")
+            self._checkpoint_row(Saved(path, state.digest(), size, "every"))
         for event in self.run.table("events").to_pylist():
             if event["kind"] == "spike":
                 self.known_spikes.add((event["metric"], event["onset"]))
@@ -342,36 +346,6 @@ class Trainer:
         except ForensicsError:
             if not quietly:  # on a full disk, the first error is the one to tell
                 raise
-
-    def _ask_to_stop(self) -> None:
-        self.stop_asked = True
-
-
-class _Signals:
-    """SIGINT and SIGTERM ask once; asked again, they interrupt at once."""
-
-    def __init__(self, ask: Callable[[], None]) -> None:
-        self.ask = ask
-        self.asked = False
-        self.before: dict[int, object] = {}
-
-    def __enter__(self) -> _Signals:
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self._on)
-        except ValueError:
-            pass  # not the main thread: whoever runs us handles signals
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _on(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        self.ask()
 
 
 def peak_memory(device: str) -> int:

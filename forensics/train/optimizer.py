@@ -9,6 +9,7 @@ With t = updates + 1, g̃ the clipped gradient, m and v the moments, η the lear
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -59,6 +60,50 @@ def update(
             weight_decay=policy.weight_decay if decays else 0.0,
             eps=policy.eps,
         )
+
+
+@dataclass
+class Adjoint:
+    """The derivative of one number with respect to every parameter and moment of a state, by tensor name."""
+
+    params: dict[str, Tensor]
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+
+
+@torch.no_grad()
+def pull_back(
+    adjoint: Adjoint, moments: tuple[dict[str, Tensor], dict[str, Tensor]], grads: dict[str, Tensor], updates: int,
+    policy: StepPolicy, decayed: frozenset[str],
+) -> dict[str, Tensor]:  # fmt: skip
+    """`update`'s vector–Jacobian product: takes `adjoint` from the state after it to the state before it, in place.
+
+    `moments` (m, v) are those that the update left, `updates` is the count it found, `grads` what it was given
+    (clipped). Returns the derivative with respect to `grads`, by name; of frozen tensors there is none. With r = √v̂:
+
+        m̄ ← m̄ − η·θ̄ / ((1−β₁ᵗ)(r+ε))       v̄ ← v̄ + η·θ̄·m̂ / (2(1−β₂ᵗ)·r·(r+ε)²)       (θ held: neither)
+        ḡ = (1−β₁)m̄ + 2(1−β₂)·g̃·v̄      then    θ̄ ← θ̄(1−ηλ)    m̄ ← β₁m̄    v̄ ← β₂v̄
+
+    Where v = 0 no gradient ever came and m = 0 too: v̄'s term is 0 there, not 0/0.
+    """
+    (beta1, beta2), rate = policy.betas, policy.learning_rate
+    first, second = bias_corrections(policy.betas, updates + 1)
+    found = {}
+    for name, grad in grads.items():
+        if name in policy.frozen:
+            continue
+        theta, m, v = adjoint.params[name], adjoint.exp_avg[name], adjoint.exp_avg_sq[name]
+        if policy.update != "hold":
+            root = (moments[1][name] / second).sqrt_()
+            slope = theta * (-rate / first) / (root + policy.eps)  # dθ̄/dm
+            m.add_(slope)
+            share = (moments[0][name] / root).masked_fill_(root == 0, 0.0)
+            v.addcmul_(slope.mul_(share), 1 / (root + policy.eps), value=-0.5 / second)
+            theta.mul_(1 - rate * (policy.weight_decay if name in decayed else 0.0))
+        found[name] = (m * (1 - beta1)).addcmul_(grad, v, value=2 * (1 - beta2))
+        m.mul_(beta1)
+        v.mul_(beta2)
+    return found
 
 
 def bias_corrections(betas: tuple[float, float], updates: int) -> tuple[float, float]:

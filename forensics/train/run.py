@@ -216,7 +216,7 @@ def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> M
     """The decoder and what else a step needs that is no state. Errors: device, where a compiler is wanted and missing."""
     if recipe.train.compile:
         check_compiler(device)
-    decoder = Decoder(shape, device, compiled=recipe.train.compile)
+    decoder = Decoder(shape, device, compiled=recipe.train.compile, recompute=recipe.train.checkpoint_activations)
     decayed = decayed_names(decoder.names, recipe.train.decay_embeddings)
     return Model(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
 

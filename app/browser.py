@@ -1,0 +1,227 @@
+"""A real headless Chromium on the app, for its tests, its benchmark and its pictures; it fails on what Python never sees.
+
+python -m app.browser runs docs/pictures          # a picture of each page, light and dark
+
+    with serving(runs) as url, chromium() as browser:
+        page = Watched(browser, url)
+        page.open("spikes", run="demo", spike=400)
+        page.check()       # page errors, console errors, charts of zero height, requests outside 127.0.0.1
+
+Streamlit draws with Vega in the browser: a chart that is broken there leaves no trace in Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+SIZE = {"width": 1440, "height": 1150}
+WAIT_S = 60.0
+DRAWN = """() => {
+  const app = document.querySelector('[data-testid="stApp"]');
+  if (!app || app.getAttribute('data-test-script-state') !== 'notRunning') return false;
+  if (document.querySelector('[data-testid="stSkeleton"]')) return false;
+  if (document.querySelector('[data-testid="stBidiComponent"]:empty')) return false;
+  return [...document.querySelectorAll('[data-testid="stVegaLiteChart"]')].every(
+    (e) => e.querySelector('canvas, svg.marks'));
+}"""
+CHARTS = """() => [...document.querySelectorAll('[data-testid="stVegaLiteChart"]')].map((e) => {
+  const inner = e.querySelector('canvas, svg.marks');
+  const box = inner ? inner.getBoundingClientRect() : {width: 0, height: 0};
+  return [Math.round(box.width), Math.round(box.height)];
+})"""
+
+
+def executable() -> str | None:
+    """Debian's chromium, or another by its usual name; None where there is none."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(runs: Path) -> Iterator[str]:
+    """`forensics app` over these runs, as a user starts it; yields its address and ends it."""
+    port = free_port()
+    log = tempfile.TemporaryFile()
+    command = [sys.executable, "-m", "forensics.cli", "--runs", str(runs), "app", "--port", str(port)]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(url, process, log)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        log.close()
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Any) -> None:
+    end = time.monotonic() + WAIT_S
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    log.seek(0)
+    raise RuntimeError(f"the app did not start: {log.read().decode(errors='replace')[-2000:]}")
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser of Playwright with an empty profile."""
+    from playwright.sync_api import sync_playwright
+
+    path = executable()
+    assert path, "no chromium on this machine"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Watched:
+    """One tab: opens pages, waits until they are drawn, and keeps what went wrong in `faults`."""
+
+    def __init__(self, browser: Any, url: str, *, dark: bool = False, size: dict[str, int] | None = None) -> None:
+        self.url = url
+        self.faults: list[str] = []
+        self.context = browser.new_context(viewport=size or SIZE, color_scheme="dark" if dark else "light")
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT_S * 1000)
+        self.page.on("pageerror", lambda error: self.faults.append(f"page error: {error}"))
+        self.page.on("console", self._said)
+        self.page.on("dialog", self._asked)
+        self.page.on("response", self._answered)
+        self.page.route("**/*", self._asked_for)
+
+    def open(self, page: str = "", **selection: Any) -> None:
+        """Open a page (its name in the URL; the default's is empty) and wait until it is drawn."""
+        query = urllib.parse.urlencode({k: v for k, v in selection.items() if v is not None})
+        self.page.goto(f"{self.url}/{page}" + (f"?{query}" if query else ""))
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until the script has ended and every chart is drawn; errors of the page are faults."""
+        self.page.wait_for_selector('[data-testid="stApp"]')
+        calm = 0
+        while calm < 3:  # three looks in a row: a rerun may be about to start
+            self.page.wait_for_function(DRAWN)
+            self.page.wait_for_timeout(100)
+            calm = calm + 1 if self.page.evaluate(DRAWN) else 0
+        for each in self.page.query_selector_all('[data-testid="stException"], [data-testid="stAlertContentError"]'):
+            self.faults.append(f"on the page: {each.inner_text()[:300]}")
+
+    def charts(self) -> list[tuple[int, int]]:
+        """Width and height of every chart, in pixels."""
+        return [tuple(size) for size in self.page.evaluate(CHARTS)]
+
+    def parameters(self) -> dict[str, str]:
+        """Of the URL, as it stands in the bar."""
+        return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.page.url).query))
+
+    def click_mark(self, chart: int, x: float, y: float) -> None:
+        """Click into a chart, x and y as shares of its width and height; then wait until all is drawn."""
+        inner = self.page.locator('[data-testid="stVegaLiteChart"]').nth(chart).locator("canvas, svg.marks").first
+        inner.scroll_into_view_if_needed()
+        box = inner.bounding_box()
+        self.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        self.page.wait_for_timeout(300)
+        self.settle()
+
+    def check(self) -> None:
+        """Raise AssertionError with everything that went wrong since the tab was opened."""
+        flat = [f"a chart of {w} × {h} pixels" for w, h in self.charts() if min(w, h) < 15]
+        assert not (self.faults + flat), "\n".join(self.faults + flat)
+
+    def picture(self, path: Path, *, full: bool = True) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=str(path), full_page=full)
+
+    def whole(self) -> None:
+        """Make the window as high as the page, so that a picture holds all of it."""
+        height = self.page.evaluate(
+            "() => { const m = document.querySelector('[data-testid=\"stMain\"]'); return m ? m.scrollHeight : 0; }"
+        )
+        self.page.set_viewport_size({"width": SIZE["width"], "height": min(2600, max(SIZE["height"], height + 8))})
+        self.settle()
+
+    def close(self) -> None:
+        self.context.close()
+
+    def _said(self, message: Any) -> None:
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):  # `_answered` has those
+            self.faults.append(f"console: {message.text[:500]}")
+
+    def _answered(self, response: Any) -> None:
+        # opened on a page, Streamlit's client first asks whether the app lies below that page's path
+        probe = re.search(r"/[a-z]+/_stcore/(health|host-config)$", response.url)
+        if response.status >= 400 and not probe:
+            self.faults.append(f"{response.status} for {response.url[:200]}")
+
+    def _asked(self, dialog: Any) -> None:
+        self.faults.append(f"a dialog: {dialog.message[:200]}")
+        dialog.dismiss()
+
+    def _asked_for(self, route: Any) -> None:
+        target = urllib.parse.urlsplit(route.request.url)
+        if target.scheme in ("data", "blob") or target.hostname == "127.0.0.1":
+            route.continue_()
+        else:
+            self.faults.append(f"a request to {route.request.url[:200]}")
+            route.abort()
+
+
+def pictures(runs: Path, out: Path) -> list[Path]:
+    """A picture of every page in `out`, of the first run with a spike; at most 300 kB each."""
+    os.environ["FORENSICS_RUNS"] = str(Path(runs).absolute())
+    from app import data
+    from app.pages import registered
+
+    spike = next(((h["name"], s["step"]) for h in data.headers() for s in data.rows("spikes", run=h["name"], metric="loss")),
+                 None)  # fmt: skip
+    selection = {"run": spike[0], "spike": spike[1], "step": spike[1]} if spike else {}
+    written = []
+    with serving(runs) as url, chromium() as browser:
+        for name in registered():
+            for shade in ("light", "dark"):
+                tab = Watched(browser, url, dark=shade == "dark")
+                tab.open("" if name == "runs" else name, **selection)
+                tab.whole()
+                written.append(out / f"{name}{'-dark' if shade == 'dark' else ''}.png")
+                tab.picture(written[-1], full=False)
+                tab.check()
+                tab.close()
+    return written
+
+
+if __name__ == "__main__":
+    for path in pictures(Path(sys.argv[1]), Path(sys.argv[2])):
+        print(path, path.stat().st_size)

@@ -1,0 +1,145 @@
+"""What a page says, safely: verdict sentences, empty states, tables. Names and corpus text never meet Markdown here.
+
+verdict("Step 400: loss 3.268 → 4.750 nats/token · fast", "First to move: ", accent("L2.H0 attention logit"), " …")
+nothing("No spike was recorded in this run.", "forensics spikes demo")
+
+`verdict` and `note` escape every piece, make control, bidi and zero-width characters visible, and only then draw it.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from forensics.errors import ForensicsError
+from forensics.visible import visible
+
+if TYPE_CHECKING:
+    import pyarrow
+
+STYLE = """<style>
+.block-container, [data-testid="stMainBlockContainer"] { padding: 1.2rem 2rem 3rem; max-width: 1560px; }
+[data-testid="stVerticalBlock"] { gap: .35rem; }
+.st-key-navigation { border-bottom: 1px solid rgba(128, 128, 128, .25); padding-bottom: .3rem; margin-bottom: .4rem; }
+.fw h1 { font-size: 1.45rem; font-weight: 600; line-height: 1.3; padding: 0; margin: .1rem 0 .35rem; }
+.fw h2 { font-size: 1rem; font-weight: 600; padding: 0; margin: .3rem 0 0; }
+.fw p { font-size: 1rem; line-height: 1.55; margin: 0 0 .3rem; }
+.fw p.hedge { opacity: .62; font-size: .88rem; }
+.fw p.chart { font-size: .8rem; opacity: .8; margin: 0; }
+.fw .accent { color: #b1440e; font-weight: 600; }
+.fw.dark .accent { color: #ff9d5c; }
+.fw code { font-size: .85em; padding: .1em .35em; border-radius: .25em; background: rgba(128, 128, 128, .14);
+  font-family: monospace; }
+.fw .amber { border-left: .3rem solid #d98e04; background: rgba(217, 142, 4, .13); padding: .5rem .8rem; }
+</style>"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a sentence: how it is set, and its text."""
+
+    kind: str  # strong | accent | code
+    text: str
+
+
+def strong(text: object) -> Piece:
+    return Piece("strong", str(text))
+
+
+def accent(text: object) -> Piece:
+    return Piece("accent", str(text))
+
+
+def code(text: object) -> Piece:
+    return Piece("code", str(text))
+
+
+Part = str | Piece
+
+
+def escaped(parts: Sequence[Part]) -> str:
+    """Parts of a sentence as HTML in which nothing of their text is markup."""
+    tags = {"strong": ("<b>", "</b>"), "accent": ('<span class="accent">', "</span>"), "code": ("<code>", "</code>")}
+    made = []
+    for part in parts:
+        before, after = tags[part.kind] if isinstance(part, Piece) else ("", "")
+        made.append(before + html.escape(visible(part.text if isinstance(part, Piece) else part)) + after)
+    return "".join(made)
+
+
+def dark() -> bool:
+    """Whether the reader's browser shows the dark theme."""
+    return bool(st.context.theme.type == "dark")
+
+
+def _draw(body: str) -> None:
+    st.html(f'<div class="fw{" dark" if dark() else ""}">{body}</div>')
+
+
+def verdict(title: str | Sequence[Part], *sentence: Part, hedge: Sequence[Part] = ()) -> None:
+    """The first thing on a page: what is the case, with numbers; below it the hedge, and what would prove it."""
+    body = f"<h1>{escaped([title] if isinstance(title, str) else title)}</h1>"
+    body += f"<p>{escaped(sentence)}</p>" if sentence else ""
+    body += f'<p class="hedge">{escaped(hedge)}</p>' if hedge else ""
+    _draw(body)
+
+
+def heading(*parts: Part) -> None:
+    """Above a table or a list."""
+    _draw(f"<h2>{escaped(parts)}</h2>")
+
+
+def caption(*parts: Part) -> None:
+    """One small line above a chart: what is drawn, in which unit."""
+    _draw(f'<p class="chart">{escaped(parts)}</p>')
+
+
+def note(*parts: Part) -> None:
+    """A sentence in the text."""
+    _draw(f"<p>{escaped(parts)}</p>")
+
+
+def amber(*parts: Part) -> None:
+    """A banner for what limits every number below it, such as *tolerance only*."""
+    _draw(f'<p class="amber">{escaped(parts)}</p>')
+
+
+def nothing(missing: str | Sequence[Part], command: str = "", hint: str | Sequence[Part] = "") -> None:
+    """An empty state: what is missing, and the command that makes it, filled in for this run."""
+    parts = [missing] if isinstance(missing, str) else missing
+    _draw(f"<p>{escaped(parts)}</p>" + (f'<p class="hedge">{escaped([hint] if isinstance(hint, str) else hint)}</p>'
+                                        if hint else ""))  # fmt: skip
+    if command:
+        st.code(visible(command), language=None)
+
+
+def failed(error: ForensicsError) -> None:
+    """An error of ours where the page's content would stand."""
+    nothing([strong("This cannot be shown: "), error.message + "."], hint=error.hint)
+
+
+def frame(rows: Sequence[Mapping[str, Any]] | pyarrow.Table, *, key: str | None = None, **options: Any) -> Any:
+    """A table of rows (text columns made visible) as `st.dataframe`, without an index; options are its own."""
+    import pyarrow as pa
+
+    if not isinstance(rows, pa.Table):
+        rows = pa.Table.from_pylist([dict(row) for row in rows])
+    return st.dataframe(readable(rows), key=key, hide_index=True, **options)
+
+
+def readable(rows: pyarrow.Table) -> pyarrow.Table:
+    """The table with visible text: for `frame`, and for charts, whose labels and tooltips show it."""
+    import pyarrow as pa
+
+    for i, field in enumerate(rows.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            texts = rows.column(i).to_pylist()
+            shown = [None if t is None else visible(t) for t in texts]
+            if shown != texts:
+                rows = rows.set_column(i, field, pa.array(shown, field.type))
+    names = [visible(name) for name in rows.column_names]
+    return rows.rename_columns(names) if names != rows.column_names else rows

@@ -1,0 +1,215 @@
+"""Why a token is under-trained: each reason with its evidence, counted from the tokenizer, the corpus and the data order.
+
+causes(run, ledger(run, 300), ids)[4711]      [Cause("merge-scaffold", "12 of its 12,004 occurrences stand alone …", {…})]
+
+unreachable       the tokenizer never makes it, from any text
+partial-utf8      part of a character: only text that holds such characters has it
+tokenizer-only    frequent in what the tokenizer was trained on, rare or absent in what the model was shown
+merge-scaffold    nearly always inside a longer token that was merged from it (intersection over self, arXiv 2409.04599)
+single-document   met in one document only, several times
+forgotten         met early, and for long not any more
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forensics.progress import Report, silent
+from forensics.tokens.categories import Categories
+from forensics.tokens.exposure import UNSEEN, Exposure
+from forensics.tokens.vocabulary import texts
+from forensics.train.run import Run
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NAMES = ("unreachable", "partial-utf8", "tokenizer-only", "merge-scaffold", "single-document", "forgotten")
+CHUNK = 1 << 22  # tokens of the corpus counted together
+FEW = 100  # exposures up to which a token is looked into where no ids are given
+EXPECTED = 10.0  # times that a token must be expected before its absence says anything
+ABSENT = 0.1  # of what was expected
+SCAFFOLD = 0.9  # intersection over self from which a token is a scaffold; the threshold of arXiv 2409.04599
+EARLY = 0.5  # of the run, by which a forgotten token was seen last
+CHANCE = 1e-3  # that a token which comes as often throughout was seen last so early
+
+
+@dataclass(frozen=True)
+class Cause:
+    name: str  # one of NAMES
+    sentence: str
+    evidence: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        return {"cause": self.name, "sentence": self.sentence, "evidence": self.evidence}
+
+
+def causes(run: Run, exposure: Exposure, ids: Iterable[int] | None = None, categories: Categories | None = None,
+           progress: Report = silent) -> dict[int, list[Cause]]:  # fmt: skip
+    """Token → its reasons, the strongest first, in the order of NAMES; tokens without any are left out.
+
+    Without `ids`, every token with at most FEW exposures is looked into, and those that no text can reach. `exposure` is
+    the run's ledger. Errors: missing, integrity.
+    """
+    from forensics.tokens.categories import categorise
+
+    categories = categories or categorise(run.corpus.tokenizer)
+    V = run.shape.vocabulary
+    met = np.maximum(exposure.exposure_in, exposure.exposure_out)
+    if ids is None:
+        unreachable = categories.ids[~categories.reachable]
+        ids = np.union1d(np.flatnonzero(met <= FEW), unreachable[unreachable < V])
+    chosen = [int(id) for id in ids if id in categories.position]
+    found: dict[int, list[Cause]] = {}
+    by_source = corpus_counts(run, progress)
+    each_found = [
+        of_tokenizer(categories, chosen),
+        _tokenizer_only(run, exposure, by_source, chosen),
+        _scaffolds(run, by_source.sum(0), chosen),
+        _single_document(run, exposure, chosen),
+        _forgotten(exposure, chosen),
+    ]
+    for rule in each_found:
+        for id, cause in rule.items():
+            found.setdefault(id, []).append(cause)
+    return dict(sorted(found.items()))
+
+
+def strongest(found: dict[int, list[Cause]]) -> dict[int, str]:
+    """Token → the name of its first reason: the column `cause` of `vocabulary`."""
+    return {id: reasons[0].name for id, reasons in found.items()}
+
+
+def corpus_counts(run: Run, progress: Report = silent) -> np.ndarray:
+    """How often each token stands in each source of the corpus, read or not: (sources, V) int64."""
+    counts, done = np.zeros((len(run.corpus.sources), run.shape.vocabulary), np.int64), 0
+    for s, source in enumerate(run.corpus.sources):
+        for at in range(0, source.tokens, CHUNK):
+            tokens = run.corpus.tokens(s, at, min(at + CHUNK, source.tokens))
+            counts[s] += np.bincount(tokens, minlength=counts.shape[1])
+            done += len(tokens)
+            progress(done, run.corpus.tokens_in_all, "counting the corpus")
+    return counts
+
+
+# ---- the reasons
+
+
+def of_tokenizer(categories: Categories, ids: Iterable[int]) -> dict[int, Cause]:
+    """What a tokenizer says by itself, without a model or data: unreachable, partial-utf8."""
+    found = {}
+    for id in ids:
+        place = categories.position[id]
+        category, raw = categories.category[place], categories.raw[place]
+        if category.startswith("UNREACHABLE"):
+            again = categories.again[place]
+            found[id] = Cause("unreachable", f"its text {categories.text[place]!r} is encoded as {again}, never as {id}",
+                              {"text": categories.text[place], "encoded_as": again})  # fmt: skip
+        elif category == "UNDECODEABLE":
+            kind = categories.byte[place]
+            words = "a byte that no UTF-8 text holds" if kind == "unused_utf8" else "part of a character"
+            found[id] = Cause("partial-utf8", f"{raw!r} is {words}", {"spelling": raw, "byte": kind})
+    return found
+
+
+def _tokenizer_only(run: Run, exposure: Exposure, by_source: np.ndarray, ids: Iterable[int]) -> dict[int, Cause]:
+    """Where the tokenizer was trained on the corpus: tokens it holds far more of than the model was shown."""
+    if run.recipe.data.tokenizer != "train":
+        return {}  # what another tokenizer was trained on is not known
+    names = [source.name for source in run.corpus.sources]
+    in_all = by_source.sum(0)
+    share = exposure.exposure_in.sum() / max(
+        int(in_all.sum()), 1
+    )  # of the corpus that was read; above 1 after an epoch
+    found = {}
+    for id in ids:
+        seen, expected = int(exposure.exposure_in[id]), float(in_all[id] * share)
+        if expected < EXPECTED or seen > ABSENT * expected:
+            continue
+        held = {name: int(n) for name, n in zip(names, by_source[:, id]) if n}
+        where = ", ".join(f"{n:,} in {name}" for name, n in held.items())
+        found[id] = Cause("tokenizer-only", f"the tokenizer's data holds it {in_all[id]:,} times ({where}); the model was shown "
+                          f"it {seen:,} times, where {expected:,.0f} were to be expected",
+                          {"in_tokenizer_data": int(in_all[id]), "by_source": held, "exposure_in": seen,
+                           "expected": expected})  # fmt: skip
+    return found
+
+
+def _scaffolds(run: Run, counts: np.ndarray, ids: Iterable[int]) -> dict[int, Cause]:
+    inside, longest = inside_longer(run.corpus.tokenizer, counts)
+    text, found = texts(run), {}
+    for id in ids:
+        whole = int(inside[id] + counts[id])
+        if not whole or inside[id] / whole < SCAFFOLD or longest[id] < 0:
+            continue
+        longer = int(longest[id])
+        found[id] = Cause("merge-scaffold", f"{counts[id]:,} of its {whole:,} occurrences stand alone, the rest inside "
+                          f"longer tokens, most often {text[longer]!r}",
+                          {"alone": int(counts[id]), "inside": int(inside[id]), "intersection_over_self": inside[id] / whole,
+                           "longer": longer, "longer_text": text[longer], "longer_count": int(counts[longer])})  # fmt: skip
+    return found
+
+
+def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often each token stands inside longer tokens that were merged from it, given each token's own count, and the
+    longer token it stands in most often (−1: in none): (V,), (V,) int64. All 0 where the tokenizer is not BPE.
+    """
+    model = json.loads(tokenizer.to_str())["model"]
+    inside, longest = np.zeros_like(counts), np.full_like(counts, -1)
+    if model.get("type") != "BPE":
+        return inside, longest
+    vocabulary, made = model["vocab"], dict[int, tuple[int, int]]()
+    for merge in model["merges"]:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        made.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))  # the first to apply makes it
+    most = counts.copy()  # of the token itself and all that hold it, the largest count
+    for whole, parts in reversed(made.items()):  # longer tokens are made of ones that were merged before them
+        for part in parts:
+            inside[part] += counts[whole] + inside[whole]
+            best = whole if longest[whole] < 0 or counts[whole] >= counts[longest[whole]] else longest[whole]
+            if counts[best] and (longest[part] < 0 or counts[best] > counts[longest[part]]):
+                longest[part] = best
+    del most
+    return inside, longest
+
+
+def _single_document(run: Run, exposure: Exposure, ids: Iterable[int]) -> dict[int, Cause]:
+    found = {}
+    for id in ids:
+        times = int(exposure.exposure_in[id])
+        if exposure.documents[id] != 1 or times < 2:
+            continue
+        first, last = int(exposure.first_step[id]), int(exposure.last_step[id])
+        batch = run.stream(first)
+        row = int((batch.tokens == id).any(1).nonzero()[0, 0])
+        spans = run.corpus.spans(batch.sequence[row : row + 1].numpy(), batch.tokens.shape[1] - 1)[0]
+        at = int((batch.tokens[row] == id).nonzero()[0, 0])
+        here = next((span for span in spans if span.start <= at < span.stop), None)
+        if here is None:
+            continue  # it stands first in text that an intervention made
+        found[id] = Cause("single-document", f"all {times:,} times in one document, {here.source}: {here.path}, at steps {first:,} "
+                          f"to {last:,}", {"document": here.document, "source": here.source, "path": here.path,
+                                           "exposure_in": times, "first_step": first, "last_step": last})  # fmt: skip
+    return found
+
+
+def _forgotten(exposure: Exposure, ids: Iterable[int]) -> dict[int, Cause]:
+    found = {}
+    for id in ids:
+        last, documents = int(exposure.last_step[id]), int(exposure.documents[id])
+        if last == UNSEEN or not documents:
+            continue
+        early = (last + 1) / exposure.step
+        chance = early**documents  # that so many documents, spread over the run, all come so early
+        if early > EARLY or chance > CHANCE:
+            continue
+        times = int(exposure.exposure_in[id])
+        found[id] = Cause("forgotten", f"seen {times:,} times in {documents:,} documents at steps {int(exposure.first_step[id]):,} to "
+                          f"{last:,}, and not in the {exposure.step - 1 - last:,} steps since",
+                          {"exposure_in": times, "documents": documents, "first_step": int(exposure.first_step[id]),
+                           "last_step": last, "steps_since": exposure.step - 1 - last, "chance": chance})  # fmt: skip
+    return found

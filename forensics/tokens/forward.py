@@ -1,0 +1,148 @@
+"""What verification needs of a model: the next token's logits after a prompt, with what was read before kept.
+
+logits_1V, past = forward.read(prefix_1T, None)
+logits_BV, more = forward.read(rest_BT, forward.spread(past, B))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import io
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from forensics.errors import ForensicsError
+from forensics.model.decoder import Decoder, unembedding
+from forensics.model.families import Shape
+
+
+class Forward(Protocol):
+    """A causal language model. `past` is what it keeps of the tokens read so far, of B rows."""
+
+    context: int  # positions it was made for
+
+    def read(self, tokens_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """Logits (B, V) after the last of the tokens, and the past that now holds them."""
+        ...
+
+    def spread(self, past: Any, rows: int) -> Any:
+        """A past of one row as one of many; the given one stays as it is."""
+        ...
+
+    def take(self, past: Any, rows: Tensor) -> Any:
+        """The past of some rows only; the given one may be used up."""
+        ...
+
+
+class Recomputed:
+    """A model that keeps nothing: its past is the tokens themselves, read again each time."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], context: int) -> None:
+        self._logits = logits  # (B, T) → (B, V)
+        self.context = context
+
+    @torch.no_grad()
+    def read(self, tokens_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
+        whole = tokens_BT if past is None else torch.cat([past, tokens_BT], dim=1)
+        return self._logits(whole), whole
+
+    def spread(self, past: Any, rows: int) -> Any:
+        return None if past is None else past.expand(rows, -1)
+
+    def take(self, past: Any, rows: Tensor) -> Any:
+        return past[rows]
+
+
+class Cached:
+    """A transformers model with its cache of keys and values."""
+
+    def __init__(self, model: Any, context: int) -> None:
+        self._model, self.context = model, context
+        takes = inspect.signature(model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    @torch.no_grad()
+    def read(self, tokens_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
+        out = self._model(
+            input_ids=tokens_BT.to(self._model.device), past_key_values=past, use_cache=True, **self._last_only
+        )
+        return out.logits[:, -1].float().cpu(), getattr(out, "past_key_values", None)
+
+    def spread(self, past: Any, rows: int) -> Any:
+        if past is None:
+            return None
+        spread = copy.deepcopy(past)  # reading writes into it
+        spread.batch_repeat_interleave(rows)
+        return spread
+
+    def take(self, past: Any, rows: Tensor) -> Any:
+        past.batch_select_indices(rows.to(self._model.device))
+        return past
+
+
+def of_decoder(params: dict[str, Tensor], shape: Shape, context: int, device: str) -> Forward:
+    """Our own decoder over a state's parameters."""
+    decoder = Decoder(shape, device)
+    U = unembedding(params)
+
+    def logits(tokens_BT: Tensor) -> Tensor:
+        tokens = tokens_BT.to(device)
+        documents = torch.zeros_like(tokens) if shape.document_mask else None
+        return (decoder.hidden(params, tokens, documents_BT=documents)[:, -1] @ U.T).float().cpu()
+
+    return Recomputed(logits, context)
+
+
+def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
+    """A Hugging Face folder, or a GGUF file in it, through transformers, in float32. Errors: data, memory."""
+    with _quiet():
+        from transformers import AutoModelForCausalLM
+
+        file = {"gguf_file": gguf_file} if gguf_file else {}
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, **file
+            )
+        except MemoryError:
+            raise
+        except Exception as e:  # transformers raises what the architecture's own code raises
+            line = (str(e).splitlines() or [type(e).__name__])[0][:200]
+            raise ForensicsError("data", f"transformers cannot load {gguf_file or folder}: {line}",
+                                 "leave out --verify: indicators need no forward pass") from None  # fmt: skip
+    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+    cached = Cached(model, context)
+    if (
+        cached.read(torch.zeros(1, 1, dtype=torch.int64), None)[1] is None
+    ):  # an architecture that keeps no keys and values
+        return Recomputed(lambda tokens: cached.read(tokens, None)[0], context)
+    return cached
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no remarks of transformers' own while it loads; errors still rise."""
+    from transformers.utils import logging
+
+    bars, level, offline = logging.is_progress_bar_enabled(), logging.get_verbosity(), os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a bar of its own while it dequantises
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+        if offline is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = offline

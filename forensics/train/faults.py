@@ -1,0 +1,56 @@
+"""What torch says when a step cannot be computed, as the one line that tells what to change."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from forensics.errors import ForensicsError
+
+# operation → the setting that does without it; any other has its form on the CPU, where all are deterministic
+AVOIDED_BY = {
+    "attention": "--set model.document_mask=false lets attention take its deterministic form",
+    "cumsum": "--set model.document_mask=false does without it",
+    "embedding": "--set train.device=cpu trains without it",
+}
+NO_DETERMINISTIC_FORM = re.compile(r"(\S+) does not have a deterministic implementation")
+WANTED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+ ?\w+)")
+
+
+@contextlib.contextmanager
+def explained(micro_batch: int, batch: int, recompute: bool) -> Iterator[None]:
+    """Lets a step's failures out as one line. Errors: memory, device (an operation without a deterministic form)."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        told = _memory(e, micro_batch, batch, recompute) or _deterministic(str(e))
+        if told is None:
+            raise
+        raise told from None
+
+
+def _memory(error: Exception, micro_batch: int, batch: int, recompute: bool) -> ForensicsError | None:
+    text = str(error)
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+        return None
+    wanted = WANTED.search(text)
+    lower = max((n for n in range(1, micro_batch) if batch % n == 0), default=0)
+    ways = [f"--set train.micro_batch={lower} (now {micro_batch})"] if lower else []
+    ways += [] if recompute else ["--set train.checkpoint_activations=true"]
+    ways += ["lower data.sequence_length or the model's width"] if len(ways) < 2 else []
+    what = f"{wanted[1]} more than there is" if wanted else "more memory than there is"
+    return ForensicsError("memory", f"a step wanted {what}", " or ".join(ways))
+
+
+def _deterministic(text: str) -> ForensicsError | None:
+    if "CUBLAS_WORKSPACE_CONFIG" in text:
+        return ForensicsError("device", "cuBLAS was started before it was told to be deterministic",
+                              "set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment and start again")  # fmt: skip
+    found = NO_DETERMINISTIC_FORM.search(text)
+    if found is None:
+        return None
+    way = next((way for name, way in AVOIDED_BY.items() if name in found[1].lower()), "--set train.device=cpu has one")
+    return ForensicsError("device", f"the operation {found[1]} has no deterministic form on this device", way)

@@ -1,0 +1,9 @@
+with final as (
+    select
+        fork, parent, first, last, sentence, effect, p, placebos, chaos, logit_kl, loss_fork - loss_control as loss_gap,
+        unseen_gap, l2, time_to_reconverge, control_level, control_bitwise, created
+    from forks
+    where ($runs in ('', '*') or run in (select trim(unnest(string_split($runs, ','))))) and ($parent = '' or parent = $parent)
+    order by created desc, fork
+)
+select * from final

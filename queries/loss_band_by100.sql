@@ -1,0 +1,30 @@
+with span as (
+    select * from lineage($run)
+),
+rolled as (  -- a bucket that an ancestor's end or a fork's start cuts through is left to the rows
+    select r.run, r.bucket as step, r.rows, r.loss_min as low, r.loss_max as high, r.loss_mean as mean
+    from steps_by100 as r
+    join span on span.run = r.run and r.bucket >= span.first_step and r.bucket + 100 <= span.last_step
+    where r.rows = 100
+),
+settled as (
+    select span.run, coalesce(max(rolled.step) + 100, span.first_step) as last, coalesce(min(rolled.step), span.last_step) as first
+    from span left join rolled on rolled.run = span.run
+    group by span.run, span.first_step, span.last_step
+),
+edges as (
+    select s.step, s.loss as low, s.loss as high, s.loss as mean
+    from steps as s
+    join span on span.run = s.run and s.step >= span.first_step and s.step < span.last_step
+    join settled on settled.run = s.run and (s.step < settled.first or s.step >= settled.last)
+    where isfinite(s.loss)
+),
+final as (
+    select
+        step // $every * $every as step, step // $every * $every + $every as step2,
+        min(low) as low, max(high) as high, avg(mean) as mean
+    from (select step, low, high, mean from rolled union all select * from edges)
+    group by all
+    order by 1
+)
+select * from final

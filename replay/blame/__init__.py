@@ -1,0 +1,1 @@
+"""Blame: from a spike to the step, sequence, document, token and tensor that made it."""

@@ -1,0 +1,264 @@
+"""Why did it spike? Trials that tell data from state, and the verdict in words with its numbers.
+
+other data, same state      the touched batches give way to others: a spike that comes all the same is not the data's
+same data, other states     the same batches from states before the window (PaLM's test)
+up-to-date moments          the same batches and parameters, but second moments with a short memory
+a steady learning rate      the same batches at the rate that held before the window
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forensics.data.batches import Batch
+from forensics.errors import ForensicsError
+from forensics.train.run import Run
+from forensics.train.schedule import Policy, StepPolicy
+from forensics.train.state import Counters
+from replay.blame.excess import BEFORE, SIGMAS, Asked, Excess, checkpoint_at_or_before, root
+from replay.blame.proof import HALF, Proof
+from replay.blame.removal import Outcome, Replays
+from replay.compare import Report
+
+OTHERS = 3  # replays with other data
+LONG = 0.98  # β₂ from which second moments can be out of date: a memory of 50 steps
+JUMP = 1.5  # × the learning rate before the window, from which a steady one is tried
+STALE = 1.5  # × its own median, from which a tensor's second moment is called out of date
+
+DATA, BOTH, STATE, NUMERICS, UNKNOWN = "data", "data and state", "state or schedule", "numerics", "cannot tell"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One altered replay: what was left of the excess, and whether that is still (at least half of) the spike."""
+
+    what: str
+    left: float  # nats
+    spikes: bool
+
+
+def _trial(replays: Replays, what: str, outcome: Outcome) -> Trial:
+    left = outcome.total
+    return Trial(what, left, not math.isfinite(left) or left >= HALF * replays.excess)
+
+
+def other_data(replays: Replays, first: int, number: int = OTHERS) -> list[Trial]:
+    """Batches first … S replaced by batches drawn after the run's end; where an order file ends, by earlier ones."""
+    run, S = replays.run, replays.control.last
+    length, end = S + 1 - first, root(run).header.steps
+    found = []
+    for i in range(number):
+        begin = end + i * length
+        try:
+            run.stream(begin + length - 1)
+        except ForensicsError:
+            begin = first - (i + 1) * length
+            if begin < 0:
+                break
+
+        def stream(step: int, begin: int = begin) -> Batch:
+            return run.stream(begin + step - first) if step >= first else run.stream(step)
+
+        what = f"batches {begin}:{begin + length} instead of {first}:{S + 1}"
+        outcome = replays.along(replays.control.state(first), stream, note=f"other data {i + 1}")
+        found.append(_trial(replays, what, outcome))
+    return found
+
+
+def other_states(replays: Replays, first: int) -> list[Trial]:
+    """Batches first … S from the first state of the control, and from the checkpoint a window earlier, past warm-up."""
+    run, control = replays.run, replays.control
+    warm = root(run).recipe.train.warmup
+    early = checkpoint_at_or_before(run, control.start - BEFORE)
+    states = [s for s in dict.fromkeys([control.start, early]) if s is not None and s < first and s >= max(1, warm)]
+    found = []
+    for s in states:
+        state = control.state(s) if s >= control.start else run.state_at(s)
+        outcome = replays.from_state(state, first, f"the same batches from state {s}")
+        found.append(_trial(replays, f"from state {s}", outcome))
+    return found
+
+
+def up_to_date(replays: Replays, first: int) -> Trial | None:
+    """β₂ lowered to β₁ from state `first` on, its second moments rescaled so that v̂ goes on where it was.
+
+    None where the run's own β₂ is short already, or no update was made yet.
+    """
+    state = replays.control.state(first).clone()
+    own = replays.run.policy(state.counters)
+    (beta1, beta2), t = own.betas, state.counters.updates
+    if beta2 < LONG or t == 0 or first == replays.control.last:
+        return None
+    factor = (1 - beta1**t) / (1 - beta2**t)
+    for v in state.exp_avg_sq.values():
+        v.mul_(factor)
+    policy = _altered(replays.run.policy, lambda p: dataclasses.replace(p, betas=(beta1, beta1)))
+    outcome = replays.along(state, policy=policy, note="with up-to-date second moments")
+    return _trial(replays, f"β₂ {beta2:g} → {beta1:g} from state {first}", outcome)
+
+
+def steady_rate(replays: Replays) -> Trial | None:
+    """The window at the learning rate that held before it; None where it held inside too."""
+    control, policy = replays.control, replays.run.policy
+    before = [policy(control.state(s).counters).learning_rate for s in range(control.start, control.first)]
+    inside = [policy(control.state(s).counters).learning_rate for s in range(control.first, control.last)]
+    rate = float(np.median(before)) if before else min(inside)
+    if max(inside) <= JUMP * rate:
+        return None
+    held = _altered(policy, lambda p: dataclasses.replace(p, learning_rate=min(p.learning_rate, rate)))
+    outcome = replays.along(control.state(control.first), policy=held, note="at a steady learning rate")
+    return _trial(replays, f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})", outcome)
+
+
+def _altered(policy: Policy, change: Callable[[StepPolicy], StepPolicy]) -> Policy:
+    def altered(counters: Counters) -> StepPolicy:
+        return change(policy(counters))
+
+    return altered
+
+
+def stale_tensors(run: Run, first: int, last: int) -> list[dict[str, Any]]:
+    """Recorded `staleness` of each tensor at its highest in first … last−1, against its median before; most stale first."""
+    import pyarrow.compute as pc
+
+    rows: list[dict[str, Any]] = []
+    at: Run | None = run
+    while at is not None:
+        table = at.table("tensors", ["step", "tensor", "staleness", "rms_t"])
+        upper = last if at is run else min(last, run.header.first_step)
+        keep = pc.and_(pc.greater_equal(table["step"], first - 32), pc.less(table["step"], upper))
+        rows += table.filter(keep).to_pylist()
+        at = at.parent if first - 32 < at.header.first_step else None
+    found = []
+    for name in dict.fromkeys(row["tensor"] for row in rows):
+        own = [row for row in rows if row["tensor"] == name and row["staleness"] is not None]
+        past = [row["staleness"] for row in own if row["step"] < first]
+        here = [row for row in own if row["step"] >= first]
+        if not past or not here:
+            continue
+        worst, usual = max(here, key=lambda row: row["staleness"]), float(np.median(past))
+        found.append({"tensor": name, "step": worst["step"], "staleness": worst["staleness"], "rms_t": worst["rms_t"],
+                      "usual": usual, "times": worst["staleness"] / usual if usual > 0 else None})  # fmt: skip
+    return sorted(found, key=lambda row: -(row["times"] or 0.0))
+
+
+@dataclass
+class Facts:
+    """All that a verdict rests on; what was not tried is None or empty."""
+
+    asked: Asked
+    report: Report
+    absent: bool
+    control_loss: float
+    excess: Excess
+    proof: Proof | None = None
+    largest: float = 0.0  # nats that the strongest removal took away
+    tried: int = 0  # how many removals were tried
+    other_data: Sequence[Trial] = ()
+    other_states: Sequence[Trial] = ()
+    up_to_date: Trial | None = None
+    steady_rate: Trial | None = None
+    stale: Sequence[dict[str, Any]] = ()
+    documents: str = ""  # who the set is, in words
+    interrupted: bool = False
+
+
+def rises(asked: Asked, excess: Excess) -> bool:
+    """Whether there is a spike to explain: an excess beyond what the detector calls one."""
+    if not math.isfinite(excess.total):
+        return True
+    return excess.total > 0 and (asked.spike or excess.total > SIGMAS * excess.scale)
+
+
+def judge(f: Facts) -> tuple[str, str]:
+    """(verdict, the sentence that gives its reasons and numbers)."""
+    if f.absent:
+        where = f.report.first_difference or {}
+        return NUMERICS, (
+            f"The control does not spike: recorded {f.asked.value:.3f}, replayed {f.control_loss:.3f} nats at step {f.asked.step}. "
+            f"The replay differs from step {where.get('step')} on ({where.get('what')}): suspect hardware or numerics of that step. "
+            "Nothing is said about data."
+        )  # fmt: skip
+    if not rises(f.asked, f.excess):
+        size = f"{f.excess.total / f.excess.scale:.1f}σ of the batches before; a spike has more than {SIGMAS:g}σ"
+        return UNKNOWN, f"There is no spike to explain: an excess of {f.excess.total:+.3f} nats ({size})."
+    if f.interrupted and (f.proof is None or not f.proof.random):
+        return UNKNOWN, "Interrupted before any removal was held against random ones."
+    others = [t.spikes for t in f.other_data]
+    if len(others) >= OTHERS and all(others):
+        return STATE, _state_sentence(f)
+    if f.proof is None or f.proof.taken < HALF * f.excess.total:
+        tried = f"The strongest of {f.tried} removals takes {f.largest:.3f} of the excess of {f.excess.total:.3f} nats away" if f.tried else "No removal helps"  # fmt: skip
+        return UNKNOWN, f"{tried}; {_others_words(f)}, so no set of sequences is blamed."
+    if not f.proof.causal or f.proof.beyond < HALF * f.excess.total:
+        reason = f.proof.words if not f.proof.causal else f"random ones take {f.proof.taken - f.proof.beyond:.3f} nats too"  # fmt: skip
+        return UNKNOWN, f"{_removal_words(f)}, but that is no proof: {reason}."
+    if others and sum(others) * 2 >= len(others):
+        return UNKNOWN, f"{_removal_words(f)}, but {_others_words(f)}: neither data nor state alone explains it."
+    return _data_sentence(f)
+
+
+def _data_sentence(f: Facts) -> tuple[str, str]:
+    moments = f.up_to_date is not None and not f.up_to_date.spikes
+    elsewhere = [t.spikes for t in f.other_states]
+    lonely = bool(elsewhere) and not any(elsewhere)
+    words = f"{_removal_words(f)}, {f.proof.words if f.proof else ''}; {_others_words(f)}."
+    if f.documents:
+        words += f" They hold {f.documents}."
+    if elsewhere:
+        words += f" From other states the same batches spike {sum(elsewhere)} of {len(elsewhere)} times ({', '.join(t.what.removeprefix('from state ') for t in f.other_states)})."  # fmt: skip
+    if f.up_to_date is not None:
+        words += f" With up-to-date second moments ({f.up_to_date.what}) {f.up_to_date.left:.3f} of {f.excess.total:.3f} nats are left."  # fmt: skip
+    if not moments and not lonely:
+        return DATA, words
+    return BOTH, words + _stale_words(f)
+
+
+def _stale_words(f: Facts) -> str:
+    worst = next((t for t in f.stale if t["times"]), None)
+    if worst is None:
+        return " Staleness of the moments was not recorded."
+    rms = f", rms_t {worst['rms_t']:.2f}" if worst["rms_t"] is not None else ""
+    called = "out of date" if worst["times"] >= STALE else "not out of date by its staleness"
+    return f" Its second moment {called}: {worst['tensor']}, staleness {worst['staleness']:.2f} at step {worst['step']} ({worst['usual']:.2f} before{rms})."  # fmt: skip
+
+
+def _state_sentence(f: Facts) -> str:
+    words = f"With other data it spikes too ({_counted(f.other_data)}, {min(t.left for t in f.other_data):.3f} to {max(t.left for t in f.other_data):.3f} of {f.excess.total:.3f} nats are left)"  # fmt: skip
+    if f.tried:
+        words += f"; the strongest of {f.tried} removals takes {f.largest:.3f} away"
+    words += "."
+    if f.steady_rate is not None:
+        verb = "does not take it away" if f.steady_rate.spikes else "takes it away"
+        words += f" The {f.steady_rate.what} {verb} ({f.steady_rate.left:.3f} nats are left)."
+    else:
+        words += " The learning rate is steady over the window."
+    if f.up_to_date is not None:
+        words += f" With up-to-date second moments ({f.up_to_date.what}) {f.up_to_date.left:.3f} nats are left."
+    return words
+
+
+def _removal_words(f: Facts) -> str:
+    proof = f.proof
+    assert proof is not None
+    n, steps = proof.sequences, sorted({s.step for s in proof.removal})
+    where = f"batch {steps[0]}" if len(steps) == 1 else f"{len(steps)} batches ({steps[0]} to {steps[-1]})"
+    null = f"{min(proof.random):.3f} to {max(proof.random):.3f} (N = {len(proof.random)}, p = {proof.p:.2g})" if proof.random and proof.p is not None else "untried"  # fmt: skip
+    return (
+        f"Without {n} sequence{'s' * (n != 1)} of {where} {proof.share:.0%} of the excess of {f.excess.total:.3f} nats "
+        f"goes: {proof.taken:.3f} nats, as many random ones {null}"
+    )  # fmt: skip
+
+
+def _others_words(f: Facts) -> str:
+    return f"with other data it spikes {_counted(f.other_data)}" if f.other_data else "other data were not tried"
+
+
+def _counted(trials: Sequence[Trial]) -> str:
+    return f"{sum(t.spikes for t in trials)} of {len(trials)} times"

@@ -1,0 +1,130 @@
+"""A folder of runs with one that spikes on hostile documents, the app over it, and a browser.
+
+The damaged documents hold what must never act: markup, Markdown that fetches, bidi and control characters. So do their
+file names.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from app import browser as driver
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "![x](http://evil.example/a.png)",
+    "<img src=x onerror=alert(2)>",
+    "\u202eevil\u202c\u200b\u2066",
+    "\x07\x1b[31m",
+    "[click](javascript:alert(3)) **bold** $x^2$ :red[no]",
+]
+NAMES = ["<script>alert(1)<&>.txt", "![x](http:evil.example).txt", "\u202etxt.evil.txt", "a\u200bb\x07.txt"]
+SPIKE = 90  # the batches of damaged documents begin here
+
+
+@pytest.fixture(scope="session")
+def app_runs(tmp_path_factory):
+    """The folder of runs: `demo`, 112 steps, with a spike at about SPIKE. Tests that add to it clean up."""
+    from forensics import config, identity
+    from forensics.train.loop import train
+
+    folder = tmp_path_factory.mktemp("app")
+    damaged = folder / "damaged"
+    damaged.mkdir()
+    for i, name in enumerate(NAMES):
+        (damaged / name).write_text("".join(HOSTILE[(i + k) % len(HOSTILE)] for k in range(60)), encoding="utf-8")
+    identity.settle(1)
+    recipe = config.from_dict({
+        "data": {"sources": {"clean": "stdlib/json", "damaged": str(damaged)}, "tokenizer": "bytes", "sequence_length": 32,
+                 "held_out": 4,
+                 "phases": [{"until": SPIKE, "mix": {"clean": 1.0}},
+                            {"until": SPIKE + 3, "mix": {"clean": 0.5, "damaged": 0.5}}, {"mix": {"clean": 1.0}}]},
+        "model": {"family": "llama", "layers": 2, "width": 32, "heads": 2},
+        "train": {"steps": 112, "batch": 8, "learning_rate": 1e-2, "warmup": 8, "schedule": "constant", "threads": 1,
+                  "device": "cpu"},
+        "checkpoint": {"every": 20},
+    })  # fmt: skip
+    train(recipe, name="demo", recipe_name="demo", runs=folder / "runs", resume=False)
+    return folder / "runs"
+
+
+@pytest.fixture
+def runs(app_runs, monkeypatch):
+    """The folder of runs, as the app in this process sees it."""
+    monkeypatch.setenv("FORENSICS_RUNS", str(app_runs))
+    return app_runs
+
+
+@pytest.fixture
+def empty_runs(tmp_path, monkeypatch):
+    """A folder without runs."""
+    monkeypatch.setenv("FORENSICS_RUNS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def app_page():
+    """`app_page("spikes", run="demo")`: AppTest on a page with these parameters in its URL, run once."""
+    from streamlit.testing.v1 import AppTest
+
+    from app import pages
+
+    def build(name: str, **selection):
+        test = AppTest.from_file(str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=60)
+        for key, value in selection.items():
+            test.query_params[key] = str(value)
+        if name != "runs":
+            test.switch_page(f"../pages/{name}.py")
+        test.run()
+        return test
+
+    return build
+
+
+def texts_of(test) -> str:
+    """All that a page says in text: HTML blocks, code, text."""
+    return "\n".join(str(getattr(e, "value", None) or e.proto.body) for kind in ("html", "code", "text") for e in test.get(kind))
+
+
+@pytest.fixture
+def said():
+    """`said(test)`: the text of a page under AppTest."""
+    return texts_of
+
+
+@pytest.fixture(scope="session")
+def app_url(app_runs):
+    """The address of the app over `app_runs`, started as a user starts it."""
+    with driver.serving(app_runs) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Skips, with the reason, where this machine has no Chromium; CI installs it."""
+    if driver.executable() is None and not os.environ.get("CI"):
+        pytest.skip("no chromium on this machine")
+    with driver.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_page(chromium, app_url):
+    """`open_page("spikes", run="demo")`: a Watched tab; at the end of the test everything that went wrong fails it."""
+    tabs = []
+
+    def build(name: str, *, dark: bool = False, **selection):
+        tab = driver.Watched(chromium, app_url, dark=dark)
+        tabs.append(tab)
+        tab.open("" if name == "runs" else name, **selection)
+        return tab
+
+    yield build
+    try:
+        for tab in tabs:
+            tab.check()
+    finally:
+        for tab in tabs:
+            tab.close()
