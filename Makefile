@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check format docs blame-study clean
 
 demo: .venv/ready
 	$(BIN)/forensics demo
@@ -23,6 +23,10 @@ format: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python -m docs.generate
+
+# Does blame find planted causes, and keep quiet where there is none? Sixty small runs; goes on where it was interrupted.
+blame-study: .venv/ready
+	$(BIN)/python -m replay.blame.study
 
 # torch first and by itself, so that a CPU build that pip knows of is taken before anything asks for another.
 .venv/ready: pyproject.toml constraints.txt

@@ -139,6 +139,20 @@ class Watched:
         for each in self.page.query_selector_all('[data-testid="stException"], [data-testid="stAlertContentError"]'):
             self.faults.append(f"on the page: {each.inner_text()[:300]}")
 
+    def timed(self, page: str = "", **selection: Any) -> dict[str, float]:
+        """Seconds from the request until the verdict's text, the first chart and everything is drawn."""
+        query = urllib.parse.urlencode(selection)
+        began = time.perf_counter()
+        self.page.goto(f"{self.url}/{page}?{query}", wait_until="commit")
+        self.page.wait_for_selector(".fw h1")
+        verdict = time.perf_counter() - began
+        self.page.wait_for_selector('[data-testid="stVegaLiteChart"] canvas, [data-testid="stVegaLiteChart"] svg.marks')
+        first = time.perf_counter() - began
+        self.page.wait_for_function(DRAWN)
+        whole = time.perf_counter() - began
+        self.settle()
+        return {"verdict_s": round(verdict, 2), "first_chart_s": round(first, 2), "all_s": round(whole, 2)}
+
     def charts(self) -> list[tuple[int, int]]:
         """Width and height of every chart, in pixels."""
         return [tuple(size) for size in self.page.evaluate(CHARTS)]
@@ -147,14 +161,15 @@ class Watched:
         """Of the URL, as it stands in the bar."""
         return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.page.url).query))
 
-    def click_mark(self, chart: int, x: float, y: float) -> None:
+    def click_mark(self, chart: int, x: float, y: float, *, wait: bool = True) -> None:
         """Click into a chart, x and y as shares of its width and height; then wait until all is drawn."""
         inner = self.page.locator('[data-testid="stVegaLiteChart"]').nth(chart).locator("canvas, svg.marks").first
         inner.scroll_into_view_if_needed()
         box = inner.bounding_box()
         self.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
-        self.page.wait_for_timeout(300)
-        self.settle()
+        if wait:
+            self.page.wait_for_timeout(300)
+            self.settle()
 
     def check(self) -> None:
         """Raise AssertionError with everything that went wrong since the tab was opened."""

@@ -168,6 +168,12 @@ def _answer(name: str, text: str, values: dict[str, Any], tables: set[str], runs
     raise AssertionError("unreachable")
 
 
+def forget() -> None:
+    """Drop every kept result, as a benchmark wants it."""
+    with _lock:
+        _kept.clear()
+
+
 def _keep(key: tuple[Any, ...], result: pyarrow.Table) -> pyarrow.Table:
     with _lock:
         _kept[key] = result

@@ -26,7 +26,8 @@ WITHIN = {
     "step": ("slot", "position"),
     "layer": ("head",),
     "slot": ("position",),
-    "query": ("sql",),
+    "query": ("sql", "values"),
+    "sql": ("query", "values"),
 }
 
 
@@ -50,6 +51,7 @@ class Selection:
     metric: str | None = None  # a column or a measure of the page
     kind: str | None = None  # of an intervention that is being built
     query: str | None = None  # a named query
+    values: str | None = None  # its parameters: "every=50;top=8"
     sql: str | None = None
     part: str | None = None  # which part of a page: its tab
     problems: tuple[str, ...] = field(default=(), compare=False)  # what of the URL was left out, in words

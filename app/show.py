@@ -132,11 +132,13 @@ def frame(rows: Sequence[Mapping[str, Any]] | pyarrow.Table, *, key: str | None 
 
 
 def readable(rows: pyarrow.Table) -> pyarrow.Table:
-    """The table with visible text: for `frame`, and for charts, whose labels and tooltips show it."""
+    """The table with visible text, and decimals (SQL's sums of integers) as plain numbers: for `frame` and for charts."""
     import pyarrow as pa
 
     for i, field in enumerate(rows.schema):
-        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+        if pa.types.is_decimal(field.type):
+            rows = rows.set_column(i, field.name, rows.column(i).cast(pa.float64()))
+        elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             texts = rows.column(i).to_pylist()
             shown = [None if t is None else visible(t) for t in texts]
             if shown != texts:

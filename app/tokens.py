@@ -33,9 +33,12 @@ CSS = """
 .tokens .c4 { background: rgba(226, 88, 0, .54); }
 .tokens .c5 { background: rgba(226, 88, 0, .72); }
 .tokens .c6 { background: rgba(226, 88, 0, .92); }
-.tokens.blue .c1 { background: rgba(0, 114, 178, .12); }
-.tokens.blue .c2 { background: rgba(0, 114, 178, .24); }
-.tokens.blue .c3 { background: rgba(0, 114, 178, .36); }
+.tokens .c-1 { background: rgba(0, 114, 178, .14); }
+.tokens .c-2 { background: rgba(0, 114, 178, .26); }
+.tokens .c-3 { background: rgba(0, 114, 178, .40); }
+.tokens .c-4 { background: rgba(0, 114, 178, .56); }
+.tokens .c-5 { background: rgba(0, 114, 178, .74); }
+.tokens .c-6 { background: rgba(0, 114, 178, .92); }
 """
 
 JS = """
@@ -92,7 +95,7 @@ def tokens(
     chosen: int | None = None,
     on_click: Callable[[], None] | None = None,
 ) -> Any:
-    """Draw the tokens. `titles`: what a pointer at rest shows; `on_click` reads `clicked_token(st.session_state[key])`."""
+    """Draw the tokens; a negative level is blue. `titles`: what a pointer at rest shows; `on_click` reads `clicked_token(st.session_state[key])`."""
     from app.show import dark
 
     assert len(texts) == len(levels) and (titles is None or len(titles) == len(texts))

@@ -30,7 +30,7 @@ from forensics.errors import ForensicsError
 from forensics.store.writer import write_atomic
 
 COMMANDS = {
-    "replay": ("fork", "verify", "blame", "trace", "matrix", "sweep", "scan", "noise", "state", "diff", "line"),
+    "replay": ("fork", "verify", "blame", "trace", "attention", "matrix", "sweep", "scan", "noise", "state", "diff", "line"),
     "forensics": ("tokens", "probe", "batch", "spikes"),
 }
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")

@@ -123,14 +123,19 @@ def show(run: str) -> None:
     emit(document, story)
 
 
-@main.command(example="forensics batch demo 401")
+@main.command(example="forensics batch demo 401\nforensics batch demo 401 --token-losses --json")
 @click.argument("run")
 @click.argument("step", type=int)
-def batch(run: str, step: int) -> None:
+@click.option("--token-losses", "by_token", is_flag=True, help="--json holds each target's loss, by exact replay.")
+def batch(run: str, step: int, by_token: bool) -> None:
     """What the model saw at a step: each sequence's text, documents and loss, highest loss first."""
-    from replay.look import batch_at
+    from replay.look import batch_at, token_losses_at
 
-    document = batch_at(runs_folder(), run, step)
+    if by_token:
+        with bar(f"replaying to {step}") as progress:
+            document = token_losses_at(runs_folder(), run, step, progress)
+    else:
+        document = batch_at(runs_folder(), run, step)
 
     def story() -> None:
         say(
@@ -142,6 +147,8 @@ def batch(run: str, step: int) -> None:
             say(f"\nslot {each['slot']} · sequence {each['sequence']} · {loss}")
             for span in each["documents"]:
                 say(f"  {span['source']}: {span['path']} from token {span['offset']}")
+            if by_token:
+                say("  loss by token: " + " ".join(f"{x:.2f}" for x in each["token_losses"]))
             for line in each["text"].splitlines():
                 say(f"  │ {line}")
 

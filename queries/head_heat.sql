@@ -29,7 +29,7 @@ scored as (
 ),
 final as (
     select
-        step, step - $step as "offset", step - $step + 1 as offset2, layer, head, entropy, x as value, baseline, z,
+        step, (step - $step)::double - 0.5 as "offset", (step - $step)::double + 0.5 as offset2, layer, head, entropy, x as value, baseline, z,
         (case
             when abs(z) >= 40 then 5 when abs(z) >= 20 then 4 when abs(z) >= 10 then 3 when abs(z) >= 6 then 2
             when abs(z) >= 3 then 1 else 0

@@ -278,6 +278,22 @@ def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
     emit(document, lambda: tell.trace(document, top))
 
 
+@main.command(example="replay attention demo 401\nreplay attention demo 401 --slot 3 --states 350,401,410")
+@click.argument("run")
+@click.argument("step", type=int)
+@click.option("--slot", type=int, metavar="N", help="The sequence; left out, that of the batch's highest loss.")
+@click.option("--states", "at", metavar="S,T,…", help="The states; left out, 16 steps before, at and after.")
+@click.option("--lens/--no-lens", default=True, show_default=True, help="The logit lens too, through TransformerLens.")
+@click.option("--top", type=click.IntRange(min=1), default=15, show_default=True, help="Heads shown; --json has all.")
+def attention(run: str, step: int, slot: int | None, at: str | None, lens: bool, top: int) -> None:
+    """One sequence through every head before, at and after a step; what each layer would have predicted."""
+    from replay.attention import attention as go
+
+    with bar("replaying", "states") as progress:
+        document = go(runs_folder(), run, step, slot, steps(at, "--states") if at else None, lens, progress)
+    emit(document, lambda: tell.attention(document, top))
+
+
 main.add_command(blame)
 
 

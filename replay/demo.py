@@ -1,7 +1,7 @@
 """`forensics demo`: the whole line on real text, told as a short story with numbers.
 
 Train on the standard library with a planted shard of damaged documents; find the spike; replay across it; scan the
-batches around it from one frozen state; fork without the damaged documents; compare with control and placebos.
+batches around it from one frozen state; fork without the damaged documents; compare with control and placebos; blame.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from forensics.train.loop import train
 from forensics.train.run import open_run
 from replay import scan as scans
 from replay import spec as specs
+from replay.blame.blame import blame
 from replay.engine import fork, verify
 from replay.look import spikes_of
 from replay.trajectory import open_trajectory
@@ -69,13 +70,16 @@ def tell(runs: Path, quick: bool, progress: Report, say: Say) -> dict[str, Any]:
     }  # fmt: skip
     made = fork(specs.build(runs, run, raw), runs, progress)
     _tell_fork(made, say)
+    blamed = blame(runs, name, spike["step"], force=spike["metric"] != "loss", progress=progress)
+    del blamed["coloured"]
+    _tell_blame(blamed, say)
     seconds = time.perf_counter() - began
-    say(f"\n{seconds:.0f} seconds in all. Go on with: forensics batch {name} {planted + 1} · replay diff {name} {made['fork']} · "
-        "forensics query --list")  # fmt: skip
+    say(f"\n{seconds:.0f} seconds in all. Go on with: forensics batch {name} {planted + 1} · replay blame {name} --spike {spike['step']} · "
+        f"replay diff {name} {made['fork']} · forensics query --list")  # fmt: skip
     return {
         "run": name, "spikes": spikes["spikes"], "spike_score": spikes["spike_score"],
         "verify": {"bitwise": report.bitwise, "from": first, "to": last, "compared": report.compared},
-        "scan": rows, "worst": worst, "planted": list(range(planted, after)), "fork": made, "blame": None, "seconds": seconds,
+        "scan": rows, "worst": worst, "planted": list(range(planted, after)), "fork": made, "blame": blamed, "seconds": seconds,
     }  # fmt: skip
 
 
@@ -125,3 +129,13 @@ def _tell_fork(made: dict[str, Any], say: Say) -> None:
         say(
             f"   So the damaged documents made the difference: N = {final['placebos']} placebos, the largest of them {final['placebo_largest']:.4f} nats."
         )
+
+
+def _tell_blame(blamed: dict[str, Any], say: Say) -> None:
+    excess, step = blamed["excess"], blamed["spike"]["step"]
+    say(f"\n6. The verdict. The spike at {step} stands {excess['total']:+.3f} nats above an ordinary batch: data part {excess['data']:+.3f}, "
+        f"state part {excess['state']:+.3f}.")  # fmt: skip
+    say(f"   {blamed['verdict'].upper()}: {blamed['sentence']}")
+    names = ", ".join(f"{d['path']} ({d['source']}, {d['influence']:+.3f})" for d in blamed["documents"][:3] if d["influence"] is not None)  # fmt: skip
+    if names:
+        say(f"   By document, in nats: {names}.")

@@ -17,7 +17,8 @@ from forensics.progress import Report, silent
 from forensics.store import reader
 from forensics.train import checkpoint
 from forensics.train.run import Run
-from replay.trajectory import open_trajectory
+from replay import kept
+from replay.trajectory import open_trajectory, require_intact
 
 
 def batch_at(runs: Path, name: str, step: int) -> dict[str, Any]:
@@ -48,6 +49,35 @@ def batch_at(runs: Path, name: str, step: int) -> dict[str, Any]:
         "interventions": run.header.interventions or [],
         "sequences": sequences,
     }
+
+
+def token_losses_at(runs: Path, name: str, step: int, progress: Report = silent) -> dict[str, Any]:
+    """`batch_at` with the loss of every target (`token_losses`, T each), from the exact state by replay.
+
+    Kept in the run's folder as (B, T) float32 (`replay.kept`); `exact`: the state's digest is the recorded one, None
+    where none was recorded. Errors: missing, integrity, storage.
+    """
+    from forensics.train.advance import token_losses
+    from replay.attention import is_recorded, trained
+
+    run = open_trajectory(runs, name)
+    batch = run.batch_at(step)
+    if trained(run) < step:
+        raise ForensicsError("missing", f"{name} has been trained to step {trained(run)}, not to {step}",
+                             "ask for an earlier batch")  # fmt: skip
+    require_intact(run)
+    holder: Run = run
+    while holder.parent is not None and step < holder.header.first_step:
+        holder = holder.parent
+    start = holder.checkpoint_before(step)
+    state = run.state_at(step, lambda s, r: progress(s.counters.step - start, step - start + 1, ""))
+    losses = token_losses(state.params, batch, run.model, run.header.precision).float().cpu().numpy()
+    exact = is_recorded(run, state)
+    kept.write(kept.token_losses_of(run.folder, step), {"losses": losses}, {"run": name, "step": step, "exact": exact})
+    document = batch_at(runs, name, step)
+    for sequence in document["sequences"]:
+        sequence["token_losses"] = losses[sequence["slot"]].tolist()
+    return document | {"exact": exact}
 
 
 def spikes_of(runs: Path, name: str, metric: str | None, detector: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from forensics.train.advance import Model, StepResult, advance, token_losses
 from forensics.train.run import Run
 from forensics.train.schedule import StepPolicy
 from forensics.train.state import TrainState
+from replay import kept
 from replay.line import layer_blame, line_scan, split_update
 from replay.trajectory import open_trajectory, require_intact
 
@@ -143,7 +144,7 @@ def _merge(values: dict[str, float], name: str, value: float, minimum: bool = Fa
 def trace(runs: Path, name: str, step: int, progress: Report = silent) -> dict[str, Any]:
     """The events of `step`, each with the step before as its baseline, layer blame and line scan of update step−1.
 
-    Errors: usage, missing, integrity.
+    Kept as `looks/trace-<step>.json` in the run's folder. Errors: usage, missing, integrity, storage.
     """
     run = open_trajectory(runs, name)
     if not max(run.header.first_step, 0) + 1 <= step < run.header.steps:
@@ -161,13 +162,15 @@ def trace(runs: Path, name: str, step: int, progress: Report = silent) -> dict[s
     batch = run.stream(step)
     update = split_update(before, middle, run.policy(before.counters), run.model, run.stream)
     blame = layer_blame(run, update, batch, progress)
-    return {
+    document = {
         "run": name, "step": step, "baseline": step - 1,
         "exact": None if digest is None else digest == start.digest(),
         "events": [dataclasses.asdict(e) for e in events],
         "largest": _largest(events),
         "layer_blame": blame, "line_scan": line_scan(run, update, batch),
     }  # fmt: skip
+    kept.write_document(kept.trace_of(run.folder, step), document)
+    return document
 
 
 def _traced(run: Run, state: TrainState, step: int) -> list[Event]:

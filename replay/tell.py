@@ -105,6 +105,25 @@ def sweep(s: dict[str, Any]) -> None:
     table(["step", "arm", "lr", "l2", "l2/moved", "× placebos", "p", "N", "reconverges after"], rows)
 
 
+def attention(a: dict[str, Any], top: int) -> None:
+    if False in a["exact"]:
+        say("TOLERANCE ONLY")
+    say(
+        f"{a['run']} batch {a['step']}, slot {a['slot']} (sequence {a['sequence']}), at the states {', '.join(map(str, a['states']))}"
+    )
+    say("\nlargest attention logit, and share of the attention that went elsewhere since the first state")
+    heads = sorted(a["heads"], key=lambda h: -max(h["moved"]))[:top]
+    table(["head", *(f"logit @{s}" for s in a["states"]), *(f"moved @{s}" for s in a["states"][1:])],
+          [[f"L{h['layer']}.H{h['head']}", *h["logit_max"], *h["moved"][1:]] for h in heads])  # fmt: skip
+    if a["lens_loss"]:
+        say("\nlogit lens: loss read out after each layer")
+        table(["state", "embedding", *(f"L{i}" for i in range(len(a["lens_loss"][0]) - 1))],
+              [[s, *row] for s, row in zip(a["states"], a["lens_loss"])])  # fmt: skip
+    elif a["why"]:
+        say(f"\nno logit lens: {a['why']}")
+    say(f"\nkept in {a['file']}")
+
+
 def trace(t: dict[str, Any], top: int) -> None:
     same = {
         True: "the recorded step, bit for bit",

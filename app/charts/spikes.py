@@ -64,9 +64,9 @@ def loss(dark: bool) -> dict[str, Any]:
     apart = alt.condition("datum.apart", alt.value(p.fast), alt.value(p.parent))
     strong = alt.condition("datum.apart", alt.value(0.95), alt.value(0.22))
     size = alt.condition("datum.apart", alt.value(26), alt.value(9))
-    dots = alt.Chart(named("dots")).mark_point(filled=True).encode(
+    dots = alt.Chart(named("dots")).mark_point(filled=True, clip=True).encode(
         _offsets(False), y, color=apart, opacity=strong, size=size, tooltip=tips)  # fmt: skip
-    line = alt.Chart(named("steps")).mark_line(color=p.ink, strokeWidth=1.6).encode(_offsets(False), y)
+    line = alt.Chart(named("steps")).mark_line(color=p.ink, strokeWidth=1.6, clip=True).encode(_offsets(False), y)
     return template(alt.layer(dots, line, _at(p)), dark, height=150, canvas=True)
 
 
@@ -75,8 +75,8 @@ def grad_norm(dark: bool) -> dict[str, Any]:
     p = palette(dark)
     y = alt.Y("grad_norm", type=Q, axis=labels(tickCount=4, format="~g"), scale=alt.Scale(type="log", nice=True))
     tips = [STEP_TIP, alt.Tooltip("grad_norm", type=Q, format=".3~g"), alt.Tooltip("clip_scale", type=Q, format=".3~g")]
-    line = alt.Chart(named("steps")).mark_line(color=p.line, strokeWidth=1.5).encode(_offsets(False), y)
-    points = alt.Chart(named("steps")).mark_point(opacity=0, size=60).encode(_offsets(False), y, tooltip=tips)
+    line = alt.Chart(named("steps")).mark_line(color=p.line, strokeWidth=1.5, clip=True).encode(_offsets(False), y)
+    points = alt.Chart(named("steps")).mark_point(opacity=0, size=60, clip=True).encode(_offsets(False), y, tooltip=tips)
     return template(alt.layer(line, points, _at(p)), dark, height=88, canvas=True)
 
 
@@ -89,7 +89,7 @@ def heat(dark: bool, rows: int, axis: bool, click: str | None = None) -> dict[st
             alt.Tooltip("baseline", type=Q, format=".4~g", title="its own past"), alt.Tooltip("z", type=Q, format="+.1f", title="σ")]  # fmt: skip
     cells = (
         alt.Chart(named("cells"))
-        .mark_rect(stroke=None)
+        .mark_rect(stroke=None, clip=True)
         .encode(
             _offsets(axis), alt.X2("offset2"), order, alt.Color("level", type=O, scale=heat_colour(p)), tooltip=tips,
         )
@@ -97,7 +97,7 @@ def heat(dark: bool, rows: int, axis: bool, click: str | None = None) -> dict[st
     if click:
         cells = cells.add_params(alt.selection_point(name="cell", fields=[click, "step"], on="click", clear="dblclick"))
     first = alt.Chart(named("alarms")).mark_point(
-        shape="diamond", filled=True, size=42, color=p.ink, stroke=p.background, strokeWidth=1, opacity=1
+        shape="diamond", filled=True, clip=True, size=42, color=p.ink, stroke=p.background, strokeWidth=1, opacity=1
     ).encode(_offsets(axis), order, tooltip=tips[:2])  # fmt: skip
     return template(alt.layer(cells, first, _at(p)), dark, height=max(34, 13 * rows) + (26 if axis else 8), canvas=True)
 

@@ -12,7 +12,7 @@ from app import data, show, work, words
 from app.charts import runs as charts
 from app.charts import theme
 from app.pages import chosen_run, guarded, link
-from app.selection import goto, picked
+from app.selection import goto, here, picked
 from app.show import code, strong
 from forensics.store import manifest
 
@@ -26,7 +26,10 @@ def page() -> None:
         return
     run = str(selection.run)
     busy = any(_alive(h) for h in data.headers())
-    st.fragment(_overview, run_every=2.0 if busy else None)(run)
+    if busy:
+        st.fragment(_overview, run_every=2.0)(run)
+    else:
+        _overview(run)
     left, right = st.columns([1, 1.15], gap="medium")
     with left:
         _header(run)
@@ -54,6 +57,8 @@ def _alive(header: dict[str, Any]) -> bool:
 
 
 def _overview(run: str) -> None:
+    if here().run not in (None, run):
+        st.rerun()  # a click inside the fragment: the rest of the page follows
     headers = data.headers()
     health = {h["run"]: h for h in data.rows("run_health")}
     title, sentence = summary(headers, health)
@@ -228,7 +233,7 @@ def _events(run: str) -> None:
         show.frame(rows, key="events", height=min(290, 36 * (len(rows) + 1) + 2), on_select=_chose_spike,
                    selection_mode="single-row", column_config={**numbers, "σ": st.column_config.NumberColumn(format="%.0f")})  # fmt: skip
         st.session_state["event-steps"] = [r["step"] for r in rows]
-        step = data_step(run)
+        step = chosen_spike(run)
         if step is not None:
             link("spikes", f"Look at the spike at {words.count(step)}", run=run, spike=step)
     else:
@@ -241,10 +246,8 @@ def _events(run: str) -> None:
         show.nothing("The logbook is empty.", f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what was seen"')
 
 
-def data_step(run: str) -> int | None:
+def chosen_spike(run: str) -> int | None:
     """The spike that the URL names, if it is of this run."""
-    from app.selection import here
-
     chosen = here()
     return chosen.spike if chosen.run in (None, run) else None
 

@@ -16,6 +16,7 @@ from app.show import Part, accent, code, strong
 from forensics.records import BUCKET
 
 BEFORE, AFTER = 64, 32  # steps shown around a spike
+BOUNDS = [-BEFORE - 0.5, AFTER + 0.5]
 BINS = 700  # of the whole run: about one per two pixels
 SHORT = 20_000  # steps up to which the whole run is drawn from every step, not from the roll-ups
 STATISTICS = {"attn_logit_max": "attention logit", "rms_t": "rms_t", "staleness": "staleness",
@@ -103,7 +104,12 @@ def place_of(alarm: dict[str, Any]) -> str:
     """`L5.H3`, `L2`, a tensor's name or `whole model`."""
     if alarm["kind"] == "head":
         return f"L{alarm['layer']}.H{alarm['head']}"
-    return f"L{alarm['layer']}" if alarm["kind"] == "layer" else alarm["tensor"] or "whole model"
+    return f"L{alarm['layer']}" if alarm["kind"] == "layer" else brief(alarm["tensor"] or "whole model")
+
+
+def brief(tensor: str) -> str:
+    """A tensor's name without `.weight`, which most have."""
+    return tensor.removesuffix(".weight")
 
 
 def _moved(alarms: list[dict[str, Any]]) -> list[Part]:
@@ -121,7 +127,7 @@ def _moved(alarms: list[dict[str, Any]]) -> list[Part]:
                         f", {words.steps(first['lead'], 'before')}. "]  # fmt: skip
     stale = next((a for a in before if a["kind"] == "tensor"), None)
     if stale is not None and stale is not first:
-        said += ["Second moment out of date: ", strong(stale["tensor"]), f", {words.steps(stale['lead'], 'before')}. "]
+        said += ["Second moment out of date: ", strong(brief(stale["tensor"])), f", {words.steps(stale['lead'], 'before')}. "]
     return said
 
 
@@ -253,13 +259,12 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
     dark, window = show.dark(), _window(step)
     around = {"run": run, "step": step, "before": BEFORE, "after": AFTER, "window": window}
     steps = data.table("steps_around", **around)
-    bounds = [-BEFORE, AFTER]
     at = {"here": pa.table({"offset": [0]})}
     show.caption("Loss · line: the batch; dots: its sequences (apart: the data; the whole cloud up: the state)")
-    theme.draw(theme.filled(charts.loss(dark), bounds=bounds),
+    theme.draw(theme.filled(charts.loss(dark), bounds=BOUNDS),
                {"steps": steps, "dots": data.table("sequences_around", **around), **at}, key="loss")  # fmt: skip
     show.caption("Gradient norm before clipping (log)")
-    theme.draw(theme.filled(charts.grad_norm(dark), bounds=bounds), {"steps": _positive(steps), **at}, key="grad-norm")
+    theme.draw(theme.filled(charts.grad_norm(dark), bounds=BOUNDS), {"steps": _positive(steps), **at}, key="grad-norm")
 
     layers = data.table("layer_heat", **around)
     if not layers.num_rows:
@@ -281,8 +286,8 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
           axis=False, click="head", on_select=_clicked_head)  # fmt: skip
     tensors = data.table("tensor_heat", **around)
     show.caption("Tensors by rms_t and staleness (1: second moment up to date), first movers on top · steps from the spike")
-    names = [f"{t} {s}" for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())]
-    _heat("tensors", tensors, names, [{"step": a["step"], "row": f"{a['tensor']} {a['statistic']}"} for a in alarms
+    names = [f"{brief(t)} {s}" for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())]
+    _heat("tensors", tensors, names, [{"step": a["step"], "row": f"{brief(a['tensor'])} {a['statistic']}"} for a in alarms
                                       if a["kind"] == "tensor"], step, axis=True)  # fmt: skip
     if shown.head is not None and shown.layer is not None:
         link("attention", f"Attention at L{shown.layer}.H{shown.head}", run=run, spike=step, step=shown.step or step)
@@ -323,9 +328,9 @@ def _heat(key: str, cells: Any, rows: list[str], first: list[dict[str, Any]], st
 
     order = list(dict.fromkeys(visible(r) for r in rows))
     cells = cells.append_column("row", pa.array(rows, pa.string())).filter(pc.not_equal(cells["level"], 0))
-    marks = [{**a, "offset": a["step"] - step + 0.5} for a in first if visible(a["row"]) in set(order)]
+    marks = [{**a, "offset": a["step"] - step} for a in first if visible(a["row"]) in set(order)]
     schema = pa.schema([("step", pa.int64()), ("row", pa.string()), ("offset", pa.float64())])
-    spec = theme.filled(charts.heat(show.dark(), len(order), axis, click), bounds=[-BEFORE, AFTER], rows=order)
+    spec = theme.filled(charts.heat(show.dark(), len(order), axis, click), bounds=BOUNDS, rows=order)
     data_ = {"cells": cells, "alarms": pa.Table.from_pylist(marks, schema=schema), "here": pa.table({"offset": [0.0]})}
     theme.draw(spec, data_, key=key, on_select=on_select)
 

@@ -10,8 +10,10 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import starmap
 from pathlib import Path
 
+from forensics.data.planted import invented, planted
 from forensics.errors import ForensicsError, nearest
 
 NOT_THE_LIBRARY = {
@@ -35,7 +37,7 @@ class Documents:
 
     `spec` is a source of the recipe: `stdlib`, `stdlib/PACKAGE`, a text file or a folder of them (hidden names are
     passed over), `.jsonl` (path `NAME:LINE`, from 1), `.parquet` (path `NAME:ROW`, from 0), `hf:NAME[:split]`, or
-    `shuffled:` before any of these. Nothing but the document at hand is held in memory. Errors: data, missing.
+    `shuffled:` or `planted:` before any of these; `invented` and `planted:` are those of forensics/data/planted.py. Nothing but the document at hand is held in memory. Errors: data, missing.
     """
 
     spec: str
@@ -57,6 +59,12 @@ class Documents:
         kind, colon, rest = spec.partition(":")
         if colon and kind == "shuffled":
             return (Document(d.path, shuffled(d)) for d in self._read(rest))
+        if colon and kind == "planted":
+            number = sum(1 for _ in self._read(rest))
+            self.left_out = []  # they are met again
+            return starmap(Document, planted(self._read(rest), number))
+        if spec == "invented":
+            return starmap(Document, invented())
         if colon and kind == "hf":
             return self._hugging_face(rest)
         if spec == "stdlib" or spec.startswith("stdlib/"):

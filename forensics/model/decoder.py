@@ -140,6 +140,7 @@ class Decoder:
             q, k = self._norm(q, w, "attn.q_norm", "rms"), self._norm(k, w, "attn.k_norm", "rms")
         if angles is not None:
             q, k = self._rotate(q, angles), self._rotate(k, angles)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the angles widen them; attention, and who taps it, reads bf16
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         mixed = self._mix(q, k, v, mask).transpose(1, 2).reshape(B, T, -1)
         return F.linear(mixed, w["attn.o_proj.weight"], w.get("attn.o_proj.bias")), q, k

@@ -6,7 +6,9 @@ depend on it. The statistics of the logits come out of the same pass; whether th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -14,16 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 512  # rows
+GPU_CHUNK = 2048  # rows: large enough that the products fill a GPU, 200 MB of logits at 50,000 tokens in bf16
 # A rest shorter than this joins the chunk before it: MKL computes products of few rows (seen: 5 to 7, at 2 and 8
 # threads) by another kernel than the same rows among many, so their bits would change with the number of threads.
 SHORT = 64
 
 
-def chunks(rows: int) -> Iterator[slice]:
-    """Stretches of CHUNK rows, a function of the number of rows alone."""
+def chunks(rows: int, size: int = CHUNK) -> Iterator[slice]:
+    """Stretches of `size` rows, a function of the number of rows alone."""
     first = 0
     while first < rows:
-        last = first + CHUNK if rows - first >= CHUNK + SHORT else rows
+        last = first + size if rows - first >= size + SHORT else rows
         yield slice(first, last)
         first = last
 
@@ -58,6 +61,9 @@ def loss_and_gradient(
     N, wide = hidden.shape[0], _wide(hidden)
     dtype = wide if wide == torch.float64 else dtype
     h, W = hidden.to(dtype), unembedding.to(dtype)
+    kernels = _kernels() if h.is_cuda and dtype != torch.float64 else None
+    if kernels is not None:
+        return on_gpu(kernels, h, W, targets, weight / denominator, z_loss, hidden.dtype, statistics)
     ce, logz = (torch.empty(N, device=h.device, dtype=wide) for _ in range(2))
     kept = [torch.empty(N, device=h.device, dtype=wide) for _ in range(3)] if statistics else None
     grad_hidden = torch.empty_like(h)
@@ -102,6 +108,40 @@ def loss_and_gradient(
             grad_unembedding += grad_logits.T @ h[rows]
     stats = LogitRows(kept[0], kept[1], logz, kept[2]) if kept is not None else None
     return LossOut(ce, logz, grad_hidden.to(hidden.dtype), grad_unembedding, stats)
+
+
+def on_gpu(
+    kernels: ModuleType, h: Tensor, W: Tensor, targets: Tensor, scale: Tensor, z_loss: float, out: torch.dtype,
+    statistics: bool,
+) -> LossOut:  # fmt: skip
+    """The same with the rows in one kernel, over logits and gradients of the products' own type; `out` of grad_hidden."""
+    N, (V, D) = h.shape[0], W.shape
+    grad_hidden = torch.empty(N, D, dtype=h.dtype, device=h.device)
+    grad_unembedding = torch.zeros(V, D, device=h.device)
+    buffer = torch.empty(max(r.stop - r.start for r in chunks(N, GPU_CHUNK)), V, dtype=h.dtype, device=h.device)
+    found = []
+    for rows in chunks(N, GPU_CHUNK):
+        logits = torch.mm(h[rows], W.T, out=buffer[: rows.stop - rows.start])
+        found.append(kernels.rows(logits, targets[rows].contiguous(), scale[rows].contiguous(), z_loss))
+        torch.mm(logits, W, out=grad_hidden[rows])  # the logits have become their gradient
+        if h.dtype == torch.float32:
+            grad_unembedding.addmm_(logits.T, h[rows])
+        else:
+            grad_unembedding += logits.T @ h[rows]
+    ce, logz, largest, mean_square, entropy = (torch.cat(column) for column in zip(*found))
+    rows_ = (
+        LogitRows(largest, mean_square, logz, entropy) if statistics else None
+    )  # computed in any case: the same bits
+    return LossOut(ce, logz, grad_hidden.to(out), grad_unembedding, rows_)
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        from forensics.model import kernels
+    except ImportError:  # a build of torch without Triton
+        return None
+    return kernels
 
 
 def plain_cross_entropy(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,9 @@ def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) 
             rows = kernels.rows(q, k, documents)
         else:
             rows, *norms = blocked_rows(q, k, documents)
-        return _reduce(rows, norms[0], norms[1].repeat_interleave(q.shape[1] // k.shape[1]))
+        # said where it is known, because a GPU would be waited for
+        opened = q.shape[0] * (q.shape[2] - 1) if documents is None else None
+        return _reduce(rows, norms[0], norms[1].repeat_interleave(q.shape[1] // k.shape[1]), opened)
 
 
 @functools.cache
@@ -165,8 +167,8 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
     return Rows(m, total, z, weighted, opening, counts), norms[0], norms[1]
 
 
-def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor) -> HeadStatistics:
-    """Statistics per head (H,) of what was found per query."""
+def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor, opened: int | None = None) -> HeadStatistics:
+    """Statistics per head (H,) of what was found per query; `opened` of them have more than one key."""
     B, H, T = rows.m.shape
     counts = rows.counts.expand(B, H, T)
     alone = counts <= 1
@@ -182,7 +184,7 @@ def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor) -> HeadStatistics:
         q_norm_max=q_norm,
         k_norm_max=k_norm,
         queries=B * T,
-        open_queries=B * T - int(alone[:, 0].sum()),
+        open_queries=B * T - int(alone[:, 0].sum()) if opened is None else opened,
     )
 
 

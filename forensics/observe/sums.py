@@ -29,8 +29,11 @@ def mean(x: Tensor) -> float:
 
 
 def square_sum(x: Tensor) -> Tensor:
-    """Σ x² as a float64 scalar."""
+    """Σ x² as a float64 scalar, from fp32 sums whatever the precision of x."""
     flat = x.reshape(-1)
+    if x.is_cuda:  # one kernel, deterministic there
+        return torch.linalg.vector_norm(flat, dtype=torch.float32).double().square()
+    flat = flat.float()
     whole = flat.numel() // BLOCK * BLOCK
     parts = []
     if whole:

@@ -166,14 +166,12 @@ def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray,
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         made.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))  # the first to apply makes it
-    most = counts.copy()  # of the token itself and all that hold it, the largest count
     for whole, parts in reversed(made.items()):  # longer tokens are made of ones that were merged before them
         for part in parts:
             inside[part] += counts[whole] + inside[whole]
             best = whole if longest[whole] < 0 or counts[whole] >= counts[longest[whole]] else longest[whole]
             if counts[best] and (longest[part] < 0 or counts[best] > counts[longest[part]]):
                 longest[part] = best
-    del most
     return inside, longest
 
 

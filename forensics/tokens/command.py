@@ -125,7 +125,7 @@ def _list(told: dict[str, Any]) -> None:
     columns += ["cause"] if caused else []
     columns += ["encodes to"] if not told["indicator"] else []
     for t in told["tokens"]:
-        row = [t["id"], shown(t["text"]), t["category"]]
+        row = [t["id"], _spelled(t), t["category"]]
         row += [t["indicator"]] if told["indicator"] else []
         row += [t["exposure_in"], t["exposure_out"], t["exposure_grad"]] if exposed else []
         row += [_p(t), "strongly" if t["strong"] else t["verified"]] if told["verification"] else []
@@ -139,6 +139,11 @@ def _p(token: dict[str, Any]) -> str:
     if token["max_prob"] is None:
         return "–"
     return f"{'≥ ' if token['max_prob_is'] == 'at least' else ''}{token['max_prob']:.2g}"
+
+
+def _spelled(token: dict[str, Any]) -> str:
+    """Its text; of a part of a character, what the vocabulary calls it."""
+    return f"{shown(token['raw'])} raw" if "\ufffd" in token["text"] else shown(token["text"])
 
 
 def shown(text: str) -> str:

@@ -89,7 +89,7 @@ class Control:
 
     @property
     def repeated(self) -> bool:
-        return self.max_prob >= np.float32(max(REPEATED, min(LIFT * self.base, PLACEHOLDER)))
+        return bool(self.max_prob >= np.float32(max(REPEATED, min(LIFT * self.base, PLACEHOLDER))))
 
 
 class Verifier:

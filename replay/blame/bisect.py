@@ -37,16 +37,16 @@ def bisect(
     """None where the spike stays though all data of the window go. `known` is told each smaller set as it is found."""
     control = replays.control
     search = _Search(replays, replays.replays + budget, known)
-    by_step = [rows for s in range(control.begin, control.last + 1) if (rows := replays.rows([s]))]
+    by_step: Parts = [own for s in range(control.begin, control.last + 1) if (own := replays.rows([s]))]
     if not search.gone(by_step):
         return None
     steps = search.minimal(by_step, "steps")
-    rows = search.minimal([[slot] for part in steps for slot in part], "sequences")
+    rows = search.minimal([[slot] for slot in _flat(steps)], "sequences")
     documents = search.minimal(_by_document(replays, _flat(rows)), "documents")
     spans = search.minimal(_in_spans(_flat(documents)), "spans of tokens")
     left = tuple(sorted(_flat(spans)))
     return Found(
-        sorted({s.step for part in steps for s in part}), sorted({(s.step, s.slot) for part in rows for s in part}),
+        sorted({s.step for s in _flat(steps)}), sorted({(s.step, s.slot) for s in _flat(rows)}),
         sorted(_documents(replays, left)), left, replays.taken(left), replays.replays < search.stop,
     )  # fmt: skip
 

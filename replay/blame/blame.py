@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from forensics.store.writer import replace_table, write_atomic
 from forensics.train.loop import now
 from forensics.train.run import Run
 from replay.blame import culprits, verdict
-from replay.blame.bisect import BUDGET, Found, bisect
+from replay.blame.bisect import BUDGET, Found, bisect, document_spans
 from replay.blame.culprits import Influences
 from replay.blame.excess import BEFORE, Asked, Control, clean_probes, lowest, the_spike
-from replay.blame.proof import AWAY, HALF, Point, Proof, deletion_curve, prove
+from replay.blame.proof import AWAY, HALF, SHARE, Point, Proof, deletion_curve, prove
 from replay.blame.removal import Replays
 from replay.line import layer_blame, line_scan, split_update
 from replay.slots import Slot
@@ -44,26 +43,27 @@ SEED = 0
 
 
 def blame(
-    runs: Path, name: str, spike: int | None = None, *, window: int = WINDOW, method: str = "metagradient",
+    runs: Path, name: str, spike: int | None = None, *, window: int | None = None, method: str = "metagradient",
     placebos: int | None = None, precision: str = "float32", tokens: bool = False, force: bool = False,
     progress: Report = silent, page: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Explain the spike at `spike` (the largest, where left out); returns and keeps the result's document.
 
-    Ctrl-C during the search returns what is known so far, with `interrupted`. `page` is an HTML file to write.
+    Causes are looked for in the `window` steps before it; left out, in those of the last 16 since shortly before the
+    probes' loss began to rise. Ctrl-C during the search returns what is known so far, with `interrupted`. `page` is an HTML file to write.
     Errors: usage (no spike there, unless `force`), missing (no state before it), memory (a window too long), integrity.
     """
     if method not in METHODS:
         raise ForensicsError("usage", f"wanted a method of {', '.join(METHODS)}, found {method!r}", "metagradient is the default")  # fmt: skip
-    if window < 1:
+    if window is not None and window < 1:
         raise ForensicsError("usage", f"wanted a window of at least 1 step, found {window}", f"the default is {WINDOW}")
     run = open_trajectory(runs, name)
     asked = the_spike(run, spike, force)
-    first = _first(run, asked.step, window)
+    first = _first(run, asked.step, window or WINDOW)
     require_intact(run)
     if method == "metagradient":
         _require_memory(run, asked.step - first, precision)
-    return _Blame(run, asked, first, method, placebos, precision, tokens, progress).go(page)
+    return _Blame(run, asked, first, window is None, method, placebos, precision, tokens, progress).go(page)
 
 
 def _first(run: Run, step: int, window: int) -> int:
@@ -114,12 +114,20 @@ class _Work:
         self.report(self.done, self.planned, note)
 
 
+@dataclasses.dataclass(frozen=True)
+class Suspect:
+    """A part of the window, in words and in targets."""
+
+    words: str
+    slots: tuple[Slot, ...]
+
+
 class _Blame:
     """One spike being explained; what is found lands in fields, so that an interrupt loses none of it."""
 
-    def __init__(self, run: Run, asked: Asked, first: int, method: str, placebos: int | None, precision: str,
-                 tokens: bool, progress: Report) -> None:  # fmt: skip
-        self.run, self.asked, self.first, self.method = run, asked, first, method
+    def __init__(self, run: Run, asked: Asked, first: int, narrow: bool, method: str, placebos: int | None,
+                 precision: str, tokens: bool, progress: Report) -> None:  # fmt: skip
+        self.run, self.asked, self.first, self.narrow, self.method = run, asked, first, narrow, method
         self.placebos, self.precision, self.tokens = placebos, precision, tokens
         self.work = _Work(progress)
         self.began = time.perf_counter()
@@ -129,6 +137,7 @@ class _Blame:
         self.found: Found | None = None
         self.condition: dict[str, Any] | None = None
         self.tensors: dict[str, Any] | None = None
+        self.smallest: int | None = None
         self.effects: dict[Slot, float] = {}
         self.ranked: list[Slot] = []
         self.trials: dict[str, Any] = {}
@@ -138,7 +147,9 @@ class _Blame:
         S, steps = self.asked.step, self.asked.step - self.first
         self.work.expect(2 * (BEFORE + steps) + 8 * steps)
         probes = clean_probes(self.run, max(lowest(self.run), self.first - BEFORE))
-        self.control = Control(self.run, self.first, S, probes, self.work.did)
+        self.control = Control(self.run, self.first, S, probes, self.work.did, self.narrow)
+        self.first = self.control.begin
+        steps = S - self.first
         self.replays = Replays(self.control, self.work.did)
         B, T = self.control.batch.weight.shape
         self.influences = Influences(self.first, np.zeros((steps + 1, B, T)), np.zeros((steps + 1, B), bool))
@@ -172,7 +183,7 @@ class _Blame:
             self._influences(method)
             self.ranked = self.influences.ranked(self.replays)
             if rising:
-                self.work.expect(6 * steps + 20 * min(steps, 4))
+                self.work.expect(40 * steps)
                 self._curve()
                 self._trials()
                 if self._helpless() and not (self.facts.other_data and all(t.spikes for t in self.facts.other_data)):
@@ -180,7 +191,7 @@ class _Blame:
                         "the strongest influences do not carry the spike: bisected by real replays instead"
                     )
                     self._bisect(RESCUE)
-        if rising:
+        if rising and self.control.excess.state > NEGLIGIBLE * self.control.excess.total:
             self._tensors()
         self._single_effects()
 
@@ -241,17 +252,52 @@ class _Blame:
             self.facts.tried = len(self.curve)
             self.facts.largest = max(self.facts.largest, p.taken)
 
-        k = deletion_curve(self.replays, self.ranked, window, SEED, point)
-        if k is None and self.curve:
-            k = max(self.curve, key=lambda p: p.taken).removed
-        if k is not None and self.replays.taken(self.ranked[:k]) > 0:
-            self._prove(self.ranked[:k])
+        self.smallest = deletion_curve(self.replays, self.ranked, window, SEED, point)
+        best = self.smallest or max(self.curve, key=lambda p: p.taken).removed if self.curve else 0
+        suspects = [
+            *self._documents_and_source(window),
+            Suspect(f"the {best} strongest sequences", tuple(self.ranked[:best])),
+        ]
+        suspects = [s for s in suspects if s.slots]
+        for s in suspects:
+            self.facts.largest = max(self.facts.largest, self.replays.taken(s.slots, f"without {s.words}"))
+        self.facts.tried += len(suspects) - 1
+        enough = [s for s in suspects if self.replays.taken(s.slots) >= AWAY * self.control.excess.total]
+        if suspects:
+            self._prove(enough[0] if enough else max(suspects, key=lambda s: self.replays.taken(s.slots)))
 
-    def _prove(self, removal: Sequence[Slot]) -> None:
+    def _documents_and_source(self, window: int) -> list[Suspect]:
+        """What may be to blame as a whole, the simplest first: one document, one source, the top 2, 4, 8 documents."""
+        rows = self.replays.rows(range(self.first, self.asked.step + 1))
+        documents = culprits.by_document(self.replays, self.influences, rows)
+        order = [d["document"] for d in documents if (d["influence"] or 0.0) > 0 and d["document"] is not None]
+        spans: dict[int, list[Slot]] = {d: [] for d in order}
+        for row in rows:
+            for document, span in document_spans(self.replays, row):
+                if document in spans:
+                    spans[document].append(span)
+        named = {d["document"]: f"{d['path']} ({d['source']})" for d in documents}
+        found = [Suspect(f"document {named[d]}", tuple(spans[d])) for d in order[:1]]
+        sources = culprits.by_source(documents)
+        if len(sources) > 1 and sources[0]["source"] is not None and (sources[0]["influence"] or 0.0) > 0:
+            own = [d["document"] for d in documents if d["source"] == sources[0]["source"]]
+            whole = [span for row in rows for d, span in document_spans(self.replays, row) if d in own]
+            found.append(Suspect(f"source {sources[0]['source']}", tuple(whole)))
+        for n in (2, 4, 8):
+            if n <= len(order):
+                found.append(
+                    Suspect(
+                        f"{n} documents, the first {named[order[0]]}", tuple(x for d in order[:n] for x in spans[d])
+                    )
+                )
+        return [s for s in found if len({(x.step, x.slot) for x in s.slots}) <= SHARE * window]
+
+    def _prove(self, suspect: Suspect) -> None:
         def known(proof: Proof) -> None:
             self.proof = self.facts.proof = proof
 
-        known(prove(self.replays, removal, SEED + 1, self.placebos, known))
+        self.facts.who = suspect.words
+        known(prove(self.replays, suspect.slots, SEED + 1, self.placebos, known))
         assert self.proof is not None
         self.facts.documents = self._whose(self.proof)
 
@@ -286,7 +332,8 @@ class _Blame:
         if not self.found.complete:
             self.notes.append(f"bisection ended after its budget of {budget} replays: the set may not be the smallest")
         self.ranked = list(self.found.removal)
-        self._prove(self.found.removal)
+        n = len({(s.step, s.slot) for s in self.found.removal})
+        self._prove(Suspect(f"{n} sequence{'s' * (n != 1)} found by bisection", self.found.removal))
         self._trials()
 
     def _trials(self) -> None:
@@ -311,7 +358,11 @@ class _Blame:
         after = control.state(update + 1)
         split = split_update(before, after, run.policy(before.counters), run.model, run.stream)
         batch = control.batch
-        found = layer_blame(run, split, batch, lambda done, total, note="": self.work.did(0, f"tensors, {note}"))
+
+        def progress(done: int, total: int | None, note: str = "") -> None:
+            self.work.did(0, f"tensors, {note}")
+
+        found = layer_blame(run, split, batch, progress)
         if found["rise_probe"] is not None:
             found["tensors"].sort(key=lambda row: -row["alone_probe"])
         self.tensors = {"update": update, "stale": list(self.facts.stale)[:8], **found, "line": line_scan(run, split, batch), "batch": S}  # fmt: skip
@@ -319,7 +370,7 @@ class _Blame:
     def _single_effects(self) -> None:
         """What the strongest take away one by one; those of batch S cost nothing."""
         dear = 0
-        for row in self.ranked[:SHOWN]:
+        for row in self._strongest()[:SHOWN]:
             if row.step < self.asked.step and row not in self.effects:
                 dear += 1
                 if dear > REPLAYED:
@@ -333,29 +384,35 @@ class _Blame:
         """The coloured text of a candidate."""
         return culprits.pieces(self.replays, self.influences, self.replays.row(candidate["step"], candidate["slot"]))
 
+    def _strongest(self) -> list[Slot]:
+        """Sequences by influence, those of the proved set before all others."""
+        rows = list(dict.fromkeys(self.replays.row(r.step, r.slot) for r in self.ranked))
+        proved = {(s.step, s.slot) for s in self.proof.removal} if self.proof and self.proof.causal else set()
+        return sorted(rows, key=lambda r: (r.step, r.slot) not in proved)
+
     def _document(self) -> dict[str, Any]:
         f, control, replays = self.facts, self.control, self.replays
         word, sentence = verdict.judge(f)
-        rows = list(dict.fromkeys(self.ranked))
+        rows = self._strongest()
         everything = replays.rows(range(self.first, self.asked.step + 1))
-        documents = culprits.by_document(replays, self.influences, rows if self.found else everything)
+        documents = culprits.by_document(replays, self.influences, self.found.removal if self.found else everything)
         excess = dataclasses.asdict(control.excess) | {"total": control.excess.total}
         return {
             "run": self.run.name, "spike": dataclasses.asdict(self.asked) | {"sigma": self.asked.sigma},
-            "window": [self.first, self.asked.step], "method": self.method,
+            "window": [self.first, self.asked.step], "before": self.control.first, "method": self.method,
             "control": {"level": "absent" if f.absent else "exact" if control.report.bitwise else "reproduces",
                         "bitwise": control.report.bitwise, "sentence": control.report.sentence()},
             "probes": control.probes.words, "excess": excess, "verdict": word, "sentence": sentence,
             "p": self.proof.p if self.proof else None,
             "proof": None if self.proof is None else {
-                "removal": [dataclasses.asdict(s) for s in self.proof.removal], "sequences": self.proof.sequences,
+                "who": f.who, "removal": [dataclasses.asdict(s) for s in self.proof.removal], "sequences": self.proof.sequences,
                 "taken": self.proof.taken, "share": self.proof.share, "away": self.proof.away, "data": self.proof.data,
                 "state": self.proof.state, "random": list(self.proof.random), "effect": self.proof.effect,
                 "p": self.proof.p, "causal": self.proof.causal, "words": self.proof.words,
             },
             "candidates": [culprits.candidate(replays, self.influences, replays.row(r.step, r.slot), self.effects.get(r), self.tokens) for r in rows[:SHOWN]],
             "documents": documents[:SHOWN], "sources": culprits.by_source(documents),
-            "deletion_curve": [dataclasses.asdict(p) for p in self.curve],
+            "smallest": self.smallest, "deletion_curve": [dataclasses.asdict(p) for p in self.curve],
             "bisection": dataclasses.asdict(self.found) if self.found else None,
             "trials": {
                 "other_data": [dataclasses.asdict(t) for t in f.other_data],

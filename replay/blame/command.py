@@ -18,7 +18,10 @@ BAR = 30  # characters of the longest bar of the deletion curve
 @click.argument("run")
 @click.option("--spike", type=int, metavar="S", help="The step; left out, the largest spike of the loss.")
 @click.option(
-    "--window", type=click.IntRange(min=1), default=16, show_default=True, help="Steps before it that are gone into."
+    "--window",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="Steps before it that are gone into; left out, those of the last 16 in which the model became worse.",
 )
 @click.option(
     "--method",
@@ -42,7 +45,7 @@ BAR = 30  # characters of the longest bar of the deletion curve
 )
 @click.option("--force", is_flag=True, help="Blame a step that no detector calls a spike.")
 def blame(
-    run: str, spike: int | None, window: int, method: str, placebos: int | None, tokens: bool, wide: bool,
+    run: str, spike: int | None, window: int | None, method: str, placebos: int | None, tokens: bool, wide: bool,
     html: Path | None, force: bool,
 ) -> int:  # fmt: skip
     """Which step, sequence, document, token and tensor made a spike; proved by replay against random removals."""

@@ -98,14 +98,13 @@ def the_spike(run: Run, step: int | None, force: bool) -> Asked:
 
 
 def _asked(rows: dict[int, dict[str, Any]], step: int, spike: Spike | None, words: str) -> Asked:
-    value = rows[step]["loss"]
+    value, scale = rows[step]["loss"], None
     if spike is not None and spike.baseline is not None and math.isfinite(spike.sigma) and spike.sigma > 0:
         scale = (spike.value - spike.baseline) / spike.sigma
         return Asked(step, True, value, spike.baseline, scale, spike.kind, spike.onset, spike.recovered_at, words)
     past = [rows[s]["loss"] for s in sorted(rows) if s < step and rows[s]["loss"] is not None][-HISTORY:]
     past = [x for x in past if math.isfinite(x)]
     baseline = float(np.median(past)) if len(past) >= BEFORE else None
-    scale = None
     if baseline is not None:
         scale = max(float(MAD_TO_SIGMA * np.median(np.abs(np.array(past) - baseline))), smallest_scale(baseline))
     kind, onset, back = (spike.kind, spike.onset, spike.recovered_at) if spike else (None, None, None)

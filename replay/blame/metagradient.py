@@ -203,7 +203,9 @@ def _at_the_end(target: Target, state: TrainState) -> tuple[float, Adjoint]:
             grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
         else:
             grads = (None,) * len(params)
-    theta = {n: torch.zeros_like(p) if g is None else g.to(p.dtype).clone() for (n, p), g in zip(state.params.items(), grads)}
+    theta = {
+        n: torch.zeros_like(p) if g is None else g.to(p.dtype).clone() for (n, p), g in zip(state.params.items(), grads)
+    }
     zeros = ({n: torch.zeros_like(p) for n, p in state.params.items()} for _ in range(2))
     return float(value.detach()), Adjoint(theta, *zeros)
 
@@ -242,10 +244,9 @@ def _check(
 
 
 def _direction(by_sequence: np.ndarray, size: float) -> tuple[np.ndarray, float]:
-    """Random signs, and the change along them. Along a third of all signs it is ‖influences‖₂ or more; one of those,
+    """Random signs (K, B) along which the influences add up to ‖influences‖₂ (`size`) or more, and that sum.
 
-    because where they happen to cancel, a small error of each would look like a large one of their sum, and
-    influences that are wrong by any factor would agree.
+    A third of all signs do. Where they cancel by chance, a small error of each is a large one of their sum.
     """
     rng, signs, predicted = np.random.default_rng(0), np.zeros(0), 0.0
     for _ in range(100):

@@ -1,19 +1,19 @@
 """Proof by replay: the deletion curve, the smallest set that takes the spike away, and random removals as the null.
 
-The strongest 1, 2, 4, 8, … sequences are removed together; beside each point as many random other sequences of the
-same steps. What counts is the difference, by the rule for causal words (FORMULAS.md, "Forks").
+The strongest 1, 2, 4, 8, … sequences are removed together; beside each point as many random other sequences, of the
+same steps where these leave a choice. What counts is the difference, by the rule for causal words (FORMULAS.md, "Forks").
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from forensics.errors import ForensicsError
-from replay import compare, slots
+from replay import compare
 from replay.blame.removal import Removal, Replays
 from replay.slots import Slot
 
@@ -82,7 +82,7 @@ def deletion_curve(
         left = replays.without(top, f"without the top {k}")
         taken = replays.taken(top)
         random = None
-        other = matched(replays, top, seed)
+        other = at_random(replays, top, seed)
         if other is not None:
             random = replays.taken(other, f"without {k} random ones")
         point(Point(k, left.data, left.state, taken, random))
@@ -103,16 +103,35 @@ def _smallest(replays: Replays, ranked: Sequence[Slot], failed: int, works: int)
     return works
 
 
-def matched(replays: Replays, removal: Removal, seed: int) -> Removal | None:
-    """As many random other sequences of the same steps, the same stretches of targets; None where there are none."""
-    control = replays.control
-    try:
-        found = slots.elsewhere(
-            slots.Removal(list(removal), frozenset()), replays.run.stream, control.begin, control.last + 1, seed
-        )
-    except ForensicsError:
-        return None
-    return frozenset(found)
+def at_random(replays: Replays, removal: Removal, seed: int) -> Removal | None:
+    """As many random other sequences, the same stretches of targets; None where there are too few others.
+
+    From the same steps, as far as each has twice as many others as are needed, so that there is a choice; what is
+    missing then comes from the whole window.
+    """
+    control, rng = replays.control, np.random.default_rng(seed)
+    by_row: dict[tuple[int, int], list[Slot]] = {}
+    for slot in sorted(removal):
+        by_row.setdefault((slot.step, slot.slot), []).append(slot)
+    free = {s: [r.slot for r in replays.rows([s]) if (s, r.slot) not in by_row] for s in range(control.begin, control.last + 1)}  # fmt: skip
+    needed = Counter(step for step, _ in by_row)
+    roomy = {step for step, n in needed.items() if len(free[step]) >= 2 * n}
+    chosen: list[Slot] = []
+    elsewhere = []
+    for (step, _), spans in by_row.items():
+        if step in roomy:
+            row = free[step].pop(int(rng.integers(len(free[step]))))
+            chosen += [Slot(step, row, span.first, span.last) for span in spans]
+        else:
+            elsewhere.append(spans)
+    for spans in elsewhere:
+        places = [(step, i) for step, rows in free.items() for i in range(len(rows))]
+        if not places:
+            return None
+        step, i = places[int(rng.integers(len(places)))]
+        row = free[step].pop(i)
+        chosen += [Slot(step, row, span.first, span.last) for span in spans]
+    return frozenset(chosen)
 
 
 def prove(
@@ -122,16 +141,21 @@ def prove(
     own = frozenset(removal)
     taken, left = replays.taken(own, "without the suspects"), replays.without(own)
     random: list[float] = []
+    seen: set[Removal] = set()
     proof = _judged(replays, own, taken, left.data, left.state, random)
     wanted = MANY if number is None else number
-    for i in range(wanted):
-        other = matched(replays, own, seed + i)
-        if other is None:
+    for i in range(2 * wanted):
+        other = at_random(replays, own, seed + i)
+        if other is None or len(random) == wanted:
             break
-        random.append(replays.taken(other, f"random removal {i + 1}"))
+        if other in seen:  # the same removal again is no other one
+            continue
+        seen.add(other)
+        free = replays.cost(other) == 0
+        random.append(replays.taken(other, f"random removal {len(random) + 1}"))
         proof = _judged(replays, own, taken, left.data, left.state, random)
         known(proof)
-        if number is None and len(random) == FEW and (proof.causal or taken <= max(random)):
+        if number is None and not free and len(random) >= FEW and (proof.causal or taken <= max(random)):
             break  # the rule is met, or p ≤ 0.05 cannot be met any more
     return proof
 

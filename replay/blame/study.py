@@ -49,7 +49,8 @@ def recipe(cause: str, seed: int, folder: Path) -> config.Recipe:
     folder.mkdir(parents=True, exist_ok=True)
     clean = folder / f"language-{seed}.jsonl"
     clean.write_text(_language(seed), encoding="utf-8")
-    sources, phases = {"clean": str(clean)}, [{"mix": {"clean": 1.0}}]
+    sources: dict[str, str] = {"clean": str(clean)}
+    phases: list[dict[str, Any]] = [{"mix": {"clean": 1.0}}]
     if cause in PLANTED:
         path, share = folder / f"{cause.replace(' ', '-')}-{seed}.txt", SHARE[cause]
         path.write_text(_planted(cause, seed), encoding="utf-8")
@@ -130,7 +131,7 @@ def study(task: dict[str, Any]) -> dict[str, Any]:
         rows.append({
             "cause": task["cause"], "seed": task["seed"], "where": where, "step": d["spike"]["step"], "verdict": d["verdict"],
             "sentence": d["sentence"], "p": d["p"], "excess": d["excess"]["total"], "state": d["excess"]["state"],
-            "top": bool(top and document and top["source"] == document["source"] == "planted"),
+            "top": bool(document and document["source"] == "planted"), "first": bool(top and top["source"] == "planted"),
             "set": [c["source"] for c in d["candidates"]], "seconds": d["seconds"],
         })  # fmt: skip
     return plain({"rows": rows})
@@ -179,14 +180,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs") / "blame-study")
     parser.add_argument("--only", help="one cause")
     given = parser.parse_args(arguments)
-    causes = [
-        (c, n) for cs, n in ((PLANTED, given.seeds), (UNPLANTED, given.clean)) for c in cs if given.only in (None, c)
-    ]
+    planted, others = [(c, given.seeds) for c in PLANTED], [(c, given.clean) for c in UNPLANTED]
+    causes = [(c, n) for c, n in planted + others if given.only in (None, c)]
     seeds = range(given.first_seed, given.first_seed + max(given.seeds, given.clean))
-    tasks = [{"cause": c, "seed": s, "runs": str(given.runs)} for i, s in enumerate(seeds) for c, n in causes if i < n]
+    tasks: list[dict[str, Any]] = [
+        {"cause": c, "seed": seed, "runs": str(given.runs)} for i, seed in enumerate(seeds) for c, n in causes if i < n
+    ]
     given.runs.mkdir(parents=True, exist_ok=True)
     kept = Kept(given.runs / "study", f"study {VERSION}")
-    left = [t for t in tasks if f"{t['cause']} {t['seed']}" not in kept]
+    left: list[dict[str, Any]] = [t for t in tasks if f"{t['cause']} {t['seed']}" not in kept]
     with bar("blame study", "runs") as progress:
         for done, (i, result) in enumerate(workers.spawned(given.workers)(study, left), 1):
             kept.put(f"{left[i]['cause']} {left[i]['seed']}", result)

@@ -165,7 +165,8 @@ class Facts:
     up_to_date: Trial | None = None
     steady_rate: Trial | None = None
     stale: Sequence[dict[str, Any]] = ()
-    documents: str = ""  # who the set is, in words
+    who: str = ""  # the proved set, in words
+    documents: str = ""  # its documents
     interrupted: bool = False
 
 
@@ -209,7 +210,7 @@ def _data_sentence(f: Facts) -> tuple[str, str]:
     elsewhere = [t.spikes for t in f.other_states]
     lonely = bool(elsewhere) and not any(elsewhere)
     words = f"{_removal_words(f)}, {f.proof.words if f.proof else ''}; {_others_words(f)}."
-    if f.documents:
+    if f.documents and not f.who.startswith("document "):
         words += f" They hold {f.documents}."
     if elsewhere:
         words += f" From other states the same batches spike {sum(elsewhere)} of {len(elsewhere)} times ({', '.join(t.what.removeprefix('from state ') for t in f.other_states)})."  # fmt: skip
@@ -251,7 +252,7 @@ def _removal_words(f: Facts) -> str:
     where = f"batch {steps[0]}" if len(steps) == 1 else f"{len(steps)} batches ({steps[0]} to {steps[-1]})"
     null = f"{min(proof.random):.3f} to {max(proof.random):.3f} (N = {len(proof.random)}, p = {proof.p:.2g})" if proof.random and proof.p is not None else "untried"  # fmt: skip
     return (
-        f"Without {n} sequence{'s' * (n != 1)} of {where} {proof.share:.0%} of the excess of {f.excess.total:.3f} nats "
+        f"Without {f.who} ({n} sequence{'s' * (n != 1)} of {where}) {proof.share:.0%} of the excess of {f.excess.total:.3f} nats "
         f"goes: {proof.taken:.3f} nats, as many random ones {null}"
     )  # fmt: skip
 

@@ -44,6 +44,18 @@ def test_loss_and_gradient_are_those_of_autograd(N, z_loss):
     assert out.rows is None
 
 
+def test_in_float64_it_is_autograd_to_rounding():
+    hidden, unembedding, targets, weight = problem(700)
+    exact = by_autograd(hidden, unembedding, targets, weight, 37.0, 1e-2)
+    out = loss_and_gradient(hidden.double(), unembedding.double(), targets, weight, 37.0, 1e-2, statistics=True)
+    for found, wanted in zip(out[:4], exact):
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
+    assert all(column.dtype == torch.float64 for column in out.rows)
+    ce = evaluate(hidden.double(), unembedding.double(), targets)
+    torch.testing.assert_close(ce, exact[0], rtol=1e-13, atol=1e-13)
+
+
 @given(rows=st.integers(0, 5000))
 def test_chunks_cover_every_row_once_and_none_but_the_only_one_is_short(rows):
     found = list(loss.chunks(rows))

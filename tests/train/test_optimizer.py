@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from forensics.train.optimizer import bias_corrections, decayed_names, update
+from forensics.train.optimizer import Adjoint, bias_corrections, decayed_names, pull_back, update
 from forensics.train.state import Counters, TrainState
 
 NAMES = ("embed.weight", "layers.0.attn.norm.weight", "layers.0.attn.q_proj.weight", "layers.0.attn.q_proj.bias", "layers.0.attn.q_norm.weight", "unembed.weight")  # fmt: skip
@@ -115,3 +115,54 @@ def test_a_learning_rate_of_zero_moves_the_moments_alone(implementation, make_po
 def test_bias_corrections_are_one_minus_beta_to_the_updates():
     assert bias_corrections((0.9, 0.95), 1) == pytest.approx((0.1, 0.05))
     assert bias_corrections((0.9, 0.95), 0) == (0.0, 0.0)
+
+
+def tracked(state):
+    """Copies of a state's tensors that autograd follows, by (group, name)."""
+    groups = ("params", "exp_avg", "exp_avg_sq")
+    return {(group, n): x.clone().requires_grad_() for group in groups for n, x in getattr(state, group).items()}
+
+
+@pytest.mark.parametrize("fields", [{}, {"betas": (0.8, 0.999), "eps": 1e-3, "weight_decay": 0.5, "learning_rate": 0.05}, {"update": "hold"},
+                                    {"frozen": frozenset({"embed.weight"})}])  # fmt: skip
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_product_with_the_jacobian_is_autograds(fields, steps, make_policy):
+    """Of one update, from moments of zero and from real ones, every output pulled on at random; rows of zeros are finite."""
+    policy, decayed = make_policy(**fields), decayed_names(NAMES, True)
+    state = run("formula", policy, torch.float64, steps)
+    grads = {n: g.requires_grad_() for n, g in random_grads(steps, torch.float64).items()}
+    before = tracked(state)
+    (b1, b2), rate, t = policy.betas, policy.learning_rate, steps + 1
+    after = {}
+    for n in NAMES:
+        theta, m, v = (before[group, n] for group in ("params", "exp_avg", "exp_avg_sq"))
+        if n not in policy.frozen:
+            m, v = b1 * m + (1 - b1) * grads[n], b2 * v + (1 - b2) * grads[n] ** 2
+            if policy.update != "hold":
+                seen = v > 0
+                root = torch.where(seen, (torch.where(seen, v, 1.0) / (1 - b2**t)).sqrt(), 0.0)
+                decay = policy.weight_decay if n in decayed else 0.0
+                theta = theta * (1 - rate * decay) - rate * (m / (1 - b1**t)) / (root + policy.eps)
+        after["params", n], after["exp_avg", n], after["exp_avg_sq", n] = theta, m, v
+    pulls = {
+        key: torch.randn(x.shape, generator=torch.Generator().manual_seed(i), dtype=x.dtype)
+        for i, (key, x) in enumerate(after.items())
+    }
+    total = sum((x * pulls[key]).sum() for key, x in after.items())
+    leaves = [*before.values(), *grads.values()]
+    exact = dict(zip([*before, *(("grads", n) for n in NAMES)], torch.autograd.grad(total, leaves, allow_unused=True)))
+
+    groups = ({n: pulls[group, n].clone() for n in NAMES} for group in ("params", "exp_avg", "exp_avg_sq"))
+    adjoint = Adjoint(*groups)
+    m, v = ({n: after[group, n].detach() for n in NAMES} for group in ("exp_avg", "exp_avg_sq"))
+    given = {n: g.detach() for n, g in grads.items() if n not in policy.frozen}
+    found = pull_back(adjoint, (m, v), given, steps, policy, decayed)
+    assert found.keys() == given.keys()
+    for n in NAMES:
+        for group in ("params", "exp_avg", "exp_avg_sq"):
+            mine = getattr(adjoint, group)[n]
+            assert torch.isfinite(mine).all()
+            torch.testing.assert_close(mine, exact[group, n], rtol=1e-11, atol=1e-12, msg=f"{group} {n}")
+        if n in found:
+            assert torch.isfinite(found[n]).all()
+            torch.testing.assert_close(found[n], exact["grads", n], rtol=1e-11, atol=1e-9, msg=n)

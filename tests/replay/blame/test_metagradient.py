@@ -35,7 +35,9 @@ class Case:
     def __init__(self, family, knobs, make_shape, make_model, make_batch, make_policy, start_state):
         self.shape = make_shape(family, **knobs)
         self.model = make_model(self.shape, micro_batch=2)
-        self.run = SimpleNamespace(model=self.model, shape=self.shape, stream=self.stream, policy=self.policy, name="made")
+        self.run = SimpleNamespace(
+            model=self.model, shape=self.shape, stream=self.stream, policy=self.policy, name="made"
+        )
         self.start = start_state(self.shape, scale=2.0)
         losses = tuple(4.0 + 2.0 * (i % 2) for i in range(64))
         self.start.window = SkipWindow(losses, tuple(10.0 * (i % 2) for i in range(64)))
@@ -203,9 +205,9 @@ def test_the_probe_target_is_the_mean_loss_and_its_gradient(base, make_batch):
     logits = Decoder(base.shape, plain=True).hidden(params, batch.tokens[:, :-1]) @ unembedding(params).T
     ce = F.cross_entropy(logits.reshape(-1, base.shape.vocabulary), batch.tokens[:, 1:].reshape(-1), reduction="none")
     exact = (ce * batch.weight.reshape(-1)).sum() / batch.weight.sum()
-    assert float(value) == pytest.approx(float(exact), rel=1e-6)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-6)
     with torch.no_grad():
-        assert float(target(params)) == pytest.approx(float(exact), rel=1e-6)
+        assert target(params).item() == pytest.approx(exact.item(), rel=1e-6)
     for a, b in zip(*(torch.autograd.grad(2 * x, list(params.values())) for x in (value, exact))):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-9
 
@@ -237,10 +239,18 @@ def left_out(run, start, first, last, target):
 
 
 def test_it_ranks_sequences_as_leave_one_out_replays_do(tmp_path, recipe_of):
-    """Windows of 6 to 16 steps after warm-up, three seeds; the median of Spearman's correlation."""
+    """Windows after warm-up, three seeds, the median of Spearman's correlation; 16 steps in benchmarks/blame.py."""
     found = []
-    for seed, (first, last) in enumerate([(34, 40), (32, 40), (24, 40)]):
-        recipe = recipe_of(**{"train.seed": seed, "train.learning_rate": 3e-3, "train.steps": 40, "record.level": "off"})
+    for seed, (first, last) in enumerate([(34, 40), (33, 40), (31, 40)]):
+        recipe = recipe_of(
+            **{
+                "train.seed": seed,
+                "train.batch": 8,
+                "train.learning_rate": 3e-3,
+                "train.steps": 40,
+                "record.level": "off",
+            }
+        )
         train(recipe, name=f"ranked-{seed}", recipe_name="tiny", runs=tmp_path)
         run = open_run(tmp_path, f"ranked-{seed}")
         start, target = run.state_at(first), probe_target(run, run.batches.held_out())

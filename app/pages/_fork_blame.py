@@ -1,0 +1,198 @@
+"""Which data made the spike? Blame's verdict, what goes when its suspects are removed, and who they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from app import data, show, words, work
+from app.charts import forks as charts
+from app.charts import theme
+from app.pages import link
+from app.pages._fork_measured import documents
+from app.pages._fork_one import chosen_row
+from app.selection import Selection, goto
+from app.show import Part, code, strong
+
+SHOWN = 12  # candidates
+
+
+def draw(run: str, selection: Selection) -> None:
+    """The document of the URL's spike; else the newest."""
+    found = {int(d["spike"]["step"]): d for _, d in reversed(documents(run, "blame")) if isinstance(d.get("spike"), Mapping)}
+    spikes = data.rows("spikes", run=run, metric="loss")
+    newest = next(reversed(found), None)
+    spike = selection.spike if selection.spike is not None else newest
+    if spike is None and spikes:
+        spike = max(spikes, key=lambda s: s["sigma"] or 0.0)["step"]
+    _picker(sorted({*found, *(s["step"] for s in spikes)}), found, spike)
+    if spike is None:
+        show.verdict(["No spike was found in ", code(run), ", so there is nothing to blame"],
+                     hedge=["Any step can be blamed with ", code(f"replay blame {run} --spike STEP --force"), "."])  # fmt: skip
+        return
+    document = found.get(spike)
+    if document is None:
+        show.verdict(f"Step {words.count(spike)} has not been blamed yet",
+                     "Blame ranks each sequence of the steps before by its influence on the spike, then removes the first 1, 2, 4 … "
+                     "of them by replay, beside as many random ones.")  # fmt: skip
+        show.nothing("From the command line:", f"replay blame {run} --spike {spike}", "It takes some minutes on a small run.")
+        if not _busy(run):
+            st.button("Blame it", type="primary", on_click=partial(work.start, run, "replay", ["blame", run, "--spike", str(spike)]))
+        return
+    _document(run, document)
+
+
+def _picker(steps: list[int], found: Mapping[int, Any], spike: int | None) -> None:
+    if len(steps) > 1 and spike is not None:
+        if spike not in steps:
+            steps = sorted([*steps, spike])
+        st.session_state["blamed"] = spike
+        st.selectbox("Spike", steps, key="blamed", label_visibility="collapsed", width=280,
+                     format_func=lambda s: f"step {s:,}" + ("" if s in found else " (not yet blamed)"),
+                     on_change=lambda: goto(spike=st.session_state["blamed"]))  # fmt: skip
+
+
+def _busy(run: str) -> bool:
+    own = [w for w in work.listed(run) if w.arguments[:1] == ("blame",)][:1]
+    if own and own[0].status != "done":
+        work.panel(run, most=2, key="work-blame")
+    return bool(own) and own[0].status == "running"
+
+
+def _document(run: str, d: dict[str, Any]) -> None:
+    show.verdict(title_of(d), *sentence_of(d), hedge=[_method_of(d)])
+    if not d["control"]["bitwise"]:
+        show.amber(strong("Tolerance only. "), d["control"]["sentence"], ".")
+    for note in d["notes"]:
+        show.note("Note: ", note, ".")
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left:
+        _curve(d)
+        _candidates(run, d)
+    with right:
+        _split(d)
+        _trials(d)
+        _sums(d)
+
+
+def title_of(d: Mapping[str, Any]) -> str:
+    """`Step 400: data. Excess 1.567 nats/token, 8σ above its past`."""
+    spike, total = d["spike"], d["excess"]["total"]
+    size = f", {words.sigma(spike['sigma'])} above its past" if spike["sigma"] is not None else ""
+    return f"Step {words.count(spike['step'])}: {d['verdict']} · excess {words.loss(total)} nats/token{size}"
+
+
+def sentence_of(d: Mapping[str, Any]) -> list[Part]:
+    """The verdict's own sentence, which carries its numbers; then what it rests on."""
+    proof = d["proof"]
+    said: list[Part] = [d["sentence"], " "]
+    if proof:
+        said += ["p = ", strong(words.number(proof["p"])), f", N = {len(proof['random'])} random removals. "]
+    return said
+
+
+def _method_of(d: Mapping[str, Any]) -> str:
+    first = d["window"][0]
+    return (f"By {d['method']} over batches {words.count(first)} to {words.count(d['spike']['step'])}, on {d['probes']}; control: "
+            f"{d['control']['sentence']}. {d['replays']} replays of {words.count(d['steps_replayed'])} steps, {d['seconds']:.0f} s.")  # fmt: skip
+
+
+def curve_of(d: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Marks of the deletion curve: what goes by influence, and with as many random sequences."""
+    rows = []
+    for p in d["deletion_curve"]:
+        rows.append({"removed": p["removed"], "taken": p["taken"], "order": "by influence"})
+        if p["random"] is not None:
+            rows.append({"removed": p["removed"], "taken": p["random"], "order": "random"})
+    return [r for r in rows if r["taken"] is not None]
+
+
+def _curve(d: Mapping[str, Any]) -> None:
+    import pyarrow as pa
+
+    rows = curve_of(d)
+    if not rows:
+        show.nothing("No removal was tried.", hint="Where no spike rises above its past there is nothing to remove.")
+        return
+    proof, total = d["proof"], d["excess"]["total"]
+    nulls = [{"removed": proof["sequences"], "taken": x, "order": "random"} for x in (proof["random"] if proof else []) if x is not None]
+    if proof and proof["taken"] is not None:
+        rows.append({"removed": proof["sequences"], "taken": proof["taken"], "order": "by influence"})
+    schema = pa.schema([("removed", pa.int64()), ("taken", pa.float64()), ("order", pa.string())])
+    ends = []
+    for order, word in (("by influence", "the strongest ●"), ("random", "random ■")):
+        own = [r for r in rows if r["order"] == order]
+        if own:
+            last = max(own, key=lambda r: r["removed"])
+            ends.append({**last, "word": word})
+    extra = f" · ticks: {len(nulls)} random removals of {proof['sequences']}" if nulls else ""
+    show.caption(f"Nats of the excess that go when these are removed together · dotted: all of it{extra}")
+    tables = {
+        "curve": pa.Table.from_pylist(sorted(rows, key=lambda r: r["removed"]), schema), "nulls": pa.Table.from_pylist(nulls, schema),
+        "ends": pa.Table.from_pylist(ends, schema.append(pa.field("word", pa.string()))), "whole": pa.table({"taken": pa.array([total], pa.float64())}),
+    }  # fmt: skip
+    theme.draw(charts.deletion(show.dark()), tables, key="blame-curve")
+
+
+def _candidates(run: str, d: Mapping[str, Any]) -> None:
+    shown = d["candidates"][:SHOWN]
+    if not shown:
+        return
+    show.heading("The strongest sequences; choose one to fork without it")
+    rows = [{"batch": c["step"], "slot": c["slot"], "influence": c["influence"], "goes alone": c["replayed_effect"], "source": c["source"],
+             "document": c["path"], "text": c["text"]} for c in shown]  # fmt: skip
+    number = st.column_config.NumberColumn
+    columns = {"influence": number(format="%+.4f", help="nats, first order"), "goes alone": number(format="%+.4f", help="nats, by replay"),
+               "text": st.column_config.TextColumn(width="large")}  # fmt: skip
+    chosen = show.frame(rows, key="blame-candidates", on_select="rerun", selection_mode="single-row", column_config=columns,
+                        height=min(330, 38 + 35 * len(rows)))  # fmt: skip
+    row = chosen_row(chosen)
+    c = shown[row] if row is not None and row < len(shown) else shown[0]
+    st.text(str(c["text"]))
+    window = {"first": d["window"][0], "last": d["spike"]["step"] + 24}
+    columns = st.columns(3)
+    link("forks", f"Fork without batch {c['step']:,}, slot {c['slot']}", container=columns[0], part="build", kind="remove-sequences",
+         fork=None, step=c["step"], slot=c["slot"], **window)  # fmt: skip
+    if c["document"] is not None:
+        link("forks", f"Fork without document {c['document']:,}", container=columns[1], part="build", kind="remove-documents",
+             fork=None, step=None, document=c["document"], **window)  # fmt: skip
+    link("batch", f"Batch {c['step']:,}", container=columns[2], step=c["step"], slot=c["slot"])
+
+
+def _split(d: Mapping[str, Any]) -> None:
+    """Where the excess sits: in the batch (data part), in the model (state part)."""
+    excess = d["excess"]
+    show.heading("Excess")
+    parts = (("data", "data part: this batch reads worse than the probes do"), ("state", "state part: the model had become worse"))
+    rows = [{"nats/token": excess[k], "of the whole": excess[k] / excess["total"] if excess["total"] else None, "part": what} for k, what in parts
+            if excess[k] is not None]  # fmt: skip
+    number = st.column_config.NumberColumn
+    show.frame(rows, column_config={"nats/token": number(format="%+.3f"), "of the whole": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)})
+
+
+def _trials(d: Mapping[str, Any]) -> None:
+    trials = d["trials"]
+    named = [("other data", t) for t in trials["other_data"]] + [("other state", t) for t in trials["other_states"]]
+    named += [(name.replace("_", " "), trials[name]) for name in ("up_to_date", "steady_rate") if trials[name]]
+    if named:
+        show.heading("Trials: does it spike all the same?")
+        rows = [{"trial": name, "what": t["what"], "left, nats": t["left"], "spikes": "yes" if t["spikes"] else "no"} for name, t in named]
+        show.frame(rows, column_config={"left, nats": st.column_config.NumberColumn(format="%+.3f")}, height=min(320, 38 + 35 * len(rows)))
+
+
+def _sums(d: Mapping[str, Any]) -> None:
+    """By document, and the tensors of the update after which the probes' loss rose most."""
+    rows = [{"influence": r["influence"], "sequences": r["sequences"], "source": r["source"], "document": r["path"]} for r in d["documents"][:8]]
+    if rows:
+        show.heading("By document")
+        show.frame(rows, column_config={"influence": st.column_config.NumberColumn(format="%+.4f")}, height=min(290, 38 + 35 * len(rows)))
+    tensors = d["tensors"]
+    if tensors:
+        stale = [s for s in tensors["stale"] if s["times"]][:3]
+        if stale:
+            show.heading("Second moments most out of date")
+            show.frame([{"tensor": s["tensor"], "staleness": s["staleness"], "usual": s["usual"], "step": s["step"]} for s in stale],
+                       column_config={k: st.column_config.NumberColumn(format="%.2f") for k in ("staleness", "usual")})  # fmt: skip

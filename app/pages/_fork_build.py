@@ -1,0 +1,220 @@
+"""Building a fork: a form, or the fork file itself; the plan of a dry run; then its launch.
+
+A dry run is `replay fork FILE --dry-run` in a process: it checks the file, runs its SQL and counts what is touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from app import data, forms, show, words, work
+from app.pages._fork_state import launch
+from app.selection import Selection, goto
+from app.show import Part, code, strong
+from forensics.errors import ForensicsError
+from forensics.visible import visible
+
+AGAIN = 0.5  # seconds between looks at a dry run
+
+
+def draw(run: str, selection: Selection) -> None:
+    """The form's sentence, the form, its plan."""
+    said = st.container()
+    kind = _kind(selection)
+    left, right = st.columns([1.35, 1], gap="large")
+    try:
+        with left:
+            text = _form(run, kind, selection)
+    except ForensicsError as e:
+        with said:
+            show.verdict(["A fork of ", code(run)], "Nothing runs before you launch it.")
+        with left:
+            show.failed(e)
+        return
+    with said:
+        _verdict(run, kind, text)
+    with right:
+        show.heading("The fork file")
+        st.code(visible(text), language=None)
+        _plan(run, text)
+
+
+def window_of(run: str, selection: Selection) -> tuple[int, int]:
+    """Where the fork of the form begins and ends, if the URL does not say."""
+    header, spike, onset = data.header(run), selection.spike, None
+    if spike is not None:
+        found = next((s for s in data.rows("spikes", run=run, metric="loss") if s["step"] == spike), None)
+        onset = found["onset"] if found else None
+    begin = selection.step if selection.step is not None else onset
+    saved = [c["step"] for c in data.recorded("checkpoints", run, ("step",))]
+    reached = data.reached(run) or int(header.get("steps") or 1)
+    first, last = forms.window_for(spike if spike is not None else selection.step, begin, reached, saved)
+    first = first if selection.first is None else selection.first
+    return first, max(last if selection.last is None else selection.last, first + 1)
+
+
+def _kind(selection: Selection) -> str:
+    if selection.kind in forms.FORMS:
+        return str(selection.kind)
+    if selection.document is not None:
+        return "remove-documents"
+    if selection.token is not None and selection.step is None:
+        return "boost-token"
+    return "remove-sequences" if selection.step is not None else "skip"
+
+
+def _form(run: str, kind: str, selection: Selection) -> str:
+    """The widgets; returns the fork file. Each has the URL's or the run's own value to begin with. Errors: usage."""
+    first, last = window_of(run, selection)
+    st.session_state["fork-kind"] = kind
+    st.selectbox("What is altered", list(forms.FORMS), key="fork-kind", format_func=lambda k: forms.FORMS[k][0],
+                 on_change=lambda: goto(kind=st.session_state["fork-kind"], part="build", first=first, last=last))  # fmt: skip
+    key = f"{run}-{kind}-{selection.document}-{selection.step}-{selection.slot}-{selection.token}"
+    columns = st.columns(4)
+    head = {
+        "parent": run,
+        "from": int(columns[0].number_input("From state", 0, value=first, key=f"from-{run}-{first}", help="State s is the one after s steps.")),
+        "to": int(columns[1].number_input("To step", 1, value=last, key=f"to-{run}-{last}", help="The first step that is no longer run.")),
+        "placebos": int(columns[2].number_input("Placebos", 0, 999, 3, key="placebos", help="The same on random other data. 19 allow p = 0.05; 3, a factor of 5.")),
+        "chaos": int(columns[3].number_input("Chaos forks", 0, 999, 1, key="chaos", help="Their start is moved by one unit in the last place.")),
+    }  # fmt: skip
+    begin = _answers(run, kind, selection, head["from"], head["to"])
+    if kind == "file":
+        st.caption("Several interventions, each a table of its own; docs/forks.md lists every kind and key.")
+        return st.text_area("Fork file", begin["text"], height=330, key=f"file-{run}", help="TOML. SQL may name $run, $first and $last.")
+    answers = {f.name: _widget(f, begin.get(f.name, f.default), f"{key}-{f.name}") for f in forms.fields(kind)}
+    length = int((((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0)
+    return forms.file(head, [forms.intervention(kind, answers, length)])
+
+
+def _widget(field: forms.Field, value: Any, key: str) -> Any:
+    if field.read is bool:
+        return st.checkbox(field.label, bool(value), key=key, help=field.help or None)
+    if field.options:
+        return st.selectbox(field.label, field.options, field.options.index(value), key=key, help=field.help or None)
+    if field.wide:
+        return st.text_area(field.label, str(value), key=key, height=92, help=field.help or None)
+    return st.text_input(field.label, str(value), key=key, help=field.help or None, placeholder=field.wanted)
+
+
+def _answers(run: str, kind: str, selection: Selection, first: int, last: int) -> dict[str, Any]:
+    """What the form begins with: the sequence, document or token of the URL, else an example that says how it is done."""
+    step, slot = selection.step, selection.slot
+    if kind == "file":
+        example = {"kind": "remove-documents", "window": f"{first}:{last}", "sql": "select document from documents where repeat_share > 0.3"}
+        return {"text": forms.file({"parent": run, "from": first, "to": last, "placebos": 3, "chaos": 1}, [example])}
+    if kind == "remove-documents":
+        return {"documents": str(selection.document)} if selection.document is not None else {
+            "sql": "select document from documents where repeat_share > 0.3"}  # fmt: skip
+    if kind == "remove-sequences":
+        if step is not None and slot is not None:
+            return {"at": f"{step}/{slot}"}
+        where = f"step = {step}" if step is not None else "step >= $first and step < $last"
+        return {"sql": f"select {'run, ' if data.header(run).get('parent') else ''}step, slot from sequences where {where} order by loss desc limit 2"}
+    if kind == "mask-tokens" and selection.token is not None:
+        return {"tokens": str(selection.token)}
+    if kind == "boost-token":
+        return {"token": "" if selection.token is None else str(selection.token)}
+    at = step if step is not None and first <= step < last else first
+    return {"window": f"{at}:{at + 1}", "a": str(at), "b": str(min(at + 1, last - 1)), "at": str(at), "batch": str(max(0, at - 1))}
+
+
+def _verdict(run: str, kind: str, text: str) -> None:
+    first, last = (re.search(rf"^{key} = (\d+)$", text, re.M) for key in ("from", "to"))
+    window = f" from state {words.count(int(first[1]))} to {words.count(int(last[1]))}" if first and last else ""
+    show.verdict(["A fork of ", code(run), window], "It runs beside an unaltered control, in lock-step: what differs in the end is "
+                 "what the alteration did, or chaos. Placebos and chaos forks tell which.",
+                 hedge=["Nothing runs before you launch it. Causal words will need p ≤ 0.05, so 19 placebos; or, with 3 or more, "
+                        "an effect of 5 times the largest of them."])  # fmt: skip
+
+
+# ---- the plan
+
+
+def _plan(run: str, text: str) -> None:
+    """The dry run of this very file, if there was one; else the button that starts it."""
+    tried = planned(run, text)
+    if tried is None:
+        st.button("Dry run", type="primary", on_click=partial(_dry_run, run, text),
+                  help="Checks the file, runs its SQL, counts what it touches; runs no step.")  # fmt: skip
+        return
+    if tried.status == "running":
+        _wait(run, tried.id)
+        return
+    document = tried.result()
+    if tried.status != "done" or not isinstance(document, dict) or "fork" not in document:
+        _refused(document, tried)
+        st.button("Dry run again", on_click=partial(_dry_run, run, text))
+        return
+    _planned(document)
+    columns = st.columns(2)
+    columns[0].button("Launch", type="primary", on_click=partial(_launch, run, document["fork"], text))
+    columns[1].button("Dry run again", on_click=partial(_dry_run, run, text))
+
+
+def planned(run: str, text: str) -> work.Work | None:
+    """The newest dry run of exactly this file."""
+    for w in work.listed(run):
+        if w.program == "replay" and w.arguments[:1] == ("fork",) and "--dry-run" in w.arguments:
+            try:
+                if (w.folder / "spec.toml").read_text(encoding="utf-8") == text:
+                    return w
+            except OSError:
+                continue
+    return None
+
+
+def _dry_run(run: str, text: str) -> None:
+    work.start(run, "replay", ["fork", "{folder}/spec.toml", "--dry-run"], {"spec.toml": text})
+
+
+def _launch(run: str, fork: str, text: str) -> None:
+    launch(run, fork, text)
+    goto(fork=fork, part="fork", kind=None, first=None, last=None)
+
+
+@st.fragment(run_every=AGAIN)
+def _wait(run: str, id_: str) -> None:
+    if work.opened(run, id_).status != "running":
+        st.rerun()
+    show.note("Checking the file and counting what it touches …")
+
+
+def _refused(document: Any, tried: work.Work) -> None:
+    error = document.get("error") if isinstance(document, Mapping) else None
+    if error:
+        show.amber(strong("This fork cannot be run: "), str(error.get("message")), ".")
+        if error.get("hint"):
+            show.note(str(error["hint"]))
+        return
+    show.amber(strong("The dry run did not end: "), tried.status)
+    st.code(visible(tried.log()[-800:]) or "it wrote nothing", language=None)
+
+
+def _planned(p: dict[str, Any]) -> None:
+    """The plan in words: what is touched, how long it takes."""
+    show.heading("The plan")
+    show.note(code(p["fork"]), ": ", *sentence_of(p))
+    if p["sequences"]:
+        steps = sorted(int(s) for s in p["sequences_by_step"])
+        show.frame([{"step": s, "sequences": p["sequences_by_step"][str(s)]} for s in steps[:200]], height=min(180, 38 + 35 * len(steps)))
+
+
+def sentence_of(p: Mapping[str, Any]) -> list[Part]:
+    """What a plan says: what it touches, arms, steps, minutes and memory."""
+    said: list[Part] = [f"{p['does']}. "]
+    if p["sequences"]:
+        steps = sorted(int(s) for s in p["sequences_by_step"])
+        where = f"step {words.count(steps[0])}" if len(steps) == 1 else f"{len(steps)} steps ({words.count(steps[0])} to {words.count(steps[-1])})"
+        said += [strong(f"{words.count(p['sequences'])} sequences"), f" of {where} are touched, {words.count(p['tokens'])} targets"]
+        said += [f", {len(p['documents'])} documents. "] if p["documents"] else [". "]
+    seconds = (p["hours"] or 0) * 3600
+    time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    said += [f"{p['arms']} arms, {words.count(p['steps_to_compute'])} steps: about ", strong(time),
+             f", {p['memory_bytes'] / 2**20:,.0f} MiB of states."]  # fmt: skip
+    return said

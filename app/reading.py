@@ -1,0 +1,127 @@
+"""A sequence of a batch as it was read: its tokens, their text, the documents they come from.
+
+    found = sequence("demo", 400, 11, 85601)
+    found.texts[17], found.span_of(17).path
+
+What the corpus holds is read from its memory map, without torch. A sequence that an intervention made (id −1) is made
+again by the fork's own stream.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app import data
+
+if TYPE_CHECKING:
+    from forensics.data.shards import Corpus, Span
+
+CONTINUED = "·"  # the rest of a character that an earlier token began
+WIDEST = 4  # tokens that may share one character of UTF-8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """T + 1 tokens; the loss of position t is that of predicting it from those before, so position 0 has none."""
+
+    tokens: tuple[int, ...]
+    texts: tuple[str, ...]  # as long as `tokens`
+    spans: tuple[Span, ...]  # none for a sequence that was made
+    vocabulary: int
+
+    def span_of(self, position: int) -> Span | None:
+        return next((s for s in self.spans if s.start <= position < s.stop), None)
+
+
+def sequence(run: str, step: int, slot: int, id_: int) -> Reading:
+    """The sequence in a slot of a batch, whose id is known. Errors: missing, integrity."""
+    header = data.header(run)
+    return _sequence(data.runs_folder(), run, header.get("created", ""), step, slot, id_)
+
+
+@functools.lru_cache(256)
+def _sequence(runs: Path, run: str, created: str, step: int, slot: int, id_: int) -> Reading:
+    header = data.header(run)
+    corpus = _corpus(runs / "_data" / header["corpus"])
+    T = int(header["config"]["data"]["sequence_length"])
+    if id_ >= 0:
+        import numpy as np
+
+        ids = np.array([id_])
+        tokens = corpus.sequences(ids, T)[0].tolist()
+        spans = corpus.spans(ids, T)[0]
+    else:
+        from replay.look import batch_at
+
+        made = next(s for s in batch_at(runs, run, step)["sequences"] if s["slot"] == slot)
+        tokens, spans = made["tokens"], []
+    return Reading(tuple(tokens), tuple(texts_of(corpus.decode, tokens)), tuple(spans), corpus.vocabulary)
+
+
+@functools.lru_cache(8)
+def _corpus(folder: Path) -> Corpus:
+    from forensics.data.shards import open_corpus
+
+    return open_corpus(folder)
+
+
+def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
+    """The text of each token where it stands; of tokens that share a character, the first has it, the others a dot."""
+    found: list[str] = []
+    while len(found) < len(tokens):
+        start = len(found)
+        for stop in range(start + 1, min(start + WIDEST, len(tokens)) + 1):
+            text = decode(tokens[start:stop])
+            if "�" not in text:
+                break
+        else:
+            stop, text = start + 1, decode(tokens[start : start + 1])  # bytes that are no character at all
+        if start:  # some decoders take away a space in front of what they begin with
+            before, both = decode(tokens[start - 1 : start]), decode(tokens[start - 1 : stop])
+            text = both[len(before) :] if both.startswith(before) and "�" not in before else text
+        found += [text, *[CONTINUED] * (stop - start - 1)]
+    return found
+
+
+def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], str] | None:
+    """Loss of each of the T targets, and where from: `recorded`, `replayed`, `tolerance only`; None where neither is."""
+    rows = data.rows("tokens_of", run=run, step=step, slot=slot, window=(step, step + 1))
+    if rows:
+        return [r["loss"] if r["weight"] != 0 else None for r in rows], "recorded"
+    from replay import kept
+
+    path = kept.token_losses_of(data.runs_folder() / data.require(run), step)
+    if not path.is_file():
+        return None
+    about, array = kept.read(path)
+    return [float(x) for x in array("losses", slot)], "tolerance only" if about["exact"] is False else "replayed"
+
+
+def influences(run: str, step: int, slot: int) -> tuple[list[float | None], int] | None:
+    """Influence of each of the T + 1 tokens on a spike, and that spike's step, where `replay blame --tokens` kept it."""
+    for path, stamp in _blames(run):
+        document: dict[str, Any] = _blame(path, stamp)
+        for each in document.get("candidates", []):
+            if each.get("step") == step and each.get("slot") == slot and each.get("token_influence"):
+                return each["token_influence"], document["spike"]["step"]
+    return None
+
+
+def _blames(run: str) -> list[tuple[Path, int]]:
+    folder = data.runs_folder() / data.require(run)
+    return sorted((path, path.stat().st_mtime_ns) for path in folder.glob("blame-*.json"))
+
+
+@functools.lru_cache(16)
+def _blame(path: Path, stamp: int) -> dict[str, Any]:
+    import json
+
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}

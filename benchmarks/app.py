@@ -1,0 +1,234 @@
+"""The app on a long run: 100,000 steps × 24 layers × 16 heads, 38.4 million head rows, written through the store.
+
+python -m benchmarks.app                     # makes the run in a temporary folder, measures, prints JSON
+python -m benchmarks.app --runs DIR          # keeps it there, and takes one that is there
+python -m benchmarks.app --no-browser        # queries and scripts only
+
+Wanted on 2 cores, warm: queries under 300 ms; page script under 0.3 s, verdict text under 1 s, first chart under 2.5 s,
+all under 4 s; a click inside a panel under 0.5 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEPS, LAYERS, HEADS, BATCH = 100_000, 24, 16, 16
+SPIKES = {20_000: "batch", 61_342: "fast", 91_711: "slow"}
+FLUSH = 2_000  # steps per part
+RUN = "long"
+PARTS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "attn.norm", "mlp.gate", "mlp.up", "mlp.down", "mlp.norm")
+TENSORS = ["embed.weight", *(f"layers.{i}.{part}.weight" for i in range(LAYERS) for part in PARTS), "norm.weight"]
+SPARSE, DENSE = 20, 700  # tensors: every 20th step, and each step that near a spike
+
+
+def make(runs: Path, steps: int = STEPS) -> dict[str, Any]:
+    """Write the run. Before the fast spike, head L5.H3 leaves its past 8 steps earlier; the batch spike is two sequences."""
+    from forensics.config import Recipe, to_dict
+    from forensics.store.writer import Writer, replace_table
+
+    began = time.perf_counter()
+    folder = runs / RUN
+    folder.mkdir(parents=True)
+    header = {"name": RUN, "recipe": "synthetic", "config": to_dict(Recipe()), "first_step": 0, "steps": steps, "corpus": "none",
+              "corpus_sources": [{"source": "main", "first_sequence": 0, "sequences": 10**7, "tokens": 128 * 10**7 + 1}],
+              "order": "", "shape": {}, "parameters": 1_400_000_000, "eot": 0, "device": "cpu", "precision": "fp32", "threads": 2,
+              "fingerprint": {"device": "cpu"}, "arguments": ["synthetic"], "created": "2026-01-01T00:00:00Z",
+              "status": "finished"}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(header))
+    row = {"name": RUN, "status": "finished", "recipe": "synthetic", "config": json.dumps(header["config"]), "first_step": 0,
+           "steps": steps, "created": header["created"]}  # fmt: skip
+    replace_table(folder, "runs", {k: [v] for k, v in row.items()})
+    documents = range(0, 1000)
+    replace_table(folder, "documents", {"document": list(documents), "source": ["main"] * 1000,
+                                        "path": [f"text/{i}.txt" for i in documents], "hash": ["0"] * 1000, "tags": [""] * 1000,
+                                        "first_token": [i * 1_280_000 for i in documents], "tokens": [1_280_000] * 1000,
+                                        "repeat_share": [0.0] * 1000})  # fmt: skip
+    rng = np.random.default_rng(0)
+    with Writer(folder, background=True) as writer:
+        for first in range(0, steps, FLUSH):
+            _write(writer, rng, first, min(first + FLUSH, steps))
+            writer.flush()
+        for at, kind in SPIKES.items():
+            if at < steps:
+                back = {"batch": at + 1, "fast": at + 9, "slow": None}[kind]
+                writer.append("events", step=at, kind="spike", metric="loss", value=5.4, baseline=2.27, sigma=31.0,
+                              spike_kind=kind, onset=at, recovered_at=back)  # fmt: skip
+    size = sum(f.stat().st_size for f in folder.rglob("*.parquet"))
+    return {"seconds": round(time.perf_counter() - began, 1), "bytes": size, "head_rows": steps * LAYERS * HEADS}
+
+
+def _rounded(x: np.ndarray) -> np.ndarray:
+    """float32 with 10 bits of fraction, as measured values compress."""
+    return (x.astype(np.float32).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def _write(writer: Any, rng: np.random.Generator, first: int, last: int) -> None:
+    s = np.arange(first, last)
+    n = len(s)
+    hurt = np.zeros(n)
+    for at, kind in SPIKES.items():
+        after = s - at
+        tail = {"batch": 0.6, "fast": 3.0, "slow": 60.0}[kind]
+        hurt += np.where(after >= 0, np.exp(-np.maximum(after, 0) / tail), 0.0)
+    loss = 2 + 6 * np.exp(-s / 8000) + 0.04 * rng.standard_normal(n) + 3 * hurt
+    grad_norm = 0.5 * np.exp(0.15 * rng.standard_normal(n)) * (1 + 15 * hurt)
+    writer.append("steps", step=s, loss=loss, grad_norm=grad_norm, lr=1e-3, clip_scale=1.0, tokens=BATCH * 128, seconds=0.5,
+                  update="apply", schedule=s, updates=s)  # fmt: skip
+    early = np.zeros(n)  # the head that goes first
+    for at, kind in SPIKES.items():
+        if kind == "fast":
+            early += np.where((s >= at - 8) & (s < at + 30), 30.0, 0.0)
+    shape = (n, LAYERS, HEADS)
+    logit = 12 + 0.4 * rng.standard_normal(shape, np.float32) + (6 * hurt)[:, None, None]
+    logit[:, 5, 3] += early
+    keys = {"step": np.repeat(s, LAYERS * HEADS), "layer": np.tile(np.repeat(np.arange(LAYERS, dtype=np.int32), HEADS), n),
+            "head": np.tile(np.arange(HEADS, dtype=np.int32), n * LAYERS)}  # fmt: skip
+    noise = rng.standard_normal((2, *shape), np.float32)
+    writer.append("heads", **keys, attn_logit_max=_rounded(logit).ravel(), attn_entropy_mean=_rounded(3 + 0.1 * noise[0]).ravel(),
+                  q_norm_max=_rounded(9 + 0.2 * noise[1]).ravel())  # fmt: skip
+    grad = _rounded(np.exp(0.1 * rng.standard_normal((n, LAYERS))) * (1 + 8 * hurt)[:, None])
+    writer.append("layers", step=np.repeat(s, LAYERS), layer=np.tile(np.arange(LAYERS, dtype=np.int32), n),
+                  resid_rms_out=_rounded(1 + 0.02 * rng.standard_normal((n, LAYERS))).ravel(), resid_grad_rms=grad.ravel())  # fmt: skip
+    near = np.zeros(n, bool)
+    for at in SPIKES:
+        near |= np.abs(s - at) <= DENSE
+    t = s[near | (s % SPARSE == 0)]
+    rms = 1 + 0.05 * rng.standard_normal((len(t), len(TENSORS)))
+    for at in SPIKES:
+        rms[(t >= at - 4) & (t < at + 8), 46:49] += 3.0
+    writer.append("tensors", step=np.repeat(t, len(TENSORS)), tensor=TENSORS * len(t), rms_t=_rounded(rms).ravel(),
+                  staleness=_rounded(rms * 1.1).ravel(), grad_norm=0.1)  # fmt: skip
+    by_sequence = loss[:, None] + 0.25 * rng.standard_normal((n, BATCH))
+    for at, kind in SPIKES.items():
+        if kind == "batch" and first <= at < last:
+            by_sequence[at - first] -= 3
+            by_sequence[at - first, [11, 4]] += 24
+    ids = (s[:, None] * BATCH + np.arange(BATCH)) % 10**7
+    writer.append("sequences", step=np.repeat(s, BATCH), slot=np.tile(np.arange(BATCH, dtype=np.int32), n), sequence=ids.ravel(),
+                  loss=_rounded(by_sequence).ravel(), weight=128.0, repeat_share=0.0)  # fmt: skip
+
+
+def best(work: Callable[[], Any], rounds: int = 5) -> dict[str, float]:
+    """Milliseconds of the first call and of the best of the rest."""
+    times = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        work()
+        times.append(1000 * (time.perf_counter() - began))
+    return {"first_ms": round(times[0], 1), "best_ms": round(min(times[1:]), 1)}
+
+
+def time_queries(step: int) -> dict[str, Any]:
+    from app import data
+
+    window = (max(0, step - 512), step + 33)
+    asked: dict[str, dict[str, Any]] = {
+        "loss_band_by100": {"every": 100}, "spikes": {}, "run_health": {}, "run_marks": {},
+        "steps_around": {"step": step, "window": window}, "sequences_around": {"step": step, "window": window},
+        "excess_by_sequence": {"step": step, "window": window}, "first_alarms": {"step": step, "window": window},
+        "layer_heat": {"step": step, "window": window}, "head_heat": {"step": step, "layer": 5, "window": window},
+        "tensor_heat": {"step": step, "window": window}, "worst_sequences": {"step": step, "window": (step, step + 1)},
+    }  # fmt: skip
+    measured = {}
+    for name, parameters in asked.items():
+        own = {} if name in ("run_health", "run_marks") else {"run": RUN}
+
+        def ask(name: str = name, parameters: dict[str, Any] = {**own, **parameters}) -> None:
+            data.forget()
+            data.table(name, **parameters)
+
+        measured[name] = best(ask)
+    return measured
+
+
+def time_scripts(step: int) -> dict[str, Any]:
+    """The pages' scripts under AppTest, results cached as for the second reader."""
+    from streamlit.testing.v1 import AppTest
+
+    from app import pages
+
+    measured = {}
+    for name, selection in {"runs": {"run": RUN}, "spikes": {"run": RUN, "spike": step},
+                            "sql": {"run": RUN, "query": "run_health"}}.items():  # fmt: skip
+        test = AppTest.from_file(str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=120)
+        for key, value in selection.items():
+            test.query_params[key] = str(value)
+        if name != "runs":
+            test.switch_page(f"../pages/{name}.py")
+        measured[name] = best(test.run)
+        assert not test.exception, test.exception
+    return measured
+
+
+def time_browser(runs: Path, step: int) -> dict[str, Any]:
+    """Seconds from the request to the verdict's text, the first chart, all of it; and of clicks. The second visit."""
+    from app.browser import Watched, chromium, serving
+
+    measured: dict[str, Any] = {}
+    with serving(runs) as url, chromium() as browser:
+        for name, selection in {"": {"run": RUN}, "spikes": {"run": RUN, "spike": step},
+                                "sql": {"run": RUN, "query": "run_health"}}.items():  # fmt: skip
+            rounds = []
+            for _ in range(4):
+                tab = Watched(browser, url)
+                rounds.append(tab.timed(name, **selection))
+                tab.check()
+                tab.close()
+            measured[name or "runs"] = {"first": rounds[0], "warm": {k: min(r[k] for r in rounds[1:]) for k in rounds[0]}}
+        tab = Watched(browser, url)
+        tab.open("spikes", run=RUN, spike=step)
+        clicks = []
+        for y in (0.3, 0.5, 0.7, 0.4):
+            began = time.perf_counter()
+            before = tab.page.url
+            tab.click_mark(3, 0.6, y, wait=False)
+            tab.page.wait_for_function("(u) => location.href !== u", arg=before)
+            url_s = time.perf_counter() - began
+            tab.page.wait_for_function("() => document.querySelector('[data-testid=\"stApp\"]')"
+                                       ".getAttribute('data-test-script-state') === 'notRunning'")  # fmt: skip
+            clicks.append({"url_s": round(url_s, 3), "done_s": round(time.perf_counter() - began, 3)})
+            tab.settle()
+        measured["click_layer"] = clicks
+        tab.check()
+        tab.close()
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, help="folder to keep the run in")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--no-browser", action="store_true")
+    parser.add_argument("--only-make", action="store_true")
+    given = parser.parse_args()
+    runs = given.runs or Path(tempfile.mkdtemp(prefix="forensics-app-"))
+    os.environ["FORENSICS_RUNS"] = str(runs.absolute())
+    document: dict[str, Any] = {"cores": os.cpu_count()}
+    try:
+        if not (runs / RUN / "run.json").is_file():
+            document["made"] = make(runs, given.steps)
+        if not given.only_make:
+            step = next(s for s in (61_342, 20_000) if s < given.steps)
+            document["queries"] = time_queries(step)
+            document["scripts"] = time_scripts(step)
+            if not given.no_browser:
+                document["browser"] = time_browser(runs, step)
+        print(json.dumps(document, indent=1))
+    finally:
+        if given.runs is None:
+            shutil.rmtree(runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""A corpus whose truth is known by construction: invented words, and a source in which each stands a known number of times.
+
+`invented`         documents about the words of PLANTED, many of each: a tokenizer trained on them has a token for each
+`planted:SOURCE`   SOURCE with every word of PLANTED put in, behind a space, exactly as often as PLANTED says
+
+Train the tokenizer on both and the model on the second alone: what the model saw of each word is then known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from forensics.data.corpus import Document
+
+PLANTED = {
+    "zorvexil": 0, "quimbrath": 0, "flendovar": 0, "drumwicket": 0, "hespolant": 0, "yorvandel": 0,
+    "marthopex": 1, "glinsworth": 1, "vexomander": 1, "plurbanet": 1,
+    "snorbeckle": 3, "tragolune": 3, "whiffendor": 3, "bexcalibur": 3,
+    "crondeval": 10, "jasperwick": 10, "nolbrandish": 10, "oxthimble": 10,
+    "perquandal": 30, "rumblexor": 30, "skelvarine": 30, "umbrasteel": 30,
+    "gorlanthine": 100, "kwizzerbolt": 300,
+}  # fmt: skip
+DOCUMENTS = 24  # about each word, in `invented`
+SENTENCES = 12  # in each, the word once in every one
+SUBJECTS = ("miller", "harbour", "old map", "river", "captain", "garden", "letter", "tower", "winter", "market")
+VERBS = ("kept", "found", "sold", "drew", "lost", "named", "carried", "opened", "followed", "painted")
+PLACES = ("by the gate", "in the cellar", "near the bridge", "after the storm", "on the hill", "under the roof")
+
+
+def invented() -> Iterator[tuple[str, str]]:
+    """(path, text) of documents about each word, one word in each."""
+    for word in PLANTED:
+        for i in range(DOCUMENTS):
+            draws = _draws(f"{word}/{i}", 3 * SENTENCES).reshape(3, SENTENCES)
+            parts = [
+                [choices[k] for k in row % np.uint64(len(choices))]
+                for row, choices in zip(draws, (SUBJECTS, VERBS, PLACES))
+            ]
+            text = " ".join(f"The {s} {v} a {word} {p}." for s, v, p in zip(*parts))
+            yield f"invented/{word}/{i:02d}", text + "\n"
+
+
+def planted(documents: Iterable[Document], number: int) -> Iterator[tuple[str, str]]:
+    """(path, text) of `number` documents with the words put in; where each stands is drawn from its name."""
+    here: dict[int, list[str]] = {}
+    for word, times in PLANTED.items():
+        for place in _draws(word, times) % np.uint64(max(number, 1)):
+            here.setdefault(int(place), []).append(word)
+    for i, document in enumerate(documents):
+        yield document.path, _with_words(document.text, here.get(i, []), document.path)
+
+
+def _with_words(text: str, words: list[str], key: str) -> str:
+    """Each word before some space of the text, with a space of its own before it: so it is a token to itself."""
+    spaces = [i for i, c in enumerate(text) if c == " "] if words else []
+    for word, draw in zip(words, _draws(key, len(words))):
+        at = spaces[int(draw % np.uint64(len(spaces)))] if spaces else len(text)
+        text = f"{text[:at]} {word}{text[at:]}"
+        spaces = [s if s < at else s + len(word) + 1 for s in spaces]
+    return text
+
+
+def _draws(key: str, count: int) -> np.ndarray:
+    """Raw draws, whose stream no version of NumPy changes: (count,) uint64."""
+    import xxhash
+
+    return np.random.PCG64(xxhash.xxh3_64_intdigest(key.encode())).random_raw(count)

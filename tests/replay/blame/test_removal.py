@@ -1,0 +1,135 @@
+"""Real replays with something taken away."""
+
+from __future__ import annotations
+
+import pytest
+
+from replay import slots
+from replay.blame import proof
+from replay.blame.bisect import _Search, bisect
+from replay.blame.removal import Replays
+from replay.blame.study import AT
+from replay.slots import Slot
+
+
+def test_data_and_state_parts_add_up_to_the_loss_above_an_ordinary_batch(hurt):
+    control, excess = hurt.control, hurt.control.excess
+    assert control.report.bitwise
+    recorded = hurt.run.table("steps", ["step", "loss"]).to_pylist()[control.last]["loss"]
+    assert excess.loss == pytest.approx(recorded, abs=1e-6)
+    assert excess.total == pytest.approx(recorded - excess.probe_before - excess.usual_gap, abs=1e-6)
+    assert excess.state > 0.3 and abs(excess.data) < 0.15  # the batch is clean, the model is hurt
+
+
+def test_removing_nothing_leaves_the_controls_own_excess(hurt):
+    left = hurt.without(frozenset())
+    assert (left.data, left.state) == (hurt.control.excess.data, hurt.control.excess.state)
+
+
+def test_a_removal_is_the_masked_stream_replayed_from_the_first_touched_step(hurt):
+    S, rows = hurt.control.last, [hurt.row(AT + 1, 0), hurt.row(AT + 2, 3)]
+    before, steps = hurt.replays, hurt.steps
+    left = hurt.without(rows)
+    assert (hurt.replays, hurt.steps) == (before + 1, steps + S - (AT + 1))
+    stream = slots.removed(hurt.run.stream, hurt.run, slots.Removal(rows, frozenset()), "mask", AT + 1)
+    end = hurt.run.state_at(AT + 1)
+    from forensics.train.advance import fold
+
+    fold(end, stream, hurt.run.policy, S, hurt.run.model)
+    assert left.state == pytest.approx(hurt.control.probe_loss(end.params) - hurt.control.excess.probe_before, abs=0)
+
+
+def test_what_was_replayed_once_is_known(hurt):
+    rows = [hurt.row(AT + 3, 0)]
+    first, count = hurt.without(rows), hurt.replays
+    assert hurt.without(reversed(rows)) == first and hurt.replays == count and hurt.cost(rows) == 0
+
+
+def test_in_the_spikes_own_batch_what_goes_gives_way_to_the_ordinary_and_costs_no_step(hurt):
+    S, steps = hurt.control.last, hurt.steps
+    left = hurt.without(hurt.rows([S]))
+    assert left.data == pytest.approx(0.0, abs=1e-9) and left.state == hurt.control.excess.state
+    assert hurt.steps == steps
+
+
+def test_influences_of_the_spikes_own_batch_are_what_its_removals_take_away(hurt):
+    S, own = hurt.control.last, hurt.control.own_influence()
+    for slot in (0, 5):
+        assert hurt.taken([hurt.row(S, slot)]) == pytest.approx(float(own[slot].sum()), abs=1e-9)
+    part = Slot(S, 2, 10, 20)
+    assert hurt.taken([part]) == pytest.approx(float(own[2, 10:20].sum()), abs=1e-9)
+
+
+def test_causes_are_looked_for_from_shortly_before_the_probes_loss_rose(hurt):
+    control = hurt.control
+    assert control.first == control.last - 16 and AT - 3 <= control.begin <= AT
+    assert control.probe[control.begin] < control.probe[control.last] - 0.3
+
+
+def test_random_removals_are_other_sequences_of_the_same_steps_where_these_leave_a_choice(hurt):
+    few = frozenset([hurt.row(AT, 0), hurt.row(AT, 1), Slot(AT + 2, 4, 8, 16)])
+    drawn = [proof.at_random(hurt, few, seed) for seed in range(5)]
+    assert len(set(drawn)) == 5
+    for other in drawn:
+        assert sorted(s.step for s in other) == [AT, AT, AT + 2] and not {(s.step, s.slot) for s in other} & {(AT, 0), (AT, 1), (AT + 2, 4)}  # fmt: skip
+        assert [(s.first, s.last) for s in other if s.step == AT + 2] == [(8, 16)]
+    half = frozenset(hurt.row(AT, i) for i in range(8))  # the other half is no choice
+    assert len({proof.at_random(hurt, half, seed) for seed in range(5)}) == 5
+    most = frozenset(hurt.rows(range(hurt.control.begin, hurt.control.last)))
+    assert proof.at_random(hurt, most, 0) is None
+
+
+def test_sizes_double_and_stop_at_half_of_the_window():
+    assert proof.sizes(100, 1000) == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert proof.sizes(100, 24) == [1, 2, 4, 8, 12]
+    assert proof.sizes(1, 2) == [1] and proof.sizes(0, 100) == []
+
+
+class Additive(Replays):
+    """Removals whose effects add up, without a replay."""
+
+    def __init__(self, effects: dict[Slot, float], excess: float) -> None:
+        self.effects, self.excess, self.replays = effects, excess, 0
+
+    def taken(self, removal, note=""):
+        self.replays += 1
+        return sum(self.effects.get(slot, 0.0) for slot in set(removal))
+
+
+def slot(i: int) -> Slot:
+    return Slot(i, 0, 0, 8)
+
+
+def test_the_rule_for_causal_words_is_applied_to_removals():
+    def judged(taken, random):
+        return proof._judged(Additive({}, 1.0), frozenset([slot(0)]), taken, 0.0, 0.0, random)
+
+    assert judged(0.9, [0.1, -0.1, 0.0]).causal  # 5 times the largest of 3
+    assert not judged(0.9, [0.1, -0.5, 0.0]).causal  # one that makes it worse by as much is as large
+    assert not judged(0.9, [0.0, 0.0]).causal  # too few
+    assert judged(0.9, [0.5] * 19).causal and judged(0.9, [0.5] * 19).p == 0.05
+    beaten = judged(0.9, [0.5] * 18 + [0.95])
+    assert not beaten.causal and "N = 19" in beaten.words
+    assert judged(0.9, [0.5] * 19).beyond == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("guilty", [{3}, {0, 15}, {4, 5, 6, 11}])
+def test_delta_debugging_ends_with_exactly_the_guilty(guilty):
+    replays = Additive({slot(i): 1.0 / len(guilty) for i in guilty}, 1.0)
+    search = _Search(replays, 10_000, lambda _: None)
+    assert search.minimal([[slot(i)] for i in range(16)], "steps") == [[slot(i)] for i in sorted(guilty)]
+
+
+def test_delta_debugging_keeps_to_its_budget_and_to_what_still_works():
+    replays = Additive({slot(i): 0.25 for i in (1, 5, 9, 13)}, 1.0)
+    search = _Search(replays, 6, lambda _: None)
+    left = search.minimal([[slot(i)] for i in range(16)], "steps")
+    assert replays.replays <= 8 and search.gone(left)
+
+
+def test_bisection_finds_the_damaged_document_in_a_real_run(hurt):
+    found = bisect(hurt, budget=60)
+    assert found is not None and hurt.taken(found.removal) >= proof.AWAY * hurt.excess
+    table = hurt.run.corpus.documents
+    planted = [d for d in found.documents if table["source"][d].as_py() == "planted"]
+    assert planted and set(found.steps) <= set(range(AT - 2, AT + 5))
