@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs blame-study clean
+.PHONY: demo test check format docs notebooks blame-study clean
 
 demo: .venv/ready
 	$(BIN)/forensics demo
@@ -23,6 +23,11 @@ format: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python -m docs.generate
+
+# The .ipynb of each marimo notebook; a test holds the two together.
+notebooks: .venv/ready
+	for n in spike early_and_late tokens; do \
+	  $(BIN)/marimo -q export ipynb queries/notebooks/$$n.py -o queries/notebooks/$$n.ipynb --sort top-down --no-include-outputs -f; done
 
 # Does blame find planted causes, and keep quiet where there is none? Sixty small runs; goes on where it was interrupted.
 blame-study: .venv/ready

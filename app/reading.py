@@ -69,6 +69,13 @@ def _corpus(folder: Path) -> Corpus:
     return open_corpus(folder)
 
 
+@functools.lru_cache(8)
+def token_name(corpus: Path) -> Callable[[int], str]:
+    """id → the token's text by itself."""
+    decode = _corpus(corpus).decode
+    return functools.lru_cache(100_000)(lambda token: decode([token]))
+
+
 def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
     """The text of each token where it stands; of tokens that share a character, the first has it, the others a dot."""
     found: list[str] = []

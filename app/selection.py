@@ -20,7 +20,20 @@ LONGEST = 8000  # characters of a text in the URL
 
 # What is chosen inside something else: choosing another of the outer forgets the inner.
 WITHIN = {
-    "run": ("fork", "first", "last", "spike", "step", "layer", "head", "slot", "position", "token", "tensor", "document"),
+    "run": (
+        "fork",
+        "first",
+        "last",
+        "spike",
+        "step",
+        "layer",
+        "head",
+        "slot",
+        "position",
+        "token",
+        "tensor",
+        "document",
+    ),
     "fork": ("first", "last"),
     "spike": ("step", "layer", "head", "slot", "position", "tensor"),
     "step": ("slot", "position"),

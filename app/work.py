@@ -30,7 +30,20 @@ from forensics.errors import ForensicsError
 from forensics.store.writer import write_atomic
 
 COMMANDS = {
-    "replay": ("fork", "verify", "blame", "trace", "attention", "matrix", "sweep", "scan", "noise", "state", "diff", "line"),
+    "replay": (
+        "fork",
+        "verify",
+        "blame",
+        "trace",
+        "attention",
+        "matrix",
+        "sweep",
+        "scan",
+        "noise",
+        "state",
+        "diff",
+        "line",
+    ),
     "forensics": ("tokens", "probe", "batch", "spikes"),
 }
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
@@ -90,7 +103,13 @@ def start(run: str, program: str, arguments: Sequence[str], files: dict[str, str
         assert re.fullmatch(r"[a-z0-9_-]+\.(toml|txt|sql|json)", name), name
         write_atomic(folder / name, text.encode())
     filled = [a.replace("{folder}", str(folder)) for a in arguments]
-    about = {"run": run, "runs": str(runs), "program": program, "arguments": filled, "started": now.isoformat("T", "seconds")}
+    about = {
+        "run": run,
+        "runs": str(runs),
+        "program": program,
+        "arguments": filled,
+        "started": now.isoformat("T", "seconds"),
+    }
     write_atomic(folder / "work.json", json.dumps(about, indent=1).encode())
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
@@ -219,7 +238,16 @@ def _module(program: str) -> str:
 def main(folder: Path) -> int:
     """The process: run the command of this folder, then write how it ended."""
     about = json.loads((folder / "work.json").read_bytes())
-    command = [sys.executable, "-P", "-m", _module(about["program"]), "--runs", about["runs"], *about["arguments"], "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        _module(about["program"]),
+        "--runs",
+        about["runs"],
+        *about["arguments"],
+        "--json",
+    ]
     environment = os.environ | {"FORENSICS_PROGRESS": str(folder / "progress.json")}
     signal.signal(signal.SIGINT, lambda *_: None)  # the command gets it too; this process stays to write the end
     with open(folder / ".result.tmp", "wb") as out:

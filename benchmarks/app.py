@@ -11,6 +11,7 @@ all under 4 s; a click inside a panel under 0.5 s.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -27,7 +28,17 @@ STEPS, LAYERS, HEADS, BATCH = 100_000, 24, 16, 16
 SPIKES = {20_000: "batch", 61_342: "fast", 91_711: "slow"}
 FLUSH = 2_000  # steps per part
 RUN = "long"
-PARTS = ("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj", "attn.norm", "mlp.gate", "mlp.up", "mlp.down", "mlp.norm")
+PARTS = (
+    "attn.q_proj",
+    "attn.k_proj",
+    "attn.v_proj",
+    "attn.o_proj",
+    "attn.norm",
+    "mlp.gate",
+    "mlp.up",
+    "mlp.down",
+    "mlp.norm",
+)
 TENSORS = ["embed.weight", *(f"layers.{i}.{part}.weight" for i in range(LAYERS) for part in PARTS), "norm.weight"]
 SPARSE, DENSE = 20, 700  # tensors: every 20th step, and each step that near a spike
 
@@ -49,7 +60,7 @@ def make(runs: Path, steps: int = STEPS) -> dict[str, Any]:
     row = {"name": RUN, "status": "finished", "recipe": "synthetic", "config": json.dumps(header["config"]), "first_step": 0,
            "steps": steps, "created": header["created"]}  # fmt: skip
     replace_table(folder, "runs", {k: [v] for k, v in row.items()})
-    documents = range(0, 1000)
+    documents = range(1000)
     replace_table(folder, "documents", {"document": list(documents), "source": ["main"] * 1000,
                                         "path": [f"text/{i}.txt" for i in documents], "hash": ["0"] * 1000, "tags": [""] * 1000,
                                         "first_token": [i * 1_280_000 for i in documents], "tokens": [1_280_000] * 1000,
@@ -130,8 +141,7 @@ def best(work: Callable[[], Any], rounds: int = 5) -> dict[str, float]:
 
 
 def time_queries(step: int) -> dict[str, Any]:
-    from app import data
-
+    """Milliseconds of each query of the pages, its kept result forgotten before each call."""
     window = (max(0, step - 512), step + 33)
     asked: dict[str, dict[str, Any]] = {
         "loss_band_by100": {"every": 100}, "spikes": {}, "run_health": {}, "run_marks": {},
@@ -144,12 +154,15 @@ def time_queries(step: int) -> dict[str, Any]:
     for name, parameters in asked.items():
         own = {} if name in ("run_health", "run_marks") else {"run": RUN}
 
-        def ask(name: str = name, parameters: dict[str, Any] = {**own, **parameters}) -> None:
-            data.forget()
-            data.table(name, **parameters)
-
-        measured[name] = best(ask)
+        measured[name] = best(functools.partial(_asked, name, {**own, **parameters}))
     return measured
+
+
+def _asked(name: str, parameters: dict[str, Any]) -> None:
+    from app import data
+
+    data.forget()
+    data.table(name, **parameters)
 
 
 def time_scripts(step: int) -> dict[str, Any]:
@@ -185,7 +198,10 @@ def time_browser(runs: Path, step: int) -> dict[str, Any]:
                 rounds.append(tab.timed(name, **selection))
                 tab.check()
                 tab.close()
-            measured[name or "runs"] = {"first": rounds[0], "warm": {k: min(r[k] for r in rounds[1:]) for k in rounds[0]}}
+            measured[name or "runs"] = {
+                "first": rounds[0],
+                "warm": {k: min(r[k] for r in rounds[1:]) for k in rounds[0]},
+            }
         tab = Watched(browser, url)
         tab.open("spikes", run=RUN, spike=step)
         clicks = []

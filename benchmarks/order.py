@@ -7,7 +7,6 @@ index shuffled by PCG64, at 10⁷ and 10⁸. Rounds are interleaved, so that a b
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/order.py` works too
 
+from benchmarks.rounds import report
 from forensics.config import Data
 from forensics.data.order import Order, make_order
 
@@ -104,14 +104,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of building the shuffled indices")
     arguments = parser.parse_args()
     rows = measure_orders() + measure_indices(arguments.rounds)
+    if arguments.json:
+        report("order", {"batch": BATCH, "rows": rows}, arguments.json)
     print(f"{'order':<15} {'sequences':>15} {'build s':>10} {'batch ms':>9} {'bytes':>12}")
     for row in rows:
         print(
             f"{row['order']:<15} {row['sequences']:>15,} {row['build_seconds']:>10.4f} "
             f"{row['batch_milliseconds']:>9.3f} {row['bytes']:>12,}"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"batch": BATCH, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

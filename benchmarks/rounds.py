@@ -42,14 +42,19 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
 
 def report(name: str, document: dict[str, Any], path: Path | None) -> None:
     """Print as a table; with a path, write JSON with device and date."""
+    import torch
+
     from forensics import identity
 
-    device = document.get("device") or f"{identity.cpu_model()}, {identity.thread_count(0)} cores"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cpu = f"{identity.cpu_model()}, {identity.thread_count(0)} cores"
+    device = document.get("device") or gpu or cpu
     whole = {
         "benchmark": name,
         "device": device,
         "date": datetime.date.today().isoformat(),
         "python": platform.python_version(),
+        "torch": torch.__version__,
     } | document
     print(f"{name} · {device}")
     for key, value in document.items():

@@ -1,22 +1,30 @@
-"""One training step: ours against a plain PyTorch GPT, and the price of recording, interleaved in one process.
+"""One training step: ours against a plain PyTorch GPT and transformers' Llama, and the price of what ours adds.
 
-    python -m benchmarks.step [--rounds 9] [--json benchmarks/results/step.json]
+    python -m benchmarks.step [--rounds 9] [--json benchmarks/results/step-cpu.json]
+    python -m benchmarks.step --only "gpt2, compiled"      # one contestant in this process: its memory
 
-Shapes of the first issue: d=256, L=6, H=8, T=256, B=8, V=8192. The plain GPT is what one would write after nanoGPT:
-modules, LayerNorm, GELU, fused attention, tied embeddings, one cross-entropy over all logits, fused AdamW.
+On a CPU at the shapes of the first issue (d=256, L=6, T=256, B=8, V=8192), on a GPU at GPT-2 small (124M, T=1024,
+bf16). Contestants take turns in one process, so that a busy moment falls on all; each runs under its own determinism
+switches. MFU: 6 operations per weight and token and 12·L·D·T of attention a token, over the device's peak; on a CPU
+the peak is what its own matrix product reaches here.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
+from benchmarks.plain import CPU, DRY, GPU, Plain, PlainGPT, Sizes, llama
 from benchmarks.rounds import interleaved, medians, ratios, report
 from forensics import config, identity
 from forensics.data.batches import Batch
@@ -28,59 +36,15 @@ from forensics.train.run import build_model
 from forensics.train.schedule import own_policy
 from forensics.train.state import TrainState
 
-D, L, H, T, B, V = 256, 6, 8, 256, 8, 8192
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.ln1, self.ln2 = nn.LayerNorm(D), nn.LayerNorm(D)
-        self.qkv, self.proj = nn.Linear(D, 3 * D), nn.Linear(D, D)
-        self.up, self.down = nn.Linear(D, 4 * D), nn.Linear(4 * D, D)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, t, _ = x.shape
-        q, k, v = (y.view(b, t, H, D // H).transpose(1, 2) for y in self.qkv(self.ln1(x)).split(D, dim=2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(y.transpose(1, 2).reshape(b, t, D))
-        return x + self.down(F.gelu(self.up(self.ln2(x)), approximate="tanh"))
-
-
-class PlainGPT(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.wte, self.wpe = nn.Embedding(V, D), nn.Embedding(T, D)
-        self.blocks = nn.ModuleList(Block() for _ in range(L))
-        self.ln = nn.LayerNorm(D)
-        self.head = nn.Linear(D, V, bias=False)
-        self.head.weight = self.wte.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.ln(x))
-
-
-class Plain:
-    """The loop one would write around it."""
-
-    def __init__(self) -> None:
-        self.model = PlainGPT()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
-        self.step = 0
-
-    def __call__(self) -> None:
-        tokens = batch(self.step).tokens
-        self.step += 1
-        loss = F.cross_entropy(self.model(tokens[:, :-1]).view(-1, V), tokens[:, 1:].reshape(-1))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        loss.item()
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "4090": 165e12,
+}  # bf16, dense
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Nowhere:
@@ -91,55 +55,185 @@ class Nowhere:
 
 
 class Ours:
-    """`advance` with an observer."""
+    """`advance` with an observer, under strict determinism or without."""
 
-    def __init__(self, family: str, level: str | None) -> None:
-        recipe = config.from_dict({"model": {"family": family, "layers": L, "width": D, "heads": H},
-                                   "train": {"batch": B, "learning_rate": 3e-4}, "data": {"sequence_length": T}})  # fmt: skip
-        shape = shape_of(recipe.model, V, T)
+    def __init__(
+        self, z: Sizes, family: str, level: str | None = None, compiled: bool = False, strict: bool = True
+    ) -> None:
+        recipe = config.from_dict({"model": {"family": family, "layers": z.L, "width": z.D, "heads": z.H},
+                                   "train": {"batch": z.B, "learning_rate": 3e-4, "compile": compiled},
+                                   "data": {"sequence_length": z.T}})  # fmt: skip
+        shape = shape_of(recipe.model, z.V, z.T)
         self.parameters = sum(math.prod(s) for s in parameter_shapes(shape).values())
-        self.model = build_model(recipe, shape, "cpu", 0)
-        self.state = TrainState.start(initialize(shape, "normal", 0))
-        self.policy = own_policy(recipe.train, "fp32")
-        # the digest of every state is part of the run, recorded or not
-        self.watch: Observer = Recorder(Nowhere(), config.Record(level=level), self.model) if level else SILENT  # type: ignore[arg-type]
+        self.z, self.strict = z, strict
+        self.model = build_model(recipe, shape, DEVICE, 0)
+        self.state = TrainState.start({n: t.to(DEVICE) for n, t in initialize(shape, "normal", 0).items()})
+        self.policy = own_policy(recipe.train, "bf16" if DEVICE == "cuda" else "fp32")
+        # the digest of every state is part of a CPU run, recorded or not
+        record = config.Record(level=level or "off")
+        self.watch: Observer = Recorder(Nowhere(), record, self.model, DEVICE == "cpu") if level else SILENT  # type: ignore[arg-type]
 
     def __call__(self) -> None:
         counters = self.state.counters
-        advance(self.state, batch(counters.step), self.policy(counters), self.model, self.watch)
+        torch.use_deterministic_algorithms(self.strict)
+        try:
+            advance(self.state, batch(self.z, counters.step), self.policy(counters), self.model, self.watch)
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
-def batch(step: int) -> Batch:
-    tokens = torch.randint(0, V, (B, T + 1), generator=torch.Generator().manual_seed(step))
-    return Batch(tokens, torch.ones(B, T), float(B * T), torch.arange(B), step)
+def batch(z: Sizes, step: int) -> Batch:
+    return Batch(tokens(z, step), torch.ones(z.B, z.T), float(z.B * z.T), torch.arange(z.B), step)
+
+
+def tokens(z: Sizes, step: int) -> torch.Tensor:
+    return torch.randint(0, z.V, (z.B, z.T + 1), generator=torch.Generator().manual_seed(step))
+
+
+def contestants(z: Sizes) -> dict[str, Callable[[], Any]]:
+    """Name → what makes it; each is a function of nothing that takes one step."""
+    found: dict[str, Callable[[], Any]] = {
+        "plain GPT": lambda: Plain(PlainGPT(z), DEVICE, lambda s: tokens(z, s)),
+        "plain GPT, compiled": lambda: Plain(PlainGPT(z), DEVICE, lambda s: tokens(z, s), compiled=True),
+        "transformers Llama": lambda: Plain(llama(z), DEVICE, lambda s: tokens(z, s)),
+        "gpt2": lambda: Ours(z, "gpt2"),
+        "gpt2, compiled": lambda: Ours(z, "gpt2", compiled=True),
+        "gpt2, compiled, not strict": lambda: Ours(z, "gpt2", compiled=True, strict=False),
+        "gpt2, compiled, light": lambda: Ours(z, "gpt2", "light", compiled=True),
+        "llama": lambda: Ours(z, "llama"),
+        "llama, off": lambda: Ours(z, "llama", "off"),
+        "llama, light": lambda: Ours(z, "llama", "light"),
+    }
+    if DEVICE == "cuda":  # a minute of compiling each is what eight minutes allow
+        for name in ("llama, off", "gpt2"):
+            del found[name]
+    return found
+
+
+# ratio → (contestant, the one it is held against): speed over, or price of
+SPEEDS = {
+    "gpt2, eager, over plain GPT, eager": ("gpt2", "plain GPT"),
+    "gpt2, compiled, over plain GPT, eager": ("gpt2, compiled", "plain GPT"),
+    "gpt2, compiled, over plain GPT, compiled": ("gpt2, compiled", "plain GPT, compiled"),
+    "llama, eager, over transformers' Llama": ("llama", "transformers Llama"),
+}
+PRICES = {
+    "determinism (compiled)": ("gpt2, compiled", "gpt2, compiled, not strict"),
+    "light recording (compiled)": ("gpt2, compiled, light", "gpt2, compiled"),
+    "determinism and light recording (compiled)": ("gpt2, compiled, light", "gpt2, compiled, not strict"),
+    "digest of every state": ("llama, off", "llama"),
+    "light recording, digests included (eager)": ("llama, light", "llama"),
+}
+
+
+def measure(z: Sizes, rounds: int, threads: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    seconds_to_make = {}
+    identity.settle(threads)
+    torch.use_deterministic_algorithms(False)
+    for name, make in contestants(z).items():
+        started = time.perf_counter()
+        made[name] = make()
+        made[name]()  # the compiler works here
+        seconds_to_make[name] = round(time.perf_counter() - started, 1)
+    memory = {name: one_step_memory(each) for name, each in made.items()} if DEVICE == "cuda" else {}
+    seconds = interleaved({name: synchronous(each) for name, each in made.items()}, rounds)
+    peak, peak_is = device_peak()
+    middle = medians(seconds)
+    operations = {n: flops_per_token(z, each.parameters) for n, each in made.items()}
+    return {
+        "shapes": vars(z), "threads": threads, "rounds": rounds, "precision": "bf16" if DEVICE == "cuda" else "fp32",
+        "parameters": {n: each.parameters for n, each in made.items()},
+        "first_step_seconds": seconds_to_make,
+        "seconds": {n: round(s, 4) for n, s in middle.items()},
+        "tokens_per_second": {n: round(z.B * z.T / s) for n, s in middle.items()},
+        "mfu": {n: round(operations[n] * z.B * z.T / s / peak, 4) for n, s in middle.items()},
+        "peak": f"{peak / 1e12:.3g} TFLOPS, {peak_is}",
+        "memory_gib": {n: round(m / 2**30, 2) for n, m in memory.items()},
+        "speed": {n: round(1 / ratios(seconds, b)[a], 3) for n, (a, b) in SPEEDS.items() if {a, b} <= seconds.keys()},
+        "price": {n: round(ratios(seconds, b)[a] - 1, 4) for n, (a, b) in PRICES.items() if {a, b} <= seconds.keys()},
+    }  # fmt: skip
+
+
+def synchronous(step: Callable[[], Any]) -> Callable[[], None]:
+    """On a GPU a step ends when its work does."""
+
+    def run() -> None:
+        step()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def flops_per_token(z: Sizes, parameters: int) -> float:
+    """Forward and backward: 6 per weight that multiplies a token, 12·L·D·T of attention (PaLM, appendix B)."""
+    looked_up = (
+        z.T * z.D if parameters < 2 * z.V * z.D + 12 * z.L * z.D**2 else z.V * z.D
+    )  # positions; an untied embedding
+    return 6.0 * (parameters - looked_up) + 12.0 * z.L * z.D * z.T
+
+
+def device_peak() -> tuple[float, str]:
+    """Operations per second, and where the number is from."""
+    if DEVICE == "cuda":
+        name = torch.cuda.get_device_name()
+        known = next((peak for part, peak in PEAKS.items() if all(w in name for w in part.split())), None)
+        if known is not None:
+            return known, f"the maker's, {name}"
+    n, dtype = (8192, torch.bfloat16) if DEVICE == "cuda" else (2048, torch.float32)
+    a = torch.randn(n, n, device=DEVICE).to(dtype)
+    seconds = interleaved({"product": synchronous(lambda: a @ a)}, 7, warm=2)
+    return 2.0 * n**3 / min(seconds["product"]), f"measured, {n}³ matrix product"
+
+
+def one_step_memory(step: Callable[[], Any]) -> int:
+    """Bytes that a step needs beyond all that stays, and the contestant's own 12 bytes a parameter."""
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before + 12 * step.parameters  # type: ignore[attr-defined]
+
+
+def alone(name: str, z: Sizes, threads: int) -> float:
+    """Peak memory of a process that runs this contestant alone, GiB; printed for whoever started it."""
+    identity.settle(threads)
+    torch.use_deterministic_algorithms(False)
+    step = contestants(z)[name]()
+    for _ in range(3):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def memory_of_each(z: Sizes, options: argparse.Namespace) -> dict[str, float]:
+    """Each contestant in a process of its own, GiB."""
+    found = {}
+    for name in ("plain GPT", "transformers Llama", "gpt2", "llama", "llama, light"):
+        command = [sys.executable, "-m", "benchmarks.step", "--only", name, *(["--dry"] if options.dry else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[name] = round(float(done.stdout.split()[-1]), 2)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--dry", action="store_true", help="tiny shapes: whether it runs, not how fast")
+    parser.add_argument("--only", help="run one contestant and print its peak memory, GiB")
     options = parser.parse_args()
-    plain = Plain()  # before the determinism switches: a plain loop has none
+    z = DRY if options.dry else GPU if DEVICE == "cuda" else CPU
     threads = identity.thread_count(0)
-    torch.set_num_threads(threads)
-    contestants: dict[str, Any] = {"plain GPT": plain}
-    identity.settle(threads)
-    contestants |= {
-        "gpt2, unobserved": Ours("gpt2", None), "llama, unobserved": Ours("llama", None),
-        "llama, off": Ours("llama", "off"), "llama, light": Ours("llama", "light"),
-    }  # fmt: skip
-    seconds = interleaved(contestants, options.rounds)
-    against_plain, against_off = ratios(seconds, "plain GPT"), ratios(seconds, "llama, unobserved")
-    report("step", {
-        "shapes": {"d": D, "L": L, "H": H, "T": T, "B": B, "V": V}, "threads": threads, "rounds": options.rounds,
-        "parameters": {"plain GPT": sum(p.numel() for p in plain.model.parameters()), "gpt2": contestants["gpt2, unobserved"].parameters,
-                       "llama": contestants["llama, unobserved"].parameters},
-        "seconds": {n: round(s, 4) for n, s in medians(seconds).items()},
-        "tokens_per_second": {n: round(B * T / s) for n, s in medians(seconds).items()},
-        "speed_over_plain": {n: round(1 / r, 3) for n, r in against_plain.items()},
-        "price_of_digest": round(against_off["llama, off"] - 1, 4),
-        "price_of_light": round(against_off["llama, light"] - 1, 4),
-    }, options.json)  # fmt: skip
+    if options.only:
+        print(alone(options.only, z, threads))
+        return
+    found = measure(z, options.rounds, threads)
+    if DEVICE == "cpu":
+        found["memory_gib"] = memory_of_each(z, options)
+    report("step", found, options.json)
 
 
 if __name__ == "__main__":

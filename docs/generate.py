@@ -1,4 +1,4 @@
-"""Documents that are made from code: command line, tables and queries, recipe keys.
+"""Documents that are made from code and measurements: command line, tables and queries, recipe keys, performance.
 
 python -m docs.generate           writes them
 python -m docs.generate --check   exit code 1 where one is out of date
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import click
+
+from docs.performance import performance
 
 HERE = Path(__file__).parent
 
@@ -81,7 +83,7 @@ def _toml(value: object) -> str:
     return f"`{value!r}`".replace("'", '"')
 
 
-MADE = {"cli.md": command_line, "tables.md": tables, "recipes.md": recipes}
+MADE = {"cli.md": command_line, "tables.md": tables, "recipes.md": recipes, "performance.md": performance}
 
 
 def main(check: bool) -> int:

@@ -19,7 +19,10 @@ batch as (
 excess as (
     select
         l.*, batch.baseline, (l.loss - batch.baseline) * l.weight as excess,
-        coalesce(l.loss > past.middle + 6 * past.scale or not isfinite(l.loss), false) as apart
+        case
+            when not isfinite(l.loss) then 'infinity'::double
+            when past.scale > 0 then (l.loss - past.middle) / past.scale
+        end as z
     from located as l, batch, past
 ),
 total as (
@@ -30,7 +33,12 @@ final as (
         row_number() over (order by e.loss desc nulls last, e.slot) - 1 as place,
         e.slot, e.sequence, e.loss, e.baseline, e.excess,
         case when isfinite(e.excess) then e.excess / nullif(total.excess, 0) end as share,
-        e.apart, e.weight, e.repeat_share, e.source, e.documents, e.document, e.path, e.document_tokens
+        e.z,
+        (case
+            when abs(e.z) >= 40 then 5 when abs(e.z) >= 20 then 4 when abs(e.z) >= 10 then 3 when abs(e.z) >= 6 then 2
+            when abs(e.z) >= 3 then 1 else 0
+        end * sign(e.z))::integer as level,
+        e.weight, e.repeat_share, e.source, e.documents, e.document, e.path, e.document_tokens
     from excess as e, total
     order by place
 )

@@ -19,14 +19,14 @@ span as (
 ),
 cells as (
     select
-        min(r.step) as step, max(r.step) + 1 as step2, r.layer, r.tensor, max(r.ratio) as ratio,
+        max(r.step) as step, min(r.step) - 1 as begin, r.layer, r.tensor, max(r.ratio) as ratio,
         arg_max(r.l2, r.ratio) as l2, arg_max(r.placebo_l2, r.ratio) as placebo_l2
     from ratios as r, span
     group by r.layer, r.tensor, floor((r.step - span.first) / span.width)
 ),
 final as (
     select
-        step, step2, layer, tensor, case when layer is null then tensor else 'L' || layer end as row,
+        begin, step, layer, tensor, case when layer is null then tensor else 'L' || layer end as row,
         l2, placebo_l2, ratio, case when ratio >= 20 then 4 when ratio >= 10 then 3 when ratio >= 5 then 2 when ratio >= 2 then 1 else 0 end as level
     from cells
     order by layer nulls first, tensor, step

@@ -10,7 +10,13 @@ points as (
     where v.run = $run
 ),
 final as (
-    select *, coalesce(cause, case when category not like 'OK%' then lower(category) else 'ok' end) as kind
+    select
+        *, case
+            when cause is not null then cause
+            when category like 'UNREACHABLE%' then 'unreachable'
+            when category = 'UNDECODEABLE' then 'partial-utf8'
+            else 'ok'
+        end as kind
     from points
     order by indicator nulls last, token
 )

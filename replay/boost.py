@@ -34,6 +34,7 @@ from forensics.train.run import Run
 from forensics.train.state import TrainState
 from replay import compare, slots
 from replay.compare import Probe, Witness
+from replay.documents import keep
 from replay.interventions import from_dict, to_dict
 from replay.lockstep import track
 from replay.on_sequences import BoostToken
@@ -76,12 +77,14 @@ def boost(
     arms = [kept.get(key) for key in keys]
     met = ledger(run, first)
     summary = _summary(arms)
-    return {
+    document = {
         "run": name, "token": token, "text": run.corpus.decode([token]), "from": first, "to": last,
         "exposure_in": int(met.exposure_in[token]), "exposure_out": int(met.exposure_out[token]),
         "contexts": {"sequences": len(plan["contexts"]), "positions": arms[0]["positions"], "why": plan["why"]},
         "control": arms[0]["control"], "seeds": seeds, "arms": arms, "summary": summary, "verdict": _verdict(arms[0], summary),
     }  # fmt: skip
+    keep(run.folder, "boost", "\n".join(keys), document)
+    return document
 
 
 def _window(run: Run, first: int | None, last: int | None, most: int, seeds: int, workers: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from forensics.errors import ForensicsError
 from forensics.progress import bar
 from replay import tell
 from replay.blame.command import blame
+from replay.boost_command import boost
 from replay.flags import from_flags, steps
 
 
@@ -295,6 +296,7 @@ def attention(run: str, step: int, slot: int | None, at: str | None, lens: bool,
 
 
 main.add_command(blame)
+main.add_command(boost)
 
 
 if __name__ == "__main__":

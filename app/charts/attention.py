@@ -81,13 +81,14 @@ def weights(dark: bool, positions: int, click: bool) -> dict[str, Any]:
     p = palette(dark)
     exact = {"nice": False, "zero": False}
     axis = {"tickCount": 6, "grid": False, "title": None, "tickMinStep": 1}
-    x = alt.X("key", type=Q, axis=alt.Axis(orient="top", **axis), scale=alt.Scale(domain=[0, positions], **exact))
-    y = alt.Y("query", type=Q, axis=alt.Axis(minExtent=26, **axis), scale=alt.Scale(domain=[positions, 0], **exact))
+    across = {"axis": alt.Axis(orient="top", **axis), "scale": alt.Scale(domain=[0, positions], **exact)}
+    down = {"axis": alt.Axis(minExtent=26, **axis), "scale": alt.Scale(domain=[positions, 0], **exact)}
+    x, y = alt.X("key", type=Q, **across), alt.Y("query", type=Q, **down)
     tips = [alt.Tooltip("query", type=Q), alt.Tooltip("reads", type=N, title="query reads"), alt.Tooltip("key", type=Q),
             alt.Tooltip("looks", type=N, title="looks at"), alt.Tooltip("weight", type=Q, format="+.3f" if not click else ".3f"),
             alt.Tooltip("score", type=Q, format=".4~g", title="logit" if click else "change of logit")]  # fmt: skip
     half = alt.Chart(named("half")).mark_area(color=p.faint, opacity=0.07, tooltip=None).encode(
-        alt.X("key", type=Q, axis=x.axis, scale=x.scale), alt.Y("query", type=Q, axis=y.axis, scale=y.scale), alt.Y2("below"))  # fmt: skip
+        x, y, alt.Y2("below"))  # fmt: skip
     cells = (
         alt.Chart(named("cells"))
         .mark_rect(stroke=None)
@@ -96,7 +97,7 @@ def weights(dark: bool, positions: int, click: bool) -> dict[str, Any]:
     if click:
         cells = cells.add_params(alt.selection_point(name="pair", fields=["query"], on="click", clear="dblclick"))
     row = alt.Chart(named("row")).mark_rect(fill=None, stroke=p.ink, strokeWidth=1.2).encode(
-        alt.X("zero", type=Q, axis=x.axis, scale=x.scale), alt.X2("all"), y, alt.Y2("query2"))  # fmt: skip
+        alt.X("zero", type=Q, **across), alt.X2("all"), y, alt.Y2("query2"))  # fmt: skip
     return template(alt.layer(half, cells, row), dark, height=300, canvas=True)
 
 
@@ -134,7 +135,8 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
     row = alt.Axis(title=None, values=[i + 0.5 for i in range(layers + 1)], labelExpr=names, grid=False, ticks=False, minExtent=34)
     x = alt.X("position", type=Q, axis=alt.Axis(title=None, grid=False, tickMinStep=1),
               scale=alt.Scale(domain=[0, positions], **exact))  # fmt: skip
-    y = alt.Y("layer", type=Q, axis=row, scale=alt.Scale(domain=[layers + 1, 0], **exact))
+    down = {"axis": row, "scale": alt.Scale(domain=[layers + 1, 0], **exact)}
+    y = alt.Y("layer", type=Q, **down)
     colours = [f"rgba(226, 88, 0, {a})" for a in ORANGE] + [WORSE[dark]]
     tips = [alt.Tooltip("position", type=Q), alt.Tooltip("reads", type=N), alt.Tooltip("follows", type=N, title="is followed by"),
             alt.Tooltip("loss", type=Q, format=".3f", title="loss read out"), alt.Tooltip("predicts", type=N, title="likeliest"),
@@ -147,7 +149,7 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
         .add_params(alt.selection_point(name="read", fields=["position"], on="click", clear="dblclick"))
     )  # fmt: skip
     column = alt.Chart(named("column")).mark_rect(fill=None, stroke=p.ink, strokeWidth=1.2).encode(
-        x, alt.X2("position2"), alt.Y("zero", type=Q, axis=row, scale=y.scale), alt.Y2("all"))  # fmt: skip
+        x, alt.X2("position2"), alt.Y("zero", type=Q, **down), alt.Y2("all"))  # fmt: skip
     return template(alt.layer(cells, column), dark, height=max(120, min(360, 22 * (layers + 1) + 30)), canvas=True)
 
 

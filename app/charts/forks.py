@@ -1,7 +1,7 @@
 """The Forks page: a fork beside its null forks, sweeps, the matrix of batches and states, blame's deletion curve.
 
-Named data: `arms` (step, value, arm, kind), `bands` (step, low, middle, high, kind), `ends` (step, value, word, kind),
-`losses` (step, loss, arm), `cells` (step, step2, row, ratio, level, …). To be `filled`: `bounds`, the steps shown; `rows`
+Named data: `arms` (step, value, arm, kind), `bands` (step, low, middle, high, kind), `ends` (step, value, word, kind, below),
+`losses` (step, loss, arm), `cells` (begin, step, row, ratio, level, …). To be `filled`: `bounds`, the steps shown; `rows`
 and `states`, in their order.
 """
 
@@ -20,9 +20,19 @@ FEWEST = 5  # null forks from which a band is drawn; fewer are drawn one by one
 RATIOS = (2, 5, 10, 20)  # over the placebos' median; below the first, nothing is drawn
 
 
-def _steps(axis: bool = True) -> alt.X:
-    shown = alt.Axis(title=None, labels=axis, ticks=axis, tickCount=8, format=",d", labelFlush=False)
-    return alt.X("step", type=Q, axis=shown, scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}))
+def _steps(axis: bool = True, field: str = "step") -> alt.X:
+    shown = alt.Axis(title=None, labels=axis, ticks=axis, tickCount=8, format=",d", labelFlush=True)
+    return alt.X(field, type=Q, axis=shown, scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}))
+
+
+def _words(name: str, x: alt.X, value: str, colour: alt.Color, dx: int = -2) -> list[alt.Chart]:
+    """A word where each line ends: over it, or under it where `below` says so."""
+    rows = alt.Chart(named(name))
+    place = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
+    return [
+        rows.transform_filter(which).mark_text(dy=dy, **place).encode(x, alt.Y(value, type=Q), colour, text=alt.Text("word", type=N))
+        for which, dy in (("!datum.below", -9), ("datum.below", 12))
+    ]
 
 
 def _colour(p: Palette) -> alt.Color:
@@ -46,10 +56,9 @@ def _over_nulls(y: alt.Y, low: alt.Y, p: Palette, tips: list[alt.Tooltip], axis:
     dots = arms.mark_point(filled=True, opacity=1).encode(
         x, y, _colour(p), alt.Shape("kind", type=N, scale=alt.Scale(domain=list(KINDS), range=["circle", "square", "triangle-up"])),
         size=alt.condition("datum.kind == 'fork'", alt.value(28), alt.value(14)), tooltip=tips)  # fmt: skip
-    words = alt.Chart(named("ends")).mark_text(align="right", dx=-2, dy=-8, fontSize=11, fontWeight="bold").encode(
-        x, alt.Y("value", type=Q), _colour(p), text=alt.Text("word", type=N))  # fmt: skip
+    words = _words("ends", x, "value", _colour(p))
     back = alt.Chart(named("back")).mark_rule(strokeDash=[2, 3], color=p.ink).encode(x)
-    return alt.layer(band, middle, nulls, own, dots, back, words)
+    return alt.layer(band, middle, nulls, own, dots, back, *words)
 
 
 @cached
@@ -81,9 +90,8 @@ def gap(dark: bool) -> dict[str, Any]:
         x, y, _colour(p), dash, alt.Detail("arm", type=N), strokeWidth=alt.condition("datum.kind == 'fork'", alt.value(2), alt.value(1)))  # fmt: skip
     dots = arms.mark_point(filled=True, opacity=1).encode(
         x, y, _colour(p), shape, size=alt.condition("datum.kind == 'fork'", alt.value(26), alt.value(8)), tooltip=tips)  # fmt: skip
-    words = alt.Chart(named("gap_ends")).mark_text(align="right", dx=-2, dy=-8, fontSize=11, fontWeight="bold").encode(
-        x, alt.Y("value", type=Q), _colour(p), text=alt.Text("word", type=N))  # fmt: skip
-    return template(alt.layer(zero, band, lines, dots, words), dark, height=120)
+    words = _words("gap_ends", x, "value", _colour(p))
+    return template(alt.layer(zero, band, lines, dots, *words), dark, height=120)
 
 
 @cached
@@ -112,7 +120,8 @@ def layers(dark: bool, rows: int) -> dict[str, Any]:
     colour = alt.Color("level", type=O, scale=alt.Scale(domain=[1, 2, 3, 4], range=list(p.down[1:])))
     tips = [STEP_TIP, alt.Tooltip("row", type=N, title="of"), alt.Tooltip("ratio", type=Q, format=",.1f", title="× placebos"),
             alt.Tooltip("l2", type=Q, format=".4~g", title="L2"), alt.Tooltip("placebo_l2", type=Q, format=".4~g", title="placebos' median")]  # fmt: skip
-    cells = alt.Chart(named("cells")).mark_rect(stroke=None).encode(_steps(), alt.X2("step2"), order, colour, tooltip=tips)
+    cells = alt.Chart(named("cells")).mark_rect(stroke=None).encode(
+        _steps(field="begin"), alt.X2("step"), order, colour, tooltip=tips)  # fmt: skip
     return template(alt.layer(cells), dark, height=max(34, 15 * rows) + 26, canvas=True)
 
 
@@ -139,21 +148,22 @@ def sweep(dark: bool, log: bool, unit: str) -> dict[str, Any]:
     line = rows.mark_line(strokeWidth=1.8).encode(x, y, colour, dash)
     dots = rows.mark_point(size=70, opacity=1, strokeWidth=1.6).encode(
         x, y, colour, shape, fill=alt.condition("datum.censored", alt.value(p.background), colour), tooltip=tips)  # fmt: skip
-    words = alt.Chart(named("ends")).mark_text(align="right", dy=-11, dx=4, fontSize=11, fontWeight="bold").encode(
-        x, y, colour, text=alt.Text("word", type=N))  # fmt: skip
-    return template(alt.layer(one, span, line, dots, words), dark, height=190)
+    words = _words("ends", x, "value", colour, dx=4)
+    return template(alt.layer(one, span, line, dots, *words), dark, height=190)
 
 
 # ---- batch against state
 
 
 @cached
-def matrix(dark: bool, rows: int, title: str, axis: bool = True) -> dict[str, Any]:
+def matrix(dark: bool, rows: int, title: str, axis: bool = True, margin: bool = False) -> dict[str, Any]:
     """Batch on x, state on y; colour is the value over the placebo batches' scale; outlined: what happened."""
     p = palette(dark)
-    x = alt.X("step", type=O, sort=None, axis=alt.Axis(title="batch" if axis else None, orient="top", labels=axis, ticks=False,
-                                                       labelAngle=0, labelOverlap=True), scale=alt.Scale(padding=0.04))  # fmt: skip
-    y = alt.Y("state", type=N, sort=None, axis=labels(ticks=False), scale=alt.Scale(padding=0.04, domain={"expr": "states"}))
+    top = alt.Axis(title=("σ" if margin else "batch") if axis else None, orient="top", labels=axis, ticks=False, labelAngle=0,
+                   labelOverlap=True, labelExpr="' '" if margin else "datum.label")  # fmt: skip
+    side = None if margin else labels(title="state" if axis else "\u00a0", minExtent=58, maxExtent=58)
+    x = alt.X("step", type=O, sort=None, axis=top, scale=alt.Scale(padding=0.04))
+    y = alt.Y("state", type=N, sort=None, axis=side, scale=alt.Scale(padding=0.04, domain={"expr": "states"}))
     tips = [alt.Tooltip("step", type=Q, format=",d", title="batch"), alt.Tooltip("state", type=N),
             alt.Tooltip("value", type=Q, format="+.4f", title=title), alt.Tooltip("over", type=Q, format="+.1f", title="× placebo scale"),
             alt.Tooltip("note", type=N)]  # fmt: skip
@@ -187,7 +197,6 @@ def deletion(dark: bool) -> dict[str, Any]:
     dots = rows.mark_point(filled=True, size=55, opacity=1).encode(x, y, colour, shape, tooltip=tips)
     nulls = alt.Chart(named("nulls")).mark_tick(orient="horizontal", size=16, thickness=1.6, color=p.parent, opacity=1).encode(
         x, y, tooltip=tips)  # fmt: skip
-    words = alt.Chart(named("ends")).mark_text(align="right", dy=-10, fontSize=11, fontWeight="bold").encode(
-        x, y, colour, text=alt.Text("word", type=N))  # fmt: skip
-    return template(alt.layer(whole, lines, nulls, dots, words), dark, height=220)
+    words = _words("ends", x, "taken", colour, dx=0)
+    return template(alt.layer(whole, lines, nulls, dots, *words), dark, height=220)
 

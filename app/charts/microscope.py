@@ -57,7 +57,8 @@ def timeline(dark: bool) -> dict[str, Any]:
 def blame(dark: bool, rows: int) -> dict[str, Any]:
     """By tensor two bars: the change of loss with its update alone, and with the update of all but it."""
     p = palette(dark)
-    x = alt.X("change", type=Q, axis=alt.Axis(title=None, tickCount=6, format="+~g"))
+    axis = alt.Axis(title=None, tickCount=6, format="+~g")
+    x = alt.X("change", type=Q, axis=axis)
     wide = alt.Axis(title=None, ticks=False, minExtent=190, maxExtent=190, labelLimit=186)
     y = alt.Y("tensor", type=O, sort=None, axis=wide, scale=alt.Scale(domain={"expr": "rows"}, paddingInner=0.25))
     order = ["alone", "all but it"]
@@ -65,7 +66,7 @@ def blame(dark: bool, rows: int) -> dict[str, Any]:
     tips = [alt.Tooltip("tensor", type=N), alt.Tooltip("what", type=N), alt.Tooltip("change", type=Q, format="+.4f", title="nats/token")]
     bars = alt.Chart(named("bars")).mark_bar().encode(
         x, y, alt.YOffset("what", type=N, sort=order, scale=alt.Scale(domain=order)), colour, tooltip=tips)  # fmt: skip
-    rise = alt.Chart(named("rise")).mark_rule(color=p.ink, strokeDash=[4, 3]).encode(alt.X("change", type=Q, axis=x.axis))
+    rise = alt.Chart(named("rise")).mark_rule(color=p.ink, strokeDash=[4, 3]).encode(alt.X("change", type=Q, axis=axis))
     return template(alt.layer(bars, rise), dark, height=22 * max(rows, 2) + 30)
 
 

@@ -26,7 +26,9 @@ def _offsets(axis: bool) -> alt.X:
 def overview(dark: bool) -> dict[str, Any]:
     """The whole run: band from smallest to largest loss, a mark for each spike by kind; click picks the nearest."""
     p = palette(dark)
-    x = alt.X("step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=14), scale=alt.Scale(nice=False, zero=False))
+    x = alt.X(
+        "step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=14), scale=alt.Scale(nice=False, zero=False)
+    )
     loss = alt.Axis(title=None, tickCount=4, minExtent=34)
     window = alt.Chart(named("window")).mark_rect(color=p.shade).encode(
         alt.X("first", type=Q, scale=alt.Scale(nice=False, zero=False)), alt.X2("last"))  # fmt: skip
@@ -45,7 +47,11 @@ def overview(dark: bool) -> dict[str, Any]:
         )
         .add_params(at)
     )  # fmt: skip
-    chosen = alt.Chart(named("chosen")).mark_point(size=240, color=p.ink, strokeWidth=1.4, opacity=1).encode(x, alt.YValue(7))
+    chosen = (
+        alt.Chart(named("chosen"))
+        .mark_point(size=240, color=p.ink, strokeWidth=1.4, opacity=1)
+        .encode(x, alt.YValue(7))
+    )
     return template(alt.layer(window, band, line, chosen, marks), dark, height=135)
 
 
@@ -76,7 +82,9 @@ def grad_norm(dark: bool) -> dict[str, Any]:
     y = alt.Y("grad_norm", type=Q, axis=labels(tickCount=4, format="~g"), scale=alt.Scale(type="log", nice=True))
     tips = [STEP_TIP, alt.Tooltip("grad_norm", type=Q, format=".3~g"), alt.Tooltip("clip_scale", type=Q, format=".3~g")]
     line = alt.Chart(named("steps")).mark_line(color=p.line, strokeWidth=1.5, clip=True).encode(_offsets(False), y)
-    points = alt.Chart(named("steps")).mark_point(opacity=0, size=60, clip=True).encode(_offsets(False), y, tooltip=tips)
+    points = (
+        alt.Chart(named("steps")).mark_point(opacity=0, size=60, clip=True).encode(_offsets(False), y, tooltip=tips)
+    )
     return template(alt.layer(line, points, _at(p)), dark, height=88, canvas=True)
 
 

@@ -96,7 +96,12 @@ def template(chart: alt.TopLevelMixin, dark: bool, *, height: int, canvas: bool 
     spec["usermeta"] = {"embedOptions": {"renderer": "canvas" if canvas else "svg", "actions": False}}
     axis = {"gridColor": p.grid, "domain": False, "tickColor": p.grid, "labelColor": p.faint, "titleColor": p.faint,
             "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": LABELS}  # fmt: skip
-    spec["config"] = {"axis": axis, "view": {"stroke": None}, "legend": {"disable": True}, "font": "Source Sans, sans-serif"}
+    spec["config"] = {
+        "axis": axis,
+        "view": {"stroke": None},
+        "legend": {"disable": True},
+        "font": "Source Sans, sans-serif",
+    }
     return spec  # type: ignore[no-any-return]
 
 
@@ -106,7 +111,9 @@ def named(name: str) -> alt.NamedData:
 
 def labels(**options: Any) -> alt.Axis:
     """The axis of y in a column of aligned charts: as wide in each of them."""
-    return alt.Axis(**{"minExtent": LABELS, "maxExtent": LABELS, "title": None, "ticks": False, "labelPadding": 4, **options})
+    return alt.Axis(
+        **{"minExtent": LABELS, "maxExtent": LABELS, "title": None, "ticks": False, "labelPadding": 4, **options}
+    )
 
 
 def filled(template: dict[str, Any], **values: Any) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def registered() -> dict[str, Any]:
     """Name → page, of those whose file exists; the first is the default, which has no path of its own."""
     there = [name for name in TITLES if (FOLDER / f"{name}.py").is_file()]
     return {
-        name: st.Page(FOLDER / f"{name}.py", title=TITLES[name], default=i == 0, **({} if i == 0 else {"url_path": name}))
+        name: st.Page(
+            FOLDER / f"{name}.py", title=TITLES[name], default=i == 0, **({} if i == 0 else {"url_path": name})
+        )
         for i, name in enumerate(there)
     }
 
@@ -51,7 +53,7 @@ def chosen_run() -> Selection | None:
     if selection.run is None:
         selection = selection.but(run=_newest() or names[-1])
     elif selection.run not in names:
-        show.nothing([f"No run here is called ", show.code(selection.run), "."], "forensics list")
+        show.nothing(["No run here is called ", show.code(selection.run), "."], "forensics list")
         selection = selection.but(run=_newest() or names[-1])
     st.session_state["run-picker"] = selection.run
     st.selectbox("Run", names, key="run-picker", label_visibility="collapsed", width=280,

@@ -13,7 +13,7 @@ from app.charts import forks as charts
 from app.charts import theme
 from app.pages import link
 from app.pages._fork_measured import documents
-from app.pages._fork_one import chosen_row
+from app.pages._fork_one import below, chosen_row
 from app.selection import Selection, goto
 from app.show import Part, code, strong
 
@@ -87,10 +87,9 @@ def title_of(d: Mapping[str, Any]) -> str:
 
 def sentence_of(d: Mapping[str, Any]) -> list[Part]:
     """The verdict's own sentence, which carries its numbers; then what it rests on."""
-    proof = d["proof"]
-    said: list[Part] = [d["sentence"], " "]
-    if proof:
-        said += ["p = ", strong(words.number(proof["p"])), f", N = {len(proof['random'])} random removals. "]
+    said: list[Part] = [d["sentence"]]
+    if d["proof"] and "p =" not in d["sentence"]:
+        said += [" p = ", strong(words.number(d["proof"]["p"])), f", N = {len(d['proof']['random'])} random removals."]
     return said
 
 
@@ -127,12 +126,12 @@ def _curve(d: Mapping[str, Any]) -> None:
         own = [r for r in rows if r["order"] == order]
         if own:
             last = max(own, key=lambda r: r["removed"])
-            ends.append({**last, "word": word})
+            ends.append({**last, "word": word, "below": False})
     extra = f" · ticks: {len(nulls)} random removals of {proof['sequences']}" if nulls else ""
     show.caption(f"Nats of the excess that go when these are removed together · dotted: all of it{extra}")
     tables = {
         "curve": pa.Table.from_pylist(sorted(rows, key=lambda r: r["removed"]), schema), "nulls": pa.Table.from_pylist(nulls, schema),
-        "ends": pa.Table.from_pylist(ends, schema.append(pa.field("word", pa.string()))), "whole": pa.table({"taken": pa.array([total], pa.float64())}),
+        "ends": pa.Table.from_pylist(below(ends, "taken"), pa.schema([*schema, ("word", pa.string()), ("below", pa.bool_())])), "whole": pa.table({"taken": pa.array([total], pa.float64())}),
     }  # fmt: skip
     theme.draw(charts.deletion(show.dark()), tables, key="blame-curve")
 
@@ -154,11 +153,12 @@ def _candidates(run: str, d: Mapping[str, Any]) -> None:
     st.text(str(c["text"]))
     window = {"first": d["window"][0], "last": d["spike"]["step"] + 24}
     columns = st.columns(3)
-    link("forks", f"Fork without batch {c['step']:,}, slot {c['slot']}", container=columns[0], part="build", kind="remove-sequences",
-         fork=None, step=c["step"], slot=c["slot"], **window)  # fmt: skip
+    build = partial(goto, part="build", fork=None, **window)
+    columns[0].button(f"Fork without batch {c['step']:,}, slot {c['slot']}", key="blame-fork-sequence",
+                      on_click=partial(build, kind="remove-sequences", step=c["step"], slot=c["slot"]))  # fmt: skip
     if c["document"] is not None:
-        link("forks", f"Fork without document {c['document']:,}", container=columns[1], part="build", kind="remove-documents",
-             fork=None, step=None, document=c["document"], **window)  # fmt: skip
+        columns[1].button(f"Fork without document {c['document']:,}", key="blame-fork-document",
+                          on_click=partial(build, kind="remove-documents", step=None, document=c["document"]))  # fmt: skip
     link("batch", f"Batch {c['step']:,}", container=columns[2], step=c["step"], slot=c["slot"])
 
 

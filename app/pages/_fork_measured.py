@@ -12,6 +12,7 @@ from app import data, forms, show, words, work
 from app.charts import forks as charts
 from app.charts import theme
 from app.pages._fork_build import window_of
+from app.pages._fork_one import below
 from app.selection import Selection, goto
 from app.show import Part, strong
 from forensics.visible import visible
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 THRESHOLDS = (3, 6, 10, 20, 40)
+NEAR = 0.7  # of the largest part, from which another is named beside it
 MEASURES = {"jump": "jump of the probe loss after one step", "loss": "loss of the batch", "grad_norm": "gradient norm"}
 UNITS = {"jump": "nats/token", "loss": "nats/token", "grad_norm": ""}
 
@@ -98,7 +100,9 @@ def sweep_title(d: Mapping[str, Any]) -> list[Part]:
     measure = "over_placebos" if any(r["over_placebos"] for r in own) else "l2_over_moved"
     told = [r for r in own if r[measure] is not None]
     title: list[Part] = [visible(d["does"]), f", from {len(d['steps'])} {'state' if len(d['steps']) == 1 else 'states'} of {d['run']}"]
-    if len(told) > 1:
+    if measure == "over_placebos" and not any(r["verdict"].startswith("beyond") for r in own):
+        title += [": not distinguishable from the placebos at any of them" if len(own) > 1 else f": {own[0]['verdict']}"]
+    elif len(told) > 1:
         top = max(told, key=lambda r: r[measure])
         size = f"{words.ratio(top[measure])} the placebos" if measure == "over_placebos" else f"{words.number(top[measure])} of the way"
         when = "early" if top["step"] == told[0]["step"] else "late" if top["step"] == told[-1]["step"] else "in between"
@@ -140,8 +144,11 @@ def _points(d: Mapping[str, Any], values: Sequence[tuple[Any, Any, Any, bool]]) 
         own = [r for r in rows if r["arm"] == arm]
         if own:
             last = max(own, key=lambda r: r["step"])
-            ends.append({"step": last["step"], "value": last["value"], "word": word, "arm": arm})
-    ends_schema = pa.schema([("step", pa.int64()), ("value", pa.float64()), ("word", pa.string()), ("arm", pa.string())])
+            ends.append({"step": last["step"], "value": last["value"], "word": word, "arm": arm, "below": False})
+    ends = below(ends)
+    if len(ends) == 2 and ends[0]["below"] and ends[1]["below"]:
+        ends[0]["below"] = False
+    ends_schema = pa.schema([("step", pa.int64()), ("value", pa.float64()), ("word", pa.string()), ("arm", pa.string()), ("below", pa.bool_())])
     return pa.Table.from_pylist(rows, schema), pa.Table.from_pylist(ends, ends_schema)
 
 
@@ -248,7 +255,9 @@ def matrix_title(d: Mapping[str, Any], measure: str) -> list[Part]:
     order = sorted(names, key=lambda k: -size[k])
     if over[order[0]] is not None and over[order[0]] < THRESHOLDS[0]:
         return [f"{title}: nothing stands out from the placebo batches"]
-    return [f"{title}: {names[order[0]]} above all", f" ({words.ratio(over[order[0]])} the placebo batches' scale)" if over[order[0]] is not None else ""]
+    near = [names[k] for k in order if size[k] >= NEAR * size[order[0]]]
+    what = f"{near[0]} above all" if len(near) == 1 else " as much as ".join(near[:2]) if len(near) == 2 else "data, state and the two together alike"
+    return [f"{title}: {what}", f" ({words.ratio(over[order[0]])} the placebo batches' scale)" if over[order[0]] is not None else ""]
 
 
 def matrix_sentence(d: Mapping[str, Any], measure: str) -> list[Part]:
@@ -287,7 +296,7 @@ def cells_of(d: Mapping[str, Any], measure: str, part: str) -> list[dict[str, An
         over = value / scale if value is not None and scale else None
         own = state is not None and state == step
         note = "what happened" if own else "the state was already trained on this batch" if cell.get("consumed") else ""
-        return {"state": "data" if state is None else f"{state:,}", "step": step, "value": value, "over": over, "level": level_of(over),
+        return {"state": "α" if state is None else f"{state:,}", "step": step, "value": value, "over": over, "level": level_of(over),
                 "consumed": bool(cell.get("consumed")), "own": own, "note": note}  # fmt: skip
 
     if part == "data":
@@ -313,20 +322,21 @@ def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
     """The whole, with its margins: α below it, σ beside it; then what is neither."""
     states = [f"{s:,}" for s in d["states"]]
     unit = f"{MEASURES[measure]}{', ' + UNITS[measure] if UNITS[measure] else ''}"
-    left, middle, right = st.columns([1, 0.24, 1], gap="small")
 
-    def draw(part: str, names: list[str], key: str, axis: bool = True) -> None:
-        spec = theme.filled(charts.matrix(show.dark(), len(names), unit, axis), states=names)
+    def draw(part: str, names: list[str], key: str, axis: bool = True, margin: bool = False) -> None:
+        spec = theme.filled(charts.matrix(show.dark(), len(names), unit, axis, margin), states=names)
         theme.draw(spec, {"cells": _table(cells_of(d, measure, part))}, key=key)
 
+    show.caption(f"{unit[:1].upper()}{unit[1:]}, less the placebo batches' median · colour: 3, 6, 10, 20, 40 times their scale · • the state had "
+                 "already been trained on the batch")  # fmt: skip
+    left, middle, right = st.columns([1, 0.09, 1], gap="small")
     with left:
-        show.caption(f"Batch × state: {unit}, less the placebo batches · colour: 3, 6, 10, 20, 40 times their scale · outlined: what happened · •: already trained on")
+        show.caption("Batch × state; below it α, the batch from any state; beside it σ, the state with any batch")
         draw("all", states, "matrix-all")
-        show.caption("α: the batch, from any state")
-        draw("data", ["data"], "matrix-data", axis=False)
+        draw("data", ["α"], "matrix-data", axis=False)
     with middle:
-        show.caption("σ: the state")
-        draw("state", states, "matrix-state")
+        show.caption("\u00a0")
+        draw("state", states, "matrix-state", margin=True)
     with right:
         show.caption("γ: what is left, batch and state together")
         draw("interaction", states, "matrix-interaction")

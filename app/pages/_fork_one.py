@@ -14,6 +14,7 @@ from app.charts import forks as charts
 from app.charts import theme
 from app.pages import link
 from app.pages._fork_state import State, file_of, launch, state_of
+from app.selection import goto
 from app.show import Part, code, strong
 
 if TYPE_CHECKING:
@@ -176,9 +177,10 @@ def _verdict(state: State, result: dict[str, Any], same: tuple[int, int]) -> Non
         show.amber("The control does not show the parent's spike: suspect hardware or numerics. No verdict about data.")
     placebos, distinct = same
     if distinct < placebos:
-        show.amber(strong(f"The {placebos} placebos are {distinct} different {'fork' if distinct == 1 else 'forks'}. "),
-                   "There are not enough other sequences in the steps that it touches to draw others: read N as ",
-                   strong(distinct), f", and p as at least {words.number(1 / (distinct + 1))}.")  # fmt: skip
+        what = "one and the same fork" if distinct == 1 else f"only {distinct} different forks"
+        show.amber(strong(f"The {placebos} placebos are {what}. "), "There are not enough other sequences in the steps that it touches "
+                   "to draw others: read N as ", strong(distinct), f", and p as at least {words.number(1 / (distinct + 1))}",
+                   ": too few placebos to tell." if distinct < 3 else ".")  # fmt: skip
 
 
 def distinct_placebos(arms: pyarrow.Table) -> tuple[int, int]:
@@ -291,9 +293,8 @@ def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[A
             step = pc.max(last["step"]).as_py()
             at = last.filter(pc.equal(last["step"], step))["middle" if kind in banded else "value"].to_pylist()
             word = kind if kind == "fork" or number[kind] == 1 else f"{number[kind]} {'placebos' if kind == 'placebo' else 'chaos'}"
-            ends.append({"step": step, "value": max(at), "word": word, "kind": kind})
-    schema = pa.schema([("step", pa.int64()), ("value", pa.float64()), ("word", pa.string()), ("kind", pa.string())])
-    return drawn, own, pa.Table.from_pylist(ends, schema), "".join(f" · {s}" for s in said)
+            ends.append({"step": step, "value": max(at), "word": word, "kind": kind, "below": False})
+    return drawn, own, pa.Table.from_pylist(below(ends), ends_schema()), "".join(f" · {s}" for s in said)
 
 
 def _gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
@@ -332,10 +333,19 @@ def _gap_ends(both: pyarrow.Table) -> pyarrow.Table:
         if own:
             last = max(own, key=lambda r: r["step"])
             found.append({"step": last["step"], "value": last["value"], "word": f"{name} {words.gap(last['value'])}", "kind": "fork"})
-    if len(found) == 2 and found[0]["value"] != found[1]["value"]:  # the lower word under its line would hide the other
-        found = sorted(found, key=lambda f: f["value"])
-    schema = pa.schema([("step", pa.int64()), ("value", pa.float64()), ("word", pa.string()), ("kind", pa.string())])
-    return pa.Table.from_pylist(found, schema)
+    return pa.Table.from_pylist(below(found), ends_schema())
+
+
+def below(ends: list[dict[str, Any]], by: str = "value") -> list[dict[str, Any]]:
+    """Words at the ends of lines, the lowest of several under its line, so that two close ones can both be read."""
+    lowest = min((e[by] for e in ends), default=None) if len(ends) > 1 else None
+    return [e | {"below": e[by] == lowest} for e in ends]
+
+
+def ends_schema() -> pyarrow.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("step", pa.int64()), ("value", pa.float64()), ("word", pa.string()), ("kind", pa.string()), ("below", pa.bool_())])
 
 
 def _layers(state: State, result: dict[str, Any]) -> None:
@@ -386,7 +396,7 @@ def _facts(state: State, result: dict[str, Any], losses: pyarrow.Table) -> None:
     show.heading("Ways on")
     link("spikes", "The spikes of its parent", run=state.parent)
     link("runs", "This fork among the runs", run=state.fork)
-    link("forks", "Build another fork", run=state.parent, part="build", fork=None)
+    st.button("Build another fork", type="tertiary", on_click=partial(goto, part="build", fork=None, first=first, last=last))
 
 
 def _barriers(result: dict[str, Any]) -> None:

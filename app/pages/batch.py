@@ -19,6 +19,8 @@ from app.show import Part, accent, code, strong
 from app.step import chosen_step
 
 
+APART = 3  # σ above the sequences before, from which a sequence is named
+
 
 def page() -> None:
     selection = chosen_run()
@@ -64,7 +66,7 @@ def title_of(step: int, rows: Sequence[dict[str, Any]]) -> str:
 def worst_of(rows: Sequence[dict[str, Any]]) -> list[Part]:
     """How much of the excess its worst sequence holds, which document that is, and whether the others are odd too."""
     top = rows[0]
-    apart = [r for r in rows if r["apart"]]
+    apart = [r for r in rows if r["z"] is not None and r["z"] >= APART]
     where: list[Part] = [code(_place(top))] if top["path"] is not None else ["a sequence that an intervention made"]
     said: list[Part] = [f"Its worst of {len(rows)} sequences, ", accent(f"slot {top['slot']}"),
                         f" (loss {words.loss(top['loss'])}), "]  # fmt: skip
@@ -76,12 +78,12 @@ def worst_of(rows: Sequence[dict[str, Any]]) -> list[Part]:
     said += [*where, ". "]
     if apart:
         sources = sorted({r["source"] for r in apart if r["source"]})
-        said += [strong(f"{len(apart)} of {len(rows)}"), " stand more than 6σ above the sequences of the 64 steps before"]
+        said += [strong(f"{len(apart)} of {len(rows)}"), f" stand {APART}σ or more above the sequences of the 64 steps before"]
         if len(sources) == 1 and len({r["source"] for r in rows}) > 1:
             said += [", all of them of the source ", code(sources[0])]
         said += ["."]
     elif top["baseline"] is not None:
-        said += ["None stands 6σ above the sequences of the 64 steps before."]
+        said += [f"None stands {APART}σ above the sequences of the 64 steps before."]
     return said
 
 
@@ -118,7 +120,7 @@ def _overview(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], header: di
     vocabulary = (header.get("shape") or {}).get("vocabulary")
     top = max([r["loss"] for r in rows if r["loss"] is not None and math.isfinite(r["loss"])], default=1.0)
     bars = [
-        {**{k: r[k] for k in ("slot", "sequence", "share", "apart", "source", "path")}, "loss": words.loss(r["loss"]),
+        {**{k: r[k] for k in ("slot", "sequence", "share", "z", "level", "source", "path")}, "loss": words.loss(r["loss"]),
          "place": float(r["place"]), "place2": r["place"] + 0.88, "zero": 0.0,
          "shown": r["loss"] if r["loss"] is not None and math.isfinite(r["loss"]) else top * 1.1 if r["loss"] is not None else 0.0}
         for r in rows
@@ -127,7 +129,7 @@ def _overview(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], header: di
     lines = [{"value": past, "what": f"the 64 steps before: {words.loss(past)}"}] if past is not None else []
     if vocabulary and top > 0.6 * math.log(vocabulary):
         lines.append({"value": math.log(vocabulary), "what": f"ln V, guessing: {math.log(vocabulary):.3f}"})
-    show.caption(f"Loss by sequence (nats/token), highest first · coloured: more than 6σ above the 64 steps before · click one (now slot {chosen['slot']})")
+    show.caption(f"Loss by sequence (nats/token), highest first · colour: σ from the sequences of the 64 steps before, grey under 3 · click one (now slot {chosen['slot']})")
     schema = pa.schema([("value", pa.float64()), ("what", pa.string())])
     one = [b for b in bars if b["slot"] == chosen["slot"]]
     theme.draw(theme.filled(charts.sequences(show.dark()), last=float(len(rows))),
@@ -184,9 +186,43 @@ def _text(run: str, step: int, row: dict[str, Any], selection: Selection) -> Fou
                   on_click=_clicked_token)  # fmt: skip
     if known is None:
         _offer(run, step)
+    else:
+        _by_token(found, losses or [], selection.position)
+    _documents(found, losses)
     if influence is None and selection.spike is not None:
         show.caption("By influence instead: ", code(f"replay blame {run} --spike {selection.spike} --tokens"))
     return found, losses
+
+
+def _by_token(found: Reading, losses: Sequence[float | None], position: int | None) -> None:
+    """The same losses as bars, in the order of the text."""
+    import pyarrow as pa
+
+    top = math.log(found.vocabulary)
+    worst = max((x for x in losses if x is not None and math.isfinite(x)), default=top)
+    texts = [tokens.shown(t) for t in found.texts]
+    bars = [
+        {"place": i, "position": i + 0.06, "position2": i + 0.94, "zero": 0.0, "loss": x if math.isfinite(x) else worst * 1.1,
+         "level": tokens.level(x, found.vocabulary)[0], "reads": texts[i], "after": "".join(texts[max(0, i - 5) : i])}
+        for i, x in enumerate(losses) if x is not None
+    ]  # fmt: skip
+    show.caption("Loss by token, in the order of the text (nats) · dashed: ln V")
+    theme.draw(theme.filled(charts.tokens(show.dark()), positions=[0, len(found.tokens)]),
+               {"tokens": pa.Table.from_pylist(bars), "top": pa.table({"value": [top]}),
+                "here": pa.Table.from_pylist([b for b in bars if b["place"] == position], schema=pa.Table.from_pylist(bars).schema)},
+               key="by-token", on_select=_clicked_bar_of_token)  # fmt: skip
+
+
+def position_of(event: Any) -> dict[str, int] | None:
+    """What a click on a token's bar changes in the URL."""
+    mark = picked(event, "token", "place")
+    return {"position": int(mark["place"])} if mark else None
+
+
+def _clicked_bar_of_token() -> None:
+    change = position_of(st.session_state["by-token"])
+    if change:
+        goto(**change)
 
 
 def loss_levels(losses: Sequence[float | None], vocabulary: int) -> tuple[list[int], set[int]]:
@@ -245,7 +281,6 @@ def _beside(run: str, step: int, row: dict[str, Any], selection: Selection, foun
     at = selection.position
     if at is not None and at < len(found.tokens):
         _token(run, step, row["slot"], at, found, losses, selection)
-    _documents(found, losses)
     if losses is not None:
         _costly(found, losses)
 

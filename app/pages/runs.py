@@ -8,7 +8,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import data, show, work, words
+from app import data, show, words, work
 from app.charts import runs as charts
 from app.charts import theme
 from app.pages import chosen_run, guarded, link
@@ -243,7 +243,9 @@ def _events(run: str) -> None:
         show.frame([{"step": e["step"], "kind": e["kind"], "text": e["text"] or e["metric"]} for e in rest],
                    height=min(220, 36 * (len(rest) + 1) + 2))  # fmt: skip
     else:
-        show.nothing("The logbook is empty.", f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what was seen"')
+        show.nothing(
+            "The logbook is empty.", f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what was seen"'
+        )
 
 
 def chosen_spike(run: str) -> int | None:

@@ -29,7 +29,9 @@ def page() -> None:
         return
     run = str(selection.run)
     if data.reached(run) is None:
-        show.nothing([strong(run), " has recorded no step yet."], f"forensics show {run}", "This page fills as it trains.")
+        show.nothing(
+            [strong(run), " has recorded no step yet."], f"forensics show {run}", "This page fills as it trains."
+        )
         return
     found = data.rows("spikes", run=run)
     if not found:
@@ -121,13 +123,23 @@ def _moved(alarms: list[dict[str, Any]]) -> list[Part]:
     if not before:
         far = next((a for a in clear if a["kind"] != "step"), None)
         name = [", the farthest ", accent(f"{place_of(far)} {STATISTICS[far['statistic']]}")] if far else []
-        return ["Nothing moved before it; ", strong(_counted(len(clear), "row")), " moved at the step itself", *name, ". "]
+        return [
+            "Nothing moved before it; ",
+            strong(_counted(len(clear), "row")),
+            " moved at the step itself",
+            *name,
+            ". ",
+        ]
     first = before[0]
     said: list[Part] = ["First to move: ", accent(f"{place_of(first)} {STATISTICS[first['statistic']]}"),
                         f", {words.steps(first['lead'], 'before')}. "]  # fmt: skip
     stale = next((a for a in before if a["kind"] == "tensor"), None)
     if stale is not None and stale is not first:
-        said += ["Second moment out of date: ", strong(brief(stale["tensor"])), f", {words.steps(stale['lead'], 'before')}. "]
+        said += [
+            "Second moment out of date: ",
+            strong(brief(stale["tensor"])),
+            f", {words.steps(stale['lead'], 'before')}. ",
+        ]
     return said
 
 
@@ -159,7 +171,9 @@ def _replayed(run: str, step: int) -> list[list[Part]]:
     if blamed:
         top = max(blamed, key=lambda b: abs(b["replayed_effect"]))
         where = f"batch {words.count(top['step'])}" + (f", slot {top['slot']}" if top["slot"] is not None else "")
-        said.append(["By replay: without ", accent(where), f" the excess changes by {words.gap(top['replayed_effect'])} nats."])
+        said.append(
+            ["By replay: without ", accent(where), f" the excess changes by {words.gap(top['replayed_effect'])} nats."]
+        )
     for h in data.headers():
         if h.get("parent") != run or not h["first_step"] <= step < h["steps"]:
             continue
@@ -207,7 +221,9 @@ def _overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] | Non
                         ("kind", pa.string())])  # fmt: skip
     at = [] if spike is None else [spike["step"]]
     kinds = [k for k in theme.KINDS if any(m["kind"] == k for m in marks)]
-    show.caption("Loss (nats/token), whole run" + (f" · {' '.join(_sign(k) for k in kinds)} · click one" if kinds else ""))
+    show.caption(
+        "Loss (nats/token), whole run" + (f" · {' '.join(_sign(k) for k in kinds)} · click one" if kinds else "")
+    )
     shown = {
         "band": band, "spikes": pa.Table.from_pylist(marks, schema=schema), "chosen": pa.table({"step": at}),
         "window": pa.table({"first": [max(0, s - BEFORE) for s in at], "last": [min(steps, s + AFTER) for s in at]}),
@@ -273,7 +289,11 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
                      hint="A spike within the first 80 steps has no past of its own to be compared with.")  # fmt: skip
         return
     shown = here()
-    layer = shown.layer if shown.layer is not None and shown.layer in set(layers["layer"].to_pylist()) else _layer(alarms, layers)
+    layer = (
+        shown.layer
+        if shown.layer is not None and shown.layer in set(layers["layer"].to_pylist())
+        else _layer(alarms, layers)
+    )
     show.caption(f"Attention logit max by layer (max over heads) · σ from the row's own past, blank under 3 · ◆ first alarm · "
                  f"click a layer (now L{layer})")  # fmt: skip
     _heat("layers", layers, [f"L{n}" for n in layers["layer"].to_pylist()],
@@ -285,7 +305,9 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
           [{"step": a["step"], "row": place_of(a)} for a in alarms if a["kind"] == "head" and a["layer"] == layer], step,
           axis=False, click="head", on_select=_clicked_head)  # fmt: skip
     tensors = data.table("tensor_heat", **around)
-    show.caption("Tensors by rms_t and staleness (1: second moment up to date), first movers on top · steps from the spike")
+    show.caption(
+        "Tensors by rms_t and staleness (1: second moment up to date), first movers on top · steps from the spike"
+    )
     names = [f"{brief(t)} {s}" for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())]
     _heat("tensors", tensors, names, [{"step": a["step"], "row": f"{brief(a['tensor'])} {a['statistic']}"} for a in alarms
                                       if a["kind"] == "tensor"], step, axis=True)  # fmt: skip

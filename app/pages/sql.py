@@ -80,7 +80,12 @@ def _named(name: str, selection: Selection) -> Any:
         st.session_state[keys[parameter]] = value
         its = about["parameters"][parameter]
         columns[i % len(columns)].text_input(
-            parameter, key=keys[parameter], help=its["meaning"], placeholder=_default(its), on_change=_set_values, args=(keys,)
+            parameter,
+            key=keys[parameter],
+            help=its["meaning"],
+            placeholder=_default(its),
+            on_change=_set_values,
+            args=(keys,),
         )
     with st.expander("Its SQL"):
         st.code(queries.load(name), language="sql")
@@ -200,7 +205,11 @@ def plotted(rows: Any, across: str, up: str) -> tuple[Any, bool]:
     if picked.num_rows > theme.STEPS_MOST:
         picked = picked.sort_by("x")
         stretch = np.arange(picked.num_rows) * (theme.STEPS_MOST // 2) // picked.num_rows
-        grouped = picked.append_column("stretch", pa.array(stretch)).group_by("stretch").aggregate([("x", "min"), ("y", "max")])
+        grouped = (
+            picked.append_column("stretch", pa.array(stretch))
+            .group_by("stretch")
+            .aggregate([("x", "min"), ("y", "max")])
+        )
         picked = pa.table({"x": grouped["x_min"], "y": grouped["y_max"]})
     return picked, True
 

@@ -36,6 +36,7 @@ class Site(NamedTuple):
 # q (B, H, T, K) and k (B, G, T, K) after RoPE and QK-norm · residual stream into and out of a block (B, T, D) ·
 # what attention and MLP add to it (B, T, D) · the MLP's hidden activation (B, T, M) · the loss's gradient at the
 # block's output (B, T, D) · where attention stays inside documents, their numbers (B, T), before the first block
+# `advance` adds one, "launched": all of a step's work but the update was handed to the device, nothing was read yet
 SITES = ("documents", "q", "k", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "resid_grad")
 
 
@@ -140,7 +141,10 @@ class Decoder:
             q, k = self._norm(q, w, "attn.q_norm", "rms"), self._norm(k, w, "attn.k_norm", "rms")
         if angles is not None:
             q, k = self._rotate(q, angles), self._rotate(k, angles)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the angles widen them; attention, and who taps it, reads bf16
+        q, k = (
+            q.to(v.dtype),
+            k.to(v.dtype),
+        )  # under autocast the angles widen them; attention, and who taps it, reads bf16
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         mixed = self._mix(q, k, v, mask).transpose(1, 2).reshape(B, T, -1)
         return F.linear(mixed, w["attn.o_proj.weight"], w.get("attn.o_proj.bias")), q, k

@@ -2,11 +2,16 @@
 
 It sees detached tensors only, computes beside the step and hands rows to the store. It never raises on NaN or inf:
 they are recorded as such, and the first place that showed one becomes an event.
+
+Nothing is read from the device before the step is done. On a GPU it is read later still, when the next step's work has
+been handed out (the site "launched"): rows are made while the GPU computes, and it never waits for them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -36,18 +41,19 @@ FORWARD = ("resid_in", "attention logits", "attn_out", "mlp_out", "resid_out")
 
 @dataclass
 class _Mean:
-    """Σ x² and the number of elements, over micro-batches."""
+    """Σ x² of each micro-batch, on the device until they are read, and the number of elements."""
 
-    squares: float = 0.0
+    squares: list[Tensor] = field(default_factory=list)
     elements: int = 0
+    read: list[float] = field(default_factory=list)
 
     def add(self, x: Tensor) -> None:
-        self.squares += float(sums.square_sum(x.float()))
+        self.squares.append(sums.square_sum(x))
         self.elements += x.numel()
 
     @property
     def rms(self) -> float:
-        return math.sqrt(self.squares / self.elements)
+        return math.sqrt(sum(self.read) / self.elements)
 
 
 @dataclass
@@ -60,14 +66,54 @@ class _Step:
     documents: Tensor | None = None
     heads: dict[int, HeadStatistics] = field(default_factory=dict)
     squares: dict[tuple[str, int], _Mean] = field(default_factory=dict)
-    zeros: dict[int, tuple[int, int]] = field(default_factory=dict)
-    extremes: dict[tuple[str, int], float] = field(default_factory=dict)
+    nonzero: dict[int, list[Tensor]] = field(default_factory=dict)  # of mlp_act, by layer and micro-batch
+    elements: int = 0  # of mlp_act in one layer
+    extremes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    finite: dict[int, list[Tensor]] = field(default_factory=dict)  # attention logits, by layer
+    backward: list[tuple[int, Tensor]] = field(default_factory=list)  # (layer, Σ x²) of resid_grad as they came
     resid: dict[int, list[Tensor]] = field(default_factory=dict)
     lens: list[dict[str, float]] | None = None
     probe: TensorProbe | None = None
-    nonfinite: str | None = None  # first site or tensor that held a NaN or inf
-    nonfinite_forward: tuple[int, int] | None = None  # first (layer, place in FORWARD) of the forward
-    nonfinite_back: str | None = None  # first site of the backward, which comes after the loss
+    grads: tuple[str, ...] = ()  # names, in order of the forward
+
+    def read(self) -> None:
+        """Bring to the host what the taps left on the device: one look at it."""
+        lists = [mean.squares for mean in self.squares.values()]
+        lists += [*self.nonzero.values(), *self.finite.values(), [x for _, x in self.backward]]
+        flat = [x.double() for one in lists for x in one] + [x.double() for x in self.extremes.values()]
+        numbers = iter(torch.stack(flat).tolist() if flat else ())
+        for mean in self.squares.values():
+            mean.read = [next(numbers) for _ in mean.squares]
+        self.nonzero_read = {layer: sum(int(next(numbers)) for _ in found) for layer, found in self.nonzero.items()}
+        self.finite_read = {
+            layer: sum(next(numbers) for _ in found) == len(found) for layer, found in self.finite.items()
+        }
+        self.backward_read = [(layer, next(numbers)) for layer, _ in self.backward]
+        self.extremes_read = {key: next(numbers) for key in self.extremes}
+
+    def first_nonfinite(self, result: StepResult, tensors: dict[str, list]) -> str | None:
+        """The first place of the step, in the order in which it computes, that held a NaN or inf."""
+        places = [
+            (layer, FORWARD.index("attention logits")) for layer, finite in self.finite_read.items() if not finite
+        ]
+        places += [(layer, FORWARD.index(kind)) for (kind, layer), mean in self.squares.items()
+                   if kind != "resid_grad" and not all(map(math.isfinite, mean.read))]  # fmt: skip
+        if places:
+            layer, place = min(places)
+            return f"layers.{layer}.{FORWARD[place]}"
+        assert result.loss is not None and result.grad_norms is not None
+        if not math.isfinite(result.loss):
+            return "loss"
+        for layer, squares in self.backward_read:
+            if not math.isfinite(squares):
+                return f"layers.{layer}.resid_grad"
+        if not math.isfinite(result.grad_norm or 0.0):
+            # the backward runs from the last tensor to the first: the last in order of the forward came first
+            return next(n for n in reversed(self.grads) if not math.isfinite(result.grad_norms[n])) + " gradient"
+        if result.action == "apply" and tensors:
+            wrong = (n for n, x in zip(tensors["tensor"], tensors["update_norm"]) if not math.isfinite(x))
+            return next((n + " update" for n in wrong), None)
+        return None
 
 
 class Recorder:
@@ -83,10 +129,13 @@ class Recorder:
         self.digest: str | None = None  # of the state after the last step
         self.row: dict[str, float | int | str | None] | None = None  # of the last step; `commit` writes it
         self.wants: frozenset[str] = frozenset()
+        self.later = model.device == "cuda"  # rows of a step are made beside the next one
+        self._rest: Callable[[], None] | None = None  # of the last step: makes its rows
         self._now = _Step(frozenset(), False)
 
     def begin(self, state: TrainState, policy: StepPolicy) -> None:
-        self.commit()
+        if not self.later:
+            self.commit()
         step = state.counters.step
         dense = self.level != "off" and (self.level == "dense" or any(a <= step < b for a, b in self.windows))
         tables = frozenset(t for t, n in self.every.items() if step % n == 0) if self.level != "off" else frozenset()
@@ -97,11 +146,16 @@ class Recorder:
             wants |= {"q", "k", "documents"}
         if "layers" in tables:
             wants |= {*RMS_SITES, "mlp_act"}
+        if self.later:
+            wants.add("launched")
         self.wants = frozenset(wants)
         self._now = _Step(tables, dense)
 
     def commit(self) -> None:
         """Hand the last step's row to the store; until then the loop may add what it measures after the step."""
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            rest()
         if self.row is not None:
             self.writer.append("steps", **self.row)
             self.row = None
@@ -109,17 +163,19 @@ class Recorder:
     @torch.no_grad()
     def tap(self, site: Site, x: Tensor) -> None:
         now, (kind, layer) = self._now, site
-        if kind == "q":
+        if kind == "launched":
+            self.commit()
+        elif kind == "q":
             now.q[layer] = x
         elif kind == "k":
             found = attention_statistics(now.q.pop(layer), x, now.documents)
             now.heads[layer] = now.heads[layer].merge(found) if layer in now.heads else found
-            self._check_forward(bool(torch.isfinite(found.logit_max).all()), layer, "attention logits")
+            now.finite.setdefault(layer, []).append(torch.isfinite(found.logit_max).all())
         elif kind == "documents":
             now.documents = x
         elif kind == "mlp_act":
-            zeros, elements = now.zeros.get(layer, (0, 0))
-            now.zeros[layer] = (zeros + x.numel() - int(torch.count_nonzero(x)), elements + x.numel())
+            now.nonzero.setdefault(layer, []).append(torch.count_nonzero(x))
+            now.elements += x.numel() if layer == 0 else 0
             if now.dense:
                 self._extreme("act_max", layer, x)
         if kind in RMS_SITES:
@@ -131,45 +187,25 @@ class Recorder:
         if kind == "resid_in" and layer > 0:
             # the stream into a block is the one out of the block before, whose squares are summed already
             before = now.squares[("resid_out", layer - 1)]
-            mean.squares, mean.elements = before.squares, before.elements
+            mean.squares, mean.elements = list(before.squares), before.elements
             return
         mean.add(x)
         if kind == "resid_grad":
-            if not math.isfinite(mean.squares) and now.nonfinite_back is None:
-                now.nonfinite_back = f"layers.{layer}.{kind}"
-        else:
-            self._check_forward(math.isfinite(mean.squares), layer, kind)
+            now.backward.append((layer, mean.squares[-1]))
         if kind == "resid_out" and now.dense:
             self._extreme("resid_max", layer, x)
             now.resid.setdefault(layer, []).append(x)
 
     def _extreme(self, name: str, layer: int, x: Tensor) -> None:
-        key = (name, layer)
-        self._now.extremes[key] = max(self._now.extremes.get(key, 0.0), float(x.abs().amax()))
-
-    def _check_forward(self, finite: bool, layer: int, kind: str) -> None:
-        place = (layer, FORWARD.index(kind))
-        if not finite and (self._now.nonfinite_forward is None or place < self._now.nonfinite_forward):
-            self._now.nonfinite_forward = place
-
-    def _check(self, finite: bool, where: str) -> None:
-        if not finite and self._now.nonfinite is None:
-            self._now.nonfinite = where
+        key, largest = (name, layer), x.abs().amax()
+        before = self._now.extremes.get(key)
+        self._now.extremes[key] = largest if before is None else torch.maximum(before, largest)
 
     @torch.no_grad()
     def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
         now = self._now
         assert result.grad_norms is not None and result.loss is not None and result.batch is not None
-        if now.nonfinite_forward is not None:
-            layer, place = now.nonfinite_forward
-            self._check(False, f"layers.{layer}.{FORWARD[place]}")
-        self._check(math.isfinite(result.loss), "loss")
-        self._check(now.nonfinite_back is None, now.nonfinite_back or "")
-        if not math.isfinite(result.grad_norm or 0.0):
-            # the backward runs from the last tensor to the first: the last in order of the forward came first
-            self._check(
-                False, next(n for n in reversed(grads) if not math.isfinite(result.grad_norms[n])) + " gradient"
-            )
+        now.grads = tuple(grads)
         if "tensors" in now.tables and grads:  # every tensor may be frozen
             now.probe = TensorProbe(state, grads, result.grad_norms, result.clip_scale, result.policy)
         if now.dense and now.resid:
@@ -185,75 +221,83 @@ class Recorder:
 
     @torch.no_grad()
     def end(self, state: TrainState, result: StepResult) -> None:
-        now, step = self._now, result.step
-        tensors: dict[str, list] = {}
+        self.commit()  # a step that computed nothing launched nothing either
+        now = self._now
         if now.probe is not None:
-            tensors = now.probe.columns(state, self.model.decayed, result.action == "apply")
-            if result.action == "apply" and not all(math.isfinite(x) for x in tensors["update_norm"]):
-                self._check(
-                    False,
-                    next(n for n, x in zip(tensors["tensor"], tensors["update_norm"]) if not math.isfinite(x))
-                    + " update",
-                )
-            self.writer.append("tensors", step=step, **tensors)
+            now.probe.measure(state, self.model.decayed, result.action == "apply")
         self.digest = state.digest() if self.digests else None
-        self._step_row(result, tensors)
-        if result.ce is None:
-            return
-        if now.heads:
-            self._head_rows(step)
-        if "layers" in now.tables:
-            self._layer_rows(step)
-        if "sequences" in now.tables:
-            self._sequence_rows(result)
-        if now.dense:
-            self._token_rows(result)
-        if now.nonfinite is not None:
-            self.writer.append("events", step=step, kind="nonfinite", metric="loss", value=result.loss, tensor=now.nonfinite,
-                               text=f"first seen in {now.nonfinite}")  # fmt: skip
-
-    def _step_row(self, result: StepResult, tensors: dict[str, list]) -> None:
         row: dict[str, float | int | str | None] = {
             "step": result.step, "lr": result.policy.learning_rate, "schedule": result.counters.schedule,
             "updates": result.counters.updates, "update": result.action, "seconds": result.seconds, "state_digest": self.digest,
         }  # fmt: skip
+        self.row = row
         if result.batch is not None and result.ce is not None:
             row |= {
                 "loss": result.loss, "grad_norm": result.grad_norm, "clip_scale": result.clip_scale,
                 "tokens": int(torch.count_nonzero(result.batch.weight)),
             }  # fmt: skip
+            self._rest = functools.partial(self._rows, now, result, row)
+            if not self.later:
+                rest, self._rest = self._rest, None
+                rest()
+
+    @torch.no_grad()
+    def _rows(self, now: _Step, result: StepResult, row: dict[str, float | int | str | None]) -> None:
+        """Every row of a step but its own, which is completed."""
+        step, tensors = result.step, now.probe.columns() if now.probe is not None else {}
+        now.read()
+        if tensors:
+            self.writer.append("tensors", step=step, **tensors)
+        self._complete(row, result, tensors)
+        if now.heads:
+            self._head_rows(now, step)
+        if "layers" in now.tables:
+            self._layer_rows(now, step)
+        if "sequences" in now.tables:
+            self._sequence_rows(result)
+        if now.dense:
+            self._token_rows(result)
+        where = now.first_nonfinite(result, tensors)
+        if where is not None:
+            self.writer.append("events", step=step, kind="nonfinite", metric="loss", value=result.loss, tensor=where,
+                               text=f"first seen in {where}")  # fmt: skip
+
+    @staticmethod
+    def _complete(row: dict[str, float | int | str | None], result: StepResult, tensors: dict[str, list]) -> None:
         if tensors:
             row["param_norm"] = math.sqrt(math.fsum(x * x for x in tensors["param_norm"]))
             if result.action == "apply":
                 row["update_norm"] = math.sqrt(math.fsum(x * x for x in tensors["update_norm"]))
         if result.rows is not None:
-            r = result.rows
+            r, n = result.rows, result.rows.logz.numel()
+            totals = [sums.total(x) for x in (r.mean_square, r.logz, r.entropy)]
+            numbers = torch.stack([*totals, r.largest.amax().double(), r.logz.amax().double()]).tolist()
             row |= {
-                "logit_max": float(r.largest.amax()),
-                "logit_rms": math.sqrt(sums.mean(r.mean_square)),
-                "logz_mean": sums.mean(r.logz),
-                "logz_max": float(r.logz.amax()),
-                "output_entropy": sums.mean(r.entropy),
+                "logit_max": numbers[3],
+                "logit_rms": math.sqrt(numbers[0] / n),
+                "logz_mean": numbers[1] / n,
+                "logz_max": numbers[4],
+                "output_entropy": numbers[2] / n,
             }
-        self.row = row
 
-    def _head_rows(self, step: int) -> None:
-        layers = sorted(self._now.heads)
-        columns = [self._now.heads[i].columns() for i in layers]
+    def _head_rows(self, now: _Step, step: int) -> None:
+        layers = sorted(now.heads)
+        columns = [now.heads[i].columns() for i in layers]
         H = len(columns[0]["attn_logit_max"])
+        table = torch.stack([torch.cat([x[c].float() for x in columns]) for c in columns[0]]).cpu().numpy()
         self.writer.append(
             "heads", step=step, layer=np.repeat(np.array(layers, np.int32), H), head=np.tile(np.arange(H, dtype=np.int32), len(layers)),
-            **{c: torch.cat([x[c].float() for x in columns]).cpu().numpy() for c in columns[0]},
+            **dict(zip(columns[0], table)),
         )  # fmt: skip
 
-    def _layer_rows(self, step: int) -> None:
-        now, layers = self._now, sorted(self._now.zeros)
+    def _layer_rows(self, now: _Step, step: int) -> None:
+        layers = sorted(now.nonzero_read)
         rows: dict[str, list] = {column: [now.squares[kind, i].rms if (kind, i) in now.squares else None for i in layers]
                                  for kind, column in RMS_SITES.items()}  # fmt: skip
-        rows["act_zero_share"] = [now.zeros[i][0] / now.zeros[i][1] for i in layers]
+        rows["act_zero_share"] = [(now.elements - now.nonzero_read[i]) / now.elements for i in layers]
         if now.dense:
             for name in ("resid_max", "act_max"):
-                rows[name] = [now.extremes[name, i] for i in layers]
+                rows[name] = [now.extremes_read[name, i] for i in layers]
             if now.lens is not None:
                 rows |= {name: [one[name] for one in now.lens] for name in now.lens[0]}
         self.writer.append("layers", step=step, layer=layers, **rows)

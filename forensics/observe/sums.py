@@ -30,10 +30,10 @@ def mean(x: Tensor) -> float:
 
 def square_sum(x: Tensor) -> Tensor:
     """Σ x² as a float64 scalar, from fp32 sums whatever the precision of x."""
-    flat = x.reshape(-1)
+    flat, wide = x.reshape(-1), torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.is_cuda:  # one kernel, deterministic there
-        return torch.linalg.vector_norm(flat, dtype=torch.float32).double().square()
-    flat = flat.float()
+        return torch.linalg.vector_norm(flat, dtype=wide).double().square()
+    flat = flat.to(wide)
     whole = flat.numel() // BLOCK * BLOCK
     parts = []
     if whole:

@@ -1,12 +1,14 @@
-"""Statistics of each parameter tensor around one update, in cache-sized stretches.
+"""Statistics of each parameter tensor around one update: in cache-sized stretches on CPU, in two kernels on a GPU.
 
 g is the gradient before clipping, g̃ after it, v̂ the bias-corrected second moment; FORMULAS.md and records.TENSORS
-define the columns.
+define the columns. Nothing is read from a GPU until `columns`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
     from forensics.train.state import TrainState
 
 GSS = 5000.0  # g̃² over v̂ that counts as a spike (SPAM, arXiv 2501.06842)
+Numbers = dict[str, float]  # of one tensor
 
 
 class TensorProbe:
-    """Built between gradient and update; `columns` completes it after the update."""
+    """Built between gradient and update; `measure` after the update, then `columns`."""
 
     @torch.no_grad()
     def __init__(
@@ -33,85 +36,156 @@ class TensorProbe:
         clip_scale: float,
         policy: StepPolicy,
     ) -> None:
+        self.names = list(grads)
         self.grads = grads  # the very tensors: clipping scales them in place
+        self.sizes = tuple(g.numel() for g in grads.values())
         self.grad_norms = grad_norms
         self.clip_scale = clip_scale
         self.policy = policy
         self.updates = state.counters.updates
-        self.theta = {name: state.params[name].detach().clone() for name in grads}
-        self.before = {name: self._before(name, grads[name], state.exp_avg_sq[name]) for name in grads}
-
-    def _before(self, name: str, grad: Tensor, v: Tensor) -> dict[str, float | None]:
-        low, high = torch.aminmax(grad)
-        found: dict[str, float | None] = {
-            "grad_max": max(-float(low), float(high)),
-            "staleness": None,
-            "gss_share": None,
-        }
-        bias = 1 - self.policy.betas[1] ** self.updates
-        if bias > 0:
-            threshold = GSS / bias
-            second, bursts = [], []
-            for g, old in sums.blocks(grad, v):
-                second.append(old.sum(1))
-                clipped = g * self.clip_scale  # before squaring: the square of a large g is inf in fp32
-                bursts.append(torch.count_nonzero((clipped.square_() > old * threshold).logical_and_(old > 0)))
-            total = float(sums.total(torch.cat(second).double())) / bias
-            # A second moment of exactly 0 has seen no gradient yet: there is nothing to be out of date
-            found["staleness"] = self.grad_norms[name] * self.clip_scale / math.sqrt(total) if total != 0 else None
-            found["gss_share"] = int(torch.stack(bursts).sum()) / grad.numel()
-        return found
+        self.kernels = _kernels() if next(iter(grads.values())).is_cuda else None
+        bias = 1 - policy.betas[1] ** self.updates
+        self.threshold = GSS / bias if bias > 0 else math.inf
+        second = [state.exp_avg_sq[name] for name in self.names]
+        if self.kernels is not None:
+            self.theta = dict(zip(self.names, torch._foreach_mul([state.params[n].detach() for n in self.names], 1.0)))
+            self.before: Tensor | list[Numbers] = self.kernels.before(
+                list(grads.values()), second, min(self.threshold, 3e38), clip_scale
+            )
+        else:
+            self.theta = {name: state.params[name].detach().clone() for name in self.names}
+            self.before = [_before(g, v, self.threshold, clip_scale) for g, v in zip(grads.values(), second)]
 
     @torch.no_grad()
-    def columns(self, state: TrainState, decayed: frozenset[str], applied: bool) -> dict[str, list]:
-        """Columns of table `tensors`, one row a tensor; the update's own are NULL where none was applied."""
-        rows = [self._row(name, state, name in decayed, applied) for name in self.grads]
-        return {"tensor": list(self.grads), **{c: [row[c] for row in rows] for c in rows[0]}}
-
-    def _row(self, name: str, state: TrainState, decays: bool, applied: bool) -> dict[str, float | None]:
-        grad, n = self.grads[name], self.grads[name].numel()
-        bias = 1 - self.policy.betas[1] ** (self.updates + 1)
-        decay = min(self.policy.learning_rate * self.policy.weight_decay, 3e38) if decays else 0.0
+    def measure(self, state: TrainState, decayed: frozenset[str], applied: bool) -> None:
+        """Look at the state that the update left."""
+        self.applied = applied
         # within what fp32 can hold, so that an extreme ε gives an extreme ratio and no error
-        floor = min(max(self.policy.eps * self.policy.eps * bias, 1e-45), 3e38)
-        norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
-        ratio, seen = [], []
-        for g, old, new, m, v in sums.blocks(
-            grad, self.theta[name], state.params[name].detach(), state.exp_avg[name], state.exp_avg_sq[name]
-        ):
-            norms["theta"].append(torch.linalg.vector_norm(old, dim=1))
-            norms["m"].append(torch.linalg.vector_norm(m, dim=1))
-            norms["v"].append(torch.linalg.vector_norm(v, dim=1))
-            seen.append(torch.count_nonzero(v))
-            if applied:
-                delta = new - old
-                norms["delta"].append(torch.linalg.vector_norm(delta, dim=1))
-                if decay:
-                    norms["free"].append(torch.linalg.vector_norm(delta.add_(old, alpha=decay), dim=1))
-                # where v is 0, g̃ is too: such elements add nothing, and the mean is over the others
-                ratio.append(g.square().div_(v.clamp_min(floor)).sum(1))  # v̂ = v/bias: bias is taken out of the sum
-        norm = {
-            key: math.sqrt(float(sums.total(torch.cat(parts).double().square())))
-            for key, parts in norms.items()
-            if parts
-        }
-        seen_count = int(torch.stack(seen).sum())
+        policy = self.policy
+        floor = min(max(policy.eps * policy.eps * self._bias_after, 1e-45), 3e38)
+        decay = min(policy.learning_rate * policy.weight_decay, 3e38)
+        decays = [decay if name in decayed else 0.0 for name in self.names]
+        groups = [
+            [self.grads[n] for n in self.names], [self.theta[n] for n in self.names],
+            *([group[n].detach() for n in self.names] for group in (state.params, state.exp_avg, state.exp_avg_sq)),
+        ]  # fmt: skip
+        if self.kernels is not None:
+            self.after: Tensor | list[Numbers] = self.kernels.after(*groups, decays, floor)
+        else:
+            self.after = [_after(*tensors, d, floor, applied) for *tensors, d in zip(*groups, decays)]
+        self.theta, self.grads = {}, {}
+
+    @property
+    def _bias_after(self) -> float:
+        return 1 - self.policy.betas[1] ** (self.updates + 1)
+
+    def columns(
+        self, state: TrainState | None = None, decayed: frozenset[str] = frozenset(), applied: bool = False
+    ) -> dict[str, list]:
+        """Columns of table `tensors`, one row a tensor; the update's own are NULL where none was applied.
+
+        With a state it is measured first.
+        """
+        if state is not None:
+            self.measure(state, decayed, applied)
+        before, after = self._numbers()
+        rows = [self._row(name, n, *found) for name, n, *found in zip(self.names, self.sizes, before, after)]
+        return {"tensor": self.names, **{c: [row[c] for row in rows] for c in rows[0]}}
+
+    def _numbers(self) -> tuple[list[Numbers], list[Numbers]]:
+        if isinstance(self.before, list) and isinstance(self.after, list):
+            return self.before, self.after
+        assert self.kernels is not None and isinstance(self.before, Tensor) and isinstance(self.after, Tensor)
+        k, device = self.kernels, str(self.before.device)
+        before = [dict(zip(k.BEFORE, row)) for row in k.by_tensor(self.before, self.sizes, device, (0,)).tolist()]
+        after = [dict(zip(k.AFTER, row)) for row in k.by_tensor(self.after, self.sizes, device).tolist()]
+        for numbers in before:
+            if numbers["nans"]:
+                numbers["grad_max"] = math.nan
+        for numbers in after:
+            numbers |= {key: math.sqrt(numbers[key]) for key in ("theta", "delta", "free", "m", "v")}
+        return before, after
+
+    def _row(self, name: str, n: int, before: Numbers, after: Numbers) -> dict[str, float | None]:
         found: dict[str, float | None] = {
             "grad_norm": self.grad_norms[name],
             "grad_rms": self.grad_norms[name] / math.sqrt(n),
-            "param_norm": norm["theta"],
-            "unseen_share": 1 - seen_count / n,
-            "exp_avg_norm": norm["m"],
-            "exp_avg_sq_norm": norm["v"],
-            **self.before[name],
+            "param_norm": after["theta"],
+            "unseen_share": 1 - int(after["seen"]) / n,
+            "exp_avg_norm": after["m"],
+            "exp_avg_sq_norm": after["v"],
+            "grad_max": before["grad_max"],
+            "staleness": None,
+            "gss_share": None,
         }
-        if applied:
-            found["update_norm"] = norm["delta"]
+        if self.threshold < math.inf:
+            total = before["second"] / (1 - self.policy.betas[1] ** self.updates)
+            # A second moment of exactly 0 has seen no gradient yet: there is nothing to be out of date
+            found["staleness"] = self.grad_norms[name] * self.clip_scale / math.sqrt(total) if total != 0 else None
+            found["gss_share"] = int(before["bursts"]) / n
+        if self.applied:
+            found["update_norm"] = after["delta"]
             # a bias that is still 0 has no ratio
-            found["update_ratio"] = norm["delta"] / norm["theta"] if norm["theta"] else None
-            found["update_ratio_no_decay"] = norm.get("free", norm["delta"]) / norm["theta"] if norm["theta"] else None
-            total = float(sums.total(torch.cat(ratio).double())) * bias
-            found["rms_t"] = math.sqrt(total / seen_count) if seen_count else None
+            found["update_ratio"] = after["delta"] / after["theta"] if after["theta"] else None
+            found["update_ratio_no_decay"] = after["free"] / after["theta"] if after["theta"] else None
+            seen, total = int(after["seen"]), after["ratio"] * self._bias_after
+            found["rms_t"] = math.sqrt(total / seen) if seen else None
         else:
             found |= dict.fromkeys(("update_norm", "update_ratio", "update_ratio_no_decay", "rms_t"))
         return found
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        from forensics.observe import tensor_kernels
+    except ImportError:  # a build of torch without Triton
+        return None
+    return tensor_kernels
+
+
+def _before(grad: Tensor, v: Tensor, threshold: float, clip: float) -> Numbers:
+    low, high = torch.aminmax(grad)
+    found = {"grad_max": max(-float(low), float(high))}
+    if threshold == math.inf:
+        return found
+    second, bursts = [], 0
+    for g, old in sums.blocks(grad, v):
+        second.append(old.sum(1))
+        # before squaring: the square of a large g is inf in fp32
+        clipped = (g * clip if clip != 1.0 else g).square()
+        above = clipped > old * threshold
+        if torch.count_nonzero(above):  # rare; a second moment of 0 is no burst but a first gradient
+            bursts += int(torch.count_nonzero(above.logical_and_(old > 0)))
+    return found | {"second": float(sums.total(_joined(second).double())), "bursts": bursts}
+
+
+def _after(
+    grad: Tensor, old: Tensor, new: Tensor, m: Tensor, v: Tensor, decay: float, floor: float, applied: bool
+) -> Numbers:  # fmt: skip
+    norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
+    ratio, seen = [], 0
+    for g, before, after, first, second in sums.blocks(grad, old, new, m, v):
+        norms["theta"].append(torch.linalg.vector_norm(before, dim=1))
+        norms["m"].append(torch.linalg.vector_norm(first, dim=1))
+        norms["v"].append(torch.linalg.vector_norm(second, dim=1))
+        seen += int(torch.count_nonzero(second))
+        if applied:
+            delta = after - before
+            norms["delta"].append(torch.linalg.vector_norm(delta, dim=1))
+            if decay:
+                norms["free"].append(torch.linalg.vector_norm(delta.add_(before, alpha=decay), dim=1))
+            # where v is 0, g̃ is too: such elements add nothing, and the mean is over the others
+            # v̂ = v/bias: bias is taken out of the sum
+            ratio.append(torch.square(g, out=delta).div_(second.clamp_min(floor)).sum(1))
+    found = {
+        key: math.sqrt(float(sums.total(_joined(parts).double().square_()))) for key, parts in norms.items() if parts
+    }
+    if applied:
+        found.setdefault("free", found["delta"])
+        found["ratio"] = float(sums.total(_joined(ratio).double()))
+    return found | {"seen": seen}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -58,12 +58,8 @@ def causes(run: Run, exposure: Exposure, ids: Iterable[int] | None = None, categ
     from forensics.tokens.categories import categorise
 
     categories = categories or categorise(run.corpus.tokenizer)
-    V = run.shape.vocabulary
-    met = np.maximum(exposure.exposure_in, exposure.exposure_out)
-    if ids is None:
-        unreachable = categories.ids[~categories.reachable]
-        ids = np.union1d(np.flatnonzero(met <= FEW), unreachable[unreachable < V])
-    chosen = [int(id) for id in ids if id in categories.position]
+    ids = suspects(exposure, categories) if ids is None else ids
+    chosen = [int(id) for id in ids if id in categories.position and id < run.shape.vocabulary]
     found: dict[int, list[Cause]] = {}
     by_source = corpus_counts(run, progress)
     each_found = [
@@ -77,6 +73,12 @@ def causes(run: Run, exposure: Exposure, ids: Iterable[int] | None = None, categ
         for id, cause in rule.items():
             found.setdefault(id, []).append(cause)
     return dict(sorted(found.items()))
+
+
+def suspects(exposure: Exposure, categories: Categories) -> np.ndarray:
+    """Ids (n,) with at most FEW exposures, and those that no text can reach."""
+    few = np.flatnonzero(np.maximum(exposure.exposure_in, exposure.exposure_out) <= FEW)
+    return np.union1d(few, categories.ids[~categories.reachable])
 
 
 def strongest(found: dict[int, list[Cause]]) -> dict[int, str]:

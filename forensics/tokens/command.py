@@ -45,14 +45,25 @@ UNSEEN = {0x115F, 0x1160, 0x3164, 0xFFA0, 0x034F}  # letters and marks without a
 @click.option(
     "--top", type=click.IntRange(min=1), help=f"List at most so many; {SHOWN} in a table, all in JSON where left out."
 )
+@click.option("--exact", is_flag=True, help="Of a run: hold the data order against the bits of the embedding.")
+@click.option(
+    "--over-time",
+    is_flag=True,
+    help="Of a run: each indicator over all checkpoints, when tokens were trained, a forecast.",
+)
 def tokens(target: str, indicator: str | None, reference: str | None, verify: bool, census: bool, only: tuple[str, ...],
-           top: int | None) -> None:  # fmt: skip
+           top: int | None, exact: bool, over_time: bool) -> int:  # fmt: skip
     """Under-trained tokens of a run's state, a Hugging Face folder or a GGUF file; of a tokenizer, the categories."""
     from forensics.console import settings
     from forensics.tokens.find import document, find
     from forensics.tokens.target import open_target
     from replay.trajectory import open_trajectory
 
+    if exact or over_time:
+        from forensics.tokens.data_command import tell_of_data
+
+        with bar("reading", "") as reading:
+            return tell_of_data(target, runs_folder(), open_trajectory, exact, over_time, reading)
     with bar("reading") as reading, bar("verifying", "tokens") as verifying:
         opened = open_target(target, runs_folder(), open_trajectory, reading)
         found = find(opened, indicator=indicator, reference=reference, verify=verify, census=census, reading=reading,
@@ -62,6 +73,7 @@ def tokens(target: str, indicator: str | None, reference: str | None, verify: bo
     for note in told["notes"]:
         warn(note)
     emit(told, lambda: _tell(told))
+    return 0
 
 
 def _unusual(indicator: str | None, as_json: bool) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ document(found)["tokens"][0]            the most suspect token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from forensics.errors import ForensicsError
 from forensics.progress import Report, silent
 from forensics.tokens import reference as references
 from forensics.tokens.categories import Categories, categorise
+from forensics.tokens.causes import Cause, causes, of_tokenizer, strongest, suspects
 from forensics.tokens.exposure import Exposure, ledger
 from forensics.tokens.indicators import measure
 from forensics.tokens.reference import Reference
@@ -53,6 +54,7 @@ class Findings:
     threshold: float | None
     candidates: np.ndarray
     verification: Verification | None
+    causes: dict[int, list[Cause]] = field(default_factory=dict)  # by id, the strongest first
 
     def of_tokens(self, name: str) -> np.ndarray:
         """An indicator of each of the categories' ids, NaN where the embedding has no row for it."""
@@ -75,7 +77,9 @@ def find(target: Target, *, indicator: str | None = None, reference: str | None 
         if verify or census or indicator or reference:
             raise ForensicsError("usage", f"{target.name} is a tokenizer alone: it has categories, no indicators",
                                  "give the model's folder, its GGUF file or a run")  # fmt: skip
-        return Findings(target, categories, None, {}, None, None, None, np.empty(0, np.int64), None)
+        alone = of_tokenizer(categories, categories.ids.tolist())
+        why = {id: [cause] for id, cause in alone.items()}
+        return Findings(target, categories, None, {}, None, None, None, np.empty(0, np.int64), None, why)
     exposure = ledger(target.run, target.step, reading) if target.run is not None and target.step is not None else None
     used = _reference(target, categories, reference, exposure)
     values = measure(weights, used.ids if used else None)
@@ -91,9 +95,20 @@ def find(target: Target, *, indicator: str | None = None, reference: str | None 
     verification = (
         _verify(target, categories, own, exposure, candidates, census, verifying) if verify or census else None
     )
+    why = _why(target, categories, candidates, exposure, reading)
     if target.run is not None and target.step is not None:
-        _record(target, categories, values.get(weights.default()), exposure)
-    return Findings(target, categories, name, values, used, exposure, threshold, candidates, verification)
+        _record(target, categories, values.get(weights.default()), exposure, strongest(why))
+    return Findings(target, categories, name, values, used, exposure, threshold, candidates, verification, why)
+
+
+def _why(target: Target, categories: Categories, candidates: np.ndarray, exposure: Exposure | None,
+         reading: Report) -> dict[int, list[Cause]]:  # fmt: skip
+    """The causes of the candidates and of what was seldom met; without the data, what the tokenizer tells."""
+    if target.run is None or exposure is None:
+        alone = of_tokenizer(categories, categories.ids.tolist())
+        return {id: [cause] for id, cause in alone.items()}
+    ids = np.union1d(suspects(exposure, categories), categories.ids[candidates])
+    return causes(target.run, exposure, ids, categories, reading)
 
 
 def _reference(
@@ -161,12 +176,13 @@ def _trained(categories: Categories, measure: np.ndarray) -> np.ndarray:
     return found
 
 
-def _record(target: Target, categories: Categories, indicator: np.ndarray | None, exposure: Exposure | None) -> None:
+def _record(target: Target, categories: Categories, indicator: np.ndarray | None, exposure: Exposure | None,
+            cause: dict[int, str]) -> None:  # fmt: skip
     from forensics.tokens.vocabulary import write_vocabulary
 
     assert target.run is not None and target.step is not None, "only a run's state has a table"
     named = dict(zip(categories.ids.tolist(), categories.category))
-    write_vocabulary(target.run, target.step, indicator=indicator, category=named, exposure=exposure)
+    write_vocabulary(target.run, target.step, indicator=indicator, category=named, cause=cause, exposure=exposure)
 
 
 # ---- as JSON
@@ -260,6 +276,7 @@ def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dic
             "max_prob_is": None if p is None or told is None else "at least" if told.bound[i] else "exact",
             "verified": None if p is None else p < VERIFIED,
             "strong": None if p is None else p < STRONG,
-            "cause": None,
+            "cause": found.causes[id][0].name if id in found.causes else None,
+            "causes": [cause.document() for cause in found.causes.get(id, [])],
         })  # fmt: skip
     return rows

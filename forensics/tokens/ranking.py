@@ -27,7 +27,7 @@ class Score:
     average_precision_interval: tuple[float, float]
 
     def document(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 def ranks(x: np.ndarray) -> np.ndarray:

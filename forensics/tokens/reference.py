@@ -67,17 +67,26 @@ def found(weights: Weights, categories: Categories) -> Reference | None:
     """The reference that the rows themselves show; None where neither rows cluster nor witnesses exist."""
     kinds = witnesses(weights, categories)
     vouching = np.concatenate(list(kinds.values()))
-    for alike, (words, clusters) in enumerate(_clusters(weights)):
+    unvouched: Reference | None = None
+    for nearest, (words, clusters) in enumerate(_clusters(weights)):
         vouched = [c for c in clusters if np.isin(c, vouching).any()]
-        # rows that are only roughly alike are taken for unused where a witness says so
-        for cluster in vouched or (clusters if alike == 0 else []):
-            told = [f"{n} {kind}" for kind, ids in kinds.items() if (n := int(np.isin(cluster, ids).sum()))]
-            why = f"{_rows(len(cluster))} of the unembedding {words}, the largest such cluster"
-            return Reference(cluster, "cluster", f"{why}; witnesses: {', '.join(told) or 'none'}")
+        if vouched:
+            return _cluster(vouched[0], words, kinds)
+        # rows that are only roughly alike are taken for unused where a witness says so, and nowhere else
+        if nearest == 0 and clusters:
+            unvouched = _cluster(clusters[0], words, kinds)
+    if unvouched is not None:
+        return unvouched
     for kind in ("padded rows", "unused bytes"):
         if len(ids := kinds[kind]):
             return Reference(ids, "witnesses", f"the {len(ids)} {kind}, because no rows of the unembedding cluster")
     return None
+
+
+def _cluster(ids: np.ndarray, words: str, kinds: dict[str, np.ndarray]) -> Reference:
+    told = [f"{n} {kind}" for kind, witnesses in kinds.items() if (n := int(np.isin(ids, witnesses).sum()))]
+    why = f"{_rows(len(ids))} of the unembedding {words}, the largest such cluster"
+    return Reference(ids, "cluster", f"{why}; witnesses: {', '.join(told) or 'none'}")
 
 
 def witnesses(weights: Weights, categories: Categories) -> dict[str, np.ndarray]:

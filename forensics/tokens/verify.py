@@ -64,7 +64,7 @@ WORDINGS = (
             "\nStudent: Tell me about the word “{}”.\nTutor: The word", " “{}”"),
     Wording("repeats", 49, "One and the same string, printed over and over without a gap:\n", "{}", ""),
     Wording("device", 20, "A device that plays back whatever it records, unchanged. The log of its trials:",
-            "\nRecorded: «{}»\nPlayed:", " «{}»"),
+            "\nIn [{}] Out", " [{}]"),
 )  # fmt: skip
 
 
@@ -136,6 +136,8 @@ class Verifier:
         )
         p, left = torch.zeros(len(ids)), torch.arange(len(ids))
         for prompt in self.prompts:
+            if not len(left):
+                break
             batch = max(1, BATCH // (len(prompt.ids) - prompt.first))
             for rows in left.split(batch):
                 p[rows] = torch.maximum(p[rows], self._ask(prompt, wanted[rows], limit[rows]))

@@ -161,6 +161,8 @@ def _forward_backward(
     result.ce = torch.cat(ce)
     if rows:
         result.rows = LogitRows(*(torch.cat(column) for column in zip(*rows)))
+    if "launched" in watch.wants:
+        watch.tap(Site("launched"), result.ce)
     # one look at the device for all of them: it waits there, with nothing to do until the update comes
     total = sums.total(result.ce * batch.weight.to(result.ce.device, non_blocking=True))
     *norms, loss = torch.cat((sums.norms(list(grads.values())).to(total.device), total[None])).tolist()

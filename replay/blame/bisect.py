@@ -1,7 +1,9 @@
 """Delta debugging (Zeller & Hildebrandt 2002): the smallest part of a window whose removal takes the spike away.
 
 Over steps, then the sequences of the steps that are left, then their documents, then spans of their tokens. Every test
-is a real replay; no influence is needed. What is found is 1-minimal as far as the budget of replays goes.
+is a real replay; no influence is needed. Steps and sequences give way to others (a batch without any data would move
+the model by its moments alone, which hurts too); parts of sequences weigh 0. What is found is 1-minimal as far as the
+budget of replays goes.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Found:
 def bisect(
     replays: Replays, budget: int = BUDGET, known: Callable[[tuple[Slot, ...]], None] = lambda _: None
 ) -> Found | None:
-    """None where the spike stays though all data of the window go. `known` is told each smaller set as it is found."""
+    """None where the spike stays though all data of the window are others. `known` is told each smaller set as it is found."""
     control = replays.control
     search = _Search(replays, replays.replays + budget, known)
     by_step: Parts = [own for s in range(control.begin, control.last + 1) if (own := replays.rows([s]))]
@@ -42,8 +44,11 @@ def bisect(
         return None
     steps = search.minimal(by_step, "steps")
     rows = search.minimal([[slot] for slot in _flat(steps)], "sequences")
-    documents = search.minimal(_by_document(replays, _flat(rows)), "documents")
-    spans = search.minimal(_in_spans(_flat(documents)), "spans of tokens")
+    search.replaced = False
+    spans = rows
+    if search.gone(rows):
+        documents = search.minimal(_by_document(replays, _flat(rows)), "documents")
+        spans = search.minimal(_in_spans(_flat(documents)), "spans of tokens")
     left = tuple(sorted(_flat(spans)))
     return Found(
         sorted({s.step for s in _flat(steps)}), sorted({(s.step, s.slot) for s in _flat(rows)}),
@@ -54,11 +59,11 @@ def bisect(
 class _Search:
     def __init__(self, replays: Replays, stop: int, known: Callable[[tuple[Slot, ...]], None]) -> None:
         self.replays, self.stop, self.known = replays, stop, known
-        self.note = ""
+        self.note, self.replaced = "", True
 
     def gone(self, parts: Parts) -> bool:
         """Whether the spike goes with these parts."""
-        return self.replays.taken(_flat(parts), self.note) >= AWAY * self.replays.excess
+        return self.replays.taken(_flat(parts), self.note, self.replaced) >= AWAY * self.replays.excess
 
     def minimal(self, parts: Parts, what: str) -> Parts:
         """ddmin: halves, then their complements, then finer pieces, until no piece can be given back."""

@@ -23,12 +23,13 @@ from forensics.progress import Report, silent
 from forensics.store.writer import replace_table, write_atomic
 from forensics.train.loop import now
 from forensics.train.run import Run
-from replay.blame import culprits, verdict
-from replay.blame.bisect import BUDGET, Found, bisect, document_spans
+from replay.blame import culprits, suspects, verdict
+from replay.blame.bisect import BUDGET, Found, bisect
 from replay.blame.culprits import Influences
 from replay.blame.excess import BEFORE, Asked, Control, clean_probes, lowest, the_spike
-from replay.blame.proof import AWAY, HALF, SHARE, Point, Proof, deletion_curve, prove
+from replay.blame.proof import AWAY, HALF, Point, Proof, deletion_curve, prove
 from replay.blame.removal import Replays
+from replay.blame.suspects import Suspect
 from replay.line import layer_blame, line_scan, split_update
 from replay.slots import Slot
 from replay.trajectory import open_trajectory, require_intact
@@ -114,14 +115,6 @@ class _Work:
         self.report(self.done, self.planned, note)
 
 
-@dataclasses.dataclass(frozen=True)
-class Suspect:
-    """A part of the window, in words and in targets."""
-
-    words: str
-    slots: tuple[Slot, ...]
-
-
 class _Blame:
     """One spike being explained; what is found lands in fields, so that an interrupt loses none of it."""
 
@@ -163,6 +156,8 @@ class _Blame:
                 self._search()
         except KeyboardInterrupt:
             self.interrupted = self.facts.interrupted = True
+            if self.found is None and self.method != "bisect":
+                self.ranked = self.influences.ranked(self.replays)
         document = self._document()
         self._keep(document)
         if page is not None:
@@ -191,7 +186,7 @@ class _Blame:
                         "the strongest influences do not carry the spike: bisected by real replays instead"
                     )
                     self._bisect(RESCUE)
-        if rising and self.control.excess.state > NEGLIGIBLE * self.control.excess.total:
+        if rising and self.control.excess.total * NEGLIGIBLE < self.control.excess.state < math.inf:
             self._tensors()
         self._single_effects()
 
@@ -254,43 +249,14 @@ class _Blame:
 
         self.smallest = deletion_curve(self.replays, self.ranked, window, SEED, point)
         best = self.smallest or max(self.curve, key=lambda p: p.taken).removed if self.curve else 0
-        suspects = [
-            *self._documents_and_source(window),
-            Suspect(f"the {best} strongest sequences", tuple(self.ranked[:best])),
-        ]
-        suspects = [s for s in suspects if s.slots]
-        for s in suspects:
+        named = suspects.wholes(self.replays, self.influences, window)
+        every = [s for s in (*named, Suspect(f"the {best} strongest sequences", tuple(self.ranked[:best]))) if s.slots]
+        for s in every:
             self.facts.largest = max(self.facts.largest, self.replays.taken(s.slots, f"without {s.words}"))
-        self.facts.tried += len(suspects) - 1
-        enough = [s for s in suspects if self.replays.taken(s.slots) >= AWAY * self.control.excess.total]
-        if suspects:
-            self._prove(enough[0] if enough else max(suspects, key=lambda s: self.replays.taken(s.slots)))
-
-    def _documents_and_source(self, window: int) -> list[Suspect]:
-        """What may be to blame as a whole, the simplest first: one document, one source, the top 2, 4, 8 documents."""
-        rows = self.replays.rows(range(self.first, self.asked.step + 1))
-        documents = culprits.by_document(self.replays, self.influences, rows)
-        order = [d["document"] for d in documents if (d["influence"] or 0.0) > 0 and d["document"] is not None]
-        spans: dict[int, list[Slot]] = {d: [] for d in order}
-        for row in rows:
-            for document, span in document_spans(self.replays, row):
-                if document in spans:
-                    spans[document].append(span)
-        named = {d["document"]: f"{d['path']} ({d['source']})" for d in documents}
-        found = [Suspect(f"document {named[d]}", tuple(spans[d])) for d in order[:1]]
-        sources = culprits.by_source(documents)
-        if len(sources) > 1 and sources[0]["source"] is not None and (sources[0]["influence"] or 0.0) > 0:
-            own = [d["document"] for d in documents if d["source"] == sources[0]["source"]]
-            whole = [span for row in rows for d, span in document_spans(self.replays, row) if d in own]
-            found.append(Suspect(f"source {sources[0]['source']}", tuple(whole)))
-        for n in (2, 4, 8):
-            if n <= len(order):
-                found.append(
-                    Suspect(
-                        f"{n} documents, the first {named[order[0]]}", tuple(x for d in order[:n] for x in spans[d])
-                    )
-                )
-        return [s for s in found if len({(x.step, x.slot) for x in s.slots}) <= SHARE * window]
+        self.facts.tried += len(named)
+        enough = [s for s in every if self.replays.taken(s.slots) >= AWAY * self.control.excess.total]
+        if every:
+            self._prove(enough[0] if enough else max(every, key=lambda s: self.replays.taken(s.slots)))
 
     def _prove(self, suspect: Suspect) -> None:
         def known(proof: Proof) -> None:
@@ -299,17 +265,7 @@ class _Blame:
         self.facts.who = suspect.words
         known(prove(self.replays, suspect.slots, SEED + 1, self.placebos, known))
         assert self.proof is not None
-        self.facts.documents = self._whose(self.proof)
-
-    def _whose(self, proof: Proof) -> str:
-        """The documents of a set, in words."""
-        documents = [
-            d for d in culprits.by_document(self.replays, self.influences, proof.removal) if d["document"] is not None
-        ]
-        documents.sort(key=lambda d: -d["targets"])
-        named = [f"{d['path']} ({d['source']})" for d in documents[:2]]
-        more = len(documents) - len(named)
-        return " and ".join(named) + (f" and {more} other document{'s' * (more != 1)}" if more else "")
+        self.facts.documents = suspects.documents_of(self.replays, self.influences, self.proof.removal)
 
     def _helpless(self) -> bool:
         return self.proof is None or self.proof.taken < HALF * self.control.excess.total
@@ -325,7 +281,7 @@ class _Blame:
         self.found = bisect(self.replays, budget, known)
         self.facts.tried = max(self.facts.tried, self.replays.replays)
         if self.found is None:
-            self.notes.append("the spike stays though all data of the window are removed")
+            self.notes.append("the spike stays though all data of the window are others")
             if not self.facts.other_data:
                 self._trials()
             return
@@ -422,7 +378,7 @@ class _Blame:
             },
             "tensors": self.tensors, "condition": self.condition, "notes": self.notes,
             "probe_losses": [{"state": s, "loss": x} for s, x in sorted(control.probe.items())],
-            "replays": replays.replays, "steps_replayed": replays.steps, "interrupted": self.interrupted,
+            "replays": 1 + replays.replays, "steps_replayed": self.asked.step + 1 - control.start + replays.steps, "interrupted": self.interrupted,
             "seconds": time.perf_counter() - self.began, "created": now(),
         }  # fmt: skip
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from forensics.data.batches import Batch
@@ -268,6 +267,10 @@ class Control:
         around = np.array(spread or [0.0])
         scale = max(float(MAD_TO_SIGMA * np.median(np.abs(around - np.median(around)))), smallest_scale(loss))
         data, state = loss - self.probe[S] - usual, self.probe[S] - self.probe[A]
+        if not math.isfinite(state):  # the model itself is broken
+            data, state = 0.0, math.inf
+        elif not math.isfinite(data):
+            data = math.inf
         return Excess(data, state, loss, usual, self.probe[A], self.probe[S], scale)
 
     def _begin(self) -> int:
@@ -284,7 +287,7 @@ class Control:
     def own_influence(self) -> Tensor:
         """(B, T) in nats: what each target of b_S adds to the data part, against one of an ordinary batch at θ_S."""
         ordinary = self.probe[self.last] + self.excess.usual_gap
-        return (self.ce - ordinary) * self.batch.weight.double() / self.batch.denominator
+        return ((self.ce - ordinary) * self.batch.weight.double() / self.batch.denominator).nan_to_num(0.0, 0.0, 0.0)
 
     def recorded_absent(self, asked: Asked) -> bool:
         """Whether the recorded spike is missing from this control: within ±2 steps and a factor 2 of its excess."""
@@ -295,7 +298,3 @@ class Control:
             return all(math.isfinite(self.losses.get(k, 0.0)) for k in range(self.last - 2, self.last + 3))
         near = [self.losses[k] - asked.baseline for k in range(self.last - 2, self.last + 3) if k in self.losses]
         return not any(0.5 <= x / height <= 2 for x in near)
-
-
-def finite(x: float | Tensor) -> bool:
-    return bool(torch.isfinite(torch.as_tensor(x)).all())

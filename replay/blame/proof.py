@@ -66,7 +66,7 @@ class Proof:
 
 def sizes(n: int, window: int) -> list[int]:
     """1, 2, 4, … up to n, and never more than SHARE of the window's sequences."""
-    most = max(1, min(n, int(SHARE * window)))
+    most = min(n, int(SHARE * window))
     powers = [2**i for i in range(most.bit_length()) if 2**i <= most]
     return powers if not powers or powers[-1] == most else [*powers, most]
 
@@ -164,13 +164,15 @@ def _judged(
     replays: Replays, removal: Removal, taken: float, data: float, state: float, random: Sequence[float]
 ) -> Proof:
     """The rule, on signed effects; a random removal that makes the spike worse is as large as one that helps."""
-    finite = [x if math.isfinite(x) else -abs(replays.excess) for x in random]
+    finite = [x if x > -math.inf else -abs(replays.excess) for x in random]  # not finite: it spikes all the same
     found = compare.effect(taken, finite)
     largest = max((abs(x) for x in finite), default=math.inf)
-    causal = found.p is not None and (found.p <= 0.05 or (len(finite) >= 3 and taken > 0 and taken >= TIMES * largest))
+    causal = found.p is not None and (
+        found.p <= 0.05 or (len(finite) >= 3 and taken > max(0.0, *finite) and taken >= TIMES * largest)
+    )
     words = f"beyond the random removals (N = {len(finite)})" if causal else found.words.replace("placebos", "random removals")  # fmt: skip
     if not causal and found.causal:
         words = f"not distinguishable from the random removals (N = {len(finite)})"
-    share = taken / replays.excess if replays.excess > 0 else 0.0
+    share = float(taken > 0) if math.isinf(replays.excess) else taken / replays.excess if replays.excess > 0 else 0.0
     effect = found.effect if found.effect is not None and math.isfinite(found.effect) and found.effect > 0 else None
     return Proof(tuple(sorted(removal)), taken, share, data, state, tuple(finite), effect, found.p, causal, words)

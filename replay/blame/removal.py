@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from forensics.data.batches import Batch, BatchStream
+from forensics.errors import ForensicsError
 from forensics.train.advance import fold
 from forensics.train.schedule import Policy
 from forensics.train.state import TrainState
 from replay import slots
-from replay.blame.excess import Control
+from replay.blame.excess import Control, root
 from replay.slots import Slot
 
 Removal = frozenset[Slot]
@@ -49,7 +50,9 @@ class Replays:
         self.run = control.run
         self.excess = control.excess.total
         self._did = did
-        self._known: dict[Removal, Outcome] = {frozenset(): Outcome(control.excess.data, control.excess.state)}
+        self._known: dict[tuple[Removal, bool], Outcome] = {
+            (frozenset(), False): Outcome(control.excess.data, control.excess.state)
+        }
         self.replays = 0
         self.steps = 0
 
@@ -68,29 +71,59 @@ class Replays:
     def cost(self, removal: Iterable[Slot]) -> int:
         """Steps that a replay without these takes; 0 where it is known."""
         own = frozenset(removal)
-        return 0 if own in self._known else self.control.last - self.first_step(own)
+        return 0 if (own, False) in self._known else self.control.last - self.first_step(own)
 
     def first_step(self, removal: Iterable[Slot]) -> int:
         return min((s.step for s in removal), default=self.control.last)
 
-    def without(self, removal: Iterable[Slot], note: str = "") -> Outcome:
-        """The excess without these."""
+    def without(self, removal: Iterable[Slot], note: str = "", replaced: bool = False) -> Outcome:
+        """The excess without these; `replaced`: rows before S give way to ones drawn after the run's end instead."""
         own = frozenset(removal)
-        if own not in self._known:
+        key = (own, replaced and self.first_step(own) < self.control.last)
+        if key not in self._known:
             S = self.control.last
             if self.first_step(own) == S:  # batch S moves nothing before its own loss: θ_S is as it was
-                self._known[own] = self._of(self.control.ce, self.control.batch, self.control.probe[S], self._gone(own))
-                return self._known[own]
-            stream = slots.removed(
-                self.run.stream, self.run, slots.Removal([s for s in own if s.step < S], frozenset()), "mask", S
+                self._known[key] = self._of(self.control.ce, self.control.batch, self.control.probe[S], self._gone(own))
+                return self._known[key]
+            before = [s for s in own if s.step < S]
+            stream = (
+                self._replaced(before)
+                if replaced
+                else slots.removed(self.run.stream, self.run, slots.Removal(before, frozenset()), "mask", S)
             )
             end = self._advanced(self.control.state(self.first_step(own)), stream, self.run.policy, S, note)
-            self._known[own] = self._measured(end.params, self.control.batch, self._gone(own))
-        return self._known[own]
+            self._known[key] = self._measured(end.params, self.control.batch, self._gone(own))
+        return self._known[key]
 
-    def taken(self, removal: Iterable[Slot], note: str = "") -> float:
+    def _replaced(self, rows: Iterable[Slot]) -> BatchStream:
+        """The stream in which these rows are those of the batches after the run's end, the same ones every time."""
+        by_step: dict[int, list[int]] = {}
+        for row in rows:
+            by_step.setdefault(row.step, []).append(row.slot)
+
+        def altered(step: int) -> Batch:
+            batch = self.run.stream(step)
+            if step not in by_step:
+                return batch
+            at = torch.tensor(sorted(set(by_step[step])))
+            fresh = self.other_batch(step)
+            taken = Batch(fresh.tokens[at], fresh.weight[at], fresh.denominator, fresh.sequence[at])
+            return slots.put(batch, at.tolist(), taken)
+
+        return altered
+
+    def other_batch(self, step: int, draw: int = 0) -> Batch:
+        """A batch that stands in for that of `step`: one drawn after the run's end, or, where the order ends there,
+        one from before the window. Errors: missing."""
+        length = self.control.last + 1 - self.control.begin
+        try:
+            return self.run.stream(root(self.run).header.steps + step - self.control.begin + draw * length)
+        except ForensicsError:
+            return self.run.stream(step - (draw + 1) * length)
+
+    def taken(self, removal: Iterable[Slot], note: str = "", replaced: bool = False) -> float:
         """Nats of the excess that go with these."""
-        left = self.without(removal, note).total
+        left = self.without(removal, note, replaced).total
         return self.excess - left if math.isfinite(left) else -math.inf
 
     def along(

@@ -171,6 +171,7 @@ def holds(table: Sequence[dict[str, Any]]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and print its table; 1 where it does not hold."""
     from forensics.console import say, table
+    from replay.blame.study import study as one  # by the module's own name, under which a worker finds it again
 
     parser = argparse.ArgumentParser(prog="python -m replay.blame.study", description="Does blame find planted causes?")
     parser.add_argument("--seeds", type=int, default=10, help="runs of each planted cause")
@@ -190,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = Kept(given.runs / "study", f"study {VERSION}")
     left: list[dict[str, Any]] = [t for t in tasks if f"{t['cause']} {t['seed']}" not in kept]
     with bar("blame study", "runs") as progress:
-        for done, (i, result) in enumerate(workers.spawned(given.workers)(study, left), 1):
+        for done, (i, result) in enumerate(workers.spawned(given.workers)(one, left), 1):
             kept.put(f"{left[i]['cause']} {left[i]['seed']}", result)
             progress(len(tasks) - len(left) + done, len(tasks), left[i]["cause"])
     rows = [row for t in tasks for row in kept.get(f"{t['cause']} {t['seed']}")["rows"]]

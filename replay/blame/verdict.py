@@ -49,25 +49,19 @@ def _trial(replays: Replays, what: str, outcome: Outcome) -> Trial:
 
 
 def other_data(replays: Replays, first: int, number: int = OTHERS) -> list[Trial]:
-    """Batches first … S replaced by batches drawn after the run's end; where an order file ends, by earlier ones."""
+    """Batches first … S replaced by others, `number` times; fewer where the order has no others."""
     run, S = replays.run, replays.control.last
-    length, end = S + 1 - first, root(run).header.steps
     found = []
-    for i in range(number):
-        begin = end + i * length
+    for draw in range(number):
+
+        def stream(step: int, draw: int = draw) -> Batch:
+            return replays.other_batch(step, draw) if step >= first else run.stream(step)
+
         try:
-            run.stream(begin + length - 1)
-        except ForensicsError:
-            begin = first - (i + 1) * length
-            if begin < 0:
-                break
-
-        def stream(step: int, begin: int = begin) -> Batch:
-            return run.stream(begin + step - first) if step >= first else run.stream(step)
-
-        what = f"batches {begin}:{begin + length} instead of {first}:{S + 1}"
-        outcome = replays.along(replays.control.state(first), stream, note=f"other data {i + 1}")
-        found.append(_trial(replays, what, outcome))
+            outcome = replays.along(replays.control.state(first), stream, note=f"other data {draw + 1}")
+        except (ForensicsError, AssertionError):  # neither after the run's end nor before the window
+            break
+        found.append(_trial(replays, f"other batches instead of {first}:{S + 1}, draw {draw + 1}", outcome))
     return found
 
 

@@ -19,14 +19,17 @@ HOSTILE = [
     "\u202eevil\u202c\u200b\u2066",
     "\x07\x1b[31m",
     "[click](javascript:alert(3)) **bold** $x^2$ :red[no]",
+    "".join(
+        chr(0x4E00 + 7919 * i % 20000) for i in range(200)
+    ),  # bytes that the clean text does not have: the loss jumps
 ]
 NAMES = ["<script>alert(1)<&>.txt", "![x](http:evil.example).txt", "\u202etxt.evil.txt", "a\u200bb\x07.txt"]
-SPIKE = 90  # the batches of damaged documents begin here
+SPIKE = 120  # the batches of damaged documents begin here
 
 
 @pytest.fixture(scope="session")
 def app_runs(tmp_path_factory):
-    """The folder of runs: `demo`, 112 steps, with a spike at about SPIKE. Tests that add to it clean up."""
+    """The folder of runs: `demo`, 136 steps, with a spike at about SPIKE. Tests that add to it clean up."""
     from forensics import config, identity
     from forensics.train.loop import train
 
@@ -40,9 +43,9 @@ def app_runs(tmp_path_factory):
         "data": {"sources": {"clean": "stdlib/json", "damaged": str(damaged)}, "tokenizer": "bytes", "sequence_length": 32,
                  "held_out": 4,
                  "phases": [{"until": SPIKE, "mix": {"clean": 1.0}},
-                            {"until": SPIKE + 3, "mix": {"clean": 0.5, "damaged": 0.5}}, {"mix": {"clean": 1.0}}]},
+                            {"until": SPIKE + 3, "mix": {"clean": 0.25, "damaged": 0.75}}, {"mix": {"clean": 1.0}}]},
         "model": {"family": "llama", "layers": 2, "width": 32, "heads": 2},
-        "train": {"steps": 112, "batch": 8, "learning_rate": 1e-2, "warmup": 8, "schedule": "constant", "threads": 1,
+        "train": {"steps": 136, "batch": 8, "learning_rate": 1e-2, "warmup": 8, "schedule": "constant", "threads": 1,
                   "device": "cpu"},
         "checkpoint": {"every": 20},
     })  # fmt: skip
@@ -85,7 +88,9 @@ def app_page():
 
 def texts_of(test) -> str:
     """All that a page says in text: HTML blocks, code, text."""
-    return "\n".join(str(getattr(e, "value", None) or e.proto.body) for kind in ("html", "code", "text") for e in test.get(kind))
+    return "\n".join(
+        str(getattr(e, "value", None) or e.proto.body) for kind in ("html", "code", "text") for e in test.get(kind)
+    )
 
 
 @pytest.fixture

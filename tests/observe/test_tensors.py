@@ -159,8 +159,9 @@ def test_huge_gradients_are_judged_after_clipping(make_policy):
     state = TrainState(theta, {"x": torch.zeros(10)}, v, Counters(1000, 1000, 1000))
     grad = torch.full((10,), 1e25)  # its square is inf in fp32
     probe = TensorProbe(state, {"x": grad}, {"x": 1e25 * math.sqrt(10)}, 1e-25, make_policy())
-    assert probe.before["x"]["gss_share"] == 0.5  # 1 against 5000·1e-6, and against 5000
-    assert probe.before["x"]["staleness"] == pytest.approx(math.sqrt(10) / math.sqrt(5 + 5e-6), rel=1e-5)
+    found = probe.columns(state, frozenset(), applied=False)
+    assert found["gss_share"] == [0.5]  # 1 against 5000·1e-6, and against 5000
+    assert found["staleness"][0] == pytest.approx(math.sqrt(10) / math.sqrt(5 + 5e-6), rel=1e-5)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

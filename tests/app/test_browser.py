@@ -1,0 +1,66 @@
+"""The app in a real headless Chromium. Every test fails on page errors, Vega's errors, flat charts and foreign requests."""
+
+import pytest
+
+from app import pages
+
+ALL = [name for name in pages.TITLES if (pages.FOLDER / f"{name}.py").is_file()]
+
+
+@pytest.fixture
+def spike(runs):
+    from app import data
+
+    return next(s for s in data.rows("spikes", run="demo") if s["metric"] == "loss")["step"]
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ALL)
+def test_every_page_opens_on_a_sentence_without_an_error(open_page, spike, name, dark):
+    tab = open_page(name, dark=dark, run="demo", spike=spike, step=spike)
+    assert tab.page.locator(".fw h1, .fw p").first.inner_text()
+
+
+def test_a_click_on_a_spike_reaches_the_url_and_back_and_reload_restore_it(open_page, spike):
+    tab = open_page("spikes", run="demo")
+    assert "spike" not in tab.parameters()
+    tab.click_mark(0, 0.95, 0.5)  # the nearest spike to the right end
+    chosen = tab.parameters()["spike"]
+    title = tab.page.locator(".fw h1").inner_text()
+    assert title.startswith(f"Step {int(chosen):,}")
+    tab.page.reload()
+    tab.settle()
+    assert tab.parameters()["spike"] == chosen
+    assert tab.page.locator(".fw h1").inner_text() == title
+    tab.page.go_back()
+    tab.settle()
+    assert "spike" not in tab.parameters()
+
+
+def test_a_click_on_a_layer_changes_the_heads_and_the_url_alone(open_page, spike):
+    tab = open_page("spikes", run="demo", spike=spike)
+    title = tab.page.locator(".fw h1").inner_text()
+    assert len(tab.charts()) >= 6
+    tab.page.goto(tab.page.url + "&layer=1")
+    tab.settle()
+    assert "heads of L1" in tab.page.inner_text('[data-testid="stMain"]')
+    assert tab.page.locator(".fw h1").inner_text() == title
+
+
+def test_the_row_of_pages_keeps_the_run(open_page, spike):
+    tab = open_page("spikes", run="demo", spike=spike)
+    tab.page.locator(".st-key-navigation a", has_text="SQL").click()
+    tab.page.wait_for_url("**/sql?**")
+    tab.settle()
+    assert tab.parameters() == {"run": "demo", "spike": str(spike)}
+
+
+def test_a_hostile_url_is_told_and_acts_on_nothing(open_page):
+    tab = open_page("spikes", run="<img src=x onerror=alert(1)>", spike="../..", sql="<script>alert(1)</script>")
+    assert "Left out of the URL" in tab.page.inner_text('[data-testid="stMain"]')
+
+
+def test_a_statement_in_the_editor_gives_a_table_and_a_chart(open_page):
+    tab = open_page("sql", run="demo", sql="select step, loss from steps where run = 'demo' order by step")
+    assert "136 rows" in tab.page.inner_text('[data-testid="stMain"]')
+    assert len(tab.charts()) == 1

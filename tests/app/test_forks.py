@@ -1,0 +1,534 @@
+"""Forks: what a fork is said to be, how it is drawn beside its null forks, building and launching one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tomllib
+
+import pyarrow as pa
+import pytest
+
+from app import browser as driver
+from app import data, forms
+from app.pages import _fork_blame as blame
+from app.pages import _fork_build as build
+from app.pages import _fork_measured as measured
+from app.pages import _fork_one as one
+from app.pages._fork_state import file_of, state_of
+from forensics.errors import ForensicsError
+
+HOSTILE = "<script>alert(1)</script> ![](http://evil.example/a.png) \u202eevil\x07"
+
+
+def result(**final):
+    """A fork.json of the newest schema; `final` alters its end."""
+    end = {"loss_control": 3.14, "loss_fork": 3.086, "loss_error": 0.007, "probe_sequences": 64, "logit_kl": 0.06, "l2": 1.45,
+           "unseen": {"loss_control": 3.3, "loss_fork": 3.24, "loss_error": 0.008, "sequences": 32}, "measure": "logit_kl",
+           "effect": 10.8, "p": 0.05, "placebos": 19, "verdict": "beyond the placebos (N = 19)"}  # fmt: skip
+    return {"fork": "f", "parent": "demo", "from": 400, "to": 416, "does": "removes 2 documents (replace) in 400:416", "chaos": 1,
+            "placebos": 19, "control": {"level": "exact", "bitwise": True, "sentence": "bit for bit"}, "time_to_reconverge": None,
+            "first_difference": None, "interventions": [], "barriers": [], "final": end | final}  # fmt: skip
+
+
+def text_of(parts):
+    return "".join(p if isinstance(p, str) else p.text for p in parts)
+
+
+# ---- sentences
+
+
+def test_the_sentence_has_effect_p_n_reconvergence_gaps_and_the_control() -> None:
+    said = text_of(one.sentence_of(result()))
+    assert "Effect 11× the placebos' median KL at state 416, p = 0.05, N = 19: beyond the placebos." in said
+    assert "Not back among the placebos within the 16 steps of the window." in said
+    assert (
+        "Probe loss 3.140 → 3.086, −0.054 ± 0.007 (64 sequences); −0.060 ± 0.008 on 32 that no arm has consumed."
+        in said
+    )
+    assert said.endswith("Control: bit for bit ✓.")
+    assert "Back among the placebos after 7 steps." in text_of(one.sentence_of(result() | {"time_to_reconverge": 7}))
+
+
+def test_without_a_placebo_no_effect_is_claimed() -> None:
+    alone = result(placebos=0, effect=None, p=None, verdict="no placebo was run: no effect is claimed")
+    assert "no placebo was run: no effect is claimed" in text_of(one.sentence_of(alone))
+    assert "Effect" not in text_of(one.sentence_of(alone)) and "Back among" not in text_of(one.sentence_of(alone))
+    assert text_of(one.title_of(alone)).endswith(": no effect is claimed")
+
+
+def test_the_title_tells_of_the_parents_spike_else_of_the_placebos() -> None:
+    assert text_of(one.title_of(result(), [(400, False)])).endswith("in 400:416: the spike at 400 does not happen")
+    assert text_of(one.title_of(result(), [(400, True)])).endswith("the spike at 400 still happens")
+    assert text_of(one.title_of(result(), [(400, False), (410, True)])).endswith("1 of 2 spikes do not happen")
+    assert text_of(one.title_of(result())).endswith(": beyond the placebos")
+
+
+def test_a_sentence_of_an_earlier_version_and_of_a_run_without_a_probe_set_is_made_too() -> None:
+    old = result()
+    del old["final"]["unseen"], old["final"]["measure"]
+    assert "(64 sequences). Control" in text_of(one.sentence_of(old))
+    bare = result(loss_fork=None, loss_control=None, logit_kl=None, measure="l2")
+    assert "median L2" in text_of(one.sentence_of(bare)) and "Probe loss" not in text_of(one.sentence_of(bare))
+
+
+# ---- what is drawn
+
+
+def arms(**each):
+    """Rows of `fork_arms`: arm → values of KL by step from 1."""
+    rows = [{"step": i + 1, "arm": arm.replace("_", "-"), "kind": arm.split("_")[0], "l2": x, "logit_kl": x, "loss_gap": x, "unseen_gap": x}
+            for arm, values in each.items() for i, x in enumerate(values)]  # fmt: skip
+    schema = pa.schema([("step", pa.int64()), ("arm", pa.string()), ("kind", pa.string()),
+                        *((n, pa.float64()) for n in ("l2", "logit_kl", "loss_gap", "unseen_gap"))])  # fmt: skip
+    return pa.Table.from_pylist(rows, schema)
+
+
+def bands(kind, values):
+    return pa.table({"step": [1], "kind": [kind], "measure": ["logit_kl"], "low": [min(values)], "middle": [sum(values) / len(values)],
+                     "high": [max(values)], "forks": [len(values)]})  # fmt: skip
+
+
+@pytest.mark.parametrize("n, banded", [(4, False), (5, True)])
+def test_fewer_than_five_null_forks_are_each_drawn_and_from_five_on_their_band(n: int, banded: bool) -> None:
+    values = [0.1 * (i + 1) for i in range(n)]
+    found = one._positive(arms(fork=[1.0], **{f"placebo_{i}": [x] for i, x in enumerate(values)}), "logit_kl")
+    drawn, band, ends, said = one.parts_of(found, bands("placebo", values), "logit_kl")
+    assert set(drawn["kind"].to_pylist()) == ({"fork"} if banded else {"fork", "placebo"})
+    assert band.num_rows == banded and ("10–90 %" in said) == banded and (", each" in said) == (not banded)
+    assert {e["word"] for e in ends.to_pylist()} == {"fork", f"{n} placebos"}
+
+
+def test_a_distance_of_zero_cannot_stand_on_a_log_axis_and_is_left_out() -> None:
+    found = one._positive(arms(fork=[0.5, 0.0, None]), "logit_kl")
+    assert found["value"].to_pylist() == [0.5]
+
+
+def test_placebos_that_ended_alike_are_counted_once() -> None:
+    table = arms(fork=[1.0, 2.0], placebo_0=[0.1, 0.3], placebo_1=[0.2, 0.3], placebo_2=[0.2, 0.4])
+    assert one.distinct_placebos(table) == (3, 2)
+    assert one.distinct_placebos(arms(fork=[1.0])) == (0, 0)
+
+
+def test_the_lower_of_two_words_goes_under_its_line() -> None:
+    assert [e["below"] for e in one.below([{"value": 2.0}, {"value": 1.0}])] == [False, True]
+    assert [e["below"] for e in one.below([{"value": 2.0}])] == [False]
+
+
+def test_rows_stand_in_the_order_of_the_forward() -> None:
+    names = [("norm.weight", None), ("L1", 1), ("unembed.weight", None), ("L0", 0), ("embed.weight", None)]
+    order = one.order_of_rows([{"row": r, "layer": layer} for r, layer in names])
+    assert order == ["embed.weight", "L0", "L1", "norm.weight", "unembed.weight"]
+
+
+@pytest.mark.parametrize(
+    "event, row", [({"selection": {"rows": [2]}}, 2), ({"selection": {"rows": []}}, None), (None, None), ({}, None)]
+)
+def test_the_row_of_a_table_is_read_from_its_event(event, row) -> None:
+    assert one.chosen_row(event) == row
+
+
+# ---- sweep, matrix, blame
+
+
+def sweep_of(verdict="beyond the placebos (N = 3)", over=(40.0, 3.0)):
+    rows = [{"step": s, "arm": arm, "seeds": 1, "learning_rate": 1e-3, "l2": 1.0, "l2_range": [0.5, 2.0], "l2_over_moved": 0.2,
+             "placebo_range": [0.1, 0.2], "over_placebos": o, "p": 0.25, "placebos": 3, "verdict": verdict,
+             "time_to_reconverge": None if s == 60 else 4, "censored": 0, "bitwise": True}
+            for s, o in zip((60, 300), over) for arm in ("own", "equal")]  # fmt: skip
+    return {"run": "demo", "does": f"skips steps {HOSTILE}", "from": 60, "steps": [60, 300], "horizon": 16, "seeds": 1,
+            "equal_learning_rate": 2e-3, "placebos": 3, "points": [], "summary": rows}  # fmt: skip
+
+
+def test_a_sweep_says_early_or_late_only_where_the_placebos_allow_it() -> None:
+    assert text_of(measured.sweep_title(sweep_of())).endswith("largest early, at 60 (40× the placebos)")
+    none = sweep_of("not distinguishable from the placebos (N = 3)")
+    assert text_of(measured.sweep_title(none)).endswith("not distinguishable from the placebos at any of them")
+    said = text_of(measured.sweep_sentence(sweep_of()))
+    assert (
+        "40× at 60 and 3× at 300 (p = 0.25 and 0.25, N = 3)" in said
+        and "2 of 4 come back among the placebos within 16 steps" in said
+    )
+
+
+def matrix_of(data=0.5, state=0.01, scale=0.01):
+    cells = [{"state": s, "step": b, "jump": data * (b == 11) + state * (s == 10), "loss": 3.0, "grad_norm": 1.0, "consumed": b < s,
+              "loss_placebo": 3.0, "grad_norm_placebo": 1.0} for s in (5, 10, 12) for b in (10, 11)]  # fmt: skip
+    effects = {"mean": 0.0, "data": [{"step": 10, "effect": -data / 2}, {"step": 11, "effect": data / 2}],
+               "state": [{"state": s, "effect": state * (s == 10)} for s in (5, 10, 12)],
+               "interaction": [{"state": c["state"], "step": c["step"], "effect": 0.0} for c in cells],
+               "size": {"data": data, "state": state, "interaction": 0.0}, "placebo_scale": scale,
+               "over_placebo": {k: v / scale for k, v in (("data", data), ("state", state), ("interaction", 0.0))}}  # fmt: skip
+    return {"run": "demo", "batches": [10, 12], "states": [5, 10, 12], "placebos": 8, "probe_sequences": 4, "consumed": 3, "cells": cells,
+            "effects": {"jump": effects, "loss": None, "grad_norm": None}}  # fmt: skip
+
+
+def test_a_matrix_names_what_stands_out_and_nothing_where_nothing_does() -> None:
+    assert text_of(measured.matrix_title(matrix_of(), "jump")).endswith(
+        "the data above all (50× the placebo batches' scale)"
+    )
+    assert text_of(measured.matrix_title(matrix_of(0.5, 0.45), "jump")).endswith(
+        "the data as much as the state (50× the placebo batches' scale)"
+    )
+    assert text_of(measured.matrix_title(matrix_of(0.01, 0.0), "jump")).endswith(
+        "nothing stands out from the placebo batches"
+    )
+    assert text_of(measured.matrix_title(matrix_of(), "loss")).endswith("so nothing is split")
+
+
+def test_the_cells_of_a_matrix_are_over_the_placebo_scale_and_mark_what_happened() -> None:
+    cells = {(c["state"], c["step"]): c for c in measured.cells_of(matrix_of(), "jump", "all")}
+    assert cells["5", 11]["over"] == pytest.approx(50) and cells["5", 11]["level"] == 5
+    assert (
+        cells["10", 10]["own"]
+        and cells["12", 10]["consumed"]
+        and not cells["5", 10]["own"]
+        and cells["5", 10]["level"] == 0
+    )
+    assert [c["step"] for c in measured.cells_of(matrix_of(), "jump", "data")] == [10, 11]
+    assert [measured.level_of(x) for x in (None, 2.9, 3, -6, 10, 20, -41)] == [0, 0, 1, -2, 3, 4, -5]
+
+
+def test_a_matrix_without_a_scale_colours_nothing() -> None:
+    found = matrix_of()
+    found["effects"]["jump"]["placebo_scale"] = None
+    assert {c["level"] for c in measured.cells_of(found, "jump", "all")} == {0}
+
+
+def blame_of():
+    candidate = {"step": 90, "slot": 1, "sequence": 7, "document": 3, "source": HOSTILE, "path": HOSTILE, "part": "data", "influence": 0.3,
+                 "replayed_effect": 0.2, "text": HOSTILE, "documents": []}  # fmt: skip
+    return {"run": "demo", "spike": {"step": 90, "value": 5.0, "sigma": 31.0}, "window": [80, 90], "method": "metagradient",
+            "control": {"level": "exact", "bitwise": False, "sentence": "tolerance only: step 81 differs first"}, "probes": "4 held-out sequences",
+            "excess": {"data": 1.0, "state": 0.5, "total": 1.5}, "verdict": "data", "sentence": f"Without 2 sequences it goes. {HOSTILE}", "p": 0.05,
+            "proof": {"sequences": 2, "taken": 1.2, "random": [0.1, 0.2], "p": 0.05}, "candidates": [candidate],
+            "documents": [{"document": 3, "source": HOSTILE, "path": HOSTILE, "influence": 0.3, "sequences": 1}],
+            "deletion_curve": [{"removed": 1, "taken": 0.5, "random": 0.1}, {"removed": 4, "taken": 1.4, "random": None}],
+            "trials": {"other_data": [{"what": HOSTILE, "left": 0.1, "spikes": False}], "other_states": [], "up_to_date": None, "steady_rate": None},
+            "tensors": None, "notes": [HOSTILE], "replays": 3, "steps_replayed": 30, "seconds": 1.0}  # fmt: skip
+
+
+def test_the_deletion_curve_keeps_what_was_measured() -> None:
+    found = blame.curve_of(blame_of())
+    assert [(r["removed"], r["order"]) for r in found] == [(1, "by influence"), (1, "random"), (4, "by influence")]
+    assert blame.title_of(blame_of()) == "Step 90: data · excess 1.500 nats/token, 31σ above its past"
+
+
+# ---- the form
+
+
+def test_the_form_makes_a_fork_file_that_says_the_same() -> None:
+    text = forms.file({"parent": "demo", "from": 4, "to": 9, "name": None}, [
+        forms.intervention("lr-scale", {"window": "5:6", "factor": "0.5"}),
+        forms.intervention("remove-sequences", {"at": "5/1, 5/3", "how": "mask"}, 32),
+        forms.intervention("insert", {"at": "5", "text": HOSTILE + '"\\\n\x7f😀'}),
+        forms.intervention("reset-moments", {"tensors": "layers.0.*, embed.weight", "counter": False}),
+    ])  # fmt: skip
+    raw = tomllib.loads(text)
+    assert raw["parent"] == "demo" and "name" not in raw
+    lr, remove, insert, reset = raw["intervention"]
+    assert lr == {"kind": "lr-scale", "window": "5:6", "factor": 0.5}
+    assert remove["at"] == [[5, 1, 0, 32], [5, 3, 0, 32]] and remove["how"] == "mask"
+    assert insert["text"] == HOSTILE + '"\\\n\x7f😀' and insert["at"] == 5
+    assert reset == {"kind": "reset-moments", "tensors": ["layers.0.*", "embed.weight"]}
+
+
+@pytest.mark.parametrize("kind, answers", [("lr-scale", {"factor": "half"}), ("remove-documents", {"documents": "1, two"}),
+                                           ("remove-sequences", {"at": "5"}), ("swap", {"a": "x"})])  # fmt: skip
+def test_an_answer_that_cannot_be_read_is_refused_by_its_name(kind: str, answers: dict[str, str]) -> None:
+    with pytest.raises(ForensicsError) as e:
+        forms.intervention(kind, answers, 32)
+    assert "wanted" in e.value.message and e.value.kind == "usage"
+
+
+def test_every_form_is_a_kind_that_replay_knows_with_keys_that_it_has() -> None:
+    import dataclasses
+
+    from replay.interventions import KINDS
+
+    for kind in forms.FORMS:
+        if kind != "file":
+            keys = {f.name for f in dataclasses.fields(KINDS[kind])} | {"window"}
+            assert {f.name for f in forms.fields(kind)} <= keys, kind
+
+
+def test_a_fork_begins_at_the_checkpoint_before_the_spike_unless_that_is_far() -> None:
+    assert forms.window_for(400, 398, 460, [0, 350, 390, 450]) == (390, 440)
+    assert forms.window_for(400, None, 460, [0, 100]) == (384, 440)
+    assert forms.window_for(None, None, 460, [0, 400, 450]) == (400, 432)
+
+
+def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
+    plan = {"does": "skips steps 4:6", "sequences": 16, "sequences_by_step": {"4": 8, "5": 8}, "tokens": 512, "documents": [], "arms": 5,
+            "steps_to_compute": 100, "hours": 0.01, "memory_bytes": 30 << 20}  # fmt: skip
+    assert text_of(build.sentence_of(plan)) == (
+        "skips steps 4:6. 16 sequences of 2 steps (4 to 5) are touched, 512 targets. 5 arms, 100 steps: about 36 s, 30 MiB of states."
+    )
+
+
+# ---- the page
+
+
+@pytest.fixture(scope="module")
+def forked_runs(app_runs, tmp_path_factory):
+    """A copy of the runs with a fork of demo, its placebos, and the documents of a sweep, a matrix and blame."""
+    from replay.engine import fork
+    from replay.spec import build as made
+    from replay.trajectory import open_trajectory
+
+    runs = tmp_path_factory.mktemp("forks") / "runs"
+    shutil.copytree(app_runs, runs)
+    raw = {
+        "parent": "demo",
+        "from": 88,
+        "to": 96,
+        "placebos": 2,
+        "chaos": 1,
+        "probe_every": 1,
+        "intervention": [{"kind": "skip", "window": "90:92"}],
+    }
+    fork(made(runs, open_trajectory(runs, "demo"), raw | {"name": "skipped"}), runs)
+    for name, document in (
+        ("sweep-0123456789abcdef", sweep_of()),
+        ("matrix-0123456789abcdef", matrix_of()),
+        ("blame-90", blame_of()),
+    ):
+        (runs / "demo" / f"{name}.json").write_text(json.dumps(document))
+    return runs
+
+
+@pytest.fixture
+def forked(forked_runs, monkeypatch):
+    monkeypatch.setenv("FORENSICS_RUNS", str(forked_runs))
+    return forked_runs
+
+
+@pytest.fixture
+def rewritten(forked):
+    """`rewritten(change)`: the fork's document altered for one test."""
+    path = forked / "skipped" / "fork.json"
+    kept = path.read_bytes()
+
+    def write(change):
+        document = json.loads(kept)
+        change(document)
+        path.write_text(json.dumps(document))
+
+    yield write
+    path.write_bytes(kept)
+
+
+def test_a_run_without_forks_opens_on_building_one_and_its_list_says_how(runs, app_page, said) -> None:
+    page = app_page("forks", run="demo")
+    assert not page.exception and "A fork of <code>demo</code> from state" in said(page)
+    page = app_page("forks", run="demo", part="fork")
+    assert "No fork has left this run yet" in said(page) and "replay fork demo --from" in said(page)
+
+
+def test_a_fork_opens_on_its_verdict(forked, app_page, said) -> None:
+    page = app_page("forks", run="demo", fork="skipped")
+    text = said(page)
+    assert not page.exception
+    assert "demo@88 skips steps 90:92" in text and "Control: <b>bit for bit ✓</b>" in text and "N = 2" in text
+    assert len(page.get("vega_lite_chart") or page.get("arrow_vega_lite_chart")) >= 3
+
+
+def test_a_fork_in_place_of_the_run_is_looked_at_itself(forked, app_page, said) -> None:
+    assert "demo@88 skips steps 90:92" in said(app_page("forks", run="skipped"))
+
+
+def test_tolerance_only_is_a_banner_with_the_gap(rewritten, app_page, said) -> None:
+    rewritten(
+        lambda d: d["control"].update(
+            bitwise=False, level="reproduces", sentence="tolerance only: losses by at most 0.01 nats"
+        )
+    )
+    text = said(app_page("forks", run="demo", fork="skipped"))
+    assert (
+        'class="amber"><b>Tolerance only. </b>' in text
+        and "losses by at most 0.01 nats" in text
+        and "bit for bit ✓" not in text
+    )
+
+
+def test_placebos_that_are_one_fork_are_told_apart_from_as_many(forked, app_page, said, monkeypatch) -> None:
+    monkeypatch.setattr(one, "distinct_placebos", lambda arms: (3, 1))
+    assert "The 3 placebos are one and the same fork." in said(app_page("forks", run="demo", fork="skipped"))
+
+
+def test_what_a_fork_does_is_text_whatever_it_says(rewritten, app_page, said) -> None:
+    rewritten(lambda d: d.update(does=HOSTILE))
+    text = said(app_page("forks", run="demo", fork="skipped"))
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "<script>" not in text and "⟨U+202E⟩evil⟨U+0007⟩" in text
+
+
+def test_a_fork_that_is_not_there_and_a_damaged_document_are_sentences(forked, rewritten, app_page, said) -> None:
+    assert "No fork here is called <code>nothing</code>" in said(app_page("forks", run="demo", fork="nothing"))
+    (forked / "skipped" / "fork.json").write_text("{")
+    page = app_page("forks", run="demo", fork="skipped")
+    assert not page.exception
+    assert "../../etc" not in said(app_page("forks", run="demo", fork="../../etc/passwd")).replace(
+        "&#x27;../../etc/passwd&#x27;", ""
+    )
+
+
+def test_a_stopped_fork_offers_to_go_on_from_where_it_was(forked, app_page, said) -> None:
+    import os
+    import time
+
+    folder = forked / "skipped"
+    (folder / "fork.json").rename(folder / "fork.kept")
+    (folder / "halfway").mkdir()
+    (folder / "halfway" / "notes.json").write_text(
+        json.dumps({"identity": {"placebos": 2, "chaos": 1, "seed": 7}, "step": 92, "notes": {}})
+    )
+    try:
+        for path in (folder / "run.json", folder / "tables" / "divergence" / "manifest.json"):
+            os.utime(path, (time.time() - 900, time.time() - 900))
+        page = app_page("forks", run="demo", fork="skipped")
+        assert "was stopped before its end at 96" in said(page) and "it goes on from there" in said(page)
+        assert "Go on" in [b.label for b in page.button]
+        raw = tomllib.loads(file_of(state_of("skipped", "demo")))
+        assert (raw["placebos"], raw["chaos"], raw["seed"], raw["name"]) == (2, 1, 7, "skipped")
+    finally:
+        shutil.rmtree(folder / "halfway")
+        (folder / "fork.kept").rename(folder / "fork.json")
+
+
+def test_the_file_of_a_fork_makes_the_same_fork(forked) -> None:
+    from replay.spec import build as made
+    from replay.trajectory import open_trajectory
+
+    state = state_of("skipped", "demo")
+    assert state.status == "done" and state.window == (88, 96)
+    spec = made(forked, open_trajectory(forked, "demo"), tomllib.loads(file_of(state, placebos=19)))
+    kept = json.loads((forked / "skipped" / "fork.json").read_text())
+    assert (spec.fork, spec.first, spec.last, spec.placebos, spec.chaos) == ("skipped", 88, 96, 19, 1)
+    assert [json.loads(json.dumps(i)) for i in kept["interventions"]] == data.header("skipped")["interventions"]
+
+
+def test_the_url_fills_the_form(forked, app_page) -> None:
+    page = app_page("forks", run="demo", part="build", step=90, slot=3, first=88, last=99)
+    shown = "\n".join(c.value for c in page.code)
+    assert (
+        'kind = "remove-sequences"' in shown
+        and "at = [[90, 3, 0, 32]]" in shown
+        and "from = 88" in shown
+        and "to = 99" in shown
+    )
+    page = app_page("forks", run="demo", part="build", document=2)
+    assert "documents = [2]" in "\n".join(c.value for c in page.code)
+
+
+def test_an_answer_that_cannot_be_read_is_a_sentence_beside_the_form(forked, app_page, said) -> None:
+    page = app_page("forks", run="demo", part="build", kind="lr-scale")
+    next(t for t in page.text_input if t.label == "Factor").set_value("half").run()
+    assert not page.exception and "wanted a number, found" in said(page)
+
+
+def test_any_kind_can_be_written_as_a_file(forked, app_page) -> None:
+    page = app_page("forks", run="demo", part="build", kind="file")
+    assert tomllib.loads(page.text_area[0].value)["intervention"][0]["kind"] == "remove-documents"
+
+
+@pytest.mark.parametrize(
+    "part, wanted", [("sweep", "largest early, at 60"), ("matrix", "the data above all"), ("blame", "Step 90: data")]
+)
+def test_what_commands_kept_is_shown_and_its_text_stays_text(forked, app_page, said, part: str, wanted: str) -> None:
+    page = app_page("forks", run="demo", part=part)
+    assert not page.exception and wanted in said(page)
+    html = "\n".join(h.proto.body for h in page.get("html"))
+    assert "<script>" not in html and ("&lt;script&gt;" in html or part == "matrix") and "\u202e" not in said(page)
+    assert not page.markdown and not page.caption
+
+
+@pytest.mark.parametrize("part, command", [("sweep", "replay sweep fork.toml --at"), ("matrix", "replay matrix demo --batches"),
+                                           ("blame", "replay blame demo --spike")])  # fmt: skip
+def test_what_was_not_measured_names_the_command_for_this_run(runs, app_page, said, part: str, command: str) -> None:
+    page = app_page("forks", run="demo", part=part)
+    assert not page.exception and command in said(page)
+
+
+def test_documents_that_are_damaged_are_left_out(forked) -> None:
+    path = forked / "demo" / "sweep-ffffffffffffffff.json"
+    path.write_text("[")
+    try:
+        assert [name for name, _ in measured.documents("demo", "sweep")] == ["sweep-0123456789abcdef"]
+    finally:
+        path.unlink()
+
+
+# ---- the queries
+
+
+def test_layers_are_over_the_placebos_median(forked) -> None:
+    rows = data.rows("fork_layers", run="skipped")
+    assert (
+        {r["row"] for r in rows} >= {"embed.weight", "L0", "L1"}
+        and min(r["begin"] for r in rows) >= 88
+        and max(r["step"] for r in rows) == 96
+    )
+    one_cell = next(r for r in rows if r["row"] == "L1" and r["step"] == 96)
+    from statistics import median
+
+    found = [d for d in data.recorded("divergence", "skipped") if d["step"] == 96 and d["tensor"] == "layers.1.*"]
+    nulls = median(d["l2"] for d in found if d["arm"].startswith("placebo"))
+    own = next(d["l2"] for d in found if d["arm"] == "fork")
+    assert one_cell["ratio"] == pytest.approx(own / nulls)
+    few = data.rows("fork_layers", run="skipped", most=len({r["row"] for r in rows}) * 2)
+    assert len(few) < len(rows) and max(r["ratio"] for r in few) == max(r["ratio"] for r in rows)
+
+
+def test_bands_are_percentiles_over_the_arms_of_a_kind(forked) -> None:
+    found = [
+        b
+        for b in data.rows("fork_bands", run="skipped")
+        if b["measure"] == "l2" and b["kind"] == "placebo" and b["step"] == 96
+    ]
+    own = sorted(r["l2"] for r in data.rows("fork_arms", run="skipped") if r["kind"] == "placebo" and r["step"] == 96)
+    assert found[0]["middle"] == pytest.approx(sum(own) / 2) and found[0]["forks"] == 2
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def forked_url(forked_runs):
+    with driver.serving(forked_runs) as url:
+        yield url
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("part, charts", [("fork", 4), ("build", 0), ("sweep", 3), ("matrix", 4), ("blame", 1)])
+def test_every_part_is_drawn_in_a_browser(chromium, forked_url, part: str, charts: int, dark: bool) -> None:
+    tab = driver.Watched(chromium, forked_url, dark=dark)
+    try:
+        tab.open("forks", run="demo", part=part)
+        tab.check()
+        assert len(tab.charts()) >= charts
+    finally:
+        tab.close()
+
+
+def test_a_fork_is_built_launched_and_seen_to_finish(chromium, forked_url, forked_runs) -> None:
+    tab = driver.Watched(chromium, forked_url)
+    try:
+        tab.open("forks", run="demo", part="build", kind="skip", first=100, last=104)
+        tab.page.get_by_role("button", name="Dry run").click()
+        tab.page.get_by_role("button", name="Launch").wait_for(timeout=60_000)
+        tab.page.get_by_role("button", name="Launch").click()
+        tab.page.get_by_text("Control:").first.wait_for(timeout=120_000)
+        tab.settle()
+        fork = tab.parameters()["fork"]
+        assert (forked_runs / fork / "fork.json").is_file() and "demo@100 skips steps 100:101" in tab.page.inner_text(
+            "body"
+        )
+        tab.page.go_back()
+        tab.settle()
+        assert tab.parameters().get("part") == "build"
+        tab.page.go_forward()
+        tab.settle()
+        assert tab.parameters()["fork"] == fork
+        tab.check()
+    finally:
+        tab.close()

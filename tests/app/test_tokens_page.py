@@ -1,0 +1,186 @@
+"""Tokens: what a checkpoint says in numbers, what is drawn of many tokens, one token's page; hostile token texts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from app import browser as driver
+from app import data
+from app.pages import _token as token_page
+
+HOSTILE = "<script>alert(1)</script>![](http://evil.example/a.png)\u202e\x07"
+
+
+@pytest.fixture(scope="module")
+def page_module():
+    """The page's own functions; the module is also the page, which needs runs when it is run."""
+    import importlib.util
+
+    from app import pages
+
+    spec = importlib.util.spec_from_file_location("tokens_page", pages.FOLDER / "tokens.py")
+    module = importlib.util.module_from_spec(spec)
+    source = (pages.FOLDER / "tokens.py").read_text(encoding="utf-8").replace("\nguarded(page)\n", "\n")
+    exec(compile(source, str(pages.FOLDER / "tokens.py"), "exec"), module.__dict__)
+    return module
+
+
+def vocabulary(run, V=257):
+    """Rows of two checkpoints: token i was met i − 8 times (never below 8); id 3 is hostile, 4 has a cause."""
+    from forensics.store.writer import Writer
+
+    with Writer(run) as w:
+        for step in (60, 120):
+            met = np.maximum(np.arange(V) - 8, 0) * step // 60
+            text = [HOSTILE if i == 3 else f"t{i} x" for i in range(V)]
+            w.append("vocabulary", step=step, token=list(range(V)), text=text,
+                     category=["UNDECODEABLE" if i == 5 else "OK" for i in range(V)],
+                     indicator=[float(0.1 + i / V) for i in range(V)], exposure_in=met.tolist(), exposure_out=met.tolist(),
+                     exposure_grad=met.tolist(), documents=np.minimum(met, 3).tolist(),
+                     first_seen=[None if m == 0 else 1 for m in met], last_seen=[None if m == 0 else step - 1 for m in met],
+                     cause=["merge-scaffold" if i == 4 else None for i in range(V)])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def token_runs(app_runs, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("tokens") / "runs"
+    shutil.copytree(app_runs, runs)
+    vocabulary(runs / "demo")
+    return runs
+
+
+@pytest.fixture
+def measured(token_runs, monkeypatch):
+    monkeypatch.setenv("FORENSICS_RUNS", str(token_runs))
+    return token_runs
+
+
+def text_of(parts):
+    return "".join(p if isinstance(p, str) else p.text for p in parts)
+
+
+def test_the_summary_counts_never_shown_candidates_and_causes(measured, page_module) -> None:
+    s = page_module.summary(data.table("token_points", run="demo", step=120))
+    assert (s["tokens"], s["never"], s["candidates"], s["met_candidates"]) == (257, 9, 6, 0)
+    assert s["kinds"] == {"ok": 255, "merge-scaffold": 1, "partial-utf8": 1} and s["lowest"][0]["token"] == 0
+    said = text_of(page_module.sentence_of(s, {0: True, 1: False}, True))
+    assert "6 of 256 reachable tokens lie at or below the 2nd percentile" in said and "1 of 2 that were prompted are verified." in said
+
+
+def test_a_checkpoint_without_an_indicator_says_so(measured, page_module) -> None:
+    rows = data.table("token_points", run="demo", step=120)
+    empty = rows.set_column(rows.column_names.index("indicator"), "indicator", pa.nulls(rows.num_rows, pa.float32()))
+    assert "Only their exposure is known" in text_of(page_module.sentence_of(page_module.summary(empty), {}, False))
+
+
+def test_the_tied_exposure_is_whichever_moved_the_row_more(measured) -> None:
+    rows = data.rows("token_points", run="demo", tied=1)
+    assert rows[0]["step"] == 120 and all(r["exposure"] == max(r["exposure_grad"], r["exposure_out"]) for r in rows)
+
+
+def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -> None:
+    n, caused = 30_000, 40
+    rng = np.random.default_rng(0)
+    kinds = ["forgotten"] * caused + ["ok"] * (n - caused)
+    known = pa.table({"token": np.arange(n), "kind": kinds, "exposure": rng.integers(0, 10**6, n), "indicator": rng.normal(size=n)})
+    marks, cells = page_module.rolled(known, 20_000)
+    assert marks.num_rows == caused and sum(cells["tokens"].to_pylist()) == n - caused
+    assert marks.num_rows + cells.num_rows <= 20_000
+    ok = known.slice(caused)
+    x, y = ok["exposure"].to_numpy(), ok["indicator"].to_numpy()
+    assert min(cells["x"].to_pylist()) == pytest.approx(x.min(), abs=1e-6) and max(cells["y2"].to_pylist()) == pytest.approx(y.max())
+    few, none = page_module.rolled(known.slice(0, 20_000), 20_000)
+    assert few.num_rows == 20_000 and none.num_rows == 0
+    most, _ = page_module.rolled(known.set_column(1, "kind", pa.array(["forgotten"] * n)).slice(0, 25_000), 20_000)
+    assert most.num_rows <= 20_000
+
+
+@pytest.mark.parametrize("text, first", [("17", 17), ("t200", 200), ("T200", None), ("script", 3), ("99999", None)])
+def test_a_token_is_found_by_id_or_text(measured, page_module, text: str, first: int | None) -> None:
+    found = page_module.found_of(data.table("token_points", run="demo"), text)
+    assert (found[0]["token"] if found else None) == first
+
+
+def test_a_token_in_a_list_shows_its_spaces_and_what_is_hidden(page_module) -> None:
+    assert page_module.spelled(" a\n\tb\u202e") == "␣a↵→b⟨U+202E⟩" and page_module.spelled("") == "∅"
+
+
+def test_the_documents_of_a_token_are_those_of_the_corpus(measured) -> None:
+    from forensics.data.shards import open_corpus
+
+    folder = measured / "_data" / data.header("demo")["corpus"]
+    corpus = open_corpus(folder)
+    token = ord("<")
+    rows, times, scanned, total = token_page.documents_of(folder, token)
+    wanted = {}
+    for s, source in enumerate(corpus.sources):
+        stream = corpus.tokens(s, 0, source.tokens)
+        for at in np.flatnonzero(stream == token):
+            document = int(corpus.document_at(s, np.array([at]))[0])
+            wanted[document] = wanted.get(document, 0) + 1
+    assert {r["document"]: r["times"] for r in rows} == wanted and times == sum(wanted.values()) and scanned == total
+    assert [r["times"] for r in rows] == sorted((r["times"] for r in rows), reverse=True)
+    part = token_page.documents_of(folder, token, total // 2)
+    assert 0 < part[2] < total and part[1] <= times
+
+
+def test_an_unmeasured_run_names_the_command_and_offers_it(runs, app_page, said) -> None:
+    page = app_page("tokens", run="demo")
+    assert not page.exception and "forensics tokens demo" in said(page) and "Measure the tokens" in [b.label for b in page.button]
+
+
+def test_the_page_opens_on_its_sentence_and_hostile_text_stays_text(measured, app_page, said) -> None:
+    page = app_page("tokens", run="demo", token=3)
+    html = "\n".join(h.proto.body for h in page.get("html"))
+    assert not page.exception and "State 120: 9 of 257 tokens were never shown to the model" in html
+    assert "<script>" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "⟨U+202E⟩⟨U+0007⟩" in html
+    assert not page.markdown and not page.caption
+    assert "State 60:" in said(app_page("tokens", run="demo", step=60))
+
+
+def test_a_token_that_is_not_in_the_vocabulary_is_a_sentence(measured, app_page, said) -> None:
+    page = app_page("tokens", run="demo", token=99999)
+    assert not page.exception and "No token has the id 99,999" in said(page)
+
+
+def test_what_prompts_verified_is_read_from_the_work_that_this_app_ran(measured, page_module) -> None:
+    folder = measured / "demo" / "work" / "20260101-000000-0a0b"
+    folder.mkdir(parents=True)
+    try:
+        about = {"run": "demo", "program": "forensics", "arguments": ["tokens", "demo", "--verify"], "started": "2026-01-01T00:00:00"}
+        (folder / "work.json").write_text(json.dumps(about))
+        (folder / "ended.json").write_text(json.dumps({"code": 0}))
+        (folder / "result.json").write_text(json.dumps({"tokens": [{"id": 0, "verified": True}, {"id": 7, "verified": None}]}))
+        assert page_module.verified_of("demo") == ({0: True}, True)
+    finally:
+        shutil.rmtree(folder)
+    assert page_module.verified_of("demo") == ({}, False)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_is_drawn_in_a_browser_and_a_click_chooses_a_token(chromium, token_url, dark: bool) -> None:
+    tab = driver.Watched(chromium, token_url, dark=dark)
+    try:
+        tab.open("tokens", run="demo", token=3)
+        tab.check()
+        assert len(tab.charts()) >= 4
+        left = tab.page.locator("canvas").first.bounding_box()
+        inner = tab.page.locator('[data-testid="stVegaLiteChart"]').nth(1)
+        assert left and inner
+        tab.page.get_by_label("Find a token").fill("t200")
+        tab.page.get_by_label("Find a token").press("Enter")
+        tab.settle()
+        tab.check()
+    finally:
+        tab.close()
+
+
+@pytest.fixture(scope="module")
+def token_url(token_runs):
+    with driver.serving(token_runs) as url:
+        yield url
