@@ -1,5 +1,7 @@
 """The Streamlit app: look, click, fork, understand. `forensics app`.
 
+`start` is the server, `entry/streamlit_app.py` the script it runs, `main.frame` the row of pages on top of each page.
+
 How a page is written — a file in `app/pages/`, named in `pages.TITLES`; it is registered because it exists:
 
     from app import data, show, words
@@ -38,7 +40,8 @@ How a page is written — a file in `app/pages/`, named in `pages.TITLES`; it is
 * **Charts.** `app/charts/<family>.py`: functions of `dark` under `@cached` that return `template(chart, dark, height=…)`;
   every channel with `type=`; data by `named("name")`; selections drawn as data (a one-row table for the chosen mark),
   since Streamlit ignores `selection_point(value=…)`. Over some hundred marks: `canvas=True`; over 20,000: roll up in SQL.
-  Charts of one column share `theme.labels()` for y, so that their steps lie under each other.
+  Charts of one column share `theme.labels()` for y, so that their steps lie under each other. What only the data know
+  (rows of an axis, bounds) stands in a template as {"expr": name} and is put in by `theme.filled(template, name=…)`.
   A chart that is clicked often stands in an `@st.fragment`.
 * **Words.** `words.count`, `loss`, `gap`, `ratio`, `sigma`, `share`. "First to move", "before"; never "caused"
   without a replay.

@@ -169,6 +169,16 @@ class Watched:
             self.page.wait_for_timeout(300)
             self.settle()
 
+    def click_cell(self, chart: int, offset: float, row: int, rows: int, **how: bool) -> None:
+        """Click into a heat map of the Spikes page: the cell of a step (as steps from the spike) and a row, from the top."""
+        from app.charts.theme import LABELS
+
+        width, height = self.charts()[chart]
+        low, high = -64.5, 32.5
+        left, right, foot = LABELS + 7, 9, 12  # pixels around the plot
+        x = left + (offset - low) / (high - low) * (width - left - right)
+        self.click_mark(chart, x / width, (4 + (row + 0.5) / rows * (height - foot)) / height, **how)
+
     def check(self) -> None:
         """Raise AssertionError with everything that went wrong since the tab was opened."""
         flat = [f"a chart of {w} × {h} pixels" for w, h in self.charts() if min(w, h) < 15]

@@ -54,7 +54,9 @@ WINDOW = Field("window", "Window A:B", default="", wanted="A:B", help="Half-open
 SQL = Field("sql", "SQL", wide=True)
 HOW = Field("how", "How", default="replace", options=("replace", "mask", "repack"),
             help="replace: another of the same source in its place; mask: weight 0; repack: all later ones move up.")  # fmt: skip
-ROWS = Field("at", "Sequences step/slot", _rows, wanted="step/slot, step/slot, …", help="Or by SQL: step and slot, or sequence.")
+ROWS = Field(
+    "at", "Sequences step/slot", _rows, wanted="step/slot, step/slot, …", help="Or by SQL: step and slot, or sequence."
+)
 PATTERNS = Field("tensors", "Tensors", _names, "*", "names or patterns", help="E.g. layers.3.*, embed.weight")
 
 
@@ -130,7 +132,11 @@ def file(head: Mapping[str, Any], interventions: Sequence[Mapping[str, Any]]) ->
     """The fork file, as TOML. Keys without a value are left out."""
     lines = [f"{key} = {_toml(value)}" for key, value in head.items() if value is not None]
     for each in interventions:
-        lines += ["", "[[intervention]]", *(f"{key} = {_toml(value)}" for key, value in each.items() if value is not None)]
+        lines += [
+            "",
+            "[[intervention]]",
+            *(f"{key} = {_toml(value)}" for key, value in each.items() if value is not None),
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,6 @@
 """Which step a page looks at: that of the URL, else of its spike, else of the run's largest spike, else the last.
 
-    selection = chosen_step(selection)          # with its step filled in, under a row to go from step to step
+selection = chosen_step(selection)          # with its step filled in, under a row to go from step to step
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ def chosen_step(selection: Selection) -> Selection | None:
     first = data.header(run).get("first_step") or 0
     end = max(reached or 0, first)
     if end == 0:
-        show.nothing([show.strong(run), " has recorded no step yet."], f"forensics show {run}", "This page fills as it trains.")
+        show.nothing(
+            [show.strong(run), " has recorded no step yet."], f"forensics show {run}", "This page fills as it trains."
+        )
         return None
     spikes = data.rows("spikes", run=run)
     step = step_of(selection, spikes, end)
     if selection.step is not None and selection.step != step:
-        show.nothing([f"Step {words.count(selection.step)} was not trained: ", show.code(run), f" has steps 0 to {end - 1:,}."])
+        show.nothing(
+            [f"Step {words.count(selection.step)} was not trained: ", show.code(run), f" has steps 0 to {end - 1:,}."]
+        )
     _row(step, end, spikes)
     return selection if selection.step == step else selection.but(step=step)
 
@@ -48,10 +52,18 @@ def _row(step: int, end: int, spikes: Sequence[dict[str, Any]]) -> None:
     """Back, a number, on; and the spikes."""
     st.session_state["step-chosen"] = step
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="step-row"):
-        st.button(f"‹ {max(step - 1, 0):,}", key="step-back", disabled=step == 0, on_click=goto, kwargs={"step": step - 1})
+        st.button(
+            f"‹ {max(step - 1, 0):,}", key="step-back", disabled=step == 0, on_click=goto, kwargs={"step": step - 1}
+        )
         st.number_input("Step", 0, end - 1, key="step-chosen", width=130, label_visibility="collapsed",
                         on_change=lambda: goto(step=int(st.session_state["step-chosen"])))  # fmt: skip
-        st.button(f"{min(step + 1, end - 1):,} ›", key="step-on", disabled=step >= end - 1, on_click=goto, kwargs={"step": step + 1})
+        st.button(
+            f"{min(step + 1, end - 1):,} ›",
+            key="step-on",
+            disabled=step >= end - 1,
+            on_click=goto,
+            kwargs={"step": step + 1},
+        )
         strongest = sorted({s["step"]: s["sigma"] or math.inf for s in spikes}.items(), key=lambda s: -s[1])
         for spike, _ in sorted(strongest[:MOST]):
             if spike != step:

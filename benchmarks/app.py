@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -165,6 +164,11 @@ def _asked(name: str, parameters: dict[str, Any]) -> None:
     data.table(name, **parameters)
 
 
+def visits(step: int) -> dict[str, dict[str, Any]]:
+    """Page → what its URL selects."""
+    return {"runs": {"run": RUN}, "spikes": {"run": RUN, "spike": step}, "sql": {"run": RUN, "query": "loss_band_by100"}}
+
+
 def time_scripts(step: int) -> dict[str, Any]:
     """The pages' scripts under AppTest, results cached as for the second reader."""
     from streamlit.testing.v1 import AppTest
@@ -172,8 +176,7 @@ def time_scripts(step: int) -> dict[str, Any]:
     from app import pages
 
     measured = {}
-    for name, selection in {"runs": {"run": RUN}, "spikes": {"run": RUN, "spike": step},
-                            "sql": {"run": RUN, "query": "run_health"}}.items():  # fmt: skip
+    for name, selection in visits(step).items():
         test = AppTest.from_file(str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=120)
         for key, value in selection.items():
             test.query_params[key] = str(value)
@@ -190,25 +193,24 @@ def time_browser(runs: Path, step: int) -> dict[str, Any]:
 
     measured: dict[str, Any] = {}
     with serving(runs) as url, chromium() as browser:
-        for name, selection in {"": {"run": RUN}, "spikes": {"run": RUN, "spike": step},
-                                "sql": {"run": RUN, "query": "run_health"}}.items():  # fmt: skip
+        for name, selection in visits(step).items():
             rounds = []
             for _ in range(4):
                 tab = Watched(browser, url)
-                rounds.append(tab.timed(name, **selection))
+                rounds.append(tab.timed("" if name == "runs" else name, **selection))
                 tab.check()
                 tab.close()
-            measured[name or "runs"] = {
+            measured[name] = {
                 "first": rounds[0],
                 "warm": {k: min(r[k] for r in rounds[1:]) for k in rounds[0]},
             }
         tab = Watched(browser, url)
         tab.open("spikes", run=RUN, spike=step)
         clicks = []
-        for y in (0.3, 0.5, 0.7, 0.4):
+        for row in (3, 5, 9, 20):
             began = time.perf_counter()
             before = tab.page.url
-            tab.click_mark(3, 0.6, y, wait=False)
+            tab.click_cell(3, 1, row, LAYERS, wait=False)
             tab.page.wait_for_function("(u) => location.href !== u", arg=before)
             url_s = time.perf_counter() - began
             tab.page.wait_for_function("() => document.querySelector('[data-testid=\"stApp\"]')"
@@ -240,11 +242,11 @@ def main() -> None:
             document["scripts"] = time_scripts(step)
             if not given.no_browser:
                 document["browser"] = time_browser(runs, step)
-        print(json.dumps(document, indent=1))
     finally:
+        print(json.dumps(document, indent=1))
         if given.runs is None:
             shutil.rmtree(runs)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -29,11 +29,11 @@ from forensics.train.run import Run, open_run
 from replay.blame import metagradient
 from replay.blame.metagradient import Target, influence, probe_target
 
-K, B, TOP = 16, 32, 5
+K, B, T, TOP = 16, 32, 16, 5
 DAMAGED = 70  # the step
 RECIPE = {
     "data": {
-        "sequence_length": 32, "tokenizer": "bytes", "held_out": 64,
+        "sequence_length": T, "tokenizer": "bytes", "held_out": 64,
         "sources": {"clean": "stdlib/json", "damaged": "shuffled:stdlib/wsgiref"},
         "phases": [
             {"until": DAMAGED, "mix": {"clean": 1.0}},
@@ -119,11 +119,11 @@ def window(run: Run, first: int, rounds: int) -> dict[str, Any]:
 
 def long_window(run: Run, steps: int = 64) -> dict[str, Any]:
     """Cost of a long window in steps of training, unchecked: every step kept, and every √K-th state."""
-    target, start, held = probe_target(run, run.batches.held_out()), run.state_at(30), metagradient.HOLD
+    target, start, held = probe_target(run, run.batches.held_out()), run.state_at(20), metagradient.HOLD
     found = {}
     for name, hold in (("all kept", held), ("every root-K-th state", 0)):
         metagradient.HOLD = hold
-        one = influence(run, 30, 30 + steps, target, start=start, check=False)
+        one = influence(run, 20, 20 + steps, target, start=start, check=False)
         found[name] = {"advances": one.advances, "per_step": one.advances / steps, "seconds": one.seconds}
     metagradient.HOLD = held
     return {"steps": steps, **found}
@@ -145,7 +145,7 @@ def main() -> None:
         damaged = (run.stream(DAMAGED).sequence >= clean).nonzero().flatten().tolist()
         windows = {"damaged": window(run, DAMAGED + 1 - K, options.rounds), "clean": window(run, 40, options.rounds)}
         report("blame", {
-            "shapes": {"parameters": run.header.parameters, "steps": K, "batch": B, "sequence_length": 32, "threads": 1},
+            "shapes": {"parameters": run.header.parameters, "steps": K, "batch": B, "sequence_length": T, "threads": 1},
             "damaged_slots": [[DAMAGED, i] for i in damaged], **windows, "long": long_window(run),
         }, options.json)  # fmt: skip
 

@@ -16,6 +16,7 @@ if [[ "${1:-}" == --dry ]]; then
     dry=(--dry)
     device=dry
     export PYTHONPATH="$PWD:$PWD/benchmarks/bare:$PWD/benchmarks/bare/absent"
+    export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of packages that are hidden
     results=$(mktemp -d)
 elif ! "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then
     echo "no GPU here: --dry runs everything on the CPU" >&2

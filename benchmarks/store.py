@@ -103,7 +103,7 @@ def record(folder: Path, data: dict[str, dict[str, np.ndarray]], steps: int, pac
     return {
         "append_ms": {"median": _ms(statistics.median(appends)), "longest": _ms(max(appends))},
         "flush_ms": {"median": _ms(statistics.median(flushes)), "longest": _ms(max(flushes))},
-        "drain_at_checkpoint_ms": {"median": _ms(statistics.median(drains)), "longest": _ms(max(drains))},
+        "drain_at_checkpoint_ms": {"median": _ms(statistics.median(drains)), "longest": _ms(max(drains))} if drains else {},
         "kept_the_run_s": round(sum(appends) + sum(flushes), 3),
         "steps_per_second": round(steps / seconds),
     }  # fmt: skip

@@ -85,6 +85,7 @@ def fingerprint(*, device: str, threads: int, compiled: bool, optimizer: str, pr
         "device": gpu.name if gpu else "cpu",
         "driver": _driver() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
+        "triton": _version("triton") if gpu else None,  # the loss's rows are its kernel there
         "threads": threads,
         "deterministic": torch.are_deterministic_algorithms_enabled()
         and not torch.is_deterministic_algorithms_warn_only_enabled(),

@@ -35,6 +35,7 @@ from replay.line import layer_blame, line_scan, split_update
 from replay.trajectory import open_trajectory, require_intact
 
 WORST_TOKENS = 10
+COLLAPSED = 0.01  # nats
 
 
 @dataclass
@@ -289,7 +290,10 @@ def _backward_events(tracer: _Tracer) -> list[Event]:
 
 
 def _compare(events: list[Event], baseline: list[Event]) -> None:
-    """Ratios to the same event of the step before; entropies are compared the other way round: a fall is the alarm."""
+    """Ratios to the same event of the step before; entropies are compared the other way round: a fall is the alarm.
+
+    Below COLLAPSED nats an entropy counts as that: the ratio of two that are nothing tells nothing.
+    """
     before: dict[str, Event] = {e.name: e for e in baseline}
     for event in events:
         base = before.get(event.name)
@@ -301,7 +305,7 @@ def _compare(events: list[Event], baseline: list[Event]) -> None:
             if value is None or old is None or not old or not math.isfinite(value) or not math.isfinite(old):
                 event.ratio[name] = None
             elif "entropy" in name and event.phase == "forward":
-                event.ratio[name] = old / value if value else None
+                event.ratio[name] = max(old, COLLAPSED) / max(value, COLLAPSED)
             else:
                 event.ratio[name] = value / old
 

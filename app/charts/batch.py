@@ -17,11 +17,13 @@ Q, O, N = "quantitative", "ordinal", "nominal"
 
 STRENGTHS = (0.12, 0.2, 0.3, 0.42, 0.56, 0.74, 0.95)  # of a token's bar; the text's own, but for the lowest, which is seen too
 
+QUIET = {False: "#c9ccd3", True: "#3a3d47"}  # a sequence that stands within 3σ
 
-def heat(p: Palette) -> alt.Scale:
+
+def heat(p: Palette, dark: bool) -> alt.Scale:
     """The heat of z, with grey for what stands within 3σ."""
     scale = heat_colour(p).to_dict()
-    return alt.Scale(type="ordinal", domain=[*scale["domain"], 0], range=[*scale["range"], p.null])
+    return alt.Scale(type="ordinal", domain=[*scale["domain"], 0], range=[*scale["range"], QUIET[dark]])
 
 
 @cached
@@ -40,7 +42,7 @@ def sequences(dark: bool) -> dict[str, Any]:
         .mark_rect(stroke=None, cursor="pointer", cornerRadiusTopLeft=2, cornerRadiusTopRight=2)
         .encode(
             x, alt.X2("place2"), alt.Y("shown", type=Q, axis=loss), alt.Y2("zero"),
-            alt.Color("level", type=O, scale=heat(p)), tooltip=tips,
+            alt.Color("level", type=O, scale=heat(p, dark)), tooltip=tips,
         )
         .add_params(at)
     )  # fmt: skip

@@ -7,13 +7,15 @@ and `states`, in their order.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import altair as alt
 
 from app.charts.theme import Palette, cached, heat_colour, labels, named, palette, template
 
-Q, O, N = "quantitative", "ordinal", "nominal"
+Q: Final = "quantitative"
+O: Final = "ordinal"
+N: Final = "nominal"
 STEP_TIP = alt.Tooltip("step", type=Q, format=",d")
 KINDS = ("fork", "placebo", "chaos")
 FEWEST = 5  # null forks from which a band is drawn; fewer are drawn one by one
@@ -30,7 +32,9 @@ def _words(name: str, x: alt.X, value: str, colour: alt.Color, dx: int = -2) -> 
     rows = alt.Chart(named(name))
     place = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
     return [
-        rows.transform_filter(which).mark_text(dy=dy, **place).encode(x, alt.Y(value, type=Q), colour, text=alt.Text("word", type=N))
+        rows.transform_filter(which)
+        .mark_text(dy=dy, **place)
+        .encode(x, alt.Y(value, type=Q), colour, text=alt.Text("word", type=N))
         for which, dy in (("!datum.below", -9), ("datum.below", 12))
     ]
 
@@ -67,7 +71,11 @@ def distance(dark: bool, title: str, log: bool, axis: bool) -> dict[str, Any]:
     p = palette(dark)
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True)
     shown = labels(tickCount=4 if log else 5, format="~g" if log else "+.3~f")
-    tips = [STEP_TIP, alt.Tooltip("arm", type=N), alt.Tooltip("value", type=Q, format=".4~g" if log else "+.4f", title=title)]
+    tips = [
+        STEP_TIP,
+        alt.Tooltip("arm", type=N),
+        alt.Tooltip("value", type=Q, format=".4~g" if log else "+.4f", title=title),
+    ]
     y = alt.Y("value", type=Q, axis=shown, scale=scale)
     chart = _over_nulls(y, alt.Y("low", type=Q, axis=shown, scale=scale), p, tips, axis)
     return template(chart, dark, height=(176 if log else 120) + (18 if axis else 0))
@@ -116,7 +124,9 @@ def losses(dark: bool) -> dict[str, Any]:
 def layers(dark: bool, rows: int) -> dict[str, Any]:
     """Rectangles of layer and step: L2 over the placebos' median, in four steps of blue."""
     p = palette(dark)
-    order = alt.Y("row", type=O, sort=None, axis=labels(ticks=False), scale=alt.Scale(domain={"expr": "rows"}, padding=0.06))
+    order = alt.Y(
+        "row", type=O, sort=None, axis=labels(ticks=False), scale=alt.Scale(domain={"expr": "rows"}, padding=0.06)
+    )
     colour = alt.Color("level", type=O, scale=alt.Scale(domain=[1, 2, 3, 4], range=list(p.down[1:])))
     tips = [STEP_TIP, alt.Tooltip("row", type=N, title="of"), alt.Tooltip("ratio", type=Q, format=",.1f", title="× placebos"),
             alt.Tooltip("l2", type=Q, format=".4~g", title="L2"), alt.Tooltip("placebo_l2", type=Q, format=".4~g", title="placebos' median")]  # fmt: skip
@@ -134,7 +144,9 @@ ARMS = ("own", "equal")
 def sweep(dark: bool, log: bool, unit: str) -> dict[str, Any]:
     """A measure against the starting step, one line per arm; `value`, `low`, `high` over seeds; hollow: beyond the window."""
     p = palette(dark)
-    x = alt.X("step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=8), scale=alt.Scale(zero=False, padding=14))
+    x = alt.X(
+        "step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=8), scale=alt.Scale(zero=False, padding=14)
+    )
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True)
     y = alt.Y("value", type=Q, axis=labels(tickCount=5, format="~g"), scale=scale)
     colour = alt.Color("arm", type=N, scale=alt.Scale(domain=list(ARMS), range=[p.fork, p.fast]))
@@ -171,7 +183,9 @@ def matrix(dark: bool, rows: int, title: str, axis: bool = True, margin: bool = 
     ground = cells.mark_rect(fill="transparent", stroke=p.grid, strokeWidth=1).encode(x, y, tooltip=tips)
     heat = cells.transform_filter("datum.level != 0").mark_rect().encode(
         x, y, alt.Color("level", type=O, scale=heat_colour(p)), tooltip=tips)  # fmt: skip
-    taken = cells.transform_filter("datum.consumed").mark_point(filled=True, size=9, color=p.faint, opacity=1).encode(x, y)
+    taken = (
+        cells.transform_filter("datum.consumed").mark_point(filled=True, size=9, color=p.faint, opacity=1).encode(x, y)
+    )
     own = cells.transform_filter("datum.own").mark_rect(fill="transparent", stroke=p.ink, strokeWidth=1.6).encode(x, y)
     return template(alt.layer(ground, heat, taken, own), dark, height=max(24, 26 * rows) + (44 if axis else 10))
 
@@ -199,4 +213,3 @@ def deletion(dark: bool) -> dict[str, Any]:
         x, y, tooltip=tips)  # fmt: skip
     words = _words("ends", x, "taken", colour, dx=0)
     return template(alt.layer(whole, lines, nulls, dots, *words), dark, height=220)
-

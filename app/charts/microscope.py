@@ -1,7 +1,7 @@
 """The Microscope page: the events of one step in their order, the update by tensor, the line along it.
 
 Named data: `dots` (place, ratio, level, event, what, value, before, ms), `phases` (first, last, middle, phase, odd),
-`said` (place, ratio, label), `chosen` (place); `bars` (tensor, what, change), `rise` (change); `scan` (alpha, loss, on).
+`said` (place, ratio, label), `chosen` (place); `bars` (tensor, what, change), `rise` (change); `scan` (alpha, change, on).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import altair as alt
 from app.charts.theme import cached, heat_colour, named, palette, template
 
 Q, O, N = "quantitative", "ordinal", "nominal"
-RATIOS = (1.25, 1.6, 2.5, 5, 10)  # of a value to the step before, or its inverse; below the first: as before
+RATIOS = (1.5, 2, 3, 5, 10)  # of a value to the step before, or its inverse; below the first: as before
 ON = ("batch", "probes")
 
 
@@ -72,13 +72,14 @@ def blame(dark: bool, rows: int) -> dict[str, Any]:
 
 @cached
 def scan(dark: bool) -> dict[str, Any]:
-    """Loss along θ + α·Δθ on the batch and on the probe set; α = 1 is the step that was taken."""
+    """Change of loss along θ + α·Δθ on the batch and on the probe set; α = 1 is the step that was taken."""
     p = palette(dark)
     x = alt.X("alpha", type=Q, axis=alt.Axis(title="α: how much of the update", tickCount=9), scale=alt.Scale(nice=False))
-    y = alt.Y("loss", type=Q, axis=alt.Axis(title=None, tickCount=5, minExtent=44), scale=alt.Scale(zero=False))
+    y = alt.Y("change", type=Q, axis=alt.Axis(title=None, tickCount=5, minExtent=50, format="+~g"))
     colour = alt.Color("on", type=N, scale=alt.Scale(domain=list(ON), range=[p.fast, p.fork]))
     shape = alt.Shape("on", type=N, scale=alt.Scale(domain=list(ON), range=["circle", "square"]))
-    tips = [alt.Tooltip("on", type=N), alt.Tooltip("alpha", type=Q, format=".2f", title="α"), alt.Tooltip("loss", type=Q, format=".4f")]
+    tips = [alt.Tooltip("on", type=N), alt.Tooltip("alpha", type=Q, format=".2f", title="α"), alt.Tooltip("change", type=Q, format="+.4f"),
+            alt.Tooltip("loss", type=Q, format=".4f")]  # fmt: skip
     lines = alt.Chart(named("scan")).mark_line(strokeWidth=1.8).encode(x, y, colour)
     points = alt.Chart(named("scan")).mark_point(filled=True, size=50, opacity=1).encode(x, y, colour, shape, tooltip=tips)
     taken = alt.Chart(named("taken")).mark_rule(color=p.ink, strokeDash=[3, 3]).encode(x)

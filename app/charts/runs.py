@@ -10,9 +10,8 @@ from typing import Any
 
 import altair as alt
 
-from app.charts.theme import cached, kind_colour, kind_shape, named, palette, template
+from app.charts.theme import N, O, Q, cached, kind_colour, kind_shape, named, palette, template
 
-Q, O, N = "quantitative", "ordinal", "nominal"
 ROW = 19  # pixels
 
 

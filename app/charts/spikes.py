@@ -10,9 +10,8 @@ from typing import Any
 
 import altair as alt
 
-from app.charts.theme import cached, heat_colour, kind_colour, kind_shape, labels, named, palette, template
+from app.charts.theme import N, O, Q, cached, heat_colour, kind_colour, kind_shape, labels, named, palette, template
 
-Q, O, N = "quantitative", "ordinal", "nominal"
 STEP_TIP = alt.Tooltip("step", type=Q, format=",d")
 
 
@@ -89,8 +88,8 @@ def grad_norm(dark: bool) -> dict[str, Any]:
 
 
 @cached
-def heat(dark: bool, rows: int, axis: bool, click: str | None = None) -> dict[str, Any]:
-    """Rectangles of |z| ≥ 3 by row and step, first alarms as diamonds; `click` names the field that a click tells."""
+def heat(dark: bool, rows: int, axis: bool, click: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Rectangles of |z| ≥ 3 by row and step, first alarms as diamonds; `click` names the fields that a click tells."""
     p = palette(dark)
     order = alt.Y("row", type=O, sort=None, axis=labels(), scale=alt.Scale(domain={"expr": "rows"}, padding=0.06))
     tips = [STEP_TIP, alt.Tooltip("row", type=N, title="of"), alt.Tooltip("value", type=Q, format=".4~g"),
@@ -103,7 +102,9 @@ def heat(dark: bool, rows: int, axis: bool, click: str | None = None) -> dict[st
         )
     )  # fmt: skip
     if click:
-        cells = cells.add_params(alt.selection_point(name="cell", fields=[click, "step"], on="click", clear="dblclick"))
+        cells = cells.add_params(
+            alt.selection_point(name="cell", fields=[*click, "step"], on="click", clear="dblclick")
+        )
     first = alt.Chart(named("alarms")).mark_point(
         shape="diamond", filled=True, clip=True, size=42, color=p.ink, stroke=p.background, strokeWidth=1, opacity=1
     ).encode(_offsets(axis), order, tooltip=tips[:2])  # fmt: skip

@@ -7,9 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from app.charts.theme import cached, named, palette, template
-
-Q, N = "quantitative", "nominal"
+from app.charts.theme import N, Q, cached, named, palette, template
 
 
 @cached

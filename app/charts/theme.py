@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import altair as alt
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 cached = functools.lru_cache(64)
+Q: Final = "quantitative"
+O: Final = "ordinal"
+N: Final = "nominal"
 STEPS_MOST = 20_000  # rectangles in one chart; more are rolled up by maximum in SQL
 THRESHOLDS = (3, 6, 10, 20, 40)  # of the robust z; below the first, nothing is drawn
 LABELS = 150  # pixels kept for the labels of y, in every chart of a column, so that their steps lie under each other

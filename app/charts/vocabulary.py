@@ -6,13 +6,14 @@ rule's threshold); `kinds` (place, kind, word) for the legend; `trajectory` (ste
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import altair as alt
 
 from app.charts.theme import Palette, cached, labels, named, palette, template
 
-Q, N = "quantitative", "nominal"
+Q: Final = "quantitative"
+N: Final = "nominal"
 KINDS = ("ok", "unreachable", "partial-utf8", "tokenizer-only", "merge-scaffold", "single-document", "forgotten")
 SHAPES = ("circle", "triangle-up", "diamond", "square", "cross", "triangle-down", "triangle-right")
 LIGHT = ("#9aa0a8", "#d55e00", "#b8408f", "#0072b2", "#00875f", "#c98a00", "#7b3fa0")
@@ -21,7 +22,9 @@ MOST = 20_000  # marks in one chart
 
 
 def _colour(p: Palette) -> alt.Color:
-    return alt.Color("kind", type=N, scale=alt.Scale(domain=list(KINDS), range=list(DARK if p.ink == "#fafafa" else LIGHT)))
+    return alt.Color(
+        "kind", type=N, scale=alt.Scale(domain=list(KINDS), range=list(DARK if p.ink == "#fafafa" else LIGHT))
+    )
 
 
 def _shape() -> alt.Shape:
@@ -43,10 +46,17 @@ def legend(dark: bool) -> dict[str, Any]:
 def scatter(dark: bool, indicator: str) -> dict[str, Any]:
     """Indicator against log(1 + exposure); OK grey, causes by colour and shape, verified ringed; a click tells the token."""
     p = palette(dark)
-    axis = alt.Axis(title="exposure, log(1 + n)", format=",d", values=[0, 1, 3, 10, 30, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9])
+    axis = alt.Axis(
+        title="exposure, log(1 + n)", format=",d", values=[0, 1, 3, 10, 30, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
+    )
     log1p = alt.Scale(type="symlog", constant=1, nice=False, padding=10)
     x = alt.X("exposure", type=Q, axis=axis, scale=log1p)
-    y = alt.Y("indicator", type=Q, axis=labels(tickCount=7, title=indicator, minExtent=34, maxExtent=34), scale=alt.Scale(zero=False, padding=10))
+    y = alt.Y(
+        "indicator",
+        type=Q,
+        axis=labels(tickCount=7, title=indicator, minExtent=34, maxExtent=34),
+        scale=alt.Scale(zero=False, padding=10),
+    )
     tips = [alt.Tooltip("token", type=Q, format="d", title="id"), alt.Tooltip("text", type=N), alt.Tooltip("exposure", type=Q, format=",d"),
             alt.Tooltip("indicator", type=Q, format=".4~g"), alt.Tooltip("documents", type=Q, format=",d"), alt.Tooltip("kind", type=N),
             alt.Tooltip("category", type=N)]  # fmt: skip
@@ -72,12 +82,19 @@ def scatter(dark: bool, indicator: str) -> dict[str, Any]:
 def trajectory(dark: bool) -> dict[str, Any]:
     """One token's indicator over the checkpoints, over the 10–90 % band of tokens that nothing had reached by then."""
     p = palette(dark)
-    x = alt.X("step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=6, labels=False), scale=alt.Scale(nice=False, padding=8))
+    x = alt.X(
+        "step",
+        type=Q,
+        axis=alt.Axis(title=None, format=",d", tickCount=6, labels=False),
+        scale=alt.Scale(nice=False, padding=8),
+    )
     y = alt.Y("indicator", type=Q, axis=labels(tickCount=5, minExtent=44, maxExtent=44), scale=alt.Scale(zero=False))
     tips = [alt.Tooltip("step", type=Q, format=",d"), alt.Tooltip("indicator", type=Q, format=".4~g"),
             alt.Tooltip("middle", type=Q, format=".4~g", title="never reached, median"), alt.Tooltip("unmet", type=Q, format=",d", title="of so many")]  # fmt: skip
     rows = alt.Chart(named("trajectory"))
-    band = rows.mark_area(color=p.null, opacity=0.4).encode(x, alt.Y("low", type=Q, axis=labels(tickCount=5, minExtent=44, maxExtent=44)), alt.Y2("high"))
+    band = rows.mark_area(color=p.null, opacity=0.4).encode(
+        x, alt.Y("low", type=Q, axis=labels(tickCount=5, minExtent=44, maxExtent=44)), alt.Y2("high")
+    )
     middle = rows.mark_line(color=p.parent, strokeDash=[4, 3], strokeWidth=1.2).encode(x, alt.Y("middle", type=Q))
     line = rows.mark_line(color=p.fork, strokeWidth=2).encode(x, y)
     dots = rows.mark_point(filled=True, size=45, color=p.fork, opacity=1).encode(x, y, tooltip=tips)
@@ -89,7 +106,9 @@ def trajectory(dark: bool) -> dict[str, Any]:
 def exposure(dark: bool) -> dict[str, Any]:
     """How often one token had been met by each checkpoint, on log(1 + n); `counts`: 0 and the most."""
     p = palette(dark)
-    x = alt.X("step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=6), scale=alt.Scale(nice=False, padding=8))
+    x = alt.X(
+        "step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=6), scale=alt.Scale(nice=False, padding=8)
+    )
     y = alt.Y("count", type=Q, axis=labels(format="~s", values=[0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8], minExtent=44, maxExtent=44),
               scale=alt.Scale(type="symlog", constant=1, nice=False, domain={"expr": "counts"}))  # fmt: skip
     kinds = ["as input", "as target"]

@@ -24,12 +24,9 @@ TITLES = {"runs": "Runs", "spikes": "Spikes", "batch": "Batch", "attention": "At
 def registered() -> dict[str, Any]:
     """Name → page, of those whose file exists; the first is the default, which has no path of its own."""
     there = [name for name in TITLES if (FOLDER / f"{name}.py").is_file()]
-    return {
-        name: st.Page(
-            FOLDER / f"{name}.py", title=TITLES[name], default=i == 0, **({} if i == 0 else {"url_path": name})
-        )
-        for i, name in enumerate(there)
-    }
+    first, *rest = there
+    made = {first: st.Page(FOLDER / f"{first}.py", title=TITLES[first], default=True)}
+    return made | {n: st.Page(FOLDER / f"{n}.py", title=TITLES[n], url_path=n) for n in rest}
 
 
 def link(page: str, label: str, *, container: Any = None, **changes: Any) -> None:

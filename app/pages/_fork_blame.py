@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,17 +12,21 @@ from app import data, show, words, work
 from app.charts import forks as charts
 from app.charts import theme
 from app.pages import link
-from app.pages._fork_measured import documents
-from app.pages._fork_one import below, chosen_row
+from app.pages._fork_kept import documents
+from app.pages._fork_one import chosen_row
+from app.pages._fork_panels import below
 from app.selection import Selection, goto
 from app.show import Part, code, strong
+from forensics.visible import visible
 
 SHOWN = 12  # candidates
 
 
 def draw(run: str, selection: Selection) -> None:
     """The document of the URL's spike; else the newest."""
-    found = {int(d["spike"]["step"]): d for _, d in reversed(documents(run, "blame")) if isinstance(d.get("spike"), Mapping)}
+    found = {
+        int(d["spike"]["step"]): d for _, d in reversed(documents(run, "blame")) if isinstance(d.get("spike"), Mapping)
+    }
     spikes = data.rows("spikes", run=run, metric="loss")
     newest = next(reversed(found), None)
     spike = selection.spike if selection.spike is not None else newest
@@ -38,11 +42,18 @@ def draw(run: str, selection: Selection) -> None:
         show.verdict(f"Step {words.count(spike)} has not been blamed yet",
                      "Blame ranks each sequence of the steps before by its influence on the spike, then removes the first 1, 2, 4 … "
                      "of them by replay, beside as many random ones.")  # fmt: skip
-        show.nothing("From the command line:", f"replay blame {run} --spike {spike}", "It takes some minutes on a small run.")
+        show.nothing(
+            "From the command line:", f"replay blame {run} --spike {spike}", "It takes some minutes on a small run."
+        )
         if not _busy(run):
-            st.button("Blame it", type="primary", on_click=partial(work.start, run, "replay", ["blame", run, "--spike", str(spike)]))
+            st.button(
+                "Blame it",
+                type="primary",
+                on_click=_start,
+                args=(run, spike),
+            )
         return
-    _document(run, document)
+    _document(run, document, selection)
 
 
 def _picker(steps: list[int], found: Mapping[int, Any], spike: int | None) -> None:
@@ -55,6 +66,10 @@ def _picker(steps: list[int], found: Mapping[int, Any], spike: int | None) -> No
                      on_change=lambda: goto(spike=st.session_state["blamed"]))  # fmt: skip
 
 
+def _start(run: str, spike: int) -> None:
+    work.start(run, "replay", ["blame", run, "--spike", str(spike)])
+
+
 def _busy(run: str) -> bool:
     own = [w for w in work.listed(run) if w.arguments[:1] == ("blame",)][:1]
     if own and own[0].status != "done":
@@ -62,7 +77,7 @@ def _busy(run: str) -> bool:
     return bool(own) and own[0].status == "running"
 
 
-def _document(run: str, d: dict[str, Any]) -> None:
+def _document(run: str, d: dict[str, Any], selection: Selection) -> None:
     show.verdict(title_of(d), *sentence_of(d), hedge=[_method_of(d)])
     if not d["control"]["bitwise"]:
         show.amber(strong("Tolerance only. "), d["control"]["sentence"], ".")
@@ -71,7 +86,7 @@ def _document(run: str, d: dict[str, Any]) -> None:
     left, right = st.columns([1.25, 1], gap="medium")
     with left:
         _curve(d)
-        _candidates(run, d)
+        _candidates(d, selection)
     with right:
         _split(d)
         _trials(d)
@@ -117,7 +132,11 @@ def _curve(d: Mapping[str, Any]) -> None:
         show.nothing("No removal was tried.", hint="Where no spike rises above its past there is nothing to remove.")
         return
     proof, total = d["proof"], d["excess"]["total"]
-    nulls = [{"removed": proof["sequences"], "taken": x, "order": "random"} for x in (proof["random"] if proof else []) if x is not None]
+    nulls = [
+        {"removed": proof["sequences"], "taken": x, "order": "random"}
+        for x in (proof["random"] if proof else [])
+        if x is not None
+    ]
     if proof and proof["taken"] is not None:
         rows.append({"removed": proof["sequences"], "taken": proof["taken"], "order": "by influence"})
     schema = pa.schema([("removed", pa.int64()), ("taken", pa.float64()), ("order", pa.string())])
@@ -136,7 +155,7 @@ def _curve(d: Mapping[str, Any]) -> None:
     theme.draw(charts.deletion(show.dark()), tables, key="blame-curve")
 
 
-def _candidates(run: str, d: Mapping[str, Any]) -> None:
+def _candidates(d: Mapping[str, Any], selection: Selection) -> None:
     shown = d["candidates"][:SHOWN]
     if not shown:
         return
@@ -146,31 +165,45 @@ def _candidates(run: str, d: Mapping[str, Any]) -> None:
     number = st.column_config.NumberColumn
     columns = {"influence": number(format="%+.4f", help="nats, first order"), "goes alone": number(format="%+.4f", help="nats, by replay"),
                "text": st.column_config.TextColumn(width="large")}  # fmt: skip
-    chosen = show.frame(rows, key="blame-candidates", on_select="rerun", selection_mode="single-row", column_config=columns,
-                        height=min(330, 38 + 35 * len(rows)))  # fmt: skip
-    row = chosen_row(chosen)
-    c = shown[row] if row is not None and row < len(shown) else shown[0]
-    st.text(str(c["text"]))
+    show.frame(rows, key="blame-candidates", on_select=partial(_picked, shown), selection_mode="single-row", column_config=columns,
+               height=min(330, 38 + 35 * len(rows)))  # fmt: skip
+    c = next((c for c in shown if (c["step"], c["slot"]) == (selection.step, selection.slot)), shown[0])
+    st.text(visible(str(c["text"])))
     window = {"first": d["window"][0], "last": d["spike"]["step"] + 24}
-    columns = st.columns(3)
+    places = st.columns(3)
     build = partial(goto, part="build", fork=None, **window)
-    columns[0].button(f"Fork without batch {c['step']:,}, slot {c['slot']}", key="blame-fork-sequence",
+    places[0].button(f"Fork without batch {c['step']:,}, slot {c['slot']}", key="blame-fork-sequence",
                       on_click=partial(build, kind="remove-sequences", step=c["step"], slot=c["slot"]))  # fmt: skip
     if c["document"] is not None:
-        columns[1].button(f"Fork without document {c['document']:,}", key="blame-fork-document",
+        places[1].button(f"Fork without document {c['document']:,}", key="blame-fork-document",
                           on_click=partial(build, kind="remove-documents", step=None, document=c["document"]))  # fmt: skip
-    link("batch", f"Batch {c['step']:,}", container=columns[2], step=c["step"], slot=c["slot"])
+    link("batch", f"Batch {c['step']:,}", container=places[2], step=c["step"], slot=c["slot"])
+
+
+def _picked(shown: Sequence[Mapping[str, Any]]) -> None:
+    row = chosen_row(st.session_state["blame-candidates"])
+    if row is not None and row < len(shown):
+        goto(step=shown[row]["step"], slot=shown[row]["slot"])
 
 
 def _split(d: Mapping[str, Any]) -> None:
     """Where the excess sits: in the batch (data part), in the model (state part)."""
     excess = d["excess"]
     show.heading("Excess")
-    parts = (("data", "data part: this batch reads worse than the probes do"), ("state", "state part: the model had become worse"))
+    parts = (
+        ("data", "data part: this batch reads worse than the probes do"),
+        ("state", "state part: the model had become worse"),
+    )
     rows = [{"nats/token": excess[k], "of the whole": excess[k] / excess["total"] if excess["total"] else None, "part": what} for k, what in parts
             if excess[k] is not None]  # fmt: skip
     number = st.column_config.NumberColumn
-    show.frame(rows, column_config={"nats/token": number(format="%+.3f"), "of the whole": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1)})
+    show.frame(
+        rows,
+        column_config={
+            "nats/token": number(format="%+.3f"),
+            "of the whole": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1),
+        },
+    )
 
 
 def _trials(d: Mapping[str, Any]) -> None:
@@ -179,16 +212,30 @@ def _trials(d: Mapping[str, Any]) -> None:
     named += [(name.replace("_", " "), trials[name]) for name in ("up_to_date", "steady_rate") if trials[name]]
     if named:
         show.heading("Trials: does it spike all the same?")
-        rows = [{"trial": name, "what": t["what"], "left, nats": t["left"], "spikes": "yes" if t["spikes"] else "no"} for name, t in named]
-        show.frame(rows, column_config={"left, nats": st.column_config.NumberColumn(format="%+.3f")}, height=min(320, 38 + 35 * len(rows)))
+        rows = [
+            {"trial": name, "what": t["what"], "left, nats": t["left"], "spikes": "yes" if t["spikes"] else "no"}
+            for name, t in named
+        ]
+        show.frame(
+            rows,
+            column_config={"left, nats": st.column_config.NumberColumn(format="%+.3f")},
+            height=min(320, 38 + 35 * len(rows)),
+        )
 
 
 def _sums(d: Mapping[str, Any]) -> None:
     """By document, and the tensors of the update after which the probes' loss rose most."""
-    rows = [{"influence": r["influence"], "sequences": r["sequences"], "source": r["source"], "document": r["path"]} for r in d["documents"][:8]]
+    rows = [
+        {"influence": r["influence"], "sequences": r["sequences"], "source": r["source"], "document": r["path"]}
+        for r in d["documents"][:8]
+    ]
     if rows:
         show.heading("By document")
-        show.frame(rows, column_config={"influence": st.column_config.NumberColumn(format="%+.4f")}, height=min(290, 38 + 35 * len(rows)))
+        show.frame(
+            rows,
+            column_config={"influence": st.column_config.NumberColumn(format="%+.4f")},
+            height=min(290, 38 + 35 * len(rows)),
+        )
     tensors = d["tensors"]
     if tensors:
         stale = [s for s in tensors["stale"] if s["times"]][:3]

@@ -76,7 +76,7 @@ def _form(run: str, kind: str, selection: Selection) -> str:
                  on_change=lambda: goto(kind=st.session_state["fork-kind"], part="build", first=first, last=last))  # fmt: skip
     key = f"{run}-{kind}-{selection.document}-{selection.step}-{selection.slot}-{selection.token}"
     columns = st.columns(4)
-    head = {
+    head: dict[str, Any] = {
         "parent": run,
         "from": int(columns[0].number_input("From state", 0, value=first, key=f"from-{run}-{first}", help="State s is the one after s steps.")),
         "to": int(columns[1].number_input("To step", 1, value=last, key=f"to-{run}-{last}", help="The first step that is no longer run.")),
@@ -85,8 +85,10 @@ def _form(run: str, kind: str, selection: Selection) -> str:
     }  # fmt: skip
     begin = _answers(run, kind, selection, head["from"], head["to"])
     if kind == "file":
-        st.caption("Several interventions, each a table of its own; docs/forks.md lists every kind and key.")
-        return st.text_area("Fork file", begin["text"], height=330, key=f"file-{run}", help="TOML. SQL may name $run, $first and $last.")
+        show.caption("Several interventions, each a table of its own; docs/forks.md lists every kind and key.")
+        return st.text_area(
+            "Fork file", begin["text"], height=330, key=f"file-{run}", help="TOML. SQL may name $run, $first and $last."
+        )
     answers = {f.name: _widget(f, begin.get(f.name, f.default), f"{key}-{f.name}") for f in forms.fields(kind)}
     length = int((((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0)
     return forms.file(head, [forms.intervention(kind, answers, length)])
@@ -106,7 +108,11 @@ def _answers(run: str, kind: str, selection: Selection, first: int, last: int) -
     """What the form begins with: the sequence, document or token of the URL, else an example that says how it is done."""
     step, slot = selection.step, selection.slot
     if kind == "file":
-        example = {"kind": "remove-documents", "window": f"{first}:{last}", "sql": "select document from documents where repeat_share > 0.3"}
+        example = {
+            "kind": "remove-documents",
+            "window": f"{first}:{last}",
+            "sql": "select document from documents where repeat_share > 0.3",
+        }
         return {"text": forms.file({"parent": run, "from": first, "to": last, "placebos": 3, "chaos": 1}, [example])}
     if kind == "remove-documents":
         return {"documents": str(selection.document)} if selection.document is not None else {
@@ -115,13 +121,21 @@ def _answers(run: str, kind: str, selection: Selection, first: int, last: int) -
         if step is not None and slot is not None:
             return {"at": f"{step}/{slot}"}
         where = f"step = {step}" if step is not None else "step >= $first and step < $last"
-        return {"sql": f"select {'run, ' if data.header(run).get('parent') else ''}step, slot from sequences where {where} order by loss desc limit 2"}
+        return {
+            "sql": f"select {'run, ' if data.header(run).get('parent') else ''}step, slot from sequences where {where} order by loss desc limit 2"
+        }
     if kind == "mask-tokens" and selection.token is not None:
         return {"tokens": str(selection.token)}
     if kind == "boost-token":
         return {"token": "" if selection.token is None else str(selection.token)}
     at = step if step is not None and first <= step < last else first
-    return {"window": f"{at}:{at + 1}", "a": str(at), "b": str(min(at + 1, last - 1)), "at": str(at), "batch": str(max(0, at - 1))}
+    return {
+        "window": f"{at}:{at + 1}",
+        "a": str(at),
+        "b": str(min(at + 1, last - 1)),
+        "at": str(at),
+        "batch": str(max(0, at - 1)),
+    }
 
 
 def _verdict(run: str, kind: str, text: str) -> None:
@@ -202,7 +216,10 @@ def _planned(p: dict[str, Any]) -> None:
     show.note(code(p["fork"]), ": ", *sentence_of(p))
     if p["sequences"]:
         steps = sorted(int(s) for s in p["sequences_by_step"])
-        show.frame([{"step": s, "sequences": p["sequences_by_step"][str(s)]} for s in steps[:200]], height=min(180, 38 + 35 * len(steps)))
+        show.frame(
+            [{"step": s, "sequences": p["sequences_by_step"][str(s)]} for s in steps[:200]],
+            height=min(180, 38 + 35 * len(steps)),
+        )
 
 
 def sentence_of(p: Mapping[str, Any]) -> list[Part]:
@@ -210,11 +227,24 @@ def sentence_of(p: Mapping[str, Any]) -> list[Part]:
     said: list[Part] = [f"{p['does']}. "]
     if p["sequences"]:
         steps = sorted(int(s) for s in p["sequences_by_step"])
-        where = f"step {words.count(steps[0])}" if len(steps) == 1 else f"{len(steps)} steps ({words.count(steps[0])} to {words.count(steps[-1])})"
-        said += [strong(f"{words.count(p['sequences'])} sequences"), f" of {where} are touched, {words.count(p['tokens'])} targets"]
+        where = (
+            f"step {words.count(steps[0])}"
+            if len(steps) == 1
+            else f"{len(steps)} steps ({words.count(steps[0])} to {words.count(steps[-1])})"
+        )
+        said += [
+            strong(f"{words.count(p['sequences'])} sequences"),
+            f" of {where} are touched, {words.count(p['tokens'])} targets",
+        ]
         said += [f", {len(p['documents'])} documents. "] if p["documents"] else [". "]
     seconds = (p["hours"] or 0) * 3600
-    time = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    time = (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
     said += [f"{p['arms']} arms, {words.count(p['steps_to_compute'])} steps: about ", strong(time),
              f", {p['memory_bytes'] / 2**20:,.0f} MiB of states."]  # fmt: skip
     return said

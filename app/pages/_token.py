@@ -39,7 +39,9 @@ def draw(run: str, step: int, token: int, points: pyarrow.Table, verified: Mappi
     _over_time(run, token)
     _documents(run, token)
     show.heading("What can be tried")
-    link("forks", "Show it more often, from here on", part="build", kind="boost-token", fork=None, token=token, step=None)
+    link(
+        "forks", "Show it more often, from here on", part="build", kind="boost-token", fork=None, token=token, step=None
+    )
     link("forks", "Mask it in the loss", part="build", kind="mask-tokens", fork=None, token=token, step=None)
 
 
@@ -66,7 +68,10 @@ def _over_time(run: str, token: int) -> None:
     rows = data.table("token_trajectory", run=run, token=token)
     known = rows.filter(pc.is_valid(rows["indicator"]))
     if rows.num_rows < 2:
-        show.nothing("One checkpoint was measured, so there is no course to draw.", " && ".join(f"forensics tokens {run}@{s}" for s in _unmeasured(run)[:3]))
+        show.nothing(
+            "One checkpoint was measured, so there is no course to draw.",
+            " && ".join(f"forensics tokens {run}@{s}" for s in _unmeasured(run)[:3]),
+        )
         return
     if known.num_rows:
         show.caption("Indicator by checkpoint · grey: 10–90 % of the tokens that nothing had reached by then")
@@ -76,14 +81,20 @@ def _over_time(run: str, token: int) -> None:
     show.caption("How often it had been met by then, log(1 + n) · ● blue: as an input, ■ grey: as a target")
     both = [(s, what, n) for column, what in (("exposure_in", "as input"), ("exposure_out", "as target"))
             for s, n in zip(rows["step"].to_pylist(), rows[column].to_pylist())]  # fmt: skip
-    table = pa.table({"step": [s for s, _, _ in both], "what": [w for _, w, _ in both], "count": [n for _, _, n in both]})
+    table = pa.table(
+        {"step": [s for s, _, _ in both], "what": [w for _, w, _ in both], "count": [n for _, _, n in both]}
+    )
     most = max([1, *(n for _, _, n in both if n is not None)])
-    theme.draw(theme.filled(charts.exposure(show.dark()), counts=[0, 1.2 * most]), {"exposures": table}, key="token-exposure")
+    theme.draw(
+        theme.filled(charts.exposure(show.dark()), counts=[0, 1.2 * most]), {"exposures": table}, key="token-exposure"
+    )
 
 
 def _unmeasured(run: str) -> list[int]:
     measured = {c["step"] for c in data.rows("token_checkpoints", run=run)}
-    return [c["step"] for c in data.recorded("checkpoints", run, ("step",)) if c["step"] not in measured and c["step"]][::-1] or [0]
+    return [c["step"] for c in data.recorded("checkpoints", run, ("step",)) if c["step"] not in measured and c["step"]][
+        ::-1
+    ] or [0]
 
 
 def _documents(run: str, token: int) -> None:
@@ -98,7 +109,10 @@ def _documents(run: str, token: int) -> None:
     if not rows:
         show.note("It stands nowhere in the run's corpus: no training on it could ever reach this token.")
         return
-    shown_rows = [{"times": r["times"], "document": r["document"], "source": r["source"], "path": r["path"]} for r in rows[:LISTED]]
+    shown_rows = [
+        {"times": r["times"], "document": r["document"], "source": r["source"], "path": r["path"]}
+        for r in rows[:LISTED]
+    ]
     show.frame(shown_rows, key="token-documents", height=min(250, 38 + 35 * len(shown_rows)))
 
 
@@ -124,6 +138,9 @@ def documents_of(folder: Path, token: int, most: int = SCANNED) -> tuple[list[di
                     counts[int(document)] = counts.get(int(document), 0) + int(n)
     order = sorted(counts, key=lambda d: (-counts[d], d))
     table = corpus.documents
-    rows = [{"times": counts[d], "document": d, "source": table["source"][d].as_py(), "path": table["path"][d].as_py()} for d in order[:1000]]
+    rows = [
+        {"times": counts[d], "document": d, "source": table["source"][d].as_py(), "path": table["path"][d].as_py()}
+        for d in order[:1000]
+    ]
     rows += [{"times": counts[d], "document": d, "source": None, "path": None} for d in order[1000:]]
     return rows, sum(counts.values()), scanned, corpus.tokens_in_all

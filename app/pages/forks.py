@@ -8,11 +8,17 @@ from typing import Any
 import streamlit as st
 
 from app import data, show, words, work
-from app.pages import _fork_blame, _fork_build, _fork_measured, _fork_one, chosen_run, guarded
+from app.pages import _fork_blame, _fork_build, _fork_matrix, _fork_one, _fork_sweep, chosen_run, guarded
 from app.selection import Selection, goto
 from forensics.visible import visible
 
-PARTS = {"fork": "A fork", "build": "Build a fork", "sweep": "Early against late", "matrix": "Data or state", "blame": "Blame"}
+PARTS = {
+    "fork": "A fork",
+    "build": "Build a fork",
+    "sweep": "Early against late",
+    "matrix": "Data or state",
+    "blame": "Blame",
+}
 MOST = 200  # forks in the list, newest first
 
 
@@ -30,9 +36,9 @@ def page() -> None:
     if part == "build":
         _fork_build.draw(run, selection)
     elif part == "sweep":
-        _fork_measured.sweeps(run, selection)
+        _fork_sweep.sweeps(run, selection)
     elif part == "matrix":
-        _fork_measured.matrices(run, selection)
+        _fork_matrix.matrices(run, selection)
     elif part == "blame":
         _fork_blame.draw(run, selection)
     else:
@@ -50,7 +56,9 @@ def _fork_as_run(selection: Selection) -> Selection:
 def _part(selection: Selection, any_fork: bool) -> str:
     if selection.part in PARTS:
         return str(selection.part)
-    chosen = selection.kind or selection.document is not None or selection.step is not None or selection.token is not None
+    chosen = (
+        selection.kind or selection.document is not None or selection.step is not None or selection.token is not None
+    )
     return "build" if selection.fork is None and (chosen or not any_fork) else "fork"
 
 

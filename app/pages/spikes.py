@@ -122,7 +122,7 @@ def _moved(alarms: list[dict[str, Any]]) -> list[Part]:
         return ["Nothing that is recorded left its own past by 6σ before or at this step. "]
     if not before:
         far = next((a for a in clear if a["kind"] != "step"), None)
-        name = [", the farthest ", accent(f"{place_of(far)} {STATISTICS[far['statistic']]}")] if far else []
+        name: list[Part] = [", the farthest ", accent(f"{place_of(far)} {STATISTICS[far['statistic']]}")] if far else []
         return [
             "Nothing moved before it; ",
             strong(_counted(len(clear), "row")),
@@ -175,7 +175,7 @@ def _replayed(run: str, step: int) -> list[list[Part]]:
             ["By replay: without ", accent(where), f" the excess changes by {words.gap(top['replayed_effect'])} nats."]
         )
     for h in data.headers():
-        if h.get("parent") != run or not h["first_step"] <= step < h["steps"]:
+        if len(said) >= 4 or h.get("parent") != run or not h["first_step"] <= step < h["steps"]:
             continue
         here_, there = (_loss_at(name, step) for name in (run, h["name"]))
         about = next(iter(data.recorded("forks", h["name"], ("sentence", "control_bitwise"))), {})
@@ -183,7 +183,7 @@ def _replayed(run: str, step: int) -> list[list[Part]]:
             level = "" if about.get("control_bitwise") else " (tolerance only)"
             said.append(["By replay", strong(level), ": in ", code(h["name"]), f" ({about.get('sentence') or 'a fork'}) the loss "
                          f"at this step is ", accent(words.loss(there)), f" instead of {words.loss(here_)}."])  # fmt: skip
-    return said[:4]
+    return said
 
 
 def _loss_at(run: str, step: int) -> float | None:
@@ -273,7 +273,7 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
     import pyarrow as pa
 
     dark, window = show.dark(), _window(step)
-    around = {"run": run, "step": step, "before": BEFORE, "after": AFTER, "window": window}
+    around: dict[str, Any] = {"run": run, "step": step, "before": BEFORE, "after": AFTER, "window": window}
     steps = data.table("steps_around", **around)
     at = {"here": pa.table({"offset": [0]})}
     show.caption("Loss · line: the batch; dots: its sequences (apart: the data; the whole cloud up: the state)")
@@ -298,12 +298,12 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
                  f"click a layer (now L{layer})")  # fmt: skip
     _heat("layers", layers, [f"L{n}" for n in layers["layer"].to_pylist()],
           [{"step": a["step"], "row": f"L{a['layer']}"} for a in _earliest_by_layer(alarms)], step, axis=False,
-          click="layer", on_select=_clicked_layer)  # fmt: skip
+          click=("layer",), on_select=_clicked_layer)  # fmt: skip
     heads = data.table("head_heat", layer=layer, **around)
     show.caption(f"… heads of L{layer} · click one")
     _heat("heads", heads, [f"L{layer}.H{n}" for n in heads["head"].to_pylist()],
           [{"step": a["step"], "row": place_of(a)} for a in alarms if a["kind"] == "head" and a["layer"] == layer], step,
-          axis=False, click="head", on_select=_clicked_head)  # fmt: skip
+          axis=False, click=("layer", "head"), on_select=_clicked_head)  # fmt: skip
     tensors = data.table("tensor_heat", **around)
     show.caption(
         "Tensors by rms_t and staleness (1: second moment up to date), first movers on top · steps from the spike"
@@ -341,7 +341,7 @@ def _earliest_by_layer(alarms: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _heat(key: str, cells: Any, rows: list[str], first: list[dict[str, Any]], step: int, *, axis: bool,
-          click: str | None = None, on_select: Any = None) -> None:  # fmt: skip
+          click: tuple[str, ...] = (), on_select: Any = None) -> None:  # fmt: skip
     """One heat map: `rows` names the row of each cell; `first` are its alarms, marked on their rows."""
     import pyarrow as pa
     import pyarrow.compute as pc

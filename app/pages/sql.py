@@ -96,7 +96,8 @@ def _named(name: str, selection: Selection) -> Any:
         show.nothing([f"{name} needs ", strong(", ".join(absent)), "."],
                      f"forensics query {name} " + " ".join(f"--param {p}=…" for p in absent))  # fmt: skip
         return None
-    return data.table(name, **{p: value for p, value in values.items() if value != ""})
+    asked: dict[str, Any] = {p: value for p, value in values.items() if value != ""}
+    return data.table(name, **asked)
 
 
 def _default(about: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from app import data, show, words, work
 from app.charts import theme
 from app.charts import vocabulary as charts
 from app.pages import _token, chosen_run, guarded
-from app.selection import goto, picked
+from app.selection import goto, here, picked
 from app.show import Part, accent, code, strong
 from app.tokens import shown
 
@@ -35,31 +35,44 @@ def page() -> None:
         return
     steps = [c["step"] for c in measured]
     best = [c["step"] for c in measured if c["measured"]] or steps
-    step = selection.step if selection.step in steps else best[-1]
+    step = selection.step if selection.step is not None and selection.step in steps else int(best[-1])
     tied = bool((data.header(run).get("shape") or {}).get("tied"))
     points = data.table("token_points", run=run, step=step, tied=int(tied))
     verified, asked = verified_of(run)
     _verdict(run, step, points, tied, verified, asked)
+    _checkpoints(steps, step)
+    _body(run, step, points, verified, tied)
+    if work.listed(run):
+        _panel(run)
+
+
+@st.fragment
+def _body(run: str, step: int, points: pyarrow.Table, verified: Mapping[int, bool], tied: bool) -> None:
+    """The overview and the token that is chosen in it: a click runs this again, not the page."""
+    token = here().token
     left, right = st.columns([1.45, 1], gap="large")
     with left:
-        _checkpoints(steps, step)
-        _scatter(points, selection.token, verified, tied)
+        _scatter(points, token, verified, tied)
         _list(points, verified)
     with right:
         _find(points)
-        chosen = selection.token if selection.token is not None else _first(points)
+        chosen = token if token is not None else _first(points)
         if chosen is not None:
             _token.draw(run, step, chosen, points, verified)
-    if work.listed(run):
-        _panel(run)
 
 
 def _empty(run: str) -> None:
     show.verdict(["No token of ", code(run), " has been measured yet"],
                  "Each token's embedding is held against how often the run showed it: exposure is known exactly, from the data order.")  # fmt: skip
-    show.nothing("From the command line:", f"forensics tokens {run}", "It measures the last checkpoint; RUN@STEP another one.")
+    show.nothing(
+        "From the command line:", f"forensics tokens {run}", "It measures the last checkpoint; RUN@STEP another one."
+    )
     if not _panel(run):
-        st.button("Measure the tokens", type="primary", on_click=partial(work.start, run, "forensics", ["tokens", run]))
+        st.button("Measure the tokens", type="primary", on_click=_start, args=(run,))
+
+
+def _start(run: str) -> None:
+    work.start(run, "forensics", ["tokens", run])
 
 
 def _panel(run: str) -> bool:
@@ -77,7 +90,11 @@ def summary(points: pyarrow.Table) -> dict[str, Any]:
     """What a checkpoint's tokens say in numbers: never met, under the 2 % rule, by cause."""
     import pyarrow.compute as pc
 
-    ok = pc.starts_with(points["category"], "OK") if points["category"].null_count < points.num_rows else pc.is_valid(points["token"])
+    ok = (
+        pc.starts_with(points["category"], "OK")
+        if points["category"].null_count < points.num_rows
+        else pc.is_valid(points["token"])
+    )
     known = points.filter(pc.and_(pc.fill_null(ok, False), pc.is_valid(points["indicator"])))
     threshold = pc.quantile(known["indicator"], q=PERCENTILE / 100)[0].as_py() if known.num_rows else None
     low = known.filter(pc.less_equal(known["indicator"], threshold)) if threshold is not None else known.slice(0, 0)
@@ -134,7 +151,9 @@ def verified_of(run: str) -> tuple[dict[int, bool], bool]:
 def _checkpoints(steps: list[int], step: int) -> None:
     if len(steps) > 1:
         st.session_state["token-step"] = step
-        st.select_slider("Checkpoint", steps, key="token-step", on_change=lambda: goto(step=st.session_state["token-step"]))
+        st.select_slider(
+            "Checkpoint", steps, key="token-step", on_change=lambda: goto(step=st.session_state["token-step"])
+        )
 
 
 def _scatter(points: pyarrow.Table, token: int | None, verified: Mapping[int, bool], tied: bool) -> None:
@@ -143,7 +162,9 @@ def _scatter(points: pyarrow.Table, token: int | None, verified: Mapping[int, bo
 
     known = points.filter(pc.is_valid(points["indicator"]))
     if not known.num_rows:
-        show.nothing("No indicator was measured at this checkpoint.", hint="Only exposure is known; see the list below.")
+        show.nothing(
+            "No indicator was measured at this checkpoint.", hint="Only exposure is known; see the list below."
+        )
         return
     s = summary(points)
     show.caption(f"{'cosine distance to unused rows' if tied else 'norm of the embedding row'} against exposure · each mark a token · dashed: the 2nd "
@@ -180,7 +201,11 @@ def _legend(kinds: Mapping[str, int]) -> None:
     import pyarrow as pa
 
     there = [k for k in charts.KINDS if kinds.get(k)]
-    rows = {"place": [i + 0.08 for i in range(len(there))], "kind": there, "word": [f"{'OK' if k == 'ok' else k} {kinds[k]:,}" for k in there]}
+    rows = {
+        "place": [i + 0.08 for i in range(len(there))],
+        "kind": there,
+        "word": [f"{'OK' if k == 'ok' else k} {kinds[k]:,}" for k in there],
+    }
     theme.draw(charts.legend(show.dark()), {"kinds": pa.table(rows)}, key="token-legend")
 
 
@@ -239,14 +264,20 @@ def found_of(points: pyarrow.Table, text: str, most: int = 50) -> list[dict[str,
     import pyarrow.compute as pc
 
     holds = pc.fill_null(pc.match_substring(points["text"], text), False)
-    by_id = pc.equal(points["token"], int(text)) if text.isascii() and text.isdecimal() and len(text) < 9 else pc.equal(points["token"], -1)
+    by_id = (
+        pc.equal(points["token"], int(text))
+        if text.isascii() and text.isdecimal() and len(text) < 9
+        else pc.equal(points["token"], -1)
+    )
     found = points.filter(pc.or_(holds, by_id)).slice(0, 5000).to_pylist()
     order = sorted(found, key=lambda t: (str(t["token"]) != text, t["text"] != text, len(t["text"] or "")))
     return order[:most]
 
 
 def _list(points: pyarrow.Table, verified: Mapping[int, bool]) -> None:
-    show.heading(f"Lowest indicator first; choose a row{f' (the first {LISTED} of {points.num_rows:,})' if points.num_rows > LISTED else ''}")
+    show.heading(
+        f"Lowest indicator first; choose a row{f' (the first {LISTED} of {points.num_rows:,})' if points.num_rows > LISTED else ''}"
+    )
     rows = points.slice(0, LISTED).to_pylist()
     listed = [{"id": t["token"], "text": spelled(t["text"] or ""), "indicator": t["indicator"], "in": t["exposure_in"], "out": t["exposure_out"],
                "grad": t["exposure_grad"], "documents": t["documents"], "cause": None if t["kind"] == "ok" else t["kind"],

@@ -45,7 +45,17 @@ def before(grads: list[Tensor], second: list[Tensor], threshold: float, clip: fl
     table, kept = _table([grads, second])
     found = torch.empty(which.shape[1], len(BEFORE), device=grads[0].device)
     _before[(which.shape[1],)](
-        table, which, found, len(grads), which.shape[1], threshold, clip, SPAN=SPAN, BLOCK=BLOCK, num_warps=8
+        table,
+        which,
+        found,
+        len(grads),
+        which.shape[1],
+        threshold,
+        clip,
+        SPAN=SPAN,
+        BLOCK=BLOCK,
+        num_warps=8,
+        enable_fp_fusion=True,
     )
     del kept
     return found
@@ -60,7 +70,17 @@ def after(
     decays = torch.tensor(decay, dtype=torch.float32).to(table.device, non_blocking=True)
     found = torch.empty(which.shape[1], len(AFTER), device=grads[0].device)
     _after[(which.shape[1],)](
-        table, which, decays, found, len(grads), which.shape[1], floor, SPAN=SPAN, BLOCK=BLOCK, num_warps=8
+        table,
+        which,
+        decays,
+        found,
+        len(grads),
+        which.shape[1],
+        floor,
+        SPAN=SPAN,
+        BLOCK=BLOCK,
+        num_warps=8,
+        enable_fp_fusion=True,
     )
     del kept
     return found

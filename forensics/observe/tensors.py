@@ -72,7 +72,9 @@ class TensorProbe:
         if self.kernels is not None:
             self.after: Tensor | list[Numbers] = self.kernels.after(*groups, decays, floor)
         else:
-            self.after = [_after(*tensors, d, floor, applied) for *tensors, d in zip(*groups, decays)]
+            self.after = [
+                _after(g, old, new, m, v, d, floor, applied) for (g, old, new, m, v), d in zip(zip(*groups), decays)
+            ]
         self.theta, self.grads = {}, {}
 
     @property

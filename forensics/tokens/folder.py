@@ -135,7 +135,8 @@ def _tensor(stored: dict[str, Path], name: str) -> Tensor:
     from safetensors import safe_open
 
     with safe_open(stored[name], framework="pt") as opened:
-        tensor = opened.get_tensor(name).float()
+        # cloned, for the bits of a product may depend on how the file's bytes happen to lie in memory
+        tensor = opened.get_tensor(name).float().clone()
     if tensor.ndim != 2:
         raise ForensicsError(
             "data", f"{name}: wanted a matrix, found shape {tuple(tensor.shape)}", "is it another model's?"

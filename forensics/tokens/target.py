@@ -86,8 +86,8 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: Report) -> Target:
     at = run.last_step() if step is None else step
     state = _state(run, at, progress)
     params = state.params
-    E = params["embed.weight"].float().cpu()
-    weights = Weights(E, E if run.shape.tied else unembedding(params).float().cpu(), None, run.shape.tied)
+    E = params["embed.weight"].float().cpu().clone()  # as a folder's is, so that both give the same bits
+    weights = Weights(E, E if run.shape.tied else unembedding(params).float().cpu().clone(), None, run.shape.tied)
     tokenizer = hf.tokenizer_file(run.corpus.folder / "tokenizer.json")  # of its own: another's switches may be set
 
     def forward() -> Forward:

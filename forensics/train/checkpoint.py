@@ -12,6 +12,7 @@ It is written under another name, synced and renamed. Loading checks every hash.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -201,7 +202,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
     h = xxhash.xxh3_128()
     with open(path, "xb") as f:
-        for data in (struct.pack("<Q", len(text)) + text, *(as_bytes(tensors[name]) for name in names)):
+        parts: list[bytes | memoryview] = [struct.pack("<Q", len(text)) + text]
+        for data in itertools.chain(parts, (as_bytes(tensors[name]) for name in names)):
             h.update(data)
             f.write(data)
         f.flush()

@@ -89,7 +89,9 @@ def _(alt, con, query, run, step):
     ).df()
     _x = alt.X("step:Q", scale=alt.Scale(zero=False))
     _line = alt.Chart(around).mark_line(color="#262730").encode(_x, alt.Y("loss:Q", scale=alt.Scale(zero=False)))
-    _dots = alt.Chart(dots).mark_point(size=8, opacity=0.3).encode(_x, "loss:Q", tooltip=["step", "slot", "loss"])
+    _dots = (
+        alt.Chart(dots).mark_point(size=8, opacity=0.3).encode(_x, alt.Y("loss:Q"), tooltip=["step", "slot", "loss"])
+    )
     _norm = alt.Chart(around).mark_line().encode(_x, alt.Y("grad_norm:Q", scale=alt.Scale(type="log")))
     (_dots + _line).properties(width=640, height=180) & _norm.properties(width=640, height=90)
     return

@@ -30,6 +30,7 @@ class Found:
     documents: list[int]
     removal: tuple[Slot, ...]  # the spans of targets that are left
     taken: float  # nats that go with `removal`
+    replaced: bool  # it was others in their place that took the spike away; weight 0 does not
     complete: bool  # whether the budget sufficed
 
 
@@ -44,15 +45,17 @@ def bisect(
         return None
     steps = search.minimal(by_step, "steps")
     rows = search.minimal([[slot] for slot in _flat(steps)], "sequences")
-    search.replaced = False
-    spans = rows
+    spans, search.replaced = rows, False
     if search.gone(rows):
         documents = search.minimal(_by_document(replays, _flat(rows)), "documents")
         spans = search.minimal(_in_spans(_flat(documents)), "spans of tokens")
+    else:
+        search.replaced = True
     left = tuple(sorted(_flat(spans)))
     return Found(
         sorted({s.step for s in _flat(steps)}), sorted({(s.step, s.slot) for s in _flat(rows)}),
-        sorted(_documents(replays, left)), left, replays.taken(left), replays.replays < search.stop,
+        sorted(_documents(replays, left)), left, replays.taken(left, "", search.replaced), search.replaced,
+        replays.replays < search.stop,
     )  # fmt: skip
 
 

@@ -133,7 +133,6 @@ class _Blame:
         self.smallest: int | None = None
         self.effects: dict[Slot, float] = {}
         self.ranked: list[Slot] = []
-        self.trials: dict[str, Any] = {}
         self.interrupted = False
 
     def go(self, page: Path | None) -> dict[str, Any]:
@@ -346,12 +345,19 @@ class _Blame:
         proved = {(s.step, s.slot) for s in self.proof.removal} if self.proof and self.proof.causal else set()
         return sorted(rows, key=lambda r: (r.step, r.slot) not in proved)
 
+    def _proved_documents(self) -> set[int]:
+        """They come before all others too."""
+        removal = self.proof.removal if self.proof and self.proof.causal else ()
+        return {d["document"] for d in culprits.by_document(self.replays, self.influences, removal)}
+
     def _document(self) -> dict[str, Any]:
         f, control, replays = self.facts, self.control, self.replays
         word, sentence = verdict.judge(f)
         rows = self._strongest()
         everything = replays.rows(range(self.first, self.asked.step + 1))
         documents = culprits.by_document(replays, self.influences, self.found.removal if self.found else everything)
+        proved = self._proved_documents()
+        documents.sort(key=lambda d: d["document"] not in proved)
         excess = dataclasses.asdict(control.excess) | {"total": control.excess.total}
         return {
             "run": self.run.name, "spike": dataclasses.asdict(self.asked) | {"sigma": self.asked.sigma},

@@ -199,6 +199,7 @@ def _at_the_end(target: Target, state: TrainState) -> tuple[float, Adjoint]:
     params = {n: p.detach().requires_grad_(True) for n, p in state.params.items()}
     with torch.enable_grad():
         value = target(params)
+        grads: tuple[Tensor | None, ...]
         if value.requires_grad:
             grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)
         else:

@@ -12,6 +12,8 @@ from replay.blame.proof import SHARE
 from replay.blame.removal import Replays
 from replay.slots import Slot
 
+SINGLE = 3  # leading documents that are removed each by itself
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -22,8 +24,11 @@ class Suspect:
 
 
 def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspect]:
-    """The leading document, the leading source, the leading 2, 4, 8 documents, by influence; none that is more than
-    SHARE of the window's sequences."""
+    """Each of the 3 leading documents, the leading source, the leading 2, 4, 8 documents, by influence; none that is more
+    than SHARE of the window's sequences.
+
+    Not the first document alone: a derivative can be far from what a removal does, and only the replays decide.
+    """
     control = replays.control
     rows = replays.rows(range(control.begin, control.last + 1))
     documents = culprits.by_document(replays, influences, rows)
@@ -33,11 +38,12 @@ def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspec
         for document, span in document_spans(replays, row):
             spans.setdefault(document, []).append(span)
     named = {d["document"]: f"{d['path']} ({d['source']})" for d in documents}
-    found = [Suspect(f"document {named[d]}", tuple(spans[d])) for d in order[:1]]
+    found = [Suspect(f"document {named[d]}", tuple(spans[d])) for d in order[:SINGLE]]
     sources = culprits.by_source(documents)
     if len(sources) > 1 and sources[0]["source"] is not None and (sources[0]["influence"] or 0.0) > 0:
         own = [d["document"] for d in documents if d["source"] == sources[0]["source"]]
-        found.append(Suspect(f"source {sources[0]['source']}", tuple(span for d in own for span in spans[d])))
+        words = f"source {sources[0]['source']}" if len(own) > 1 else f"document {named[own[0]]}"
+        found.append(Suspect(words, tuple(span for d in own for span in spans[d])))
     for n in (2, 4, 8):
         if n <= len(order):
             several = tuple(span for d in order[:n] for span in spans[d])

@@ -86,6 +86,23 @@ def app_page():
     return build
 
 
+@pytest.fixture
+def page_module(monkeypatch):
+    """`page_module("spikes")`: a page's file as a module whose page is not drawn, for its pure functions."""
+    import importlib.util
+
+    from app import pages
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(f"page_{name}", pages.FOLDER / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setattr(pages, "guarded", lambda page: None)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
 def texts_of(test) -> str:
     """All that a page says in text: HTML blocks, code, text."""
     return "\n".join(

@@ -7,7 +7,7 @@ import pytest
 from app.charts import runs, spikes, sql, theme
 
 TEMPLATES = [
-    (spikes.overview, ()), (spikes.loss, ()), (spikes.grad_norm, ()), (spikes.heat, (8, True, "layer")), (spikes.heat, (4, False)),
+    (spikes.overview, ()), (spikes.loss, ()), (spikes.grad_norm, ()), (spikes.heat, (8, True, ("layer",))), (spikes.heat, (4, False)),
     (spikes.alarms, (5,)), (runs.tree, (7,)), (sql.curve, ()), (sql.bars, ()),
 ]  # fmt: skip
 
@@ -49,7 +49,7 @@ def test_the_heat_scale_has_a_colour_for_each_threshold_and_its_own_ramp_in_the_
 
 
 def test_filling_in_leaves_the_template_as_it_was():
-    spec = spikes.heat(False, 8, True, "layer")
+    spec = spikes.heat(False, 8, True, ("layer",))
     before = json.dumps(spec)
     filled = theme.filled(spec, bounds=[-1, 1], rows=["a", "b"])
     assert json.dumps(spec) == before

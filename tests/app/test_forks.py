@@ -13,9 +13,12 @@ from app import browser as driver
 from app import data, forms
 from app.pages import _fork_blame as blame
 from app.pages import _fork_build as build
-from app.pages import _fork_measured as measured
+from app.pages import _fork_kept as kept
+from app.pages import _fork_matrix as matrix
 from app.pages import _fork_one as one
-from app.pages._fork_state import file_of, state_of
+from app.pages import _fork_panels as panels
+from app.pages import _fork_sweep as sweep
+from app.pages._fork_state import file_of, launch, state_of
 from forensics.errors import ForensicsError
 
 HOSTILE = "<script>alert(1)</script> ![](http://evil.example/a.png) \u202eevil\x07"
@@ -92,15 +95,15 @@ def bands(kind, values):
 @pytest.mark.parametrize("n, banded", [(4, False), (5, True)])
 def test_fewer_than_five_null_forks_are_each_drawn_and_from_five_on_their_band(n: int, banded: bool) -> None:
     values = [0.1 * (i + 1) for i in range(n)]
-    found = one._positive(arms(fork=[1.0], **{f"placebo_{i}": [x] for i, x in enumerate(values)}), "logit_kl")
-    drawn, band, ends, said = one.parts_of(found, bands("placebo", values), "logit_kl")
+    found = panels.positive(arms(fork=[1.0], **{f"placebo_{i}": [x] for i, x in enumerate(values)}), "logit_kl")
+    drawn, band, ends, said = panels.parts_of(found, bands("placebo", values), "logit_kl")
     assert set(drawn["kind"].to_pylist()) == ({"fork"} if banded else {"fork", "placebo"})
     assert band.num_rows == banded and ("10–90 %" in said) == banded and (", each" in said) == (not banded)
     assert {e["word"] for e in ends.to_pylist()} == {"fork", f"{n} placebos"}
 
 
 def test_a_distance_of_zero_cannot_stand_on_a_log_axis_and_is_left_out() -> None:
-    found = one._positive(arms(fork=[0.5, 0.0, None]), "logit_kl")
+    found = panels.positive(arms(fork=[0.5, 0.0, None]), "logit_kl")
     assert found["value"].to_pylist() == [0.5]
 
 
@@ -111,13 +114,13 @@ def test_placebos_that_ended_alike_are_counted_once() -> None:
 
 
 def test_the_lower_of_two_words_goes_under_its_line() -> None:
-    assert [e["below"] for e in one.below([{"value": 2.0}, {"value": 1.0}])] == [False, True]
-    assert [e["below"] for e in one.below([{"value": 2.0}])] == [False]
+    assert [e["below"] for e in panels.below([{"value": 2.0}, {"value": 1.0}])] == [False, True]
+    assert [e["below"] for e in panels.below([{"value": 2.0}])] == [False]
 
 
 def test_rows_stand_in_the_order_of_the_forward() -> None:
     names = [("norm.weight", None), ("L1", 1), ("unembed.weight", None), ("L0", 0), ("embed.weight", None)]
-    order = one.order_of_rows([{"row": r, "layer": layer} for r, layer in names])
+    order = panels.order_of_rows([{"row": r, "layer": layer} for r, layer in names])
     assert order == ["embed.weight", "L0", "L1", "norm.weight", "unembed.weight"]
 
 
@@ -141,10 +144,10 @@ def sweep_of(verdict="beyond the placebos (N = 3)", over=(40.0, 3.0)):
 
 
 def test_a_sweep_says_early_or_late_only_where_the_placebos_allow_it() -> None:
-    assert text_of(measured.sweep_title(sweep_of())).endswith("largest early, at 60 (40× the placebos)")
+    assert text_of(sweep.sweep_title(sweep_of())).endswith("largest early, at 60 (40× the placebos)")
     none = sweep_of("not distinguishable from the placebos (N = 3)")
-    assert text_of(measured.sweep_title(none)).endswith("not distinguishable from the placebos at any of them")
-    said = text_of(measured.sweep_sentence(sweep_of()))
+    assert text_of(sweep.sweep_title(none)).endswith("not distinguishable from the placebos at any of them")
+    said = text_of(sweep.sweep_sentence(sweep_of()))
     assert (
         "40× at 60 and 3× at 300 (p = 0.25 and 0.25, N = 3)" in said
         and "2 of 4 come back among the placebos within 16 steps" in said
@@ -164,20 +167,20 @@ def matrix_of(data=0.5, state=0.01, scale=0.01):
 
 
 def test_a_matrix_names_what_stands_out_and_nothing_where_nothing_does() -> None:
-    assert text_of(measured.matrix_title(matrix_of(), "jump")).endswith(
+    assert text_of(matrix.matrix_title(matrix_of(), "jump")).endswith(
         "the data above all (50× the placebo batches' scale)"
     )
-    assert text_of(measured.matrix_title(matrix_of(0.5, 0.45), "jump")).endswith(
+    assert text_of(matrix.matrix_title(matrix_of(0.5, 0.45), "jump")).endswith(
         "the data as much as the state (50× the placebo batches' scale)"
     )
-    assert text_of(measured.matrix_title(matrix_of(0.01, 0.0), "jump")).endswith(
+    assert text_of(matrix.matrix_title(matrix_of(0.01, 0.0), "jump")).endswith(
         "nothing stands out from the placebo batches"
     )
-    assert text_of(measured.matrix_title(matrix_of(), "loss")).endswith("so nothing is split")
+    assert text_of(matrix.matrix_title(matrix_of(), "loss")).endswith("so nothing is split")
 
 
 def test_the_cells_of_a_matrix_are_over_the_placebo_scale_and_mark_what_happened() -> None:
-    cells = {(c["state"], c["step"]): c for c in measured.cells_of(matrix_of(), "jump", "all")}
+    cells = {(c["state"], c["step"]): c for c in matrix.cells_of(matrix_of(), "jump", "all")}
     assert cells["5", 11]["over"] == pytest.approx(50) and cells["5", 11]["level"] == 5
     assert (
         cells["10", 10]["own"]
@@ -185,14 +188,14 @@ def test_the_cells_of_a_matrix_are_over_the_placebo_scale_and_mark_what_happened
         and not cells["5", 10]["own"]
         and cells["5", 10]["level"] == 0
     )
-    assert [c["step"] for c in measured.cells_of(matrix_of(), "jump", "data")] == [10, 11]
-    assert [measured.level_of(x) for x in (None, 2.9, 3, -6, 10, 20, -41)] == [0, 0, 1, -2, 3, 4, -5]
+    assert [c["step"] for c in matrix.cells_of(matrix_of(), "jump", "data")] == [10, 11]
+    assert [matrix.level_of(x) for x in (None, 2.9, 3, -6, 10, 20, -41)] == [0, 0, 1, -2, 3, 4, -5]
 
 
 def test_a_matrix_without_a_scale_colours_nothing() -> None:
     found = matrix_of()
     found["effects"]["jump"]["placebo_scale"] = None
-    assert {c["level"] for c in measured.cells_of(found, "jump", "all")} == {0}
+    assert {c["level"] for c in matrix.cells_of(found, "jump", "all")} == {0}
 
 
 def blame_of():
@@ -453,7 +456,7 @@ def test_documents_that_are_damaged_are_left_out(forked) -> None:
     path = forked / "demo" / "sweep-ffffffffffffffff.json"
     path.write_text("[")
     try:
-        assert [name for name, _ in measured.documents("demo", "sweep")] == ["sweep-0123456789abcdef"]
+        assert [name for name, _ in kept.documents("demo", "sweep")] == ["sweep-0123456789abcdef"]
     finally:
         path.unlink()
 
@@ -532,3 +535,37 @@ def test_a_fork_is_built_launched_and_seen_to_finish(chromium, forked_url, forke
         tab.check()
     finally:
         tab.close()
+
+
+# ---- stopped, and taken up again
+
+
+def waited(wanted, seconds=120.0):
+    """The fork's state as soon as `wanted` holds of it."""
+    import time
+
+    end = time.monotonic() + seconds
+    while not wanted(state := state_of("long", "demo")):
+        assert time.monotonic() < end, (state.status, state.work and state.work.log())
+        time.sleep(0.03)
+    return state
+
+
+def test_a_fork_that_is_stopped_goes_on_from_where_it_was(forked) -> None:
+    from app import work
+
+    text = forms.file(
+        {"parent": "demo", "from": 0, "to": 130, "placebos": 6, "name": "long"}, [{"kind": "skip", "window": "30:31"}]
+    )
+    launch("demo", "long", text)
+    running = waited(lambda s: s.work.progress.get("done", 0) >= 3)
+    assert running.status == "running"
+    work.stop(running.work)
+    stopped = waited(lambda s: s.status not in ("running", "starting"))
+    assert stopped.status == "stopped" and 0 < stopped.halfway["step"] < 130
+    launch("demo", "long", file_of(stopped))
+    done = waited(lambda s: s.status == "done")
+    assert done.result["placebos"] == 6 and not (forked / "long" / "halfway").exists()
+    rows = [r["step"] for r in data.rows("fork_arms", run="long") if r["arm"] == "fork"]
+    assert rows == list(range(1, 131)), "each state once"
+    shutil.rmtree(forked / "long")

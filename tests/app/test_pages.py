@@ -106,10 +106,8 @@ def test_the_runs_page_shows_only_what_differs_from_the_parent(runs, empty_runs,
     assert any("⟨U+202E⟩" in c.value for c in test.code)
 
 
-def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty_runs, monkeypatch):
-    import importlib.util
-
-    from app import data, pages
+def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty_runs, page_module):
+    from app import data
 
     begin(empty_runs, "a", status="finished")
     begin(empty_runs, "b")
@@ -118,10 +116,7 @@ def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty
     replace_table(
         empty_runs / "a-fork", "forks", {"fork": ["a-fork"], "placebos": [5], "chaos": [3], "sentence": ["drops"]}
     )
-    spec = importlib.util.spec_from_file_location("runs_page", pages.FOLDER / "runs.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setattr(pages, "guarded", lambda page: None)
-    spec.loader.exec_module(module)
+    module = page_module("runs")
     rows = module.tree(data.headers(), {h["run"]: h for h in data.rows("run_health")})
     assert [(r["row"].strip("└ "), r["kind"]) for r in rows] == [
         ("a", "run"), ("a-fork", "fork"), ("null ×8 of a-fork", "null"), ("b", "run")]  # fmt: skip
@@ -173,3 +168,27 @@ def test_hostile_documents_reach_the_page_only_as_visible_text(runs, app_page, s
     assert "<script>alert(1)<&>.txt" in paths  # as text of a data frame, which draws it on a canvas
     assert "\u202e" not in paths and "⟨U+202E⟩" in paths
     assert "<script>" not in said(test) and not test.markdown
+
+
+def test_what_a_click_changes_is_a_function_of_the_event(page_module):
+    module = page_module("spikes")
+    assert module.spike_of({"selection": {"spike": [{"step": 90.0}]}}) == {"spike": 90}
+    assert module.spike_of({"selection": {"spike": []}}) is None and module.spike_of({}) is None
+    assert module.cell_of({"selection": {"cell": [{"step": 9, "layer": 5}]}}) == {"layer": 5, "step": 9}
+    assert module.cell_of({"selection": {"cell": [{"step": 9, "layer": 5, "head": 3}]}}) == {
+        "layer": 5,
+        "head": 3,
+        "step": 9,
+    }
+    assert module.cell_of({"selection": {}}) is None
+
+
+def test_the_title_of_a_spike_says_from_where_to_where_its_kind_and_when_it_was_over(page_module):
+    module = page_module("spikes")
+    spike = {"kind": "spike", "step": 1342, "metric": "loss", "baseline": 2.27, "value": 5.38, "spike_kind": "fast", "sigma": 31.2,
+             "recovered_at": 1351, "tensor": None}  # fmt: skip
+    assert module.title_of(spike) == "Step 1,342: loss 2.270 → 5.380 nats/token · fast (31σ, back in 9 steps)"
+    assert module.title_of({**spike, "recovered_at": None, "spike_kind": "slow"}).endswith("slow (31σ, not back)")
+    assert module.title_of({**spike, "metric": "grad_norm"}).startswith("Step 1,342: gradient norm 2.27 → 5.38 ·")
+    broken = {**spike, "kind": "nonfinite", "tensor": "layers.0"}
+    assert module.title_of(broken) == "Step 1,342: loss is not finite, first in layers.0"

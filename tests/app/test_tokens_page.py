@@ -69,7 +69,10 @@ def test_the_summary_counts_never_shown_candidates_and_causes(measured, page_mod
     assert (s["tokens"], s["never"], s["candidates"], s["met_candidates"]) == (257, 9, 6, 0)
     assert s["kinds"] == {"ok": 255, "merge-scaffold": 1, "partial-utf8": 1} and s["lowest"][0]["token"] == 0
     said = text_of(page_module.sentence_of(s, {0: True, 1: False}, True))
-    assert "6 of 256 reachable tokens lie at or below the 2nd percentile" in said and "1 of 2 that were prompted are verified." in said
+    assert (
+        "6 of 256 reachable tokens lie at or below the 2nd percentile" in said
+        and "1 of 2 that were prompted are verified." in said
+    )
 
 
 def test_a_checkpoint_without_an_indicator_says_so(measured, page_module) -> None:
@@ -87,13 +90,17 @@ def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -
     n, caused = 30_000, 40
     rng = np.random.default_rng(0)
     kinds = ["forgotten"] * caused + ["ok"] * (n - caused)
-    known = pa.table({"token": np.arange(n), "kind": kinds, "exposure": rng.integers(0, 10**6, n), "indicator": rng.normal(size=n)})
+    known = pa.table(
+        {"token": np.arange(n), "kind": kinds, "exposure": rng.integers(0, 10**6, n), "indicator": rng.normal(size=n)}
+    )
     marks, cells = page_module.rolled(known, 20_000)
     assert marks.num_rows == caused and sum(cells["tokens"].to_pylist()) == n - caused
     assert marks.num_rows + cells.num_rows <= 20_000
     ok = known.slice(caused)
     x, y = ok["exposure"].to_numpy(), ok["indicator"].to_numpy()
-    assert min(cells["x"].to_pylist()) == pytest.approx(x.min(), abs=1e-6) and max(cells["y2"].to_pylist()) == pytest.approx(y.max())
+    assert min(cells["x"].to_pylist()) == pytest.approx(x.min(), abs=1e-6) and max(
+        cells["y2"].to_pylist()
+    ) == pytest.approx(y.max())
     few, none = page_module.rolled(known.slice(0, 20_000), 20_000)
     assert few.num_rows == 20_000 and none.num_rows == 0
     most, _ = page_module.rolled(known.set_column(1, "kind", pa.array(["forgotten"] * n)).slice(0, 25_000), 20_000)
@@ -131,7 +138,11 @@ def test_the_documents_of_a_token_are_those_of_the_corpus(measured) -> None:
 
 def test_an_unmeasured_run_names_the_command_and_offers_it(runs, app_page, said) -> None:
     page = app_page("tokens", run="demo")
-    assert not page.exception and "forensics tokens demo" in said(page) and "Measure the tokens" in [b.label for b in page.button]
+    assert (
+        not page.exception
+        and "forensics tokens demo" in said(page)
+        and "Measure the tokens" in [b.label for b in page.button]
+    )
 
 
 def test_the_page_opens_on_its_sentence_and_hostile_text_stays_text(measured, app_page, said) -> None:
@@ -152,10 +163,17 @@ def test_what_prompts_verified_is_read_from_the_work_that_this_app_ran(measured,
     folder = measured / "demo" / "work" / "20260101-000000-0a0b"
     folder.mkdir(parents=True)
     try:
-        about = {"run": "demo", "program": "forensics", "arguments": ["tokens", "demo", "--verify"], "started": "2026-01-01T00:00:00"}
+        about = {
+            "run": "demo",
+            "program": "forensics",
+            "arguments": ["tokens", "demo", "--verify"],
+            "started": "2026-01-01T00:00:00",
+        }
         (folder / "work.json").write_text(json.dumps(about))
         (folder / "ended.json").write_text(json.dumps({"code": 0}))
-        (folder / "result.json").write_text(json.dumps({"tokens": [{"id": 0, "verified": True}, {"id": 7, "verified": None}]}))
+        (folder / "result.json").write_text(
+            json.dumps({"tokens": [{"id": 0, "verified": True}, {"id": 7, "verified": None}]})
+        )
         assert page_module.verified_of("demo") == ({0: True}, True)
     finally:
         shutil.rmtree(folder)

@@ -30,7 +30,9 @@ def runs(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("notebooks")
     (folder / "damaged").mkdir()
-    (folder / "damaged" / "a.txt").write_text("".join(chr(0x400 + (i * 7919) % 256) for i in range(8000)), encoding="utf-8")
+    (folder / "damaged" / "a.txt").write_text(
+        "".join(chr(0x400 + (i * 7919) % 256) for i in range(8000)), encoding="utf-8"
+    )
     identity.settle(1)
     recipe = config.from_dict({
         "data": {"sources": {"clean": "stdlib/json", "damaged": str(folder / "damaged")}, "tokenizer": "bytes", "sequence_length": 32,
@@ -80,8 +82,11 @@ def test_a_notebook_runs_as_jupyter(runs, tmp_path, monkeypatch, name: str) -> N
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parents[1]))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
-    charts = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if any("vega" in k for k in o.get("data", {}))]
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    shown = [o["data"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "data" in o]
+    charts = [d for d in shown if any("vega" in kind for kind in d) or "vega" in d.get("text/html", "")]
     assert len(charts) >= 2
 
 

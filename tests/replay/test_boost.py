@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
@@ -92,13 +91,21 @@ def test_what_cannot_be_boosted_is_refused_in_one_line(planted_run: Run, token: 
         boost(runs, name, token, first=140, last=100, times=(1,))
 
 
-def test_the_command_tells_a_table_and_a_verdict(planted_run: Run, token: int, made: dict) -> None:  # noqa: F811
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as e:
+        main.main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(e.value.code or 0), out, err
+
+
+def test_the_command_tells_a_table_and_a_verdict(planted_run: Run, token: int, made: dict,  # noqa: F811
+                                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     common = ["boost", planted_run.name, "--token", str(token), "--from", "100", "--to", "140", "--times", "1,8", "--seeds", "2",
               "--runs", str(planted_run.runs)]  # fmt: skip
-    told = CliRunner().invoke(main, common)
-    assert told.exit_code == 0 and "' zorvexil'" in told.output and "unmodified" in told.output
-    assert told.output.strip().splitlines()[-1] == made["verdict"]
-    document = json.loads(CliRunner().invoke(main, [*common, "--json"]).output)
+    code, out, _ = call(capsys, *common)
+    assert code == 0 and "' zorvexil'" in out and "unmodified" in out
+    assert out.strip().splitlines()[-1] == made["verdict"]
+    document = json.loads(call(capsys, *common, "--json")[1])
     assert document["summary"][1]["times"] == 8 and document["control"]["bitwise"]
-    refused = CliRunner().invoke(main, [*common[:4], "--times", "few"])
-    assert refused.exit_code == 2 and refused.output.startswith("error: wanted --times N,M,…, found 'few'")
+    code, _, err = call(capsys, *common[:4], "--times", "few")
+    assert code == 2 and err.startswith("error: wanted --times N,M,…, found 'few'")

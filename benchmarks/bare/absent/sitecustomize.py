@@ -1,17 +1,16 @@
-"""For `benchmarks/gpu.sh --dry`: hides the packages that a bare GPU machine lacks, so that importing one is an error."""
+"""For `benchmarks/gpu.sh --dry`: hides the packages that a bare GPU machine lacks, as if they were not installed."""
 
 import sys
-from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
 
 ABSENT = {"altair", "duckdb", "gguf", "hypothesis", "jupytext", "marimo", "nbclient", "pandas", "playwright", "streamlit",
           "transformer_lens", "xdist"}  # fmt: skip
 
 
-class Absent(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r} (hidden by benchmarks/gpu.sh --dry)", name=name)
-        return None
+class Bare(PathFinder):
+    @classmethod
+    def find_spec(cls, fullname, path=None, target=None):
+        return None if fullname.partition(".")[0] in ABSENT else super().find_spec(fullname, path, target)
 
 
-sys.meta_path.insert(0, Absent())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Bare

@@ -129,7 +129,8 @@ def test_delta_debugging_keeps_to_its_budget_and_to_what_still_works():
 
 def test_bisection_finds_the_damaged_document_in_a_real_run(hurt):
     found = bisect(hurt, budget=60)
-    assert found is not None and hurt.taken(found.removal, "", True) >= 0.5 * hurt.excess
+    assert found is not None and found.taken >= proof.AWAY * hurt.excess
+    assert found.taken == hurt.taken(found.removal, "", found.replaced)
     table = hurt.run.corpus.documents
     planted = [d for d in found.documents if table["source"][d].as_py() == "planted"]
     assert planted and set(found.steps) <= set(range(AT - 2, AT + 5))

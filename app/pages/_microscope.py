@@ -1,0 +1,333 @@
+"""What inside the step broke it? The events of a traced step in order, the update by tensor, the line along it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from app import data, show, words, work
+from app.charts import microscope as charts
+from app.charts import theme
+from app.pages import chosen_run, link
+from app.selection import Selection, goto, picked
+from app.show import Part, accent, code, strong
+from app.step import chosen_step
+
+PHASES = {"forward": "forward", "loss": "loss", "backward": "backward", "clip": "clip", "update": "update", "next": "next"}
+TENSORS = 12  # bars of the layer blame
+LOUD = charts.RATIOS[0]  # a ratio, or its inverse, from which a value counts as moved
+
+
+def page() -> None:
+    selection = chosen_run()
+    selection = chosen_step(selection) if selection is not None else None
+    if selection is None:
+        return
+    run, step = str(selection.run), int(selection.step or 0)
+    trace = _kept(run, step)
+    left, right = st.columns([4, 1], vertical_alignment="top")
+    with left:
+        if trace is None:
+            _untraced(run, step)
+        else:
+            show.verdict(title_of(trace), *sentence_of(trace), hedge=_hedge(run, step, selection))
+    with right:
+        link("batch", "Read the batch", run=run, step=step)
+        link("attention", "Attention at this step", run=run, step=step)
+        link("spikes", "Around the spike", run=run, spike=selection.spike)
+    if trace is None:
+        return
+    if trace.get("exact") is False:
+        show.amber(strong("Tolerance only: "), "the traced step is not the recorded one bit for bit on this machine.")
+    _timeline(trace, selection.position)
+    update, along = st.columns([1.35, 1])
+    with update:
+        _blame(trace)
+    with along:
+        _event(trace, selection)
+        _scan(trace)
+    _largest(trace)
+
+
+def _kept(run: str, step: int) -> dict[str, Any] | None:
+    from replay import kept
+
+    path = kept.trace_of(data.runs_folder() / data.require(run), step)
+    return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@functools.lru_cache(16)
+def _read(path: Path, stamp: int) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) and "events" in document else None
+
+
+def _untraced(run: str, step: int) -> None:
+    """What the records tell of the step, and how to look inside."""
+    rows = data.rows("steps_around", run=run, step=step, before=1, after=0, window=(max(0, step - 1), step + 1))
+    row = rows[-1] if rows and rows[-1]["step"] == step else None
+    if row is None:
+        show.verdict(f"Step {words.count(step)} was not recorded.")
+    else:
+        clipped = row["clip_scale"] is not None and row["clip_scale"] < 1
+        show.verdict(f"Step {words.count(step)}: loss {words.loss(row['loss'])} nats/token, gradient norm {words.number(row['grad_norm'])}",
+                     f"Clipping scaled the gradient by {words.number(row['clip_scale'])}. " if clipped else "The gradient was not clipped. ",
+                     "What happened inside is not known until the step is run again under the microscope.")  # fmt: skip
+    arguments = ["trace", run, str(step)]
+    mine = [w for w in work.listed(run) if w.program == "replay" and list(w.arguments[:3]) == arguments]
+    first = max(data.header(run).get("first_step") or 0, 0) + 1
+    if step < first:
+        show.nothing(f"A step is traced beside the one before it: {run} has such steps from {first:,} on.")
+    elif not any(w.status == "running" for w in mine):
+        show.nothing("Replays to the exact state, then runs the step once more, watched at every sub-layer:", f"replay {' '.join(arguments)}")
+        st.button("Trace this step", type="primary", on_click=partial(work.start, run, "replay", arguments))
+    if mine:
+        work.panel(run, most=3, key="trace-work")
+    others = _traced(run)
+    if others:
+        with st.container(horizontal=True, gap="small"):
+            show.caption("Traced already:")
+            for other in others[:8]:
+                st.button(f"{other:,}", key=f"traced-{other}", type="tertiary", on_click=goto, kwargs={"step": other})
+
+
+def _traced(run: str) -> list[int]:
+    folder = data.runs_folder() / data.require(run) / "looks"
+    steps = [path.stem.removeprefix("trace-") for path in folder.glob("trace-*.json")]
+    return sorted(int(s) for s in steps if s.isdecimal())
+
+
+# ---- the sentence
+
+
+def title_of(trace: dict[str, Any]) -> str:
+    """`Step 1,342 beside 1,341: loss 5.380 nats/token, 2.4× the step before`."""
+    loss = next(e for e in trace["events"] if e["phase"] == "loss")
+    ratio = loss["ratio"].get("loss")
+    times = f", {_times(ratio)} the step before" if ratio is not None else ""
+    return f"Step {words.count(trace['step'])} beside {words.count(trace['baseline'])}: loss {words.loss(loss['values']['loss'])} nats/token{times}"
+
+
+def _times(ratio: float) -> str:
+    return words.ratio(ratio) if ratio >= 9.95 else f"{ratio:.2f}×"
+
+
+def sentence_of(trace: dict[str, Any]) -> list[Part]:
+    """The first event of the step to leave the step before, the one that moved most, and what the update did."""
+    dots = dots_of(trace)
+    moved = [d for d in dots if size_of(d["true"]) >= LOUD]
+    said: list[Part] = []
+    if moved:
+        first = max((d for d in moved if d["place"] == moved[0]["place"]), key=lambda d: size_of(d["true"]))
+        most = max(moved, key=lambda d: size_of(d["true"]))
+        said += ["First inside the step to move: ", accent(_name(first)), f", {_times(first['true'])} the step before. "]
+        if most is not first:
+            said += ["Moved most: ", strong(_name(most)), f", {_times(most['true'])}. "]
+    else:
+        said += [f"Nothing inside the step moved by {LOUD}× against the step before. "]
+    blame = trace["layer_blame"]
+    rise, memory, new = (blame[f"{k}_batch"] for k in ("rise", "memory", "data"))
+    if rise is not None:
+        said += [f"Update {words.count(trace['baseline'])} moved the loss of this batch by ", strong(words.gap(rise)),
+                 f": what the moments carried {words.gap(memory)}, what its data added {words.gap(new)}"]  # fmt: skip
+        top = blame["tensors"][0] if blame["tensors"] else None
+        if top is not None and top["alone_batch"] is not None:
+            said += ["; the largest alone is ", strong(top["tensor"]), f" with {words.gap(top['alone_batch'])}"]
+        said += ["."]
+    return said
+
+
+def _name(dot: dict[str, Any]) -> str:
+    return dot["event"] if dot["event"] == dot["what"] else f"{dot['event']} {dot['what']}"
+
+
+def _hedge(run: str, step: int, selection: Selection) -> list[Part]:
+    return ["Order inside one step, replayed; what made it so is for ", code(f"replay blame {run} --spike {selection.spike or step}"), "."]
+
+
+# ---- the timeline
+
+
+def size_of(ratio: float | None) -> float:
+    """How far a ratio is from 1, either way: 4 and ¼ are both 4."""
+    if ratio is None or not math.isfinite(ratio) or ratio <= 0:
+        return 1.0
+    return max(ratio, 1 / ratio)
+
+
+def level_of(ratio: float | None) -> int:
+    """−5 … 5: how many of RATIOS it reaches, negative where the value fell."""
+    passed = sum(size_of(ratio) >= r for r in charts.RATIOS)
+    return -passed if ratio is not None and ratio < 1 else passed
+
+
+def dots_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every value with a ratio, in the order of the step: event, what, value, before, true (the ratio), place, ms."""
+    return [
+        {"place": i, "event": e["name"], "what": what, "value": e["values"].get(what), "before": e["baseline"].get(what),
+         "true": float(ratio), "level": level_of(ratio), "ms": 1000 * e["start"]}
+        for i, e in enumerate(trace["events"]) for what, ratio in e["ratio"].items() if ratio is not None and ratio > 0
+    ]  # fmt: skip
+
+
+def phases_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Stretches of events of one phase: first, last (half-open, on the places' axis), with the time they took."""
+    found: list[dict[str, Any]] = []
+    for i, e in enumerate(trace["events"]):
+        if not found or found[-1]["name"] != e["phase"]:
+            found.append({"name": e["phase"], "first": i - 0.5, "last": i + 0.5, "seconds": 0.0})
+        found[-1]["last"] = i + 0.5
+        found[-1]["seconds"] += e["seconds"]
+    for k, phase in enumerate(found):
+        wide = phase["last"] - phase["first"] >= 6
+        phase["middle"], phase["odd"] = (phase["first"] + phase["last"]) / 2, k % 2 == 0
+        took = f" · {1000 * phase['seconds']:.0f} ms" if wide else ""
+        phase["phase"] = PHASES.get(phase["name"], phase["name"]) + took
+        if phase["last"] - phase["first"] < 2 and len(trace["events"]) > 70:
+            phase["phase"] = ""  # too narrow for a word
+    return found
+
+
+def _timeline(trace: dict[str, Any], position: int | None) -> None:
+    import pyarrow as pa
+
+    dots = dots_of(trace)
+    shown = sorted(dots, key=lambda d: size_of(d["true"]))[-theme.STEPS_MOST :]
+    top = max([2.0, *(size_of(d["true"]) for d in dots)]) * 1.3
+    top = min(top, 1e6)
+    for d in shown:
+        d["ratio"] = min(max(d["true"], 1 / top), top)
+    if not shown:
+        show.nothing("No value of this step has one to be compared with in the step before.")
+        return
+    n = len(trace["events"])
+    loud = _apart(sorted((d for d in shown if size_of(d["true"]) >= LOUD), key=lambda d: -size_of(d["true"])), n, top)
+    labels = [{"place": d["place"], "ratio": d["ratio"], "label": f"{_short(d['event'])} {d['what']} {_times(d['true'])}"} for d in loud]
+    steps = ", ".join(f"{r:g}" for r in charts.RATIOS)
+    show.caption(f"The events of the step in their order · a dot per value, up: its ratio to step {words.count(trace['baseline'])} (log; of an entropy "
+                 f"the other way round) · coloured from {steps}× · click one")  # fmt: skip
+    schema = pa.schema([("place", pa.int64()), ("ratio", pa.float64()), ("label", pa.string())])
+    chosen = [position] if position is not None and position < n else []
+    theme.draw(theme.filled(charts.timeline(show.dark()), places=[-0.5, n - 0.5], ratios=[1 / top, top]),
+               {"dots": pa.Table.from_pylist(shown), "phases": pa.Table.from_pylist(phases_of(trace)), "same": pa.table({"ratio": [1.0]}),
+                "said": pa.Table.from_pylist([x for x in labels if x["place"] < 0.7 * n], schema=schema),
+                "said_left": pa.Table.from_pylist([x for x in labels if x["place"] >= 0.7 * n], schema=schema),
+                "chosen": pa.table({"place": pa.array(chosen, pa.int64())})}, key="timeline", on_select=_clicked_event)  # fmt: skip
+
+
+def _apart(loud: Sequence[dict[str, Any]], n: int, top: float, most: int = 7) -> list[dict[str, Any]]:
+    """The loudest whose labels do not lie over one another."""
+    found: list[dict[str, Any]] = []
+    for d in loud:
+        up = math.log(d["ratio"]) / math.log(top)
+        if all(abs(up - math.log(f["ratio"]) / math.log(top)) > 0.11 or abs(d["place"] - f["place"]) > 0.3 * n for f in found):
+            found.append(d)
+    return found[:most]
+
+
+def _short(event: str) -> str:
+    """`L2.attn forward` of `layers.2.attn forward`."""
+    return event.replace("layers.", "L", 1) if event.startswith("layers.") else event
+
+
+def event_of(event: Any) -> dict[str, int] | None:
+    """What a click on a dot changes in the URL: the event's place in the step."""
+    mark = picked(event, "event", "place")
+    return {"position": int(mark["place"])} if mark else None
+
+
+def _clicked_event() -> None:
+    change = event_of(st.session_state["timeline"])
+    if change:
+        goto(**change)
+
+
+def _event(trace: dict[str, Any], selection: Selection) -> None:
+    """The values of the chosen event; of the loss, the tokens that cost most."""
+    at = selection.position
+    if at is None or at >= len(trace["events"]):
+        return
+    e = trace["events"][at]
+    show.heading(_short(e["name"]), f" · at {1000 * e['start']:.1f} ms, {1000 * e['seconds']:.2f} ms")
+    show.frame([{"value": name, "here": value, "the step before": e["baseline"].get(name), "ratio": e["ratio"].get(name)}
+                for name, value in e["values"].items()], column_config=_NUMBERS)  # fmt: skip
+    if e["detail"]:
+        show.caption("Its costliest tokens")
+        show.frame(e["detail"], column_config={"loss": st.column_config.NumberColumn(format="%.3f")})
+        worst = e["detail"][0]
+        link("batch", f"Read slot {worst['slot']} at position {worst['position'] + 1}", run=selection.run, step=trace["step"],
+             slot=worst["slot"], position=worst["position"] + 1)  # fmt: skip
+    elif e["layer"] is not None and ".attn forward" in e["name"]:
+        link("attention", f"Heads of layer {e['layer']}", run=selection.run, step=trace["step"], layer=e["layer"])
+
+
+_NUMBERS = {name: st.column_config.NumberColumn(format="%.4g") for name in ("here", "the step before", "value", "before", "ratio")}
+
+
+# ---- the update
+
+
+def _blame(trace: dict[str, Any]) -> None:
+    import pyarrow as pa
+
+    blame = trace["layer_blame"]
+    rows = [r for r in blame["tensors"] if r["alone_batch"] is not None][:TENSORS]
+    if not rows:
+        show.nothing("The update's losses are not finite: there is nothing to take apart.")
+        return
+    show.caption(f"Update {words.count(trace['baseline'])} taken apart: change of this batch's loss (nats/token) with ", strong("one tensor's update alone"),
+                 " (orange) and with ", strong("all but it"), f" (grey) · dashed: the whole update, {words.gap(blame['rise_batch'])}")  # fmt: skip
+    bars = [{"tensor": r["tensor"], "what": what, "change": r[key]} for r in rows
+            for what, key in (("alone", "alone_batch"), ("all but it", "without_batch")) if r[key] is not None]  # fmt: skip
+    rise = [blame["rise_batch"]] if blame["rise_batch"] is not None else []
+    from forensics.visible import visible
+
+    order = [visible(r["tensor"]) for r in rows]
+    theme.draw(theme.filled(charts.blame(show.dark(), len(rows)), rows=order),
+               {"bars": pa.Table.from_pylist(bars), "rise": pa.table({"change": pa.array(rise, pa.float64())})}, key="blame")  # fmt: skip
+    if len(blame["tensors"]) > len(rows):
+        show.caption(f"and {len(blame['tensors']) - len(rows)} more tensors, each with less")
+
+
+def _scan(trace: dict[str, Any]) -> None:
+    import pyarrow as pa
+
+    scan = trace["line_scan"]
+    lines = [{"alpha": r["alpha"], "loss": r[key], "change": r[key] - scan[0][key], "on": on} for r in scan
+             for on, key in (("batch", "batch"), ("probes", "probe")) if r[key] is not None and scan[0][key] is not None]  # fmt: skip
+    if not lines:
+        show.nothing("Along the update no loss is finite.")
+        return
+    show.caption(f"Change of loss along update {words.count(trace['baseline'])} (nats/token) · ● this batch · ■ held-out probes · dashed: "
+                 f"the step taken. {reading_of(scan)}")  # fmt: skip
+    theme.draw(charts.scan(show.dark()), {"scan": pa.Table.from_pylist(lines), "taken": pa.table({"alpha": [1.0]})}, key="scan")
+
+
+def reading_of(scan: Sequence[dict[str, Any]]) -> str:
+    """Whether the step was too long or went the wrong way, on the batch that followed."""
+    rows = [r for r in scan if r["batch"] is not None]
+    if len(rows) < 3:
+        return ""
+    best = min(rows, key=lambda r: r["batch"])["alpha"]
+    if best == rows[0]["alpha"]:
+        return "For this batch every part of the step is worse than none: the direction does not help it."
+    if best < 1:
+        return f"For this batch α = {best:g} would have been best: the step went too far."
+    return f"For this batch the loss is lowest at α = {best:g}: the step was not too long for it."
+
+
+def _largest(trace: dict[str, Any], most: int = 40) -> None:
+    show.heading("What moved most")
+    rows = sorted(dots_of(trace), key=lambda d: -size_of(d["true"]))[:most]
+    show.frame([{"event": _short(d["event"]), "what": d["what"], "value": d["value"], "before": d["before"], "ratio": d["true"]} for d in rows],
+               column_config=_NUMBERS, height=280)  # fmt: skip

@@ -1,0 +1,243 @@
+"""The Batch page: its sentence, its colours, its clicks; token losses recorded, replayed or asked for."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from app import reading
+from app.pages import _batch as batch
+from app.step import step_of
+from app.tokens import LEVELS
+
+DAMAGED = 121  # a batch of hostile documents
+
+
+def row(slot, loss, **more):
+    return {"slot": slot, "loss": loss, "weight": 32.0, "baseline": 2.0, "excess": (loss - 2) * 32, "share": None, "z": None,
+            "source": "clean", "path": "a.py"} | more  # fmt: skip
+
+
+def said_of(parts):
+    return "".join(p if isinstance(p, str) else p.text for p in parts)
+
+
+# ---- what is said, from rows alone
+
+
+def test_the_title_has_the_batch_its_loss_and_the_gap():
+    assert (
+        batch.title_of(1342, [row(0, 5.0), row(1, 3.0)])
+        == "Batch 1,342: loss 4.000 nats/token, +2.000 over the 64 steps before"
+    )
+    assert batch.title_of(3, [row(0, 5.0, baseline=None)]) == "Batch 3: loss 5.000 nats/token"
+    assert batch.title_of(3, [row(0, math.inf)]) == "Batch 3: the loss is not finite"
+    assert batch.title_of(3, [row(0, None, weight=0.0)]) == "Batch 3: no target counted"
+    masked = [row(0, 4.0), row(1, None, weight=0.0)]
+    assert batch.title_of(3, masked).startswith("Batch 3: loss 4.000")
+
+
+def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_alone_apart():
+    rows = [
+        row(7, 6.0, share=0.6, z=9.0, source="damaged", path="x"),
+        row(2, 4.0, share=0.3, z=3.5, source="damaged"),
+        row(1, 2.4, z=0.3),
+    ]
+    said = said_of(batch.worst_of(rows))
+    assert "Its worst of 3 sequences, slot 7 (loss 6.000), holds 60% of the excess; it reads damaged: x" in said
+    assert "2 of 3 stand 3σ or more above" in said and "all of them of the source damaged" in said
+    calm = said_of(batch.worst_of([row(0, 1.5, z=-1.0), row(1, 1.2, z=-2.0)]))
+    assert "holds" not in calm and "None stands 3σ" in calm
+    assert "an intervention made" in said_of(batch.worst_of([row(0, 3.0, path=None, source=None)]))
+
+
+def test_tokens_are_coloured_by_loss_to_ln_v_and_underlined_above():
+    levels, under = batch.loss_levels([None, 0.0, math.log(512) - 0.01, math.log(512) + 0.01, math.nan], 512)
+    assert levels == [0, 0, LEVELS - 1, LEVELS - 1, LEVELS - 1] and under == {3, 4}
+
+
+def test_influence_has_a_sign_and_the_largest_is_the_strongest():
+    assert batch.influence_levels([None, 4.0, -4.0, 1.0, 0.0]) == [0, 6, -6, 3, 0]
+    assert batch.influence_levels([None, 0.0]) == [0, 0]
+    assert batch.influence_levels([math.nan, -1.0]) == [0, -6]
+
+
+@pytest.mark.parametrize(
+    ("read", "event", "change"),
+    [
+        (batch.slot_of, {"selection": {"bar": [{"slot": 3}]}}, {"slot": 3}),
+        (batch.slot_of, {"selection": {"bar": []}}, None),
+        (batch.position_of, {"selection": {"token": [{"place": 17}]}}, {"position": 17}),
+        (batch.position_of, {}, None),
+    ],
+)
+def test_a_click_is_a_function_of_the_event(read, event, change):
+    assert read(event) == change
+
+
+def test_the_step_is_that_of_the_url_else_of_the_spike_else_of_the_largest_else_the_last():
+    from app.selection import Selection
+
+    spikes = [{"step": 5, "metric": "grad_norm", "sigma": 99.0}, {"step": 7, "metric": "loss", "sigma": 8.0},
+              {"step": 9, "metric": "loss", "sigma": 12.0}]  # fmt: skip
+    assert step_of(Selection(step=3, spike=7), spikes, 20) == 3
+    assert step_of(Selection(spike=7), spikes, 20) == 7
+    assert step_of(Selection(), spikes, 20) == 9
+    assert step_of(Selection(), [], 20) == 19
+    assert step_of(Selection(step=300), spikes, 20) == 19
+
+
+def test_tokens_that_share_a_character_show_it_once_and_spaces_in_front_stay():
+    def decode(ids):
+        return bytes(ids).decode(errors="replace")
+
+    ids = list("aé\u202e🙂".encode())
+    assert reading.texts_of(decode, ids) == ["a", "é", "·", "\u202e", "·", "·", "🙂", "·", "·", "·"]
+    assert reading.texts_of(decode, [0xFF, 0x61]) == ["�", "a"]
+    assert reading.texts_of(decode, []) == []
+    words = {0: "▁the", 1: "▁cat"}
+
+    def stripping(ids):
+        return "".join(words[i].replace("▁", " ") for i in ids).lstrip()
+
+    assert reading.texts_of(stripping, [0, 1]) == ["the", " cat"]
+
+
+# ---- the page
+
+
+@pytest.fixture
+def apart(runs, tmp_path, monkeypatch):
+    """A copy of the runs that a test may write to."""
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    monkeypatch.setenv("FORENSICS_RUNS", str(copy))
+    return copy
+
+
+def test_it_opens_on_the_batch_and_offers_the_token_losses_by_their_command(runs, app_page, said):
+    test = app_page("batch", run="demo", step=DAMAGED)
+    assert not test.exception
+    text = said(test)
+    assert f"Batch {DAMAGED}: loss" in text and "over the 64 steps before" in text and "of the excess" in text
+    assert "not proof of cause" in text and f"replay blame demo --spike {DAMAGED} --tokens" in text
+    assert f"forensics batch demo {DAMAGED} --token-losses" in [c.value for c in test.code]
+    assert test.button(key="step-back") and not test.markdown
+    assert "<script>" not in text and "\u202e" not in text
+
+
+def test_the_button_starts_the_command_and_nothing_else(runs, app_page, monkeypatch):
+    from app import work
+
+    started = []
+    monkeypatch.setattr(work, "start", lambda *a, **k: started.append(a))
+    test = app_page("batch", run="demo", step=DAMAGED)
+    next(b for b in test.button if b.label == "Compute the token losses").click().run()
+    assert started == [("demo", "forensics", ["batch", "demo", str(DAMAGED), "--token-losses"])]
+
+
+def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(apart, app_page, said):
+    from replay.look import token_losses_at
+
+    document = token_losses_at(apart, "demo", DAMAGED)
+    assert document["exact"] is True
+    worst = document["sequences"][0]
+    test = app_page("batch", run="demo", step=DAMAGED, slot=worst["slot"], position=9)
+    assert not test.exception
+    text = said(test)
+    assert "from the exact state, replayed" in text and "--token-losses" not in text
+    assert f'Loss <span class="accent">{worst["token_losses"][8]:.3f}</span> nats' in text
+    document = next(d for d in worst["documents"] if d["start"] <= 9 < d["stop"])
+    assert f"Document <b>{document['document']}</b>" in text
+    assert f"forensics tokens demo@{DAMAGED}" in text  # exposure was not recorded: how to
+    read = next(d.value for d in test.dataframe if "from token" in d.value)
+    assert read["tokens"].sum() == 33
+    costly = next(d.value for d in test.dataframe if "after" in d.value)
+    assert costly["loss"].is_monotonic_decreasing and costly["loss"][0] == pytest.approx(max(worst["token_losses"]))
+
+
+def test_recorded_losses_come_before_replayed_ones_and_masked_targets_have_none(apart):
+    from forensics.store.writer import Writer
+
+    with Writer(apart / "demo") as w:
+        w.append(
+            "tokens", step=50, slot=2, position=[0, 1, 2], token=[5, 6, 7], loss=[1.5, 2.5, 3.5], weight=[1.0, 0.0, 1.0]
+        )
+    assert reading.token_losses("demo", 50, 2) == ([1.5, None, 3.5], "recorded")
+    assert reading.token_losses("demo", 50, 3) is None
+
+
+def test_influence_is_shown_where_blame_kept_it_for_this_sequence(apart, app_page, said):
+    influence = [None, 2.0, -0.5, *[0.0] * 30]
+    (apart / "demo" / "blame-122.json").write_text(json.dumps(
+        {"spike": {"step": 122}, "candidates": [{"step": DAMAGED, "slot": 1, "token_influence": influence}, {"step": 1, "slot": 0}]}))  # fmt: skip
+    (apart / "demo" / "blame-9.json").write_text("{damaged")
+    assert reading.influences("demo", DAMAGED, 1) == (influence, 122)
+    assert reading.influences("demo", DAMAGED, 2) is None
+    test = app_page("batch", run="demo", step=DAMAGED, slot=1, spike=122)
+    assert not test.exception and "influence on the spike at 122" in said(test)
+    assert "influence on the spike" not in said(app_page("batch", run="demo", step=DAMAGED, slot=2, spike=122))
+
+
+def test_exposure_is_that_of_the_last_state_before_the_batch(apart, app_page, said):
+    from app import data
+    from forensics.store.writer import replace_table
+
+    found = reading.sequence("demo", DAMAGED, 0, data.rows("batch_at", run="demo", step=DAMAGED)[0]["sequence"])
+    token = found.tokens[4]
+    replace_table(apart / "demo", "vocabulary", {
+        "step": [100, 120, 130], "token": [token] * 3, "exposure_out": [10, 12, 99], "exposure_in": [11, 13, 99], "first_seen": [3, 3, 3]})  # fmt: skip
+    slot = data.rows("batch_at", run="demo", step=DAMAGED)[0]["slot"]
+    text = said(app_page("batch", run="demo", step=DAMAGED, slot=slot, position=4))
+    assert "By state 120: 12 times a target, 13 times an input, first at step 3" in text
+
+
+@pytest.mark.parametrize("page", ["batch", "attention", "microscope"])
+def test_steps_and_slots_that_are_not_there_are_said(runs, app_page, said, page):
+    test = app_page(page, run="demo", step=99999, slot=99, position=9999, layer=77, head=88)
+    assert not test.exception
+    assert "Step 99,999 was not trained" in said(test)
+
+
+@pytest.mark.parametrize("page", ["batch", "attention", "microscope"])
+def test_an_empty_folder_and_a_run_without_a_step_name_the_command(empty_runs, app_page, said, page):
+    assert [c.value for c in app_page(page).code] == ["forensics demo"]
+    (empty_runs / "none").mkdir()
+    (empty_runs / "none" / "run.json").write_text(
+        json.dumps({"name": "none", "first_step": 0, "steps": 9, "created": "2026"})
+    )
+    test = app_page(page, run="none")
+    assert not test.exception and "has recorded no step yet" in said(test)
+
+
+# ---- in the browser
+
+
+def test_hostile_text_is_drawn_as_text_and_a_click_on_a_token_opens_its_card(open_page, runs):
+    from app import data
+
+    slot = next(r["slot"] for r in data.rows("batch_at", run="demo", step=DAMAGED) if r["source"] == "damaged")
+    tab = open_page("batch", run="demo", step=DAMAGED, slot=slot)
+    spans = tab.page.locator(".tokens span")
+    assert spans.count() == 33
+    assert tab.page.locator(".tokens :not(span)").count() == 0 and tab.page.locator(".tokens span *").count() == 0
+    assert "\u202e" not in tab.page.inner_text('[data-testid="stMain"]')
+    spans.nth(5).click()
+    tab.page.wait_for_url("**position=5**")
+    tab.settle()
+    assert "position 5" in tab.page.locator(".st-key-token-card").inner_text()
+    tab.page.go_back()
+    tab.settle()
+    assert "position" not in tab.parameters()
+
+
+def test_a_click_on_a_bar_chooses_the_sequence_and_back_restores_it(open_page):
+    tab = open_page("batch", run="demo", step=DAMAGED)
+    before = tab.page.locator(".fw h2").first.inner_text()
+    tab.click_mark(0, 0.9, 0.9)
+    assert "slot" in tab.parameters()
+    assert tab.page.locator(".fw h2").first.inner_text() != before
+    tab.page.go_back()
+    tab.settle()
+    assert tab.page.locator(".fw h2").first.inner_text() == before
