@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app import data
+from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
     from forensics.data.shards import Corpus, Span
@@ -46,8 +47,11 @@ def sequence(run: str, step: int, slot: int, id_: int) -> Reading:
 @functools.lru_cache(256)
 def _sequence(runs: Path, run: str, created: str, step: int, slot: int, id_: int) -> Reading:
     header = data.header(run)
-    corpus = _corpus(runs / "_data" / header["corpus"])
-    T = int(header["config"]["data"]["sequence_length"])
+    try:
+        folder, T = runs / "_data" / header["corpus"], int(header["config"]["data"]["sequence_length"])
+    except (KeyError, TypeError, ValueError):
+        raise ForensicsError("missing", f"run.json of {run} names no corpus", "its text cannot be read here") from None
+    corpus = _corpus(folder)
     if id_ >= 0:
         import numpy as np
 

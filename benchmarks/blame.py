@@ -1,6 +1,6 @@
 """The metagradient against plain leave-one-out on windows of 16 × 32 sequences: the same sequences, at what cost?
 
-    python -m benchmarks.blame [--rounds 3] [--json benchmarks/results/blame.json]
+    python -m benchmarks.blame [--rounds 3] [--window damaged] [--json benchmarks/results/blame.json]
 
 A small run with a damaged document: in one step 5 of its 32 sequences are shuffled bytes. Two windows of 16 steps,
 one that ends in that step and one of clean data. Leave-one-out is a real replay for each of the 512 sequences, from
@@ -31,6 +31,7 @@ from replay.blame.metagradient import Target, influence, probe_target
 
 K, B, T, TOP = 16, 32, 16, 5
 DAMAGED = 70  # the step
+WINDOWS = {"damaged": DAMAGED + 1 - K, "clean": 40}  # first step of each
 RECIPE = {
     "data": {
         "sequence_length": T, "tokenizer": "bytes", "held_out": 64,
@@ -136,6 +137,7 @@ def _slot(first: int, flat: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--window", action="append", choices=list(WINDOWS), help="this one only; all where left out")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -143,7 +145,7 @@ def main() -> None:
         run = open_run(Path(name), "blamed")
         clean = run.batches.corpus.layout(run.recipe.data.sequence_length).n_sequences[0]
         damaged = (run.stream(DAMAGED).sequence >= clean).nonzero().flatten().tolist()
-        windows = {"damaged": window(run, DAMAGED + 1 - K, options.rounds), "clean": window(run, 40, options.rounds)}
+        windows = {name: window(run, WINDOWS[name], options.rounds) for name in options.window or WINDOWS}
         report("blame", {
             "shapes": {"parameters": run.header.parameters, "steps": K, "batch": B, "sequence_length": T, "threads": 1},
             "damaged_slots": [[DAMAGED, i] for i in damaged], **windows, "long": long_window(run),

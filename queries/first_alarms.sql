@@ -2,35 +2,41 @@ with span as (  -- the baseline is [step − 512, step − 64), the watch is [st
     select run, greatest(first_step, $step - 512) as low, least(last_step, $step + 2) as high
     from lineage($run)
 ),
-measured as (
-    select h.step, {'kind': 'head', 'layer': h.layer, 'head': h.head, 'tensor': '', 'statistic': 'attn_logit_max'} as row,
-        h.attn_logit_max::double as x
+tensor_rows as (
+    select t.step, t.tensor, t.rms_t, t.staleness
+    from tensors as t join span on span.run = t.run and t.step >= span.low and t.step < span.high
+    where t.step >= $step - 512 and t.step < $step + 2  -- a constant range: other row groups are not read
+),
+tensor_numbers as (
+    select tensor, row_number() over (order by tensor) as number from (select distinct tensor from tensor_rows)
+),
+measured as (  -- a row's number: kind · 10^12 + layer · 10^6 + head, or the tensor's
+    select h.step, h.layer * 1000000::bigint + h.head as row, h.attn_logit_max::double as x
     from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
+    where h.step >= $step - 512 and h.step < $step + 2
     union all
-    select t.step, {'kind': 'tensor', 'layer': -1, 'head': -1, 'tensor': t.tensor, 'statistic': 'rms_t'}, t.rms_t
-    from tensors as t join span on span.run = t.run and t.step >= span.low and t.step < span.high
-    union all
-    select t.step, {'kind': 'tensor', 'layer': -1, 'head': -1, 'tensor': t.tensor, 'statistic': 'staleness'}, t.staleness
-    from tensors as t join span on span.run = t.run and t.step >= span.low and t.step < span.high
-    union all
-    select y.step, {'kind': 'layer', 'layer': y.layer, 'head': -1, 'tensor': '', 'statistic': 'resid_grad_rms'},
-        y.resid_grad_rms
+    select y.step, 1000000000000 + y.layer * 1000000::bigint, y.resid_grad_rms
     from layers as y join span on span.run = y.run and y.step >= span.low and y.step < span.high
+    where y.step >= $step - 512 and y.step < $step + 2
     union all
-    select s.step, {'kind': 'step', 'layer': -1, 'head': -1, 'tensor': '', 'statistic': 'grad_norm'}, s.grad_norm
-    from steps as s join span on span.run = s.run and s.step >= span.low and s.step < span.high
+    select t.step, 2000000000000 + n.number, t.rms_t from tensor_rows as t join tensor_numbers as n on n.tensor = t.tensor
     union all
-    select s.step, {'kind': 'step', 'layer': -1, 'head': -1, 'tensor': '', 'statistic': 'loss'}, s.loss
+    select t.step, 3000000000000 + n.number, t.staleness
+    from tensor_rows as t join tensor_numbers as n on n.tensor = t.tensor
+    union all
+    select s.step, unnest([4000000000000, 5000000000000]), unnest([s.grad_norm, s.loss])
     from steps as s join span on span.run = s.run and s.step >= span.low and s.step < span.high
+    where s.step >= $step - 512 and s.step < $step + 2
 ),
 band as (  -- a row that is often out is judged by its own tail: the deviation that 2 % of its baseline exceed
-    select
-        row, median(x) as middle, coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x)) as scale,
-        quantile_cont(x, 0.01) as low, quantile_cont(x, 0.99) as high
-    from measured
-    where step < $step - 64 and isfinite(x)
-    group by row
-    having count(*) >= $least
+    select row, tail[2] as middle, coalesce(nullif(1.4826 * mad, 0), deviation) as scale, tail[1] as low, tail[3] as high
+    from (
+        select row, quantile_cont(x, [0.01, 0.5, 0.99]) as tail, mad(x) as mad, stddev_pop(x) as deviation
+        from measured
+        where step < $step - 64 and isfinite(x)
+        group by row
+        having count(*) >= $least
+    )
 ),
 watched as (
     select
@@ -74,13 +80,20 @@ alarmed as (  -- the spike's own step counts alone: what follows it may be over 
         and (p.pair or (p.step = $step and abs(p.z) >= p.limit_z))
     group by p.row
 ),
+named as (
+    select
+        *, row // 1000000000000 as sort, row % 1000000000000 // 1000000 as layer_number, row % 1000000 as number
+    from alarmed
+),
 final as (
     select
-        step, $step - step as lead, row.kind as kind, nullif(row.layer, -1) as layer, nullif(row.head, -1) as head,
-        nullif(row.tensor, '') as tensor, row.statistic as statistic, value, baseline, z,
-        step <= greatest($step - 64, (select min(low) from span)) as drifting
-    from alarmed
-    order by drifting, lead desc, abs(z) desc, kind, layer, head, tensor, statistic
+        a.step, $step - a.step as lead, ['head', 'layer', 'tensor', 'tensor', 'step', 'step'][a.sort + 1] as kind,
+        if(a.sort <= 1, a.layer_number, null) as layer, if(a.sort = 0, a.number, null) as head, n.tensor,
+        ['attn_logit_max', 'resid_grad_rms', 'rms_t', 'staleness', 'grad_norm', 'loss'][a.sort + 1] as statistic,
+        a.value, a.baseline, a.z, a.step <= greatest($step - 64, (select min(low) from span)) as drifting
+    from named as a
+    left join tensor_numbers as n on n.number = a.number and a.sort in (2, 3)
+    order by drifting, lead desc, abs(a.z) desc, kind, layer, head, n.tensor, statistic
     limit $top
 )
 select * from final

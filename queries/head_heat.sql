@@ -5,7 +5,7 @@ with span as (
 measured as (
     select h.step, h.head as row, h.layer, h.head, h.attn_logit_max::double as x, h.attn_entropy_mean as entropy
     from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
-    where h.layer = $layer
+    where h.layer = $layer and h.step >= $step - 512 and h.step <= $step + $after
 ),
 band as (
     select row, median(x) as middle, coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x)) as scale

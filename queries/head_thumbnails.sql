@@ -7,6 +7,7 @@ binned as (
         h.layer, h.head, (h.step - ($step - $before)) // $every as bin,
         max(h.attn_logit_max::double) filter (isfinite(h.attn_logit_max)) as x
     from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
+    where h.step >= $step - $before and h.step <= $step + $after
     group by h.layer, h.head, bin
 ),
 ranged as (  -- a head that hardly moves is drawn as one: its range is at least a tenth of its median

@@ -7,7 +7,7 @@ measured as (
         h.step, h.layer, h.head, h.attn_logit_max::double as x, h.attn_entropy_norm::double as e,
         h.sink_mass, h.q_norm_max, h.k_norm_max
     from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
-    where h.step < $step - 64 or h.step = $step
+    where h.step >= $step - 512 and h.step <= $step and (h.step < $step - 64 or h.step = $step)
 ),
 band as (
     select

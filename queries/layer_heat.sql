@@ -5,6 +5,7 @@ with span as (
 measured as (
     select h.step, h.layer as row, h.layer, max(h.attn_logit_max)::double as x, arg_max(h.head, h.attn_logit_max) as head
     from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
+    where h.step >= $step - 512 and h.step <= $step + $after  -- a constant range: other row groups are not read
     group by h.step, h.layer
 ),
 band as (

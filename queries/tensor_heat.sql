@@ -5,11 +5,18 @@ with span as (
 trajectory as (
     select t.step, t.tensor, t.rms_t::double as rms_t, t.staleness::double as staleness
     from tensors as t join span on span.run = t.run and t.step >= span.low and t.step < span.high
+    where t.step >= $step - 512 and t.step <= $step + $after
 ),
-measured as (
-    select step, tensor || ' rms_t' as row, tensor, 'rms_t' as statistic, rms_t as x from trajectory
+numbers as (
+    select tensor, 2 * row_number() over (order by tensor) as number from (select distinct tensor from trajectory)
+),
+numbered as (
+    select t.*, n.number from trajectory as t join numbers as n on n.tensor = t.tensor
+),
+measured as (  -- an even row is a tensor's rms_t, the odd one after it its staleness
+    select step, number as row, rms_t as x from numbered
     union all
-    select step, tensor || ' staleness', tensor, 'staleness', staleness from trajectory
+    select step, number + 1, staleness from numbered
 ),
 band as (
     select row, median(x) as middle, coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x)) as scale
@@ -43,12 +50,13 @@ chosen as (
 ),
 final as (
     select
-        step, (step - $step)::double - 0.5 as "offset", (step - $step)::double + 0.5 as offset2, tensor, statistic, chosen.place, x as value, baseline, z,
+        step, (step - $step)::double - 0.5 as "offset", (step - $step)::double + 0.5 as offset2, n.tensor,
+        if(scored.row % 2 = 0, 'rms_t', 'staleness') as statistic, chosen.place, x as value, baseline, z,
         (case
             when abs(z) >= 40 then 5 when abs(z) >= 20 then 4 when abs(z) >= 10 then 3 when abs(z) >= 6 then 2
             when abs(z) >= 3 then 1 else 0
         end * sign(z))::integer as level
-    from scored join chosen on chosen.row = scored.row
+    from scored join chosen on chosen.row = scored.row join numbers as n on n.number = scored.row - scored.row % 2
     order by place, step
 )
 select * from final

@@ -282,11 +282,10 @@ def _verdict(control: dict[str, Any], summary: list[dict[str, Any]]) -> str:
     if control["loss"] is None:
         return "no context of the token is left to read its loss in"
     takes = next((row for row in summary if row["takes"]["causal"]), None)
-    words = [
-        f"{takes['times']} sequences take its loss from {control['loss']:.3f} to {takes['boosted']['loss']:.3f}, "
-        f"{takes['takes']['verdict']}" if takes else
-        f"no number of sequences tried is distinguishable from its placebos (N = {summary[0]['placebos']} each)"
-    ]  # fmt: skip
+    shown = takes or summary[-1]
+    others = f", its placebos to {shown['placebo']['loss']:.3f}" if shown["placebos"] else ""
+    words = [f"{shown['times']} sequences take its loss from {control['loss']:.3f} to {shown['boosted']['loss']:.3f}{others}, "
+             f"{shown['takes']['verdict']}" + ("" if takes else ", nor is any smaller number")]  # fmt: skip
     costly = next((row for row in summary if row["costs"] and row["costs"]["causal"]), None)
     if costly:
         words.append(f"at {costly['times']} it costs {costly['costs']['change']:+.4f} elsewhere, beyond the placebos")

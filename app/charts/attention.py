@@ -63,7 +63,9 @@ def over_time(dark: bool, unit: str) -> dict[str, Any]:
     """One statistic of one head around the step; dashed: the median of its own past."""
     p = palette(dark)
     axis = alt.Axis(title=None, tickCount=4, minExtent=40, format="~g")
-    x = alt.X("offset", type=Q, axis=alt.Axis(title=None, format="+d", tickCount=8), scale=alt.Scale(nice=False, zero=False))
+    x = alt.X(
+        "offset", type=Q, axis=alt.Axis(title=None, format="+d", tickCount=8), scale=alt.Scale(nice=False, zero=False)
+    )
     y = alt.Y("value", type=Q, axis=axis, scale=alt.Scale(zero=False))
     tips = [alt.Tooltip("step", type=Q, format=",d"), alt.Tooltip("value", type=Q, format=".4~g", title=unit),
             alt.Tooltip("z", type=Q, format="+.1f", title="σ")]  # fmt: skip
@@ -117,7 +119,9 @@ def lens(dark: bool, layers: int) -> dict[str, Any]:
     shape = alt.Shape("when", type=N, scale=alt.Scale(domain=list(STATES), range=["circle", "triangle-down", "square"]))
     colour = alt.Color("when", type=N, scale=state_colours(p))
     lines = alt.Chart(named("lens")).mark_line(strokeWidth=1.8).encode(x, y, colour)
-    points = alt.Chart(named("lens")).mark_point(filled=True, size=60, opacity=1).encode(x, y, colour, shape, tooltip=tips)
+    points = (
+        alt.Chart(named("lens")).mark_point(filled=True, size=60, opacity=1).encode(x, y, colour, shape, tooltip=tips)
+    )
     return template(alt.layer(lines, points), dark, height=190)
 
 
@@ -132,7 +136,9 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
     assert len(ORANGE) == LEVELS
     names = "datum.value < 1 ? 'emb' : 'L' + (floor(datum.value) - 1)"
     exact = {"nice": False, "zero": False}
-    row = alt.Axis(title=None, values=[i + 0.5 for i in range(layers + 1)], labelExpr=names, grid=False, ticks=False, minExtent=34)
+    row = alt.Axis(
+        title=None, values=[i + 0.5 for i in range(layers + 1)], labelExpr=names, grid=False, ticks=False, minExtent=34
+    )
     x = alt.X("position", type=Q, axis=alt.Axis(title=None, grid=False, tickMinStep=1),
               scale=alt.Scale(domain=[0, positions], **exact))  # fmt: skip
     down = {"axis": row, "scale": alt.Scale(domain=[layers + 1, 0], **exact)}
@@ -151,5 +157,3 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
     column = alt.Chart(named("column")).mark_rect(fill=None, stroke=p.ink, strokeWidth=1.2).encode(
         x, alt.X2("position2"), alt.Y("zero", type=Q, **down), alt.Y2("all"))  # fmt: skip
     return template(alt.layer(cells, column), dark, height=max(120, min(360, 22 * (layers + 1) + 30)), canvas=True)
-
-

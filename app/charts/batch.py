@@ -15,7 +15,15 @@ from app.charts.theme import Palette, cached, heat_colour, named, palette, templ
 Q, O, N = "quantitative", "ordinal", "nominal"
 
 
-STRENGTHS = (0.12, 0.2, 0.3, 0.42, 0.56, 0.74, 0.95)  # of a token's bar; the text's own, but for the lowest, which is seen too
+STRENGTHS = (
+    0.12,
+    0.2,
+    0.3,
+    0.42,
+    0.56,
+    0.74,
+    0.95,
+)  # of a token's bar; the text's own, but for the lowest, which is seen too
 
 QUIET = {False: "#c9ccd3", True: "#3a3d47"}  # a sequence that stands within 3σ
 
@@ -72,7 +80,11 @@ def tokens(dark: bool) -> dict[str, Any]:
                 alt.Color("level", type=O, scale=alt.Scale(domain=list(range(len(colours))), range=colours)), tooltip=tips)
         .add_params(alt.selection_point(name="token", fields=["place"], on="click", clear="dblclick"))
     )  # fmt: skip
-    top = alt.Chart(named("top")).mark_rule(strokeDash=[4, 3], color=p.ink, opacity=0.7).encode(alt.Y("value", type=Q, axis=loss))
+    top = (
+        alt.Chart(named("top"))
+        .mark_rule(strokeDash=[4, 3], color=p.ink, opacity=0.7)
+        .encode(alt.Y("value", type=Q, axis=loss))
+    )
     here = alt.Chart(named("here")).mark_rect(fill=None, stroke=p.ink, strokeWidth=1.6).encode(
         x, alt.X2("position2"), alt.Y("loss", type=Q, axis=loss), alt.Y2("zero"))  # fmt: skip
     return template(alt.layer(bars, top, here), dark, height=110, canvas=True)

@@ -45,9 +45,9 @@ def timeline(dark: bool) -> dict[str, Any]:
                 opacity=alt.condition("datum.level == 0", alt.value(0.45), alt.value(1)))
         .add_params(alt.selection_point(name="event", fields=["place"], on="click", clear="dblclick"))
     )  # fmt: skip
-    said = alt.Chart(named("said")).mark_text(align="left", dx=8, fontSize=10.5, color=p.ink, limit=260).encode(
+    said = alt.Chart(named("said")).mark_text(align="left", dx=6, dy=-9, fontSize=10.5, color=p.ink, limit=260).encode(
         x, y, alt.Text("label", type=N))  # fmt: skip
-    said_left = alt.Chart(named("said_left")).mark_text(align="right", dx=-8, fontSize=10.5, color=p.ink, limit=260).encode(
+    said_left = alt.Chart(named("said_left")).mark_text(align="right", dx=-6, dy=-9, fontSize=10.5, color=p.ink, limit=260).encode(
         x, y, alt.Text("label", type=N))  # fmt: skip
     chosen = alt.Chart(named("chosen")).mark_rule(color=p.ink, strokeDash=[3, 3]).encode(x)
     return template(alt.layer(bands, names, same, chosen, dots, said, said_left), dark, height=300, canvas=True)
@@ -63,7 +63,11 @@ def blame(dark: bool, rows: int) -> dict[str, Any]:
     y = alt.Y("tensor", type=O, sort=None, axis=wide, scale=alt.Scale(domain={"expr": "rows"}, paddingInner=0.25))
     order = ["alone", "all but it"]
     colour = alt.Color("what", type=N, scale=alt.Scale(domain=order, range=[p.fast, p.null]))
-    tips = [alt.Tooltip("tensor", type=N), alt.Tooltip("what", type=N), alt.Tooltip("change", type=Q, format="+.4f", title="nats/token")]
+    tips = [
+        alt.Tooltip("tensor", type=N),
+        alt.Tooltip("what", type=N),
+        alt.Tooltip("change", type=Q, format="+.4f", title="nats/token"),
+    ]
     bars = alt.Chart(named("bars")).mark_bar().encode(
         x, y, alt.YOffset("what", type=N, sort=order, scale=alt.Scale(domain=order)), colour, tooltip=tips)  # fmt: skip
     rise = alt.Chart(named("rise")).mark_rule(color=p.ink, strokeDash=[4, 3]).encode(alt.X("change", type=Q, axis=axis))
@@ -74,13 +78,17 @@ def blame(dark: bool, rows: int) -> dict[str, Any]:
 def scan(dark: bool) -> dict[str, Any]:
     """Change of loss along θ + α·Δθ on the batch and on the probe set; α = 1 is the step that was taken."""
     p = palette(dark)
-    x = alt.X("alpha", type=Q, axis=alt.Axis(title="α: how much of the update", tickCount=9), scale=alt.Scale(nice=False))
+    x = alt.X(
+        "alpha", type=Q, axis=alt.Axis(title="α: how much of the update", tickCount=9), scale=alt.Scale(nice=False)
+    )
     y = alt.Y("change", type=Q, axis=alt.Axis(title=None, tickCount=5, minExtent=50, format="+~g"))
     colour = alt.Color("on", type=N, scale=alt.Scale(domain=list(ON), range=[p.fast, p.fork]))
     shape = alt.Shape("on", type=N, scale=alt.Scale(domain=list(ON), range=["circle", "square"]))
     tips = [alt.Tooltip("on", type=N), alt.Tooltip("alpha", type=Q, format=".2f", title="α"), alt.Tooltip("change", type=Q, format="+.4f"),
             alt.Tooltip("loss", type=Q, format=".4f")]  # fmt: skip
     lines = alt.Chart(named("scan")).mark_line(strokeWidth=1.8).encode(x, y, colour)
-    points = alt.Chart(named("scan")).mark_point(filled=True, size=50, opacity=1).encode(x, y, colour, shape, tooltip=tips)
+    points = (
+        alt.Chart(named("scan")).mark_point(filled=True, size=50, opacity=1).encode(x, y, colour, shape, tooltip=tips)
+    )
     taken = alt.Chart(named("taken")).mark_rule(color=p.ink, strokeDash=[3, 3]).encode(x)
     return template(alt.layer(taken, lines, points), dark, height=230)

@@ -71,7 +71,9 @@ def name_of(head: dict[str, Any]) -> str:
     return f"L{head['layer']}.H{head['head']}"
 
 
-def chosen_head(heads: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]], selection: Selection) -> dict[str, Any]:
+def chosen_head(
+    heads: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]], selection: Selection
+) -> dict[str, Any]:
     """The head of the URL; else the first to move; else the one farthest from its own past; else the largest logit."""
 
     def find(layer: int | None, head: int | None) -> dict[str, Any] | None:
@@ -89,8 +91,16 @@ def chosen_head(heads: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]
 def title_of(step: int, head: dict[str, Any]) -> str:
     """`Step 1,342: L5.H3's largest attention logit 12.4 → 88.1 (31σ)`."""
     value, past = head["attn_logit_max"], head["baseline"]
-    gone = f"{words.number(past)} → {words.number(value)}" if past is not None and head["z"] is not None else words.number(value)
-    size = f" ({words.sigma(abs(head['z']))} {'above' if head['z'] >= 0 else 'below'} its own past)" if head["z"] is not None else ""
+    gone = (
+        f"{words.number(past)} → {words.number(value)}"
+        if past is not None and head["z"] is not None
+        else words.number(value)
+    )
+    size = (
+        f" ({words.sigma(abs(head['z']))} {'above' if head['z'] >= 0 else 'below'} its own past)"
+        if head["z"] is not None
+        else ""
+    )
     return f"Step {words.count(step)}: {name_of(head)}'s largest attention logit {gone}{size}"
 
 
@@ -107,7 +117,11 @@ def _sentence(heads: Sequence[dict[str, Any]], head: dict[str, Any], alarms: Seq
         said += [f"None of {len(heads)} heads stands beyond 6σ of its own past at this step. "]
     first = next((a for a in alarms if a["kind"] == "head" and not a["drifting"]), None)
     if first is not None and first["lead"] > 0:
-        said += ["First head to move: ", accent(f"L{first['layer']}.H{first['head']}"), f", {words.steps(first['lead'], 'before')}. "]
+        said += [
+            "First head to move: ",
+            accent(f"L{first['layer']}.H{first['head']}"),
+            f", {words.steps(first['lead'], 'before')}. ",
+        ]
     entropy, past = head["attn_entropy_norm"], head["baseline_entropy"]
     if entropy is not None and past is not None and past > 0:
         said += [f"{name_of(head)}'s entropy is {words.share(entropy)} of uniform, its own past {words.share(past)}. "]
@@ -213,7 +227,9 @@ def _over_time(run: str, step: int, head: dict[str, Any]) -> None:
         show.nothing(f"{name_of(head)} over time: there are too few steps before {words.count(step)} to judge it by.")
         return
     here = {"here": pa.table({"offset": [0]})}
-    show.caption(f"{name_of(head)}: largest attention logit · dashed: median of its own past · steps from {words.count(step)}")
+    show.caption(
+        f"{name_of(head)}: largest attention logit · dashed: median of its own past · steps from {words.count(step)}"
+    )
     theme.draw(charts.over_time(show.dark(), "largest logit"), {"line": own, **here}, key="head-logit")
     entropy = own.drop_columns(["value", "baseline", "z"]).append_column("value", own["entropy"])
     blank = pa.nulls(own.num_rows, pa.float64())
@@ -225,7 +241,9 @@ def _over_time(run: str, step: int, head: dict[str, Any]) -> None:
 # ---- one head on one sequence
 
 
-def _patterns(run: str, step: int, slot: int, sequence: int | None, head: dict[str, Any], kept: Kept | None, selection: Selection) -> None:
+def _patterns(
+    run: str, step: int, slot: int, sequence: int | None, head: dict[str, Any], kept: Kept | None, selection: Selection
+) -> None:
     show.heading(f"{name_of(head)} on slot {slot} of batch {words.count(step)}, before, at and after")
     arguments = ["attention", run, str(step), "--slot", str(slot)]
     mine = [w for w in work.listed(run) if w.program == "replay" and list(w.arguments[:5]) == arguments]
@@ -235,7 +253,9 @@ def _patterns(run: str, step: int, slot: int, sequence: int | None, head: dict[s
             also = f"Kept already: slot {words.listed(others)}." if others else ""
             show.nothing("Its weights are not kept yet. They come from the exact states 16 steps before, at and after, by replay:",
                          f"replay {' '.join(arguments)}", also)  # fmt: skip
-            st.button("Replay to the three states", type="primary", on_click=partial(work.start, run, "replay", arguments))
+            st.button(
+                "Replay to the three states", type="primary", on_click=partial(work.start, run, "replay", arguments)
+            )
         if mine:
             work.panel(run, most=3, key="attention-work")
         return
@@ -266,7 +286,14 @@ def _triptych(about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Rea
     at = states.index(about["step"]) if about["step"] in states else len(states) - 1
     panels: list[tuple[str, np.ndarray, np.ndarray, bool]] = []
     for (weight, score), state, when in zip(both, states, whens(states, about["step"])):
-        panels.append((f"{when.capitalize()}: state {words.count(state)} · largest logit {words.number(float(score.max()))}", weight, score, True))
+        panels.append(
+            (
+                f"{when.capitalize()}: state {words.count(state)} · largest logit {words.number(float(score.max()))}",
+                weight,
+                score,
+                True,
+            )
+        )
     if len(states) > 1:
         last = len(states) - 1
         pair = (last, 0) if states[0] < about["step"] else (last, at)
@@ -284,9 +311,18 @@ def _triptych(about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Rea
     for column, (caption, weight, score, plain) in zip(st.columns(len(panels)), panels):
         with column:
             show.caption(caption)
-            shown = {"cells": cells_of(weight, score, block, texts), "half": half, "row": pa.Table.from_pylist(row, schema=schema)}
+            shown = {
+                "cells": cells_of(weight, score, block, texts),
+                "half": half,
+                "row": pa.Table.from_pylist(row, schema=schema),
+            }
             key = f"weights-{caption.split(':')[0].lower()}" if plain else "weights-gap"
-            theme.draw(charts.weights(show.dark(), T, plain), shown, key=key, on_select=partial(_clicked_row, key) if plain else None)
+            theme.draw(
+                charts.weights(show.dark(), T, plain),
+                shown,
+                key=key,
+                on_select=partial(_clicked_row, key) if plain else None,
+            )
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -336,7 +372,9 @@ def _query(about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Readin
                      f", looks at: weight on each token at state {words.count(states[at])} · click another")  # fmt: skip
     else:
         by_key = weight.mean(0)
-        show.caption(f"Mean weight on each token over all queries, at state {words.count(states[at])} · click one to see what it looks at")
+        show.caption(
+            f"Mean weight on each token over all queries, at state {words.count(states[at])} · click one to see what it looks at"
+        )
     levels = attention_levels([float(by_key[i // block]) for i in range(T)])
     titles = [f"position {i} · weight {by_key[i // block]:.3f}" for i in range(T)]
     tokens.tokens(read.texts[:T], levels, titles=titles, key="attended", chosen=position, on_click=_clicked_token)
@@ -378,10 +416,14 @@ def _lens(about: dict[str, Any], kept: Kept, read: Reading, position: int | None
     with right:
         at = states.index(step) if step in states else 0
         show.caption(f"Loss of the token that follows, by layer (down) and position (across), at state {words.count(states[at])} · as the tokens: "
-                     f"0 … ln V on seven strengths, darkest: above ln V · click a column")  # fmt: skip
+                     f"0 … ln V on seven strengths, {'yellow' if show.dark() else 'dark red'}: above ln V · click a column")  # fmt: skip
         cells = lens_cells(loss[at], kept[1]("lens_top", at), kept[1]("lens_top_p", at), read, _names(about["run"]))
         T = loss.shape[2]
-        column = [] if position is None or position >= T else [{"position": position, "position2": position + 1, "zero": 0, "all": layers + 1}]
+        column = (
+            []
+            if position is None or position >= T
+            else [{"position": position, "position2": position + 1, "zero": 0, "all": layers + 1}]
+        )
         schema = pa.schema([(k, pa.int64()) for k in ("position", "position2", "zero", "all")])
         theme.draw(charts.reads(show.dark(), layers, T), {"reads": cells, "column": pa.Table.from_pylist(column, schema=schema)},
                    key="reads", on_select=_clicked_column)  # fmt: skip
@@ -441,7 +483,9 @@ def _by_layer(about: dict[str, Any], kept: Kept, read: Reading, position: int) -
         row: dict[str, Any] = {"after": "embedding" if i == 0 else f"layer {i - 1}"}
         for k, state in enumerate(about["states"]):
             row[f"loss at {state:,}"] = float(loss[k, i, position])
-            row[f"likeliest at {state:,}"] = f"{name(int(top[k, i, position]))!r} {100 * float(top_p[k, i, position]):.0f}%"
+            row[f"likeliest at {state:,}"] = (
+                f"{name(int(top[k, i, position]))!r} {100 * float(top_p[k, i, position]):.0f}%"
+            )
         rows.append(row)
     numbers = {f"loss at {s:,}": st.column_config.NumberColumn(format="%.3f") for s in about["states"]}
     show.frame(rows, column_config=numbers)

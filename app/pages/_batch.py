@@ -77,10 +77,18 @@ def worst_of(rows: Sequence[dict[str, Any]]) -> list[Part]:
     said += [*where, ". "]
     if apart:
         sources = sorted({r["source"] for r in apart if r["source"]})
-        said += [strong(f"{len(apart)} of {len(rows)}"), f" stand {APART}σ or more above the sequences of the 64 steps before"]
+        said += [
+            strong(f"{len(apart)} of {len(rows)}"),
+            f" stand {APART}σ or more above the sequences of the 64 steps before",
+        ]
         if len(sources) == 1 and len({r["source"] for r in rows}) > 1:
             said += [", all of them of the source ", code(sources[0])]
-        said += ["."]
+        share = sum(r["share"] for r in apart if r["share"] is not None)
+        said += (
+            [" and hold ", strong(words.share(share)), " of the excess."]
+            if len(apart) > 1 and share > 0 and total > 0
+            else ["."]
+        )
     elif top["baseline"] is not None:
         said += [f"None stands {APART}σ above the sequences of the 64 steps before."]
     return said
@@ -128,7 +136,9 @@ def _overview(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], header: di
     lines = [{"value": past, "what": f"the 64 steps before: {words.loss(past)}"}] if past is not None else []
     if vocabulary and top > 0.6 * math.log(vocabulary):
         lines.append({"value": math.log(vocabulary), "what": f"ln V, guessing: {math.log(vocabulary):.3f}"})
-    show.caption(f"Loss by sequence (nats/token), highest first · colour: σ from the sequences of the 64 steps before, grey under 3 · click one (now slot {chosen['slot']})")
+    show.caption(
+        f"Loss by sequence (nats/token), highest first · colour: σ from the sequences of the 64 steps before, grey under 3 · click one (now slot {chosen['slot']})"
+    )
     schema = pa.schema([("value", pa.float64()), ("what", pa.string())])
     one = [b for b in bars if b["slot"] == chosen["slot"]]
     theme.draw(theme.filled(charts.sequences(show.dark()), last=float(len(rows))),
@@ -167,7 +177,9 @@ def _text(run: str, step: int, row: dict[str, Any], selection: Selection) -> Fou
     if influence is not None and known is not None:
         _measures(by_influence)
     if known is not None and known[1] == "tolerance only" and not by_influence:
-        show.amber(strong("Tolerance only: "), "the replayed state is not the recorded one bit for bit on this machine.")
+        show.amber(
+            strong("Tolerance only: "), "the replayed state is not the recorded one bit for bit on this machine."
+        )
     if by_influence and influence is not None:
         levels, under = influence_levels(influence[0]), set[int]()
         show.caption(f"Colour: influence on the spike at {words.count(influence[1])} by metagradient · orange raises it, blue lowers it · "
@@ -235,7 +247,9 @@ def influence_levels(values: Sequence[float | None]) -> list[int]:
     top = max((abs(x) for x in values if x is not None and math.isfinite(x)), default=0.0)
     found = []
     for x in values:
-        size = 0 if x is None or not top or not math.isfinite(x) else round((tokens.LEVELS - 1) * math.sqrt(abs(x) / top))
+        size = (
+            0 if x is None or not top or not math.isfinite(x) else round((tokens.LEVELS - 1) * math.sqrt(abs(x) / top))
+        )
         found.append(-size if x is not None and x < 0 else size)
     return found
 
@@ -276,7 +290,9 @@ def _offer(run: str, step: int) -> None:
 # ---- beside it
 
 
-def _beside(run: str, step: int, row: dict[str, Any], selection: Selection, found: Reading, losses: list[float | None] | None) -> None:
+def _beside(
+    run: str, step: int, row: dict[str, Any], selection: Selection, found: Reading, losses: list[float | None] | None
+) -> None:
     at = selection.position
     if at is not None and at < len(found.tokens):
         _token(run, step, row["slot"], at, found, losses, selection)
@@ -284,10 +300,16 @@ def _beside(run: str, step: int, row: dict[str, Any], selection: Selection, foun
         _costly(found, losses)
 
 
-def _token(run: str, step: int, slot: int, at: int, found: Reading, losses: list[float | None] | None, selection: Selection) -> None:
+def _token(
+    run: str, step: int, slot: int, at: int, found: Reading, losses: list[float | None] | None, selection: Selection
+) -> None:
     """The chosen token: its loss, its document, how often the state had met it, and a fork without the document."""
     with st.container(border=True, key="token-card"):
-        show.heading("Token ", code(tokens.shown(found.texts[at]).strip("\n") or "␣"), f" · id {found.tokens[at]} · position {at}")
+        show.heading(
+            "Token ",
+            code(tokens.shown(found.texts[at]).strip("\n") or "␣"),
+            f" · id {found.tokens[at]} · position {at}",
+        )
         loss = losses[at] if losses is not None else None
         if at == 0:
             show.note("The first token is read, not predicted: it has no loss.")
@@ -344,7 +366,7 @@ def _costly(found: Reading, losses: list[float | None], most: int = 8) -> None:
         return
     show.heading("Its costliest tokens")
     show.frame(
-        [{"position": i, "loss": losses[i], "token": tokens.shown(found.texts[i]),
+        [{"position": i, "loss": losses[i], "token": tokens.shown(found.texts[i]).replace(" ", "␣"),
           "after": "".join(found.texts[max(0, i - 6) : i])} for i in order],
         column_config={"loss": st.column_config.NumberColumn(format="%.3f")},
     )  # fmt: skip

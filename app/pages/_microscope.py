@@ -12,7 +12,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import data, show, words, work
+from app import data, reading, show, tokens, words, work
 from app.charts import microscope as charts
 from app.charts import theme
 from app.pages import chosen_run, link
@@ -20,7 +20,14 @@ from app.selection import Selection, goto, picked
 from app.show import Part, accent, code, strong
 from app.step import chosen_step
 
-PHASES = {"forward": "forward", "loss": "loss", "backward": "backward", "clip": "clip", "update": "update", "next": "next"}
+PHASES = {
+    "forward": "forward",
+    "loss": "loss",
+    "backward": "backward",
+    "clip": "clip",
+    "update": "update",
+    "next": "next",
+}
 TENSORS = 12  # bars of the layer blame
 LOUD = charts.RATIOS[0]  # a ratio, or its inverse, from which a value counts as moved
 
@@ -51,9 +58,15 @@ def page() -> None:
     with update:
         _blame(trace)
     with along:
-        _event(trace, selection)
         _scan(trace)
-    _largest(trace)
+    if selection.position is None or selection.position >= len(trace["events"]):
+        _largest(trace)
+        return
+    most, one = st.columns([1.35, 1])
+    with most:
+        _largest(trace)
+    with one:
+        _event(trace, selection.position, run)
 
 
 def _kept(run: str, step: int) -> dict[str, Any] | None:
@@ -89,7 +102,10 @@ def _untraced(run: str, step: int) -> None:
     if step < first:
         show.nothing(f"A step is traced beside the one before it: {run} has such steps from {first:,} on.")
     elif not any(w.status == "running" for w in mine):
-        show.nothing("Replays to the exact state, then runs the step once more, watched at every sub-layer:", f"replay {' '.join(arguments)}")
+        show.nothing(
+            "Replays to the exact state, then runs the step once more, watched at every sub-layer:",
+            f"replay {' '.join(arguments)}",
+        )
         st.button("Trace this step", type="primary", on_click=partial(work.start, run, "replay", arguments))
     if mine:
         work.panel(run, most=3, key="trace-work")
@@ -119,7 +135,7 @@ def title_of(trace: dict[str, Any]) -> str:
 
 
 def _times(ratio: float) -> str:
-    return words.ratio(ratio) if ratio >= 9.95 else f"{ratio:.2f}×"
+    return words.ratio(ratio) if ratio >= 9.95 else f"{ratio:.2f}×" if ratio >= 0.1 else f"{ratio:.2g}×"
 
 
 def sentence_of(trace: dict[str, Any]) -> list[Part]:
@@ -130,7 +146,11 @@ def sentence_of(trace: dict[str, Any]) -> list[Part]:
     if moved:
         first = max((d for d in moved if d["place"] == moved[0]["place"]), key=lambda d: size_of(d["true"]))
         most = max(moved, key=lambda d: size_of(d["true"]))
-        said += ["First inside the step to move: ", accent(_name(first)), f", {_times(first['true'])} the step before. "]
+        said += [
+            "First inside the step to move: ",
+            accent(_name(first)),
+            f", {_times(first['true'])} the step before. ",
+        ]
         if most is not first:
             said += ["Moved most: ", strong(_name(most)), f", {_times(most['true'])}. "]
     else:
@@ -152,7 +172,11 @@ def _name(dot: dict[str, Any]) -> str:
 
 
 def _hedge(run: str, step: int, selection: Selection) -> list[Part]:
-    return ["Order inside one step, replayed; what made it so is for ", code(f"replay blame {run} --spike {selection.spike or step}"), "."]
+    return [
+        "Order inside one step, replayed; what made it so is for ",
+        code(f"replay blame {run} --spike {selection.spike or step}"),
+        ".",
+    ]
 
 
 # ---- the timeline
@@ -203,8 +227,7 @@ def _timeline(trace: dict[str, Any], position: int | None) -> None:
 
     dots = dots_of(trace)
     shown = sorted(dots, key=lambda d: size_of(d["true"]))[-theme.STEPS_MOST :]
-    top = max([2.0, *(size_of(d["true"]) for d in dots)]) * 1.3
-    top = min(top, 1e6)
+    top = min(max([2.0, *(size_of(d["true"]) for d in dots)]), 1e6) ** 1.25  # room for the phases' names
     for d in shown:
         d["ratio"] = min(max(d["true"], 1 / top), top)
     if not shown:
@@ -212,7 +235,10 @@ def _timeline(trace: dict[str, Any], position: int | None) -> None:
         return
     n = len(trace["events"])
     loud = _apart(sorted((d for d in shown if size_of(d["true"]) >= LOUD), key=lambda d: -size_of(d["true"])), n, top)
-    labels = [{"place": d["place"], "ratio": d["ratio"], "label": f"{_short(d['event'])} {d['what']} {_times(d['true'])}"} for d in loud]
+    labels = [
+        {"place": d["place"], "ratio": d["ratio"], "label": f"{_short(d['event'])} {d['what']} {_times(d['true'])}"}
+        for d in loud
+    ]
     steps = ", ".join(f"{r:g}" for r in charts.RATIOS)
     show.caption(f"The events of the step in their order · a dot per value, up: its ratio to step {words.count(trace['baseline'])} (log; of an entropy "
                  f"the other way round) · coloured from {steps}× · click one")  # fmt: skip
@@ -225,19 +251,24 @@ def _timeline(trace: dict[str, Any], position: int | None) -> None:
                 "chosen": pa.table({"place": pa.array(chosen, pa.int64())})}, key="timeline", on_select=_clicked_event)  # fmt: skip
 
 
-def _apart(loud: Sequence[dict[str, Any]], n: int, top: float, most: int = 7) -> list[dict[str, Any]]:
+def _apart(loud: Sequence[dict[str, Any]], n: int, top: float, most: int = 6) -> list[dict[str, Any]]:
     """The loudest whose labels do not lie over one another."""
     found: list[dict[str, Any]] = []
     for d in loud:
         up = math.log(d["ratio"]) / math.log(top)
-        if all(abs(up - math.log(f["ratio"]) / math.log(top)) > 0.11 or abs(d["place"] - f["place"]) > 0.3 * n for f in found):
+        if all(
+            abs(up - math.log(f["ratio"]) / math.log(top)) > 0.11 or abs(d["place"] - f["place"]) > 0.3 * n
+            for f in found
+        ):
             found.append(d)
-    return found[:most]
+    return [d for d in found if size_of(d["true"]) >= size_of(found[0]["true"]) ** 0.6][:most]
 
 
 def _short(event: str) -> str:
-    """`L2.attn forward` of `layers.2.attn forward`."""
-    return event.replace("layers.", "L", 1) if event.startswith("layers.") else event
+    """`L2.attn forward` of `layers.2.attn forward`; a weight's update goes without the word weight."""
+    return (event.replace("layers.", "L", 1) if event.startswith("layers.") else event).replace(
+        ".weight update", " update"
+    )
 
 
 def event_of(event: Any) -> dict[str, int] | None:
@@ -252,26 +283,28 @@ def _clicked_event() -> None:
         goto(**change)
 
 
-def _event(trace: dict[str, Any], selection: Selection) -> None:
+def _event(trace: dict[str, Any], at: int, run: str) -> None:
     """The values of the chosen event; of the loss, the tokens that cost most."""
-    at = selection.position
-    if at is None or at >= len(trace["events"]):
-        return
     e = trace["events"][at]
     show.heading(_short(e["name"]), f" · at {1000 * e['start']:.1f} ms, {1000 * e['seconds']:.2f} ms")
-    show.frame([{"value": name, "here": value, "the step before": e["baseline"].get(name), "ratio": e["ratio"].get(name)}
+    show.frame([{"what": name, "here": value, "the step before": e["baseline"].get(name), "ratio": e["ratio"].get(name)}
                 for name, value in e["values"].items()], column_config=_NUMBERS)  # fmt: skip
     if e["detail"]:
         show.caption("Its costliest tokens")
-        show.frame(e["detail"], column_config={"loss": st.column_config.NumberColumn(format="%.3f")})
+        name = reading.token_name(data.runs_folder() / "_data" / data.header(run)["corpus"])
+        show.frame([{**{k: d[k] for k in ("slot", "position", "loss")}, "token": tokens.shown(name(d["token"]))} for d in e["detail"]],
+                   column_config={"loss": st.column_config.NumberColumn(format="%.3f")})  # fmt: skip
         worst = e["detail"][0]
-        link("batch", f"Read slot {worst['slot']} at position {worst['position'] + 1}", run=selection.run, step=trace["step"],
+        link("batch", f"Read slot {worst['slot']} at position {worst['position'] + 1}", run=run, step=trace["step"],
              slot=worst["slot"], position=worst["position"] + 1)  # fmt: skip
     elif e["layer"] is not None and ".attn forward" in e["name"]:
-        link("attention", f"Heads of layer {e['layer']}", run=selection.run, step=trace["step"], layer=e["layer"])
+        link("attention", f"Heads of layer {e['layer']}", run=run, step=trace["step"], layer=e["layer"])
 
 
-_NUMBERS = {name: st.column_config.NumberColumn(format="%.4g") for name in ("here", "the step before", "value", "before", "ratio")}
+_NUMBERS = {
+    name: st.column_config.NumberColumn(format="%.4g")
+    for name in ("here", "the step before", "value", "before", "ratio")
+}
 
 
 # ---- the update
@@ -310,7 +343,9 @@ def _scan(trace: dict[str, Any]) -> None:
         return
     show.caption(f"Change of loss along update {words.count(trace['baseline'])} (nats/token) · ● this batch · ■ held-out probes · dashed: "
                  f"the step taken. {reading_of(scan)}")  # fmt: skip
-    theme.draw(charts.scan(show.dark()), {"scan": pa.Table.from_pylist(lines), "taken": pa.table({"alpha": [1.0]})}, key="scan")
+    theme.draw(
+        charts.scan(show.dark()), {"scan": pa.Table.from_pylist(lines), "taken": pa.table({"alpha": [1.0]})}, key="scan"
+    )
 
 
 def reading_of(scan: Sequence[dict[str, Any]]) -> str:

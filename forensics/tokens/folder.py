@@ -90,7 +90,10 @@ def tokenizer_file(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.no_truncation()  # a tokenizer.json may cut or fill what it is given
+        tokenizer.no_padding()
+        return tokenizer
     except Exception as e:  # the library raises a bare Exception
         raise ForensicsError("data", f"{path.name} is no tokenizer.json: {_line(e)}",
                              "save one with Tokenizer.save(path)") from None  # fmt: skip

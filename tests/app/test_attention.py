@@ -151,12 +151,13 @@ def test_a_state_that_is_not_the_recorded_one_gets_the_banner(looked, app_page, 
 def test_a_young_run_has_heads_without_a_past_and_one_without_heads_says_so(empty_runs, app_page, said):
     import json
 
-    from forensics.store.writer import Writer
+    from forensics.store.writer import Writer, replace_table
 
     for name in ("young", "bare"):
         (empty_runs / name).mkdir()
         (empty_runs / name / "run.json").write_text(json.dumps(
             {"name": name, "first_step": 0, "steps": 9, "created": "2026", "config": {}, "corpus": "none"}))  # fmt: skip
+        replace_table(empty_runs / name, "runs", {"name": [name], "first_step": [0], "steps": [9]})
         with Writer(empty_runs / name) as w:
             w.append("steps", step=list(range(30)), loss=2.0, grad_norm=1.0)
             if name == "young":

@@ -15,7 +15,7 @@ DAMAGED = 121  # a batch of hostile documents
 
 
 def row(slot, loss, **more):
-    return {"slot": slot, "loss": loss, "weight": 32.0, "baseline": 2.0, "excess": (loss - 2) * 32, "share": None, "z": None,
+    return {"slot": slot, "loss": loss, "weight": 32.0, "baseline": 2.0, "excess": ((loss or 0.0) - 2) * 32, "share": None, "z": None,
             "source": "clean", "path": "a.py"} | more  # fmt: skip
 
 
@@ -46,7 +46,10 @@ def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_al
     ]
     said = said_of(batch.worst_of(rows))
     assert "Its worst of 3 sequences, slot 7 (loss 6.000), holds 60% of the excess; it reads damaged: x" in said
-    assert "2 of 3 stand 3σ or more above" in said and "all of them of the source damaged" in said
+    assert (
+        "2 of 3 stand 3σ or more above" in said
+        and "all of them of the source damaged and hold 90% of the excess" in said
+    )
     calm = said_of(batch.worst_of([row(0, 1.5, z=-1.0), row(1, 1.2, z=-2.0)]))
     assert "holds" not in calm and "None stands 3σ" in calm
     assert "an intervention made" in said_of(batch.worst_of([row(0, 3.0, path=None, source=None)]))

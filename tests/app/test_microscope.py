@@ -12,7 +12,7 @@ DAMAGED = 121
 
 def event(name, phase, values, ratio, **more):
     return {"name": name, "phase": phase, "start": 0.001, "seconds": 0.002, "values": values, "layer": None, "detail": [],
-            "baseline": {k: 1.0 for k in values}, "ratio": ratio} | more  # fmt: skip
+            "baseline": dict.fromkeys(values, 1.0), "ratio": ratio} | more  # fmt: skip
 
 
 def trace(**blame):
@@ -121,7 +121,7 @@ def test_a_kept_trace_is_shown_with_the_event_that_was_chosen(traced, app_page, 
     assert "Tolerance only" not in text
     assert len(test.get("vega_lite_chart")) == 3
     values = next(d.value for d in test.dataframe if "the step before" in d.value)
-    assert "worst_sequence" in set(values["value"])
+    assert "worst_sequence" in set(values["what"])
     assert any("token" in d.value for d in test.dataframe)
     near = app_page("microscope", run="demo", step=DAMAGED - 1)
     assert f"{DAMAGED}" in [b.label for b in near.button]

@@ -76,3 +76,11 @@ def test_the_first_component_is_found_where_two_are_nearly_as_large() -> None:
     mean = U.mean(0)
     exact = torch.linalg.svd((U - mean).double(), full_matrices=False).Vh[0]
     assert abs(float(first_component(U, mean).double() @ exact)) > 0.9999
+
+
+def test_what_went_to_nan_is_told_as_nan_and_the_rest_is_measured() -> None:
+    w = weights()
+    w.unembedding[5] = torch.nan
+    found = measure(w, REFERENCE)
+    assert np.isfinite(found["input-norm"]).all() and np.isnan(found["cosine-without-pc"]).all()
+    assert np.isnan(found["cosine"][5]) and np.isfinite(np.delete(found["cosine"], 5)).all()

@@ -241,16 +241,10 @@ def left_out(run, start, first, last, target):
 def test_it_ranks_sequences_as_leave_one_out_replays_do(tmp_path, recipe_of):
     """Windows after warm-up, three seeds, the median of Spearman's correlation; 16 steps in benchmarks/blame.py."""
     found = []
-    for seed, (first, last) in enumerate([(34, 40), (33, 40), (31, 40)]):
-        recipe = recipe_of(
-            **{
-                "train.seed": seed,
-                "train.batch": 8,
-                "train.learning_rate": 3e-3,
-                "train.steps": 40,
-                "record.level": "off",
-            }
-        )
+    for seed, (first, last) in enumerate([(34, 40), (34, 40), (32, 40)]):
+        settings = {"train.seed": seed, "train.batch": 8, "train.micro_batch": 8, "train.learning_rate": 3e-3}
+        settings |= {"data.sequence_length": 16, "model.layers": 1, "train.steps": 40, "record.level": "off"}
+        recipe = recipe_of(**settings)
         train(recipe, name=f"ranked-{seed}", recipe_name="tiny", runs=tmp_path)
         run = open_run(tmp_path, f"ranked-{seed}")
         start, target = run.state_at(first), probe_target(run, run.batches.held_out())
@@ -259,7 +253,6 @@ def test_it_ranks_sequences_as_leave_one_out_replays_do(tmp_path, recipe_of):
         assert ours.condition.ok, ours.condition.sentence
         ranks = [x.ravel().argsort().argsort() for x in (-ours.by_sequence, replayed)]
         found.append(np.corrcoef(ranks)[0, 1])
-        print(seed, found[-1], replayed.sum(), np.abs(replayed).max(), ours.condition)
     assert np.median(found) >= 0.9, found
 
 
