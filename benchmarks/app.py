@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -129,6 +130,12 @@ def _write(writer: Any, rng: np.random.Generator, first: int, last: int) -> None
                   loss=_rounded(by_sequence).ravel(), weight=128.0, repeat_share=0.0)  # fmt: skip
 
 
+def tell(part: str, found: Any) -> Any:
+    """A part of the answer as soon as it is known: on a busy machine the whole may never come."""
+    print(part, json.dumps(found), file=sys.stderr, flush=True)
+    return found
+
+
 def best(work: Callable[[], Any], rounds: int = 5) -> dict[str, float]:
     """Milliseconds of the first call and of the best of the rest."""
     times = []
@@ -166,7 +173,11 @@ def _asked(name: str, parameters: dict[str, Any]) -> None:
 
 def visits(step: int) -> dict[str, dict[str, Any]]:
     """Page → what its URL selects."""
-    return {"runs": {"run": RUN}, "spikes": {"run": RUN, "spike": step}, "sql": {"run": RUN, "query": "loss_band_by100"}}
+    return {
+        "runs": {"run": RUN},
+        "spikes": {"run": RUN, "spike": step},
+        "sql": {"run": RUN, "query": "loss_band_by100"},
+    }
 
 
 def time_scripts(step: int) -> dict[str, Any]:
@@ -195,7 +206,7 @@ def time_browser(runs: Path, step: int) -> dict[str, Any]:
     with serving(runs) as url, chromium() as browser:
         for name, selection in visits(step).items():
             rounds = []
-            for _ in range(4):
+            for _ in range(3):
                 tab = Watched(browser, url)
                 rounds.append(tab.timed("" if name == "runs" else name, **selection))
                 tab.check()
@@ -238,8 +249,8 @@ def main() -> None:
             document["made"] = make(runs, given.steps)
         if not given.only_make:
             step = next(s for s in (61_342, 20_000) if s < given.steps)
-            document["queries"] = time_queries(step)
-            document["scripts"] = time_scripts(step)
+            document["queries"] = tell("queries", time_queries(step))
+            document["scripts"] = tell("scripts", time_scripts(step))
             if not given.no_browser:
                 document["browser"] = time_browser(runs, step)
     finally:

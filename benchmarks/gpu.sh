@@ -7,55 +7,61 @@
 # It needs PyTorch, Triton, numpy, pyarrow, safetensors, tokenizers, pytest, rich, click, transformers and a C compiler;
 # xxhash is built from pyarrow's own header where it is missing. Results go to $OUT, else benchmarks/results.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3}
-dry=()
-device=gpu
-export PYTHONPATH="$PWD"
-if [[ "${1:-}" == --dry ]]; then
-    dry=(--dry)
-    device=dry
-    export PYTHONPATH="$PWD:$PWD/benchmarks/bare:$PWD/benchmarks/bare/absent"
-    export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of packages that are hidden
-    results=$(mktemp -d)
-elif ! "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then
-    echo "no GPU here: --dry runs everything on the CPU" >&2
-    exit 2
-else
-    results=${OUT:-benchmarks/results}
-fi
-"$PYTHON" -c "import xxhash" 2>/dev/null || export PYTHONPATH="$PYTHONPATH:$PWD/benchmarks/bare"
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$(mktemp -d)}"
-export FORENSICS_GPU_SH=$device
-mkdir -p "$results"
-began=$SECONDS
 
-part() { # name, seconds it may take, command
-    local name=$1 limit=$2 started=$SECONDS
-    shift 2
-    echo "== $name"
-    if timeout "$limit" "$@"; then
-        echo "== $name: done in $((SECONDS - started)) s"
+main() { # a function, so that the script may be edited while it runs
+    cd "$(dirname "$0")/.."
+    PYTHON=${PYTHON:-python3}
+    device=gpu
+    patience=1
+    export PYTHONPATH="$PWD"
+    if [[ "${1:-}" == --dry ]]; then
+        device=dry
+        patience=5 # whether it is right, not how fast
+        export PYTHONPATH="$PWD:$PWD/benchmarks/bare:$PWD/benchmarks/bare/absent"
+        export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 # plugins of packages that are hidden
+        results=$(mktemp -d)
+    elif ! "$PYTHON" -c "import torch; raise SystemExit(not torch.cuda.is_available())"; then
+        echo "no GPU here: --dry runs everything on the CPU" >&2
+        exit 2
     else
-        echo "== $name: FAILED ($?) after $((SECONDS - started)) s"
-        failed+=("$name")
+        results=${OUT:-benchmarks/results}
+    fi
+    "$PYTHON" -c "import xxhash" 2>/dev/null || export PYTHONPATH="$PYTHONPATH:$PWD/benchmarks/bare"
+    export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-$(mktemp -d)}"
+    export FORENSICS_GPU_SH=$device
+    mkdir -p "$results"
+    began=$SECONDS
+
+    part() { # name, seconds it may take, command
+        local name=$1 limit=$2 started=$SECONDS
+        shift 2
+        echo "== $name"
+        # at once: a run that is being trained takes SIGTERM for a Ctrl-C and ends in order
+        if timeout -s KILL "$((limit * patience))" "$@"; then
+            echo "== $name: done in $((SECONDS - started)) s"
+        else
+            echo "== $name: FAILED ($?) after $((SECONDS - started)) s"
+            failed+=("$name")
+        fi
+    }
+
+    failed=()
+    part correctness 200 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu tests/observe/test_kernels.py -m gpu
+    if [[ $device == gpu ]]; then
+        part step 170 "$PYTHON" -m benchmarks.step --rounds 12 --json "$results/step-gpu.json"
+        part replay 60 "$PYTHON" -m benchmarks.replay --rounds 2 --steps 40 --json "$results/replay-gpu.json"
+        part saving 40 "$PYTHON" -m benchmarks.saving --rounds 2 --json "$results/saving-gpu.json"
+        part attention 30 "$PYTHON" -m benchmarks.attention --rounds 9 --json "$results/attention-gpu.json"
+    else
+        part step 200 "$PYTHON" -m benchmarks.step --dry --rounds 2 --json "$results/step.json"
+        part replay 100 "$PYTHON" -m benchmarks.replay --dry --rounds 1 --steps 8 --json "$results/replay.json"
+        part saving 100 "$PYTHON" -m benchmarks.saving --dry --rounds 1 --json "$results/saving.json"
+    fi
+    echo "== all in $((SECONDS - began)) s; results in $results"
+    if ((${#failed[@]})); then
+        echo "failed: ${failed[*]}" >&2
+        exit 1
     fi
 }
 
-failed=()
-part correctness 200 "$PYTHON" -m pytest -q -p no:cacheprovider tests/gpu tests/observe/test_kernels.py -m gpu
-if [[ $device == gpu ]]; then
-    part step 170 "$PYTHON" -m benchmarks.step --rounds 12 --json "$results/step-gpu.json"
-    part replay 60 "$PYTHON" -m benchmarks.replay --rounds 2 --steps 40 --json "$results/replay-gpu.json"
-    part saving 40 "$PYTHON" -m benchmarks.saving --rounds 2 --json "$results/saving-gpu.json"
-    part attention 30 "$PYTHON" -m benchmarks.attention --rounds 9 --json "$results/attention-gpu.json"
-else
-    part step 200 "$PYTHON" -m benchmarks.step --dry --rounds 2 --json "$results/step.json"
-    part replay 100 "$PYTHON" -m benchmarks.replay --dry --rounds 1 --steps 8 --json "$results/replay.json"
-    part saving 100 "$PYTHON" -m benchmarks.saving --dry --rounds 1 --json "$results/saving.json"
-fi
-echo "== all in $((SECONDS - began)) s; results in $results"
-if ((${#failed[@]})); then
-    echo "failed: ${failed[*]}" >&2
-    exit 1
-fi
+main "$@"

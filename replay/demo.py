@@ -73,8 +73,9 @@ def tell(runs: Path, quick: bool, progress: Report, say: Say) -> dict[str, Any]:
     blamed = blame(runs, name, spike["step"], force=spike["metric"] != "loss", progress=progress)
     del blamed["coloured"]
     _tell_blame(blamed, say)
+    again = f"replay blame {name} --spike {spike['step']}" + " --force" * (spike["metric"] != "loss")
     seconds = time.perf_counter() - began
-    say(f"\n{seconds:.0f} seconds in all. Go on with: forensics batch {name} {planted + 1} · replay blame {name} --spike {spike['step']} · "
+    say(f"\n{seconds:.0f} seconds in all. Go on with: forensics batch {name} {planted + 1} · {again} · "
         f"replay diff {name} {made['fork']} · forensics query --list")  # fmt: skip
     return {
         "run": name, "spikes": spikes["spikes"], "spike_score": spikes["spike_score"],

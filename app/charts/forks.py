@@ -30,7 +30,7 @@ def _steps(axis: bool = True, field: str = "step") -> alt.X:
 def _words(name: str, x: alt.X, value: str, colour: alt.Color, dx: int = -2) -> list[alt.Chart]:
     """A word where each line ends: over it, or under it where `below` says so."""
     rows = alt.Chart(named(name))
-    place = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
+    place: dict[str, Any] = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
     return [
         rows.transform_filter(which)
         .mark_text(dy=dy, **place)
@@ -47,7 +47,7 @@ def _dash() -> alt.StrokeDash:
     return alt.StrokeDash("kind", type=N, scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [1, 0], [3, 3]]))
 
 
-def _over_nulls(y: alt.Y, low: alt.Y, p: Palette, tips: list[alt.Tooltip], axis: bool) -> alt.LayerChart:
+def _over_nulls(y: alt.Y, low: alt.Y, p: Palette, tips: list[alt.Tooltip], axis: bool) -> alt.LayerChart | alt.FacetChart:
     """The fork's line over bands of the null forks, or over each of them; a word at each line's end."""
     x = _steps(axis)
     bands = alt.Chart(named("bands"))

@@ -1,7 +1,8 @@
 """The Tokens page: indicator against exposure, one token over the checkpoints.
 
 Named data: `points` (token, exposure, indicator, kind, …), `cells` (x, x2, y, y2, tokens), `chosen`, `verified`, `line` (the
-rule's threshold); `kinds` (place, kind, word) for the legend; `trajectory` (step, indicator, low, middle, high, …).
+rule's threshold); `kinds` (place, kind, word) for the legend; `trajectory` (step, indicator, low, middle, high, …). To be `filled`: `bounds`, the
+steps shown, and `counts`.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def trajectory(dark: bool) -> dict[str, Any]:
         "step",
         type=Q,
         axis=alt.Axis(title=None, format=",d", tickCount=6, labels=False),
-        scale=alt.Scale(nice=False, padding=8),
+        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
     )
     y = alt.Y("indicator", type=Q, axis=labels(tickCount=5, minExtent=44, maxExtent=44), scale=alt.Scale(zero=False))
     tips = [alt.Tooltip("step", type=Q, format=",d"), alt.Tooltip("indicator", type=Q, format=".4~g"),
@@ -107,9 +108,12 @@ def exposure(dark: bool) -> dict[str, Any]:
     """How often one token had been met by each checkpoint, on log(1 + n); `counts`: 0 and the most."""
     p = palette(dark)
     x = alt.X(
-        "step", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=6), scale=alt.Scale(nice=False, padding=8)
+        "step",
+        type=Q,
+        axis=alt.Axis(title=None, format=",d", tickCount=6),
+        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
     )
-    y = alt.Y("count", type=Q, axis=labels(format="~s", values=[0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8], minExtent=44, maxExtent=44),
+    y = alt.Y("count", type=Q, axis=labels(format=",d", values=[0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8], minExtent=44, maxExtent=44),
               scale=alt.Scale(type="symlog", constant=1, nice=False, domain={"expr": "counts"}))  # fmt: skip
     kinds = ["as input", "as target"]
     colour = alt.Color("what", type=N, scale=alt.Scale(domain=kinds, range=[p.fork, p.parent]))

@@ -73,11 +73,13 @@ def _over_time(run: str, token: int) -> None:
             " && ".join(f"forensics tokens {run}@{s}" for s in _unmeasured(run)[:3]),
         )
         return
+    last = max(rows["step"].to_pylist())
+    bounds = [0, 1.02 * last]
     if known.num_rows:
         show.caption("Indicator by checkpoint · grey: 10–90 % of the tokens that nothing had reached by then")
         seen = [s for s in rows["first_seen"].to_pylist() if s is not None]
         tables = {"trajectory": known, "seen": pa.table({"step": pa.array(seen[:1], pa.int64())})}
-        theme.draw(charts.trajectory(show.dark()), tables, key="token-trajectory")
+        theme.draw(theme.filled(charts.trajectory(show.dark()), bounds=bounds), tables, key="token-trajectory")
     show.caption("How often it had been met by then, log(1 + n) · ● blue: as an input, ■ grey: as a target")
     both = [(s, what, n) for column, what in (("exposure_in", "as input"), ("exposure_out", "as target"))
             for s, n in zip(rows["step"].to_pylist(), rows[column].to_pylist())]  # fmt: skip
@@ -86,7 +88,9 @@ def _over_time(run: str, token: int) -> None:
     )
     most = max([1, *(n for _, _, n in both if n is not None)])
     theme.draw(
-        theme.filled(charts.exposure(show.dark()), counts=[0, 1.2 * most]), {"exposures": table}, key="token-exposure"
+        theme.filled(charts.exposure(show.dark()), bounds=bounds, counts=[0, 1.2 * most]),
+        {"exposures": table},
+        key="token-exposure",
     )
 
 

@@ -57,7 +57,8 @@ def _alive(header: dict[str, Any]) -> bool:
 
 
 def _overview(run: str) -> None:
-    if here().run not in (None, run):
+    clicked = here().run
+    if clicked != run and clicked is not None and data.header(clicked):
         st.rerun()  # a click inside the fragment: the rest of the page follows
     headers = data.headers()
     health = {h["run"]: h for h in data.rows("run_health")}

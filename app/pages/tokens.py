@@ -167,7 +167,7 @@ def _scatter(points: pyarrow.Table, token: int | None, verified: Mapping[int, bo
         )
         return
     s = summary(points)
-    show.caption(f"{'cosine distance to unused rows' if tied else 'norm of the embedding row'} against exposure · each mark a token · dashed: the 2nd "
+    show.caption(f"{'Cosine distance to unused rows' if tied else 'Norm of the embedding row'} against exposure · each mark a token · dashed: the 2nd "
                  f"percentile{' · ringed: verified' if any(verified.values()) else ''} · click one")  # fmt: skip
     _legend(s["kinds"])
     marks, cells = rolled(known, charts.MOST)

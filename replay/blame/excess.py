@@ -87,7 +87,7 @@ def the_spike(run: Run, step: int | None, force: bool) -> Asked:
     inside = [s for s in found if s.onset <= step <= max(s.step, (s.recovered_at or s.step + 1) - 1)]
     if not inside and not force:
         near = min(found, key=lambda s: abs(s.step - step), default=None)
-        hint = f"the nearest is at {near.step} ({near.sigma:.1f}σ): --spike {near.step}" if near else "it has none"
+        hint = f"the nearest is at {near.step} ({near.sigma:.1f}σ): --spike {near.step}" if near else "no step of it is"
         raise ForensicsError("usage", f"step {step} of {run.name} is no spike of the loss; {hint}",
                              "--force blames it all the same")  # fmt: skip
     if inside and not force and inside[0].step != step:
