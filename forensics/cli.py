@@ -12,7 +12,7 @@ import click
 from forensics.console import Program, cell, emit, runs_folder, say, settings, state_of, table, visible
 from forensics.errors import ForensicsError
 from forensics.progress import bar
-from forensics.tokens.command import tokens
+from forensics.tokens_command import tokens
 
 
 @click.group(cls=Program, name="forensics", example="forensics demo")

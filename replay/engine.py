@@ -117,7 +117,7 @@ def fork(spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = F
     done = runs / spec.fork / RESULT
     if done.is_file() and not again:
         kept = json.loads(done.read_bytes())
-        enough = kept["placebos"] >= spec.placebos and kept["chaos"] >= spec.chaos
+        enough = kept.get("placebos_asked", kept["placebos"]) >= spec.placebos and kept["chaos"] >= spec.chaos
         if enough and set(spec.barrier) <= {each["step"] for each in kept.get("barriers", [])}:
             return kept
     require_intact(parent)

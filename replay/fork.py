@@ -116,17 +116,28 @@ class Fork:
 
     def _arms(self, start: TrainState) -> list[Arm]:
         """Control, fork, placebos, chaos: all from the same state, moved by state interventions where they have any."""
-        spec, run = self.spec, self.parent
+        spec = self.spec
         arms = [self._arm("control", start, ()), self._arm("fork", start, spec.interventions, self.recorder)]
-        for i in range(spec.placebos):
-            made = [x.placebo(run, run.stream, spec.first, spec.last, spec.seed + i) for x in spec.interventions]
+        nulls = self._placebos()
+        arms += [self._arm(f"placebo-{i}", start, null) for i, null in enumerate(nulls)]
+        arms += [self._arm(f"chaos-{i}", start, (UnitInLastPlace(spec.seed + i),)) for i in range(spec.chaos)]
+        return arms
+
+    def _placebos(self) -> list[tuple[Intervention, ...]]:
+        """Interventions of the placebos, no two the same: one that comes twice says no more than once."""
+        spec, run = self.spec, self.parent
+        found: list[tuple[Intervention, ...]] = []
+        for seed in range(spec.seed, spec.seed + 4 * spec.placebos):
+            made = [x.placebo(run, run.stream, spec.first, spec.last, seed) for x in spec.interventions]
             null = tuple(each for each in made if each)
             if not null:
                 self.verdict = NO_PLACEBO
                 break
-            arms.append(self._arm(f"placebo-{i}", start, null))
-        arms += [self._arm(f"chaos-{i}", start, (UnitInLastPlace(spec.seed + i),)) for i in range(spec.chaos)]
-        return arms
+            if null not in found:
+                found.append(null)
+            if len(found) == spec.placebos:
+                break
+        return found
 
     def _arm(
         self, name: str, start: TrainState, interventions: tuple[Intervention, ...], watch: Observer = SILENT
@@ -212,7 +223,7 @@ class Fork:
         probe, fresh = _gap(self.readings, arms), _gap(self.unseen_readings, arms)
         return {
             "fork": spec.fork, "parent": spec.parent, "from": spec.first, "to": spec.last, "does": spec.sentence(),
-            "interventions": [to_dict(i) for i in spec.interventions], "placebos": len(nulls), "chaos": spec.chaos,
+            "interventions": [to_dict(i) for i in spec.interventions], "placebos": len(nulls), "placebos_asked": spec.placebos, "chaos": spec.chaos,
             "control": {"level": report.level, "bitwise": report.bitwise, "sentence": report.sentence()},
             "first_difference": self.notes["difference"],
             "final": {

@@ -195,25 +195,30 @@ def _spans(run: Run, batch: Batch, step: int, row: int, documents: frozenset[int
 
 
 def elsewhere(removal: Removal, stream: BatchStream, first: int, last: int, seed: int) -> list[Slot]:
-    """As many random other rows of the same steps, with the same stretches of targets. Errors: usage."""
+    """As many random other rows of the same steps, with the same stretches of targets. Errors: usage.
+
+    A step whose untouched rows leave no choice shares those of the steps nearest to it, so that placebos differ.
+    """
     rng = np.random.default_rng(seed)
     by_row: dict[tuple[int, int], list[Slot]] = {}
     for slot in removal.slots:
         by_row.setdefault((slot.step, slot.slot), []).append(slot)
-    free = {s: [b for b in range(len(stream(s).sequence)) if (s, b) not in by_row] for s in range(first, last)}
+    free = {(s, b) for s in range(first, last) for b in range(len(stream(s).sequence)) if (s, b) not in by_row}
     chosen: list[Slot] = []
-    for (step, _), spans in sorted(by_row.items()):
-        if step >= last:
-            continue  # a batch that only moved up
-        here = step if free[step] else next((s for s in sorted(free, key=lambda s: abs(s - step)) if free[s]), None)
-        if here is None:
+    for step in sorted({s for s, _ in by_row if s < last}):  # a later batch only moved up
+        rows = sorted(row for row in by_row if row[0] == step)
+        nearest = sorted(free, key=lambda row: (abs(row[0] - step), row))
+        own = sum(row[0] == step for row in nearest)
+        pool = nearest[: own if own >= 2 * len(rows) else 2 * len(rows)]
+        if len(pool) < len(rows):
             raise ForensicsError(
                 "usage",
-                "placebos: no sequence of the window is left untouched",
+                "placebos: too few sequences of the window are left untouched",
                 "widen --from and --to, or ask for no placebos",
             )
-        row = free[here].pop(int(rng.integers(len(free[here]))))
-        chosen += [Slot(here, row, span.first, span.last) for span in spans]
+        picks = sorted(pool[int(i)] for i in rng.choice(len(pool), len(rows), replace=False))
+        free -= set(picks)
+        chosen += [Slot(*pick, span.first, span.last) for row, pick in zip(rows, picks) for span in by_row[row]]
     return sorted(chosen)
 
 

@@ -47,7 +47,9 @@ def _dash() -> alt.StrokeDash:
     return alt.StrokeDash("kind", type=N, scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [1, 0], [3, 3]]))
 
 
-def _over_nulls(y: alt.Y, low: alt.Y, p: Palette, tips: list[alt.Tooltip], axis: bool) -> alt.LayerChart | alt.FacetChart:
+def _over_nulls(
+    y: alt.Y, low: alt.Y, p: Palette, tips: list[alt.Tooltip], axis: bool
+) -> alt.LayerChart | alt.FacetChart:
     """The fork's line over bands of the null forks, or over each of them; a word at each line's end."""
     x = _steps(axis)
     bands = alt.Chart(named("bands"))

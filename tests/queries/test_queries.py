@@ -27,7 +27,16 @@ def test_every_query_is_a_chain_that_ends_in_final_and_gives_the_columns_of_the_
     sql = queries.load(name)
     assert sql.startswith("with ") and sql.endswith("\nselect * from final\n")
     assert about["sentence"].endswith((".", "?")) or ":" in about["sentence"]
-    given = {"run": "base", "step": "150", "document": "0", "slot": "0", "token": "0", "parent": "base"}
+    given = {
+        "run": "base",
+        "step": "150",
+        "document": "0",
+        "slot": "0",
+        "token": "0",
+        "parent": "base",
+        "first": "140",
+        "last": "160",
+    }
     params = {p: given[p] for p, a in about["parameters"].items() if "default" not in a}
     assert all(f"${p}" in sql for p in about["parameters"])
     got = queries.run(runs, name, params)

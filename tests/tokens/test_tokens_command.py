@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from forensics import tokens_command as command
 from forensics.cli import main
-from forensics.tokens import command
 from forensics.tokens.categories import CATEGORIES
 from forensics.tokens.indicators import INDICATORS
 
