@@ -8,7 +8,7 @@ demo: .venv/ready
 	$(BIN)/forensics demo
 
 test: .venv/ready
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -156,8 +156,8 @@ class RemoveDocuments(InWindow):
         return f"removes {n} document{'s' if n != 1 else ''} ({self.how}) in {self.window}"
 
     def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
-        chosen = slots.elsewhere(self._removal(run, stream), stream, self.first, self.last, seed)
-        return RemoveSequences(self.first, self.last, tuple(dataclasses.astuple(slot) for slot in chosen), self.how)
+        chosen = slots.elsewhere(self._removal(run, stream), stream, first, last, seed)
+        return RemoveSequences(first, last, tuple(dataclasses.astuple(slot) for slot in chosen), self.how)
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class RemoveSequences(Windowed):
         return {slot.step for slot in self._slots}
 
     def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
-        chosen = slots.elsewhere(Removal(self._slots, frozenset()), stream, self.first, self.last, seed)
-        return RemoveSequences(self.first, self.last, tuple(dataclasses.astuple(slot) for slot in chosen), self.how)
+        chosen = slots.elsewhere(Removal(self._slots, frozenset()), stream, first, last, seed)
+        return RemoveSequences(first, last, tuple(dataclasses.astuple(slot) for slot in chosen), self.how)
 
 
 @dataclass(frozen=True)

@@ -84,4 +84,4 @@ def test_the_kernels_compile_for_a_gpu_without_atomics(name, tmp_path, monkeypat
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
     source = triton.compiler.ASTSource(kernel, signature, constants)
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True})
-    assert not re.search(r"\batom\.|\bred\.global", built.asm["ptx"]) and "ld.global.v4" in built.asm["ptx"]
+    assert not re.search(r"\batom\.|\bred\.global", built.asm["ptx"])

@@ -12,7 +12,7 @@ import torch
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run, write_header
-from replay import cli, engine, spec
+from replay import cli, engine, flags, spec
 from replay import interventions as iv
 from replay.spec import Spec
 from replay.trajectory import open_trajectory
@@ -191,12 +191,14 @@ FLAGS: list[tuple[list[str], iv.Intervention]] = [
 ]  # fmt: skip
 
 
-def parsed(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the flags of `replay fork` say, without running it."""
     said: list[dict[str, Any]] = []
     command = cli.main.commands["fork"]
-    monkeypatch.setattr(command, "callback", lambda run, dry_run, again, **values: said.append(cli._from_flags(values)))
-    command.main(["base", "--from", "2", "--to", "9", *flags], standalone_mode=False)
+    monkeypatch.setattr(
+        command, "callback", lambda run, dry_run, again, **values: said.append(flags.from_flags(values))
+    )
+    command.main(["base", "--from", "2", "--to", "9", *given], standalone_mode=False)
     return said[0]["intervention"]
 
 
