@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 4096
+STRETCH = 128 * BLOCK  # numbers that go through several passes at once on CPU: in its cache, and worth a thread's start
 
 
 def total(x: Tensor) -> Tensor:
@@ -44,11 +45,11 @@ def square_sum(x: Tensor) -> Tensor:
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same stretch of each tensor as (rows, BLOCK), small enough for the cache on CPU; then the rest as (1, n)."""
+    """The same stretch of each tensor as (rows, BLOCK), of at most STRETCH on CPU; then the rest as (1, n)."""
     flat = [x.reshape(-1) for x in tensors]
     n = flat[0].numel()
     whole = n // BLOCK * BLOCK
-    stretch = 16 * BLOCK if flat[0].device.type == "cpu" else max(whole, 1)
+    stretch = STRETCH if flat[0].device.type == "cpu" else max(whole, 1)
     for first in range(0, whole, stretch):
         last = min(first + stretch, whole)
         yield tuple(x[first:last].view(-1, BLOCK) for x in flat)

@@ -146,19 +146,25 @@ def _kernels() -> ModuleType | None:
     return tensor_kernels
 
 
+# Comparing and counting cost ten times an addition on CPU, and hardly any stretch holds what is looked for: one pass of
+# cheap arithmetic tells which do, and those are counted as defined.
+
+
 def _before(grad: Tensor, v: Tensor, threshold: float, clip: float) -> Numbers:
     low, high = torch.aminmax(grad)
     found = {"grad_max": max(-float(low), float(high))}
     if threshold == math.inf:
         return found
     second, bursts = [], 0
+    scale = 1.0001 * clip / math.sqrt(threshold)  # beyond what rounding could hide
+    spare = torch.empty(min(grad.numel(), sums.STRETCH), device=grad.device)
     for g, old in sums.blocks(grad, v):
         second.append(old.sum(1))
-        # before squaring: the square of a large g is inf in fp32
-        clipped = (g * clip if clip != 1.0 else g).square()
-        above = clipped > old * threshold
-        if torch.count_nonzero(above):  # rare; a second moment of 0 is no burst but a first gradient
-            bursts += int(torch.count_nonzero(above.logical_and_(old > 0)))
+        room = torch.mul(g, scale, out=spare[: g.numel()].view(g.shape))
+        if not float(torch.addcmul(old, room, room, value=-1, out=room).amin()) >= 0:
+            # before squaring: the square of a large g is inf in fp32; a second moment of 0 is no burst but a first gradient
+            clipped = torch.mul(g, clip, out=room).square_()
+            bursts += int(torch.count_nonzero((clipped > old * threshold).logical_and_(old > 0)))
     return found | {"second": float(sums.total(_joined(second).double())), "bursts": bursts}
 
 
@@ -167,19 +173,21 @@ def _after(
 ) -> Numbers:  # fmt: skip
     norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
     ratio, seen = [], 0
+    spare = torch.empty(min(grad.numel(), sums.STRETCH), device=grad.device)
     for g, before, after, first, second in sums.blocks(grad, old, new, m, v):
         norms["theta"].append(torch.linalg.vector_norm(before, dim=1))
         norms["m"].append(torch.linalg.vector_norm(first, dim=1))
         norms["v"].append(torch.linalg.vector_norm(second, dim=1))
-        seen += int(torch.count_nonzero(second))
+        least = float(second.amin())
+        seen += second.numel() if least > 0 else int(torch.count_nonzero(second))
         if applied:
-            delta = after - before
+            delta = torch.sub(after, before, out=spare[: g.numel()].view(g.shape))
             norms["delta"].append(torch.linalg.vector_norm(delta, dim=1))
             if decay:
                 norms["free"].append(torch.linalg.vector_norm(delta.add_(before, alpha=decay), dim=1))
             # where v is 0, g̃ is too: such elements add nothing, and the mean is over the others
             # v̂ = v/bias: bias is taken out of the sum
-            ratio.append(torch.square(g, out=delta).div_(second.clamp_min(floor)).sum(1))
+            ratio.append(torch.square(g, out=delta).div_(second if least >= floor else second.clamp_min(floor)).sum(1))
     found = {
         key: math.sqrt(float(sums.total(_joined(parts).double().square_()))) for key, parts in norms.items() if parts
     }
