@@ -88,6 +88,24 @@ def llama(z: Sizes) -> Callable[[Tensor], Tensor]:
     return Logits()
 
 
+def tokens(z: Sizes, step: int) -> Tensor:
+    """The batch of a step, for every contestant: (B, T+1)."""
+    return torch.randint(0, z.V, (z.B, z.T + 1), generator=torch.Generator().manual_seed(step))
+
+
+def contestants(z: Sizes, device: str = "cpu") -> dict[str, Callable[[], Plain]]:
+    """Name → what makes it; each then takes a step for each call."""
+
+    def batch(step: int) -> Tensor:
+        return tokens(z, step)
+
+    return {
+        "plain GPT": lambda: Plain(PlainGPT(z), device, batch),
+        "plain GPT, compiled": lambda: Plain(PlainGPT(z), device, batch, compiled=True),
+        "transformers Llama": lambda: Plain(llama(z), device, batch),
+    }
+
+
 class Plain:
     """The loop around a module of tokens → logits."""
 

@@ -1,22 +1,20 @@
 """One training step: ours against a plain PyTorch GPT and transformers' Llama, and the price of what ours adds.
 
     python -m benchmarks.step [--rounds 9] [--json benchmarks/results/step-cpu.json]
-    python -m benchmarks.step --only "gpt2, compiled"      # one contestant in this process: its memory
 
 On a CPU at the shapes of the first issue (d=256, L=6, T=256, B=8, V=8192), on a GPU at GPT-2 small (124M, T=1024,
-bf16). Contestants take turns in one process, so that a busy moment falls on all; each runs under its own determinism
-switches. MFU: 6 operations per weight and token and 12·L·D·T of attention a token, over the device's peak; on a CPU
+bf16). Contestants take turns, so that a busy moment falls on all; each runs under its own determinism switches, and on a
+CPU in a process of its own, as it would run alone: ours keeps its memory and lets waiting threads sleep, the others are
+what PyTorch makes of them. On a GPU they share one process, and with it what its memory can hold. MFU: 6 operations per weight and token and 12·L·D·T of attention a token, over the device's peak; on a CPU
 the peak is what its own matrix product reaches here.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import math
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +22,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.plain import CPU, DRY, GPU, Plain, PlainGPT, Sizes, llama
+from benchmarks import plain
+from benchmarks.elsewhere import Elsewhere
+from benchmarks.plain import CPU, DRY, GPU, Sizes, tokens
 from benchmarks.rounds import interleaved, medians, ratios, report
 from forensics import config, identity
 from forensics.data.batches import Batch
@@ -86,16 +86,11 @@ def batch(z: Sizes, step: int) -> Batch:
     return Batch(tokens(z, step), torch.ones(z.B, z.T), float(z.B * z.T), torch.arange(z.B), step)
 
 
-def tokens(z: Sizes, step: int) -> torch.Tensor:
-    return torch.randint(0, z.V, (z.B, z.T + 1), generator=torch.Generator().manual_seed(step))
-
-
-def contestants(z: Sizes) -> dict[str, Callable[[], Any]]:
-    """Name → what makes it; each is a function of nothing that takes one step."""
-    found: dict[str, Callable[[], Any]] = {
-        "plain GPT": lambda: Plain(PlainGPT(z), DEVICE, lambda s: tokens(z, s)),
-        "plain GPT, compiled": lambda: Plain(PlainGPT(z), DEVICE, lambda s: tokens(z, s), compiled=True),
-        "transformers Llama": lambda: Plain(llama(z), DEVICE, lambda s: tokens(z, s)),
+def contestants(z: Sizes) -> dict[str, Callable[[], Ours]]:
+    """Name → what makes it; each then takes a step for each call."""
+    identity.settle(identity.thread_count(0))
+    torch.use_deterministic_algorithms(False)
+    found = {
         "gpt2": lambda: Ours(z, "gpt2"),
         "gpt2, compiled": lambda: Ours(z, "gpt2", compiled=True),
         "gpt2, compiled, not strict": lambda: Ours(z, "gpt2", compiled=True, strict=False),
@@ -126,30 +121,35 @@ PRICES = {
 }
 
 
-def measure(z: Sizes, rounds: int, threads: int) -> dict[str, Any]:
-    made: dict[str, Any] = {}
-    seconds_to_make = {}
-    identity.settle(threads)
-    torch.use_deterministic_algorithms(False)
-    for name, make in contestants(z).items():
-        started = time.perf_counter()
-        made[name] = make()
-        made[name]()  # the compiler works here
-        seconds_to_make[name] = round(time.perf_counter() - started, 1)
-    memory = {name: one_step_memory(each) for name, each in made.items()} if DEVICE == "cuda" else {}
-    seconds = interleaved({name: synchronous(each) for name, each in made.items()}, rounds)
+def measure(z: Sizes, rounds: int) -> dict[str, Any]:
+    with contextlib.ExitStack() as open_:
+        made: dict[str, Any] = {}
+        seconds_to_make = {}
+        for name, make in [*plain.contestants(z, DEVICE).items(), *contestants(z).items()]:
+            started = time.perf_counter()
+            if DEVICE == "cuda":
+                made[name] = make()
+            else:
+                module = "benchmarks.plain" if name in plain.contestants(z) else "benchmarks.step"
+                made[name] = open_.enter_context(Elsewhere(module, name, z))
+            made[name]()  # the compiler works here
+            seconds_to_make[name] = round(time.perf_counter() - started, 1)
+        memory = {n: one_step_memory(each) / 2**30 for n, each in made.items()} if DEVICE == "cuda" else {}
+        seconds = interleaved({name: synchronous(each) for name, each in made.items()}, rounds)
+        memory = memory or {n: each.told["peak_gib"] for n, each in made.items()}
     peak, peak_is = device_peak()
     middle = medians(seconds)
     operations = {n: flops_per_token(z, each.parameters) for n, each in made.items()}
     return {
-        "shapes": vars(z), "threads": threads, "rounds": rounds, "precision": "bf16" if DEVICE == "cuda" else "fp32",
+        "shapes": vars(z), "threads": identity.thread_count(0), "rounds": rounds,
+        "precision": "bf16" if DEVICE == "cuda" else "fp32",
         "parameters": {n: each.parameters for n, each in made.items()},
         "first_step_seconds": seconds_to_make,
         "seconds": {n: round(s, 4) for n, s in middle.items()},
         "tokens_per_second": {n: round(z.B * z.T / s) for n, s in middle.items()},
         "mfu": {n: round(operations[n] * z.B * z.T / s / peak, 4) for n, s in middle.items()},
         "peak": f"{peak / 1e12:.3g} TFLOPS, {peak_is}",
-        "memory_gib": {n: round(m / 2**30, 2) for n, m in memory.items()},
+        "memory_gib": {n: round(m, 2) for n, m in memory.items()},
         "speed": {n: round(1 / ratios(seconds, b)[a], 3) for n, (a, b) in SPEEDS.items() if {a, b} <= seconds.keys()},
         "price": {n: round(ratios(seconds, b)[a] - 1, 4) for n, (a, b) in PRICES.items() if {a, b} <= seconds.keys()},
     }  # fmt: skip
@@ -198,42 +198,14 @@ def one_step_memory(step: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before + 12 * step.parameters  # type: ignore[attr-defined]
 
 
-def alone(name: str, z: Sizes, threads: int) -> float:
-    """Peak memory of a process that runs this contestant alone, GiB; printed for whoever started it."""
-    identity.settle(threads)
-    torch.use_deterministic_algorithms(False)
-    step = contestants(z)[name]()
-    for _ in range(3):
-        step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def memory_of_each(z: Sizes, options: argparse.Namespace) -> dict[str, float]:
-    """Each contestant in a process of its own, GiB."""
-    found = {}
-    for name in ("plain GPT", "transformers Llama", "gpt2", "llama", "llama, light"):
-        command = [sys.executable, "-m", "benchmarks.step", "--only", name, *(["--dry"] if options.dry else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[name] = round(float(done.stdout.split()[-1]), 2)
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dry", action="store_true", help="tiny shapes: whether it runs, not how fast")
-    parser.add_argument("--only", help="run one contestant and print its peak memory, GiB")
     options = parser.parse_args()
     z = DRY if options.dry else GPU if DEVICE == "cuda" else CPU
-    threads = identity.thread_count(0)
-    if options.only:
-        print(alone(options.only, z, threads))
-        return
-    found = measure(z, options.rounds, threads)
-    if DEVICE == "cpu":
-        found["memory_gib"] = memory_of_each(z, options)
-    report("step", found, options.json)
+    report("step", measure(z, options.rounds), options.json)
 
 
 if __name__ == "__main__":

@@ -125,7 +125,9 @@ class Decoder:
         if not pre:
             mlp_out = self._norm(mlp_out, w, "mlp.norm", s.norm_kind)
         resid = x + attn_out + mlp_out if s.parallel else mlp_read + mlp_out
-        return BlockOut(resid, q, k, attn_out, mlp_out, act)
+        # Only `resid` is differentiated. Were the others not detached here, a compiled backward would be handed a gradient of
+        # zeros for each of them, and add it.
+        return BlockOut(resid, *(x.detach() for x in (q, k, attn_out, mlp_out, act)))
 
     def _attention(
         self, x: Tensor, w: Params, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
