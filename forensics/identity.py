@@ -43,11 +43,21 @@ def device_for(wanted: str) -> str:
 def precision_for(wanted: str, device: str) -> str:
     """`auto` as bf16 on CUDA and fp32 on CPU. Errors: device."""
     if wanted == "auto":
-        return "bf16" if device == "cuda" else "fp32"
+        return "bf16" if device == "cuda" and _has_bf16() else "fp32"
     if wanted == "bf16" and device == "cpu":
         raise ForensicsError("device", "the recipe asks for bf16, which is trained on CUDA only; this run is on the CPU",
                              "--set train.precision=fp32")  # fmt: skip
+    if wanted == "bf16" and not _has_bf16():
+        raise ForensicsError("device", "the recipe asks for bf16, which this GPU does not compute in",
+                             "--set train.precision=fp32")  # fmt: skip
     return wanted
+
+
+def _has_bf16() -> bool:
+    """Whether the GPU multiplies bf16 itself; torch calls it supported where it is emulated, too."""
+    import torch
+
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def thread_count(wanted: int) -> int:
@@ -85,7 +95,8 @@ def _keep_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     mallopt = ctypes.CDLL(None).mallopt
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    if not mallopt(M_MMAP_THRESHOLD, 1 << 30):  # older ones take no more than this
+        mallopt(M_MMAP_THRESHOLD, 32 << 20)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
     mallopt(M_TOP_PAD, 64 << 20)
 
@@ -105,11 +116,13 @@ def fingerprint(*, device: str, threads: int, compiled: bool, optimizer: str, pr
         "device": gpu.name if gpu else "cpu",
         "driver": _driver() if gpu else None,
         "cuda": torch.version.cuda if gpu else None,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
         "triton": _version("triton") if gpu else None,  # the loss's rows are its kernel there
         "threads": threads,
         "deterministic": torch.are_deterministic_algorithms_enabled()
         and not torch.is_deterministic_algorithms_warn_only_enabled(),
         "compile": compiled,
+        "compiler": compiler() if compiled and device == "cpu" else None,  # on CUDA it is Triton, told above
         "optimizer": optimizer,
         "precision": precision,
         "git_commit": git_commit(),
@@ -139,6 +152,18 @@ def git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if dirty else "")
+
+
+@functools.cache
+def compiler() -> str | None:
+    """First line of what the C++ compiler that torch.compile calls on a CPU says of itself; None where it cannot be asked."""
+    try:
+        told = subprocess.run(
+            [os.environ.get("CXX", "g++"), "--version"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.partition("\n")[0].strip()
 
 
 def _version(package: str) -> str | None:

@@ -130,7 +130,7 @@ class _Tracer:
     def end(self, state: TrainState, result: StepResult) -> None:
         self.result = result
         if self.probe is not None:
-            self.rows = self.probe.columns(state, self.model.decayed, result.action == "apply")
+            self.rows = self.probe.measure(state, self.model.decayed, result.action == "apply").columns()
 
 
 def _rms(x: Tensor) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 
 from forensics import config, identity
 from forensics.data.batches import Batch
@@ -17,8 +18,11 @@ from forensics.train.schedule import StepPolicy
 from forensics.train.state import TrainState
 
 # A busy machine is no defect of a test: how long an example takes says nothing about what it shows.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+with contextlib.suppress(ImportError):  # a machine that only runs the GPU's tests (benchmarks/gpu.sh) may lack it
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")
 
 TINY = {
     "data": {"source": "stdlib/json", "tokenizer": "bytes", "sequence_length": 32, "held_out": 4},

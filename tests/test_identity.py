@@ -48,6 +48,7 @@ def test_the_fingerprint_names_what_bits_depend_on():
     assert identity.fingerprint_difference(here, fingerprint()) == []
     assert identity.fingerprint_difference(here, fingerprint(optimizer="loop", compiled=True)) == [
         "compile",
+        "compiler",
         "optimizer",
     ]
     assert identity.fingerprint_difference(here, fingerprint(threads=4)) == [], "bits do not change with threads"
@@ -64,8 +65,15 @@ def test_dispatch_variables_are_part_of_the_fingerprint(monkeypatch):
 def test_a_device_or_precision_that_is_not_here_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert identity.device_for("auto") == "cpu" and identity.device_for("cpu") == "cpu"
-    assert identity.precision_for("auto", "cpu") == "fp32" and identity.precision_for("auto", "cuda") == "bf16"
-    for wrong in (lambda: identity.device_for("cuda"), lambda: identity.precision_for("bf16", "cpu")):
+    for has, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
+        assert identity.precision_for("auto", "cpu") == "fp32" and identity.precision_for("auto", "cuda") == precision
+    refused = (
+        lambda: identity.device_for("cuda"),
+        lambda: identity.precision_for("bf16", "cpu"),
+        lambda: identity.precision_for("bf16", "cuda"),  # on a GPU that has none
+    )
+    for wrong in refused:
         with pytest.raises(ForensicsError) as e:
             wrong()
         assert e.value.kind == "device"

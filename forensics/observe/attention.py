@@ -25,6 +25,10 @@ MASKED = -3.0e38  # finite, so that MASKED − m is no NaN
 FLOOR = -80.0  # of s − m: e^−80 is nothing beside Z ≥ 1, and exp is ten times slower where its result underflows
 
 
+COLUMNS = ("attn_logit_max", "attn_logit_spread", "attn_entropy_mean", "attn_entropy_min", "attn_entropy_norm", "sink_mass",
+           "q_norm_max", "k_norm_max")  # fmt: skip
+
+
 @dataclass
 class HeadStatistics:
     """Per query head (H,), merged over micro-batches by `merge`; sums are float64."""
@@ -38,7 +42,7 @@ class HeadStatistics:
     q_norm_max: Tensor
     k_norm_max: Tensor
     queries: int  # number of queries that entropy_sum adds up
-    open_queries: int  # those with more than one key
+    open_queries: int | Tensor  # those with more than one key; () on the device where documents decide
 
     def merge(self, other: HeadStatistics) -> HeadStatistics:
         return HeadStatistics(
@@ -56,12 +60,13 @@ class HeadStatistics:
 
     def columns(self) -> dict[str, Tensor]:
         """The columns of table `heads`, (H,) each; NaN where no query has more than one key."""
-        some = self.open_queries or math.nan
+        opened = torch.as_tensor(self.open_queries, dtype=torch.float64, device=self.logit_max.device)
+        some = torch.where(opened > 0, opened, math.nan)
         return {
             "attn_logit_max": self.logit_max,
             "attn_logit_spread": self.spread,
             "attn_entropy_mean": self.entropy_sum / self.queries,
-            "attn_entropy_min": self.entropy_min if self.open_queries else self.entropy_min * math.nan,
+            "attn_entropy_min": torch.where(opened > 0, self.entropy_min, math.nan),
             "attn_entropy_norm": self.entropy_norm_sum / some,
             "sink_mass": self.sink_sum / some,
             "q_norm_max": self.q_norm_max,
@@ -187,7 +192,7 @@ def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor, opened: int | None = Non
         q_norm_max=q_norm,
         k_norm_max=k_norm,
         queries=B * T,
-        open_queries=B * T - int(alone[:, 0].sum()) if opened is None else opened,
+        open_queries=B * T - alone[:, 0].sum() if opened is None else opened,
     )
 
 

@@ -3,8 +3,9 @@
 It sees detached tensors only, computes beside the step and hands rows to the store. It never raises on NaN or inf:
 they are recorded as such, and the first place that showed one becomes an event.
 
-Nothing is read from the device before the step is done. On a GPU it is read later still, when the next step's work has
-been handed out (the site "launched"): rows are made while the GPU computes, and it never waits for them.
+Nothing is read from the device before the step is done. On a GPU its results are then copied behind the update, and rows
+are made of them when the next step's work has been handed out (the site "launched"): while the GPU computes, which never
+waits for them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from forensics.config import Record, window
 from forensics.data.repeats import repeat_share_rows
 from forensics.model.decoder import Site
 from forensics.observe import sums
+from forensics.observe.attention import COLUMNS as HEADS
 from forensics.observe.attention import HeadStatistics, attention_statistics
+from forensics.observe.fetch import Fetch
 from forensics.observe.lens import logit_lens
 from forensics.observe.tensors import TensorProbe
 from forensics.store.writer import Writer
@@ -76,12 +79,16 @@ class _Step:
     probe: TensorProbe | None = None
     grads: tuple[str, ...] = ()  # names, in order of the forward
 
-    def read(self) -> None:
-        """Bring to the host what the taps left on the device: one look at it."""
+    def numbers(self) -> Tensor:
+        """What the taps left on the device, float64, in the order in which `read` takes it."""
         lists = [mean.squares for mean in self.squares.values()]
         lists += [*self.nonzero.values(), *self.finite.values(), [x for _, x in self.backward]]
         flat = [x.double() for one in lists for x in one] + [x.double() for x in self.extremes.values()]
-        numbers = iter(torch.stack(flat).tolist() if flat else ())
+        return torch.stack(flat) if flat else torch.empty(0, dtype=torch.float64)
+
+    def read(self, found: Tensor) -> None:
+        """Take what `numbers` gave, on the host."""
+        numbers = iter(found.tolist())
         for mean in self.squares.values():
             mean.read = [next(numbers) for _ in mean.squares]
         self.nonzero_read = {layer: sum(int(next(numbers)) for _ in found) for layer, found in self.nonzero.items()}
@@ -236,42 +243,65 @@ class Recorder:
                 "loss": result.loss, "grad_norm": result.grad_norm, "clip_scale": result.clip_scale,
                 "tokens": int(torch.count_nonzero(result.batch.weight)),
             }  # fmt: skip
-            self._rest = functools.partial(self._rows, now, result, row)
+            self._rest = functools.partial(self._rows, now, result, row, Fetch(self._found(now, result)))
             if not self.later:
                 rest, self._rest = self._rest, None
                 rest()
 
+    def _found(self, now: _Step, result: StepResult) -> dict[str, Tensor]:
+        """All that the rows of a step are made of, still on the device: nothing here waits for it."""
+        assert result.batch is not None and result.ce is not None
+        found = {"taps": now.numbers()}
+        if now.probe is not None:
+            found |= now.probe.found()
+        if (r := result.rows) is not None:
+            totals = [sums.total(x) for x in (r.mean_square, r.logz, r.entropy)]
+            found["logits"] = torch.stack([*totals, r.largest.amax().double(), r.logz.amax().double()])
+        if now.heads:
+            columns = [now.heads[i].columns() for i in sorted(now.heads)]
+            found["heads"] = torch.stack([torch.cat([x[c].float() for x in columns]) for c in HEADS])
+        if "sequences" in now.tables:
+            weight = result.batch.weight.to(result.ce.device, non_blocking=True)
+            counted = weight.sum(1)
+            found |= {"counted": counted, "losses": (result.ce * weight).sum(1) / counted}
+        if now.dense:
+            found["ce"] = result.ce
+        return found
+
     @torch.no_grad()
-    def _rows(self, now: _Step, result: StepResult, row: dict[str, float | int | str | None]) -> None:
+    def _rows(
+        self, now: _Step, result: StepResult, row: dict[str, float | int | str | None], fetch: Fetch
+    ) -> None:  # fmt: skip
         """Every row of a step but its own, which is completed."""
-        step, tensors = result.step, now.probe.columns() if now.probe is not None else {}
-        now.read()
+        step, found = result.step, fetch.read()
+        tensors = now.probe.columns(found) if now.probe is not None else {}
+        now.read(found["taps"])
         if tensors:
             self.writer.append("tensors", step=step, **tensors)
-        self._complete(row, result, tensors)
+        self._complete(row, result, tensors, found.get("logits"))
         if now.heads:
-            self._head_rows(now, step)
+            self._head_rows(now, step, found["heads"].numpy())
         if "layers" in now.tables:
             self._layer_rows(now, step)
         if "sequences" in now.tables:
-            self._sequence_rows(result)
+            self._sequence_rows(result, found["losses"].numpy(), found["counted"].numpy())
         if now.dense:
-            self._token_rows(result)
+            self._token_rows(result, found["ce"].numpy())
         where = now.first_nonfinite(result, tensors)
         if where is not None:
             self.writer.append("events", step=step, kind="nonfinite", metric="loss", value=result.loss, tensor=where,
                                text=f"first seen in {where}")  # fmt: skip
 
     @staticmethod
-    def _complete(row: dict[str, float | int | str | None], result: StepResult, tensors: dict[str, list]) -> None:
+    def _complete(
+        row: dict[str, float | int | str | None], result: StepResult, tensors: dict[str, list], logits: Tensor | None
+    ) -> None:  # fmt: skip
         if tensors:
             row["param_norm"] = math.sqrt(math.fsum(x * x for x in tensors["param_norm"]))
             if result.action == "apply":
                 row["update_norm"] = math.sqrt(math.fsum(x * x for x in tensors["update_norm"]))
-        if result.rows is not None:
-            r, n = result.rows, result.rows.logz.numel()
-            totals = [sums.total(x) for x in (r.mean_square, r.logz, r.entropy)]
-            numbers = torch.stack([*totals, r.largest.amax().double(), r.logz.amax().double()]).tolist()
+        if result.rows is not None and logits is not None:
+            n, numbers = result.rows.logz.numel(), logits.tolist()
             row |= {
                 "logit_max": numbers[3],
                 "logit_rms": math.sqrt(numbers[0] / n),
@@ -280,14 +310,12 @@ class Recorder:
                 "output_entropy": numbers[2] / n,
             }
 
-    def _head_rows(self, now: _Step, step: int) -> None:
+    def _head_rows(self, now: _Step, step: int, table: np.ndarray) -> None:
         layers = sorted(now.heads)
-        columns = [now.heads[i].columns() for i in layers]
-        H = len(columns[0]["attn_logit_max"])
-        table = torch.stack([torch.cat([x[c].float() for x in columns]) for c in columns[0]]).cpu().numpy()
+        H = table.shape[1] // len(layers)
         self.writer.append(
             "heads", step=step, layer=np.repeat(np.array(layers, np.int32), H), head=np.tile(np.arange(H, dtype=np.int32), len(layers)),
-            **dict(zip(columns[0], table)),
+            **dict(zip(HEADS, table)),
         )  # fmt: skip
 
     def _layer_rows(self, now: _Step, step: int) -> None:
@@ -302,23 +330,20 @@ class Recorder:
                 rows |= {name: [one[name] for one in now.lens] for name in now.lens[0]}
         self.writer.append("layers", step=step, layer=layers, **rows)
 
-    def _sequence_rows(self, result: StepResult) -> None:
-        assert result.batch is not None and result.ce is not None
-        weight = result.batch.weight.to(result.ce.device)
-        counted = weight.sum(1)
-        loss = ((result.ce * weight).sum(1) / counted).cpu().numpy()
+    def _sequence_rows(self, result: StepResult, loss: np.ndarray, counted: np.ndarray) -> None:
+        assert result.batch is not None
         if not counted.all():  # a sequence that is masked has no loss; NaN would say it diverged
-            loss = np.where(counted.cpu().numpy() == 0, np.array(None), loss)
+            loss = np.where(counted == 0, np.array(None), loss)
         self.writer.append(
             "sequences", step=result.step, slot=np.arange(len(loss), dtype=np.int32), sequence=result.batch.sequence.numpy(),
-            loss=loss, weight=counted.cpu().numpy(), repeat_share=repeat_share_rows(result.batch.tokens.numpy()),
+            loss=loss, weight=counted, repeat_share=repeat_share_rows(result.batch.tokens.numpy()),
         )  # fmt: skip
 
-    def _token_rows(self, result: StepResult) -> None:
-        assert result.batch is not None and result.ce is not None
-        B, T = result.ce.shape
+    def _token_rows(self, result: StepResult, ce: np.ndarray) -> None:
+        assert result.batch is not None
+        B, T = ce.shape
         self.writer.append(
             "tokens", step=result.step, slot=np.repeat(np.arange(B, dtype=np.int32), T),
             position=np.tile(np.arange(T, dtype=np.int32), B), token=result.batch.tokens[:, 1:].reshape(-1).numpy().astype(np.int32),
-            loss=result.ce.reshape(-1).cpu().numpy(), weight=result.batch.weight.reshape(-1).numpy(),
+            loss=ce.reshape(-1), weight=result.batch.weight.reshape(-1).numpy(),
         )  # fmt: skip

@@ -44,14 +44,19 @@ def square_sum(x: Tensor) -> Tensor:
     return total(torch.cat(parts)) if parts else torch.zeros((), dtype=torch.float64, device=x.device)
 
 
+def stretch(x: Tensor) -> int:
+    """How many numbers of x `blocks` gives at once, at most."""
+    return min(STRETCH, x.numel()) if x.device.type == "cpu" else x.numel()
+
+
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The same stretch of each tensor as (rows, BLOCK), of at most STRETCH on CPU; then the rest as (1, n)."""
     flat = [x.reshape(-1) for x in tensors]
     n = flat[0].numel()
     whole = n // BLOCK * BLOCK
-    stretch = STRETCH if flat[0].device.type == "cpu" else max(whole, 1)
-    for first in range(0, whole, stretch):
-        last = min(first + stretch, whole)
+    longest = max(1, stretch(flat[0]) // BLOCK * BLOCK)
+    for first in range(0, whole, longest):
+        last = min(first + longest, whole)
         yield tuple(x[first:last].view(-1, BLOCK) for x in flat)
     if whole < n:
         yield tuple(x[whole:][None] for x in flat)

@@ -57,8 +57,8 @@ class TensorProbe:
             self.before = [_before(g, v, self.threshold, clip_scale) for g, v in zip(grads.values(), second)]
 
     @torch.no_grad()
-    def measure(self, state: TrainState, decayed: frozenset[str], applied: bool) -> None:
-        """Look at the state that the update left."""
+    def measure(self, state: TrainState, decayed: frozenset[str], applied: bool) -> TensorProbe:
+        """Look at the state that the update left; returns itself."""
         self.applied = applied
         # within what fp32 can hold, so that an extreme ε gives an extreme ratio and no error
         policy = self.policy
@@ -76,31 +76,31 @@ class TensorProbe:
                 _after(g, old, new, m, v, d, floor, applied) for (g, old, new, m, v), d in zip(zip(*groups), decays)
             ]
         self.theta, self.grads = {}, {}
+        return self
 
     @property
     def _bias_after(self) -> float:
         return 1 - self.policy.betas[1] ** (self.updates + 1)
 
-    def columns(
-        self, state: TrainState | None = None, decayed: frozenset[str] = frozenset(), applied: bool = False
-    ) -> dict[str, list]:
-        """Columns of table `tensors`, one row a tensor; the update's own are NULL where none was applied.
+    def found(self) -> dict[str, Tensor]:
+        """What was measured and lies on a GPU yet, for whoever fetches it; `columns` takes it from there."""
+        both = {"tensors before": self.before, "tensors after": self.after}
+        return {name: x for name, x in both.items() if isinstance(x, Tensor)}
 
-        With a state it is measured first.
-        """
-        if state is not None:
-            self.measure(state, decayed, applied)
-        before, after = self._numbers()
+    def columns(self, fetched: dict[str, Tensor] | None = None) -> dict[str, list]:
+        """Columns of table `tensors`, one row a tensor; the update's own are NULL where none was applied."""
+        before, after = self._numbers(fetched or self.found())
         rows = [self._row(name, n, *found) for name, n, *found in zip(self.names, self.sizes, before, after)]
         return {"tensor": self.names, **{c: [row[c] for row in rows] for c in rows[0]}}
 
-    def _numbers(self) -> tuple[list[Numbers], list[Numbers]]:
+    def _numbers(self, fetched: dict[str, Tensor]) -> tuple[list[Numbers], list[Numbers]]:
         if isinstance(self.before, list) and isinstance(self.after, list):
             return self.before, self.after
-        assert self.kernels is not None and isinstance(self.before, Tensor) and isinstance(self.after, Tensor)
+        assert self.kernels is not None and isinstance(self.before, Tensor)
         k, device = self.kernels, str(self.before.device)
-        before = [dict(zip(k.BEFORE, row)) for row in k.by_tensor(self.before, self.sizes, device, (0,)).tolist()]
-        after = [dict(zip(k.AFTER, row)) for row in k.by_tensor(self.after, self.sizes, device).tolist()]
+        found = (fetched["tensors before"], fetched["tensors after"])
+        before = [dict(zip(k.BEFORE, row)) for row in k.by_tensor(found[0], self.sizes, device, (0,)).tolist()]
+        after = [dict(zip(k.AFTER, row)) for row in k.by_tensor(found[1], self.sizes, device).tolist()]
         for numbers in before:
             if numbers["nans"]:
                 numbers["grad_max"] = math.nan
@@ -157,7 +157,7 @@ def _before(grad: Tensor, v: Tensor, threshold: float, clip: float) -> Numbers:
         return found
     second, bursts = [], 0
     scale = 1.0001 * clip / math.sqrt(threshold)  # beyond what rounding could hide
-    spare = torch.empty(min(grad.numel(), sums.STRETCH), device=grad.device)
+    spare = torch.empty(sums.stretch(grad), device=grad.device)
     for g, old in sums.blocks(grad, v):
         second.append(old.sum(1))
         room = torch.mul(g, scale, out=spare[: g.numel()].view(g.shape))
@@ -173,7 +173,7 @@ def _after(
 ) -> Numbers:  # fmt: skip
     norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
     ratio, seen = [], 0
-    spare = torch.empty(min(grad.numel(), sums.STRETCH), device=grad.device)
+    spare = torch.empty(sums.stretch(grad), device=grad.device)
     for g, before, after, first, second in sums.blocks(grad, old, new, m, v):
         norms["theta"].append(torch.linalg.vector_norm(before, dim=1))
         norms["m"].append(torch.linalg.vector_norm(first, dim=1))

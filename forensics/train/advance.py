@@ -85,14 +85,20 @@ def advance(
     state: TrainState, batch: Batch | None, policy: StepPolicy, model: Model, watch: Observer = SILENT
 ) -> StepResult:
     """Take `state` one step further, in place. `batch` is None only where policy.update is none."""
+    with explained(model.micro_batch, 0 if batch is None else len(batch.tokens), model.decoder.recompute):
+        return _advance(state, batch, policy, model, watch)
+
+
+def _advance(
+    state: TrainState, batch: Batch | None, policy: StepPolicy, model: Model, watch: Observer
+) -> StepResult:  # fmt: skip
     started = time.perf_counter()
     before = state.counters
     result = StepResult(before.step, policy, before, policy.update, batch)
     watch.begin(state, policy)
     if policy.update != "none":
         assert batch is not None, "only a step that computes nothing has no batch"
-        with explained(model.micro_batch, len(batch.tokens), model.decoder.recompute):
-            grads = _forward_backward(state, batch, policy, model, watch, result)
+        grads = _forward_backward(state, batch, policy, model, watch, result)
         # `gradients` sees them before clipping, while the state is still the one they were taken at
         watch.gradients(state, grads, result)
         if policy.skip_step:

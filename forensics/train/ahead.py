@@ -31,6 +31,12 @@ class Ahead:
     def close(self) -> None:
         self._thread.shutdown(cancel_futures=True)
 
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _make(self, step: int) -> Batch:
         batch = self.stream(step)
         if self.device != "cuda":

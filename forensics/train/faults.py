@@ -17,6 +17,8 @@ AVOIDED_BY = {
     "embedding": "--set train.device=cpu trains without it",
 }
 NO_DETERMINISTIC_FORM = re.compile(r"(\S+) does not have a deterministic implementation")
+# of libraries that have no exception of their own for it: the CPU's allocator, cuBLAS, the CUDA runtime, Triton
+NO_MEMORY = re.compile(r"can't allocate memory|_ALLOC_FAILED|CUDA[^\n]*out of memory|cudaErrorMemoryAllocation")
 WANTED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+ ?\w+)")
 
 
@@ -34,10 +36,10 @@ def explained(micro_batch: int, batch: int, recompute: bool) -> Iterator[None]:
 
 def _memory(error: Exception, micro_batch: int, batch: int, recompute: bool) -> ForensicsError | None:
     text = str(error)
-    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in text:
+    if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not NO_MEMORY.search(text):
         return None
     wanted = WANTED.search(text)
-    lower = max((n for n in range(1, micro_batch) if batch % n == 0), default=0)
+    lower = max((n for n in range(1, micro_batch) if batch % n == 0), default=0) if batch else 0
     ways = [f"--set train.micro_batch={lower} (now {micro_batch})"] if lower else []
     ways += [] if recompute else ["--set train.checkpoint_activations=true"]
     ways += ["lower data.sequence_length or the model's width"] if len(ways) < 2 else []

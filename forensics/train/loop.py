@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import resource
 import time
@@ -32,6 +33,7 @@ from forensics.store.writer import Writer, link_table
 from forensics.train import checkpoint
 from forensics.train.advance import StepResult, fold, token_losses
 from forensics.train.ahead import Ahead
+from forensics.train.faults import explained
 from forensics.train.run import Header, Run, check_compiler, current_fingerprint, open_run, settle, write_header
 from forensics.train.saving import Saved, Saver
 from forensics.train.state import TrainState
@@ -78,8 +80,7 @@ def _create(
     precision = identity.precision_for(recipe.train.precision, device)
     threads = identity.thread_count(recipe.train.threads)
     settle(device, threads)
-    if recipe.train.compile:
-        check_compiler(device)  # before anything is written
+    check_compiler(device, recipe.train.compile)  # before anything is written
     corpus = prepare(recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, ""))
     shape = shape_of(recipe.model, corpus.vocabulary, recipe.data.sequence_length)
     batches = own_stream(corpus, recipe.data, recipe.train.batch, recipe.train.seed)
@@ -148,6 +149,8 @@ class Trainer:
         self.known_spikes: set[tuple[str, int]] = set()
         self.ring: deque[TrainState] = deque(maxlen=self.recipe.checkpoint.ring or 1)
         self.held_out = run.batches.held_out() if self.recipe.data.held_out else None
+        train = self.recipe.train
+        self.explained = functools.partial(explained, self.model.micro_batch, train.batch, train.checkpoint_activations)
         self.asked = Interruptible()
         self.held_out_loss: float | None = None
         self.final_loss: float | None = None
@@ -156,28 +159,18 @@ class Trainer:
         """Train to the end, or to a Ctrl-C."""
         state = self._resumed_state() if resumed else None
         if state is None:
-            state = TrainState.start(
-                {
-                    n: t.to(self.model.device)
-                    for n, t in initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed).items()
-                }
-            )
-            self._save(state, "first")
+            made = initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed)
+            with self.explained():
+                state = TrainState.start({n: t.to(self.model.device) for n, t in made.items()})
+                self._save(state, "first")
         first, started = state.counters.step, time.perf_counter()
         if first < self.recipe.train.steps:
             self._status("running")
         interrupted = False
         try:
             with self.asked:
-                fold(
-                    state,
-                    self.stream,
-                    self.run.policy,
-                    self.recipe.train.steps,
-                    self.model,
-                    self.recorder,
-                    self._after,
-                )
+                steps = self.recipe.train.steps
+                fold(state, self.stream, self.run.policy, steps, self.model, self.recorder, self._after)
             self._note_saved(wait=True)
         except _Stop:
             interrupted = True
@@ -200,6 +193,10 @@ class Trainer:
 
     def _after(self, state: TrainState, result: StepResult) -> None:
         """Once a step is done: spikes, held-out loss, ring, tables, checkpoint; then perhaps stop."""
+        with self.explained():
+            self._finish_step(state, result)
+
+    def _finish_step(self, state: TrainState, result: StepResult) -> None:
         step, train, saving = state.counters.step, self.recipe.train, self.recipe.checkpoint
         self.final_loss = result.loss
         self._note_saved()

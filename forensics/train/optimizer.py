@@ -37,7 +37,7 @@ def update(
         names = [n for n in grads if (n in decayed) == decays and n not in policy.frozen]
         if not names:
             continue
-        hold = policy.update == "hold"
+        hold, fused = policy.update == "hold", implementation == "fused"
         params = [state.params[n] for n in names]
         device = params[0].device
         adamw(
@@ -46,10 +46,10 @@ def update(
             [state.exp_avg[n] for n in names],
             [state.exp_avg_sq[n] for n in names],
             [],
-            # counts before this update; the optimizer adds one to each of them
-            list(torch.full((len(names),), float(state.counters.updates), device=device).unbind()),
+            # counts before this update; the optimizer adds one to each of them, and only the fused one reads them on the GPU
+            list(torch.full((len(names),), float(state.counters.updates), device=device if fused else "cpu").unbind()),
             foreach=implementation == "foreach",
-            fused=implementation == "fused",
+            fused=fused,
             capturable=False,
             differentiable=False,
             amsgrad=False,

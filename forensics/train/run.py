@@ -8,6 +8,7 @@ A fork is a run with another stream and another policy (`replay` makes those); e
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from forensics.store import reader
 from forensics.store.writer import write_atomic
 from forensics.train import checkpoint
 from forensics.train.advance import SILENT, BatchStream, Model, Observer, StepResult, fold
+from forensics.train.ahead import Ahead
 from forensics.train.optimizer import decayed_names
 from forensics.train.schedule import Policy, own_policy
 from forensics.train.state import TrainState
@@ -149,13 +151,14 @@ class Run:
         if not self.header.first_step <= step <= self.header.steps:
             raise ForensicsError("missing", f"wanted a state of {self.name}, found {step}",
                                  f"it has states {self.header.first_step} to {self.header.steps}")  # fmt: skip
-        model = self.model
-        return fold(self.load(self.checkpoint_before(step)), self.stream, self.policy, step, model, after=after)
+        settle(self.header.device, self.header.threads)  # before a state is brought to a GPU
+        return self.replay(self.load(self.checkpoint_before(step)), step, after=after)
 
     def replay(self, state: TrainState, stop: int, watch: Observer = SILENT,
                after: Callable[[TrainState, StepResult], None] | None = None) -> TrainState:  # fmt: skip
-        """Fold this run's own stream and policy from `state` to `stop`, in place."""
-        return fold(state, self.stream, self.policy, stop, self.model, watch, after)
+        """Fold this run's own stream and policy from `state` to `stop`, in place; batches are made ahead, as in training."""
+        with Ahead(self.stream, stop, self.header.device) as stream:
+            return fold(state, stream, self.policy, stop, self.model, watch, after)
 
     def table(self, name: str, columns: list[str] | None = None) -> Any:
         """A table of this run's own window as pyarrow, by its manifest."""
@@ -214,27 +217,31 @@ def settle(device: str, threads: int) -> None:
 
 def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> Model:
     """The decoder and what else a step needs that is no state. Errors: device, where a compiler is wanted and missing."""
-    if recipe.train.compile:
-        check_compiler(device)
+    check_compiler(device, recipe.train.compile)
     decoder = Decoder(shape, device, compiled=recipe.train.compile, recompute=recipe.train.checkpoint_activations)
     decayed = decayed_names(decoder.names, recipe.train.decay_embeddings)
     return Model(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
 
 
-def check_compiler(device: str) -> None:
-    """torch.compile writes C++ for the CPU; on CUDA, Triton's launchers are C. Errors: device."""
+def check_compiler(device: str, compiled: bool) -> None:
+    """torch.compile writes C++ for the CPU; on CUDA the launchers of Triton's kernels are C, ours too. Errors: device."""
+    if not (compiled or (device == "cuda" and importlib.util.find_spec("triton"))):
+        return
     setting, usual = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++",))
     names = (os.environ[setting],) if os.environ.get(setting) else usual
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    # Debian's own Python names another scheme by default, under which no header lies
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    headers = Path(sysconfig.get_path("include", scheme)) / "Python.h"
     if not any(map(shutil.which, names)):
         lacking = f"{setting}={names[0]}, which cannot be run" if names != usual else f"no {' or '.join(names)}"
     elif not headers.is_file():
         lacking = f"no {headers}"
     else:
         return
-    raise ForensicsError(
-        "device", f"train.compile wants a compiler and Python's headers, found {lacking}", "--set train.compile=false"
-    )
+    what, way = ("train.compile wants", "--set train.compile=false")
+    if device == "cuda":
+        what, way = "training on CUDA wants", "install gcc and Python's headers, or --set train.device=cpu"
+    raise ForensicsError("device", f"{what} a compiler and Python's headers, found {lacking}", way)
 
 
 def current_fingerprint(recipe: config.Recipe, device: str, precision: str, threads: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Keep:
 
     def end(self, state, result):
         self.after, self.result = state.clone(), result
-        columns = self.probe.columns(state, self.model.decayed, result.action == "apply")
+        columns = self.probe.measure(state, self.model.decayed, result.action == "apply").columns()
         self.rows = {name: {c: values[i] for c, values in columns.items()} for i, name in enumerate(columns["tensor"])}
 
 
@@ -159,7 +159,7 @@ def test_huge_gradients_are_judged_after_clipping(make_policy):
     state = TrainState(theta, {"x": torch.zeros(10)}, v, Counters(1000, 1000, 1000))
     grad = torch.full((10,), 1e25)  # its square is inf in fp32
     probe = TensorProbe(state, {"x": grad}, {"x": 1e25 * math.sqrt(10)}, 1e-25, make_policy())
-    found = probe.columns(state, frozenset(), applied=False)
+    found = probe.measure(state, frozenset(), applied=False).columns()
     assert found["gss_share"] == [0.5]  # 1 against 5000·1e-6, and against 5000
     assert found["staleness"][0] == pytest.approx(math.sqrt(10) / math.sqrt(5 + 5e-6), rel=1e-5)
 

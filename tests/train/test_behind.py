@@ -191,6 +191,8 @@ def test_recomputing_keeps_less(make_shape, start_state, make_model, make_batch)
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "memory", "2.50 GiB"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."), "memory", "99 bytes"),
         (MemoryError(), "memory", "train.micro_batch=4"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "memory", "train.micro_batch=4"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "memory", "checkpoint_activations"),
         (RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set"), "device", "document_mask=false"),
         (RuntimeError("put_ does not have a deterministic implementation, but you set"), "device", "train.device=cpu"),
         (RuntimeError("Deterministic behavior was enabled … set CUBLAS_WORKSPACE_CONFIG=:4096:8"), "device", ":4096:8"),
@@ -200,6 +202,27 @@ def test_a_step_that_cannot_be_computed_says_what_to_change(error, kind, words):
     with pytest.raises(ForensicsError) as e, explained(8, 8, False):
         raise error
     assert e.value.kind == kind and words in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("where", ["update", "held-out", "gradients"])
+def test_memory_that_ends_anywhere_in_a_step_is_one_line(where, recipe_of, tmp_path, monkeypatch):
+    """Not only in the forward and backward: beside the update, in the recorder, at the held-out loss."""
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has")
+
+    from forensics.observe.recorder import Recorder
+    from forensics.train import advance as module
+
+    if where == "update":
+        monkeypatch.setattr(module, "update", full)
+    elif where == "gradients":
+        monkeypatch.setattr(Recorder, "gradients", full)
+    else:
+        monkeypatch.setattr(loop, "token_losses", full)
+    with pytest.raises(ForensicsError, match=r"2\.50 GiB") as e:
+        loop.train(recipe_of(**{"train.steps": 10}), name="x", recipe_name="tiny", runs=tmp_path)
+    assert e.value.kind == "memory" and "train.micro_batch=1" in str(e.value)
 
 
 def test_what_to_lower_depends_on_what_is_left():

@@ -11,7 +11,7 @@ from forensics import identity
 from forensics.errors import ForensicsError
 from forensics.model import families
 from forensics.model.decoder import Decoder
-from forensics.train.run import build_model
+from forensics.train.run import build_model, check_compiler
 
 # Dynamo asks every tensor for .grad and hides the warning by a hook, which comes too late where warnings are errors.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -65,7 +65,8 @@ def test_a_compiled_run_replays_bit_for_bit(compiled):
 def test_the_fingerprint_keeps_compiled_and_eager_apart(compiled, eager):
     prints = [run.header.fingerprint for run in (compiled[0]["light"], eager)]
     assert [p["compile"] for p in prints] == [True, False]
-    assert identity.fingerprint_difference(*prints) == ["compile"]
+    assert identity.fingerprint_difference(*prints) == ["compile", "compiler"]
+    assert prints[0]["compiler"] and prints[1]["compiler"] is None
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -107,7 +108,18 @@ def test_without_a_compiler_one_line_says_so(monkeypatch, recipe_of, make_shape)
 
 
 def test_without_pythons_headers_one_line_says_so(monkeypatch, recipe_of, make_shape, tmp_path):
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda name, scheme: str(tmp_path))
     with pytest.raises(ForensicsError, match=r"Python\.h") as e:
         build_model(recipe_of(**{"train.compile": True}), make_shape(), "cpu", 60)
     assert e.value.kind == "device"
+
+
+def test_on_cuda_the_kernels_of_an_eager_run_want_a_compiler_too(monkeypatch):
+    monkeypatch.setenv("CC", "/nonexistent")
+    with pytest.raises(ForensicsError, match=r"training on CUDA wants .* found CC=/nonexistent") as e:
+        check_compiler("cuda", False)
+    assert "train.device=cpu" in str(e.value)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without Triton they take their other forms
+    check_compiler("cuda", False)
+    monkeypatch.setenv("CXX", "/nonexistent")
+    check_compiler("cpu", False)
