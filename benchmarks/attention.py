@@ -57,18 +57,19 @@ def compiled(q: Tensor, k: Tensor) -> attention.HeadStatistics:
 _traced = torch.compile(traced_rows, dynamic=False, fullgraph=True)
 
 
-def main(rounds: int, threads: int, path: Path | None) -> dict[str, Any]:
+def main(rounds: int, threads: int, path: Path | None, dry: bool = False) -> dict[str, Any]:
     """Seconds per call (least and median) and ratios to the blocked form, by shape."""
     identity.settle(identity.thread_count(threads))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
-    for shape, (B, H, T, K) in SHAPES.items():
+    half = torch.bfloat16 if device == "cuda" else torch.float32  # what training taps
+    for shape, (B, H, T, K) in ({"dry": (2, 2, 64, 16)} if dry else SHAPES).items():
         # a decoder's strides: heads are the third axis in memory
-        q, k = (torch.randn(B, T, H, K, device=device).transpose(1, 2) for _ in range(2))
+        q, k = (torch.randn(B, T, H, K, device=device, dtype=half).transpose(1, 2) for _ in range(2))
         contestants = {"blocked": lambda q=q, k=k: blocked(q, k), "blocked, sharp": lambda q=q * 30, k=k: blocked(q, k)}
         if device == "cuda":
             contestants["kernel"] = lambda q=q, k=k: synchronous(q, k)
-        else:
+        elif not dry:
             with tempfile.TemporaryDirectory() as cache:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
                 started = time.perf_counter()
@@ -105,5 +106,8 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument(
+        "--dry", action="store_true", help="tiny shapes, nothing compiled: whether it runs, not how fast"
+    )
     arguments = parser.parse_args()
-    main(arguments.rounds, arguments.threads, arguments.json)
+    main(arguments.rounds, arguments.threads, arguments.json, arguments.dry)

@@ -22,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/exposure.py` works too
 
+from benchmarks.rounds import report
 from forensics import config
 from forensics.data.batches import own_stream
 from forensics.data.shards import Shard, Source, hash_file, open_corpus, write_header
@@ -149,10 +150,7 @@ def main() -> None:
             found: dict[str, Any] = {"corpus_tokens": shape[0], "peak_bytes": peak_bytes(Path(folder), *shape)}
         else:
             found = measure(Path(folder), *shape)
-    for name, value in found.items():
-        print(f"{name:<20} {value:,.4g}" if isinstance(value, float) else f"{name:<20} {value:,}")
-    if a.json:
-        a.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    report("exposure", found, a.json)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,6 +47,28 @@ PEAKS = {
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+class Switches(NamedTuple):
+    """What a process of PyTorch's may be told of determinism; contestants that share one are each given their own."""
+
+    strict: bool
+    cudnn_attention: bool
+    bf16_sums: bool  # whether a product may add up in bf16
+
+    @classmethod
+    def now(cls) -> Switches:
+        cuda = torch.backends.cuda
+        sums = cuda.matmul.allow_bf16_reduced_precision_reduction
+        return cls(torch.are_deterministic_algorithms_enabled(), cuda.cudnn_sdp_enabled(), bool(sums))
+
+    def set(self) -> None:
+        torch.use_deterministic_algorithms(self.strict)
+        torch.backends.cuda.enable_cudnn_sdp(self.cudnn_attention)
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = self.bf16_sums
+
+
+USUAL = Switches.now()  # before anything of ours settles them
+
+
 class Nowhere:
     """Takes rows and keeps none: what recording computes, without the disk."""
 
@@ -65,8 +87,11 @@ class Ours:
                                    "data": {"sequence_length": z.T}})  # fmt: skip
         shape = shape_of(recipe.model, z.V, z.T)
         self.parameters = sum(math.prod(s) for s in parameter_shapes(shape).values())
-        self.z, self.strict = z, strict
+        self.z = z
         self.model = build_model(recipe, shape, DEVICE, 0)
+        self.switches = Switches.now() if strict else USUAL
+        if compiled and not strict:  # without the compiler's own option, too
+            self.model.decoder._block = torch.compile(self.model.decoder.block, dynamic=False, fullgraph=True)
         self.state = TrainState.start({n: t.to(DEVICE) for n, t in initialize(shape, "normal", 0).items()})
         self.policy = own_policy(recipe.train, "bf16" if DEVICE == "cuda" else "fp32")
         # the digest of every state is part of a CPU run, recorded or not
@@ -75,11 +100,8 @@ class Ours:
 
     def __call__(self) -> None:
         counters = self.state.counters
-        torch.use_deterministic_algorithms(self.strict)
-        try:
-            advance(self.state, batch(self.z, counters.step), self.policy(counters), self.model, self.watch)
-        finally:
-            torch.use_deterministic_algorithms(False)
+        self.switches.set()
+        advance(self.state, batch(self.z, counters.step), self.policy(counters), self.model, self.watch)
 
 
 def batch(z: Sizes, step: int) -> Batch:
@@ -89,7 +111,6 @@ def batch(z: Sizes, step: int) -> Batch:
 def contestants(z: Sizes) -> dict[str, Callable[[], Ours]]:
     """Name → what makes it; each then takes a step for each call."""
     identity.settle(identity.thread_count(0))
-    torch.use_deterministic_algorithms(False)
     found = {
         "gpt2": lambda: Ours(z, "gpt2"),
         "gpt2, compiled": lambda: Ours(z, "gpt2", compiled=True),
@@ -99,10 +120,20 @@ def contestants(z: Sizes) -> dict[str, Callable[[], Ours]]:
         "llama, off": lambda: Ours(z, "llama", "off"),
         "llama, light": lambda: Ours(z, "llama", "light"),
     }
-    if DEVICE == "cuda":  # a minute of compiling each is what eight minutes allow
-        for name in ("llama, off", "gpt2"):
-            del found[name]
+    if DEVICE == "cuda":
+        del found["llama, off"]  # it has a price where every state has a digest: on the CPU
     return found
+
+
+class Usual:
+    """A contestant that is not ours, under the switches that PyTorch has by itself."""
+
+    def __init__(self, step: plain.Plain) -> None:
+        self.step, self.parameters = step, step.parameters
+
+    def __call__(self) -> None:
+        USUAL.set()
+        self.step()
 
 
 # ratio → (contestant, the one it is held against): speed over, or price of
@@ -121,27 +152,29 @@ PRICES = {
 }
 
 
-def measure(z: Sizes, rounds: int) -> dict[str, Any]:
+def measure(z: Sizes, rounds: int, limit: float) -> dict[str, Any]:
+    until = time.perf_counter() + limit
     with contextlib.ExitStack() as open_:
         made: dict[str, Any] = {}
         seconds_to_make = {}
         for name, make in [*plain.contestants(z, DEVICE).items(), *contestants(z).items()]:
             started = time.perf_counter()
             if DEVICE == "cuda":
-                made[name] = make()
+                step = make()
+                made[name] = Usual(step) if isinstance(step, plain.Plain) else step
             else:
                 module = "benchmarks.plain" if name in plain.contestants(z) else "benchmarks.step"
                 made[name] = open_.enter_context(Elsewhere(module, name, z))
             made[name]()  # the compiler works here
             seconds_to_make[name] = round(time.perf_counter() - started, 1)
         memory = {n: one_step_memory(each) / 2**30 for n, each in made.items()} if DEVICE == "cuda" else {}
-        seconds = interleaved({name: synchronous(each) for name, each in made.items()}, rounds)
+        seconds = interleaved({name: synchronous(each) for name, each in made.items()}, rounds, until=until)
         memory = memory or {n: each.told["peak_gib"] for n, each in made.items()}
     peak, peak_is = device_peak()
     middle = medians(seconds)
     operations = {n: flops_per_token(z, each.parameters) for n, each in made.items()}
     return {
-        "shapes": vars(z), "threads": identity.thread_count(0), "rounds": rounds,
+        "shapes": vars(z), "threads": identity.thread_count(0), "rounds": len(next(iter(seconds.values()))),
         "precision": "bf16" if DEVICE == "cuda" else "fp32",
         "parameters": {n: each.parameters for n, each in made.items()},
         "first_step_seconds": seconds_to_make,
@@ -203,9 +236,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dry", action="store_true", help="tiny shapes: whether it runs, not how fast")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no further round begins")
     options = parser.parse_args()
     z = DRY if options.dry else GPU if DEVICE == "cuda" else CPU
-    report("step", measure(z, options.rounds), options.json)
+    report("step", measure(z, options.rounds, options.limit), options.json)
 
 
 if __name__ == "__main__":
