@@ -1,7 +1,8 @@
-"""The app on a long run: 100,000 steps × 24 layers × 16 heads, 38.4 million head rows, written through the store.
+"""The app on a long run: 100,000 steps × 24 layers × 16 heads, 38.4 million head rows, and a fork of 25 arms over 600 steps.
 
-python -m benchmarks.app                     # makes the run in a temporary folder, measures, prints JSON
+python -m benchmarks.app --json FILE         # makes the run in a temporary folder, measures
 python -m benchmarks.app --runs DIR          # keeps it there, and takes one that is there
+python -m benchmarks.app --demo runs         # and every page on a real run: `demo` in that folder
 python -m benchmarks.app --no-browser        # queries and scripts only
 
 Wanted on 2 cores, warm: queries under 300 ms; page script under 0.3 s, verdict text under 1 s, first chart under 2.5 s,
@@ -11,6 +12,7 @@ all under 4 s; a click inside a panel under 0.5 s.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import os
@@ -18,16 +20,20 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.rounds import report
+
 STEPS, LAYERS, HEADS, BATCH = 100_000, 24, 16, 16
 SPIKES = {20_000: "batch", 61_342: "fast", 91_711: "slow"}
 FLUSH = 2_000  # steps per part
-RUN = "long"
+RUN, FORK = "long", "long-fork"
+ARMS = ["fork", *(f"placebo-{i}" for i in range(19)), *(f"chaos-{i}" for i in range(5))]
+WINDOW = 600  # steps of the fork
 PARTS = (
     "attn.q_proj",
     "attn.k_proj",
@@ -75,8 +81,59 @@ def make(runs: Path, steps: int = STEPS) -> dict[str, Any]:
                 back = {"batch": at + 1, "fast": at + 9, "slow": None}[kind]
                 writer.append("events", step=at, kind="spike", metric="loss", value=5.4, baseline=2.27, sigma=31.0,
                               spike_kind=kind, onset=at, recovered_at=back)  # fmt: skip
+    rows = _fork(runs, header, next(s for s in (61_300, 19_900) if s < steps))
     size = sum(f.stat().st_size for f in folder.rglob("*.parquet"))
-    return {"seconds": round(time.perf_counter() - began, 1), "bytes": size, "head_rows": steps * LAYERS * HEADS}
+    return {
+        "seconds": round(time.perf_counter() - began, 1),
+        "bytes": size,
+        "head_rows": steps * LAYERS * HEADS,
+        "divergence_rows": rows,
+    }
+
+
+def _fork(runs: Path, parent: dict[str, Any], first: int) -> int:
+    """A fork that moves layer 5 most; returns its rows of `divergence`."""
+    from forensics.store.writer import Writer
+
+    folder = runs / FORK
+    folder.mkdir()
+    header = {**parent, "name": FORK, "parent": RUN, "parent_step": first, "first_step": first, "steps": first + WINDOW,
+              "interventions": [{"kind": "skip", "window": f"{first}:{first + 1}"}]}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(header))
+    layers = [int(n.split(".")[1]) if n.startswith("layers.") else None for n in TENSORS]
+    names = ["", *TENSORS, *(f"layers.{i}.*" for i in range(LAYERS))]
+    of = [None, *layers, *range(LAYERS)]
+    rng, rows = np.random.default_rng(1), 0
+    far = np.array([3.0 if layer == 5 else 1.0 for layer in of])
+    with Writer(folder) as writer:
+        for at in range(first + 1, first + WINDOW + 1, 50):
+            s = np.arange(at, at + 50)
+            n = (len(s), len(ARMS), len(names))
+            l2 = (
+                np.exp(0.2 * rng.standard_normal(n))
+                * far
+                * np.array([4.0 if a == "fork" else 1.0 for a in ARMS])[:, None]
+            )
+            whole = np.tile([name == "" for name in names], n[0] * n[1])
+            writer.append("divergence", step=np.repeat(s, n[1] * n[2]), arm=np.tile(np.repeat(ARMS, n[2]), n[0]).tolist(),
+                          tensor=names * (n[0] * n[1]), layer=of * (n[0] * n[1]), l2=l2.ravel(),
+                          logit_kl=np.where(whole, 1e-3 * l2.ravel(), None), loss_gap=np.where(whole, 1e-2 * l2.ravel(), None))  # fmt: skip
+            writer.flush()
+            rows += l2.size
+        writer.append("steps", step=np.arange(first, first + WINDOW), loss=2.3, grad_norm=0.5, lr=1e-3, clip_scale=1.0,
+                      tokens=BATCH * 128, seconds=0.5, update="apply", schedule=0, updates=0)  # fmt: skip
+        control = {
+            "level": "exact",
+            "bitwise": True,
+            "sentence": "bit for bit: 600 recorded steps compared, none differs",
+        }
+        final = {"placebos": 19, "chaos": 5, "effect": 4.0, "p": 0.05, "verdict": "beyond the placebos (N = 19)", "causal": True,
+                 "measure": "logit_kl", "logit_kl": 4e-3, "l2": 4.0, "loss_control": 2.3, "loss_fork": 2.34, "loss_error": 0.01,
+                 "probe_sequences": 64, "unseen": None}  # fmt: skip
+        kept = {"fork": FORK, "parent": RUN, "from": first, "to": first + WINDOW, "does": "skips a step", "control": control,
+                "final": final, "placebos": 19, "chaos": 5, "time_to_reconverge": None, "first_difference": None, "barriers": []}  # fmt: skip
+    (folder / "fork.json").write_text(json.dumps(kept))
+    return rows
 
 
 def _rounded(x: np.ndarray) -> np.ndarray:
@@ -155,11 +212,12 @@ def time_queries(step: int) -> dict[str, Any]:
         "excess_by_sequence": {"step": step, "window": window}, "first_alarms": {"step": step, "window": window},
         "layer_heat": {"step": step, "window": window}, "head_heat": {"step": step, "layer": 5, "window": window},
         "tensor_heat": {"step": step, "window": window}, "worst_sequences": {"step": step, "window": (step, step + 1)},
+        "heads_at": {"step": step, "window": window}, "head_thumbnails": {"step": step, "window": window},
+        "fork_arms": {}, "fork_bands": {}, "fork_layers": {},
     }  # fmt: skip
     measured = {}
     for name, parameters in asked.items():
-        own = {} if name in ("run_health", "run_marks") else {"run": RUN}
-
+        own = {} if name in ("run_health", "run_marks") else {"run": FORK if name.startswith("fork_") else RUN}
         measured[name] = best(functools.partial(_asked, name, {**own, **parameters}))
     return measured
 
@@ -176,18 +234,33 @@ def visits(step: int) -> dict[str, dict[str, Any]]:
     return {
         "runs": {"run": RUN},
         "spikes": {"run": RUN, "spike": step},
+        "attention": {"run": RUN, "spike": step, "step": step},
+        "forks": {"run": RUN, "fork": FORK},
         "sql": {"run": RUN, "query": "loss_band_by100"},
     }
 
 
-def time_scripts(step: int) -> dict[str, Any]:
+def visits_of_demo() -> dict[str, dict[str, Any]]:
+    """Every page on the run `demo`: at its largest spike of the loss, and its newest fork."""
+    from app import data, pages
+
+    found = [s for s in data.rows("spikes", run="demo", metric="loss") if s["kind"] == "spike"]
+    step = max(found, key=lambda s: s["sigma"] or 0)["step"]
+    asked: dict[str, dict[str, Any]] = {name: {"run": "demo", "spike": step} for name in pages.registered()}
+    for name in ("batch", "attention", "microscope"):
+        asked[name]["step"] = step
+    asked["forks"] |= {"part": "fork"}
+    return asked
+
+
+def time_scripts(asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The pages' scripts under AppTest, results cached as for the second reader."""
     from streamlit.testing.v1 import AppTest
 
     from app import pages
 
     measured = {}
-    for name, selection in visits(step).items():
+    for name, selection in asked.items():
         test = AppTest.from_file(str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=120)
         for key, value in selection.items():
             test.query_params[key] = str(value)
@@ -198,13 +271,13 @@ def time_scripts(step: int) -> dict[str, Any]:
     return measured
 
 
-def time_browser(runs: Path, step: int) -> dict[str, Any]:
+def time_browser(runs: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Seconds from the request to the verdict's text, the first chart, all of it; and of clicks. The second visit."""
     from app.browser import Watched, chromium, serving
 
     measured: dict[str, Any] = {}
     with serving(runs) as url, chromium() as browser:
-        for name, selection in visits(step).items():
+        for name, selection in asked.items():
             rounds = []
             for _ in range(3):
                 tab = Watched(browser, url)
@@ -216,12 +289,13 @@ def time_browser(runs: Path, step: int) -> dict[str, Any]:
                 "warm": {k: min(r[k] for r in rounds[1:]) for k in rounds[0]},
             }
         tab = Watched(browser, url)
-        tab.open("spikes", run=RUN, spike=step)
+        tab.open("spikes", **asked["spikes"])
+        layers = LAYERS if asked["spikes"]["run"] == RUN else _layers(runs)
         clicks = []
-        for row in (3, 5, 9, 20):
+        for row in {3 % layers, 5 % layers, 9 % layers, 20 % layers}:
             began = time.perf_counter()
             before = tab.page.url
-            tab.click_cell(3, 1, row, LAYERS, wait=False)
+            tab.click_cell(3, 1, row, layers, wait=False)
             tab.page.wait_for_function("(u) => location.href !== u", arg=before)
             url_s = time.perf_counter() - began
             tab.page.wait_for_function("() => document.querySelector('[data-testid=\"stApp\"]')"
@@ -234,10 +308,28 @@ def time_browser(runs: Path, step: int) -> dict[str, Any]:
     return measured
 
 
+def _layers(runs: Path) -> int:
+    return int(json.loads((runs / "demo" / "run.json").read_text())["shape"]["layers"])
+
+
+@contextlib.contextmanager
+def looking_at(runs: Path) -> Iterator[Path]:
+    """The folder that the app in this process reads."""
+    before = os.environ.get("FORENSICS_RUNS")
+    os.environ["FORENSICS_RUNS"] = str(runs.absolute())
+    try:
+        yield runs.absolute()
+    finally:
+        if before is not None:
+            os.environ["FORENSICS_RUNS"] = before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, help="folder to keep the run in")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--demo", type=Path, help="folder that holds the run `demo`, to open every page on it")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--no-browser", action="store_true")
     parser.add_argument("--only-make", action="store_true")
     given = parser.parse_args()
@@ -250,11 +342,17 @@ def main() -> None:
         if not given.only_make:
             step = next(s for s in (61_342, 20_000) if s < given.steps)
             document["queries"] = tell("queries", time_queries(step))
-            document["scripts"] = tell("scripts", time_scripts(step))
+            document["scripts"] = tell("scripts", time_scripts(visits(step)))
             if not given.no_browser:
-                document["browser"] = time_browser(runs, step)
+                document["browser"] = tell("browser", time_browser(runs, visits(step)))
+            if given.demo:
+                with looking_at(given.demo) as demo:
+                    asked = visits_of_demo()
+                    document["demo_scripts"] = tell("demo_scripts", time_scripts(asked))
+                    if not given.no_browser:
+                        document["demo_browser"] = time_browser(demo, asked)
     finally:
-        print(json.dumps(document, indent=1))
+        report("app", document, given.json)
         if given.runs is None:
             shutil.rmtree(runs)
 

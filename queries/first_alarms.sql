@@ -10,7 +10,7 @@ tensor_rows as (
 tensor_numbers as (
     select tensor, row_number() over (order by tensor) as number from (select distinct tensor from tensor_rows)
 ),
-measured as (  -- a row's number: kind · 10^12 + layer · 10^6 + head, or the tensor's
+measured as materialized (  -- a row's number: kind · 10^12 + layer · 10^6 + head, or the tensor's
     select h.step, h.layer * 1000000::bigint + h.head as row, h.attn_logit_max::double as x
     from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
     where h.step >= $step - 512 and h.step < $step + 2
@@ -38,7 +38,7 @@ band as (  -- a row that is often out is judged by its own tail: the deviation t
         having count(*) >= $least
     )
 ),
-watched as (
+watched as materialized (
     select
         v.row, v.step, v.x, b.middle,
         case
@@ -52,7 +52,7 @@ watched as (
     join band as b on b.row = v.row
     where v.step >= $step - 64 and v.x is not null
 ),
-candidates as (  -- most rows never leave their past: the rest is cheap
+candidates as materialized (  -- most rows never leave their past: the rest is cheap
     select * from watched semi join (select row from watched where abs(z) >= limit_z) as out using (row)
 ),
 paired as (  -- one step beyond the threshold is common among thousands of rows; two in a row are not

@@ -1,7 +1,7 @@
-with measured as (
+with measured as materialized (  -- read once, used twice
     select step, arm, layer, tensor, l2
     from divergence
-    where run = $run and (tensor like '%.*' or (layer is null and tensor <> ''))
+    where run = $run and (ends_with(tensor, '.*') or (layer is null and tensor <> ''))
 ),
 nulls as (
     select step, tensor, median(l2) as placebo_l2, count(*) as placebos
