@@ -71,8 +71,12 @@ def _body(document: dict[str, Any]) -> list[str]:
         if len(names) == 1 and len(keys) <= 8 and all(len(str(flat[names[0]][k])) < 24 for k in keys):
             plain[names[0]] = ", ".join(f"{k} {_shown(flat[names[0]][k])}" for k in keys)
             continue
-        lines += ["| |" + "|".join(_words(n) for n in names) + "|", "|---|" + "---:|" * len(names)]
-        lines += [f"| {_words(k)} |" + "|".join(_shown(flat[n].get(k, "")) for n in names) + "|" for k in keys]
+        if len(names) > max(4, len(keys)):  # many of few numbers each: one a line
+            lines += ["| |" + "|".join(_words(k) for k in keys) + "|", "|---|" + "---:|" * len(keys)]
+            lines += [f"| {_words(n)} |" + "|".join(_shown(flat[n].get(k, "")) for k in keys) + "|" for n in names]
+        else:
+            lines += ["| |" + "|".join(_words(n) for n in names) + "|", "|---|" + "---:|" * len(names)]
+            lines += [f"| {_words(k)} |" + "|".join(_shown(flat[n].get(k, "")) for n in names) + "|" for k in keys]
         lines.append("")
     for name, value in document.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -82,12 +86,7 @@ def _body(document: dict[str, Any]) -> list[str]:
         elif isinstance(value, list):
             plain[name] = ", ".join(map(_shown, value))
         elif isinstance(value, dict) and _tables(value):
-            for inner, table in value.items():
-                lines += [
-                    f"{_words(name)}, {inner}:" if not isinstance(table, dict) else f"**{_words(name)}: {inner}**",
-                    "",
-                ]
-                lines += [*_body(table if isinstance(table, dict) else {inner: table}), ""]
+            lines += [f"**{_words(name)}**", "", *_body(value), ""]
     listed = [f"* {_words(k)}: {_shown(v)}" for k, v in plain.items()]
     while lines and not lines[-1]:
         lines.pop()
