@@ -3,8 +3,8 @@
     found = sequence("demo", 400, 11, 85601)
     found.texts[17], found.span_of(17).path
 
-What the corpus holds is read from its memory map, without torch. A sequence that an intervention made (id −1) is made
-again by the fork's own stream.
+What the corpus holds is read from its memory map, without torch. A sequence that an intervention made (id −1) is not
+there: only a replay of the fork's own stream has it, so it is read from what `forensics batch` told a process of the app.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app import data
+from app import data, work
 from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
@@ -39,30 +39,57 @@ class Reading:
 
 
 def sequence(run: str, step: int, slot: int, id_: int) -> Reading:
-    """The sequence in a slot of a batch, whose id is known. Errors: missing, integrity."""
+    """The sequence in a slot of a batch, whose id is known. Errors: missing (also one that is not in `made`), integrity."""
+    if id_ >= 0:
+        return _sequence(*_corpus_of(run), id_)
+    tokens = made(run, step).get(slot)
+    if tokens is None:
+        raise ForensicsError("missing", f"an intervention made slot {slot} of batch {step:,}, and nobody has read it yet",
+                             f"the Batch page reads it, by `forensics batch {run} {step}`")  # fmt: skip
+    return of_tokens(run, tokens)
+
+
+def of_tokens(run: str, tokens: Sequence[int]) -> Reading:
+    """Tokens that come from no document, as the run's tokenizer reads them. Errors: missing, integrity."""
+    corpus = _corpus(_corpus_of(run)[0])
+    return Reading(tuple(tokens), tuple(texts_of(corpus.decode, tokens)), (), corpus.vocabulary)
+
+
+def made(run: str, step: int) -> dict[int, list[int]]:
+    """Slot → tokens of a batch as the run's own stream makes it, where a process of the app has run `forensics batch`."""
+    created = str(data.header(run).get("created") or "")
+    for w in work.listed(run):
+        own = w.program == "forensics" and w.arguments[:3] == ("batch", run, str(step)) and w.status == "done"
+        if own and w.started[:19] >= created[:19]:  # an older one told of another fork of this name
+            return _told(w.folder / "result.json")
+    return {}
+
+
+@functools.lru_cache(16)
+def _told(result: Path) -> dict[int, list[int]]:
+    import json
+
+    try:
+        return {s["slot"]: s["tokens"] for s in json.loads(result.read_bytes())["sequences"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _corpus_of(run: str) -> tuple[Path, int]:
+    """The folder of the run's corpus, and how many targets a sequence has."""
     header = data.header(run)
-    return _sequence(data.runs_folder(), run, header.get("created", ""), step, slot, id_)
+    try:
+        return data.runs_folder() / "_data" / header["corpus"], int(header["config"]["data"]["sequence_length"])
+    except (KeyError, TypeError, ValueError):
+        raise ForensicsError("missing", f"run.json of {run} names no corpus", "its text cannot be read here") from None
 
 
 @functools.lru_cache(256)
-def _sequence(runs: Path, run: str, created: str, step: int, slot: int, id_: int) -> Reading:
-    header = data.header(run)
-    try:
-        folder, T = runs / "_data" / header["corpus"], int(header["config"]["data"]["sequence_length"])
-    except (KeyError, TypeError, ValueError):
-        raise ForensicsError("missing", f"run.json of {run} names no corpus", "its text cannot be read here") from None
-    corpus = _corpus(folder)
-    if id_ >= 0:
-        import numpy as np
+def _sequence(folder: Path, length: int, id_: int) -> Reading:
+    import numpy as np
 
-        ids = np.array([id_])
-        tokens = corpus.sequences(ids, T)[0].tolist()
-        spans = corpus.spans(ids, T)[0]
-    else:
-        from replay.look import batch_at
-
-        made = next(s for s in batch_at(runs, run, step)["sequences"] if s["slot"] == slot)
-        tokens, spans = made["tokens"], []
+    corpus, ids = _corpus(folder), np.array([id_])
+    tokens, spans = corpus.sequences(ids, length)[0].tolist(), corpus.spans(ids, length)[0]
     return Reading(tuple(tokens), tuple(texts_of(corpus.decode, tokens)), tuple(spans), corpus.vocabulary)
 
 
@@ -114,12 +141,21 @@ def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], st
 
 def influences(run: str, step: int, slot: int) -> tuple[list[float | None], int] | None:
     """Influence of each of the T + 1 tokens on a spike, and that spike's step, where `replay blame --tokens` kept it."""
-    for path, stamp in _blames(run):
-        document: dict[str, Any] = _blame(path, stamp)
+    for document in _blamed(run):
         for each in document.get("candidates", []):
             if each.get("step") == step and each.get("slot") == slot and each.get("token_influence"):
                 return each["token_influence"], document["spike"]["step"]
     return None
+
+
+def blamed_by_token(run: str, spike: int) -> bool:
+    """Whether `replay blame --tokens` was asked about this spike, so that its strongest sequences have their influence."""
+    return any(document.get("spike", {}).get("step") == spike and any(c.get("token_influence") for c in document.get("candidates", []))
+               for document in _blamed(run))  # fmt: skip
+
+
+def _blamed(run: str) -> list[dict[str, Any]]:
+    return [_blame(path, stamp) for path, stamp in _blames(run)]
 
 
 def _blames(run: str) -> list[tuple[Path, int]]:

@@ -9,14 +9,16 @@ Names of runs are checked by the store's own rule, so none of them can leave the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from forensics.store.reader import RUN_NAME
 
+T = TypeVar("T")
 LARGEST = 2**53  # beyond it the browser's numbers are no longer exact
 LONGEST = 8000  # characters of a text in the URL
+SHOWN = "shown"  # key of the session: what the page shows beyond its URL
 
 # What is chosen inside something else: choosing another of the outer forgets the inner.
 WITHIN = {
@@ -127,22 +129,47 @@ def _wanted(name: str) -> str:
 
 
 def here() -> Selection:
-    """The selection of the page that is open."""
+    """The selection of the URL that is open."""
     import streamlit as st
 
     return Selection.parse(st.query_params)
 
 
-def goto(**changes: Any) -> None:
-    """Change the selection of this page: only callbacks call it. One entry of the browser's history."""
+def shows(**fields: Any) -> None:
+    """A page tells what it shows where the URL names nothing, or nothing that is there: `shows(run="demo")`."""
     import streamlit as st
 
-    st.query_params.from_dict(here().but(**changes).params())
+    asked = here()
+    st.session_state[SHOWN] = st.session_state.get(SHOWN, {}) | {
+        name: (getattr(asked, name), value) for name, value in fields.items()
+    }
 
 
-def link(**changes: Any) -> dict[str, str]:
-    """The query parameters of a link that keeps the selection but for `changes`: st.page_link(query_params=link(step=3))."""
-    return here().but(**changes).params()
+def shown() -> Selection:
+    """The selection of the URL, with what the page shows where that names nothing, or nothing that is there."""
+    import streamlit as st
+
+    return filled(here(), st.session_state.get(SHOWN, {}))
+
+
+def filled(selection: Selection, shown: Mapping[str, tuple[Any, Any]]) -> Selection:
+    """`shown`: field → (the URL's value when the page was drawn, what the page drew). Of another URL it says nothing."""
+    found = selection
+    for name, (asked, drawn) in shown.items():
+        if getattr(selection, name) == asked != drawn:
+            # what was chosen inside a run that is not named is chosen in the one that is shown; inside a wrong one, in none
+            found = replace(found, **{name: drawn}) if asked is None else found.but(**{name: drawn})
+    return found
+
+
+def goto(**changes: Any) -> None:
+    """Change the selection of this page: only callbacks call it. One entry of the browser's history.
+
+    What the page shows though the URL does not name it (the newest run, its largest spike) is then named too.
+    """
+    import streamlit as st
+
+    st.query_params.from_dict(shown().but(**changes).params())
 
 
 def picked(event: Mapping[str, Any] | None, name: str, *wanted: str) -> dict[str, Any] | None:
@@ -153,6 +180,12 @@ def picked(event: Mapping[str, Any] | None, name: str, *wanted: str) -> dict[str
     marks = ((event or {}).get("selection") or {}).get(name) or []
     mark = marks[-1] if isinstance(marks, list) and marks else None
     return dict(mark) if isinstance(mark, Mapping) and all(mark.get(w) is not None for w in wanted) else None
+
+
+def picked_row(event: Mapping[str, Any] | None, items: Sequence[T]) -> T | None:
+    """Of what the rows of a table stand for, in their order, that of the row which was clicked; None where none was."""
+    rows = ((event or {}).get("selection") or {}).get("rows") or []
+    return items[rows[0]] if rows and rows[0] < len(items) else None
 
 
 def brushed(event: Mapping[str, Any] | None, name: str, axis: str) -> tuple[int, int] | None:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import streamlit as st
 
 from app import data, show, words
-from app.selection import Selection, goto
+from app.selection import Selection, goto, shows
 
 MOST = 5  # spikes offered
 
@@ -34,8 +35,9 @@ def chosen_step(selection: Selection) -> Selection | None:
         show.nothing(
             [f"Step {words.count(selection.step)} was not trained: ", show.code(run), f" has steps 0 to {end - 1:,}."]
         )
+    shows(step=step)
     _row(step, end, spikes)
-    return selection if selection.step == step else selection.but(step=step)
+    return replace(selection, step=step) if selection.step is None else selection.but(step=step)
 
 
 def step_of(selection: Selection, spikes: Sequence[dict[str, Any]], end: int) -> int:

@@ -10,10 +10,7 @@ from typing import Any
 
 import altair as alt
 
-from app.charts.theme import Palette, cached, heat_colour, named, palette, template
-
-Q, O, N = "quantitative", "ordinal", "nominal"
-
+from app.charts.theme import N, O, Palette, Q, cached, heat_colour, named, palette, template
 
 STRENGTHS = (
     0.12,

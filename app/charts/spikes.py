@@ -76,15 +76,14 @@ def loss(dark: bool) -> dict[str, Any]:
 
 
 @cached
-def grad_norm(dark: bool) -> dict[str, Any]:
+def grad_norm(dark: bool, axis: bool = False) -> dict[str, Any]:
+    """Before clipping; `axis`: it is the lowest of its column, so the steps stand under it."""
     p = palette(dark)
     y = alt.Y("grad_norm", type=Q, axis=labels(tickCount=4, format="~g"), scale=alt.Scale(type="log", nice=True))
     tips = [STEP_TIP, alt.Tooltip("grad_norm", type=Q, format=".3~g"), alt.Tooltip("clip_scale", type=Q, format=".3~g")]
-    line = alt.Chart(named("steps")).mark_line(color=p.line, strokeWidth=1.5, clip=True).encode(_offsets(False), y)
-    points = (
-        alt.Chart(named("steps")).mark_point(opacity=0, size=60, clip=True).encode(_offsets(False), y, tooltip=tips)
-    )
-    return template(alt.layer(line, points, _at(p)), dark, height=88, canvas=True)
+    line = alt.Chart(named("steps")).mark_line(color=p.line, strokeWidth=1.5, clip=True).encode(_offsets(axis), y)
+    points = alt.Chart(named("steps")).mark_point(opacity=0, size=60, clip=True).encode(_offsets(axis), y, tooltip=tips)
+    return template(alt.layer(line, points, _at(p)), dark, height=88 + (18 if axis else 0), canvas=True)
 
 
 @cached

@@ -1,24 +1,26 @@
 """The pages, in the order of the navigation: each a file here, registered only if it exists.
 
-link("spikes", "Its spikes", run="demo", spike=400)       # keeps the rest of the selection; nothing without that page
+link("spikes", "Its spikes", run="demo", spike=400)       # to another page, with the selection; nothing without that page
 run = chosen_run()                                        # the run of the URL, or of the picker on top
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from app import data, show
-from app.selection import Selection, goto, here
+from app.selection import SHOWN, Selection, goto, here, shown, shows
 from forensics.errors import ForensicsError
 from forensics.store.reader import runs_in
 
 FOLDER = Path(__file__).parent
 TITLES = {"runs": "Runs", "spikes": "Spikes", "batch": "Batch", "attention": "Attention", "microscope": "Microscope",
           "forks": "Forks", "tokens": "Tokens", "sql": "SQL"}  # fmt: skip
+OF_A_PAGE = ("metric", "kind", "query", "values", "sql", "part")  # each page has its own: a link to another drops them
 
 
 def registered() -> dict[str, Any]:
@@ -32,14 +34,21 @@ def registered() -> dict[str, Any]:
 def link(page: str, label: str, *, container: Any = None, **changes: Any) -> None:
     """A link to another page with this selection but for `changes`. `label` is Markdown: our own words and numbers only."""
     if page in registered():
-        (container or st).page_link(registered()[page], label=label, query_params=here().but(**changes).params())
+        (container or st).page_link(registered()[page], label=label, query_params=parameters(shown(), **changes))
+
+
+def parameters(selection: Selection, **changes: Any) -> dict[str, str]:
+    """The URL of another page: the selection with `changes`, without what only the page that is left has."""
+    return selection.but(**dict.fromkeys(OF_A_PAGE)).but(**changes).params()
 
 
 def chosen_run() -> Selection | None:
     """The selection with its run filled in, under a picker; None, with what is missing said, where there is no such run.
 
-    The run of the URL; where it names none, the newest that is no fork. Nothing is written to the URL but by the picker.
+    The run of the URL; where it names none, the newest that is no fork. Nothing is written to the URL but by the picker;
+    the page's callbacks and links name the run that is shown.
     """
+    st.session_state.pop(SHOWN, None)
     selection, names = here(), runs_in(data.runs_folder())
     for problem in selection.problems:
         show.nothing([show.strong("Left out of the URL: "), problem])
@@ -48,10 +57,11 @@ def chosen_run() -> Selection | None:
                      "It trains a small model on text that is on this machine; this page fills while it does.")  # fmt: skip
         return None
     if selection.run is None:
-        selection = selection.but(run=_newest() or names[-1])
+        selection = replace(selection, run=_newest() or names[-1])
     elif selection.run not in names:
         show.nothing(["No run here is called ", show.code(selection.run), "."], "forensics list")
         selection = selection.but(run=_newest() or names[-1])
+    shows(run=selection.run)
     st.session_state["run-picker"] = selection.run
     st.selectbox("Run", names, key="run-picker", label_visibility="collapsed", width=280,
                  on_change=lambda: goto(run=st.session_state["run-picker"]))  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -18,6 +17,7 @@ from app.selection import Selection, goto, picked
 from app.show import Part, accent, code, strong
 from app.step import chosen_step
 
+BUILD: dict[str, Any] = {"part": "build", "fork": None, "first": None, "last": None}  # a new fork, not one of the URL
 APART = 3  # σ above the sequences before, from which a sequence is named
 
 
@@ -43,8 +43,9 @@ def page() -> None:
     read, beside = st.columns([1.9, 1])
     with read:
         found = _text(run, step, row, selection)
-    with beside:
-        _beside(run, step, row, selection, *found)
+    if found is not None:
+        with beside:
+            _beside(run, step, row, selection, *found)
 
 
 # ---- the sentence
@@ -106,8 +107,17 @@ def _hedge(run: str, selection: Selection, step: int) -> list[Part]:
 def _ways_on(selection: Selection, step: int, row: dict[str, Any]) -> None:
     run = selection.run
     if row["document"] is not None:
-        link("forks", "Fork without this document", run=run, step=step, document=row["document"])
-    link("forks", "Fork without this sequence", run=run, step=step, slot=row["slot"], document=None)
+        link(
+            "forks",
+            "Fork without this document",
+            **BUILD,
+            kind="remove-documents",
+            run=run,
+            step=step,
+            document=row["document"],
+        )
+    link("forks", "Fork without this sequence", **BUILD, kind="remove-sequences", run=run, step=step, slot=row["slot"],
+         document=None)  # fmt: skip
     link("attention", "Attention on this sequence", run=run, step=step, slot=row["slot"])
     link("microscope", "Inside the step", run=run, step=step)
 
@@ -121,17 +131,27 @@ def _unrecorded(run: str, step: int) -> None:
 # ---- the sequences
 
 
-def _overview(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], header: dict[str, Any]) -> None:
-    import pyarrow as pa
-
-    vocabulary = (header.get("shape") or {}).get("vocabulary")
-    top = max([r["loss"] for r in rows if r["loss"] is not None and math.isfinite(r["loss"])], default=1.0)
-    bars = [
-        {**{k: r[k] for k in ("slot", "sequence", "share", "z", "level", "source", "path")}, "loss": words.loss(r["loss"]),
+def bars_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A bar for each sequence; without a past to stand apart from, as quiet as those within 3σ."""
+    top = _top(rows)
+    return [
+        {**{k: r[k] for k in ("slot", "sequence", "share", "z", "source", "path")}, "level": r["level"] or 0, "loss": words.loss(r["loss"]),
          "place": float(r["place"]), "place2": r["place"] + 0.88, "zero": 0.0,
          "shown": r["loss"] if r["loss"] is not None and math.isfinite(r["loss"]) else top * 1.1 if r["loss"] is not None else 0.0}
         for r in rows
     ]  # fmt: skip
+
+
+def _top(rows: Sequence[dict[str, Any]]) -> float:
+    """The largest finite loss."""
+    return max([r["loss"] for r in rows if r["loss"] is not None and math.isfinite(r["loss"])], default=1.0)
+
+
+def _overview(rows: Sequence[dict[str, Any]], chosen: dict[str, Any], header: dict[str, Any]) -> None:
+    import pyarrow as pa
+
+    vocabulary = (header.get("shape") or {}).get("vocabulary")
+    bars, top = bars_of(rows), _top(rows)
     past = rows[0]["baseline"]
     lines = [{"value": past, "what": f"the 64 steps before: {words.loss(past)}"}] if past is not None else []
     if vocabulary and top > 0.6 * math.log(vocabulary):
@@ -164,11 +184,19 @@ def _clicked_bar() -> None:
 Found = tuple[Reading, list[float | None] | None]
 
 
-def _text(run: str, step: int, row: dict[str, Any], selection: Selection) -> Found:
-    """The sequence token by token; returns it with the loss of each token (None: not known), position 0 first."""
+def _text(run: str, step: int, row: dict[str, Any], selection: Selection) -> Found | None:
+    """The sequence token by token; returns it with the loss of each token (None: not known), position 0 first.
+
+    None, with what reads it offered, where an intervention made it and nobody has read it yet.
+    """
     slot = row["slot"]
     repeats = f" · {words.share(row['repeat_share'])} in repeats" if row["repeat_share"] else ""
-    show.heading(f"Slot {slot} · sequence {words.count(row['sequence'])} · loss {words.loss(row['loss'])}{repeats}")
+    number = words.count(row["sequence"]) if row["sequence"] >= 0 else "made by an intervention"
+    show.heading(f"Slot {slot} · sequence {number} · loss {words.loss(row['loss'])}{repeats}")
+    if row["sequence"] < 0 and slot not in reading.made(run, step):
+        _offer(run, ["batch", run, str(step)], "Read it from the fork's stream",
+               "It stands in no document: what the fork read here is known to its own stream alone.")  # fmt: skip
+        return None
     found = reading.sequence(run, step, slot, row["sequence"])
     known = reading.token_losses(run, step, slot)
     influence = reading.influences(run, step, slot)
@@ -196,13 +224,25 @@ def _text(run: str, step: int, row: dict[str, Any], selection: Selection) -> Fou
     tokens.tokens(found.texts, levels, underlined=under, titles=titles, key="text", chosen=selection.position,
                   on_click=_clicked_token)  # fmt: skip
     if known is None:
-        _offer(run, step)
+        _offer(run, ["batch", run, str(step), "--token-losses"], "Compute the token losses",
+               "The loss of each token was not recorded here (only dense windows record it). From the exact state, by replay:")  # fmt: skip
     else:
         _by_token(found, losses or [], selection.position)
     _documents(found, losses)
-    if influence is None and selection.spike is not None:
-        show.caption("By influence instead: ", code(f"replay blame {run} --spike {selection.spike} --tokens"))
+    if influence is None and selection.spike is not None and step <= selection.spike:
+        _offer_influence(run, selection.spike)
     return found, losses
+
+
+def _offer_influence(run: str, spike: int) -> None:
+    """Colour by influence: what computes it, or why this sequence has none."""
+    if reading.blamed_by_token(run, spike):
+        show.caption(f"No colour by influence: blame of the spike at {words.count(spike)} does not count this sequence among its "
+                     "strongest.")  # fmt: skip
+        return
+    _offer(run, ["blame", run, "--spike", str(spike), "--tokens"], "Compute the influence of each token",
+           f"By influence instead: what each token of the strongest sequences does to the spike at {words.count(spike)}, by metagradient; "
+           "some minutes on a small run:", program="replay")  # fmt: skip
 
 
 def _by_token(found: Reading, losses: Sequence[float | None], position: int | None) -> None:
@@ -275,16 +315,18 @@ def _clicked_token() -> None:
         goto(position=at)
 
 
-def _offer(run: str, step: int) -> None:
-    """Compute what was not recorded, as work of its own."""
-    arguments = ["batch", run, str(step), "--token-losses"]
-    mine = [w for w in work.listed(run) if w.program == "forensics" and list(w.arguments[:4]) == arguments]
+def _start(run: str, program: str, arguments: list[str]) -> None:
+    work.start(run, program, arguments)
+
+
+def _offer(run: str, arguments: list[str], label: str, why: str, *, program: str = "forensics") -> None:
+    """What is not known is computed as work of its own: why, the command, a button; then how it goes."""
+    mine = [w for w in work.listed(run) if w.program == program and list(w.arguments) == arguments]
     if not any(w.status == "running" for w in mine):
-        show.nothing("The loss of each token was not recorded here (only dense windows record it). From the exact state, by replay:",
-                     f"forensics {' '.join(arguments)}")  # fmt: skip
-        st.button("Compute the token losses", type="primary", on_click=partial(work.start, run, "forensics", arguments))
-    if mine:
-        work.panel(run, most=3, key="batch-work")
+        show.nothing(why, f"{program} {' '.join(arguments)}")
+        st.button(label, type="primary", key=f"offer-{arguments[0]}", on_click=_start, args=(run, program, arguments))
+    if mine and mine[0].status != "done":
+        work.panel(run, most=3, key=f"{arguments[0]}-work")
 
 
 # ---- beside it
@@ -331,7 +373,8 @@ def _token(
                 show.note("No batch before this one held any of it.")
         _met(run, step, found.tokens[at])
         if span is not None:
-            link("forks", "Fork without this document", run=run, step=step, slot=slot, document=span.document)
+            link("forks", "Fork without this document", **BUILD, kind="remove-documents", run=run, step=step, slot=slot,
+                 document=span.document)  # fmt: skip
         link("tokens", "This token over the run", run=run, token=found.tokens[at])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -12,11 +14,17 @@ from app import data, show, words, work
 from app.charts import runs as charts
 from app.charts import theme
 from app.pages import chosen_run, guarded, link
-from app.selection import goto, here, picked
+from app.selection import goto, picked, picked_row, shown
 from app.show import code, strong
+from forensics.records import TABLES
 from forensics.store import manifest
+from forensics.store.reader import runs_in
 
-ALIVE_S = 180  # seconds since the last write after which a run that says it is running is believed to be dead
+ALIVE_S = 180  # seconds since the last write after which a run that says it is running is believed to be dead,
+FIRST_S = 1800  # or before its first; a fork's, whose steps are those of all its arms
+SLOW = 3  # or that many times what the steps between two writes take
+BUSY_S, IDLE_S = 2.0, 10.0  # seconds between looks at whether anything was written
+SILENT = "stopped without saying so"
 MOST = 60  # rows of the tree
 
 
@@ -25,11 +33,8 @@ def page() -> None:
     if selection is None:
         return
     run = str(selection.run)
-    busy = any(_alive(h) for h in data.headers())
-    if busy:
-        st.fragment(_overview, run_every=2.0)(run)
-    else:
-        _overview(run)
+    seen = state_of(run)
+    _overview(run)
     left, right = st.columns([1, 1.15], gap="medium")
     with left:
         _header(run)
@@ -40,26 +45,75 @@ def page() -> None:
         if work.listed(run):
             show.heading("Work on this run")
             work.panel(run)
+    busy = any(_alive(h) for h in data.headers())
+    st.fragment(_look_again, run_every=BUSY_S if busy else IDLE_S)(run, seen)
+
+
+def state_of(run: str) -> tuple[Any, ...]:
+    """Changes when anything was written that the page shows, and when a run falls silent."""
+    names = runs_in(data.runs_folder())
+    alive = [h["name"] for h in data.headers() if _alive(h)]
+    return data.stamp(names, {"steps", "events", "forks"}), data.stamp([run], TABLES), alive
+
+
+def _look_again(run: str, seen: tuple[Any, ...]) -> None:
+    """Draws nothing: the page is drawn again when there is something new to see."""
+    if state_of(run) != seen:
+        st.rerun()
+
+
+def status_of(header: dict[str, Any]) -> str:
+    """What it says of itself; of one that says it is running, whether that is believed."""
+    status = str(header.get("status") or "?")
+    return SILENT if status == "running" and not _alive(header) else status
 
 
 def _alive(header: dict[str, Any]) -> bool:
-    """Whether a run trains now: it says so, and its tables were written to a short time ago."""
+    """Whether a run trains now: it says so, and its tables were written to not long ago for its pace."""
     if header.get("status") != "running":
         return False
-    path = manifest.folder(data.runs_folder() / header["name"], "steps") / "manifest.json"
+    run = data.runs_folder() / header["name"]
+    path = manifest.folder(run, "steps") / "manifest.json"
     try:
-        return time.time() - path.stat().st_mtime < ALIVE_S
+        return time.time() - path.stat().st_mtime < patience(bool(header.get("parent")), _seconds_of_a_write(header))
     except OSError:
-        return time.time() - (data.runs_folder() / header["name"] / "run.json").stat().st_mtime < ALIVE_S
+        try:
+            return time.time() - (run / "run.json").stat().st_mtime < FIRST_S
+        except OSError:
+            return False
+
+
+def patience(fork: bool, seconds: float) -> float:
+    """Seconds without a write that are believed, by what its steps between two writes took."""
+    return max(FIRST_S if fork else ALIVE_S, SLOW * seconds)
+
+
+def _seconds_of_a_write(header: dict[str, Any]) -> float:
+    """What the steps from one write of the tables to the next take, by the newest that are recorded; 0: not known."""
+    parts = manifest.load(data.runs_folder() / header["name"], "steps").parts
+    if not parts:
+        return 0.0
+    every = ((header.get("config") or {}).get("record") or {}).get("flush_every")
+    path = manifest.folder(data.runs_folder() / header["name"], "steps") / parts[-1].file
+    return _mean_seconds(str(path)) * (every if isinstance(every, int) else parts[-1].rows)
+
+
+@functools.lru_cache(64)
+def _mean_seconds(path: str) -> float:
+    """Of the steps in a part of the table `steps`."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        return pc.mean(pq.read_table(path, columns=["seconds"])["seconds"]).as_py() or 0.0
+    except (OSError, KeyError, ValueError):  # merged away meanwhile, or of a version that did not record them
+        return 0.0
 
 
 # ---- the tree
 
 
 def _overview(run: str) -> None:
-    clicked = here().run
-    if clicked != run and clicked is not None and data.header(clicked):
-        st.rerun()  # a click inside the fragment: the rest of the page follows
     headers = data.headers()
     health = {h["run"]: h for h in data.rows("run_health")}
     title, sentence = summary(headers, health)
@@ -80,14 +134,16 @@ def summary(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) ->
     spiky = [h["name"] for h in own if health.get(h["name"], nothing)["loss_spikes"]]
     broken = [h["name"] for h in headers if health.get(h["name"], nothing)["nonfinite"]]
     stopped = [h["name"] for h in own if h.get("status") in ("interrupted", "failed")]
-    training = [h["name"] for h in headers if _alive(h)]
-    quiet = [h for h in own if h["name"] not in {*spiky, *broken, *stopped}]
+    status = {h["name"]: status_of(h) for h in headers}
+    training = [name for name, said in status.items() if said == "running"]
+    silent = [name for name, said in status.items() if said == SILENT]
+    quiet = [h for h in own if h["name"] not in {*spiky, *broken, *stopped, *silent}]
     counted = f"{len(own)} {'run' if len(own) == 1 else 'runs'}"
     title = counted + (f", {len(forks)} {'fork' if len(forks) == 1 else 'forks'}" if forks else "")
     title += f": {len(quiet)} without a spike of the loss or a value that is not finite"
     said: list[Any] = []
     for names, what in ((training, "Training now"), (spiky, "With spikes of the loss"), (broken, "With values not finite"),
-                        (stopped, "Interrupted or failed")):  # fmt: skip
+                        (stopped, "Interrupted or failed"), (silent, SILENT.capitalize())):  # fmt: skip
         if names:
             said += [f"{what}: ", strong(words.listed(names)), ". "]
     return title, said
@@ -104,7 +160,7 @@ def tree(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) -> li
         label = ("  " * (depth - 1) + "└ " if depth else "") + h["name"]
         last = max(reached if reached is not None else h["first_step"], h["first_step"])
         row = {"row": label, "run": h["name"], "first": h["first_step"], "last": last, "ahead": h["steps"],
-               "kind": "fork" if h.get("parent") else "run", "status": h.get("status") or "", "does": about.get("sentence") or "",
+               "kind": "fork" if h.get("parent") else "run", "status": status_of(h), "does": about.get("sentence") or "",
                "parent_row": parent, "parent_step": h.get("parent_step")}  # fmt: skip
         rows.append(row)
         nulls = (about.get("placebos") or 0) + (about.get("chaos") or 0)
@@ -155,7 +211,6 @@ def _clicked() -> None:
     change = bar_of(st.session_state["tree"])
     if change:
         goto(**change)
-        st.session_state["tree-clicked"] = True
 
 
 # ---- one run
@@ -163,11 +218,11 @@ def _clicked() -> None:
 
 def _header(run: str) -> None:
     h = data.header(run)
-    show.heading(code(run), f" · {h.get('status', '?')}")
+    show.heading(code(run), f" · {status_of(h)}")
     if h.get("parent"):
         about = next(iter(data.recorded("forks", run)), {})
         show.note("A fork of ", code(h["parent"]), f" at step {words.count(h.get('parent_step'))}: ",
-                  strong(about.get("sentence") or "changes nothing that is recorded"), ".")  # fmt: skip
+                  strong(about.get("sentence") or altered(h.get("interventions") or [])), ".")  # fmt: skip
         if about and not about.get("control_bitwise"):
             show.amber("Tolerance only: the control did not equal the parent bit for bit on this machine.")
     pairs = {
@@ -179,8 +234,13 @@ def _header(run: str) -> None:
     show.frame([{"": k, run: str(v)} for k, v in pairs.items()], height=36 * (len(pairs) + 1) + 2)
     with st.container(horizontal=True):
         link("spikes", "Spikes", run=run)
-        link("forks", "Forks", run=run)
+        link("forks", "Forks", run=run, fork=None)
         link("tokens", "Tokens", run=run)
+
+
+def altered(interventions: list[dict[str, Any]]) -> str:
+    """What a fork does that is not done yet, and so has no sentence: the kinds of its interventions."""
+    return words.listed([i.get("kind", "?") for i in interventions]) or "changes nothing"
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -228,13 +288,19 @@ def _events(run: str) -> None:
     rest = [e for e in found if e["kind"] not in ("spike", "nonfinite")]
     show.heading(f"Spikes: {len(spikes)}", f" · not finite: {len(bad)}")
     if spikes or bad:
-        rows = [{"step": e["step"], "metric": e["metric"] or e["tensor"], "kind": e["spike_kind"] or "not finite",
-                 "from": e["baseline"], "to": e["value"], "σ": e["sigma"], "back at": e["recovered_at"]} for e in spikes + bad]  # fmt: skip
-        numbers = {n: st.column_config.NumberColumn(format="%.3f") for n in ("from", "to")}
-        show.frame(rows, key="events", height=min(290, 36 * (len(rows) + 1) + 2), on_select=_chose_spike,
-                   selection_mode="single-row", column_config={**numbers, "σ": st.column_config.NumberColumn(format="%.0f")})  # fmt: skip
-        st.session_state["event-steps"] = [r["step"] for r in rows]
         step = chosen_spike(run)
+        rows = [{"": "●" if e["step"] == step else "", "step": e["step"], "metric": e["metric"] or e["tensor"],
+                 "kind": e["spike_kind"] or "not finite", "from": e["baseline"], "to": e["value"], "σ": e["sigma"],
+                 "back at": e["recovered_at"]} for e in spikes + bad]  # fmt: skip
+        numbers = {n: st.column_config.NumberColumn(format="%.3f") for n in ("from", "to")}
+        columns = {
+            "": st.column_config.TextColumn(width=24),
+            **numbers,
+            "σ": st.column_config.NumberColumn(format="%.0f"),
+        }
+        key = f"events-{run}-{step}"  # of this choice: the tick of another, from before Back, would not go away
+        show.frame(rows, key=key, height=min(290, 36 * (len(rows) + 1) + 2), selection_mode="single-row", column_config=columns,
+                   on_select=partial(_chose_spike, key, [r["step"] for r in rows]))  # fmt: skip
         if step is not None:
             link("spikes", f"Look at the spike at {words.count(step)}", run=run, spike=step)
     else:
@@ -251,14 +317,14 @@ def _events(run: str) -> None:
 
 def chosen_spike(run: str) -> int | None:
     """The spike that the URL names, if it is of this run."""
-    chosen = here()
-    return chosen.spike if chosen.run in (None, run) else None
+    chosen = shown()
+    return chosen.spike if chosen.run == run else None
 
 
-def _chose_spike() -> None:
-    chosen = (st.session_state["events"].get("selection") or {}).get("rows") or []
-    steps = st.session_state.get("event-steps", [])
-    goto(spike=steps[chosen[0]] if chosen and chosen[0] < len(steps) else None)
+def _chose_spike(key: str, steps: list[int]) -> None:
+    step = picked_row(st.session_state[key], steps)
+    if step is not None:
+        goto(spike=step)
 
 
 def _certificates(run: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -11,12 +12,15 @@ from app import data, show, words
 from app.charts import spikes as charts
 from app.charts import theme
 from app.pages import chosen_run, guarded, link
-from app.selection import Selection, goto, here, picked
+from app.pages._spike_proof import holder_of, replayed
+from app.selection import Selection, goto, picked, picked_row, shown, shows
 from app.show import Part, accent, code, strong
 from forensics.records import BUCKET
 
 BEFORE, AFTER = 64, 32  # steps shown around a spike
 BOUNDS = [-BEFORE - 0.5, AFTER + 0.5]
+PAST = BEFORE + 16  # steps without which robust z has no baseline
+DOTS = theme.STEPS_MOST // (BEFORE + AFTER + 1)  # of one step
 BINS = 700  # of the whole run: about one per two pixels
 SHORT = 20_000  # steps up to which the whole run is drawn from every step, not from the roll-ups
 STATISTICS = {"attn_logit_max": "attention logit", "rms_t": "rms_t", "staleness": "staleness",
@@ -38,7 +42,10 @@ def page() -> None:
         _without_spikes(run)
         return
     spike = _chosen(found, selection)
-    selection = selection.but(spike=spike["step"]) if selection.spike != spike["step"] else selection
+    shows(spike=spike["step"])
+    if selection.spike not in (None, spike["step"]):
+        show.nothing([f"Step {words.count(selection.spike)} is no spike of ", code(run),
+                      f": shown is the largest, at step {words.count(spike['step'])}."])  # fmt: skip
     alarms = data.rows("first_alarms", run=run, step=spike["step"], window=_window(spike["step"]))
     left, right = st.columns([4, 1], vertical_alignment="top")
     with left:
@@ -75,12 +82,12 @@ def _without_spikes(run: str) -> None:
 
 
 def _verdict(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
-    proof = _replayed(run, spike["step"])
+    said, proved = replayed(run, spike)
     step = spike["step"]
     hedge: list[Part] = ["Order in time, not proof of cause. Proof: replay without the sequences (Forks), or ",
                          code(f"replay blame {run} --spike {step}")]  # fmt: skip
-    show.verdict(title_of(spike), *_moved(alarms), *_excess(run, step), hedge=[] if proof else hedge)
-    for sentence in proof:
+    show.verdict(title_of(spike), *_moved(alarms), *_excess(run, step), hedge=[] if proved else hedge)
+    for sentence in said:
         show.note(*sentence)
 
 
@@ -156,45 +163,19 @@ def _excess(run: str, step: int) -> list[Part]:
     share = sum(r["share"] for r in worst)
     slots = ", ".join(str(r["slot"]) for r in worst[:4])
     above = sum(r["above"] for r in rows) / len(rows)
-    reading = ("nearly all of them stand above nine in ten of the sequences before, which points to the state, or to a batch "
-               "that is odd throughout" if above >= 0.85 else
-               f"{words.share(above)} of them stand above nine in ten of the sequences before, the rest do not, which points "
-               "to the data")  # fmt: skip
+    reading = (f"nearly all of the {len(rows)} stand above nine in ten of the sequences before, which points to the state, or to a "
+               "batch that is odd throughout" if above >= 0.85 else
+               f"{words.share(above)} of the {len(rows)} stand above nine in ten of the sequences before, the rest do not, which "
+               "points to the data")  # fmt: skip
     return ["Of the batch's excess loss, ", strong(words.share(share)),
             f" sits in {len(worst)} of {len(rows)} sequences (slots {slots}{', …' if len(worst) > 4 else ''}); {reading}."]  # fmt: skip
-
-
-def _replayed(run: str, step: int) -> list[list[Part]]:
-    """What replays showed of this spike: blame's strongest candidate, and forks that pass it."""
-    said: list[list[Part]] = []
-    blamed = [b for b in data.recorded("blame", run) if b["spike"] == step and b["replayed_effect"] is not None]
-    if blamed:
-        top = max(blamed, key=lambda b: abs(b["replayed_effect"]))
-        where = f"batch {words.count(top['step'])}" + (f", slot {top['slot']}" if top["slot"] is not None else "")
-        said.append(
-            ["By replay: without ", accent(where), f" the excess changes by {words.gap(top['replayed_effect'])} nats."]
-        )
-    for h in data.headers():
-        if len(said) >= 4 or h.get("parent") != run or not h["first_step"] <= step < h["steps"]:
-            continue
-        here_, there = (_loss_at(name, step) for name in (run, h["name"]))
-        about = next(iter(data.recorded("forks", h["name"], ("sentence", "control_bitwise"))), {})
-        if here_ is not None and there is not None:
-            level = "" if about.get("control_bitwise") else " (tolerance only)"
-            said.append(["By replay", strong(level), ": in ", code(h["name"]), f" ({about.get('sentence') or 'a fork'}) the loss "
-                         f"at this step is ", accent(words.loss(there)), f" instead of {words.loss(here_)}."])  # fmt: skip
-    return said
-
-
-def _loss_at(run: str, step: int) -> float | None:
-    rows = data.rows("steps_around", run=run, step=step, before=0, after=0, window=(step, step + 1))
-    return rows[0]["loss"] if rows else None
 
 
 def _ways_on(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
     step = spike["step"]
     link("batch", "Read the batch", run=run, spike=step, step=step)
-    link("forks", "Fork without its worst sequences", run=run, spike=step, step=step)
+    link("forks", "Fork without its 2 worst sequences", part="build", fork=None, kind="remove-sequences",
+         run=run, spike=step, step=step, slot=None, document=None)  # fmt: skip
     head = next((a for a in alarms if a["kind"] == "head" and not a["drifting"]), None)
     if head is not None:
         link("attention", f"Attention at L{head['layer']}.H{head['head']}", run=run, spike=step, step=step,
@@ -276,43 +257,71 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
     around: dict[str, Any] = {"run": run, "step": step, "before": BEFORE, "after": AFTER, "window": window}
     steps = data.table("steps_around", **around)
     at = {"here": pa.table({"offset": [0]})}
-    show.caption("Loss · line: the batch; dots: its sequences (apart: the data; the whole cloud up: the state)")
-    theme.draw(theme.filled(charts.loss(dark), bounds=BOUNDS),
-               {"steps": steps, "dots": data.table("sequences_around", **around), **at}, key="loss")  # fmt: skip
-    show.caption("Gradient norm before clipping (log)")
-    theme.draw(theme.filled(charts.grad_norm(dark), bounds=BOUNDS), {"steps": _positive(steps), **at}, key="grad-norm")
-
-    layers = data.table("layer_heat", **around)
-    if not layers.num_rows:
-        least = max(0, step - 64)
-        show.nothing(f"No heat: robust z needs 16 recorded steps in {max(0, step - 512):,}:{least:,}, well before the spike.",
-                     hint="A spike within the first 80 steps has no past of its own to be compared with.")  # fmt: skip
-        return
-    shown = here()
-    layer = (
-        shown.layer
-        if shown.layer is not None and shown.layer in set(layers["layer"].to_pylist())
-        else _layer(alarms, layers)
+    dots = data.table("sequences_around", top=DOTS, **around)
+    show.caption(
+        f"Loss · line: the batch; dots: its sequences{thinned(dots)} (apart: the data; the whole cloud up: the state)"
     )
+    theme.draw(theme.filled(charts.loss(dark), bounds=BOUNDS), {"steps": steps, "dots": dots, **at}, key="loss")
+    layers, tensors = data.table("layer_heat", **around), data.table("tensor_heat", **around)
+    alone = not layers.num_rows and not tensors.num_rows  # nothing below it would say which step is where
+    show.caption("Gradient norm before clipping (log)" + (" · steps from the spike" if alone else ""))
+    theme.draw(
+        theme.filled(charts.grad_norm(dark, alone), bounds=BOUNDS), {"steps": _positive(steps), **at}, key="grad-norm"
+    )
+    if layers.num_rows:
+        _attention_heat(run, step, alarms, layers, around, axis=not tensors.num_rows)
+    else:
+        _without_heat(run, step)
+    if tensors.num_rows:
+        show.caption(
+            "Tensors by rms_t and staleness (1: second moment up to date), first movers on top · steps from the spike"
+        )
+        names = [f"{brief(t)} {s}" for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())]
+        _heat("tensors", tensors, names, [{"step": a["step"], "row": f"{brief(a['tensor'])} {a['statistic']}"} for a in alarms
+                                          if a["kind"] == "tensor"], step, axis=True)  # fmt: skip
+    chosen = shown()
+    if chosen.head is not None and chosen.layer is not None:
+        link("attention", f"Attention at L{chosen.layer}.H{chosen.head}", run=run, spike=step, step=chosen.step or step)
+
+
+def thinned(dots: Any) -> str:
+    """How many of a large batch are drawn: the highest, and others evenly."""
+    import pyarrow.compute as pc
+
+    most = pc.max(dots["sequences"]).as_py() if dots.num_rows else 0
+    return f", at most {DOTS} of {most:,} a step" if most > DOTS else ""
+
+
+def _attention_heat(
+    run: str, step: int, alarms: list[dict[str, Any]], layers: Any, around: dict[str, Any], *, axis: bool
+) -> None:
+    """Layers, and the heads of the chosen one."""
+    chosen = shown().layer
+    layer = chosen if chosen in set(layers["layer"].to_pylist()) else _layer(alarms, layers)
     show.caption(f"Attention logit max by layer (max over heads) · σ from the row's own past, blank under 3 · ◆ first alarm · "
                  f"click a layer (now L{layer})")  # fmt: skip
     _heat("layers", layers, [f"L{n}" for n in layers["layer"].to_pylist()],
           [{"step": a["step"], "row": f"L{a['layer']}"} for a in _earliest_by_layer(alarms)], step, axis=False,
           click=("layer",), on_select=_clicked_layer)  # fmt: skip
     heads = data.table("head_heat", layer=layer, **around)
-    show.caption(f"… heads of L{layer} · click one")
+    show.caption(f"… heads of L{layer} · click one" + (" · steps from the spike" if axis else ""))
     _heat("heads", heads, [f"L{layer}.H{n}" for n in heads["head"].to_pylist()],
           [{"step": a["step"], "row": place_of(a)} for a in alarms if a["kind"] == "head" and a["layer"] == layer], step,
-          axis=False, click=("layer", "head"), on_select=_clicked_head)  # fmt: skip
-    tensors = data.table("tensor_heat", **around)
-    show.caption(
-        "Tensors by rms_t and staleness (1: second moment up to date), first movers on top · steps from the spike"
-    )
-    names = [f"{brief(t)} {s}" for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())]
-    _heat("tensors", tensors, names, [{"step": a["step"], "row": f"{brief(a['tensor'])} {a['statistic']}"} for a in alarms
-                                      if a["kind"] == "tensor"], step, axis=True)  # fmt: skip
-    if shown.head is not None and shown.layer is not None:
-        link("attention", f"Attention at L{shown.layer}.H{shown.head}", run=run, spike=step, step=shown.step or step)
+          axis=axis, click=("layer", "head"), on_select=_clicked_head)  # fmt: skip
+
+
+def _without_heat(run: str, step: int) -> None:
+    """Why there is no heat of the heads, and what makes it."""
+    if step >= PAST and not data.rows("heads_at", run=run, step=step, window=_window(step)):
+        run = holder_of(run, step)
+        first = max(data.header(run).get("first_step") or 0, step - PAST - 16)
+        last = min(data.reached(run) or step + 1, step + AFTER + 1)
+        show.nothing("No heat: the heads were not recorded here. A fork that changes nothing records them:",
+                     f"replay fork {run} --from {first} --to {last} --lr-scale 1@{first}:{last} --record light",
+                     'record.level = "light" records every head at every step of a run.')  # fmt: skip
+        return
+    show.nothing(f"No heat: robust z needs 16 recorded steps in {max(0, step - 512):,}:{max(0, step - BEFORE):,}, well before the spike.",
+                 hint=f"A spike within the first {PAST} steps has no past of its own to be compared with.")  # fmt: skip
 
 
 def _positive(steps: Any) -> Any:
@@ -382,34 +391,39 @@ def _first_alarms(alarms: list[dict[str, Any]], most: int = 12) -> None:
 
 
 def _batch(run: str, step: int) -> None:
+    import pyarrow as pa
+
     show.heading(f"What it read: batch {words.count(step)}, by loss")
     rows = data.table("worst_sequences", run=run, step=step, top=16, window=(step, step + 1))
     if not rows.num_rows:
         show.nothing("The sequences of this batch were not recorded.", f"forensics batch {run} {step}")
         return
     top = max((x for x in rows["loss"].to_pylist() if x is not None and math.isfinite(x)), default=1.0)
+    slots, chosen = rows["slot"].to_pylist(), shown()
+    slot = chosen.slot if chosen.step in (None, step) else None  # else it is a row of another batch
+    key = f"worst-{run}-{step}-{slot}"  # of this choice: the tick of another, from before Back, would not go away
+    mark = pa.array(["●" if s == slot else "" for s in slots])
     show.frame(
-        rows.select(["slot", "loss", "repeat_share", "source", "path"]),
-        key="worst",
+        rows.select(["slot", "loss", "repeat_share", "source", "path"]).add_column(0, "", mark),
+        key=key,
         height=290,
-        on_select=_chose_sequence,
+        on_select=partial(_chose_sequence, key, step, slots),
         selection_mode="single-row",
         column_config={
+            "": st.column_config.TextColumn(width=24),
             "slot": st.column_config.NumberColumn(width=46),
             "loss": st.column_config.ProgressColumn(format="%.3f", min_value=0.0, max_value=float(top), color="auto"),
             "repeat_share": st.column_config.NumberColumn("repeats", format="%.2f", width=60),
         },
     )
-    st.session_state["worst-slots"] = rows["slot"].to_pylist()
-    slot = here().slot
     if slot is not None:
         link("batch", f"Read slot {slot}", run=run, spike=step, step=step, slot=slot)
 
 
-def _chose_sequence() -> None:
-    chosen = (st.session_state["worst"].get("selection") or {}).get("rows") or []
-    slots = st.session_state.get("worst-slots", [])
-    goto(slot=slots[chosen[0]] if chosen and chosen[0] < len(slots) else None)
+def _chose_sequence(key: str, step: int, slots: list[int]) -> None:
+    slot = picked_row(st.session_state[key], slots)
+    if slot is not None:
+        goto(step=step, slot=slot)
 
 
 guarded(page)

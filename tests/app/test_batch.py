@@ -107,6 +107,15 @@ def test_tokens_that_share_a_character_show_it_once_and_spaces_in_front_stay():
     assert reading.texts_of(stripping, [0, 1]) == ["the", " cat"]
 
 
+def test_a_bar_without_a_past_to_stand_apart_from_is_quiet_and_not_without_a_colour():
+    known = {"sequence": 1, "place": 0, "level": 2}
+    apart, first = batch.bars_of([row(0, 5.0) | known, row(1, 3.0) | known | {"place": 1, "level": None}])
+    assert (apart["level"], first["level"]) == (2, 0)
+    assert (first["place"], first["shown"], first["loss"]) == (1.0, 3.0, "3.000")
+    broken = batch.bars_of([row(0, math.nan) | known, row(1, 3.0) | known])[0]
+    assert broken["shown"] == pytest.approx(3.3)
+
+
 # ---- the page
 
 
@@ -183,6 +192,121 @@ def test_influence_is_shown_where_blame_kept_it_for_this_sequence(apart, app_pag
     assert "influence on the spike" not in said(app_page("batch", run="demo", step=DAMAGED, slot=2, spike=122))
 
 
+def test_the_influence_of_the_tokens_is_a_button_until_it_is_known(apart, app_page, said, monkeypatch):
+    from app import work
+
+    started = []
+    monkeypatch.setattr(work, "start", lambda *a, **k: started.append(a))
+    command = "replay blame demo --spike 122 --tokens"
+    test = app_page("batch", run="demo", step=DAMAGED, spike=122)
+    assert command in [c.value for c in test.code]
+    next(b for b in test.button if b.label == "Compute the influence of each token").click().run()
+    assert started == [("demo", "replay", ["blame", "demo", "--spike", "122", "--tokens"])]
+
+    def kept(**candidate):
+        document = {"spike": {"step": 122}, "candidates": [{"step": DAMAGED, "slot": 1} | candidate]}
+        (apart / "demo" / "blame-122.json").write_text(json.dumps(document))
+        return app_page("batch", run="demo", step=DAMAGED, spike=122, slot=2)
+
+    assert command in [c.value for c in kept().code]  # blamed without --tokens: still to be had
+    known = kept(token_influence=[0.5] * 33)
+    assert command not in [c.value for c in known.code] and "does not count this sequence among its strongest" in said(
+        known
+    )
+    late = app_page("batch", run="demo", step=130, spike=122)  # a batch after the spike cannot have raised it
+    assert command not in [c.value for c in late.code]
+
+
+@pytest.fixture
+def made(apart):
+    """A fork of `demo` whose batch 122 has a sequence that an intervention made, in slot 0."""
+    from forensics.store.writer import Writer, replace_table
+
+    folder = apart / "made"
+    folder.mkdir()
+    header = json.loads((apart / "demo" / "run.json").read_bytes())
+    header |= {"name": "made", "parent": "demo", "parent_step": 122, "first_step": 122, "steps": 124, "interventions": [{"kind": "x"}],
+               "created": "2026-01-01T00:00:00Z"}  # fmt: skip
+    (folder / "run.json").write_text(json.dumps(header))
+    kept = ("name", "status", "parent", "parent_step", "first_step", "steps", "created")
+    replace_table(folder, "runs", {k: [header[k]] for k in kept} | {"config": [json.dumps(header["config"])]})
+    with Writer(folder) as w:
+        w.append("steps", step=[122, 123], loss=2.0, grad_norm=1.0)
+        w.append("sequences", step=122, slot=[0, 1], sequence=[-1, 5], loss=[9.0, 2.0], weight=32.0)
+    return folder
+
+
+def told(folder, at, tokens):
+    """What `forensics batch made 122` left, run by the app at that time."""
+    place = folder / "work" / f"{at}-abcd"
+    place.mkdir(parents=True)
+    started = f"{at[:4]}-{at[4:6]}-{at[6:8]}T{at[9:11]}:{at[11:13]}:{at[13:15]}+00:00"
+    about = {"run": "made", "program": "forensics", "arguments": ["batch", "made", "122"], "started": started}
+    (place / "work.json").write_text(json.dumps(about))
+    (place / "ended.json").write_text(json.dumps({"code": 0, "ended": started}))
+    (place / "result.json").write_text(json.dumps({"sequences": [{"slot": 0, "tokens": tokens}]}))
+
+
+def test_a_sequence_that_an_intervention_made_is_read_by_a_process_and_not_by_the_page(
+    made, app_page, said, monkeypatch
+):
+    import replay.look
+    from app import work
+    from forensics.errors import ForensicsError
+
+    def never(*_):
+        raise AssertionError("the page's script replays nothing")
+
+    monkeypatch.setattr(replay.look, "batch_at", never)
+    started = []
+    monkeypatch.setattr(work, "start", lambda *a, **k: started.append(a))
+    test = app_page("batch", run="made", step=122)
+    assert not test.exception and "made by an intervention" in said(test)
+    assert "forensics batch made 122" in [c.value for c in test.code]
+    next(b for b in test.button if b.label == "Read it from the fork's stream").click().run()
+    assert started == [("made", "forensics", ["batch", "made", "122"])]
+    with pytest.raises(ForensicsError, match="nobody has read it yet"):
+        reading.sequence("made", 122, 0, -1)
+    assert reading.sequence("made", 122, 1, 5).spans  # the others are the corpus' own
+
+    told(made, "20250101-000000", [66] * 33)  # of an earlier fork of this name
+    assert reading.made("made", 122) == {}
+    told(made, "20260102-000000", list(b"A sequence that nobody had stored"))
+    found = reading.sequence("made", 122, 0, -1)
+    assert "".join(found.texts) == "A sequence that nobody had stored" and found.spans == ()
+    test = app_page("batch", run="made", step=122)
+    assert not test.exception and "Read it from the fork's stream" not in [b.label for b in test.button]
+    assert "forensics batch made 122 --token-losses" in [c.value for c in test.code]
+
+
+def test_links_to_a_fork_open_the_form_whatever_fork_the_url_held(runs, app_page):
+    from urllib.parse import parse_qsl
+
+    url = {
+        "run": "demo",
+        "step": DAMAGED,
+        "slot": 1,
+        "fork": "old",
+        "part": "blame",
+        "kind": "skip",
+        "position": 4,
+        "document": 0,
+    }
+    test = app_page("batch", **url)
+    forks = [
+        (e.proto.label, dict(parse_qsl(e.proto.query_string)))
+        for e in test.get("page_link")
+        if e.proto.label.startswith("Fork ")
+    ]
+    assert [label for label, _ in forks].count("Fork without this document") == 2
+    for label, query in forks:
+        assert query["part"] == "build" and "fork" not in query and query["step"] == str(DAMAGED), label
+        if label == "Fork without this sequence":
+            assert query["kind"] == "remove-sequences" and query["slot"] == "1" and "document" not in query
+        else:
+            assert query["kind"] == "remove-documents" and "document" in query
+
+
 def test_exposure_is_that_of_the_last_state_before_the_batch(apart, app_page, said):
     from app import data
     from forensics.store.writer import replace_table
@@ -233,6 +357,14 @@ def test_hostile_text_is_drawn_as_text_and_a_click_on_a_token_opens_its_card(ope
     tab.page.go_back()
     tab.settle()
     assert "position" not in tab.parameters()
+
+
+def test_the_first_batch_has_bars_that_are_seen(open_page):
+    tab = open_page("batch", run="demo", step=0)
+    painted = """() => { const c = document.querySelector('[data-testid="stVegaLiteChart"] canvas');
+      const d = c.getContext('2d').getImageData(Math.round(c.width * 0.1), Math.round(c.height * 0.7), 1, 1).data;
+      return d[3]; }"""
+    assert tab.page.evaluate(painted) > 0
 
 
 def test_a_click_on_a_bar_chooses_the_sequence_and_back_restores_it(open_page):

@@ -37,6 +37,34 @@ def test_a_click_on_a_spike_reaches_the_url_and_back_and_reload_restore_it(open_
     assert "spike" not in tab.parameters()
 
 
+def test_from_the_first_page_by_the_row_on_top_a_click_is_kept_though_no_url_named_a_run(open_page, spike):
+    tab = open_page("runs")
+    assert tab.parameters() == {}
+    row = tab.page.locator(".st-key-navigation a")
+    row.filter(has_text="Spikes").click()
+    tab.page.wait_for_url("**/spikes")
+    tab.settle()
+    assert tab.page.locator(".fw h1").inner_text().startswith(f"Step {spike}: loss")  # the largest
+    tab.click_mark(0, 0.2, 0.5)  # the nearest is that of the gradient norm, one step earlier
+    assert tab.parameters() == {"run": "demo", "spike": str(spike - 1)}
+    assert tab.page.locator(".fw h1").inner_text().startswith(f"Step {spike - 1}: gradient norm")
+    tab.page.go_back()
+    tab.settle()
+    assert tab.page.locator(".fw h1").inner_text().startswith(f"Step {spike}: loss")
+    row.filter(has_text="Batch").click()
+    tab.page.wait_for_url("**/batch")
+    tab.settle()
+    before = tab.page.locator(".fw h2").first.inner_text()
+    tab.click_mark(0, 0.9, 0.9)  # a bar
+    assert {"run": "demo", "step": str(spike)}.items() <= tab.parameters().items() and "slot" in tab.parameters()
+    after = tab.page.locator(".fw h2").first.inner_text()
+    assert after != before and after.startswith(f"Slot {tab.parameters()['slot']} ·")
+    tab.page.get_by_role("button", name=f"{spike + 1} ›").click()
+    tab.page.wait_for_url(f"**step={spike + 1}**")
+    tab.settle()
+    assert tab.page.locator(".fw h1").inner_text().startswith(f"Batch {spike + 1}:")
+
+
 def test_a_click_on_a_layer_changes_the_heads_and_the_url_and_nothing_above(open_page, spike):
     from app import data
 
@@ -70,3 +98,51 @@ def test_a_statement_in_the_editor_gives_a_table_and_a_chart(open_page):
     tab = open_page("sql", run="demo", sql="select step, loss from steps where run = 'demo' order by step")
     assert "136 rows" in tab.page.inner_text('[data-testid="stMain"]')
     assert len(tab.charts()) == 1
+
+
+def row_of(tab, key, row):
+    """Click on a row of a table, from 0."""
+    table = tab.page.locator(f"[class*='st-key-{key}'] canvas").first
+    table.scroll_into_view_if_needed()
+    box = table.bounding_box()
+    tab.page.mouse.click(box["x"] + 12, box["y"] + 35 * (row + 1.5))
+    tab.page.wait_for_timeout(300)
+    tab.settle()
+
+
+def test_after_back_a_click_on_the_same_row_chooses_it_again(open_page, spike):
+    tab = open_page("spikes", run="demo", spike=spike)
+    row_of(tab, "worst-demo", 2)
+    slot = tab.parameters()["slot"]
+    assert tab.page.get_by_text(f"Read slot {slot}", exact=True).count() == 1
+    tab.page.go_back()
+    tab.settle()
+    assert "slot" not in tab.parameters()
+    row_of(tab, "worst-demo", 2)
+    assert tab.parameters()["slot"] == slot
+    row_of(tab, "worst-demo", 4)
+    assert tab.parameters()["slot"] != slot
+
+
+def test_the_first_page_sees_what_a_run_writes_while_it_is_open(open_page, runs):
+    import json
+    import shutil
+
+    from forensics.store.writer import Writer
+
+    folder = runs / "live"
+    shutil.copytree(runs / "demo", folder)
+    try:
+        header = json.loads((folder / "run.json").read_bytes())
+        (folder / "run.json").write_text(json.dumps(header | {"name": "live", "status": "running"}))
+        tab = open_page("runs", run="live")
+        page = tab.page.locator('[data-testid="stMain"]')
+        assert "Notes and other events: 0" in page.inner_text() and "live" in page.locator(".fw p b").first.inner_text()
+        with Writer(folder) as w:
+            w.append("events", step=130, kind="note", text="seen")
+        page.get_by_text("Notes and other events: 1").wait_for(timeout=15_000)
+        (folder / "run.json").write_text(json.dumps(header | {"name": "live", "status": "finished"}))
+        page.get_by_text("live · finished").wait_for(timeout=15_000)
+        tab.settle()
+    finally:
+        shutil.rmtree(folder)

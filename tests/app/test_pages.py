@@ -1,6 +1,11 @@
 """The pages Runs, Spikes and SQL under AppTest: what they say, their empty states, and that nothing acts in hostile text."""
 
 import json
+import os
+import re
+import shutil
+import time
+from urllib.parse import parse_qsl
 
 import pytest
 
@@ -59,18 +64,83 @@ def test_the_spike_page_opens_on_a_sentence_with_step_gap_sigma_and_a_hedge(runs
     assert "caused" not in text
 
 
-def test_a_replay_takes_the_place_of_the_hedge(runs, app_page, said):
+def links(test):
+    """Label → query of every link of a page."""
+    return {e.proto.label: dict(parse_qsl(e.proto.query_string)) for e in test.get("page_link")}
+
+
+def test_a_step_that_is_no_spike_is_said_and_the_largest_is_shown(runs, app_page, said):
+    text = said(app_page("spikes", run="demo", spike=37))
+    assert "Step 37 is no spike of" in text and "shown is the largest, at step 121" in text
+    assert "is no spike of" not in said(app_page("spikes", run="demo", spike=121))
+    assert "is no spike of" not in said(app_page("spikes", run="demo"))
+
+
+def test_a_spike_of_a_url_without_a_run_is_the_newest_run_s(runs, app_page, said):
     from app import data
 
-    spike = next(s for s in data.rows("spikes", run="demo") if s["metric"] == "loss")["step"]
-    row = {"spike": [spike], "rank": [0], "step": [spike], "slot": [3], "replayed_effect": [-1.25]}
-    replace_table(runs / "demo", "blame", row)
+    early = min(s["step"] for s in data.rows("spikes", run="demo"))
+    assert f"Step {early}: gradient norm" in said(app_page("spikes", spike=early))
+
+
+@pytest.mark.parametrize("url", [{}, {"run": "nosuch", "step": 3}, {"run": "demo"}])
+def test_a_callback_names_the_run_and_the_step_that_the_page_shows(runs, app_page, url):
+    test = app_page("batch", **url)
+    test.button(key="step-on").click().run()
+    assert {k: test.query_params[k] for k in test.query_params} in (
+        {"run": "demo", "step": "122"}, {"run": ["demo"], "step": ["122"]})  # fmt: skip
+
+
+def test_another_run_of_the_picker_forgets_what_the_url_chose_inside_the_one_it_did_not_name(runs, app_page):
+    begin(runs, "older", created="2020-01-01T00:00:00Z")
     try:
-        text = said(app_page("spikes", run="demo", spike=spike))
+        test = app_page("spikes", spike=121, layer=1)
+        test.selectbox(key="run-picker").select("older").run()
+        assert [*test.query_params] == ["run"]
     finally:
-        replace_table(runs / "demo", "blame", {"spike": [], "rank": []})
-    assert "By replay" in text and "slot 3" in text and "−1.250" in text
-    assert "not proof of cause" not in text
+        shutil.rmtree(runs / "older")
+
+
+def test_a_link_to_another_page_drops_what_only_this_page_has_unless_it_is_given():
+    from app.pages import parameters
+    from app.selection import Selection
+
+    here = Selection(
+        run="demo", step=4, fork="f", part="blame", kind="skip", query="spikes", values="a=1", metric="rms_t"
+    )
+    assert parameters(here, slot=2) == {"run": "demo", "fork": "f", "step": "4", "slot": "2"}
+    assert parameters(here, part="build", kind="remove-documents", fork=None) == {
+        "run": "demo", "step": "4", "part": "build", "kind": "remove-documents"}  # fmt: skip
+
+
+def test_forking_a_spike_without_its_worst_sequences_opens_the_form_whatever_the_url_held(runs, app_page):
+    test = app_page("spikes", run="demo", spike=121, fork="old", part="fork", kind="skip", slot=3)
+    assert links(test)["Fork without its 2 worst sequences"] == {
+        "run": "demo", "spike": "121", "step": "121", "part": "build", "kind": "remove-sequences"}  # fmt: skip
+
+
+def test_the_sequence_of_the_url_is_marked_in_the_table_and_no_other(runs, app_page):
+    table = next(
+        d.value for d in app_page("spikes", run="demo", spike=121, slot=3).dataframe if "repeat_share" in d.value
+    )
+    assert [(m, s) for m, s in zip(table[""], table["slot"]) if m] == [("●", 3)]
+    for url in ({}, {"step": 120, "slot": 3}):  # nothing chosen; a row of another batch
+        table = next(
+            d.value for d in app_page("spikes", run="demo", spike=121, **url).dataframe if "repeat_share" in d.value
+        )
+        assert not any(table[""])
+
+
+def test_the_spike_of_the_url_is_marked_among_the_events_of_its_run(runs, app_page):
+    events = next(d.value for d in app_page("runs", run="demo", spike=120).dataframe if "back at" in d.value)
+    assert [(m, s) for m, s in zip(events[""], events["step"]) if m] == [("●", 120)]
+    events = next(d.value for d in app_page("runs", spike=120).dataframe if "back at" in d.value)
+    assert [(m, s) for m, s in zip(events[""], events["step"]) if m] == [("●", 120)]
+
+
+def test_the_share_above_is_of_all_sequences_and_says_so(runs, app_page, said):
+    text = said(app_page("spikes", run="demo", spike=121))
+    assert re.search(r"of 8 sequences .*(% of the 8 stand|nearly all of the 8 stand) above nine in ten", text)
 
 
 def test_a_run_without_a_spike_and_one_without_a_step_say_so(empty_runs, app_page, said):
@@ -92,6 +162,26 @@ def test_a_spike_without_a_past_says_why_there_is_no_heat(empty_runs, app_page, 
     assert not test.exception
     assert "is not finite, first in layers.0" in said(test)
     assert "robust z needs 16 recorded steps" in said(test)
+
+
+def test_a_run_that_recorded_no_heads_says_so_with_the_command_and_still_shows_its_tensors(empty_runs, app_page, said):
+    steps = list(range(200))
+    with Writer(begin(empty_runs, "bare")) as w:
+        w.append("steps", step=steps, loss=2.0, grad_norm=1.0)
+        w.append(
+            "tensors",
+            step=steps,
+            tensor="layers.0.mlp.up_proj.weight",
+            rms_t=[1.0 + s % 2 / 9 + (s > 140) for s in steps],
+        )
+        w.append("events", step=150, kind="nonfinite", metric="loss")
+    test = app_page("spikes", run="bare")
+    assert not test.exception
+    text = said(test)
+    assert "the heads were not recorded here" in text and "robust z" not in text
+    assert "replay fork bare --from 54 --to 183 --lr-scale 1@54:183 --record light" in text
+    assert "Tensors by rms_t and staleness" in text
+    assert len(test.get("vega_lite_chart")) == 5  # overview, loss, gradient norm, tensors, first alarms
 
 
 def test_the_runs_page_shows_only_what_differs_from_the_parent(runs, empty_runs, app_page):
@@ -130,6 +220,75 @@ def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty
     )
     assert module.bar_of({"selection": {"bar": [{"run": "a-fork"}]}}) == {"run": "a-fork"}
     assert module.bar_of({"selection": {"bar": []}}) is None
+
+
+def touch(path, seconds_ago):
+    os.utime(path, (time.time() - seconds_ago,) * 2)
+
+
+def test_a_run_that_was_killed_is_named_and_not_counted_as_healthy(empty_runs, app_page, page_module, said):
+    from app import data
+
+    for name, ago in (("killed", 4000), ("young", 10)):
+        with Writer(begin(empty_runs, name, config={"record": {"flush_every": 50}})) as w:
+            w.append("steps", step=[0, 1], loss=1.0, seconds=0.1)
+        touch(empty_runs / name / "tables" / "steps" / "manifest.json", ago)
+    begin(empty_runs, "done", status="finished")
+    text = said(app_page("runs", run="killed"))
+    assert "3 runs: 2 without a spike" in text
+    assert "Training now: <b>young</b>" in text and "Stopped without saying so: <b>killed</b>" in text
+    assert "<code>killed</code> · stopped without saying so" in text
+    assert "<code>young</code> · running" in said(app_page("runs", run="young"))
+    module = page_module("runs")
+    rows = module.tree(data.headers(), {})
+    assert {r["run"]: r["status"] for r in rows} == {
+        "killed": module.SILENT, "young": "running", "done": "finished"}  # fmt: skip
+
+
+def test_a_slow_run_is_believed_for_as_long_as_its_steps_between_two_writes_take(empty_runs, page_module):
+    from app import data
+
+    module = page_module("runs")
+    with Writer(begin(empty_runs, "slow", config={"record": {"flush_every": 50}})) as w:
+        w.append("steps", step=[0, 1], loss=1.0, seconds=[9.0, 11.0])
+    written = empty_runs / "slow" / "tables" / "steps" / "manifest.json"
+    touch(written, 1400)  # 50 steps of 10 s, three times
+    assert module.status_of(data.header("slow")) == "running"
+    touch(written, 1600)
+    assert module.status_of(data.header("slow")) == module.SILENT
+    begin(empty_runs, "first")
+    touch(empty_runs / "first" / "run.json", 1000)  # nothing is written before the first flush
+    assert module.status_of(data.header("first")) == "running"
+    touch(empty_runs / "first" / "run.json", 2000)
+    assert module.status_of(data.header("first")) == module.SILENT
+
+
+def test_the_runs_page_looks_again_when_anything_it_shows_was_written_and_only_then(empty_runs, page_module):
+    module = page_module("runs")
+    folder, other = begin(empty_runs, "a"), begin(empty_runs, "b")
+    with Writer(folder) as w:
+        w.append("steps", step=[0], loss=1.0)
+        before = module.state_of("a")
+        w.flush()
+        written = module.state_of("a")
+        assert before != written == module.state_of("a")
+        w.append("certificates", first=0, last=1, bitwise=True)
+        w.flush()
+    assert module.state_of("a") != written
+    seen = module.state_of("a")
+    with Writer(other) as w:
+        w.append("events", step=0, kind="note", text="x")
+    assert module.state_of("a") != seen  # of another run: a spike is a mark in the tree
+    seen = module.state_of("a")
+    touch(folder / "tables" / "steps" / "manifest.json", 4000)
+    assert module.state_of("a") != seen  # it fell silent, or another wrote
+
+
+def test_a_fork_that_is_not_done_says_what_it_alters(empty_runs, app_page, said):
+    begin(empty_runs, "base", status="finished")
+    begin(empty_runs, "fork", parent="base", parent_step=7, interventions=[{"kind": "skip"}, {"kind": "lr-scale"}])
+    text = said(app_page("runs", run="fork"))
+    assert "at step 7: <b>skip, lr-scale</b>" in text and "changes nothing" not in text
 
 
 @pytest.mark.parametrize(
@@ -181,6 +340,15 @@ def test_what_a_click_changes_is_a_function_of_the_event(page_module):
         "step": 9,
     }
     assert module.cell_of({"selection": {}}) is None
+
+
+def test_a_batch_too_large_to_be_drawn_whole_is_told(page_module):
+    import pyarrow as pa
+
+    module = page_module("spikes")
+    assert module.thinned(pa.table({"sequences": [512, 8]})) == ", at most 206 of 512 a step"
+    assert module.thinned(pa.table({"sequences": [206]})) == ""
+    assert module.thinned(pa.table({"sequences": pa.array([], pa.int64())})) == ""
 
 
 def test_the_title_of_a_spike_says_from_where_to_where_its_kind_and_when_it_was_over(page_module):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.selection import NAMES, NUMBERS, Selection, brushed, picked
+from app.selection import NAMES, NUMBERS, Selection, brushed, filled, picked, picked_row
 
 
 def test_a_url_and_its_selection_are_the_same_thing():
@@ -42,6 +42,26 @@ def test_another_run_forgets_what_was_chosen_inside_the_first():
     assert selection.but(spike=7, layer=0) == Selection(run="a", spike=7, layer=0, metric="rms_t")
 
 
+def test_what_the_page_shows_is_filled_in_where_the_url_names_nothing_and_takes_nothing_away():
+    url = Selection(spike=37, layer=2)
+    assert filled(url, {"run": (None, "demo")}) == Selection(run="demo", spike=37, layer=2)
+    assert filled(url, {"run": (None, "demo"), "step": (None, 37)}).step == 37
+    assert filled(Selection(run="demo", spike=37), {"run": ("demo", "demo")}) == Selection(run="demo", spike=37)
+
+
+def test_what_was_chosen_inside_a_run_or_step_that_is_not_there_is_not_carried_into_the_one_that_is_shown():
+    wrong = Selection(run="nosuch", spike=37, step=99, metric="loss")
+    assert filled(wrong, {"run": ("nosuch", "demo")}) == Selection(run="demo", metric="loss")
+    assert filled(wrong, {"run": ("nosuch", "demo"), "step": (99, 40)}) == Selection(run="demo", step=40, metric="loss")
+    assert filled(Selection(step=99, slot=4, layer=1), {"step": (99, 40)}) == Selection(step=40, layer=1)
+
+
+def test_what_a_page_showed_of_another_url_says_nothing_of_this_one():
+    assert filled(Selection(run="other", spike=3), {"run": (None, "demo"), "spike": (400, 37)}) == Selection(
+        run="other", spike=3
+    )
+
+
 def test_numbers_are_the_fields_that_say_so():
     assert {"step", "spike", "layer", "document"} <= NUMBERS
     assert "run" not in NUMBERS
@@ -61,6 +81,21 @@ def test_numbers_are_the_fields_that_say_so():
 )
 def test_a_click_is_read_from_the_event_alone(event, found):
     assert picked(event, "cell", "step") == found
+
+
+@pytest.mark.parametrize(
+    ("event", "found"),
+    [
+        ({"selection": {"rows": [1]}}, 37),
+        ({"selection": {"rows": [0], "columns": []}}, 4),
+        ({"selection": {"rows": []}}, None),
+        ({"selection": {"rows": [2]}}, None),  # of a longer table, before it was drawn again
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_the_row_of_a_table_that_was_clicked_stands_for_its_item(event, found):
+    assert picked_row(event, [4, 37]) == found
 
 
 def test_a_brush_gives_the_whole_steps_under_it():
