@@ -7,7 +7,7 @@ How a page is written — a file in `app/pages/`, named in `pages.TITLES`; it is
     from app import data, show, words
     from app.charts import batch as charts, theme           # your module of templates
     from app.pages import chosen_run, guarded, link
-    from app.selection import goto, picked
+    from app.selection import goto, picked, shows
 
     def page() -> None:
         selection = chosen_run()                            # the URL's run, or the newest; draws the picker
@@ -31,9 +31,12 @@ How a page is written — a file in `app/pages/`, named in `pages.TITLES`; it is
 
 * **Selection.** `selection.here()` parses and checks the URL (`Selection`: run, fork, first, last, spike, step, layer,
   head, slot, position, token, tensor, document, metric, query, sql, part). Callbacks write it with `goto(…)` and do
-  nothing else; `pages.link(page, label, …)` links to another page with the rest kept; no bind, no switch_page. A
-  widget's state is set from the URL before the widget is made; its callback writes the URL. A field that is missing:
-  add it to the dataclass (numbers `int | None`), and to WITHIN if it is chosen inside another.
+  nothing else; `pages.link(page, label, …)` links to another page with the rest kept but for what only the page that is
+  left has (part, kind, query, …); no bind, no switch_page. What a page shows though the URL does not name it (the
+  newest run, its largest spike) it tells with `shows(…)`: `goto` and `link` then name it too, and `shown()` is both
+  together. A widget's state is set from the URL before the widget is made; its callback writes the URL. A field that is
+  missing: add it to the dataclass (numbers `int | None`), and to WITHIN if it is chosen inside another. A row of a table
+  that was clicked: `picked_row(event, items)`; the chosen one has a ● and stands in the table's key.
 * **Data.** `data.rows(query, …)` and `data.table(query, …)` run a named query (`queries/*.sql`, `catalog.toml`), cached
   until a manifest changes; `data.recorded("events", run)` is a short table whole; `data.sql(text)` is the user's, in the
   sandbox; `data.headers()`, `header(run)`, `lineage(run)`, `reached(run)` read run.json and manifests only.
