@@ -2,6 +2,7 @@
 
 fields("lr-scale")                                        # [Field("factor", …)]
 intervention("lr-scale", {"window": "", "factor": "0.5"})  # {"kind": "lr-scale", "factor": 0.5}
+given(written("lr-scale", {"factor": "2"}), "lr-scale")    # {"factor": "2"}: edited answers, as the URL keeps them
 file({"parent": "demo", "from": 400, "to": 420}, [that])   # a fork file; replay/spec.py checks it
 """
 
@@ -145,12 +146,40 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def window_for(spike: int | None, onset: int | None, steps: int, saved: Sequence[int]) -> tuple[int, int]:
-    """From where to where a fork runs when nothing is said: from the checkpoint before the spike's first step, past it."""
+def written(context: str, answers: Mapping[str, Any]) -> str:
+    """Edited answers as the text of one URL parameter, with what they are answers to: a form of anything else ignores them."""
+    return json.dumps({"of": context, **answers}, ensure_ascii=False, separators=(",", ":"))
+
+
+def given(text: str | None, context: str) -> dict[str, Any]:
+    """The answers of such a text: texts, ticks and numbers by field; none where it belongs to another form or is damaged."""
+    try:
+        document = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(document, dict) or document.pop("of", None) != context:
+        return {}
+    texts = {n: a.encode("utf-8", "replace").decode() if isinstance(a, str) else a for n, a in document.items()}
+    return {name: answer for name, answer in texts.items() if isinstance(answer, str | bool | int)}
+
+
+def number(answer: Any, default: int, low: int, high: int) -> int:
+    """A whole number of `given`, if it is one between `low` and `high`."""
+    return answer if type(answer) is int and low <= answer <= high else default
+
+
+def window_for(
+    spike: int | None, onset: int | None, steps: int, saved: Sequence[int], start: int = 0
+) -> tuple[int, int]:
+    """From where to where a fork runs when nothing is said: from the checkpoint before the spike's first step, past it.
+
+    It begins at a state of the run, `start` … `steps`, wherever the spike is said to be.
+    """
     if spike is None:
-        first = max((s for s in saved if s <= max(0, steps - 32)), default=0)
+        first = max((s for s in saved if start <= s <= max(start, steps - 32)), default=start)
         return first, min(first + 32, max(steps, first + 1))
-    begin = onset if onset is not None else spike
-    near = max((s for s in saved if s <= begin), default=0)
-    first = near if begin - near <= 64 else max(0, begin - 16)
-    return first, spike + 40
+    spike = min(spike, steps)
+    begin = min(onset, steps) if onset is not None else spike
+    near = max((s for s in saved if start <= s <= begin), default=start)
+    first = max(start, near if begin - near <= 64 else begin - 16)
+    return first, max(first, spike) + 40

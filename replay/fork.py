@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ from replay.trajectory import open_trajectory
 from replay.unseen import unseen
 
 RESULT = "fork.json"
+FLUSH_S = 1.0  # seconds of the clock after which what was measured is written, for those who watch
 UNSEEN = 32  # sequences
 NO_PLACEBO = "these interventions have no placebo: the same on other data does not exist"
 
@@ -53,11 +55,20 @@ class Arm:
 class Fork:
     """One fork being run; `go` returns what `fork.json` keeps. Interrupted, it goes on when it is made again."""
 
-    def __init__(self, spec: Spec, parent: Run, progress: Progress, anew: bool = False) -> None:
-        self.spec, self.parent, self.progress = spec, parent, progress
+    def __init__(
+        self,
+        spec: Spec,
+        parent: Run,
+        progress: Progress,
+        anew: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spec, self.parent, self.progress, self.clock = spec, parent, progress, clock
+        self.written = -math.inf  # by the clock
         self.started = time.perf_counter()
         self.run = self._create()
         self.writer = Writer(self.run.folder, background=True)
+        self.distances = Writer(self.run.folder, background=True)  # the divergence alone: written far more often
         record = dataclasses.replace(parent.recipe.record, level=spec.record)
         self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
         self.every = spec.probe_every or max(1, (spec.last - spec.first) // 20)
@@ -84,7 +95,7 @@ class Fork:
         spec, control = self.spec, self.arms[0]
         if self.first == spec.first:
             self._save(self.arms[1].state, "first")
-        keep_every = self.parent.recipe.checkpoint.every
+        keep_every, flush_every = self.parent.recipe.checkpoint.every, self.parent.recipe.record.flush_every
         try:
             with Interruptible() as asked:
                 for step in range(self.first, spec.last):
@@ -99,16 +110,20 @@ class Fork:
                     self.progress(done, spec.last - spec.first, f"{len(self.arms)} arms")
                     if step + 1 < spec.last and (asked.stop or (keep_every and done % keep_every == 0)):
                         self._keep_halfway(step + 1)
-                    elif (step + 1) % self.parent.recipe.record.flush_every == 0:
+                    elif (step + 1) % flush_every == 0:
                         self.writer.flush()
+                    if self.clock() - self.written >= FLUSH_S:
+                        self.distances.flush()
+                        self.written = self.clock()
                     if asked.stop and step + 1 < spec.last:
                         raise KeyboardInterrupt(f"the same command goes on from state {step + 1}")
             self.recorder.commit()
             self.writer.drain()
+            self.distances.drain()
             self._save(self.arms[1].state, "last")
         finally:
-            self.recorder.commit()
-            self.writer.close()
+            with self.distances, self.writer:
+                self.recorder.commit()
         made = self._result(self.witness.report())
         self._keep(made)
         halfway.clear(self.run.folder)
@@ -170,7 +185,7 @@ class Fork:
             height = self._barrier(state, name, params, control) if state in spec.barrier else None
             names = list(d.l2)
             whole = {"loss_gap": gap, "unseen_gap": unseen_gap, "logit_kl": kl, "barrier": height}
-            self.writer.append(
+            self.distances.append(
                 "divergence", step=state, arm=name, tensor=names, layer=[compare.layer_of(n) for n in names],
                 l2=[d.l2[n] for n in names], cosine=[d.cosine[n] for n in names],
                 **{key: [value if n == "" else None for n in names] for key, value in whole.items()},
@@ -191,6 +206,7 @@ class Fork:
     def _keep_halfway(self, step: int) -> None:
         self.recorder.commit()
         self.writer.drain()
+        self.distances.drain()
         states = {arm.name: arm.state for arm in self.arms}
         witness = self.witness
         notes = self.notes | {"witness": {"losses": list(witness.losses.items()), "compared": witness.compared,

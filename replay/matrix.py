@@ -136,13 +136,15 @@ def windows(
             kept.put(str(s), row)
         progress((i + 1) * (length + control), total, f"state {s}")
         found.append({"state": s, "consumed": first < s, **_judged(row)})
-    return {
+    document = {
         "run": name,
         "batches": [first, last],
         "states": states,
         "probe_sequences": probe.sequences,
         "windows": found,
     }
+    keep(run.folder, "windows", f"{_identity(run)} window {first}:{last} {states}", document)
+    return document
 
 
 def _judged(row: dict[str, Any]) -> dict[str, Any]:

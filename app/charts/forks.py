@@ -1,7 +1,7 @@
 """The Forks page: a fork beside its null forks, sweeps, the matrix of batches and states, blame's deletion curve.
 
 Named data: `arms` (step, value, arm, kind), `bands` (step, low, middle, high, kind), `ends` (step, value, word, kind, below),
-`losses` (step, loss, arm), `cells` (begin, step, row, ratio, level, …). To be `filled`: `bounds`, the steps shown; `rows`
+`losses` (step, loss, arm), `cells` (begin, step, row, ratio, level, …), `curves` (step, loss, state, …). To be `filled`: `bounds`, the steps shown; `rows`
 and `states`, in their order.
 """
 
@@ -189,7 +189,43 @@ def matrix(dark: bool, rows: int, title: str, axis: bool = True, margin: bool = 
         cells.transform_filter("datum.consumed").mark_point(filled=True, size=9, color=p.faint, opacity=1).encode(x, y)
     )
     own = cells.transform_filter("datum.own").mark_rect(fill="transparent", stroke=p.ink, strokeWidth=1.6).encode(x, y)
-    return template(alt.layer(ground, heat, taken, own), dark, height=max(24, 26 * rows) + (44 if axis else 10))
+    height = max(24, 26 * rows) + (44 if axis else 10)
+    return template(alt.layer(ground, heat, taken, own), dark, height=height, canvas=True)
+
+
+@cached
+def windows(dark: bool) -> dict[str, Any]:
+    """Loss along one window of batches, a line per state that it was run from: grey the earliest, blue the latest; dashed: no spike."""
+    p = palette(dark)
+    x = alt.X("step", type=Q, axis=alt.Axis(title="batch", format=",d", tickCount=8, tickMinStep=1), scale=alt.Scale(zero=False, nice=False, padding=14))  # fmt: skip
+    y = alt.Y("loss", type=Q, axis=labels(tickCount=5), scale=alt.Scale(zero=False))
+    colour = alt.Color("rank", type=Q, scale=alt.Scale(domain=[0, 1], range=[p.parent, p.fork]))
+    dash = alt.StrokeDash("spiked", type=N, scale=alt.Scale(domain=["spikes", "does not"], range=[[1, 0], [4, 3]]))
+    tips = [alt.Tooltip("step", type=Q, format=",d", title="batch"), alt.Tooltip("state", type=N), alt.Tooltip("loss", type=Q, format=".3f"),
+            alt.Tooltip("placebo", type=Q, format=".3f", title="placebo batches"), alt.Tooltip("spiked", type=N, title="window")]  # fmt: skip
+    rows = alt.Chart(named("curves"))
+    lines = rows.mark_line(strokeWidth=1.7).encode(x, y, colour, dash, alt.Detail("state", type=N))
+    dots = rows.mark_point(filled=True, size=26, opacity=1).encode(x, y, colour, tooltip=tips)
+    words = _words("ends", x, "loss", colour, dx=-6)
+    return template(alt.layer(lines, dots, *words), dark, height=230, canvas=True)
+
+
+@cached
+def jumps(dark: bool) -> dict[str, Any]:
+    """Probe loss after the window over that after as many placebo batches, by the state that both were run from."""
+    p = palette(dark)
+    kinds = ["spikes", "does not"]
+    x = alt.X("state", type=N, sort=None, axis=alt.Axis(title="state", labelAngle=0, labelOverlap=True, ticks=False))
+    y = alt.Y("jump", type=Q, axis=labels(tickCount=5, format="+.3~f"), scale=alt.Scale(zero=True))
+    colour = alt.Color("spiked", type=N, scale=alt.Scale(domain=kinds, range=[p.fast, p.parent]))
+    shape = alt.Shape("spiked", type=N, scale=alt.Scale(domain=kinds, range=["triangle-down", "circle"]))
+    tips = [alt.Tooltip("state", type=N), alt.Tooltip("jump", type=Q, format="+.4f", title="probe loss, nats/token"),
+            alt.Tooltip("spiked", type=N, title="window")]  # fmt: skip
+    rows = alt.Chart(named("jumps"))
+    zero = alt.Chart(named("zero")).mark_rule(color=p.parent).encode(alt.Y("jump", type=Q))
+    stems = rows.mark_rule(strokeWidth=1.4).encode(x, y, alt.Y2("zero"), colour)
+    dots = rows.mark_point(filled=True, size=90, opacity=1).encode(x, y, colour, shape, tooltip=tips)
+    return template(alt.layer(zero, stems, dots), dark, height=230)
 
 
 # ---- blame

@@ -20,6 +20,9 @@ from app.show import Part, code, strong
 from forensics.visible import visible
 
 SHOWN = 12  # candidates
+KEPT = 16  # candidates of a document: replay.blame.blame.SHOWN
+TOKEN_BYTES = 40  # of a token's id and influence in the document
+CHEAP = 16 << 20  # bytes of a document up to which they are kept without asking
 
 
 def draw(run: str, selection: Selection) -> None:
@@ -32,7 +35,7 @@ def draw(run: str, selection: Selection) -> None:
     spike = selection.spike if selection.spike is not None else newest
     if spike is None and spikes:
         spike = max(spikes, key=lambda s: s["sigma"] or 0.0)["step"]
-    _picker(sorted({*found, *(s["step"] for s in spikes)}), found, spike)
+    _picker(run, sorted({*found, *(s["step"] for s in spikes)}), found, spike)
     if spike is None:
         show.verdict(["No spike was found in ", code(run), ", so there is nothing to blame"],
                      hedge=["Any step can be blamed with ", code(f"replay blame {run} --spike STEP --force"), "."])  # fmt: skip
@@ -42,32 +45,51 @@ def draw(run: str, selection: Selection) -> None:
         show.verdict(f"Step {words.count(spike)} has not been blamed yet",
                      "Blame ranks each sequence of the steps before by its influence on the spike, then removes the first 1, 2, 4 … "
                      "of them by replay, beside as many random ones.")  # fmt: skip
-        show.nothing(
-            "From the command line:", f"replay blame {run} --spike {spike}", "It takes some minutes on a small run."
-        )
+        length = _length(run)
+        show.nothing("From the command line:", " ".join(["replay", *arguments_of(run, spike, length)]),
+                     f"It takes some minutes on a small run. {cost_of(length)}")  # fmt: skip
         if not _busy(run):
-            st.button(
-                "Blame it",
-                type="primary",
-                on_click=_start,
-                args=(run, spike),
-            )
+            st.button("Blame it", type="primary", on_click=_start, args=(run, spike, length))
         return
     _document(run, document, selection)
 
 
-def _picker(steps: list[int], found: Mapping[int, Any], spike: int | None) -> None:
+def _picker(run: str, steps: list[int], found: Mapping[int, Any], spike: int | None) -> None:
     if len(steps) > 1 and spike is not None:
         if spike not in steps:
             steps = sorted([*steps, spike])
         st.session_state["blamed"] = spike
         st.selectbox("Spike", steps, key="blamed", label_visibility="collapsed", width=280,
                      format_func=lambda s: f"step {s:,}" + ("" if s in found else " (not yet blamed)"),
-                     on_change=lambda: goto(spike=st.session_state["blamed"]))  # fmt: skip
+                     on_change=lambda: goto(run=run, spike=st.session_state["blamed"]))  # fmt: skip
 
 
-def _start(run: str, spike: int) -> None:
-    work.start(run, "replay", ["blame", run, "--spike", str(spike)])
+def _length(run: str) -> int:
+    """T, tokens of a sequence."""
+    return int(((data.header(run).get("config") or {}).get("data") or {}).get("sequence_length") or 0)
+
+
+def arguments_of(run: str, spike: int, length: int) -> list[str]:
+    """Of `replay blame`: with the influence of every token, where the document stays small."""
+    return ["blame", run, "--spike", str(spike), *(["--tokens"] if KEPT * length * TOKEN_BYTES <= CHEAP else [])]
+
+
+def cost_of(length: int) -> str:
+    """What --tokens costs: the gradient has them anyway, only the document grows."""
+    size = KEPT * length * TOKEN_BYTES / 1000
+    room = f"{size:,.0f} kB" if size < 1000 else f"{size / 1000:,.0f} MB"
+    if "--tokens" in arguments_of("", 0, length):
+        return f"It keeps each token's influence too: that takes no further replay, only up to {room} of the document."
+    return f"Each token's influence, which takes no further replay but up to {room} of the document, is kept with --tokens."
+
+
+def without_tokens(d: Mapping[str, Any]) -> bool:
+    """Whether its sequences have an influence, and their tokens none that was kept."""
+    return any(c["influence"] is not None and not c.get("tokens") for c in d["candidates"])
+
+
+def _start(run: str, spike: int, length: int) -> None:
+    work.start(run, "replay", arguments_of(run, spike, length))
 
 
 def _busy(run: str) -> bool:
@@ -83,14 +105,27 @@ def _document(run: str, d: dict[str, Any], selection: Selection) -> None:
         show.amber(strong("Tolerance only. "), d["control"]["sentence"], ".")
     for note in d["notes"]:
         show.note("Note: ", note, ".")
+    _again(run, d)
     left, right = st.columns([1.25, 1], gap="medium")
     with left:
         _curve(d)
-        _candidates(d, selection)
+        _candidates(run, d, selection)
     with right:
         _split(d)
         _trials(d)
         _sums(d)
+
+
+def _again(run: str, d: Mapping[str, Any]) -> None:
+    """Blame once more, for the influence of each token, where it was not kept; while that runs, how far it is."""
+    busy, length = _busy(run), _length(run)
+    if without_tokens(d) and not busy:
+        spike = d["spike"]["step"]
+        show.note(f"The influence of each token was not kept. Blaming again takes as long as it did, {d['seconds']:,.0f} s. ", cost_of(length))  # fmt: skip
+        if "--tokens" in arguments_of(run, spike, length):
+            st.button("Blame again, with each token", key="blame-again", on_click=_start, args=(run, spike, length))
+        else:
+            show.nothing("From the command line:", f"replay blame {run} --spike {spike} --tokens")
 
 
 def title_of(d: Mapping[str, Any]) -> str:
@@ -155,35 +190,50 @@ def _curve(d: Mapping[str, Any]) -> None:
     theme.draw(charts.deletion(show.dark()), tables, key="blame-curve")
 
 
-def _candidates(d: Mapping[str, Any], selection: Selection) -> None:
-    shown = d["candidates"][:SHOWN]
+def chosen_of(shown: Sequence[Mapping[str, Any]], selection: Selection) -> Mapping[str, Any]:
+    """The candidate of the URL, else the strongest."""
+    return next((c for c in shown if (c["step"], c["slot"]) == (selection.step, selection.slot)), shown[0])
+
+
+def _candidates(run: str, d: Mapping[str, Any], selection: Selection) -> None:
+    shown, spike = d["candidates"][:SHOWN], d["spike"]["step"]
     if not shown:
         return
     show.heading("The strongest sequences; choose one to fork without it")
-    rows = [{"batch": c["step"], "slot": c["slot"], "influence": c["influence"], "goes alone": c["replayed_effect"], "source": c["source"],
+    chosen = chosen_of(shown, selection)
+    rows = [{"": "●" if c is chosen else "", "batch": c["step"], "slot": c["slot"], "influence": c["influence"], "goes alone": c["replayed_effect"], "source": c["source"],
              "document": c["path"], "text": c["text"]} for c in shown]  # fmt: skip
     number = st.column_config.NumberColumn
-    columns = {"influence": number(format="%+.4f", help="nats, first order"), "goes alone": number(format="%+.4f", help="nats, by replay"),
+    columns = {"": st.column_config.TextColumn(width=24), "influence": number(format="%+.4f", help="nats, first order"), "goes alone": number(format="%+.4f", help="nats, by replay"),
                "text": st.column_config.TextColumn(width="large")}  # fmt: skip
-    show.frame(rows, key="blame-candidates", on_select=partial(_picked, shown), selection_mode="single-row", column_config=columns,
-               height=min(330, 38 + 35 * len(rows)))  # fmt: skip
-    c = next((c for c in shown if (c["step"], c["slot"]) == (selection.step, selection.slot)), shown[0])
-    st.text(visible(str(c["text"])))
-    window = {"first": d["window"][0], "last": d["spike"]["step"] + 24}
+    # a key of this choice: the tick of another, from before Back, would not go away
+    key = f"blame-candidates-{run}-{spike}-{chosen['step']}-{chosen['slot']}"
+    show.frame(rows, key=key, on_select=partial(_picked, run, spike, shown, key), selection_mode="single-row",
+               column_config=columns, height=min(330, 38 + 35 * len(rows)))  # fmt: skip
+    step, slot, document = chosen["step"], chosen["slot"], chosen["document"]
+    st.text(visible(str(chosen["text"])))
     places = st.columns(3)
-    build = partial(goto, part="build", fork=None, **window)
-    places[0].button(f"Fork without batch {c['step']:,}, slot {c['slot']}", key="blame-fork-sequence",
-                      on_click=partial(build, kind="remove-sequences", step=c["step"], slot=c["slot"]))  # fmt: skip
-    if c["document"] is not None:
-        places[1].button(f"Fork without document {c['document']:,}", key="blame-fork-document",
-                          on_click=partial(build, kind="remove-documents", step=None, document=c["document"]))  # fmt: skip
-    link("batch", f"Batch {c['step']:,}", container=places[2], step=c["step"], slot=c["slot"])
+    build = partial(
+        goto, run=run, part="build", fork=None, spike=spike, first=d["window"][0], last=spike + 24, values=None
+    )
+    places[0].button(f"Fork without batch {step:,}, slot {slot}", key="blame-fork-sequence",
+                      on_click=partial(build, kind="remove-sequences", step=step, slot=slot, document=None))  # fmt: skip
+    if document is not None:
+        places[1].button(f"Fork without document {document:,}", key="blame-fork-document",
+                          on_click=partial(build, kind="remove-documents", step=None, document=document))  # fmt: skip
+    link("batch", f"Batch {step:,}", container=places[2], run=run, spike=spike, step=step, slot=slot)
 
 
-def _picked(shown: Sequence[Mapping[str, Any]]) -> None:
-    row = chosen_row(st.session_state["blame-candidates"])
-    if row is not None and row < len(shown):
-        goto(step=shown[row]["step"], slot=shown[row]["slot"])
+def place_of(event: Mapping[str, Any] | None, shown: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    """What a click into the table of candidates changes in the URL."""
+    row = chosen_row(event)
+    return {"step": shown[row]["step"], "slot": shown[row]["slot"]} if row is not None and row < len(shown) else None
+
+
+def _picked(run: str, spike: int, shown: Sequence[Mapping[str, Any]], key: str) -> None:
+    place = place_of(st.session_state[key], shown)
+    if place:
+        goto(run=run, spike=spike, **place)
 
 
 def _split(d: Mapping[str, Any]) -> None:

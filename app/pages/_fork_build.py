@@ -14,12 +14,14 @@ import streamlit as st
 
 from app import data, forms, show, words, work
 from app.pages._fork_state import launch
-from app.selection import Selection, goto
+from app.selection import LONGEST, Selection, goto, here
 from app.show import Part, code, strong
 from forensics.errors import ForensicsError
 from forensics.visible import visible
 
 AGAIN = 0.5  # seconds between looks at a dry run
+NULLS = {"placebos": 3, "chaos": 1}  # how many, where nothing is said
+FILE = forms.Field("text", "Fork file", wide=True, help="TOML. SQL may name $run, $first and $last.")
 
 
 def draw(run: str, selection: Selection) -> None:
@@ -53,9 +55,17 @@ def window_of(run: str, selection: Selection) -> tuple[int, int]:
     begin = selection.step if selection.step is not None else onset
     saved = [c["step"] for c in data.recorded("checkpoints", run, ("step",))]
     reached = data.reached(run) or int(header.get("steps") or 1)
-    first, last = forms.window_for(spike if spike is not None else selection.step, begin, reached, saved)
-    first = first if selection.first is None else selection.first
+    start, end = _states(run)
+    first, last = forms.window_for(spike if spike is not None else selection.step, begin, reached, saved, start)
+    first = first if selection.first is None else min(max(selection.first, start), end)
     return first, max(last if selection.last is None else selection.last, first + 1)
+
+
+def _states(run: str) -> tuple[int, int]:
+    """The first and the last state that a fork of the run can start from."""
+    header = data.header(run)
+    start = int(header.get("first_step") or 0)
+    return start, max(start, int(header.get("steps") or 0), data.reached(run) or 0)
 
 
 def _kind(selection: Selection) -> str:
@@ -69,61 +79,123 @@ def _kind(selection: Selection) -> str:
 
 
 def _form(run: str, kind: str, selection: Selection) -> str:
-    """The widgets; returns the fork file. Each has the URL's or the run's own value to begin with. Errors: usage."""
+    """The widgets; returns the fork file. Each shows the URL's answer, else the run's own to begin with. Errors: usage."""
     first, last = window_of(run, selection)
+    context = _context(run, kind, selection)
+    given = forms.given(selection.values, context)
     st.session_state["fork-kind"] = kind
     st.selectbox("What is altered", list(forms.FORMS), key="fork-kind", format_func=lambda k: forms.FORMS[k][0],
-                 on_change=lambda: goto(kind=st.session_state["fork-kind"], part="build", first=first, last=last))  # fmt: skip
-    key = f"{run}-{kind}-{selection.document}-{selection.step}-{selection.slot}-{selection.token}"
+                 on_change=partial(_other_kind, run, selection, first, last, given))  # fmt: skip
     columns = st.columns(4)
+    moved = partial(_moved, run)
+    _put(f"from-{run}", first)
+    _put(f"to-{run}", last)
     head: dict[str, Any] = {
         "parent": run,
-        "from": int(columns[0].number_input("From state", 0, value=first, key=f"from-{run}-{first}", help="State s is the one after s steps.")),
-        "to": int(columns[1].number_input("To step", 1, value=last, key=f"to-{run}-{last}", help="The first step that is no longer run.")),
-        "placebos": int(columns[2].number_input("Placebos", 0, 999, 3, key="placebos", help="The same on random other data. 19 allow p = 0.05; 3, a factor of 5.")),
-        "chaos": int(columns[3].number_input("Chaos forks", 0, 999, 1, key="chaos", help="Their start is moved by one unit in the last place.")),
+        "from": int(columns[0].number_input("From state", *_states(run), key=f"from-{run}", on_change=moved, help="State s is the one after s steps.")),
+        "to": int(columns[1].number_input("To step", 1, key=f"to-{run}", on_change=moved, help="The first step that is no longer run.")),
     }  # fmt: skip
-    begin = _answers(run, kind, selection, head["from"], head["to"])
+    labels = {"placebos": ("Placebos", "The same on random other data. 19 allow p = 0.05; 3, a factor of 5."),
+              "chaos": ("Chaos forks", "Their start is moved by one unit in the last place.")}  # fmt: skip
+    for name, column in zip(NULLS, columns[2:]):
+        key = f"{name}-{context}"
+        _put(key, forms.number(given.get(name), NULLS[name], 0, 999))
+        label, meaning = labels[name]
+        head[name] = int(column.number_input(label, 0, 999, key=key, help=meaning,
+                                             on_change=partial(_edited, run, context, name, key)))  # fmt: skip
+    begin = _answers(run, kind, selection, head) | given
+    answers = {f.name: _widget(f, begin.get(f.name, f.default), run, context) for f in _fields(kind)}
+    if any(answers[f.name] != _shown(f, begin.get(f.name, f.default)) for f in _fields(kind)):
+        show.note(
+            "Longer than a URL can hold: a reload of the page forgets what was written. The fork file can be copied."
+        )
     if kind == "file":
         show.caption("Several interventions, each a table of its own; docs/forks.md lists every kind and key.")
-        return st.text_area(
-            "Fork file", begin["text"], height=330, key=f"file-{run}", help="TOML. SQL may name $run, $first and $last."
-        )
-    answers = {f.name: _widget(f, begin.get(f.name, f.default), f"{key}-{f.name}") for f in forms.fields(kind)}
+        return str(answers["text"])
     length = int((((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0)
     return forms.file(head, [forms.intervention(kind, answers, length)])
 
 
-def _widget(field: forms.Field, value: Any, key: str) -> Any:
+def _fields(kind: str) -> tuple[forms.Field, ...]:
+    return (FILE,) if kind == "file" else forms.fields(kind)
+
+
+def _widget(field: forms.Field, value: Any, run: str, context: str) -> Any:
+    key = f"{context}-{field.name}"
+    _put(key, _shown(field, value))
+    options: dict[str, Any] = {"key": key, "help": field.help or None, "on_change": partial(_edited, run, context, field.name, key)}  # fmt: skip
     if field.read is bool:
-        return st.checkbox(field.label, bool(value), key=key, help=field.help or None)
+        return st.checkbox(field.label, **options)
     if field.options:
-        return st.selectbox(field.label, field.options, field.options.index(value), key=key, help=field.help or None)
+        return st.selectbox(field.label, field.options, **options)
     if field.wide:
-        return st.text_area(field.label, str(value), key=key, height=92, help=field.help or None)
-    return st.text_input(field.label, str(value), key=key, help=field.help or None, placeholder=field.wanted)
+        return st.text_area(field.label, height=330 if field is FILE else 92, **options)
+    return st.text_input(field.label, placeholder=field.wanted, **options)
 
 
-def _answers(run: str, kind: str, selection: Selection, first: int, last: int) -> dict[str, Any]:
+def _shown(field: forms.Field, value: Any) -> Any:
+    """What a widget can show of an answer, which may come from the URL."""
+    if field.read is bool:
+        return value is True
+    if field.options:
+        return value if value in field.options else field.default
+    return str(value)
+
+
+# ---- what was edited, kept in the URL
+
+
+def _context(run: str, kind: str, selection: Selection) -> str:
+    """What the form asks about: the answers to one are none to another."""
+    return f"{run}-{kind}-{selection.document}-{selection.step}-{selection.slot}-{selection.token}"
+
+
+def _put(key: str, value: Any) -> None:
+    """Show what the URL says where that is new: at first, after an edit, after Back. What no URL can hold stays."""
+    if key not in st.session_state or st.session_state.get(f"{key}@") != value:
+        st.session_state[key] = st.session_state[f"{key}@"] = value
+
+
+def _edited(run: str, context: str, name: str, key: str) -> None:
+    """An answer into the URL, beside those that stand there."""
+    text = forms.written(context, forms.given(here().values, context) | {name: st.session_state[key]})
+    if len(text) <= LONGEST:
+        goto(run=run, part="build", values=text)
+
+
+def _moved(run: str) -> None:
+    goto(run=run, part="build", first=st.session_state[f"from-{run}"], last=st.session_state[f"to-{run}"])
+
+
+def _other_kind(run: str, selection: Selection, first: int, last: int, given: Mapping[str, Any]) -> None:
+    """Another form over the same window, with as many null forks."""
+    kind = st.session_state["fork-kind"]
+    nulls = {name: given[name] for name in NULLS if name in given}
+    values = forms.written(_context(run, kind, selection), nulls) if nulls else None
+    goto(run=run, kind=kind, part="build", first=first, last=last, values=values)
+
+
+def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any]) -> dict[str, Any]:
     """What the form begins with: the sequence, document or token of the URL, else an example that says how it is done."""
-    step, slot = selection.step, selection.slot
+    step, slot, first, last = selection.step, selection.slot, head["from"], head["to"]
     if kind == "file":
         example = {
             "kind": "remove-documents",
             "window": f"{first}:{last}",
             "sql": "select document from documents where repeat_share > 0.3",
         }
-        return {"text": forms.file({"parent": run, "from": first, "to": last, "placebos": 3, "chaos": 1}, [example])}
+        return {"text": forms.file(head, [example])}
     if kind == "remove-documents":
         return {"documents": str(selection.document)} if selection.document is not None else {
             "sql": "select document from documents where repeat_share > 0.3"}  # fmt: skip
     if kind == "remove-sequences":
-        if step is not None and slot is not None:
-            return {"at": f"{step}/{slot}"}
+        slots = [] if step is None else [slot] if slot is not None else _worst(run, step)
+        if slots:
+            return {"at": ", ".join(f"{step}/{s}" for s in slots)}
         where = f"step = {step}" if step is not None else "step >= $first and step < $last"
         return {
             "sql": f"select {'run, ' if data.header(run).get('parent') else ''}step, slot from sequences where {where} order by loss desc limit 2"
-        }
+        }  # fmt: skip
     if kind == "mask-tokens" and selection.token is not None:
         return {"tokens": str(selection.token)}
     if kind == "boost-token":
@@ -136,6 +208,12 @@ def _answers(run: str, kind: str, selection: Selection, first: int, last: int) -
         "at": str(at),
         "batch": str(max(0, at - 1)),
     }
+
+
+def _worst(run: str, step: int) -> list[int]:
+    """The worst eighth of a batch, which the Spikes page's sentence names; empty where its excess is not known."""
+    rows = data.rows("excess_by_sequence", run=run, step=step, window=(max(0, step - 64), step + 1))
+    return [r["slot"] for r in rows[: max(1, round(len(rows) / 8))] if r["excess"] is not None]
 
 
 def _verdict(run: str, kind: str, text: str) -> None:
@@ -189,7 +267,7 @@ def _dry_run(run: str, text: str) -> None:
 
 def _launch(run: str, fork: str, text: str) -> None:
     launch(run, fork, text)
-    goto(fork=fork, part="fork", kind=None, first=None, last=None)
+    goto(run=run, fork=fork, part="fork", kind=None, first=None, last=None, values=None)
 
 
 @st.fragment(run_every=AGAIN)

@@ -22,13 +22,21 @@ def documents(run: str, what: str) -> list[tuple[str, dict[str, Any]]]:
     return _documents(str(folder), what, stamp)
 
 
+def written(run: str, name: str) -> float:
+    """When such a document was written, in seconds since 1970; 0 where it has gone."""
+    try:
+        return (data.runs_folder() / run / f"{name}.json").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
 @functools.lru_cache(32)
 def _documents(folder: str, what: str, stamp: tuple[Any, ...]) -> list[tuple[str, dict[str, Any]]]:
     return kept(Path(folder), what)
 
 
 def chosen(
-    found: Sequence[tuple[str, dict[str, Any]]], selection: Selection, label: Callable[[dict[str, Any]], str]
+    run: str, found: Sequence[tuple[str, dict[str, Any]]], selection: Selection, label: Callable[[dict[str, Any]], str]
 ) -> dict[str, Any]:
     """The document of the URL, or the newest; a picker where there are several."""
     names = [name for name, _ in found]
@@ -37,7 +45,7 @@ def chosen(
         about = dict(found)
         st.session_state["measured"] = name
         st.selectbox("Measured", names, key="measured", format_func=lambda n: visible(label(about[n])), label_visibility="collapsed",
-                     on_change=lambda: goto(query=st.session_state["measured"]))  # fmt: skip
+                     on_change=lambda: goto(run=run, query=st.session_state["measured"]))  # fmt: skip
     return dict(found)[name]
 
 

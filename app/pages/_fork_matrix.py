@@ -1,4 +1,4 @@
-"""Data or state? Each batch from each state, and what of it is the batch's, what the state's."""
+"""Data or state? Each batch from each state, and what of it is the batch's, what the state's; or all of them from each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from app import data, show, words, work
 from app.charts import forks as charts
 from app.charts import theme
 from app.pages import _fork_kept as kept
+from app.pages import _fork_windows as windows
 from app.pages._fork_build import window_of
 from app.selection import Selection, goto
 from app.show import Part, strong
@@ -25,20 +26,39 @@ UNITS = {"jump": "nats/token", "loss": "nats/token", "grad_norm": ""}
 
 
 def matrices(run: str, selection: Selection) -> None:
-    """Each batch from each state, and what of it is the batch's, what the state's."""
-    found = [(name, d) for name, d in kept.documents(run, "matrix") if d.get("cells")]
+    """The matrix or the window that the URL names, else what was measured last."""
+    found = measured(run)
     if not found:
         first, last, states = _matrix_default(run, selection)
         show.verdict("Data or state: nothing has been measured yet",
                      "Each batch of a window from each of several states: a column that stands out is the data, a row the state, "
-                     "a single cell the two together.")  # fmt: skip
+                     "a single cell the two together. Or the whole window from each state: does it spike from there too?")  # fmt: skip
         show.nothing("From the command line:", f"replay matrix {run} --batches {first}:{last} --states {states}")
         kept.busy(run, "matrix")
         _matrix_form(run, selection)
         return
-    document = kept.chosen(
-        found, selection, lambda d: f"batches {d['batches'][0]}:{d['batches'][1]} from {len(d['states'])} states"
-    )
+    document = kept.chosen(run, found, selection, _label)
+    if document.get("windows"):
+        windows.draw(document)
+    else:
+        _matrix(run, document, selection)
+    kept.busy(run, "matrix")
+    _matrix_form(run, selection)
+
+
+def measured(run: str) -> list[tuple[str, dict[str, Any]]]:
+    """(its name, the document) of the matrices and the windows of a run, newest first."""
+    found = [(kept.written(run, name), name, d) for name, d in kept.documents(run, "matrix") if d.get("cells")]
+    return [(name, d) for _, name, d in sorted(found + windows.measured(run), key=lambda f: -f[0])]
+
+
+def _label(d: dict[str, Any]) -> str:
+    if d.get("windows"):
+        return windows.label_of(d)
+    return f"batches {d['batches'][0]}:{d['batches'][1]} from {len(d['states'])} states"
+
+
+def _matrix(run: str, document: dict[str, Any], selection: Selection) -> None:
     measure = (
         selection.metric
         if selection.metric in MEASURES and document["effects"].get(str(selection.metric))
@@ -49,10 +69,8 @@ def matrices(run: str, selection: Selection) -> None:
                         "A column: the data. A row: the state. Outlined: what happened."])  # fmt: skip
     st.session_state["matrix-measure"] = measure
     st.segmented_control("Measure", list(MEASURES), key="matrix-measure", format_func=MEASURES.__getitem__, label_visibility="collapsed",
-                         on_change=lambda: goto(metric=st.session_state["matrix-measure"] or measure))  # fmt: skip
+                         on_change=lambda: goto(run=run, metric=st.session_state["matrix-measure"] or measure))  # fmt: skip
     _matrix_charts(document, measure)
-    kept.busy(run, "matrix")
-    _matrix_form(run, selection)
 
 
 def _first_measure(d: Mapping[str, Any]) -> str:
@@ -180,6 +198,7 @@ def _matrix_default(run: str, selection: Selection) -> tuple[int, int, str]:
     spike = selection.spike if selection.spike is not None else selection.step
     middle = spike if spike is not None else first
     reached = data.reached(run) or 8
+    middle = min(middle, reached)
     low, high = max(0, middle - 4), min(reached, middle + 4)
     low = min(low, high - 1)
     states = sorted({max(0, middle // 2), max(0, low - 16), *range(low, high, 2)})
@@ -196,6 +215,13 @@ def _matrix_form(run: str, selection: Selection) -> None:
         which = columns[2].text_input(
             "States", states, key=f"matrix-states-{run}-{states}", help="Any steps, not only checkpoints."
         )
+        whole = st.checkbox("The whole window from each state, instead of one step on each batch", key="matrix-window",
+                            help="Does it spike from there too? The losses on the way, and what is left in the state.")  # fmt: skip
         if st.form_submit_button("Start the matrix"):
-            work.start(run, "replay", ["matrix", run, "--batches", f"{low}:{high}", f"--states={which}"])
+            work.start(run, "replay", arguments_of(run, int(low), int(high), which, whole))
             st.rerun()
+
+
+def arguments_of(run: str, low: int, high: int, states: str, whole: bool) -> list[str]:
+    """Of `replay matrix`: one step on each batch from each state, or the whole window from each."""
+    return ["matrix", run, "--batches", f"{low}:{high}", f"--states={states}", *(["--window"] if whole else [])]

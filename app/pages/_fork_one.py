@@ -11,8 +11,9 @@ import streamlit as st
 from app import data, show, words, work
 from app.pages import _fork_panels as panels
 from app.pages import link
+from app.pages._fork_build import window_of
 from app.pages._fork_state import State, file_of, launch, state_of
-from app.selection import goto
+from app.selection import Selection, goto
 from app.show import Part, code, strong
 
 if TYPE_CHECKING:
@@ -93,8 +94,10 @@ def _absent(run: str, state: State) -> None:
 
         show.note("Its process ended with:")
         st.code(visible(state.work.log()[-800:]) or "nothing was written", language=None)
-    first = data.reached(run) or 1
-    show.nothing("To make one:", f"replay fork {run} --from {max(0, first - 8)} --to {first} --skip {max(0, first - 8)}:{max(1, first - 7)} --placebos 3")  # fmt: skip
+    first, last = window_of(run, Selection(run=run))
+    show.nothing(
+        "To make one:", f"replay fork {run} --from {first} --to {last} --skip {first}:{first + 1} --placebos 3"
+    )
 
 
 def _launched(run: str, fork: str, text: str) -> None:
@@ -118,11 +121,17 @@ def _done(state: State, result: dict[str, Any]) -> None:
         _facts(state, result, losses)
 
 
-def title_of(result: Mapping[str, Any], spikes: Sequence[tuple[int, bool]] = ()) -> list[Part]:
-    """`demo@400 removes 29 documents (replace) in 400:416: the spike at 400 does not happen`."""
+def title_of(result: Mapping[str, Any], spikes: Sequence[tuple[int, bool | None]] = ()) -> list[Part]:
+    """`demo@400 removes 29 documents (replace) in 400:416: the spike at 400 does not happen`.
+
+    Of a spike at which the fork has no loss (None) nothing is said, and nothing of any where the control lacks it too.
+    """
     final = result["final"]
+    spikes = [(step, happens) for step, happens in spikes if happens is not None]
     gone = [(step, happens) for step, happens in spikes if not happens]
-    if len(spikes) == 1 or (gone and len(gone) == len(spikes)):
+    if result["control"]["level"] == "absent":
+        outcome = "no verdict, the control does not show the parent's spike"
+    elif len(spikes) == 1 or (gone and len(gone) == len(spikes)):
         step, happens = spikes[0]
         outcome = f"the spike at {words.count(step)} {'still happens' if happens else 'does not happen'}"
     elif spikes:
@@ -137,18 +146,19 @@ def title_of(result: Mapping[str, Any], spikes: Sequence[tuple[int, bool]] = ())
 def sentence_of(result: Mapping[str, Any]) -> list[Part]:
     """Effect, p and N; reconvergence; the gap on both sets; the control."""
     final, said = result["final"], list[Part]()
+    verdict = "no verdict" if result["control"]["level"] == "absent" else final["verdict"].split(" (N")[0]
     what = "KL" if measure_of(final) == "logit_kl" else "L2"
     at = f"at state {words.count(result['to'])}"
     if final["placebos"]:
         times = strong(words.ratio(final["effect"])) if final["effect"] is not None else strong("beyond any ratio to")
         said += ["Effect ", times, f" the placebos' median {what} {at}, p = {words.number(final['p'])}, N = {final['placebos']}: ",
-                 strong(final["verdict"].split(" (N")[0]), ". "]  # fmt: skip
+                 strong(verdict), ". "]  # fmt: skip
         back = result["time_to_reconverge"]
         said += ["Back among the placebos after ", strong(words.steps(back)), ". "] if back is not None else [
             "Not back among the placebos within the ", strong(words.steps(result["to"] - result["from"])), " of the window. "]  # fmt: skip
     else:
         d = final[measure_of(final)]
-        said += [f"{what} {words.number(d)} {at}; ", strong(final["verdict"]), ". "]
+        said += [f"{what} {words.number(d)} {at}; ", strong(verdict), ". "]
     if final["loss_fork"] is not None:
         said += [f"Probe loss {words.loss(final['loss_control'])} → {words.loss(final['loss_fork'])}, ",
                  strong(_with_error(final)), f" ({final['probe_sequences']} sequences)"]  # fmt: skip
@@ -175,6 +185,7 @@ def _with_error(final: Mapping[str, Any]) -> str:
 
 def _verdict(state: State, result: dict[str, Any], same: tuple[int, int]) -> None:
     spikes = panels.spikes_of(state)
+    unseen = [s for s, _, happens in spikes if happens is None]
     control, final = result["control"], result["final"]
     rule = RULE if final["placebos"] else f"Without a placebo nothing tells an effect from chaos. {RULE}"
     show.verdict(title_of(result, [(s, happens) for s, _, happens in spikes]), *sentence_of(result), hedge=[rule])
@@ -183,6 +194,9 @@ def _verdict(state: State, result: dict[str, Any], same: tuple[int, int]) -> Non
                    "gap: ", control["sentence"], ".")  # fmt: skip
     if control["level"] == "absent":
         show.amber("The control does not show the parent's spike: suspect hardware or numerics. No verdict about data.")
+    elif unseen:
+        show.note(f"At the parent's spike at {words.listed([words.count(s) for s in unseen])} this fork has no loss (nothing was computed "
+                  "there): whether it happens is not known.")  # fmt: skip
     placebos, distinct = same
     if distinct < placebos:
         what = "one and the same fork" if distinct == 1 else f"only {distinct} different forks"
@@ -222,7 +236,11 @@ def _facts(state: State, result: dict[str, Any], losses: pyarrow.Table) -> None:
     link("spikes", "The spikes of its parent", run=state.parent)
     link("runs", "This fork among the runs", run=state.fork)
     st.button(
-        "Build another fork", type="tertiary", on_click=partial(goto, part="build", fork=None, first=first, last=last)
+        "Build another fork",
+        type="tertiary",
+        on_click=partial(
+            goto, run=state.parent, part="build", fork=None, kind=None, values=None, first=first, last=last
+        ),
     )
 
 

@@ -15,17 +15,24 @@ if TYPE_CHECKING:
     import pyarrow
 
 
-def spikes_of(state: State) -> list[tuple[int, float, bool]]:
-    """(step, loss, whether it still happens) of the parent's loss spikes in the window: at half its excess or more, ±2 steps."""
+def spikes_of(state: State) -> list[tuple[int, float, bool | None]]:
+    """(step, loss, whether it still happens) of the parent's loss spikes in the window: at half its excess or more, ±2 steps.
+
+    None: the fork has no loss there, its batches were left out.
+    """
     first, last = state.window
-    own = {r["step"]: r["loss"] for r in losses_of(state).to_pylist() if r["arm"] == "fork"}
     found = []
     for s in data.rows("spikes", run=state.parent, metric="loss"):
         if not first <= s["step"] < last or s["kind"] != "spike" or s["baseline"] is None or s["value"] is None:
             continue
-        near = [own[k] for k in range(s["step"] - 2, s["step"] + 3) if own.get(k) is not None]
-        happens = any(not math.isfinite(x) or x - s["baseline"] >= 0.5 * (s["value"] - s["baseline"]) for x in near)
-        found.append((s["step"], s["value"], happens))
+        near = (
+            max(first, s["step"] - 2),
+            min(last, s["step"] + 3),
+        )  # few steps, so each of them, however long the fork
+        rows = data.rows("fork_losses", run=state.fork, parent=state.parent, first=near[0], last=near[1], window=near)
+        own = [r["loss"] for r in rows if r["arm"] == "fork"]
+        happens = any(not math.isfinite(x) or x - s["baseline"] >= 0.5 * (s["value"] - s["baseline"]) for x in own)
+        found.append((s["step"], s["value"], happens if own else None))
     return found
 
 

@@ -20,6 +20,8 @@ from forensics.visible import visible
 if TYPE_CHECKING:
     import pyarrow
 
+HORIZON = 24  # steps of the fork file that the form begins with, at most
+
 
 def sweeps(run: str, selection: Selection) -> None:
     """The same intervention at many steps: size and reconvergence against the step it was made at."""
@@ -35,7 +37,7 @@ def sweeps(run: str, selection: Selection) -> None:
         _sweep_form(run, selection)
         return
     document = kept.chosen(
-        found, selection, lambda d: f"{d['does']}: at {words.listed([words.count(s) for s in d['steps']], 6)}"
+        run, found, selection, lambda d: f"{d['does']}: at {words.listed([words.count(s) for s in d['steps']], 6)}"
     )
     show.verdict(sweep_title(document), *sweep_sentence(document),
                  hedge=["The second arm holds one learning rate throughout, in control, fork and placebos: what is left of early "
@@ -205,17 +207,23 @@ def _sweep_rows(d: Mapping[str, Any]) -> None:
                column_config={"η": number(format="%.2g"), "× placebos": number(format="%.3g"), "p": number(format="%.2g")})  # fmt: skip
 
 
-def _places(run: str) -> str:
-    """Four states spread over the run, of those that were saved where there are so many."""
-    reached = data.reached(run) or 4
-    return ",".join(str(max(1, reached * k // 10)) for k in (1, 3, 5, 8))
+def places_of(start: int, reached: int, horizon: int) -> str:
+    """Up to four states spread over the run's own steps, each with `horizon` of them after it."""
+    room = max(0, reached - horizon - start)
+    return ",".join(str(s) for s in sorted({start + (room * k + 5) // 10 for k in (1, 3, 5, 8)}))
+
+
+def _places(run: str, horizon: int = HORIZON) -> str:
+    reached = data.reached(run) or int(data.header(run).get("steps") or 0)
+    return places_of(int(data.header(run).get("first_step") or 0), reached, horizon)
 
 
 def _sweep_form(run: str, selection: Selection) -> None:
     show.heading("Measure")
     first, last = window_of(run, selection)
+    last = min(last, first + HORIZON)
     example = forms.file(
-        {"parent": run, "from": first, "to": min(last, first + 24), "placebos": 3},
+        {"parent": run, "from": first, "to": last, "placebos": 3},
         [{"kind": "skip", "window": f"{first}:{first + 1}"}],
     )
     with st.form("sweep-form", border=False):
@@ -223,7 +231,7 @@ def _sweep_form(run: str, selection: Selection) -> None:
             "Fork file: its windows move with the starting state", example, height=190, key=f"sweep-file-{run}"
         )
         at, seeds, workers = st.columns(3)
-        states = at.text_input("At states", _places(run), key=f"sweep-at-{run}")
+        states = at.text_input("At states", _places(run, last - first), key=f"sweep-at-{run}")
         n = seeds.number_input("Seeds of the null forks", 1, 99, 1, key="sweep-seeds")
         w = workers.number_input("Processes", 1, 64, 1, key="sweep-workers")
         if st.form_submit_button("Start the sweep"):

@@ -32,7 +32,7 @@ def page() -> None:
     part = _part(selection, bool(forks))
     st.session_state["fork-part"] = part
     st.segmented_control("Part", list(PARTS), key="fork-part", format_func=PARTS.__getitem__, label_visibility="collapsed",
-                         on_change=lambda: goto(part=st.session_state["fork-part"] or part))  # fmt: skip
+                         on_change=lambda: goto(run=run, fork=selection.fork, part=st.session_state["fork-part"] or part))  # fmt: skip
     if part == "build":
         _fork_build.draw(run, selection)
     elif part == "sweep":
@@ -69,7 +69,7 @@ def _forks(run: str, selection: Selection, forks: list[dict[str, Any]]) -> None:
                      "unaltered control: what differs in the end is what the alteration did, or chaos.")  # fmt: skip
         first, last = _fork_build.window_of(run, selection)
         show.nothing("From the command line:", f"replay fork {run} --from {first} --to {last} --skip {first}:{first + 1} --placebos 3")  # fmt: skip
-        st.button("Build a fork", type="primary", on_click=partial(goto, part="build"))
+        st.button("Build a fork", type="primary", on_click=partial(goto, run=run, part="build"))
         return
     finished = {r["fork"]: r for r in data.rows("forks_of", runs=",".join(h["name"] for h in forks))} if forks else {}
     chosen = selection.fork or next((h["name"] for h in forks if h["name"] in finished), forks[0]["name"])
@@ -92,7 +92,8 @@ def _list(run: str, forks: list[dict[str, Any]], finished: dict[str, dict[str, A
         "p": number(format="%.2g"), "effect": st.column_config.TextColumn(help="over the placebos' median"),
     }  # fmt: skip
     names = [h["name"] for h in forks]
-    show.frame(rows, key="fork-list", on_select=partial(_picked, names), selection_mode="single-row", column_config=columns,
+    key = f"fork-list-{run}-{chosen}"  # of this choice: the tick of another, from before Back, would not go away
+    show.frame(rows, key=key, on_select=partial(_picked, run, names, key), selection_mode="single-row", column_config=columns,
                height=min(420, 38 + 35 * len(rows)))  # fmt: skip
 
 
@@ -110,11 +111,11 @@ def _row(header: dict[str, Any], f: dict[str, Any] | None, chosen: bool) -> dict
     }  # fmt: skip
 
 
-def _picked(names: list[str]) -> None:
+def _picked(run: str, names: list[str], key: str) -> None:
     """The row that was clicked becomes the fork of the URL."""
-    row = _fork_one.chosen_row(st.session_state["fork-list"])
+    row = _fork_one.chosen_row(st.session_state[key])
     if row is not None and row < len(names):
-        goto(fork=names[row], part="fork")
+        goto(run=run, fork=names[row], part="fork")
 
 
 guarded(page)

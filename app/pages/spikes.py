@@ -174,7 +174,7 @@ def _excess(run: str, step: int) -> list[Part]:
 def _ways_on(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
     step = spike["step"]
     link("batch", "Read the batch", run=run, spike=step, step=step)
-    link("forks", "Fork without its 2 worst sequences", part="build", fork=None, kind="remove-sequences",
+    link("forks", "Fork without its worst sequences", part="build", fork=None, kind="remove-sequences",
          run=run, spike=step, step=step, slot=None, document=None)  # fmt: skip
     head = next((a for a in alarms if a["kind"] == "head" and not a["drifting"]), None)
     if head is not None:

@@ -11,6 +11,7 @@ import pytest
 
 from app import browser as driver
 from app import data, forms
+from app.charts import forks as charts
 from app.pages import _fork_blame as blame
 from app.pages import _fork_build as build
 from app.pages import _fork_kept as kept
@@ -18,7 +19,8 @@ from app.pages import _fork_matrix as matrix
 from app.pages import _fork_one as one
 from app.pages import _fork_panels as panels
 from app.pages import _fork_sweep as sweep
-from app.pages._fork_state import file_of, launch, state_of
+from app.pages._fork_state import State, file_of, launch, state_of
+from app.selection import Selection
 from forensics.errors import ForensicsError
 
 HOSTILE = "<script>alert(1)</script> ![](http://evil.example/a.png) \u202eevil\x07"
@@ -65,6 +67,36 @@ def test_the_title_tells_of_the_parents_spike_else_of_the_placebos() -> None:
     assert text_of(one.title_of(result(), [(400, True)])).endswith("the spike at 400 still happens")
     assert text_of(one.title_of(result(), [(400, False), (410, True)])).endswith("1 of 2 spikes do not happen")
     assert text_of(one.title_of(result())).endswith(": beyond the placebos")
+
+
+def test_nothing_is_said_of_a_spike_that_neither_the_control_nor_the_fork_can_show() -> None:
+    control = {"control": {"level": "absent", "bitwise": False, "sentence": "tolerance only"}}
+    title = text_of(one.title_of(result() | control, [(400, False)]))
+    assert title.endswith(": no verdict, the control does not show the parent's spike")
+    said = text_of(one.sentence_of(result() | control))
+    assert "N = 19: no verdict." in said and "beyond the placebos" not in said
+    assert text_of(one.title_of(result(), [(400, None)])).endswith(": beyond the placebos")
+    assert text_of(one.title_of(result(), [(400, None), (410, True)])).endswith("the spike at 410 still happens")
+
+
+@pytest.mark.parametrize("own, happens", [({}, None), ({401: 3.0}, False), ({402: 4.2}, True), ({399: float("inf")}, True), ({403: 9.0}, False)])  # fmt: skip
+def test_a_spike_happens_where_half_its_excess_is_seen_within_two_steps(monkeypatch, own, happens) -> None:
+    """{} : its batches were left out; 403 lies too far, so what is near is 400."""
+    own = own | ({400: 3.0} if 403 in own else {})
+    spike = {"step": 400, "kind": "spike", "baseline": 3.0, "value": 5.0}
+
+    def rows(query, **asked):
+        if query == "spikes":
+            return [spike, spike | {"step": 500}, spike | {"kind": "nonfinite"}]
+        parent = [{"arm": "parent", "step": s, "loss": 5.0} for s in range(398, 403)]
+        return [
+            *parent,
+            *({"arm": "fork", "step": s, "loss": x} for s, x in own.items() if asked["first"] <= s < asked["last"]),
+        ]
+
+    monkeypatch.setattr(data, "rows", rows)
+    state = State("f", "done", {"parent": "demo", "parent_step": 390, "steps": 420}, None, None, None)
+    assert panels.spikes_of(state) == [(400, 5.0, happens)]
 
 
 def test_a_sentence_of_an_earlier_version_and_of_a_run_without_a_probe_set_is_made_too() -> None:
@@ -192,6 +224,10 @@ def test_the_cells_of_a_matrix_are_over_the_placebo_scale_and_mark_what_happened
     assert [matrix.level_of(x) for x in (None, 2.9, 3, -6, 10, 20, -41)] == [0, 0, 1, -2, 3, 4, -5]
 
 
+def test_a_matrix_is_drawn_on_canvas() -> None:
+    assert charts.matrix(False, 40, "jump")["usermeta"]["embedOptions"]["renderer"] == "canvas"
+
+
 def test_a_matrix_without_a_scale_colours_nothing() -> None:
     found = matrix_of()
     found["effects"]["jump"]["placebo_scale"] = None
@@ -215,6 +251,35 @@ def test_the_deletion_curve_keeps_what_was_measured() -> None:
     found = blame.curve_of(blame_of())
     assert [(r["removed"], r["order"]) for r in found] == [(1, "by influence"), (1, "random"), (4, "by influence")]
     assert blame.title_of(blame_of()) == "Step 90: data · excess 1.500 nats/token, 31σ above its past"
+
+
+SUSPECTS = [{"step": 90, "slot": 1}, {"step": 90, "slot": 4}, {"step": 88, "slot": 1}]
+
+
+@pytest.mark.parametrize("rows, place", [([1], {"step": 90, "slot": 4}), ([], None), ([3], None)])
+def test_a_click_into_the_candidates_is_a_place_in_the_url(rows, place) -> None:
+    assert blame.place_of({"selection": {"rows": rows}}, SUSPECTS) == place
+
+
+def test_the_candidate_of_the_url_is_looked_at_else_the_strongest() -> None:
+    assert blame.chosen_of(SUSPECTS, Selection(step=88, slot=1)) is SUSPECTS[2]
+    assert blame.chosen_of(SUSPECTS, Selection(step=88, slot=9)) is SUSPECTS[0]
+
+
+def test_blame_keeps_the_influence_of_tokens_where_that_is_small_and_says_what_it_costs() -> None:
+    from replay.blame.blame import SHOWN
+
+    assert blame.KEPT == SHOWN
+    assert blame.arguments_of("demo", 90, 128) == ["blame", "demo", "--spike", "90", "--tokens"]
+    assert blame.arguments_of("demo", 90, 1 << 17) == ["blame", "demo", "--spike", "90"]
+    assert "no further replay, only up to 82 kB" in blame.cost_of(128) and "84 MB" in blame.cost_of(1 << 17)
+
+
+@pytest.mark.parametrize("tokens, influence, missing", [(None, 0.3, True), ([1, 2], 0.3, False), (None, None, False)])
+def test_a_document_without_the_influence_of_tokens_is_told_from_one_that_has_none(tokens, influence, missing) -> None:
+    found = blame_of()
+    found["candidates"][0] |= {"influence": influence} | ({"tokens": tokens} if tokens else {})
+    assert blame.without_tokens(found) is missing
 
 
 # ---- the form
@@ -338,6 +403,98 @@ def test_a_fork_opens_on_its_verdict(forked, app_page, said) -> None:
 
 def test_a_fork_in_place_of_the_run_is_looked_at_itself(forked, app_page, said) -> None:
     assert "demo@88 skips steps 90:92" in said(app_page("forks", run="skipped"))
+
+
+def url_of(page):
+    return {name: value[-1] if isinstance(value, list) else value for name, value in page.query_params.items()}
+
+
+def test_what_is_chosen_on_the_page_of_a_fork_is_chosen_in_its_parent(forked, app_page, said) -> None:
+    page = app_page("forks", run="skipped")
+    page.get("button_group")[0].set_value("blame").run()
+    assert url_of(page) == {"run": "demo", "fork": "skipped", "part": "blame"} and "Step 90: data" in said(page)
+    page = app_page("forks", run="skipped")
+    next(b for b in page.button if b.label == "Build another fork").click().run()
+    assert url_of(page) == {"run": "demo", "part": "build", "first": "88", "last": "96"}
+    assert "A fork of <code>demo</code>" in said(page)
+
+
+def test_another_row_of_the_list_is_another_fork_of_the_same_run(forked, page_module, monkeypatch) -> None:
+    forks, gone = page_module("forks"), []
+    monkeypatch.setattr(forks, "goto", lambda **changes: gone.append(changes))
+    monkeypatch.setattr(
+        forks.st, "session_state", {"list": {"selection": {"rows": [1]}}, "none": {"selection": {"rows": []}}}
+    )
+    for key in ("list", "none"):
+        forks._picked("demo", ["a", "b"], key)
+    assert gone == [{"run": "demo", "fork": "b", "part": "fork"}]
+
+
+def test_a_fork_of_a_fork_is_offered_where_its_parent_has_a_state(forked, app_page, said) -> None:
+    from replay.lockstep import require_steps
+    from replay.spec import build as made
+    from replay.trajectory import open_trajectory
+
+    parent = open_trajectory(forked, "skipped")
+    for selection in ({}, {"spike": 60}, {"first": 3}, {"first": 2**53 - 1}):
+        page = app_page("forks", run="skipped", part="build", kind="skip", **selection)
+        raw = tomllib.loads(next(c.value for c in page.code if c.value.startswith("parent =")))
+        made(forked, parent, raw).check(parent)
+    page = app_page("forks", run="skipped", part="sweep")
+    states = next(t for t in page.text_input if t.label == "At states").value
+    file = tomllib.loads(page.text_area[0].value)
+    require_steps(parent, [int(s) for s in states.split(",")], "--at", file["to"] - file["from"])
+    assert "replay fork skipped --from 88 --to 96 --skip 88:89" in said(app_page("forks", run="skipped", part="fork"))
+    assert "replay fork skipped --from 88 --to 96" in said(app_page("forks", run="skipped", fork="gone"))
+
+
+def test_a_fork_that_runs_draws_what_it_has_written_so_far(forked, app_page, said) -> None:
+    folder = forked / "skipped"
+    (folder / "fork.json").rename(folder / "fork.kept")
+    manifest = folder / "tables" / "divergence" / "manifest.json"
+    whole = manifest.read_bytes()
+    try:
+        manifest.touch()
+        (folder / "run.json").touch()
+        page = app_page("forks", run="demo", fork="skipped")
+        assert "What is drawn below is what it has written so far" in said(page)
+        assert len(page.get("vega_lite_chart") or page.get("arrow_vega_lite_chart")) == 1
+    finally:
+        manifest.write_bytes(whole)
+        (folder / "fork.kept").rename(folder / "fork.json")
+
+
+def test_the_chosen_rows_are_marked_and_have_a_table_of_their_own(forked, app_page) -> None:
+    marks, ids = [], set()
+    for fork in ("skipped", "nothing"):
+        table = app_page("forks", run="demo", fork=fork, part="fork").dataframe[-1]
+        marks.append(list(table.value[""]))
+        ids.add(table.proto.id)
+    assert marks == [["●"], [""]] and len(ids) == 2
+    table = next(t for t in app_page("forks", run="demo", part="blame").dataframe if "goes alone" in t.value)
+    assert list(table.value[""]) == ["●"]
+
+
+def test_blame_without_tokens_can_be_started_again_with_them(forked, app_page, said, monkeypatch) -> None:
+    from app import work
+
+    started = []
+    monkeypatch.setattr(work, "start", lambda *about: started.append(about))
+    page = app_page("forks", run="demo", part="blame", spike=90)
+    assert "The influence of each token was not kept" in said(page)
+    next(b for b in page.button if b.label == "Blame again, with each token").click().run()
+    page = app_page("forks", run="demo", part="blame", spike=91)
+    assert "no further replay" in said(page) and "replay blame demo --spike 91 --tokens" in said(page)
+    next(b for b in page.button if b.label == "Blame it").click().run()
+    assert started == [("demo", "replay", ["blame", "demo", "--spike", str(s), "--tokens"]) for s in (90, 91)]
+
+
+def test_a_suspect_of_blame_fills_a_new_form(forked, app_page) -> None:
+    page = app_page("forks", run="demo", part="blame", spike=90, values="{}", document=2)
+    next(b for b in page.button if b.label == "Fork without batch 90, slot 1").click().run()
+    assert url_of(page) == {"run": "demo", "part": "build", "spike": "90", "first": "80", "last": "114", "kind": "remove-sequences",
+                            "step": "90", "slot": "1"}  # fmt: skip
+    assert "at = [[90, 1, 0, 32]]" in "\n".join(c.value for c in page.code)
 
 
 def test_tolerance_only_is_a_banner_with_the_gap(rewritten, app_page, said) -> None:
@@ -536,6 +693,38 @@ def test_a_fork_is_built_launched_and_seen_to_finish(chromium, forked_url, forke
         tab.check()
     finally:
         tab.close()
+
+
+def test_a_row_can_be_chosen_again_after_back(chromium, forked_url, forked_runs) -> None:
+    first = blame_of()["candidates"][0]
+    document = blame_of() | {"candidates": [first, first | {"slot": 4}, first | {"slot": 6}]}
+    path = forked_runs / "demo" / "blame-95.json"
+    path.write_text(json.dumps(document | {"spike": document["spike"] | {"step": 95}}))
+    tab = driver.Watched(chromium, forked_url)
+
+    def choose(row: int) -> None:
+        table = tab.page.locator('[data-testid="stDataFrame"]').first  # the tick stands left of the row
+        table.scroll_into_view_if_needed()
+        box = table.bounding_box()
+        tab.page.mouse.click(box["x"] + 20, box["y"] + 35 * (row + 1.5))
+        tab.page.wait_for_timeout(300)
+        tab.settle()
+
+    try:
+        tab.open("forks", run="demo", part="blame", spike=95)
+        for row, slot in ((1, "4"), (2, "6")):
+            choose(row)
+            assert tab.parameters().get("slot") == slot
+        tab.page.go_back()
+        tab.settle()
+        assert tab.parameters().get("slot") == "4"
+        assert tab.page.get_by_role("button", name="Fork without batch 90, slot 4").is_visible()
+        choose(2)
+        assert tab.parameters().get("slot") == "6", "one click is enough"
+        tab.check()
+    finally:
+        tab.close()
+        path.unlink()
 
 
 # ---- stopped, and taken up again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import signal
@@ -13,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from forensics.errors import ForensicsError
-from forensics.store.writer import Writer, replace_table
+from forensics.store import manifest
+from forensics.store.writer import MOST_PARTS, Writer, replace_table
 from forensics.train.run import Run
 from replay import compare, engine, scan, spec
 from replay.difference import between
@@ -161,6 +163,47 @@ def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(stop: int, runs: Pa
             {k: v for k, v in r.items() if k not in drop} for r in theirs
         ]
     assert not (runs / made.fork / "halfway").exists()
+
+
+def flushed(runs: Path, base: Run, name: str, seconds: float, watch: list[int], last: int = 90) -> Fork:
+    """A fork of 78:`last` that has run, its clock going on by `seconds` a look; `watch`: the last state on disk after each step."""
+    fork: Fork
+
+    def look(done: int, total: int, note: str) -> None:
+        for write in fork.distances.handed_over():
+            write.result()
+        parts = manifest.load(fork.run.folder, "divergence", fresh=True).parts
+        watch.append(parts[-1].last if parts else 0)
+
+    time = itertools.count(step=seconds)
+    made = Spec("base", 78, last, (Skip(80, 81),), chaos=1, name=name)
+    fork = Fork(made, base, look, clock=lambda: next(time))
+    fork.go()
+    return fork
+
+
+def test_what_a_fork_measures_is_written_each_second_while_it_runs(runs: Path, base: Run) -> None:
+    seen: list[int] = []
+    slow = flushed(runs, base, "slow", 2.0, seen)  # each step is followed by a look at the disk, then by its flush
+    assert seen == [0, *range(79, 90)], "a step that takes a second or more is on disk before the next"
+    seen = []
+    flushed(runs, base, "quick", 0.25, seen)  # a flush looks at the clock twice, else each step once
+    assert seen == [0, 79, 79, 79, 79, 83, 83, 83, 83, 87, 87, 87]
+    seen = []
+    still = flushed(runs, base, "still", 0.0, seen)
+    assert seen == [0, *[79] * 11], "where no second passes, only the first"
+    one, other = (open_trajectory(runs, f.spec.fork) for f in (slow, still))
+    assert one.load(90).digest() == other.load(90).digest()
+    assert one.table("divergence").to_pylist() == other.table("divergence").to_pylist()
+
+
+def test_a_fork_that_is_written_step_by_step_keeps_few_files(runs: Path, base: Run) -> None:
+    fork = flushed(runs, base, "long", 2.0, [], last=78 + MOST_PARTS + 10)
+    assert 1 < len(list((fork.run.folder / "tables" / "divergence").glob("*.parquet"))) < MOST_PARTS
+    assert len(list((fork.run.folder / "tables" / "steps").glob("*.parquet"))) < 8, (
+        "the other tables are written as ever"
+    )
+    assert len({r["step"] for r in open_trajectory(runs, "long").table("divergence").to_pylist()}) == MOST_PARTS + 10
 
 
 def test_a_half_run_fork_is_not_taken_up_for_another_one(runs: Path, base: Run) -> None:

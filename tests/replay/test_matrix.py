@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forensics.console import plain
 from forensics.errors import ForensicsError
 from forensics.store.kept import Kept
 from forensics.train.advance import advance
@@ -19,6 +21,7 @@ from forensics.train.run import Run
 from replay import matrix as matrices
 from replay.barrier import barrier, probe_loss
 from replay.compare import Probe
+from replay.documents import kept
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,8 @@ def test_the_planted_batches_of_a_window_stand_out_from_any_checkpoint(runs: Pat
         assert w["peak"] == w["losses"][81 - 78] == max(w["losses"]) and w["sigma"] > 2 and w["jump"] is not None
     assert [w["consumed"] for w in found["windows"]] == [False, True]
     assert matrices.windows(runs, "base", 78, 83, [50, 100]) == found
+    # for the app, whoever ran it; JSON has no tuples and no NaN
+    assert [document for _, document in kept(runs / "base", "windows")] == [json.loads(json.dumps(plain(found)))]
 
 
 @pytest.mark.parametrize(
