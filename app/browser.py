@@ -1,11 +1,9 @@
 """A real headless Chromium on the app, for its tests, its benchmark and its pictures; it fails on what Python never sees.
 
-python -m app.browser runs docs/pictures          # a picture of each page, light and dark
-
     with serving(runs) as url, chromium() as browser:
         page = Watched(browser, url)
         page.open("spikes", run="demo", spike=400)
-        page.check()       # page errors, console errors, charts of zero height, requests outside 127.0.0.1
+        page.check()       # page errors, console errors, charts of zero height, requests and sockets outside 127.0.0.1
 
 Streamlit draws with Vega in the browser: a chart that is broken there leaves no trace in Python.
 """
@@ -13,7 +11,6 @@ Streamlit draws with Vega in the browser: a chart that is broken there leaves no
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import socket
@@ -118,6 +115,7 @@ class Watched:
         self.page.on("console", self._said)
         self.page.on("dialog", self._asked)
         self.page.on("response", self._answered)
+        self.page.on("websocket", self._connected)
         self.page.route("**/*", self._asked_for)
 
     def open(self, page: str = "", **selection: Any) -> None:
@@ -214,37 +212,17 @@ class Watched:
         dialog.dismiss()
 
     def _asked_for(self, route: Any) -> None:
-        target = urllib.parse.urlsplit(route.request.url)
-        if target.scheme in ("data", "blob") or target.hostname == "127.0.0.1":
+        if _is_here(route.request.url):
             route.continue_()
         else:
             self.faults.append(f"a request to {route.request.url[:200]}")
             route.abort()
 
-
-def pictures(runs: Path, out: Path) -> list[Path]:
-    """A picture of every page in `out`, of the first run with a spike; at most 300 kB each."""
-    os.environ["FORENSICS_RUNS"] = str(Path(runs).absolute())
-    from app import data
-    from app.pages import registered
-
-    spike = next(((h["name"], s["step"]) for h in data.headers() for s in data.rows("spikes", run=h["name"], metric="loss")),
-                 None)  # fmt: skip
-    selection = {"run": spike[0], "spike": spike[1], "step": spike[1]} if spike else {}
-    written = []
-    with serving(runs) as url, chromium() as browser:
-        for name in registered():
-            for shade in ("light", "dark"):
-                tab = Watched(browser, url, dark=shade == "dark")
-                tab.open("" if name == "runs" else name, **selection)
-                tab.whole()
-                written.append(out / f"{name}{'-dark' if shade == 'dark' else ''}.png")
-                tab.picture(written[-1], full=False)
-                tab.check()
-                tab.close()
-    return written
+    def _connected(self, socket: Any) -> None:
+        if not _is_here(socket.url):  # a socket is no request: no route sees it
+            self.faults.append(f"a socket to {socket.url[:200]}")
 
 
-if __name__ == "__main__":
-    for path in pictures(Path(sys.argv[1]), Path(sys.argv[2])):
-        print(path, path.stat().st_size)
+def _is_here(url: str) -> bool:
+    target = urllib.parse.urlsplit(url)
+    return target.scheme in ("data", "blob") or target.hostname == "127.0.0.1"

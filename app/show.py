@@ -9,8 +9,10 @@ nothing("No spike was recorded in this run.", "forensics spikes demo")
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
@@ -131,17 +133,68 @@ def frame(rows: Sequence[Mapping[str, Any]] | pyarrow.Table, *, key: str | None 
     return st.dataframe(readable(rows), key=key, hide_index=True, **options)
 
 
+def choice(
+    rows: Sequence[Mapping[str, Any]], chosen: int | None, *, key: str, on_select: Callable[[], None], **options: Any
+) -> Any:
+    """A table of which one row is chosen. `chosen` comes from the URL, and the tick with it, on Back and reload too.
+
+    `on_select` reads `picked_row(st.session_state[key], items)`; a click on the ticked row takes nothing away.
+    """
+    st.session_state[key] = {"selection": {"rows": [] if chosen is None else [chosen]}}
+    return frame(rows, key=key, on_select=on_select, selection_mode="single-row", **options)
+
+
 def readable(rows: pyarrow.Table) -> pyarrow.Table:
-    """The table with visible text, and decimals (SQL's sums of integers) as plain numbers: for `frame` and for charts."""
+    """The table as a page may hold it: `plain`, text made visible, decimals (SQL's sums of integers) as plain numbers."""
     import pyarrow as pa
 
+    rows = plain(rows)
     for i, field in enumerate(rows.schema):
         if pa.types.is_decimal(field.type):
             rows = rows.set_column(i, field.name, rows.column(i).cast(pa.float64()))
-        elif pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+        elif _is_text(field.type):
             texts = rows.column(i).to_pylist()
             shown = [None if t is None else visible(t) for t in texts]
             if shown != texts:
                 rows = rows.set_column(i, field, pa.array(shown, field.type))
     names = [visible(name) for name in rows.column_names]
     return rows.rename_columns(names) if names != rows.column_names else rows
+
+
+def plain(rows: pyarrow.Table) -> pyarrow.Table:
+    """The table with numbers, times and texts only: lists, structs, enums, bytes and all else become text, since a browser
+    would draw what is inside them as it is, and a CSV file cannot hold them.
+    """
+    import pyarrow as pa
+
+    for i, field in enumerate(rows.schema):
+        if not (_is_text(field.type) or _is_simple(field.type)):
+            texts = [None if value is None else text_of(value) for value in rows.column(i).to_pylist()]
+            rows = rows.set_column(i, field.name, pa.array(texts, pa.string()))
+    return rows
+
+
+def text_of(value: Any) -> str:
+    """A value of SQL in words: text as it is, bytes with \\xff for what is none, lists and structs as JSON."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if type(value) in (list, tuple, dict):  # not an interval, which is a kind of tuple
+        return json.dumps(
+            value, ensure_ascii=False, default=lambda v: float(v) if isinstance(v, Decimal) else text_of(v)
+        )
+    return str(value)
+
+
+def _is_text(type: pyarrow.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type))
+
+
+def _is_simple(type: pyarrow.DataType) -> bool:
+    """Nothing in it can be text."""
+    import pyarrow as pa
+
+    t = pa.types
+    simple = (t.is_null, t.is_boolean, t.is_integer, t.is_floating, t.is_decimal, t.is_date, t.is_time, t.is_timestamp)
+    return any(is_it(type) for is_it in simple)

@@ -118,7 +118,7 @@ def lens(dark: bool, layers: int) -> dict[str, Any]:
     tips = [alt.Tooltip("state", type=Q, format=",d"), alt.Tooltip("loss", type=Q, format=".3f")]
     shape = alt.Shape("when", type=N, scale=alt.Scale(domain=list(STATES), range=["circle", "triangle-down", "square"]))
     colour = alt.Color("when", type=N, scale=state_colours(p))
-    lines = alt.Chart(named("lens")).mark_line(strokeWidth=1.8).encode(x, y, colour)
+    lines = alt.Chart(named("lens")).mark_line(strokeWidth=1.8).encode(x, y, colour, alt.Detail("state", type=Q))
     points = (
         alt.Chart(named("lens")).mark_point(filled=True, size=60, opacity=1).encode(x, y, colour, shape, tooltip=tips)
     )

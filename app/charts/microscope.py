@@ -1,6 +1,6 @@
 """The Microscope page: the events of one step in their order, the update by tensor, the line along it.
 
-Named data: `dots` (place, ratio, level, event, what, value, before, ms), `phases` (first, last, middle, phase, odd),
+Named data: `dots` (place, ratio, level, event, what, here, was, times, ms), `phases` (first, last, middle, phase, odd),
 `said` (place, ratio, label), `chosen` (place); `bars` (tensor, what, change), `rise` (change); `scan` (alpha, change, on).
 """
 
@@ -14,6 +14,7 @@ from app.charts.theme import cached, heat_colour, named, palette, template
 
 Q, O, N = "quantitative", "ordinal", "nominal"
 RATIOS = (1.5, 2, 3, 5, 10)  # of a value to the step before, or its inverse; below the first: as before
+BROKEN = 9  # the level of a value that became NaN or infinite
 ON = ("batch", "probes")
 
 
@@ -32,15 +33,18 @@ def timeline(dark: bool) -> dict[str, Any]:
     names = alt.Chart(named("phases")).mark_text(baseline="top", fontSize=11, color=p.faint, y=3).encode(
         alt.X("middle", type=Q, axis=None, scale=alt.Scale(**exact)), alt.Text("phase", type=N))  # fmt: skip
     same = alt.Chart(named("same")).mark_rule(color=p.ink, strokeWidth=1).encode(y)
-    tips = [alt.Tooltip("event", type=N), alt.Tooltip("what", type=N), alt.Tooltip("value", type=Q, format=".4~g"),
-            alt.Tooltip("before", type=Q, format=".4~g", title="the step before"), alt.Tooltip("true", type=Q, format=".3~g", title="ratio"),
+    tips = [alt.Tooltip("event", type=N), alt.Tooltip("what", type=N), alt.Tooltip("here", type=N, title="value"),
+            alt.Tooltip("was", type=N, title="the step before"), alt.Tooltip("times", type=N, title="ratio"),
             alt.Tooltip("ms", type=Q, format=".2f", title="at ms")]  # fmt: skip
-    none = heat_colour(p).to_dict()
-    colour = alt.Scale(type="ordinal", domain=[*none["domain"], 0], range=[*none["range"], p.parent])
+    heat = heat_colour(p).to_dict()
+    colour = alt.Scale(
+        type="ordinal", domain=[*heat["domain"], 0, BROKEN], range=[*heat["range"], p.parent, p.nonfinite]
+    )
     dots = (
         alt.Chart(named("dots"))
         .mark_point(filled=True, cursor="pointer", stroke=p.faint, strokeWidth=0.6)
         .encode(x, y, alt.Color("level", type=O, scale=colour), tooltip=tips,
+                shape=alt.condition(f"datum.level == {BROKEN}", alt.value("cross"), alt.value("circle")),
                 size=alt.condition("datum.level == 0", alt.value(22), alt.value(70)),
                 opacity=alt.condition("datum.level == 0", alt.value(0.45), alt.value(1)))
         .add_params(alt.selection_point(name="event", fields=["place"], on="click", clear="dblclick"))

@@ -45,7 +45,7 @@ def page() -> None:
         return
     alarms = data.rows("first_alarms", run=run, step=step, window=(max(0, step - 512), step + 1))
     head = chosen_head(heads, alarms, selection)
-    slot, sequence = _slot(run, step, selection)
+    slot = _slot(run, step, selection)
     kept = _kept(run, step, slot)
     left, right = st.columns([4, 1], vertical_alignment="top")
     with left:
@@ -61,7 +61,7 @@ def page() -> None:
         _thumbnails(run, step, heads, head)
     with beside:
         _over_time(run, step, head)
-    _patterns(run, step, slot, sequence, head, kept, selection)
+    _patterns(run, step, slot, head, kept, selection)
 
 
 # ---- which head, in words
@@ -138,22 +138,21 @@ def _moved(kept: Kept | None, head: dict[str, Any]) -> list[Part]:
         return []
     at = states.index(step)
     first, then = (_of_head(kept, "weights", i, head) for i in (0, at))
-    gone = float(abs(then - first).sum(-1).mean() / 2) if about["block"] == 1 else None
-    if gone is None:
+    gone = float(abs(then - first).sum(-1).mean() / 2) if about["block"] == 1 else math.nan
+    if not math.isfinite(gone):
         return []
     return ["On slot ", strong(about["slot"]), ", ", strong(words.share(gone)),
             f" of its attention goes elsewhere at state {words.count(step)} than at {words.count(states[0])}."]  # fmt: skip
 
 
-def _slot(run: str, step: int, selection: Selection) -> tuple[int, int | None]:
-    """The sequence to look at: the URL's, else one that is kept already, else the batch's worst; with its id."""
+def _slot(run: str, step: int, selection: Selection) -> int:
+    """The sequence to look at: the URL's, else one that is kept already, else the batch's worst."""
     rows = data.rows("batch_at", run=run, step=step, window=(max(0, step - 64), step + 1))
-    ids = {r["slot"]: r["sequence"] for r in rows}
-    if selection.slot is not None and (selection.slot in ids or not ids):
-        return selection.slot, ids.get(selection.slot)
+    slots = [r["slot"] for r in rows]
+    if selection.slot is not None and (selection.slot in slots or not slots):
+        return selection.slot
     looked = _looked(run, step)
-    slot = looked[0] if looked else rows[0]["slot"] if rows else 0
-    return slot, ids.get(slot)
+    return looked[0] if looked else slots[0] if slots else 0
 
 
 def _looked(run: str, step: int) -> list[int]:
@@ -241,9 +240,11 @@ def _over_time(run: str, step: int, head: dict[str, Any]) -> None:
 # ---- one head on one sequence
 
 
-def _patterns(
-    run: str, step: int, slot: int, sequence: int | None, head: dict[str, Any], kept: Kept | None, selection: Selection
-) -> None:
+def _start(run: str, arguments: list[str]) -> None:
+    work.start(run, "replay", arguments)
+
+
+def _patterns(run: str, step: int, slot: int, head: dict[str, Any], kept: Kept | None, selection: Selection) -> None:
     show.heading(f"{name_of(head)} on slot {slot} of batch {words.count(step)}, before, at and after")
     arguments = ["attention", run, str(step), "--slot", str(slot)]
     mine = [w for w in work.listed(run) if w.program == "replay" and list(w.arguments[:5]) == arguments]
@@ -253,23 +254,35 @@ def _patterns(
             also = f"Kept already: slot {words.listed(others)}." if others else ""
             show.nothing("Its weights are not kept yet. They come from the exact states 16 steps before, at and after, by replay:",
                          f"replay {' '.join(arguments)}", also)  # fmt: skip
-            st.button(
-                "Replay to the three states", type="primary", on_click=partial(work.start, run, "replay", arguments)
-            )
+            st.button("Replay to the three states", type="primary", on_click=_start, args=(run, arguments))
         if mine:
             work.panel(run, most=3, key="attention-work")
         return
     about = kept[0]
     if False in about["exact"]:
         show.amber(strong("Tolerance only: "), "a replayed state is not the recorded one bit for bit on this machine.")
-    read = _reading(run, step, slot, sequence, about)
+    for state in broken_states(about, kept, head):
+        show.amber(
+            strong(f"The weights of state {words.count(state)} are not finite"),
+            f" in {name_of(head)}: such pairs are left blank.",
+        )
+    read = _reading(run, data.header(run).get("corpus"), tuple(about["tokens"]))
     _triptych(about, kept, head, read, selection.position)
     _query(about, kept, head, read, selection.position)
     _lens(about, kept, read, selection.position)
 
 
-def _reading(run: str, step: int, slot: int, sequence: int | None, about: dict[str, Any]) -> Reading:
-    return reading.sequence(run, step, slot, about["sequence"] if sequence is None else sequence)
+def broken_states(about: dict[str, Any], kept: Kept, head: dict[str, Any]) -> list[int]:
+    """The states at which some weight of the head is NaN or infinite."""
+    import numpy as np
+
+    return [s for i, s in enumerate(about["states"]) if not np.isfinite(_of_head(kept, "weights", i, head)).all()]
+
+
+@functools.lru_cache(64)
+def _reading(run: str, corpus: str | None, tokens: tuple[int, ...]) -> Reading:
+    """The sequence by the tokens that were kept with its weights: nothing is asked of the data order."""
+    return reading.of_tokens(run, tokens)
 
 
 def whens(states: Sequence[int], step: int) -> list[str]:
@@ -284,22 +297,19 @@ def _triptych(about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Rea
     T = len(about["tokens"]) - 1
     both = [(_of_head(kept, "weights", i, head), _of_head(kept, "scores", i, head)) for i in range(len(states))]
     at = states.index(about["step"]) if about["step"] in states else len(states) - 1
-    panels: list[tuple[str, np.ndarray, np.ndarray, bool]] = []
+    # key, caption, weights, scores, whether it is a state and no difference
+    panels: list[tuple[str, str, np.ndarray, np.ndarray, bool]] = []
     for (weight, score), state, when in zip(both, states, whens(states, about["step"])):
-        panels.append(
-            (
-                f"{when.capitalize()}: state {words.count(state)} · largest logit {words.number(float(score.max()))}",
-                weight,
-                score,
-                True,
-            )
-        )
+        caption = f"{when.capitalize()}: state {words.count(state)} · largest logit {words.number(float(score.max()))}"
+        panels.append((f"weights-{state}", caption, weight, score, True))
     if len(states) > 1:
         last = len(states) - 1
         pair = (last, 0) if states[0] < about["step"] else (last, at)
         (w1, s1), (w0, s0) = both[pair[0]], both[pair[1]]
-        panels.append((f"State {words.count(states[pair[0]])} − state {words.count(states[pair[1]])}: orange gained, blue lost",
-                       w1 - w0, _difference(s1, s0), False))  # fmt: skip
+        caption = (
+            f"State {words.count(states[pair[0]])} − state {words.count(states[pair[1]])}: orange gained, blue lost"
+        )
+        panels.append(("weights-gap", caption, w1 - w0, _difference(s1, s0), False))
     pooled = f" · pairs in blocks of {block} positions, the largest counts" if block > 1 else ""
     show.caption(f"Weight of each query (down) on each key (across), on one scale: from {', '.join(f'{100 * w:g}' for w in charts.WEIGHTS)}%, blank below"
                  f"{pooled} · click a row")  # fmt: skip
@@ -308,7 +318,7 @@ def _triptych(about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Rea
                                                         "zero": 0, "all": T}]  # fmt: skip
     schema = pa.schema([(k, pa.int64()) for k in ("query", "query2", "zero", "all")])
     half = pa.table({"key": [0, T], "query": [0, T], "below": [T, T]})
-    for column, (caption, weight, score, plain) in zip(st.columns(len(panels)), panels):
+    for column, (key, caption, weight, score, plain) in zip(st.columns(len(panels)), panels):
         with column:
             show.caption(caption)
             shown = {
@@ -316,7 +326,6 @@ def _triptych(about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Rea
                 "half": half,
                 "row": pa.Table.from_pylist(row, schema=schema),
             }
-            key = f"weights-{caption.split(':')[0].lower()}" if plain else "weights-gap"
             theme.draw(
                 charts.weights(show.dark(), T, plain),
                 shown,
@@ -334,11 +343,15 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def cells_of(weight: np.ndarray, score: np.ndarray, block: int, texts: Sequence[str]) -> Any:
-    """The pairs whose |weight| passes the first threshold, as rectangles: key, key2, query, query2, level, …"""
+    """The pairs whose |weight| passes the first threshold, as rectangles: key, key2, query, query2, level, …
+
+    A weight that is not finite passes none.
+    """
     import numpy as np
     import pyarrow as pa
 
-    level = (np.searchsorted(charts.WEIGHTS, np.abs(weight) + 1e-9, side="right") * np.sign(weight)).astype(int)
+    known = np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=0.0)
+    level = (np.searchsorted(charts.WEIGHTS, np.abs(known) + 1e-9, side="right") * np.sign(known)).astype(int)
     query, key = np.nonzero(level)
     names = np.array([*texts, ""], dtype=object)
     return pa.table({

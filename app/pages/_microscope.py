@@ -6,7 +6,6 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,8 @@ PHASES = {
 }
 TENSORS = 12  # bars of the layer blame
 LOUD = charts.RATIOS[0]  # a ratio, or its inverse, from which a value counts as moved
+BROKEN = charts.BROKEN  # the level of a value that is not finite
+OF_UPDATE = ("rms_t", "update_ratio", "staleness", "gss_share")  # null too where no update was applied, or none before
 
 
 def page() -> None:
@@ -106,7 +107,7 @@ def _untraced(run: str, step: int) -> None:
             "Replays to the exact state, then runs the step once more, watched at every sub-layer:",
             f"replay {' '.join(arguments)}",
         )
-        st.button("Trace this step", type="primary", on_click=partial(work.start, run, "replay", arguments))
+        st.button("Trace this step", type="primary", on_click=_start, args=(run, arguments))
     if mine:
         work.panel(run, most=3, key="trace-work")
     others = _traced(run)
@@ -115,6 +116,10 @@ def _untraced(run: str, step: int) -> None:
             show.caption("Traced already:")
             for other in others[:8]:
                 st.button(f"{other:,}", key=f"traced-{other}", type="tertiary", on_click=goto, kwargs={"step": other})
+
+
+def _start(run: str, arguments: list[str]) -> None:
+    work.start(run, "replay", arguments)
 
 
 def _traced(run: str) -> list[int]:
@@ -129,9 +134,10 @@ def _traced(run: str) -> list[int]:
 def title_of(trace: dict[str, Any]) -> str:
     """`Step 1,342 beside 1,341: loss 5.380 nats/token, 2.4× the step before`."""
     loss = next(e for e in trace["events"] if e["phase"] == "loss")
-    ratio = loss["ratio"].get("loss")
+    value, ratio = loss["values"]["loss"], loss["ratio"].get("loss")
     times = f", {_times(ratio)} the step before" if ratio is not None else ""
-    return f"Step {words.count(trace['step'])} beside {words.count(trace['baseline'])}: loss {words.loss(loss['values']['loss'])} nats/token{times}"
+    said = f"loss {words.loss(value)} nats/token{times}" if finite(value) else "the loss is not finite"
+    return f"Step {words.count(trace['step'])} beside {words.count(trace['baseline'])}: {said}"
 
 
 def _times(ratio: float) -> str:
@@ -140,8 +146,8 @@ def _times(ratio: float) -> str:
 
 def sentence_of(trace: dict[str, Any]) -> list[Part]:
     """The first event of the step to leave the step before, the one that moved most, and what the update did."""
-    dots = dots_of(trace)
-    moved = [d for d in dots if size_of(d["true"]) >= LOUD]
+    dots, broken = dots_of(trace), broken_of(trace)
+    moved = [d for d in dots if size_of(d["true"]) >= LOUD and (not broken or d["place"] < broken[0]["place"])]
     said: list[Part] = []
     if moved:
         first = max((d for d in moved if d["place"] == moved[0]["place"]), key=lambda d: size_of(d["true"]))
@@ -151,9 +157,13 @@ def sentence_of(trace: dict[str, Any]) -> list[Part]:
             accent(_name(first)),
             f", {_times(first['true'])} the step before. ",
         ]
-        if most is not first:
+        if most is not first and not broken:
             said += ["Moved most: ", strong(_name(most)), f", {_times(most['true'])}. "]
-    else:
+    if broken:
+        said += [*_broken_in_words(broken, bool(moved)), ". "]
+    elif not moved and broken_before(trace):
+        said += ["The step before was not finite already: trace an earlier one. "]
+    elif not moved:
         said += [f"Nothing inside the step moved by {LOUD}× against the step before. "]
     blame = trace["layer_blame"]
     rise, memory, new = (blame[f"{k}_batch"] for k in ("rise", "memory", "data"))
@@ -165,6 +175,15 @@ def sentence_of(trace: dict[str, Any]) -> list[Part]:
             said += ["; the largest alone is ", strong(top["tensor"]), f" with {words.gap(top['alone_batch'])}"]
         said += ["."]
     return said
+
+
+def _broken_in_words(broken: Sequence[dict[str, Any]], moved: bool) -> list[Part]:
+    """The first event with a value that became NaN or infinite, those values, and how many more there are."""
+    first = [d for d in broken if d["place"] == broken[0]["place"]]
+    more = len(broken) - len(first)
+    return ["First no longer finite: " if moved else "First inside the step to move, and no longer finite: ", accent(first[0]["event"]),
+            f", its {words.listed([d['what'] for d in first])} ({words.listed([words.number(d['before']) for d in first])} in the step before)",
+            f", and {words.count(more)} {'value' if more == 1 else 'values'} after it" if more else ""]  # fmt: skip
 
 
 def _name(dot: dict[str, Any]) -> str:
@@ -193,6 +212,31 @@ def level_of(ratio: float | None) -> int:
     """−5 … 5: how many of RATIOS it reaches, negative where the value fell."""
     passed = sum(size_of(ratio) >= r for r in charts.RATIOS)
     return -passed if ratio is not None and ratio < 1 else passed
+
+
+def finite(value: float | None) -> bool:
+    """A trace that was kept has null in the place of NaN and inf."""
+    return value is not None and math.isfinite(value)
+
+
+def broken_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Values that the step before had and this one has as NaN or inf, in the order of the step; as `dots_of`.
+
+    What only an update has is null too in a step that was not applied: it counts where another tensor has it.
+    """
+    there = {what for e in trace["events"] if e["phase"] == "update" for what, v in e["values"].items() if finite(v)}
+    return [
+        {"place": i, "event": e["name"], "what": what, "value": None, "before": e["baseline"][what], "true": None, "level": BROKEN,
+         "ms": 1000 * e["start"]}
+        for i, e in enumerate(trace["events"]) for what, value in e["values"].items()
+        if not finite(value) and finite(e["baseline"].get(what)) and (what not in OF_UPDATE or what in there)
+    ]  # fmt: skip
+
+
+def broken_before(trace: dict[str, Any]) -> bool:
+    """Whether the loss is not finite in both steps."""
+    return any(not finite(e["values"].get("loss")) and not finite(e["baseline"].get("loss"))
+               for e in trace["events"] if e["phase"] == "loss")  # fmt: skip
 
 
 def dots_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -225,23 +269,28 @@ def phases_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
 def _timeline(trace: dict[str, Any], position: int | None) -> None:
     import pyarrow as pa
 
-    dots = dots_of(trace)
-    shown = sorted(dots, key=lambda d: size_of(d["true"]))[-theme.STEPS_MOST :]
+    dots, broken = dots_of(trace), broken_of(trace)
     top = min(max([2.0, *(size_of(d["true"]) for d in dots)]), 1e6) ** 1.25  # room for the phases' names
+    shown = (sorted(dots, key=lambda d: size_of(d["true"])) + broken)[-theme.STEPS_MOST :]
     for d in shown:
-        d["ratio"] = min(max(d["true"], 1 / top), top)
+        d["ratio"] = top**0.87 if d["true"] is None else min(max(d["true"], 1 / top), top)
+        d |= {
+            "here": _number(d["value"]),
+            "was": _number(d["before"]),
+            "times": "" if d["true"] is None else _times(d["true"]),
+        }
     if not shown:
         show.nothing("No value of this step has one to be compared with in the step before.")
         return
     n = len(trace["events"])
-    loud = _apart(sorted((d for d in shown if size_of(d["true"]) >= LOUD), key=lambda d: -size_of(d["true"])), n, top)
-    labels = [
-        {"place": d["place"], "ratio": d["ratio"], "label": f"{_short(d['event'])} {d['what']} {_times(d['true'])}"}
-        for d in loud
-    ]
+    loud = sorted((d for d in shown if size_of(d["true"]) >= LOUD), key=lambda d: -size_of(d["true"]))
+    loud = _apart([*broken[:1], *loud], n, top)
+    labels = [{"place": d["place"], "ratio": d["ratio"] if d["times"] else top**0.72,  # under the row of crosses
+               "label": f"{_short(d['event'])} {d['what']} {d['times'] or 'not finite'}"} for d in loud]  # fmt: skip
     steps = ", ".join(f"{r:g}" for r in charts.RATIOS)
+    crosses = " · ✚ on top: no longer finite" if broken else ""
     show.caption(f"The events of the step in their order · a dot per value, up: its ratio to step {words.count(trace['baseline'])} (log; of an entropy "
-                 f"the other way round) · coloured from {steps}× · click one")  # fmt: skip
+                 f"the other way round) · coloured from {steps}×{crosses} · click one")  # fmt: skip
     schema = pa.schema([("place", pa.int64()), ("ratio", pa.float64()), ("label", pa.string())])
     chosen = [position] if position is not None and position < n else []
     theme.draw(theme.filled(charts.timeline(show.dark()), places=[-0.5, n - 0.5], ratios=[1 / top, top]),
@@ -261,7 +310,11 @@ def _apart(loud: Sequence[dict[str, Any]], n: int, top: float, most: int = 6) ->
             for f in found
         ):
             found.append(d)
-    return [d for d in found if size_of(d["true"]) >= size_of(found[0]["true"]) ** 0.6][:most]
+    return [d for d in found if d["true"] is None or size_of(d["true"]) >= size_of(found[0]["true"]) ** 0.6][:most]
+
+
+def _number(value: float | None) -> str:
+    return f"{value:.4g}" if value is not None and math.isfinite(value) else "not finite"
 
 
 def _short(event: str) -> str:
@@ -287,18 +340,20 @@ def _event(trace: dict[str, Any], at: int, run: str) -> None:
     """The values of the chosen event; of the loss, the tokens that cost most."""
     e = trace["events"][at]
     show.heading(_short(e["name"]), f" · at {1000 * e['start']:.1f} ms, {1000 * e['seconds']:.2f} ms")
+    broken = {d["what"] for d in broken_of(trace) if d["place"] == at}
     show.frame([{"what": name, "here": value, "the step before": e["baseline"].get(name), "ratio": e["ratio"].get(name)}
-                for name, value in e["values"].items()], column_config=_NUMBERS)  # fmt: skip
+                | ({"": "not finite" if name in broken else ""} if broken else {}) for name, value in e["values"].items()],
+               column_config=_NUMBERS, placeholder="")  # fmt: skip
     if e["detail"]:
         show.caption("Its costliest tokens")
         name = reading.token_name(data.runs_folder() / "_data" / data.header(run)["corpus"])
         show.frame([{**{k: d[k] for k in ("slot", "position", "loss")}, "token": tokens.shown(name(d["token"]))} for d in e["detail"]],
                    column_config={"loss": st.column_config.NumberColumn(format="%.3f")})  # fmt: skip
         worst = e["detail"][0]
-        link("batch", f"Read slot {worst['slot']} at position {worst['position'] + 1}", run=run, step=trace["step"],
+        link("batch", f"Read slot {worst['slot']:,} at position {worst['position'] + 1:,}", run=run, step=trace["step"],
              slot=worst["slot"], position=worst["position"] + 1)  # fmt: skip
     elif e["layer"] is not None and ".attn forward" in e["name"]:
-        link("attention", f"Heads of layer {e['layer']}", run=run, step=trace["step"], layer=e["layer"])
+        link("attention", f"Heads of layer {e['layer']:,}", run=run, step=trace["step"], layer=e["layer"])
 
 
 _NUMBERS = {
@@ -363,6 +418,12 @@ def reading_of(scan: Sequence[dict[str, Any]]) -> str:
 
 def _largest(trace: dict[str, Any], most: int = 40) -> None:
     show.heading("What moved most")
-    rows = sorted(dots_of(trace), key=lambda d: -size_of(d["true"]))[:most]
-    show.frame([{"event": _short(d["event"]), "what": d["what"], "value": d["value"], "before": d["before"], "ratio": d["true"]} for d in rows],
-               column_config=_NUMBERS, height=280)  # fmt: skip
+    show.frame(largest_of(trace, most), column_config=_NUMBERS, height=280, placeholder="")
+
+
+def largest_of(trace: dict[str, Any], most: int) -> list[dict[str, Any]]:
+    """What is no longer finite, in the order of the step; then by how far a value moved."""
+    broken = broken_of(trace)
+    rows = [*broken, *sorted(dots_of(trace), key=lambda d: -size_of(d["true"]))][:most]
+    return [{"event": _short(d["event"]), "what": d["what"], "value": d["value"], "before": d["before"], "ratio": d["true"]}
+            | ({"": "not finite" if d["true"] is None else ""} if broken else {}) for d in rows]  # fmt: skip

@@ -11,9 +11,9 @@ from app import data, show, words
 from app.charts import theme
 from app.charts import vocabulary as charts
 from app.pages import link
-from app.pages._fork_one import chosen_row
 from app.show import Part, code, strong
 from app.tokens import shown
+from forensics.tokens import verified as prompted
 
 if TYPE_CHECKING:
     import pyarrow
@@ -22,7 +22,16 @@ SCANNED = 1 << 26  # tokens of the corpus that are looked through: about a tenth
 CHUNK = 1 << 22
 LISTED = 50  # documents
 
-__all__ = ["chosen_row", "documents_of", "draw"]
+
+def verified_of(run: str, step: int) -> tuple[dict[int, bool], str | None]:
+    """(token → whether prompts verified it, the verdict on the model; None: nothing was prompted) of a checkpoint."""
+    path = prompted.path_of(data.runs_folder() / data.require(run), step)
+    return _verified(path.parent, step, path.stat().st_mtime_ns) if path.is_file() else ({}, None)
+
+
+@functools.lru_cache(16)
+def _verified(folder: Path, step: int, stamp: int) -> tuple[dict[int, bool], str | None]:
+    return prompted.verified(folder, step) or ({}, None)
 
 
 def draw(run: str, step: int, token: int, points: pyarrow.Table, verified: Mapping[int, bool]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from app import data, show, words, work
 from app.charts import theme
 from app.charts import vocabulary as charts
 from app.pages import _token, chosen_run, guarded
-from app.selection import goto, here, picked
+from app.selection import goto, here, picked, picked_row
 from app.show import Part, accent, code, strong
 from app.tokens import shown
 
@@ -38,8 +38,10 @@ def page() -> None:
     step = selection.step if selection.step is not None and selection.step in steps else int(best[-1])
     tied = bool((data.header(run).get("shape") or {}).get("tied"))
     points = data.table("token_points", run=run, step=step, tied=int(tied))
-    verified, asked = verified_of(run)
-    _verdict(run, step, points, tied, verified, asked)
+    verified, told = _token.verified_of(run, step)
+    _verdict(run, step, points, tied, verified, told)
+    if told is None and step in [c["step"] for c in measured if c["measured"]]:
+        _offer(run, step)
     _checkpoints(steps, step)
     _body(run, step, points, verified, tied)
     if work.listed(run):
@@ -51,12 +53,12 @@ def _body(run: str, step: int, points: pyarrow.Table, verified: Mapping[int, boo
     """The overview and the token that is chosen in it: a click runs this again, not the page."""
     token = here().token
     left, right = st.columns([1.45, 1], gap="large")
+    chosen = token if token is not None else _first(points)
     with left:
         _scatter(points, token, verified, tied)
-        _list(points, verified)
+        _list(points, verified, chosen, f"{run}-{step}")
     with right:
-        _find(points)
-        chosen = token if token is not None else _first(points)
+        _find(points, chosen, f"{run}-{step}")
         if chosen is not None:
             _token.draw(run, step, chosen, points, verified)
 
@@ -68,11 +70,18 @@ def _empty(run: str) -> None:
         "From the command line:", f"forensics tokens {run}", "It measures the last checkpoint; RUN@STEP another one."
     )
     if not _panel(run):
-        st.button("Measure the tokens", type="primary", on_click=_start, args=(run,))
+        st.button("Measure the tokens", type="primary", on_click=_start, args=(run, ["tokens", run]))
 
 
-def _start(run: str) -> None:
-    work.start(run, "forensics", ["tokens", run])
+def _start(run: str, arguments: list[str]) -> None:
+    work.start(run, "forensics", arguments)
+
+
+def _offer(run: str, step: int) -> None:
+    """A button that has the candidates verified, unless tokens are being measured already."""
+    arguments = ["tokens", f"{run}@{step}", "--verify"]
+    if not any(w.status == "running" and w.arguments[:1] == ("tokens",) for w in work.listed(run)):
+        st.button("Verify the candidates by prompts", on_click=_start, args=(run, arguments))
 
 
 def _panel(run: str) -> bool:
@@ -105,8 +114,8 @@ def summary(points: pyarrow.Table) -> dict[str, Any]:
             "met_candidates": low.filter(pc.greater(low["exposure"], 0)).num_rows, "measured": known.num_rows}  # fmt: skip
 
 
-def sentence_of(s: Mapping[str, Any], verified: Mapping[int, bool], asked: bool) -> list[Part]:
-    """Candidates and the lowest of them, causes, what verification found."""
+def sentence_of(s: Mapping[str, Any], verified: Mapping[int, bool], told: str | None) -> list[Part]:
+    """Candidates and the lowest of them, causes, what verification found; `told`: its verdict on the model."""
     said: list[Part] = []
     if s["threshold"] is not None:
         said += [strong(words.count(s["candidates"])), f" of {words.count(s['measured'])} reachable tokens lie at or below the 2nd percentile of the "
@@ -121,28 +130,21 @@ def sentence_of(s: Mapping[str, Any], verified: Mapping[int, bool], asked: bool)
     causes = [(k, n) for k, n in sorted(s["kinds"].items(), key=lambda e: -e[1]) if k != "ok"]
     if causes:
         said += ["Causes: ", accent(", ".join(f"{k} {n:,}" for k, n in causes)), ". "]
-    if asked:
+    if verified:
         said += [strong(f"{sum(verified.values()):,} of {len(verified):,}"), " that were prompted are verified."]
+    elif told is not None:
+        said += [f"Prompts: {told}."]
     return said
 
 
-def _verdict(run: str, step: int, points: pyarrow.Table, tied: bool, verified: Mapping[int, bool], asked: bool) -> None:
+def _verdict(
+    run: str, step: int, points: pyarrow.Table, tied: bool, verified: Mapping[int, bool], told: str | None
+) -> None:
     s = summary(points)
     title = f"State {words.count(step)}: {words.count(s['never'])} of {words.count(s['tokens'])} tokens were never shown to the model"
-    hedge: list[Part] = ["Low is suspect, not proof."] if asked else ["Low is suspect, not proof: ", code(f"forensics tokens {run}@{step} --verify"),
+    hedge: list[Part] = ["Low is suspect, not proof."] if told is not None else ["Low is suspect, not proof: ", code(f"forensics tokens {run}@{step} --verify"),
                                                                     " prompts the model to repeat each candidate."]  # fmt: skip
-    show.verdict(title, *sentence_of(s, verified, asked), hedge=hedge)
-
-
-def verified_of(run: str) -> tuple[dict[int, bool], bool]:
-    """(token → whether prompts verified it, whether any were prompted), of the newest verification that this app ran."""
-    for w in work.listed(run):
-        if w.arguments[:1] == ("tokens",) and w.status == "done" and {"--verify", "--census"} & {*w.arguments}:
-            document = w.result()
-            if isinstance(document, dict):
-                rows = [t for t in document.get("tokens", []) if t.get("verified") is not None]
-                return {int(t["id"]): bool(t["verified"]) for t in rows}, True
-    return {}, False
+    show.verdict(title, *sentence_of(s, verified, told), hedge=hedge)
 
 
 # ---- the overview
@@ -245,8 +247,8 @@ def _first(points: pyarrow.Table) -> int | None:
 # ---- lists
 
 
-def _find(points: pyarrow.Table) -> None:
-    """A token by its id or by a part of its text."""
+def _find(points: pyarrow.Table, chosen: int | None, of: str) -> None:
+    """A token by its id or by a part of its text. `of`: run and checkpoint, for the table's key."""
     text = st.text_input("Find a token", key="token-find", placeholder="an id, or a part of its text")
     if not text:
         return
@@ -254,9 +256,10 @@ def _find(points: pyarrow.Table) -> None:
     if not found:
         show.note("No token holds ", code(text), ".")
         return
-    show.frame([{"id": t["token"], "text": spelled(t["text"] or ""), "exposure": t["exposure"], "indicator": t["indicator"]} for t in found],
-               key="token-found", on_select=partial(_chose, "token-found", [t["token"] for t in found]), selection_mode="single-row",
-               height=min(220, 38 + 35 * len(found)))  # fmt: skip
+    ids = [t["token"] for t in found]
+    key = f"token-found-{of}-{hash(tuple(ids))}"
+    show.choice([{"id": t["token"], "text": spelled(t["text"] or ""), "exposure": t["exposure"], "indicator": t["indicator"]} for t in found],
+                row_of(ids, chosen), key=key, on_select=partial(_chose, key, ids), height=min(220, 38 + 35 * len(found)))  # fmt: skip
 
 
 def found_of(points: pyarrow.Table, text: str, most: int = 50) -> list[dict[str, Any]]:
@@ -274,7 +277,7 @@ def found_of(points: pyarrow.Table, text: str, most: int = 50) -> list[dict[str,
     return order[:most]
 
 
-def _list(points: pyarrow.Table, verified: Mapping[int, bool]) -> None:
+def _list(points: pyarrow.Table, verified: Mapping[int, bool], chosen: int | None, of: str) -> None:
     show.heading(
         f"Lowest indicator first; choose a row{f' (the first {LISTED} of {points.num_rows:,})' if points.num_rows > LISTED else ''}"
     )
@@ -283,14 +286,20 @@ def _list(points: pyarrow.Table, verified: Mapping[int, bool]) -> None:
                "grad": t["exposure_grad"], "documents": t["documents"], "cause": None if t["kind"] == "ok" else t["kind"],
                "verified": verified.get(t["token"])} for t in rows]  # fmt: skip
     config = {"indicator": st.column_config.NumberColumn(format="%.4f")}
-    show.frame(listed, key="token-list", on_select=partial(_chose, "token-list", [t["token"] for t in rows]), selection_mode="single-row",
-               column_config=config, height=300)  # fmt: skip
+    ids, key = [t["token"] for t in rows], f"token-list-{of}"
+    show.choice(listed, row_of(ids, chosen), key=key, on_select=partial(_chose, key, ids), column_config=config,
+                height=300, placeholder="")  # fmt: skip
+
+
+def row_of(ids: Sequence[int], chosen: int | None) -> int | None:
+    """Where the chosen token stands in a list."""
+    return ids.index(chosen) if chosen is not None and chosen in ids else None
 
 
 def _chose(key: str, ids: list[int]) -> None:
-    row = _token.chosen_row(st.session_state[key])
-    if row is not None and row < len(ids):
-        goto(token=ids[row])
+    token = picked_row(st.session_state[key], ids)
+    if token is not None:
+        goto(token=token)
 
 
 guarded(page)

@@ -20,6 +20,7 @@ from forensics.tokens.exposure import Exposure, ledger
 from forensics.tokens.indicators import measure
 from forensics.tokens.reference import Reference
 from forensics.tokens.target import Target
+from forensics.tokens.verified import keep
 
 if TYPE_CHECKING:
     from forensics.tokens.verify import Control
@@ -69,7 +70,7 @@ def find(target: Target, *, indicator: str | None = None, reference: str | None 
     """Categories of any target; indicators and candidates where there are weights; P of the candidates, or of all.
 
     `indicator` is one of INDICATORS, by default the one that fits the tying; `reference` is `3,7-16`, by default found.
-    Of a run's state the rows of the table `vocabulary` are written. Errors: usage, data.
+    Of a run's state the rows of the table `vocabulary` are written, and what the prompts told. Errors: usage, data.
     """
     categories = categorise(target.tokenizer, target.special)
     weights = target.weights
@@ -98,6 +99,8 @@ def find(target: Target, *, indicator: str | None = None, reference: str | None 
     why = _why(target, categories, candidates, exposure, reading)
     if target.run is not None and target.step is not None:
         _record(target, categories, values.get(weights.default()), exposure, strongest(why))
+        if verification is not None:
+            keep(target.run, target.step, categories.ids, verification)
     return Findings(target, categories, name, values, used, exposure, threshold, candidates, verification, why)
 
 

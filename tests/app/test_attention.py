@@ -1,5 +1,6 @@
 """The Attention page: which head it opens on, what it says of it, patterns and lens that were kept, and its clicks."""
 
+import json
 import math
 import shutil
 
@@ -62,6 +63,14 @@ def test_cells_are_the_pairs_above_the_first_threshold_with_their_sign():
     assert [(c["query"], c["query2"], c["looks"]) for c in pooled] == [(0, 4, "a"), (4, 8, "a"), (4, 8, "e")]
     each = page.cells_of(np.array([list(WEIGHTS)]), np.zeros((1, 5)), 1, list("abcde"))
     assert each["level"].to_pylist() == [1, 2, 3, 4, 5]
+
+
+def test_weights_that_are_not_finite_are_blank_and_their_states_are_told():
+    weight = np.array([[np.nan, 0.6], [np.inf, -np.inf]])
+    cells = page.cells_of(weight, np.zeros((2, 2)), 1, ["a", "b", "c"]).to_pylist()
+    assert [(c["query"], c["key"], c["level"]) for c in cells] == [(0, 1, 5)]
+    kept = ({}, lambda name, state, layer, number: [np.ones((2, 2)), weight][state])
+    assert page.broken_states({"states": [10, 20]}, kept, HEADS[0]) == [20]
 
 
 def test_masked_pairs_are_no_difference_and_strengths_go_by_the_square_root():
@@ -148,9 +157,65 @@ def test_a_state_that_is_not_the_recorded_one_gets_the_banner(looked, app_page, 
     assert "Tolerance only" in text and "There is no logit lens here" in text and "<script>" not in text
 
 
-def test_a_young_run_has_heads_without_a_past_and_one_without_heads_says_so(empty_runs, app_page, said):
-    import json
+@pytest.fixture
+def copied(looked, monkeypatch, tmp_path):
+    """A copy of the runs, and a function that keeps other arrays and facts in the place of the look's own."""
+    from replay import kept
 
+    copy = tmp_path / "runs"
+    shutil.copytree(looked[0], copy)
+    monkeypatch.setenv("FORENSICS_RUNS", str(copy))
+    path = kept.attention_of(copy / "demo", DAMAGED, looked[1]["slot"])
+    about, array = kept.read(path)
+    names = ("scores", "weights", "lens_loss", "lens_top", "lens_top_p")
+
+    def keep(change, **facts):
+        kept.write(path, {name: change(array(name)) for name in names}, about | facts)
+
+    return keep
+
+
+def test_several_states_before_the_step_are_each_drawn_and_are_lines_of_their_own(copied, app_page, said):
+    states = [DAMAGED - 30, DAMAGED - 20, DAMAGED, DAMAGED + 5, DAMAGED + 9]
+    copied(lambda a: np.concatenate([a[:1], a, a[-1:]]), states=states, exact=[True] * 5)
+    test = app_page("attention", run="demo", step=DAMAGED, position=6)
+    assert not test.exception
+    text = said(test)
+    assert all(f": state {s} ·" in text for s in states)
+    drawn = test.get("vega_lite_chart")
+    assert len(drawn) == 3 + 6 + 2
+    line = json.loads(drawn[-2].proto.spec)["layer"][0]["encoding"]
+    assert line["detail"]["field"] == "state", "two states before the step would be one line that goes to and fro"
+
+
+def test_weights_of_a_state_that_are_nan_are_said_in_the_page(copied, app_page, said):
+    def broken(array):
+        array = array.copy()
+        if array.dtype.kind == "f":
+            array[1] = np.nan
+        return array
+
+    copied(broken)
+    test = app_page("attention", run="demo", step=DAMAGED, position=6)
+    assert not test.exception
+    text = said(test)
+    assert f"The weights of state {DAMAGED} are not finite" in text and "nan%" not in text
+    assert f"The weights of state {DAMAGED - 16} are not finite" not in text
+
+
+def test_the_text_is_read_from_what_was_kept_even_where_an_intervention_made_it(copied, app_page, said, monkeypatch):
+    from app import reading
+
+    def never(*_):
+        raise AssertionError("the batch is not made again by the page's script")
+
+    monkeypatch.setattr(reading, "sequence", never)
+    copied(lambda a: a, sequence=-1)
+    test = app_page("attention", run="demo", step=DAMAGED, position=6)
+    assert not test.exception and "What position 6" in said(test)
+
+
+def test_a_young_run_has_heads_without_a_past_and_one_without_heads_says_so(empty_runs, app_page, said):
     from forensics.store.writer import Writer, replace_table
 
     for name in ("young", "bare"):

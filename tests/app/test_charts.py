@@ -1,15 +1,31 @@
 """The templates: no data in them, every channel typed, made once; heat is blank under 3σ in both themes."""
 
+import importlib
 import json
+import pkgutil
 
 import pytest
 
-from app.charts import runs, spikes, sql, theme
+import app.charts
+from app.charts import attention, batch, forks, microscope, runs, spikes, sql, theme, vocabulary
 
 TEMPLATES = [
-    (spikes.overview, ()), (spikes.loss, ()), (spikes.grad_norm, ()), (spikes.heat, (8, True, ("layer",))), (spikes.heat, (4, False)),
-    (spikes.alarms, (5,)), (runs.tree, (7,)), (sql.curve, ()), (sql.bars, ()),
+    (attention.heads, (4, 8)), (attention.heads, (24, 16)), (attention.over_time, ("entropy",)), (attention.weights, (128, True)),
+    (attention.weights, (128, False)), (attention.lens, (4,)), (attention.reads, (4, 128)), (batch.sequences, ()), (batch.tokens, ()),
+    (forks.distance, ("KL", True, False)), (forks.distance, ("L2", False, True)), (forks.gap, ()), (forks.losses, ()), (forks.layers, (6,)),
+    (forks.sweep, (True, "× placebos")), (forks.sweep, (False, "steps")), (forks.matrix, (3, "jump")), (forks.matrix, (1, "jump", False, True)),
+    (forks.windows, ()), (forks.jumps, ()), (forks.deletion, ()), (microscope.timeline, ()), (microscope.blame, (12,)), (microscope.scan, ()), (runs.tree, (7,)), (spikes.overview, ()),
+    (spikes.loss, ()), (spikes.grad_norm, ()), (spikes.heat, (8, True, ("layer",))), (spikes.heat, (4, False)), (spikes.alarms, (5,)),
+    (sql.curve, ()), (sql.bars, ()), (vocabulary.legend, ()), (vocabulary.scatter, ("indicator",)), (vocabulary.trajectory, ()),
+    (vocabulary.exposure, ()),
 ]  # fmt: skip
+
+
+def test_every_template_of_every_family_is_looked_at():
+    families = [importlib.import_module(f"app.charts.{m.name}") for m in pkgutil.iter_modules(app.charts.__path__)]
+    made = {f for family in families for f in vars(family).values() if hasattr(f, "cache_info")}
+    names = [{f"{f.__module__}.{f.__name__}" for f in fs} for fs in (made, {make for make, _ in TEMPLATES})]
+    assert names[0] == names[1] and len(made) > 20
 
 
 def nodes(spec):
@@ -29,11 +45,13 @@ def test_a_template_holds_no_data_names_all_of_it_and_types_every_field(make, ar
     assert make(dark, *arguments) is spec, "made once"
     assert "datasets" not in spec and json.dumps(spec)
     for node in nodes(spec):
-        assert "values" not in node or "type" in node
+        assert set(node.get("data") or {"name"}) == {"name"}, "the page gives the data, by name"
+        assert "from" not in node, "no lookup of other data"
         for channel, about in (node.get("encoding") or {}).items():
             for each in about if isinstance(about, list) else [about]:
                 if "field" in each and channel not in ("x2", "y2"):
                     assert each["type"] in ("quantitative", "ordinal", "nominal"), (channel, each)
+                assert each.get("field") != "image", "Vega's tooltip would fetch it"
 
 
 def test_the_heat_scale_has_a_colour_for_each_threshold_and_its_own_ramp_in_the_dark():
@@ -54,3 +72,14 @@ def test_filling_in_leaves_the_template_as_it_was():
     filled = theme.filled(spec, bounds=[-1, 1], rows=["a", "b"])
     assert json.dumps(spec) == before
     assert '"domain": ["a", "b"]' in json.dumps(filled) and '"expr": "bounds"' not in json.dumps(filled)
+
+
+def test_what_is_not_finite_has_a_colour_and_a_shape_of_its_own_in_the_timeline():
+    for dark in (False, True):
+        dots = next(layer for layer in microscope.timeline(dark)["layer"] if layer["data"]["name"] == "dots")[
+            "encoding"
+        ]
+        colours = dict(zip(dots["color"]["scale"]["domain"], dots["color"]["scale"]["range"]))
+        assert colours[microscope.BROKEN] == theme.palette(dark).nonfinite
+        assert set(colours) == {*range(-5, 6), microscope.BROKEN}, "no level is without a colour"
+        assert dots["shape"]["condition"] == {"test": f"datum.level == {microscope.BROKEN}", "value": "cross"}

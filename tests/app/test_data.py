@@ -1,11 +1,14 @@
 """Rows for the pages: cached until a manifest changes, from one lineage only, on any thread."""
 
+import io
 import json
 import threading
 
 import pytest
 
-from app import data
+from app import data, show
+from app.pages import _sql as sql
+from app.selection import LONGEST, Selection
 from forensics.errors import ForensicsError
 from forensics.store.writer import Writer, replace_table
 
@@ -97,3 +100,90 @@ def test_threads_get_the_same_rows(runs):
     for t in threads:
         t.join()
     assert not errors and sorted(found) == [[s] for s in range(8)]
+
+
+# ---- what is drawn of any column
+
+
+def of_sql(text):
+    import duckdb
+
+    with duckdb.connect() as con:
+        return con.sql(text).to_arrow_table()
+
+
+HIDDEN = [
+    "['a\u202e']", "{'a': 'b\u202e'}", "map {'k\u202e': 'v'}", "[{'a': ['\u202e']}]", "encode('\u202e')", "'\u202e'::enum('\u202e')",
+    "union_value(n := '\u202e')", "['\u202e']::varchar[1]", "'\u202e'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", HIDDEN)
+def test_what_cannot_be_seen_is_shown_inside_every_kind_of_column(value):
+    shown = show.readable(of_sql(f"select {value} as x"))
+    text = shown["x"][0].as_py()
+    assert isinstance(text, str) and "⟨U+202E⟩" in text and "\u202e" not in text
+
+
+def test_numbers_and_times_stay_what_they_are_and_the_rest_is_text():
+    rows = of_sql("select 1 as i, 1.5::double as f, sum(7) as s, date '2020-01-02' as d, true as b, null as n, interval 3 day as v, [1, null] as l,"
+                  " {'a': 1.5} as st, '\\xFF'::blob as raw, '101'::bit as bits")  # fmt: skip
+    (found,) = show.readable(rows).to_pylist()
+    assert (found["i"], found["f"], found["s"], found["b"], found["n"]) == (1, 1.5, 7.0, True, None)
+    assert str(found["d"]) == "2020-01-02" and found["l"] == "[1, null]" and found["st"] == '{"a": 1.5}'
+    assert found["raw"] == "\\xff" and "days=3" in found["v"] and isinstance(found["bits"], str)
+
+
+def test_a_number_of_38_digits_is_written_to_a_file_as_it_is():
+    assert sql.written(of_sql("select 12345678901234567890123::hugeint as n"), "csv").split() == [
+        b'"n"',
+        b"12345678901234567890123",
+    ]
+
+
+def test_a_result_with_lists_structs_and_enums_can_be_written_and_a_sum_can_be_drawn():
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    rows = of_sql(
+        "select range as step, sum(range) over () as total, [range] as l, {'a': range} as s, 'x'::enum('x') as e from range(3)"
+    )
+    csv = pyarrow.csv.read_csv(io.BytesIO(sql.written(rows, "csv"))).to_pylist()
+    assert csv[1] == {"step": 1, "total": 3.0, "l": "[1]", "s": '{"a": 1}', "e": "x"}
+    assert pyarrow.parquet.read_table(io.BytesIO(sql.written(rows, "parquet")))["l"].to_pylist() == [[0], [1], [2]]
+    x, y = sql.axes(sql.unique(show.plain(rows)))
+    assert (x, y) == (["step", "total", "l", "s", "e"], ["total"])
+    points, numeric = sql.plotted(show.plain(rows), "step", "total")
+    assert numeric and points.to_pylist()[2] == {"x": 2, "y": 3.0}
+
+
+def test_the_sql_page_holds_a_hostile_nested_result_and_draws_it(runs, app_page, said):
+    text = "select 1 as step, sum(2) as total, ['\u202e', '<script>'] as l, {'p': '\u202e'} as s union all select 2, 3, [], {'p': ''}"
+    test = app_page("sql", run="demo", sql=text)
+    assert not test.exception and "2 rows" in said(test)
+    drawn = next(d.value for d in test.dataframe if "l" in d.value)
+    assert set(drawn["l"]) == {'["⟨U+202E⟩", "<script>"]', "[]"} and '{"p": "⟨U+202E⟩"}' in set(drawn["s"])
+    assert len(test.get("vega_lite_chart")) == 1, "a sum of integers is a decimal, and can be drawn"
+
+
+def test_an_emptied_editor_stays_an_editor_and_no_statement_is_longer_than_a_url_holds(runs, app_page, said):
+    test = app_page("sql", run="demo", sql="select 1 as one")
+    test.text_area(key="editor").set_value("").run()
+    assert not test.exception and test.selectbox(key="named").value == sql.OWN
+    assert "Nothing to run yet" in said(test) and test.text_area(key="editor").value == ""
+    assert test.text_area(key="editor").proto.max_chars == LONGEST
+    longest = "x" * LONGEST
+    assert Selection.parse({"sql": sql.kept_text(longest)}).sql == longest
+    assert Selection.parse({"sql": sql.kept_text("")}).sql is not None
+
+
+def test_a_statement_is_run_again_only_when_a_manifest_changed(runs, app_page, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        data,
+        "sql",
+        lambda text, limit=10_000: asked.append(text) or of_sql("select 1 as a, 2 as b union all select 2, 3"),
+    )
+    test = app_page("sql", run="demo", sql="select 41 as a, 2 as b")
+    test.run()
+    assert not test.exception and len(asked) == 1

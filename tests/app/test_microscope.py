@@ -19,7 +19,8 @@ def trace(**blame):
     return {
         "run": "demo", "step": 401, "baseline": 400, "exact": True,
         "events": [
-            event("layers.0.attn forward", "forward", {"attn_logit_max": 1.1, "x": None}, {"attn_logit_max": 1.1, "x": None}),
+            event("layers.0.attn forward", "forward", {"attn_logit_max": 1.1, "x": None}, {"attn_logit_max": 1.1, "x": None},
+                  baseline={"attn_logit_max": 1.0, "x": None}),
             event("layers.1.attn forward", "forward", {"attn_logit_max": 6.0, "q_norm_max": 2.0}, {"attn_logit_max": 6.0, "q_norm_max": 2.0}),
             event("loss", "loss", {"loss": 5.0}, {"loss": 2.5}),
             event("layers.1.attn backward", "backward", {"grad_rms": 0.05}, {"grad_rms": 0.05}),
@@ -51,6 +52,60 @@ def test_a_calm_step_and_an_update_that_is_not_finite_are_said():
     calm["events"] = calm["events"][:1]
     assert "Nothing inside the step moved by 1.5×" in said_of(page.sentence_of(calm))
     assert "Update" not in said_of(page.sentence_of(calm))
+
+
+def broken():
+    """A trace in which layer 1's attention becomes NaN, and with it all that follows; kept, so NaN is null."""
+    found = trace(rise_batch=None, tensors=[])
+    found["events"][1] |= {"values": {"attn_out_rms": None, "attn_logit_max": None, "q_norm_max": 1.2}, "baseline": {
+        "attn_out_rms": 0.25, "attn_logit_max": 8.0, "q_norm_max": 1.0}, "ratio": {"attn_out_rms": None, "attn_logit_max": None, "q_norm_max": 1.2}}  # fmt: skip
+    found["events"][2] |= {"values": {"loss": None}, "baseline": {"loss": 2.0}, "ratio": {"loss": None}}
+    return found
+
+
+def test_what_became_nan_is_the_first_to_move_and_never_nothing():
+    said = said_of(page.sentence_of(broken()))
+    assert said == ("First inside the step to move, and no longer finite: layers.1.attn forward, its attn_out_rms, attn_logit_max "
+                    "(0.25, 8 in the step before), and 1 value after it. ")  # fmt: skip
+    assert page.title_of(broken()) == "Step 401 beside 400: the loss is not finite"
+    assert [(d["place"], d["what"], d["level"]) for d in page.broken_of(broken())] == [
+        (1, "attn_out_rms", page.BROKEN), (1, "attn_logit_max", page.BROKEN), (2, "loss", page.BROKEN)]  # fmt: skip
+    assert page.broken_of(trace()) == [], "what neither step has is no news"
+    in_memory = broken()
+    in_memory["events"][2]["values"]["loss"] = math.inf
+    assert page.broken_of(in_memory) == page.broken_of(broken())
+
+
+def test_what_moved_before_it_broke_comes_first_and_what_moved_after_it_is_not_named():
+    early = broken()
+    early["events"][0]["ratio"]["attn_logit_max"] = 4.0
+    said = said_of(page.sentence_of(early))
+    assert said.startswith(
+        "First inside the step to move: layers.0.attn forward attn_logit_max, 4.00× the step before. First no longer finite: "
+    )
+    assert "backward" not in said and "Moved most" not in said
+
+
+def test_the_table_of_what_moved_most_begins_with_what_is_no_longer_finite():
+    rows = page.largest_of(broken(), 4)
+    assert [(r["what"], r[""]) for r in rows] == [
+        ("attn_out_rms", "not finite"), ("attn_logit_max", "not finite"), ("loss", "not finite"), ("grad_rms", "")]  # fmt: skip
+    assert "" not in page.largest_of(trace(), 1)[0]
+
+
+def test_a_step_that_was_not_applied_has_no_broken_update_and_one_after_a_broken_step_says_so():
+    held = trace()
+    held["events"].append(
+        event("embed.weight update", "update", {"grad_norm": 1.0, "rms_t": None}, {"grad_norm": 1.0, "rms_t": None})
+    )
+    assert page.broken_of(held) == []
+    held["events"].append(
+        event("head.weight update", "update", {"grad_norm": 1.0, "rms_t": 1.0}, {"grad_norm": 1.0, "rms_t": 1.0})
+    )
+    assert [d["event"] for d in page.broken_of(held)] == ["embed.weight update"], "another tensor was updated"
+    after = trace(rise_batch=None, tensors=[])
+    after["events"] = [event("loss", "loss", {"loss": None}, {"loss": None}, baseline={"loss": None})]
+    assert said_of(page.sentence_of(after)) == "The step before was not finite already: trace an earlier one. "
 
 
 def test_ratios_count_both_ways():
@@ -144,5 +199,14 @@ def test_a_trace_that_is_not_the_recorded_step_gets_the_banner_and_a_damaged_fil
     path.write_text(json.dumps(document))
     text = said(app_page("microscope", run="demo", step=DAMAGED, position=0))
     assert "Tolerance only" in text and "<script>" not in text and "\u202e" not in text
+    document["events"][1]["values"] = dict.fromkeys(document["events"][1]["values"])  # as NaN is kept
+    path.write_text(json.dumps(document))
+    test = app_page("microscope", run="demo", step=DAMAGED, position=1)
+    text = said(test)
+    assert not test.exception and "layers.0.mlp forward</span>, its mlp_out_rms" in text and "✚ on top" in text
+    first, chosen = (d.value for d in test.dataframe)
+    assert first[""][0] == "not finite" and set(chosen[""]) == {"not finite"}
+    dots = next(d for d in test.get("vega_lite_chart")[0].proto.datasets if d.name == "dots")
+    assert b"not finite" in dots.data.data
     path.write_text('{"half')
     assert f"replay trace demo {DAMAGED}" in said(app_page("microscope", run="demo", step=DAMAGED))

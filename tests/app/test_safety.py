@@ -13,19 +13,29 @@ from app.tokens import level, shown
 from forensics.visible import visible
 
 FOLDER = Path(app.__file__).parent
-MARKDOWN = {"markdown", "write", "caption", "metric", "table", "error", "warning", "info", "success", "exception", "title",
-            "header", "subheader", "latex", "badge", "toast"}  # fmt: skip
-LABELLED = {
-    "tabs",
-    "expander",
-    "status",
-    "progress",
-    "radio",
-    "pills",
-    "segmented_control",
-    "button",
-    "checkbox",
-    "toggle",
+MARKDOWN = {"markdown", "write", "write_stream", "caption", "metric", "table", "error", "warning", "info", "success", "exception", "title",
+            "header", "subheader", "latex", "badge", "toast", "divider"}  # fmt: skip
+OURS = {("caption", "show"), ("table", "data"), ("table", "pa"), ("header", "data")}  # the same names, of other things
+# commands whose label is Markdown, and where it stands
+LABELLED = dict.fromkeys(
+    ("tabs", "expander", "popover", "status", "spinner", "radio", "pills", "segmented_control", "button", "form_submit_button",
+     "download_button", "link_button", "checkbox", "toggle", "text_input", "number_input", "text_area", "selectbox", "multiselect",
+     "slider", "select_slider", "date_input", "time_input", "file_uploader", "color_picker", "feedback", "dialog", "camera_input"), 0
+) | {"page_link": 1, "link": 1, "progress": 1}  # fmt: skip
+OPTIONS = {"radio", "pills", "segmented_control"}  # the second argument is Markdown too
+INTEGERS = {"slot", "layer", "head"}  # columns and fields of the selection that are whole numbers, whatever holds them
+# Names in labels, helps and options that a reader has looked at: our own words, or the catalog's.
+LOOKED_AT = {
+    ("pages/__init__.py", "label"),  # of `link`: each caller is looked at here
+    ("pages/_batch.py", "label"),  # of `_offer`, whose callers are in that file
+    ("pages/_fork_build.py", "label"),  # of a dictionary that stands right above
+    ("pages/_fork_build.py", "meaning"),
+    ("pages/_fork_build.py", "field.label"),  # constants of app/forms.py
+    ("pages/_fork_build.py", "field.help or None"),
+    ("pages/_fork_matrix.py", "list(MEASURES)"),
+    ("pages/_sql.py", "parameter"),  # a parameter's name and meaning, from queries/catalog.toml
+    ("pages/_sql.py", "its['meaning']"),
+    ("pages/forks.py", "list(PARTS)"),
 }
 
 
@@ -57,26 +67,109 @@ def test_tokens_show_new_lines_and_emptiness_and_their_strength_follows_the_loss
     assert level(None, 512) == (0, False) and level(float("nan"), 512) == (6, True)
 
 
-def calls():
-    """Every call of a method named like one of Streamlit's, in the app's files: (file, line, name, the call)."""
-    for path in sorted(FOLDER.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                yield path.relative_to(FOLDER), node.lineno, node.func.attr, node
+def faults(text, file="x.py"):
+    """What of a file's source could set Markdown from a name, a path or a text: one line each."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Dict):  # options that are handed on
+            helps = [
+                value
+                for key, value in zip(node.keys, node.values)
+                if isinstance(key, ast.Constant) and key.value == "help"
+            ]
+            found += [f"{file}:{node.lineno} help: {ast.unparse(each)}" for each in helps if not _ours(each, file)]
+        if not isinstance(node, ast.Call):
+            continue
+        name, of = _called(node.func)
+        where = f"{file}:{node.lineno} {of + '.' if of else ''}{name}"
+        if name in MARKDOWN and of and (name, of) not in OURS:
+            found.append(f"{where}: a command that reads Markdown")
+        given = {k.arg: k.value for k in node.keywords}
+        labels = [given.get("help")] if of else []
+        if name in LABELLED and (of or name == "link"):
+            at = LABELLED[name]
+            labels += [node.args[at] if len(node.args) > at else given.get("label") or given.get("text")]
+            labels += [node.args[1] if len(node.args) > 1 else given.get("options")] if name in OPTIONS else []
+        found += [f"{where}: {ast.unparse(each)}" for each in labels if each is not None and not _ours(each, file)]
+    return found
 
 
-def test_no_page_uses_a_command_that_reads_markdown():
-    streamlit = [(str(p), line, name) for p, line, name, call in calls()
-                 if name in MARKDOWN and isinstance(call.func.value, ast.Name) and call.func.value.id == "st"]  # fmt: skip
-    assert streamlit == []
+def _called(function):
+    """(its name, the source of what it is called on)."""
+    if isinstance(function, ast.Attribute):
+        return function.attr, ast.unparse(function.value)
+    return (function.id if isinstance(function, ast.Name) else ""), ""
 
 
-def test_labels_are_our_own_words():
-    """A label is Markdown: a literal, or an f-string or a name that a reader has looked at (numbers and column names)."""
-    for path, line, name, call in calls():
-        if name in LABELLED and call.args and isinstance(call.func.value, ast.Name) and call.func.value.id == "st":
-            first = call.args[0]
-            assert isinstance(first, (ast.Constant, ast.JoinedStr, ast.List, ast.Attribute)), f"{path}:{line} {name}"
+def _ours(node, file):
+    """Whether an expression can only be our own words and numbers."""
+    if isinstance(node, ast.JoinedStr):
+        return all(_ours(part, file) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return _of_numbers(node.format_spec) or _last_name(node.value) in INTEGERS or _ours(node.value, file)
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return all(_ours(each, file) for each in node.elts)
+    if isinstance(node, ast.IfExp):
+        return _ours(node.body, file) and _ours(node.orelse, file)
+    if isinstance(node, ast.Call):
+        name, of = _called(node.func)
+        if of == "words" and name != "listed":
+            return True  # numbers as words
+    return isinstance(node, ast.Constant) or (file, ast.unparse(node)) in LOOKED_AT
+
+
+def _last_name(node):
+    """`slot` of slot, row.slot and row["slot"]."""
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+        return node.slice.value
+    return getattr(node, "attr", getattr(node, "id", None))
+
+
+def _of_numbers(spec):
+    """Whether a format refuses text: `{step:,}`, `{step:d}`, `{loss:.3f}`."""
+    text = "".join(v.value for v in spec.values if isinstance(v, ast.Constant)) if spec is not None else ""
+    try:
+        format("text", text)
+    except ValueError:
+        return True
+    return False
+
+
+SOURCES = {str(p.relative_to(FOLDER)): p.read_text(encoding="utf-8") for p in sorted(FOLDER.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_no_page_reads_markdown_and_every_label_is_our_own_words(file):
+    assert faults(SOURCES[file], file) == []
+
+
+def test_each_name_that_was_looked_at_is_still_there():
+    for file, source in LOOKED_AT:
+        assert any(
+            ast.unparse(node) == source for node in ast.walk(ast.parse(SOURCES[file])) if isinstance(node, ast.expr)
+        ), (file, source)
+
+
+@pytest.mark.parametrize("code", [
+    "left.markdown(path)", "st.write(x)", "columns[0].caption('a')", "st.columns(2)[1].metric('a', 1)", "st.sidebar.table(rows)",
+    "columns[0].button(name)", "form.form_submit_button(label)", "st.button(f'Open {run}')", "st.button(f'{run:>8}')", "st.text_input(run)",
+    "st.expander(f'{path}')", "st.tabs(names)", "st.tabs(['a', run])", "st.progress(0.5, text)", "st.progress(0.5, text=run)",
+    "st.page_link(page, label=run)", "link('batch', path)", "link('batch', label=path)", "st.number_input('n', help=run)",
+    "st.radio('which', names)", "st.pills('which', options=names)", "st.segmented_control('which', [run])", "st.spinner(run)",
+    "st.button(words.listed(names))", "st.button('a' if x else run)", "st.button('a' + run)", "st.dialog(run)",
+    "options = {'help': path}", "st.button(slot)", "st.button(f'{row[name]}')",
+])  # fmt: skip
+def test_a_label_from_a_name_is_found_whatever_it_is_called_on(code):
+    assert len(faults(code)) == 1
+
+
+@pytest.mark.parametrize("code", [
+    "st.button('Open')", "st.button(f'Step {step:,}')", "c.button(f'{x:.3f} and {words.count(n)}')", "show.caption(path)", "data.table(name)",
+    "st.tabs(['a', 'b'])", "st.code(path)", "st.text(path)", "link('batch', f'Batch {step:,}')", "st.button('a' if x else 'b', help='why')",
+    "st.button(f'slot {slot}')", """st.button(f"L{row.layer}.H{row['head']}")""",
+])  # fmt: skip
+def test_our_own_words_and_numbers_are_no_fault(code):
+    assert faults(code) == []
 
 
 def test_no_chart_has_a_field_called_image_and_html_comes_from_one_place():

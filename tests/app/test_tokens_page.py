@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_the_summary_counts_never_shown_candidates_and_causes(measured, page_mod
     s = page_module.summary(data.table("token_points", run="demo", step=120))
     assert (s["tokens"], s["never"], s["candidates"], s["met_candidates"]) == (257, 9, 6, 0)
     assert s["kinds"] == {"ok": 255, "merge-scaffold": 1, "partial-utf8": 1} and s["lowest"][0]["token"] == 0
-    said = text_of(page_module.sentence_of(s, {0: True, 1: False}, True))
+    said = text_of(page_module.sentence_of(s, {0: True, 1: False}, "24 of 24 repeated"))
     assert (
         "6 of 256 reachable tokens lie at or below the 2nd percentile" in said
         and "1 of 2 that were prompted are verified." in said
@@ -78,7 +79,7 @@ def test_the_summary_counts_never_shown_candidates_and_causes(measured, page_mod
 def test_a_checkpoint_without_an_indicator_says_so(measured, page_module) -> None:
     rows = data.table("token_points", run="demo", step=120)
     empty = rows.set_column(rows.column_names.index("indicator"), "indicator", pa.nulls(rows.num_rows, pa.float32()))
-    assert "Only their exposure is known" in text_of(page_module.sentence_of(page_module.summary(empty), {}, False))
+    assert "Only their exposure is known" in text_of(page_module.sentence_of(page_module.summary(empty), {}, None))
 
 
 def test_the_tied_exposure_is_whichever_moved_the_row_more(measured) -> None:
@@ -159,25 +160,99 @@ def test_a_token_that_is_not_in_the_vocabulary_is_a_sentence(measured, app_page,
     assert not page.exception and "No token has the id 99,999" in said(page)
 
 
-def test_what_prompts_verified_is_read_from_the_work_that_this_app_ran(measured, page_module) -> None:
-    folder = measured / "demo" / "work" / "20260101-000000-0a0b"
-    folder.mkdir(parents=True)
-    try:
-        about = {
-            "run": "demo",
-            "program": "forensics",
-            "arguments": ["tokens", "demo", "--verify"],
-            "started": "2026-01-01T00:00:00",
-        }
-        (folder / "work.json").write_text(json.dumps(about))
-        (folder / "ended.json").write_text(json.dumps({"code": 0}))
-        (folder / "result.json").write_text(
-            json.dumps({"tokens": [{"id": 0, "verified": True}, {"id": 7, "verified": None}]})
-        )
-        assert page_module.verified_of("demo") == ({0: True}, True)
-    finally:
-        shutil.rmtree(folder)
-    assert page_module.verified_of("demo") == ({}, False)
+@pytest.fixture
+def prompted(measured, tmp_path, monkeypatch):
+    """A copy of the runs, and a function that keeps what prompts told of a checkpoint: P by token, and the verdict."""
+    copy = tmp_path / "runs"
+    shutil.copytree(measured, copy)
+    monkeypatch.setenv("FORENSICS_RUNS", str(copy))
+
+    def keep(step, p, verdict="24 of 24 well-trained control tokens repeated"):
+        document = {"copies": bool(p), "verdict": verdict, "below": 0.01,
+                    "tokens": {"id": list(p), "max_prob": list(p.values()), "at_least": [x >= 0.01 for x in p.values()]}}  # fmt: skip
+        (copy / "demo" / f"verified-{step}.json").write_text(json.dumps(document))
+
+    return keep
+
+
+def marked(test):
+    """The ids that the list says are verified, and those that the chart rings."""
+    listed = next(d.value for d in test.dataframe if "verified" in d.value)
+    chart = next(c for c in test.get("vega_lite_chart") if {"verified", "points"} <= {d.name for d in c.proto.datasets})
+    rings = next(d for d in chart.proto.datasets if d.name == "verified").data.data
+    return listed["id"][listed["verified"] == True].tolist(), pa.ipc.open_stream(rings).read_all()["token"].to_pylist()  # noqa: E712
+
+
+def test_verified_tokens_are_marked_wherever_they_were_prompted_and_at_no_other_checkpoint(
+    prompted, app_page, said
+) -> None:
+    prompted(120, {0: 0.002, 7: 0.4})
+    test = app_page("tokens", run="demo", token=0)
+    assert not test.exception and marked(test) == ([0], [0])
+    text = said(test)
+    assert (
+        "<b>1 of 2</b> that were prompted are verified." in text and "Verified: the model does not repeat it." in text
+    )
+    assert "--verify" not in text and not [b for b in test.button if b.label.startswith("Verify")]
+    assert "Not verified: the model repeats it." in said(app_page("tokens", run="demo", token=7))
+    other = app_page("tokens", run="demo", step=60, token=0)
+    assert marked(other) == ([], []) and "forensics tokens demo@60 --verify" in said(other)
+
+
+def test_a_model_that_cannot_copy_says_so_in_the_place_of_a_count(prompted, app_page, said) -> None:
+    prompted(120, {}, "this model cannot copy: verification says nothing (<script>)")
+    text = said(app_page("tokens", run="demo"))
+    assert "Prompts: this model cannot copy: verification says nothing (&lt;script&gt;)." in text
+    assert "0 of 0" not in text and "--verify" not in text
+
+
+def test_the_candidates_of_a_checkpoint_can_be_verified_from_the_page(measured, app_page, monkeypatch) -> None:
+    from app import work
+
+    started = []
+    monkeypatch.setattr(work, "start", lambda *a: started.append(a))
+    test = app_page("tokens", run="demo", step=60)
+    next(b for b in test.button if b.label == "Verify the candidates by prompts").click().run()
+    assert started == [("demo", "forensics", ["tokens", "demo@60", "--verify"])]
+
+
+def test_a_damaged_file_of_verification_counts_as_none(prompted, measured, app_page, said) -> None:
+    prompted(120, {0: 0.002})
+    path = data.runs_folder() / "demo" / "verified-120.json"
+    assert token_page.verified_of("demo", 120) == ({0: True}, "24 of 24 well-trained control tokens repeated")
+    for age, text in enumerate(('{"half', "[]", '{"copies": true, "verdict": "", "below": 0.01, "tokens": []}')):
+        path.write_text(text)
+        os.utime(path, (age, age))  # a file that is replaced is read again
+        assert token_page.verified_of("demo", 120) == ({}, None)
+    assert "--verify" in said(app_page("tokens", run="demo"))
+
+
+def ticked(test, table):
+    """The rows that a table has ticked."""
+    return test.session_state[table]["selection"]["rows"]
+
+
+def test_the_tick_of_the_list_follows_the_url(measured, app_page) -> None:
+    test = app_page("tokens", run="demo", token=5)
+    listed = next(d.value for d in test.dataframe if "verified" in d.value)
+    assert ticked(test, "token-list-demo-120") == [listed["id"].tolist().index(5)]
+    test.query_params["token"] = "9"  # as Back does
+    test.run()
+    assert ticked(test, "token-list-demo-120") == [listed["id"].tolist().index(9)]
+    assert ticked(app_page("tokens", run="demo", token=99999), "token-list-demo-120") == []
+    assert ticked(app_page("tokens", run="demo", step=60), "token-list-demo-60") == [0], "the one that is shown"
+
+
+def test_a_row_that_is_clicked_is_a_function_of_the_event(page_module, monkeypatch) -> None:
+    import streamlit as st
+
+    gone = []
+    monkeypatch.setattr(page_module, "goto", lambda **change: gone.append(change))
+    for rows in ([1], [], [7]):
+        monkeypatch.setattr(st, "session_state", {"list": {"selection": {"rows": rows}}})
+        page_module._chose("list", [30, 31])
+    assert gone == [{"token": 31}], "the ticked row clicked again, or one that is no longer there, changes nothing"
+    assert [page_module.row_of([30, 31], t) for t in (31, 5, None)] == [1, None, None]
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -202,3 +277,29 @@ def test_the_page_is_drawn_in_a_browser_and_a_click_chooses_a_token(chromium, to
 def token_url(token_runs):
     with driver.serving(token_runs) as url:
         yield url
+
+
+def test_in_a_browser_the_tick_goes_back_with_the_url_and_a_row_can_be_chosen_again(chromium, token_url) -> None:
+    tab = driver.Watched(chromium, token_url)
+    try:
+        tab.open("tokens", run="demo")
+        table = tab.page.locator('[data-testid="stDataFrame"]').first
+
+        def click(row: int) -> str | None:
+            table.scroll_into_view_if_needed()
+            box = table.bounding_box()
+            tab.page.mouse.click(box["x"] + 12, box["y"] + 35 * (row + 1) + 17)
+            tab.page.wait_for_timeout(400)
+            tab.settle()
+            return tab.parameters().get("token")
+
+        assert (click(2), click(4)) == ("2", "4")
+        tab.page.go_back()
+        tab.settle()
+        assert tab.parameters()["token"] == "2" and "id 2" in tab.page.inner_text('[data-testid="stMain"]')
+        assert click(4) == "4", "the tick of row 4 had gone back too: the click chooses it and does not take it away"
+        assert click(4) == "4", "and a second click takes nothing away"
+        assert click(2) == "2"
+        tab.check()
+    finally:
+        tab.close()

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from forensics import tokens_command as command
 from forensics.cli import main
 from forensics.tokens.categories import CATEGORIES
+from forensics.tokens.find import CANNOT_COPY
 from forensics.tokens.indicators import INDICATORS
+from forensics.tokens.verified import path_of, verified
 
 KEYS = {
     "id",
@@ -160,6 +163,49 @@ def test_a_model_that_cannot_copy_is_refused_in_words(folder: Path, capsys) -> N
     assert "this model cannot copy: verification says nothing" in document["verification"]["verdict"]
     assert all(t["max_prob"] is None and t["verified"] is None for t in document["tokens"])
     assert "verification says nothing" in call("tokens", folder, "--census", "--top", 2, capsys=capsys)[1]
+
+
+@pytest.fixture
+def prompts(monkeypatch: pytest.MonkeyPatch):
+    """`prompts({7: 0.002})`: what the model's prompts tell from then on; None: that it cannot copy."""
+    from forensics.tokens import find
+
+    def tell(p: dict[int, float] | None) -> None:
+        def verify(target, categories, own, exposure, candidates, census, progress):
+            max_prob = np.full(len(categories.ids), np.nan, np.float32)
+            for id, value in (p or {}).items():
+                max_prob[categories.position[id]] = value
+            verdict = "24 of 24 repeated" if p is not None else find.CANNOT_COPY
+            return find.Verification(None, [], p is not None, verdict, max_prob, max_prob >= 0.01, census)
+
+        monkeypatch.setattr(find, "_verify", verify)
+
+    return tell
+
+
+def test_what_prompts_told_is_kept_in_the_runs_folder_by_checkpoint(tied_run, runs: Path, prompts, capsys) -> None:
+    folder = tied_run.folder
+    told("tied-tokens@6", "--runs", runs, capsys=capsys)
+    assert verified(folder, 6) is None, "without --verify nothing is prompted"
+    prompts({7: 0.002, 8: 0.5, 9: 0.004})
+    told("tied-tokens@6", "--runs", runs, "--verify", "--top", 1, capsys=capsys)
+    assert verified(folder, 6) == ({7: True, 8: False, 9: True}, "24 of 24 repeated"), (
+        "also of tokens that are not listed"
+    )
+    assert verified(folder, 0) is None
+    prompts({9: 0.03, 10: 0.001})
+    told("tied-tokens@6", "--runs", runs, "--verify", capsys=capsys)
+    assert verified(folder, 6)[0] == {7: True, 8: False, 9: False, 10: True}, "those asked before keep theirs"
+    prompts(None)
+    told("tied-tokens@6", "--runs", runs, "--census", capsys=capsys)
+    assert verified(folder, 6) == ({}, CANNOT_COPY), "a model that cannot copy has verified nothing"
+    prompts({7: 0.002})
+    told("tied-tokens@6", "--runs", runs, "--census", capsys=capsys)
+    assert verified(folder, 6)[0] == {7: True}
+    path_of(folder, 6).write_text("{")
+    assert verified(folder, 6) is None
+    told("tied-tokens@6", "--runs", runs, "--verify", capsys=capsys)
+    assert verified(folder, 6)[0] == {7: True}, "a damaged file is written anew"
 
 
 def test_text_cannot_drive_the_terminal() -> None:
