@@ -137,9 +137,11 @@ def _rms(x: Tensor) -> float:
     return math.sqrt(float(sums.square_sum(x.float())) / x.numel())
 
 
-def _merge(values: dict[str, float], name: str, value: float, minimum: bool = False) -> None:
-    """Over micro-batches the extreme one counts."""
-    values[name] = min(values.get(name, math.inf), value) if minimum else max(values.get(name, -math.inf), value)
+def _merge(values: dict[str, float] | dict[str, float | None], name: str, value: float, minimum: bool = False) -> None:
+    """Over micro-batches the extreme one counts; a NaN is the most extreme, which min and max would pass over."""
+    known = values.get(name)
+    before = known if known is not None else math.inf if minimum else -math.inf
+    values[name] = math.nan if math.isnan(before) or math.isnan(value) else (min if minimum else max)(before, value)
 
 
 def trace(runs: Path, name: str, step: int, progress: Report = silent) -> dict[str, Any]:
@@ -282,10 +284,10 @@ def _backward_events(tracer: _Tracer) -> list[Event]:
         layer = call % layers
         event = found.setdefault(
             (kind, layer),
-            Event(f"layers.{layer}.{kind} backward", "backward", at - tracer.began, 0.0, {"grad_rms": 0.0}, layer),
+            Event(f"layers.{layer}.{kind} backward", "backward", at - tracer.began, 0.0, {}, layer),
         )
         event.seconds += until - at
-        event.values["grad_rms"] = max(event.values["grad_rms"] or 0.0, rms)
+        _merge(event.values, "grad_rms", rms)
     return list(found.values())
 
 

@@ -117,3 +117,17 @@ def test_perfetto_gets_one_row_per_phase_and_plain_json(traced: dict, tmp_path: 
 def test_a_step_without_one_before_it_is_refused(step: int, trained: Path) -> None:
     with pytest.raises(ForensicsError, match="one before it"):
         microscope.trace(trained, "base", step)
+
+
+@pytest.mark.parametrize("minimum", [False, True])
+def test_a_nan_of_any_micro_batch_stays_one(minimum):
+    """min and max would pass over it, and the first place that broke with it."""
+    for order in ((1.0, math.nan, 2.0), (math.nan, 1.0), (1.0, math.nan)):
+        values = {}
+        for value in order:
+            microscope._merge(values, "x", value, minimum)
+        assert math.isnan(values["x"]), order
+    values = {}
+    for value in (1.0, math.inf, -2.0):
+        microscope._merge(values, "x", value, minimum)
+    assert values["x"] == (-2.0 if minimum else math.inf)
