@@ -63,6 +63,20 @@ def _header(path: str, mtime: int, size: int) -> dict[str, Any]:
     return {**document, "name": Path(path).parent.name} if isinstance(document, dict) else {}
 
 
+def document(path: Path) -> dict[str, Any]:
+    """A JSON object that a command kept in a run's folder, read again when it changes; empty where there is none."""
+    try:
+        return _document(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+@functools.lru_cache(64)
+def _document(path: Path, stamp: int) -> dict[str, Any]:
+    found = json.loads(path.read_bytes())
+    return found if isinstance(found, dict) else {}
+
+
 def lineage(run: str) -> list[str]:
     """The run, then its ancestors that are there, nearest first."""
     chain: list[str] = []

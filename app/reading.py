@@ -155,20 +155,5 @@ def blamed_by_token(run: str, spike: int) -> bool:
 
 
 def _blamed(run: str) -> list[dict[str, Any]]:
-    return [_blame(path, stamp) for path, stamp in _blames(run)]
-
-
-def _blames(run: str) -> list[tuple[Path, int]]:
     folder = data.runs_folder() / data.require(run)
-    return sorted((path, path.stat().st_mtime_ns) for path in folder.glob("blame-*.json"))
-
-
-@functools.lru_cache(16)
-def _blame(path: Path, stamp: int) -> dict[str, Any]:
-    import json
-
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
+    return [data.document(path) for path in sorted(folder.glob("blame-*.json"))]

@@ -40,7 +40,7 @@ def state_of(fork: str, parent: str) -> State:
     header = data.header(fork)
     header = header if header.get("parent") else {}
     folder = data.runs_folder() / fork
-    result, notes = _read(folder / "fork.json"), _read(folder / "halfway" / "notes.json")
+    result, notes = data.document(folder / "fork.json") or None, data.document(folder / "halfway" / "notes.json")
     halfway = {"identity": notes.get("identity", {}), "step": notes.get("step")} if notes else None
     own = next((w for w in work.listed(parent) if _fork_of(w) == fork), None)
     if own is not None and own.status == "running":
@@ -58,7 +58,7 @@ def _fork_of(w: work.Work) -> str | None:
     """The fork that a piece of work runs; None where it is something else, or only a plan."""
     if w.program != "replay" or w.arguments[:1] != ("fork",) or "--dry-run" in w.arguments:
         return None
-    return (_read(w.folder / "fork.json") or {}).get("fork")
+    return data.document(w.folder / "fork.json").get("fork")
 
 
 def _written_s(folder: Path) -> float:
@@ -87,11 +87,3 @@ def launch(parent: str, fork: str, text: str) -> work.Work:
     """Run a fork file in a process; it goes on where it was, if it was stopped. Errors: usage, missing."""
     files = {"spec.toml": text, "fork.json": json.dumps({"fork": fork})}
     return work.start(parent, "replay", ["fork", "{folder}/spec.toml"], files)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return document if isinstance(document, dict) else None

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -74,16 +71,8 @@ def _kept(run: str, step: int) -> dict[str, Any] | None:
     from replay import kept
 
     path = kept.trace_of(data.runs_folder() / data.require(run), step)
-    return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@functools.lru_cache(16)
-def _read(path: Path, stamp: int) -> dict[str, Any] | None:
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError:
-        return None
-    return document if isinstance(document, dict) and "events" in document else None
+    document = data.document(path)
+    return document if "events" in document else None
 
 
 def _untraced(run: str, step: int) -> None:

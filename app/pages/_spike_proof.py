@@ -8,11 +8,8 @@ document says: of blame, on the removal that its verdict blames; of a fork, in w
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from app import data, words
@@ -91,7 +88,10 @@ def _forks(run: str, spike: Mapping[str, Any]) -> list[tuple[list[Part], bool]]:
     names = [h["name"] for h in data.headers() if h.get("parent") == run and h["first_step"] <= step < h["steps"]]
     if not names:
         return []
-    finished = [(f, _document(f["fork"])) for f in data.rows("forks_of", runs=",".join(names))]  # the newest first
+    finished = [
+        (f, data.document(data.runs_folder() / f["fork"] / "fork.json"))
+        for f in data.rows("forks_of", runs=",".join(names))
+    ]  # the newest first
     finished.sort(key=lambda f: not ((f[1].get("final") or {}).get("causal") and f[0]["control_bitwise"]))
     metric = spike["metric"] if spike["metric"] in ("loss", "grad_norm") else "loss"
     own = _around(run, step).get(step, {}).get("loss")
@@ -112,20 +112,3 @@ def _around(run: str, step: int) -> dict[int, dict[str, Any]]:
         "steps_around", run=run, step=step, before=NEAR, after=NEAR, window=(max(0, step - NEAR), step + NEAR + 1)
     )
     return {r["step"]: r for r in rows if r["run"] == run}
-
-
-def _document(fork: str) -> dict[str, Any]:
-    path = data.runs_folder() / fork / "fork.json"
-    try:
-        return _read(path, path.stat().st_mtime_ns)
-    except OSError:
-        return {}
-
-
-@functools.lru_cache(64)
-def _read(path: Path, stamp: int) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except ValueError:
-        return {}
-    return document if isinstance(document, dict) else {}
