@@ -272,22 +272,30 @@ def time_scripts(asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def time_browser(runs: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Seconds from the request to the verdict's text, the first chart, all of it; and of clicks. The second visit."""
-    from app.browser import Watched, chromium, serving
+    """Seconds to the verdict's text, the first chart, all of it: of a new browser, of the next loads in it, by a link; of clicks.
 
-    measured: dict[str, Any] = {}
+    A load is a whole one, as reload makes it; a link of the row on top keeps the page and its connection.
+    """
+    from app.browser import Watched, chromium, serving
+    from app.pages import TITLES
+
+    measured: dict[str, Any] = {"new browser": {}, "warm": {}, "by a link": {}}
     with serving(runs) as url, chromium() as browser:
         for name, selection in asked.items():
-            rounds = []
-            for _ in range(3):
-                tab = Watched(browser, url)
-                rounds.append(tab.timed("" if name == "runs" else name, **selection))
-                tab.check()
-                tab.close()
-            measured[name] = {
-                "first": rounds[0],
-                "warm": {k: min(r[k] for r in rounds[1:]) for k in rounds[0]},
-            }
+            tab = Watched(browser, url)
+            page = "" if name == "runs" else name
+            rounds = [tab.timed(page, **selection) for _ in range(4)]
+            measured["new browser"][name] = rounds[0]
+            measured["warm"][name] = {k: min(r[k] for r in rounds[1:]) for k in rounds[0]}
+            other = "runs" if name != "runs" else "sql"
+            links = []
+            for _ in range(2):
+                tab.open("" if other == "runs" else other, **selection)
+                links.append(tab.followed(TITLES[name]))
+            measured["by a link"][name] = {k: min(r[k] for r in links) for k in links[0]}
+            tab.check()
+            tab.close()
+            tell(name, {how: measured[how][name] for how in measured})
         tab = Watched(browser, url)
         tab.open("spikes", **asked["spikes"])
         layers = LAYERS if asked["spikes"]["run"] == RUN else _layers(runs)
@@ -302,7 +310,7 @@ def time_browser(runs: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any]
                                        ".getAttribute('data-test-script-state') === 'notRunning'")  # fmt: skip
             clicks.append({"url_s": round(url_s, 3), "done_s": round(time.perf_counter() - began, 3)})
             tab.settle()
-        measured["click_layer"] = clicks
+        measured["clicks on a layer"] = {f"click {i + 1}": c for i, c in enumerate(clicks)}
         tab.check()
         tab.close()
     return measured
