@@ -88,8 +88,9 @@ class Ours:
         shape = shape_of(recipe.model, z.V, z.T)
         self.parameters = sum(math.prod(s) for s in parameter_shapes(shape).values())
         self.z = z
-        self.model = build_model(recipe, shape, DEVICE, 0)
+        identity.settle(identity.thread_count(0))  # anew: another contestant of this process may have set its own
         self.switches = Switches.now() if strict else USUAL
+        self.model = build_model(recipe, shape, DEVICE, 0)
         if compiled and not strict:  # without the compiler's own option, too
             self.model.decoder._block = torch.compile(self.model.decoder.block, dynamic=False, fullgraph=True)
         self.state = TrainState.start({n: t.to(DEVICE) for n, t in initialize(shape, "normal", 0).items()})
@@ -110,7 +111,6 @@ def batch(z: Sizes, step: int) -> Batch:
 
 def contestants(z: Sizes) -> dict[str, Callable[[], Ours]]:
     """Name → what makes it; each then takes a step for each call."""
-    identity.settle(identity.thread_count(0))
     found = {
         "gpt2": lambda: Ours(z, "gpt2"),
         "gpt2, compiled": lambda: Ours(z, "gpt2", compiled=True),
@@ -154,6 +154,7 @@ PRICES = {
 
 def measure(z: Sizes, rounds: int, limit: float) -> dict[str, Any]:
     until = time.perf_counter() + limit
+    identity.settle(identity.thread_count(0))  # before CUDA starts, with whichever contestant
     with contextlib.ExitStack() as open_:
         made: dict[str, Any] = {}
         seconds_to_make = {}
