@@ -23,7 +23,16 @@ def record(tmp_path, make_shape, start_state, make_model, make_batch, make_polic
     """`record(level="light", …)` runs 3 steps under a recorder; returns its tables, the states' digests and the results."""
     count = iter(range(100))
 
-    def go(family="llama", steps=3, prepare=lambda state, batch: None, policy=None, spec=None, micro_batch=2, **knobs):
+    def go(
+        family="llama",
+        steps=3,
+        prepare=lambda state, batch: None,
+        policy=None,
+        spec=None,
+        micro_batch=2,
+        later=False,
+        **knobs,
+    ):
         folder = tmp_path / f"run{next(count)}"
         folder.mkdir()
         (folder / "run.json").write_text("{}")
@@ -32,6 +41,7 @@ def record(tmp_path, make_shape, start_state, make_model, make_batch, make_polic
         digests, results = [], []
         with Writer(folder) as writer:
             recorder = Recorder(writer, config.Record(**(spec or {})), model)
+            recorder.later = later
             for step in range(steps):
                 batch = make_batch(vocabulary=shape.vocabulary, seed=step)
                 prepare(state, batch)
@@ -60,6 +70,20 @@ def test_light_rows_are_complete(family, record):
     assert empty(tables["tensors"], "tensors") <= LATE["tensors"]
     assert empty([row for row in tables["tensors"] if row["step"] > 0], "tensors") == set()
     assert [row["state_digest"] for row in tables["steps"]] == digests
+
+
+@pytest.mark.parametrize("knobs", [{}, {"document_mask": True}], ids=["plain", "documents"])
+def test_rows_that_are_made_beside_the_next_step_are_the_same(knobs, record):
+    """As on a GPU: what a step found is handed over at its end, and read when the next one's work is out."""
+
+    def told(tables):
+        return {
+            t: [{k: repr(v) for k, v in row.items() if not k.startswith("seconds")} for row in rows] for t, rows in tables.items()
+        }
+
+    for spec in ({}, {"level": "dense"}, {"level": "off"}, {"every": {"heads": 2, "sequences": 3}}):
+        (now, digests, _), (later, other, _) = (record(spec=spec, later=how, **knobs) for how in (False, True))
+        assert told(later) == told(now) and other == digests, spec
 
 
 def test_dense_rows_are_complete_and_a_window_is_dense_only_inside(record):
