@@ -154,7 +154,9 @@ class Watched:
     def _drawn(self, began: float) -> dict[str, float]:
         self.page.wait_for_selector(".fw h1")
         verdict = time.perf_counter() - began
-        self.page.wait_for_function(f"() => ({CHARTS})().some(([w, h]) => h > 0) || ({DRAWN})()")  # some views have none
+        self.page.wait_for_function(
+            f"() => ({CHARTS})().some(([w, h]) => h > 0) || ({DRAWN})()"
+        )  # some views have none
         first = time.perf_counter() - began
         self.page.wait_for_function(DRAWN)
         whole = time.perf_counter() - began

@@ -78,7 +78,8 @@ def test_rows_that_are_made_beside_the_next_step_are_the_same(knobs, record):
 
     def told(tables):
         return {
-            t: [{k: repr(v) for k, v in row.items() if not k.startswith("seconds")} for row in rows] for t, rows in tables.items()
+            t: [{k: repr(v) for k, v in row.items() if not k.startswith("seconds")} for row in rows]
+            for t, rows in tables.items()
         }
 
     for spec in ({}, {"level": "dense"}, {"level": "off"}, {"every": {"heads": 2, "sequences": 3}}):
