@@ -7,6 +7,7 @@ file names.
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 
@@ -58,6 +59,15 @@ def runs(app_runs, monkeypatch):
     """The folder of runs, as the app in this process sees it."""
     monkeypatch.setenv("FORENSICS_RUNS", str(app_runs))
     return app_runs
+
+
+@pytest.fixture
+def apart(runs, tmp_path, monkeypatch):
+    """A copy of the runs that a test may write to."""
+    copy = tmp_path / "runs"
+    shutil.copytree(runs, copy)
+    monkeypatch.setenv("FORENSICS_RUNS", str(copy))
+    return copy
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 
@@ -117,15 +116,6 @@ def test_a_bar_without_a_past_to_stand_apart_from_is_quiet_and_not_without_a_col
 
 
 # ---- the page
-
-
-@pytest.fixture
-def apart(runs, tmp_path, monkeypatch):
-    """A copy of the runs that a test may write to."""
-    copy = tmp_path / "runs"
-    shutil.copytree(runs, copy)
-    monkeypatch.setenv("FORENSICS_RUNS", str(copy))
-    return copy
 
 
 def test_it_opens_on_the_batch_and_offers_the_token_losses_by_their_command(runs, app_page, said):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 
 import pytest
 
@@ -100,15 +99,6 @@ def test_a_spike_happens_at_half_its_excess_or_more():
 
 
 # ---- the page
-
-
-@pytest.fixture
-def apart(runs, tmp_path, monkeypatch):
-    """A copy of the runs that a test may write to."""
-    copy = tmp_path / "runs"
-    shutil.copytree(runs, copy)
-    monkeypatch.setenv("FORENSICS_RUNS", str(copy))
-    return copy
 
 
 @pytest.fixture
