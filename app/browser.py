@@ -1,4 +1,5 @@
-"""A real headless Chromium on the app, for its tests, its benchmark and its pictures; it fails on what Python never sees.
+"""A real headless Chromium on the app, for its tests, its benchmark and its pictures; it fails on
+what Python never sees.
 
     with serving(runs) as url, chromium() as browser:
         page = Watched(browser, url)
@@ -24,8 +25,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 SIZE = {"width": 1440, "height": 1150}
 WAIT_S = 60.0
 DRAWN = """() => {
@@ -45,7 +54,11 @@ CHARTS = """() => [...document.querySelectorAll('[data-testid="stVegaLiteChart"]
 
 def executable() -> str | None:
     """Debian's chromium, or another by its usual name; None where there is none."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 def free_port() -> int:
@@ -58,7 +71,16 @@ def free_port() -> int:
 def serving(runs: Path) -> Iterator[str]:
     """`forensics app` over these runs, as a user starts it; yields its address and ends it."""
     port = free_port()
-    command = [sys.executable, "-m", "forensics.cli", "--runs", str(runs), "app", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "forensics.cli",
+        "--runs",
+        str(runs),
+        "app",
+        "--port",
+        str(port),
+    ]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -77,7 +99,10 @@ def serving(runs: Path) -> Iterator[str]:
 def _wait_for(url: str, process: subprocess.Popen[bytes], log: Any) -> None:
     end = time.monotonic() + WAIT_S
     while time.monotonic() < end:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer,
+        ):
             if answer.status == 200:
                 return
         if process.poll() is not None:
@@ -105,10 +130,14 @@ def chromium() -> Iterator[Any]:
 class Watched:
     """One tab: opens pages, waits until they are drawn, and keeps what went wrong in `faults`."""
 
-    def __init__(self, browser: Any, url: str, *, dark: bool = False, size: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, browser: Any, url: str, *, dark: bool = False, size: dict[str, int] | None = None
+    ) -> None:
         self.url = url
         self.faults: list[str] = []
-        self.context = browser.new_context(viewport=size or SIZE, color_scheme="dark" if dark else "light")
+        self.context = browser.new_context(
+            viewport=size or SIZE, color_scheme="dark" if dark else "light"
+        )
         self.page = self.context.new_page()
         self.page.set_default_timeout(WAIT_S * 1000)
         self.page.on("pageerror", lambda error: self.faults.append(f"page error: {error}"))
@@ -125,18 +154,24 @@ class Watched:
         self.settle()
 
     def settle(self) -> None:
-        """Wait until the script has ended and every chart is drawn; errors of the page are faults."""
+        """Wait until the script has ended and every chart is drawn; errors of the page are
+        faults.
+        """
         self.page.wait_for_selector('[data-testid="stApp"]')
         calm = 0
         while calm < 3:  # three looks in a row: a rerun may be about to start
             self.page.wait_for_function(DRAWN)
             self.page.wait_for_timeout(100)
             calm = calm + 1 if self.page.evaluate(DRAWN) else 0
-        for each in self.page.query_selector_all('[data-testid="stException"], [data-testid="stAlertContentError"]'):
+        for each in self.page.query_selector_all(
+            '[data-testid="stException"], [data-testid="stAlertContentError"]'
+        ):
             self.faults.append(f"on the page: {each.inner_text()[:300]}")
 
     def timed(self, page: str = "", **selection: Any) -> dict[str, float]:
-        """Seconds from the request until the verdict's text, the first chart and everything is drawn."""
+        """Seconds from the request until the verdict's text, the first chart and everything is
+        drawn.
+        """
         query = urllib.parse.urlencode(selection)
         began = time.perf_counter()
         self.page.goto(f"{self.url}/{page}?{query}", wait_until="commit")
@@ -148,7 +183,9 @@ class Watched:
         self.page.evaluate("() => document.querySelector('.fw').classList.add('left')")
         began = time.perf_counter()
         self.page.locator(".st-key-navigation a", has_text=title).click()
-        self.page.wait_for_function("(u) => location.href !== u && !document.querySelector('.fw.left')", arg=before)
+        self.page.wait_for_function(
+            "(u) => location.href !== u && !document.querySelector('.fw.left')", arg=before
+        )
         return self._drawn(began)
 
     def _drawn(self, began: float) -> dict[str, float]:
@@ -161,7 +198,11 @@ class Watched:
         self.page.wait_for_function(DRAWN)
         whole = time.perf_counter() - began
         self.settle()
-        return {"verdict_s": round(verdict, 2), "first_chart_s": round(first, 2), "all_s": round(whole, 2)}
+        return {
+            "verdict_s": round(verdict, 2),
+            "first_chart_s": round(first, 2),
+            "all_s": round(whole, 2),
+        }
 
     def charts(self) -> list[tuple[int, int]]:
         """Width and height of every chart, in pixels."""
@@ -172,8 +213,15 @@ class Watched:
         return dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.page.url).query))
 
     def click_mark(self, chart: int, x: float, y: float, *, wait: bool = True) -> None:
-        """Click into a chart, x and y as shares of its width and height; then wait until all is drawn."""
-        inner = self.page.locator('[data-testid="stVegaLiteChart"]').nth(chart).locator("canvas, svg.marks").first
+        """Click into a chart, x and y as shares of its width and height; then wait until all is
+        drawn.
+        """
+        inner = (
+            self.page.locator('[data-testid="stVegaLiteChart"]')
+            .nth(chart)
+            .locator("canvas, svg.marks")
+            .first
+        )
         inner.scroll_into_view_if_needed()
         box = inner.bounding_box()
         self.page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
@@ -182,14 +230,18 @@ class Watched:
             self.settle()
 
     def click_cell(self, chart: int, offset: float, row: int, rows: int, **how: bool) -> None:
-        """Click into a heat map of the Spikes page: the cell of a step (as steps from the spike) and a row, from the top."""
+        """Click into a heat map of the Spikes page: the cell of a step (as steps from the spike)
+        and a row, from the top.
+        """
         from app.charts.theme import LABELS
 
         width, height = self.charts()[chart]
         low, high = -64.5, 32.5
         left, right, foot = LABELS + 7, 9, 12  # pixels around the plot
         x = left + (offset - low) / (high - low) * (width - left - right)
-        self.click_mark(chart, x / width, (4 + (row + 0.5) / rows * (height - foot)) / height, **how)
+        self.click_mark(
+            chart, x / width, (4 + (row + 0.5) / rows * (height - foot)) / height, **how
+        )
 
     def check(self) -> None:
         """Raise AssertionError with everything that went wrong since the tab was opened."""
@@ -203,20 +255,26 @@ class Watched:
     def whole(self) -> None:
         """Make the window as high as the page, so that a picture holds all of it."""
         height = self.page.evaluate(
-            "() => { const m = document.querySelector('[data-testid=\"stMain\"]'); return m ? m.scrollHeight : 0; }"
+            "() => { const m = document.querySelector('[data-testid=\"stMain\"]'); return m ?"
+            " m.scrollHeight : 0; }"
         )
-        self.page.set_viewport_size({"width": SIZE["width"], "height": min(2600, max(SIZE["height"], height + 8))})
+        self.page.set_viewport_size(
+            {"width": SIZE["width"], "height": min(2600, max(SIZE["height"], height + 8))}
+        )
         self.settle()
 
     def close(self) -> None:
         self.context.close()
 
     def _said(self, message: Any) -> None:
-        if message.type == "error" and not message.text.startswith("Failed to load resource"):  # `_answered` has those
+        if message.type == "error" and not message.text.startswith(
+            "Failed to load resource"
+        ):  # `_answered` has those
             self.faults.append(f"console: {message.text[:500]}")
 
     def _answered(self, response: Any) -> None:
-        # opened on a page, Streamlit's client first asks whether the app lies below that page's path
+        # opened on a page, Streamlit's client first asks whether the app lies below that page's
+        # path
         probe = re.search(r"/[a-z]+/_stcore/(health|host-config)$", response.url)
         if response.status >= 400 and not probe:
             self.faults.append(f"{response.status} for {response.url[:200]}")

@@ -1,10 +1,12 @@
-"""Rows for the pages: named queries over the runs folder, cached until a manifest they read changes.
+"""Rows for the pages: named queries over the runs folder, cached until a manifest they read
+changes.
 
 rows("spikes", run="demo")                       # a list of dictionaries
 table("heads_heat", run="demo", step=400)        # a pyarrow.Table: goes into a chart as it is
 
-One DuckDB for the process. Each lineage (a run and its ancestors) has a schema in it with the views over its parts, so
-that a query opens no other run's files; each query has its own cursor, on whichever thread it comes.
+One DuckDB for the process. Each lineage (a run and its ancestors) has a schema in it with the views
+over its parts, so that a query opens no other run's files; each query has its own cursor, on
+whichever thread it comes.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def runs_folder() -> Path:
 
 
 def headers() -> list[dict[str, Any]]:
-    """run.json of every run, oldest first; one that cannot be read is left out (`forensics doctor` tells)."""
+    """run.json of every run, oldest first; one that cannot be read is left out (`forensics doctor`
+    tells).
+    """
     found = [header(name) for name in reader.runs_in(runs_folder())]
     return sorted((h for h in found if h), key=lambda h: (h.get("created") or "", h["name"]))
 
@@ -64,7 +68,9 @@ def _header(path: str, mtime: int, size: int) -> dict[str, Any]:
 
 
 def document(path: Path) -> dict[str, Any]:
-    """A JSON object that a command kept in a run's folder, read again when it changes; empty where there is none."""
+    """A JSON object that a command kept in a run's folder, read again when it changes; empty where
+    there is none.
+    """
     try:
         return _document(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
@@ -81,20 +87,28 @@ def lineage(run: str) -> list[str]:
     """The run, then its ancestors that are there, nearest first."""
     chain: list[str] = []
     name: Any = run
-    while isinstance(name, str) and reader.RUN_NAME.fullmatch(name) and name not in chain and header(name):
+    while (
+        isinstance(name, str)
+        and reader.RUN_NAME.fullmatch(name)
+        and name not in chain
+        and header(name)
+    ):
         chain.append(name)
         name = header(name).get("parent")
     return chain
 
 
 def reached(run: str) -> int | None:
-    """The step that a run's own tables came to, by the manifest alone; None where it recorded none."""
+    """The step that a run's own tables came to, by the manifest alone; None where it recorded
+    none.
+    """
     parts = manifest.load(runs_folder() / run, "steps").parts
     return int(parts[-1].last) + 1 if parts else None
 
 
 def table(query: str, *, window: tuple[int, int] | None = None, **parameters: Any) -> pyarrow.Table:
-    """The rows of a named query. `window`: the half-open steps it reads, so that only their parts are hashed.
+    """The rows of a named query. `window`: the half-open steps it reads, so that only their parts
+    are hashed.
 
     Errors: usage, missing, integrity, sql.
     """
@@ -105,17 +119,23 @@ def table(query: str, *, window: tuple[int, int] | None = None, **parameters: An
     return _answer(query, queries.load(query), values, names, runs, window)
 
 
-def rows(query: str, *, window: tuple[int, int] | None = None, **parameters: Any) -> list[dict[str, Any]]:
+def rows(
+    query: str, *, window: tuple[int, int] | None = None, **parameters: Any
+) -> list[dict[str, Any]]:
     """The rows of a named query as dictionaries."""
     return list(table(query, window=window, **parameters).to_pylist())
 
 
 def recorded(name: str, run: str, columns: Collection[str] = ()) -> list[dict[str, Any]]:
-    """A short table of one run's own rows (events, certificates, forks, blame …) as dictionaries."""
+    """A short table of one run's own rows (events, certificates, forks, blame …) as
+    dictionaries.
+    """
     assert name in TABLES
     runs = [require(run)]
     listed = ", ".join(f'"{TABLES[name].column(c).name}"' for c in columns) or "* exclude (run)"
-    found = _answer(f"table {name} {listed}", f'select {listed} from "{name}"', {}, {name}, runs, None)
+    found = _answer(
+        f"table {name} {listed}", f'select {listed} from "{name}"', {}, {name}, runs, None
+    )
     return list(found.to_pylist())
 
 
@@ -128,7 +148,9 @@ def require(run: str) -> str:
     """The name, if there is such a run. Errors: usage, missing."""
     reader.check_run_name(run)
     if not (runs_folder() / run / "run.json").is_file():
-        raise ForensicsError("missing", f"no run is called {run!r}", nearest(run, reader.runs_in(runs_folder())))
+        raise ForensicsError(
+            "missing", f"no run is called {run!r}", nearest(run, reader.runs_in(runs_folder()))
+        )
     return run
 
 
@@ -136,7 +158,10 @@ def stamp(runs: Collection[str], tables: Collection[str]) -> Stamp:
     """Changes with every manifest of these tables that is replaced."""
     folder = runs_folder()
     names = [*(f"tables/{t}/manifest.json" for t in sorted({*tables} & {*TABLES})), "run.json"]
-    return (str(folder), *((run, name, *_stat(f"{folder}/{run}/{name}")) for run in runs for name in names))
+    return (
+        str(folder),
+        *((run, name, *_stat(f"{folder}/{run}/{name}")) for run in runs for name in names),
+    )
 
 
 def _stat(path: str) -> tuple[int, ...]:
@@ -148,7 +173,12 @@ def _stat(path: str) -> tuple[int, ...]:
 
 
 def _runs_of(about: dict[str, Any], values: dict[str, Any]) -> list[str]:
-    listed = [n.strip() for p, a in about.items() if a["type"] == "runs" for n in str(values[p]).split(",")]
+    listed = [
+        n.strip()
+        for p, a in about.items()
+        if a["type"] == "runs"
+        for n in str(values[p]).split(",")
+    ]
     if any(name not in ("", "*") for name in listed):
         return sorted(listed)
     chosen = [values[p] for p, a in about.items() if a["type"] == "run"]
@@ -157,8 +187,14 @@ def _runs_of(about: dict[str, Any], values: dict[str, Any]) -> list[str]:
     return reader.runs_in(runs_folder())
 
 
-def _answer(name: str, text: str, values: dict[str, Any], tables: set[str], runs: list[str],
-            window: tuple[int, int] | None) -> pyarrow.Table:  # fmt: skip
+def _answer(
+    name: str,
+    text: str,
+    values: dict[str, Any],
+    tables: set[str],
+    runs: list[str],
+    window: tuple[int, int] | None,
+) -> pyarrow.Table:
     import duckdb
 
     for attempt in range(reader.ATTEMPTS):
@@ -174,7 +210,9 @@ def _answer(name: str, text: str, values: dict[str, Any], tables: set[str], runs
             return _keep(key, cursor.sql(text, params=values or None).to_arrow_table())
         except duckdb.IOException as e:  # a part was merged away since the views were made
             if attempt == reader.ATTEMPTS - 1:
-                raise ForensicsError("integrity", one_line(e), "run `forensics doctor RUN`") from None
+                raise ForensicsError(
+                    "integrity", one_line(e), "run `forensics doctor RUN`"
+                ) from None
         except duckdb.Error as e:
             raise ForensicsError("sql", f"{name}: {one_line(e)}", "check its parameters") from None
         finally:
@@ -200,8 +238,12 @@ def _keep(key: tuple[Any, ...], result: pyarrow.Table) -> pyarrow.Table:
 def _database() -> duckdb.DuckDBPyConnection:
     import duckdb
 
-    quiet = {"autoinstall_known_extensions": False, "autoload_known_extensions": False,
-             "python_enable_replacements": False, "enable_external_file_cache": True}  # fmt: skip
+    quiet = {
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "python_enable_replacements": False,
+        "enable_external_file_cache": True,
+    }
     return duckdb.connect(":memory:", config=quiet)  # type: ignore[arg-type]
 
 

@@ -1,4 +1,5 @@
-"""The forms of the Forks page: which fields an intervention has, and the fork file that their answers make.
+"""The forms of the Forks page: which fields an intervention has, and the fork file that their
+answers make.
 
 fields("lr-scale")                                        # [Field("factor", …)]
 intervention("lr-scale", {"window": "", "factor": "0.5"})  # {"kind": "lr-scale", "factor": 0.5}
@@ -19,7 +20,9 @@ from forensics.errors import ForensicsError
 
 @dataclass(frozen=True)
 class Field:
-    """One answer, given as text, a number or a tick. `read` makes the fork file's value of it; empty text is left out."""
+    """One answer, given as text, a number or a tick. `read` makes the fork file's value of it;
+    empty text is left out.
+    """
 
     name: str
     label: str  # Markdown: our own words
@@ -45,20 +48,38 @@ def _names(text: str) -> list[str]:
 
 def _rows(text: str) -> list[list[int]]:
     """`402/3, 402/7` as (step, slot) pairs."""
-    pairs = [[int(n) for n in part.split("/")] for part in re.split(r"[\s,]+", text.strip()) if part]
+    pairs = [
+        [int(n) for n in part.split("/")] for part in re.split(r"[\s,]+", text.strip()) if part
+    ]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(text)
     return pairs
 
 
-WINDOW = Field("window", "Window A:B", default="", wanted="A:B", help="Half-open; empty: the whole fork.")
-SQL = Field("sql", "SQL", wide=True)
-HOW = Field("how", "How", default="replace", options=("replace", "mask", "repack"),
-            help="replace: another of the same source in its place; mask: weight 0; repack: all later ones move up.")  # fmt: skip
-ROWS = Field(
-    "at", "Sequences step/slot", _rows, wanted="step/slot, step/slot, …", help="Or by SQL: step and slot, or sequence."
+WINDOW = Field(
+    "window", "Window A:B", default="", wanted="A:B", help="Half-open; empty: the whole fork."
 )
-PATTERNS = Field("tensors", "Tensors", _names, "*", "names or patterns", help="E.g. layers.3.*, embed.weight")
+SQL = Field("sql", "SQL", wide=True)
+HOW = Field(
+    "how",
+    "How",
+    default="replace",
+    options=("replace", "mask", "repack"),
+    help=(
+        "replace: another of the same source in its place; mask: weight 0; repack: all later ones"
+        " move up."
+    ),
+)
+ROWS = Field(
+    "at",
+    "Sequences step/slot",
+    _rows,
+    wanted="step/slot, step/slot, …",
+    help="Or by SQL: step and slot, or sequence.",
+)
+PATTERNS = Field(
+    "tensors", "Tensors", _names, "*", "names or patterns", help="E.g. layers.3.*, embed.weight"
+)
 
 
 def _number(name: str, label: str, default: Any) -> Field:
@@ -71,11 +92,25 @@ def _whole(name: str, label: str, default: Any) -> Field:
 
 # kind → (what it is called on the page, its fields)
 FORMS: dict[str, tuple[str, tuple[Field, ...]]] = {
-    "remove-documents": ("Remove documents", (
-        WINDOW, Field("documents", "Documents, by id", _ids, wanted="ids with commas between", help="Or by SQL, below."),
-        Field("sql", "SQL that returns document", default="", wide=True), HOW)),
-    "remove-sequences": ("Remove sequences of batches", (
-        WINDOW, ROWS, Field("sql", "SQL that returns step and slot, or sequence", wide=True), HOW)),
+    "remove-documents": (
+        "Remove documents",
+        (
+            WINDOW,
+            Field(
+                "documents",
+                "Documents, by id",
+                _ids,
+                wanted="ids with commas between",
+                help="Or by SQL, below.",
+            ),
+            Field("sql", "SQL that returns document", default="", wide=True),
+            HOW,
+        ),
+    ),
+    "remove-sequences": (
+        "Remove sequences of batches",
+        (WINDOW, ROWS, Field("sql", "SQL that returns step and slot, or sequence", wide=True), HOW),
+    ),
     "skip": ("Skip batches: consumed, not computed", (WINDOW,)),
     "drop": ("Drop batches: later ones move up", (WINDOW,)),
     "swap": ("Swap two batches", (_whole("a", "Batch", ""), _whole("b", "with batch", ""))),
@@ -83,23 +118,45 @@ FORMS: dict[str, tuple[str, tuple[Field, ...]]] = {
     "clip": ("Clip the gradient norm", (WINDOW, _number("value", "Largest norm", 1.0))),
     "betas": ("Adam's β", (WINDOW, Field("betas", "β₁, β₂", _numbers, "0.9, 0.95", "two numbers"))),
     "weight-decay": ("Weight decay", (WINDOW, _number("value", "λ", 0.0))),
-    "reset-moments": ("Reset Adam's moments", (
-        PATTERNS, Field("counter", "Bias correction starts again too", bool, False))),
-    "mask-tokens": ("Mask tokens in the loss", (
-        WINDOW, Field("tokens", "Tokens, by id", _ids, wanted="ids with commas between", help="Or by SQL, below."),
-        Field("sql", "SQL that returns token, or step, slot and position", wide=True),
-        Field("renormalise", "Scale the loss by what weight is left", bool, False))),
-    "boost-token": ("Show a token more often", (WINDOW, _whole("token", "Token", ""), _whole("times", "Sequences that hold it", 10))),
+    "reset-moments": (
+        "Reset Adam's moments",
+        (PATTERNS, Field("counter", "Bias correction starts again too", bool, False)),
+    ),
+    "mask-tokens": (
+        "Mask tokens in the loss",
+        (
+            WINDOW,
+            Field(
+                "tokens",
+                "Tokens, by id",
+                _ids,
+                wanted="ids with commas between",
+                help="Or by SQL, below.",
+            ),
+            Field("sql", "SQL that returns token, or step, slot and position", wide=True),
+            Field("renormalise", "Scale the loss by what weight is left", bool, False),
+        ),
+    ),
+    "boost-token": (
+        "Show a token more often",
+        (WINDOW, _whole("token", "Token", ""), _whole("times", "Sequences that hold it", 10)),
+    ),
     "zero-update": ("Compute, but do not update", (WINDOW,)),
     "hold-parameters": ("Hold the parameters, moments advance", (WINDOW,)),
     "freeze": ("Freeze tensors", (WINDOW, PATTERNS)),
     "repeat": ("Repeat batches", (WINDOW, _whole("times", "Times", 2))),
     "replace": ("Replace batches by others", (WINDOW, _whole("batch", "By those from batch", ""))),
-    "insert": ("Insert a text", (_whole("at", "Before batch", ""), Field("text", "Text", wide=True))),
+    "insert": (
+        "Insert a text",
+        (_whole("at", "Before batch", ""), Field("text", "Text", wide=True)),
+    ),
     "shuffle": ("Shuffle the sequences of a window", (WINDOW, _whole("seed", "Seed", 0))),
-    "noise": ("Add noise to the parameters", (_number("sigma", "σ, times each tensor's RMS", 0.001), _whole("seed", "Seed", 0))),
+    "noise": (
+        "Add noise to the parameters",
+        (_number("sigma", "σ, times each tensor's RMS", 0.001), _whole("seed", "Seed", 0)),
+    ),
     "file": ("Any kind: write the fork file", ()),
-}  # fmt: skip
+}
 
 
 def fields(kind: str) -> tuple[Field, ...]:
@@ -122,8 +179,11 @@ def intervention(kind: str, answers: Mapping[str, Any], length: int = 0) -> dict
             try:
                 made[field.name] = field.read(text if field.wide else text.strip())
             except ValueError:
-                raise ForensicsError("usage", f"{field.label}: wanted {field.wanted}, found {text[:80]!r}",
-                                     field.help or "see docs/forks.md") from None  # fmt: skip
+                raise ForensicsError(
+                    "usage",
+                    f"{field.label}: wanted {field.wanted}, found {text[:80]!r}",
+                    field.help or "see docs/forks.md",
+                ) from None
     if "at" in made and isinstance(made["at"], list):
         made["at"] = [[*place, 0, length] for place in made["at"]]
     return made
@@ -147,19 +207,26 @@ def _toml(value: Any) -> str:
 
 
 def written(context: str, answers: Mapping[str, Any]) -> str:
-    """Edited answers as the text of one URL parameter, with what they are answers to: a form of anything else ignores them."""
+    """Edited answers as the text of one URL parameter, with what they are answers to: a form of
+    anything else ignores them.
+    """
     return json.dumps({"of": context, **answers}, ensure_ascii=False, separators=(",", ":"))
 
 
 def given(text: str | None, context: str) -> dict[str, Any]:
-    """The answers of such a text: texts, ticks and numbers by field; none where it belongs to another form or is damaged."""
+    """The answers of such a text: texts, ticks and numbers by field; none where it belongs to
+    another form or is damaged.
+    """
     try:
         document = json.loads(text or "null")
     except (ValueError, RecursionError):
         return {}
     if not isinstance(document, dict) or document.pop("of", None) != context:
         return {}
-    texts = {n: a.encode("utf-8", "replace").decode() if isinstance(a, str) else a for n, a in document.items()}
+    texts = {
+        n: a.encode("utf-8", "replace").decode() if isinstance(a, str) else a
+        for n, a in document.items()
+    }
     return {name: answer for name, answer in texts.items() if isinstance(answer, str | bool | int)}
 
 
@@ -171,7 +238,8 @@ def number(answer: Any, default: int, low: int, high: int) -> int:
 def window_for(
     spike: int | None, onset: int | None, steps: int, saved: Sequence[int], start: int = 0
 ) -> tuple[int, int]:
-    """From where to where a fork runs when nothing is said: from the checkpoint before the spike's first step, past it.
+    """From where to where a fork runs when nothing is said: from the checkpoint before the spike's
+    first step, past it.
 
     It begins at a state of the run, `start` … `steps`, wherever the spike is said to be.
     """

@@ -2,7 +2,8 @@
 
 forensics app --port 8501        # Streamlit on 127.0.0.1 runs app/entry/streamlit_app.py, and that this frame
 
-The row of links is ours: Streamlit's own drops the query, and with it the run, on the way from page to page.
+The row of links is ours: Streamlit's own drops the query, and with it the run, on the way from page
+to page.
 """
 
 from __future__ import annotations
@@ -12,12 +13,17 @@ import streamlit as st
 from app import pages, show
 from app.selection import here
 
-KEPT = ("run", "spike")  # on the way from page to page by the row on top; links inside a page keep more
+KEPT = (
+    "run",
+    "spike",
+)  # on the way from page to page by the row on top; links inside a page keep more
 
 
 def frame() -> None:
     """Draw the row of pages, then the page of the URL."""
-    st.set_page_config(page_title="forensics", page_icon="🔬", layout="wide", initial_sidebar_state="collapsed")
+    st.set_page_config(
+        page_title="forensics", page_icon="🔬", layout="wide", initial_sidebar_state="collapsed"
+    )
     st.html(show.STYLE)
     there = pages.registered()
     current = st.navigation(list(there.values()), position="hidden")

@@ -1,4 +1,5 @@
-"""A picture of every page, each of a view that finds it full; and the commands that make there something to see.
+"""A picture of every page, each of a view that finds it full; and the commands that make there
+something to see.
 
 python -m app.pictures prepare runs demo           # traces, attention, token losses, a sweep, a matrix, blame, tokens
 python -m app.pictures runs docs/pictures demo     # then the pictures, pages light and dark; docs/app.md shows them
@@ -28,10 +29,11 @@ View = tuple[str, dict[str, Any]]  # a page's name and the selection of its URL
 
 
 def views(run: str) -> dict[str, View]:
-    """A picture's name → what it shows: of each page, and of the Forks page's parts, a selection that finds it full.
+    """A picture's name → what it shows: of each page, and of the Forks page's parts, a selection
+    that finds it full.
 
-    They are taken from what is kept in the run's folder; nothing is computed. A page without anything kept shows what it
-    says then; a part of the Forks page is left out.
+    They are taken from what is kept in the run's folder; nothing is computed. A page without
+    anything kept shows what it says then; a part of the Forks page is left out.
     """
     from app import data, reading
     from app.pages._fork_kept import documents
@@ -39,16 +41,24 @@ def views(run: str) -> dict[str, View]:
 
     folder, spike = data.runs_folder() / data.require(run), _spike(run)
     at = {"run": run, "spike": spike, "step": spike}
-    found: dict[str, View] = {"runs": ("runs", {"run": run}), "spikes": ("spikes", {"run": run, "spike": spike})}
+    found: dict[str, View] = {
+        "runs": ("runs", {"run": run}),
+        "spikes": ("spikes", {"run": run, "spike": spike}),
+    }
 
     worst = next((r["slot"] for r in data.rows("batch_at", run=run, step=spike)), None)
     losses = reading.token_losses(run, spike, worst) if worst is not None else None
-    costly = 1 + _largest(losses[0]) if losses is not None else None  # position 0 is read, not predicted
+    costly = (
+        1 + _largest(losses[0]) if losses is not None else None
+    )  # position 0 is read, not predicted
     found["batch"] = "batch", at | {"slot": worst, "position": costly}
 
     looked = sorted((folder / kept.FOLDER).glob(f"attention-{spike}-*.safetensors"))
     slot = int(looked[0].stem.rpartition("-")[2]) if looked else worst
-    found["attention"] = "attention", at | {"slot": slot, "position": _lens_position(looked[0]) if looked else None}
+    found["attention"] = (
+        "attention",
+        at | {"slot": slot, "position": _lens_position(looked[0]) if looked else None},
+    )
 
     trace = kept.trace_of(folder, spike)
     events = json.loads(trace.read_bytes())["events"] if trace.is_file() else []
@@ -58,10 +68,18 @@ def views(run: str) -> dict[str, View]:
     forks = [h["name"] for h in data.headers() if h.get("parent") == run]
     done = data.rows("forks_of", runs=",".join(forks)) if forks else []
     best = max(done, key=lambda f: f["placebos"] or 0, default=None)
-    found["forks"] = "forks", {"run": run, "spike": spike} | ({"fork": best["fork"], "part": "fork"} if best else {})
-    blamed = [d["spike"]["step"] for _, d in documents(run, "blame") if isinstance(d.get("spike"), dict)]
-    there = {"sweep": any(d.get("summary") for _, d in documents(run, "sweep")),
-             "matrix": any(d.get("cells") for _, d in documents(run, "matrix")), "blame": bool(blamed)}  # fmt: skip
+    found["forks"] = (
+        "forks",
+        {"run": run, "spike": spike} | ({"fork": best["fork"], "part": "fork"} if best else {}),
+    )
+    blamed = [
+        d["spike"]["step"] for _, d in documents(run, "blame") if isinstance(d.get("spike"), dict)
+    ]
+    there = {
+        "sweep": any(d.get("summary") for _, d in documents(run, "sweep")),
+        "matrix": any(d.get("cells") for _, d in documents(run, "matrix")),
+        "blame": bool(blamed),
+    }
     for part in (p for p in there if there[p]):
         chosen = spike if part != "blame" or spike in blamed else blamed[0]
         found[f"forks-{part}"] = "forks", {"run": run, "spike": chosen, "part": part}
@@ -69,13 +87,20 @@ def views(run: str) -> dict[str, View]:
     found["tokens"] = "tokens", _token_view(run)
     found["sql"] = (
         "sql",
-        {"run": run, "spike": spike, "query": "spike_neighbourhood", "values": f"run={run};step={spike}"},
+        {
+            "run": run,
+            "spike": spike,
+            "query": "spike_neighbourhood",
+            "values": f"run={run};step={spike}",
+        },
     )
     return found
 
 
 def _spike(run: str) -> int:
-    """The step of the run's largest spike, of the loss before all; of a run without one, its last."""
+    """The step of the run's largest spike, of the loss before all; of a run without one, its
+    last.
+    """
     from app import data
     from app.selection import Selection
     from app.step import step_of
@@ -88,17 +113,23 @@ def _largest(values: Sequence[float | None]) -> int:
 
 
 def _lens_position(path: Path) -> int:
-    """Where the model of the batch's own state was most wrong; the middle where no lens was kept."""
+    """Where the model of the batch's own state was most wrong; the middle where no lens was
+    kept.
+    """
     from replay import kept
 
     about, array = kept.read(path)
     if not about["lens"] or about["step"] not in about["states"]:
         return len(about["tokens"]) // 2
-    return _largest([float(x) for x in array("lens_loss", about["states"].index(about["step"]))[-1]])
+    return _largest(
+        [float(x) for x in array("lens_loss", about["states"].index(about["step"]))[-1]]
+    )
 
 
 def _token_view(run: str) -> dict[str, Any]:
-    """The last checkpoint whose tokens are measured, and one that is verified; else one with a cause, best one of the data."""
+    """The last checkpoint whose tokens are measured, and one that is verified; else one with a
+    cause, best one of the data.
+    """
     from app import data
     from app.pages import _token
 
@@ -108,13 +139,18 @@ def _token_view(run: str) -> dict[str, Any]:
     step = max(measured)
     rows = data.rows("token_points", run=run, step=step)
     verified = _token.verified_of(run, step)[0]
-    caused = sorted((r for r in rows if r["kind"] != "ok"), key=lambda r: r["kind"] in ("partial-utf8", "unreachable"))
+    caused = sorted(
+        (r for r in rows if r["kind"] != "ok"),
+        key=lambda r: r["kind"] in ("partial-utf8", "unreachable"),
+    )
     order = [r["token"] for r in [*(r for r in rows if verified.get(r["token"])), *caused]]
     return {"run": run, "step": step, "token": order[0] if order else None}
 
 
 def pictures(runs: Path, out: Path, run: str | None = None) -> list[Path]:
-    """The pictures of `views` in `out`, pages light and dark; of the given run, else of the first with a spike."""
+    """The pictures of `views` in `out`, pages light and dark; of the given run, else of the first
+    with a spike.
+    """
     os.environ["FORENSICS_RUNS"] = str(Path(runs).absolute())
     written = []
     with serving(runs) as url, chromium() as browser:
@@ -142,7 +178,8 @@ def _first_with_a_spike() -> str:
 
 
 def missing(run: str, spec: Path) -> list[list[str]]:
-    """The commands whose results the pictures show and the run's folder does not hold: program and arguments.
+    """The commands whose results the pictures show and the run's folder does not hold: program and
+    arguments.
 
     `spec` is where the sweep's fork file will be.
     """
@@ -150,7 +187,11 @@ def missing(run: str, spec: Path) -> list[list[str]]:
     from app.pages._fork_kept import documents
     from replay import kept
 
-    folder, spike, reached = data.runs_folder() / data.require(run), _spike(run), data.reached(run) or 2
+    folder, spike, reached = (
+        data.runs_folder() / data.require(run),
+        _spike(run),
+        data.reached(run) or 2,
+    )
     at = str(spike)
     todo: list[list[str]] = []
     if not kept.trace_of(folder, spike).is_file():
@@ -162,16 +203,41 @@ def missing(run: str, spec: Path) -> list[list[str]]:
     if not any(d.get("cells") for _, d in documents(run, "matrix")):
         low, high = max(0, spike - 4), min(reached, spike + 4)
         states = sorted({spike // 2, max(0, spike - 16), *range(low, high, 2)})
-        todo.append(["replay", "matrix", run, "--batches", f"{low}:{high}", f"--states={','.join(map(str, states))}"])
+        todo.append(
+            [
+                "replay",
+                "matrix",
+                run,
+                "--batches",
+                f"{low}:{high}",
+                f"--states={','.join(map(str, states))}",
+            ]
+        )
     if not any(d.get("summary") for _, d in documents(run, "sweep")):
         todo.append(["replay", "sweep", str(spec), f"--at={','.join(map(str, _spread(reached)))}"])
     if not any(d.get("spike", {}).get("step") == spike for _, d in documents(run, "blame")):
         loss = any(s["step"] == spike for s in data.rows("spikes", run=run, metric="loss"))
-        todo.append(["replay", "blame", run, "--spike", at, "--tokens", *([] if loss else ["--force"])])
+        todo.append(
+            ["replay", "blame", run, "--spike", at, "--tokens", *([] if loss else ["--force"])]
+        )
     forks = [h["name"] for h in data.headers() if h.get("parent") == run]
     if not forks or not data.rows("forks_of", runs=",".join(forks)):
         first, last = max(0, spike - 4), min(reached, spike + 16)
-        todo.append(["replay", "fork", run, "--from", str(first), "--to", str(last), "--skip", f"{spike}:{spike + 1}", "--placebos", "3"])  # fmt: skip
+        todo.append(
+            [
+                "replay",
+                "fork",
+                run,
+                "--from",
+                str(first),
+                "--to",
+                str(last),
+                "--skip",
+                f"{spike}:{spike + 1}",
+                "--placebos",
+                "3",
+            ]
+        )
     return todo + _unmeasured(run, folder)
 
 
@@ -181,7 +247,11 @@ def _unmeasured(run: str, folder: Path) -> list[list[str]]:
     from forensics.tokens.verified import verified
 
     saved = sorted({c["step"] for c in data.recorded("checkpoints", run, ("step",)) if c["step"]})
-    some = sorted({saved[round(i * (len(saved) - 1) / (STATES - 1))] for i in range(STATES)}) if saved else []
+    some = (
+        sorted({saved[round(i * (len(saved) - 1) / (STATES - 1))] for i in range(STATES)})
+        if saved
+        else []
+    )
     measured = {c["step"] for c in data.rows("token_checkpoints", run=run) if c["measured"]}
     todo = [["forensics", "tokens", f"{run}@{s}"] for s in some[:-1] if s not in measured]
     if some and (some[-1] not in measured or verified(folder, some[-1]) is None):
@@ -195,15 +265,21 @@ def _spread(reached: int) -> list[int]:
 
 
 def prepare(runs: Path, run: str) -> list[list[str]]:
-    """Run what is `missing`, one command after the other, each told; returns those that failed. Minutes, on the demo."""
+    """Run what is `missing`, one command after the other, each told; returns those that failed.
+    Minutes, on the demo.
+    """
     os.environ["FORENSICS_RUNS"] = str(Path(runs).absolute())
     from app import data, forms
 
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         spec, first = Path(folder) / "sweep.toml", _spread(data.reached(run) or 2)[0]
-        spec.write_text(forms.file({"parent": run, "from": first, "to": first + SWEPT, "placebos": 3},
-                                   [{"kind": "skip", "window": f"{first}:{first + 2}"}]))  # fmt: skip
+        spec.write_text(
+            forms.file(
+                {"parent": run, "from": first, "to": first + SWEPT, "placebos": 3},
+                [{"kind": "skip", "window": f"{first}:{first + 2}"}],
+            )
+        )
         for program, *arguments in missing(run, spec):
             print("$", program, *arguments, flush=True)
             command = [sys.executable, "-m", f"{program}.cli", "--runs", str(runs), *arguments]

@@ -3,8 +3,9 @@
     found = sequence("demo", 400, 11, 85601)
     found.texts[17], found.span_of(17).path
 
-What the corpus holds is read from its memory map, without torch. A sequence that an intervention made (id −1) is not
-there: only a replay of the fork's own stream has it, so it is read from what `forensics batch` told a process of the app.
+What the corpus holds is read from its memory map, without torch. A sequence that an intervention
+made (id −1) is not there: only a replay of the fork's own stream has it, so it is read from what
+`forensics batch` told a process of the app.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ WIDEST = 4  # tokens that may share one character of UTF-8
 
 @dataclass(frozen=True)
 class Reading:
-    """T + 1 tokens; the loss of position t is that of predicting it from those before, so position 0 has none."""
+    """T + 1 tokens; the loss of position t is that of predicting it from those before, so position
+    0 has none.
+    """
 
     tokens: tuple[int, ...]
     texts: tuple[str, ...]  # as long as `tokens`
@@ -39,27 +42,40 @@ class Reading:
 
 
 def sequence(run: str, step: int, slot: int, id_: int) -> Reading:
-    """The sequence in a slot of a batch, whose id is known. Errors: missing (also one that is not in `made`), integrity."""
+    """The sequence in a slot of a batch, whose id is known. Errors: missing (also one that is not
+    in `made`), integrity.
+    """
     if id_ >= 0:
         return _sequence(*_corpus_of(run), id_)
     tokens = made(run, step).get(slot)
     if tokens is None:
-        raise ForensicsError("missing", f"an intervention made slot {slot} of batch {step:,}, and nobody has read it yet",
-                             f"the Batch page reads it, by `forensics batch {run} {step}`")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"an intervention made slot {slot} of batch {step:,}, and nobody has read it yet",
+            f"the Batch page reads it, by `forensics batch {run} {step}`",
+        )
     return of_tokens(run, tokens)
 
 
 def of_tokens(run: str, tokens: Sequence[int]) -> Reading:
-    """Tokens that come from no document, as the run's tokenizer reads them. Errors: missing, integrity."""
+    """Tokens that come from no document, as the run's tokenizer reads them. Errors: missing,
+    integrity.
+    """
     corpus = _corpus(_corpus_of(run)[0])
     return Reading(tuple(tokens), tuple(texts_of(corpus.decode, tokens)), (), corpus.vocabulary)
 
 
 def made(run: str, step: int) -> dict[int, list[int]]:
-    """Slot → tokens of a batch as the run's own stream makes it, where a process of the app has run `forensics batch`."""
+    """Slot → tokens of a batch as the run's own stream makes it, where a process of the app has run
+    `forensics batch`.
+    """
     created = str(data.header(run).get("created") or "")
     for w in work.listed(run):
-        own = w.program == "forensics" and w.arguments[:3] == ("batch", run, str(step)) and w.status == "done"
+        own = (
+            w.program == "forensics"
+            and w.arguments[:3] == ("batch", run, str(step))
+            and w.status == "done"
+        )
         if own and w.started[:19] >= created[:19]:  # an older one told of another fork of this name
             return _told(w.folder / "result.json")
     return {}
@@ -79,9 +95,13 @@ def _corpus_of(run: str) -> tuple[Path, int]:
     """The folder of the run's corpus, and how many targets a sequence has."""
     header = data.header(run)
     try:
-        return data.runs_folder() / "_data" / header["corpus"], int(header["config"]["data"]["sequence_length"])
+        return data.runs_folder() / "_data" / header["corpus"], int(
+            header["config"]["data"]["sequence_length"]
+        )
     except (KeyError, TypeError, ValueError):
-        raise ForensicsError("missing", f"run.json of {run} names no corpus", "its text cannot be read here") from None
+        raise ForensicsError(
+            "missing", f"run.json of {run} names no corpus", "its text cannot be read here"
+        ) from None
 
 
 @functools.lru_cache(256)
@@ -90,7 +110,9 @@ def _sequence(folder: Path, length: int, id_: int) -> Reading:
 
     corpus, ids = _corpus(folder), np.array([id_])
     tokens, spans = corpus.sequences(ids, length)[0].tolist(), corpus.spans(ids, length)[0]
-    return Reading(tuple(tokens), tuple(texts_of(corpus.decode, tokens)), tuple(spans), corpus.vocabulary)
+    return Reading(
+        tuple(tokens), tuple(texts_of(corpus.decode, tokens)), tuple(spans), corpus.vocabulary
+    )
 
 
 @functools.lru_cache(8)
@@ -108,7 +130,9 @@ def token_name(corpus: Path) -> Callable[[int], str]:
 
 
 def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
-    """The text of each token where it stands; of tokens that share a character, the first has it, the others a dot."""
+    """The text of each token where it stands; of tokens that share a character, the first has it,
+    the others a dot.
+    """
     found: list[str] = []
     while len(found) < len(tokens):
         start = len(found)
@@ -117,7 +141,10 @@ def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> l
             if "�" not in text:
                 break
         else:
-            stop, text = start + 1, decode(tokens[start : start + 1])  # bytes that are no character at all
+            stop, text = (
+                start + 1,
+                decode(tokens[start : start + 1]),
+            )  # bytes that are no character at all
         if start:  # some decoders take away a space in front of what they begin with
             before, both = decode(tokens[start - 1 : start]), decode(tokens[start - 1 : stop])
             text = both[len(before) :] if both.startswith(before) and "�" not in before else text
@@ -126,7 +153,9 @@ def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> l
 
 
 def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], str] | None:
-    """Loss of each of the T targets, and where from: `recorded`, `replayed`, `tolerance only`; None where neither is."""
+    """Loss of each of the T targets, and where from: `recorded`, `replayed`, `tolerance only`; None
+    where neither is.
+    """
     rows = data.rows("tokens_of", run=run, step=step, slot=slot, window=(step, step + 1))
     if rows:
         return [r["loss"] if r["weight"] != 0 else None for r in rows], "recorded"
@@ -136,22 +165,35 @@ def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], st
     if not path.is_file():
         return None
     about, array = kept.read(path)
-    return [float(x) for x in array("losses", slot)], "tolerance only" if about["exact"] is False else "replayed"
+    return [float(x) for x in array("losses", slot)], "tolerance only" if about[
+        "exact"
+    ] is False else "replayed"
 
 
 def influences(run: str, step: int, slot: int) -> tuple[list[float | None], int] | None:
-    """Influence of each of the T + 1 tokens on a spike, and that spike's step, where `replay blame --tokens` kept it."""
+    """Influence of each of the T + 1 tokens on a spike, and that spike's step, where `replay blame
+    --tokens` kept it.
+    """
     for document in _blamed(run):
         for each in document.get("candidates", []):
-            if each.get("step") == step and each.get("slot") == slot and each.get("token_influence"):
+            if (
+                each.get("step") == step
+                and each.get("slot") == slot
+                and each.get("token_influence")
+            ):
                 return each["token_influence"], document["spike"]["step"]
     return None
 
 
 def blamed_by_token(run: str, spike: int) -> bool:
-    """Whether `replay blame --tokens` was asked about this spike, so that its strongest sequences have their influence."""
-    return any(document.get("spike", {}).get("step") == spike and any(c.get("token_influence") for c in document.get("candidates", []))
-               for document in _blamed(run))  # fmt: skip
+    """Whether `replay blame --tokens` was asked about this spike, so that its strongest sequences
+    have their influence.
+    """
+    return any(
+        document.get("spike", {}).get("step") == spike
+        and any(c.get("token_influence") for c in document.get("candidates", []))
+        for document in _blamed(run)
+    )
 
 
 def _blamed(run: str) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
-"""What the reader looks at: parsed from the URL, which is the one truth, and written back to it by callbacks only.
+"""What the reader looks at: parsed from the URL, which is the one truth, and written back to it by
+callbacks only.
 
     selection = Selection.parse(st.query_params)        # never raises: what is not valid is left out and told
     selection.but(spike=400).params()                   # {"run": "demo", "spike": "400"}: the query of a link
@@ -69,7 +70,9 @@ class Selection:
     values: str | None = None  # its parameters: "every=50;top=8"
     sql: str | None = None
     part: str | None = None  # which part of a page: its tab
-    problems: tuple[str, ...] = field(default=(), compare=False)  # what of the URL was left out, in words
+    problems: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # what of the URL was left out, in words
 
     @classmethod
     def parse(cls, params: Mapping[str, Any]) -> Selection:
@@ -90,7 +93,9 @@ class Selection:
         return cls(**chosen, problems=tuple(problems))
 
     def but(self, **changes: Any) -> Selection:
-        """Another choice: what was chosen inside a thing that changes is forgotten, unless it is given too."""
+        """Another choice: what was chosen inside a thing that changes is forgotten, unless it is
+        given too.
+        """
         forgotten = {
             inner: None
             for name, value in changes.items()
@@ -112,11 +117,21 @@ WORDS = {"metric", "kind", "query", "part"}
 
 def _valid(name: str, text: str) -> Any:
     if name in NUMBERS:
-        return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 and int(text) < LARGEST else None
+        return (
+            int(text)
+            if text.isascii() and text.isdecimal() and len(text) <= 16 and int(text) < LARGEST
+            else None
+        )
     if name in ("run", "fork"):
         return text if RUN_NAME.fullmatch(text) else None
     if name in WORDS:
-        return text if text.isascii() and text.replace("_", "").replace("-", "").isalnum() and len(text) <= 80 else None
+        return (
+            text
+            if text.isascii()
+            and text.replace("_", "").replace("-", "").isalnum()
+            and len(text) <= 80
+            else None
+        )
     return text if len(text) <= LONGEST else None
 
 
@@ -125,7 +140,11 @@ def _wanted(name: str) -> str:
         return "a whole number from 0"
     if name in ("run", "fork"):
         return "a run's name"
-    return "a name of letters, digits, '_' and '-'" if name in WORDS else f"at most {LONGEST} characters"
+    return (
+        "a name of letters, digits, '_' and '-'"
+        if name in WORDS
+        else f"at most {LONGEST} characters"
+    )
 
 
 def here() -> Selection:
@@ -136,7 +155,9 @@ def here() -> Selection:
 
 
 def shows(**fields: Any) -> None:
-    """A page tells what it shows where the URL names nothing, or nothing that is there: `shows(run="demo")`."""
+    """A page tells what it shows where the URL names nothing, or nothing that is there:
+    `shows(run="demo")`.
+    """
     import streamlit as st
 
     asked = here()
@@ -146,26 +167,33 @@ def shows(**fields: Any) -> None:
 
 
 def shown() -> Selection:
-    """The selection of the URL, with what the page shows where that names nothing, or nothing that is there."""
+    """The selection of the URL, with what the page shows where that names nothing, or nothing that
+    is there.
+    """
     import streamlit as st
 
     return filled(here(), st.session_state.get(SHOWN, {}))
 
 
 def filled(selection: Selection, shown: Mapping[str, tuple[Any, Any]]) -> Selection:
-    """`shown`: field → (the URL's value when the page was drawn, what the page drew). Of another URL it says nothing."""
+    """`shown`: field → (the URL's value when the page was drawn, what the page drew). Of another
+    URL it says nothing.
+    """
     found = selection
     for name, (asked, drawn) in shown.items():
         if getattr(selection, name) == asked != drawn:
-            # what was chosen inside a run that is not named is chosen in the one that is shown; inside a wrong one, in none
+            # what was chosen inside a run that is not named is chosen in the one that is shown;
+            # inside a wrong one, in none
             found = replace(found, **{name: drawn}) if asked is None else found.but(**{name: drawn})
     return found
 
 
 def goto(**changes: Any) -> None:
-    """Change the selection of this page: only callbacks call it. One entry of the browser's history.
+    """Change the selection of this page: only callbacks call it. One entry of the browser's
+    history.
 
-    What the page shows though the URL does not name it (the newest run, its largest spike) is then named too.
+    What the page shows though the URL does not name it (the newest run, its largest spike) is then
+    named too.
     """
     import streamlit as st
 
@@ -173,17 +201,25 @@ def goto(**changes: Any) -> None:
 
 
 def picked(event: Mapping[str, Any] | None, name: str, *wanted: str) -> dict[str, Any] | None:
-    """The fields of the mark that was clicked, of a chart's event; None where nothing (or nothing whole) was.
+    """The fields of the mark that was clicked, of a chart's event; None where nothing (or nothing
+    whole) was.
 
-    picked({"selection": {"cell": [{"step": 90, "row": 38}]}}, "cell", "step")  ==  {"step": 90, "row": 38}
+    picked({"selection": {"cell": [{"step": 90, "row": 38}]}}, "cell", "step")  ==  {"step": 90,
+    "row": 38}
     """
     marks = ((event or {}).get("selection") or {}).get(name) or []
     mark = marks[-1] if isinstance(marks, list) and marks else None
-    return dict(mark) if isinstance(mark, Mapping) and all(mark.get(w) is not None for w in wanted) else None
+    return (
+        dict(mark)
+        if isinstance(mark, Mapping) and all(mark.get(w) is not None for w in wanted)
+        else None
+    )
 
 
 def picked_row(event: Mapping[str, Any] | None, items: Sequence[T]) -> T | None:
-    """Of what the rows of a table stand for, in their order, that of the row which was clicked; None where none was."""
+    """Of what the rows of a table stand for, in their order, that of the row which was clicked;
+    None where none was.
+    """
     rows = ((event or {}).get("selection") or {}).get("rows") or []
     return items[rows[0]] if rows and rows[0] < len(items) else None
 

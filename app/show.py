@@ -1,9 +1,11 @@
-"""What a page says, safely: verdict sentences, empty states, tables. Names and corpus text never meet Markdown here.
+"""What a page says, safely: verdict sentences, empty states, tables. Names and corpus text never
+meet Markdown here.
 
-verdict("Step 400: loss 3.268 → 4.750 nats/token · fast", "First to move: ", accent("L2.H0 attention logit"), " …")
-nothing("No spike was recorded in this run.", "forensics spikes demo")
+verdict("Step 400: loss 3.268 → 4.750 nats/token · fast", "First to move: ", accent("L2.H0 attention
+logit"), " …") nothing("No spike was recorded in this run.", "forensics spikes demo")
 
-`verdict` and `note` escape every piece, make control, bidi and zero-width characters visible, and only then draw it.
+`verdict` and `note` escape every piece, make control, bidi and zero-width characters visible, and
+only then draw it.
 """
 
 from __future__ import annotations
@@ -65,11 +67,17 @@ Part = str | Piece
 
 def escaped(parts: Sequence[Part]) -> str:
     """Parts of a sentence as HTML in which nothing of their text is markup."""
-    tags = {"strong": ("<b>", "</b>"), "accent": ('<span class="accent">', "</span>"), "code": ("<code>", "</code>")}
+    tags = {
+        "strong": ("<b>", "</b>"),
+        "accent": ('<span class="accent">', "</span>"),
+        "code": ("<code>", "</code>"),
+    }
     made = []
     for part in parts:
         before, after = tags[part.kind] if isinstance(part, Piece) else ("", "")
-        made.append(before + html.escape(visible(part.text if isinstance(part, Piece) else part)) + after)
+        made.append(
+            before + html.escape(visible(part.text if isinstance(part, Piece) else part)) + after
+        )
     return "".join(made)
 
 
@@ -83,7 +91,9 @@ def _draw(body: str) -> None:
 
 
 def verdict(title: str | Sequence[Part], *sentence: Part, hedge: Sequence[Part] = ()) -> None:
-    """The first thing on a page: what is the case, with numbers; below it the hedge, and what would prove it."""
+    """The first thing on a page: what is the case, with numbers; below it the hedge, and what would
+    prove it.
+    """
     body = f"<h1>{escaped([title] if isinstance(title, str) else title)}</h1>"
     body += f"<p>{escaped(sentence)}</p>" if sentence else ""
     body += f'<p class="hedge">{escaped(hedge)}</p>' if hedge else ""
@@ -110,11 +120,19 @@ def amber(*parts: Part) -> None:
     _draw(f'<p class="amber">{escaped(parts)}</p>')
 
 
-def nothing(missing: str | Sequence[Part], command: str = "", hint: str | Sequence[Part] = "") -> None:
+def nothing(
+    missing: str | Sequence[Part], command: str = "", hint: str | Sequence[Part] = ""
+) -> None:
     """An empty state: what is missing, and the command that makes it, filled in for this run."""
     parts = [missing] if isinstance(missing, str) else missing
-    _draw(f"<p>{escaped(parts)}</p>" + (f'<p class="hedge">{escaped([hint] if isinstance(hint, str) else hint)}</p>'
-                                        if hint else ""))  # fmt: skip
+    _draw(
+        f"<p>{escaped(parts)}</p>"
+        + (
+            f'<p class="hedge">{escaped([hint] if isinstance(hint, str) else hint)}</p>'
+            if hint
+            else ""
+        )
+    )
     if command:
         st.code(visible(command), language=None)
 
@@ -124,8 +142,12 @@ def failed(error: ForensicsError) -> None:
     nothing([strong("This cannot be shown: "), error.message + "."], hint=error.hint)
 
 
-def frame(rows: Sequence[Mapping[str, Any]] | pyarrow.Table, *, key: str | None = None, **options: Any) -> Any:
-    """A table of rows (text columns made visible) as `st.dataframe`, without an index; options are its own."""
+def frame(
+    rows: Sequence[Mapping[str, Any]] | pyarrow.Table, *, key: str | None = None, **options: Any
+) -> Any:
+    """A table of rows (text columns made visible) as `st.dataframe`, without an index; options are
+    its own.
+    """
     import pyarrow as pa
 
     if not isinstance(rows, pa.Table):
@@ -134,18 +156,27 @@ def frame(rows: Sequence[Mapping[str, Any]] | pyarrow.Table, *, key: str | None 
 
 
 def choice(
-    rows: Sequence[Mapping[str, Any]], chosen: int | None, *, key: str, on_select: Callable[[], None], **options: Any
+    rows: Sequence[Mapping[str, Any]],
+    chosen: int | None,
+    *,
+    key: str,
+    on_select: Callable[[], None],
+    **options: Any,
 ) -> Any:
-    """A table of which one row is chosen. `chosen` comes from the URL, and the tick with it, on Back and reload too.
+    """A table of which one row is chosen. `chosen` comes from the URL, and the tick with it, on
+    Back and reload too.
 
-    `on_select` reads `picked_row(st.session_state[key], items)`; a click on the ticked row takes nothing away.
+    `on_select` reads `picked_row(st.session_state[key], items)`; a click on the ticked row takes
+    nothing away.
     """
     st.session_state[key] = {"selection": {"rows": [] if chosen is None else [chosen]}}
     return frame(rows, key=key, on_select=on_select, selection_mode="single-row", **options)
 
 
 def readable(rows: pyarrow.Table) -> pyarrow.Table:
-    """The table as a page may hold it: `plain`, text made visible, decimals (SQL's sums of integers) as plain numbers."""
+    """The table as a page may hold it: `plain`, text made visible, decimals (SQL's sums of
+    integers) as plain numbers.
+    """
     import pyarrow as pa
 
     rows = plain(rows)
@@ -162,25 +193,32 @@ def readable(rows: pyarrow.Table) -> pyarrow.Table:
 
 
 def plain(rows: pyarrow.Table) -> pyarrow.Table:
-    """The table with numbers, times and texts only: lists, structs, enums, bytes and all else become text, since a browser
+    """The table with numbers, times and texts only: lists, structs, enums, bytes and all else
+    become text, since a browser
     would draw what is inside them as it is, and a CSV file cannot hold them.
     """
     import pyarrow as pa
 
     for i, field in enumerate(rows.schema):
         if not (_is_text(field.type) or _is_simple(field.type)):
-            texts = [None if value is None else text_of(value) for value in rows.column(i).to_pylist()]
+            texts = [
+                None if value is None else text_of(value) for value in rows.column(i).to_pylist()
+            ]
             rows = rows.set_column(i, field.name, pa.array(texts, pa.string()))
     return rows
 
 
 def text_of(value: Any) -> str:
-    """A value of SQL in words: text as it is, bytes with \\xff for what is none, lists and structs as JSON."""
+    """A value of SQL in words: text as it is, bytes with \\xff for what is none, lists and structs
+    as JSON.
+    """
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if type(value) in (list, tuple, dict):  # not an interval, which is a kind of tuple
         return json.dumps(
-            value, ensure_ascii=False, default=lambda v: float(v) if isinstance(v, Decimal) else text_of(v)
+            value,
+            ensure_ascii=False,
+            default=lambda v: float(v) if isinstance(v, Decimal) else text_of(v),
         )
     return str(value)
 
@@ -196,5 +234,14 @@ def _is_simple(type: pyarrow.DataType) -> bool:
     import pyarrow as pa
 
     t = pa.types
-    simple = (t.is_null, t.is_boolean, t.is_integer, t.is_floating, t.is_decimal, t.is_date, t.is_time, t.is_timestamp)
+    simple = (
+        t.is_null,
+        t.is_boolean,
+        t.is_integer,
+        t.is_floating,
+        t.is_decimal,
+        t.is_date,
+        t.is_time,
+        t.is_timestamp,
+    )
     return any(is_it(type) for is_it in simple)

@@ -1,4 +1,6 @@
-"""Starts the app: Streamlit in this process, on 127.0.0.1, with every setting given here and no file of its own."""
+"""Starts the app: Streamlit in this process, on 127.0.0.1, with every setting given here and no
+file of its own.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +46,13 @@ def free(port: int) -> bool:
 
 
 def serve(runs: Path, port: int) -> None:
-    """Become the server: this process is replaced and ends with Ctrl-C. Errors: usage, where the port is taken."""
+    """Become the server: this process is replaced and ends with Ctrl-C. Errors: usage, where the
+    port is taken.
+    """
     if not free(port):
-        raise ForensicsError("usage", f"wanted port {port} of {ADDRESS}, found it taken", f"--port {port + 1}")
+        raise ForensicsError(
+            "usage", f"wanted port {port} of {ADDRESS}, found it taken", f"--port {port + 1}"
+        )
     root = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     environment = os.environ | {"FORENSICS_RUNS": str(runs.absolute()), "PYTHONPATH": path}

@@ -1,4 +1,5 @@
-"""Which step a page looks at: that of the URL, else of its spike, else of the run's largest spike, else the last.
+"""Which step a page looks at: that of the URL, else of its spike, else of the run's largest spike,
+else the last.
 
 selection = chosen_step(selection)          # with its step filled in, under a row to go from step to step
 """
@@ -19,21 +20,29 @@ MOST = 5  # spikes offered
 
 
 def chosen_step(selection: Selection) -> Selection | None:
-    """The selection with a recorded step; None, with what is missing said, where the run recorded none."""
+    """The selection with a recorded step; None, with what is missing said, where the run recorded
+    none.
+    """
     run = str(selection.run)
     reached = data.reached(run)
     first = data.header(run).get("first_step") or 0
     end = max(reached or 0, first)
     if end == 0:
         show.nothing(
-            [show.strong(run), " has recorded no step yet."], f"forensics show {run}", "This page fills as it trains."
+            [show.strong(run), " has recorded no step yet."],
+            f"forensics show {run}",
+            "This page fills as it trains.",
         )
         return None
     spikes = data.rows("spikes", run=run)
     step = step_of(selection, spikes, end)
     if selection.step is not None and selection.step != step:
         show.nothing(
-            [f"Step {words.count(selection.step)} was not trained: ", show.code(run), f" has steps 0 to {end - 1:,}."]
+            [
+                f"Step {words.count(selection.step)} was not trained: ",
+                show.code(run),
+                f" has steps 0 to {end - 1:,}.",
+            ]
         )
     shows(step=step)
     _row(step, end, spikes)
@@ -46,7 +55,13 @@ def step_of(selection: Selection, spikes: Sequence[dict[str, Any]], end: int) ->
         return min(selection.step, end - 1)
     if selection.spike is not None:
         return min(selection.spike, end - 1)
-    order = sorted(spikes, key=lambda s: (s["metric"] != "loss", -(s["sigma"] if s["sigma"] is not None else math.inf)))
+    order = sorted(
+        spikes,
+        key=lambda s: (
+            s["metric"] != "loss",
+            -(s["sigma"] if s["sigma"] is not None else math.inf),
+        ),
+    )
     return int(order[0]["step"]) if order else end - 1
 
 
@@ -55,10 +70,21 @@ def _row(step: int, end: int, spikes: Sequence[dict[str, Any]]) -> None:
     st.session_state["step-chosen"] = step
     with st.container(horizontal=True, gap="small", vertical_alignment="center", key="step-row"):
         st.button(
-            f"‹ {max(step - 1, 0):,}", key="step-back", disabled=step == 0, on_click=goto, kwargs={"step": step - 1}
+            f"‹ {max(step - 1, 0):,}",
+            key="step-back",
+            disabled=step == 0,
+            on_click=goto,
+            kwargs={"step": step - 1},
         )
-        st.number_input("Step", 0, end - 1, key="step-chosen", width=130, label_visibility="collapsed",
-                        on_change=lambda: goto(step=int(st.session_state["step-chosen"])))  # fmt: skip
+        st.number_input(
+            "Step",
+            0,
+            end - 1,
+            key="step-chosen",
+            width=130,
+            label_visibility="collapsed",
+            on_change=lambda: goto(step=int(st.session_state["step-chosen"])),
+        )
         st.button(
             f"{min(step + 1, end - 1):,} ›",
             key="step-on",
@@ -66,8 +92,15 @@ def _row(step: int, end: int, spikes: Sequence[dict[str, Any]]) -> None:
             on_click=goto,
             kwargs={"step": step + 1},
         )
-        strongest = sorted({s["step"]: s["sigma"] or math.inf for s in spikes}.items(), key=lambda s: -s[1])
+        strongest = sorted(
+            {s["step"]: s["sigma"] or math.inf for s in spikes}.items(), key=lambda s: -s[1]
+        )
         for spike, _ in sorted(strongest[:MOST]):
             if spike != step:
-                st.button(f"Spike {spike:,}", key=f"step-spike-{spike}", type="tertiary", on_click=goto,
-                          kwargs={"spike": spike, "step": spike})  # fmt: skip
+                st.button(
+                    f"Spike {spike:,}",
+                    key=f"step-spike-{spike}",
+                    type="tertiary",
+                    on_click=goto,
+                    kwargs={"spike": spike, "step": spike},
+                )

@@ -1,11 +1,12 @@
-"""A sequence as its tokens: each a span with a background of seven strengths, underlined where it is marked, clickable.
+"""A sequence as its tokens: each a span with a background of seven strengths, underlined where it
+is marked, clickable.
 
-    tokens(["def", " main", "():\\n"], [0, 3, 6], underlined={2}, key="tokens", chosen=1, on_click=clicked)
-    def clicked():
+    tokens(["def", " main", "():\\n"], [0, 3, 6], underlined={2}, key="tokens", chosen=1,
+    on_click=clicked) def clicked():
         goto(position=clicked_token(st.session_state["tokens"]))
 
-Texts reach the page as data and are set with `textContent`: nothing in them is markup. What cannot be seen is shown:
-⟨U+202E⟩, ↵ for a new line, → for a tab.
+Texts reach the page as data and are set with `textContent`: nothing in them is markup. What cannot
+be seen is shown: ⟨U+202E⟩, ↵ for a new line, → for a tab.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ export default function (component) {
 def _component() -> Any:
     import streamlit as st
 
-    return st.components.v2.component("forensics_tokens", html='<div class="tokens"></div>\n', css=CSS, js=JS)
+    return st.components.v2.component(
+        "forensics_tokens", html='<div class="tokens"></div>\n', css=CSS, js=JS
+    )
 
 
 def shown(text: str) -> str:
@@ -76,7 +79,9 @@ def shown(text: str) -> str:
 
 
 def level(loss: float | None, vocabulary: int) -> tuple[int, bool]:
-    """(strength, underlined) of a token by its loss in nats: 0 … ln V on 0 … 6, above ln V (worse than guessing) underlined."""
+    """(strength, underlined) of a token by its loss in nats: 0 … ln V on 0 … 6, above ln V (worse
+    than guessing) underlined.
+    """
     if loss is None:
         return 0, False
     top = math.log(vocabulary)
@@ -95,7 +100,9 @@ def tokens(
     chosen: int | None = None,
     on_click: Callable[[], None] | None = None,
 ) -> Any:
-    """Draw the tokens; a negative level is blue. `titles`: what a pointer at rest shows; `on_click` reads `clicked_token(st.session_state[key])`."""
+    """Draw the tokens; a negative level is blue. `titles`: what a pointer at rest shows; `on_click`
+    reads `clicked_token(st.session_state[key])`.
+    """
     from app.show import dark
 
     assert len(texts) == len(levels) and (titles is None or len(titles) == len(texts))

@@ -1,4 +1,5 @@
-"""Numbers and small sentences as the pages write them. Steps 1,342; loss 3 decimals, gaps signed; ratios 31×.
+"""Numbers and small sentences as the pages write them. Steps 1,342; loss 3 decimals, gaps signed;
+ratios 31×.
 
 The words are hedged: "first to move", "before". Nothing is "caused" without a replay.
 """
@@ -41,7 +42,11 @@ def number(x: float | None) -> str:
 
 def steps(n: int | None, after: str = "") -> str:
     """`1 step before`, `8 steps before`."""
-    return NONE if n is None else f"{n:,} {'step' if abs(n) == 1 else 'steps'}{' ' + after if after else ''}"
+    return (
+        NONE
+        if n is None
+        else f"{n:,} {'step' if abs(n) == 1 else 'steps'}{' ' + after if after else ''}"
+    )
 
 
 def listed(items: Sequence[object], most: int = 4) -> str:

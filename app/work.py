@@ -1,11 +1,12 @@
-"""Long work: a command of `replay` or `forensics` in a process of its own, which a closed tab or app does not end.
+"""Long work: a command of `replay` or `forensics` in a process of its own, which a closed tab or
+app does not end.
 
     work = start("demo", "replay", ["blame", "demo", "--spike", "400"])
     listed("demo")                       # newest first, of this run; listed() of all runs
     runs/<run>/work/<id>/                work.json (what, when) · progress.json · log.txt · result.json · ended.json
 
-`python -m app.work FOLDER` is that process: it runs the command, then writes how it ended. Only commands of COMMANDS are
-started, as lists of arguments without a shell.
+`python -m app.work FOLDER` is that process: it runs the command, then writes how it ended. Only
+commands of COMMANDS are started, as lists of arguments without a shell.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ TAIL = 4000  # characters of a log that are shown
 
 @dataclass(frozen=True)
 class Work:
-    """One command. status: running | done | failed | lost (its process is gone and did not say how it ended)."""
+    """One command. status: running | done | failed | lost (its process is gone and did not say how
+    it ended).
+    """
 
     id: str
     run: str
@@ -88,13 +91,20 @@ class Work:
             return ""
 
 
-def start(run: str, program: str, arguments: Sequence[str], files: dict[str, str] | None = None) -> Work:
-    """Start a command on a run. `files`: written beside it first; `{folder}` in an argument is where. Errors: usage, missing."""
+def start(
+    run: str, program: str, arguments: Sequence[str], files: dict[str, str] | None = None
+) -> Work:
+    """Start a command on a run. `files`: written beside it first; `{folder}` in an argument is
+    where. Errors: usage, missing.
+    """
     from app import data
 
     if program not in COMMANDS or not arguments or arguments[0] not in COMMANDS[program]:
-        raise ForensicsError("usage", f"wanted a command the app may start, found {program} {' '.join(arguments[:1])}",
-                             ", ".join(COMMANDS.get(program, COMMANDS)))  # fmt: skip
+        raise ForensicsError(
+            "usage",
+            f"wanted a command the app may start, found {program} {' '.join(arguments[:1])}",
+            ", ".join(COMMANDS.get(program, COMMANDS)),
+        )
     runs = data.runs_folder()
     now = datetime.now(UTC)
     folder = runs / data.require(run) / "work" / f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -115,10 +125,19 @@ def start(run: str, program: str, arguments: Sequence[str], files: dict[str, str
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     with open(folder / "log.txt", "ab") as log:
         # a session of its own: the end of the app, or of a terminal, does not reach it
-        process = subprocess.Popen([sys.executable, "-P", "-m", "app.work", str(folder)], stdin=subprocess.DEVNULL, stdout=log,
-                                   stderr=log, start_new_session=True, env=os.environ | {"PYTHONPATH": path})  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "app.work", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
     _children.append(process)
-    write_atomic(folder / "process.json", json.dumps({"pid": process.pid, "birth": _birth(process.pid)}).encode())
+    write_atomic(
+        folder / "process.json",
+        json.dumps({"pid": process.pid, "birth": _birth(process.pid)}).encode(),
+    )
     return opened(run, folder.name)
 
 
@@ -132,15 +151,26 @@ def opened(run: str, id_: str) -> Work:
     folder = data.runs_folder() / data.require(run) / "work" / id_
     about = _read(folder / "work.json") if ID.fullmatch(id_) else None
     if about is None:
-        raise ForensicsError("missing", f"no work of {run} is called {id_!r}", "it may have been deleted")
+        raise ForensicsError(
+            "missing", f"no work of {run} is called {id_!r}", "it may have been deleted"
+        )
     ended = _read(folder / "ended.json")
     _children[:] = [p for p in _children if p.poll() is None]
     status = _status(ended, _read(folder / "process.json") or {}, folder)
     if status == "lost":  # it may have ended between the two looks
         ended = _read(folder / "ended.json")
         status = _status(ended, {}, folder) if ended else status
-    return Work(id_, run, folder, about["program"], tuple(about["arguments"]), about["started"], status,
-                ended["code"] if ended else None, _read(folder / "progress.json") or {})  # fmt: skip
+    return Work(
+        id_,
+        run,
+        folder,
+        about["program"],
+        tuple(about["arguments"]),
+        about["started"],
+        status,
+        ended["code"] if ended else None,
+        _read(folder / "progress.json") or {},
+    )
 
 
 def listed(run: str | None = None) -> list[Work]:
@@ -179,7 +209,12 @@ def panel(run: str | None = None, *, most: int = 5, key: str = "work") -> None:
         works = listed(run)[:most]
         for w in works:
             with st.container(border=True, key=f"{key}-{w.id}"):
-                show.note(show.strong(w.status), " ", show.code(w.command), f" · started {w.started[11:19]} UTC")
+                show.note(
+                    show.strong(w.status),
+                    " ",
+                    show.code(w.command),
+                    f" · started {w.started[11:19]} UTC",
+                )
                 if w.status == "running":
                     if w.share is not None:
                         st.progress(w.share)
@@ -211,11 +246,15 @@ def _alive(process: dict[str, Any]) -> bool:
 
 
 def _birth(pid: int) -> str | None:
-    """When the process was made, in the kernel's ticks; None where there is none, or only its remains."""
+    """When the process was made, in the kernel's ticks; None where there is none, or only its
+    remains.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        if not Path("/proc/self/stat").exists():  # no Linux: all that can be asked is whether the number is in use
+        if not Path(
+            "/proc/self/stat"
+        ).exists():  # no Linux: all that can be asked is whether the number is in use
             with contextlib.suppress(OSError):
                 os.kill(pid, 0)
                 return "?"
@@ -249,9 +288,13 @@ def main(folder: Path) -> int:
         "--json",
     ]
     environment = os.environ | {"FORENSICS_PROGRESS": str(folder / "progress.json")}
-    signal.signal(signal.SIGINT, lambda *_: None)  # the command gets it too; this process stays to write the end
+    signal.signal(
+        signal.SIGINT, lambda *_: None
+    )  # the command gets it too; this process stays to write the end
     with open(folder / ".result.tmp", "wb") as out:
-        code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, env=environment).returncode
+        code = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=out, env=environment
+        ).returncode
     os.replace(folder / ".result.tmp", folder / "result.json")
     ended = {"code": code, "ended": datetime.now(UTC).isoformat("T", "seconds")}
     write_atomic(folder / "ended.json", json.dumps(ended).encode())

@@ -1,10 +1,13 @@
-"""The price of the attention statistics of one layer: blocked PyTorch, the same compiled, and on a GPU the kernel.
+"""The price of the attention statistics of one layer: blocked PyTorch, the same compiled, and on a
+GPU the kernel.
 
-    python -m benchmarks.attention [--rounds 9] [--threads 1] [--json benchmarks/results/attention.json]
+    python -m benchmarks.attention [--rounds 9] [--threads 1] [--json
+    benchmarks/results/attention.json]
 
-Two shapes, interleaved in one process: that of the step benchmark, and a longer one. "sharp" has logits thirty times
-as large, so that most weights underflow. The compiled contestant is the blocked form written for the compiler, without
-buffers of its own; its first call, with an empty cache, is timed too.
+Two shapes, interleaved in one process: that of the step benchmark, and a longer one. "sharp" has
+logits thirty times as large, so that most weights underflow. The compiled contestant is the blocked
+form written for the compiler, without buffers of its own; its first call, with an empty cache, is
+timed too.
 """
 
 from __future__ import annotations
@@ -29,7 +32,9 @@ SHAPES = {"B=8 H=8 T=256 K=32": (8, 8, 256, 32), "B=4 H=12 T=1024 K=64": (4, 12,
 
 
 def traced_rows(q: Tensor, k: Tensor) -> list[Tensor]:
-    """m, Σ s, Z, A and the first key's weight, (B·H, T) each; no documents, as many key heads as query heads."""
+    """m, Σ s, Z, A and the first key's weight, (B·H, T) each; no documents, as many key heads as
+    query heads.
+    """
     B, H, T, K = q.shape
     q, k = (q / math.sqrt(K)).reshape(B * H, T, K), k.reshape(B * H, T, K)
     found = []
@@ -65,8 +70,13 @@ def main(rounds: int, threads: int, path: Path | None, dry: bool = False) -> dic
     half = torch.bfloat16 if device == "cuda" else torch.float32  # what training taps
     for shape, (B, H, T, K) in ({"dry": (2, 2, 64, 16)} if dry else SHAPES).items():
         # a decoder's strides: heads are the third axis in memory
-        q, k = (torch.randn(B, T, H, K, device=device, dtype=half).transpose(1, 2) for _ in range(2))
-        contestants = {"blocked": lambda q=q, k=k: blocked(q, k), "blocked, sharp": lambda q=q * 30, k=k: blocked(q, k)}
+        q, k = (
+            torch.randn(B, T, H, K, device=device, dtype=half).transpose(1, 2) for _ in range(2)
+        )
+        contestants = {
+            "blocked": lambda q=q, k=k: blocked(q, k),
+            "blocked, sharp": lambda q=q * 30, k=k: blocked(q, k),
+        }
         if device == "cuda":
             contestants["kernel"] = lambda q=q, k=k: synchronous(q, k)
         elif not dry:
@@ -74,13 +84,19 @@ def main(rounds: int, threads: int, path: Path | None, dry: bool = False) -> dic
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
                 started = time.perf_counter()
                 compiled(q, k)
-                found[f"{shape}: first compiled call, seconds"] = round(time.perf_counter() - started, 1)
+                found[f"{shape}: first compiled call, seconds"] = round(
+                    time.perf_counter() - started, 1
+                )
                 os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
             contestants["compiled"] = lambda q=q, k=k: compiled(q, k)
         seconds = interleaved(contestants, rounds)
         found[f"{shape}: least seconds"] = {name: round(min(s), 5) for name, s in seconds.items()}
-        found[f"{shape}: median seconds"] = {name: round(s, 5) for name, s in medians(seconds).items()}
-        found[f"{shape}: ratio to blocked"] = {name: round(r, 3) for name, r in ratios(seconds, "blocked").items()}
+        found[f"{shape}: median seconds"] = {
+            name: round(s, 5) for name, s in medians(seconds).items()
+        }
+        found[f"{shape}: ratio to blocked"] = {
+            name: round(r, 3) for name, r in ratios(seconds, "blocked").items()
+        }
     report("attention", found, path)
     return found
 
@@ -107,7 +123,9 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument(
-        "--dry", action="store_true", help="tiny shapes, nothing compiled: whether it runs, not how fast"
+        "--dry",
+        action="store_true",
+        help="tiny shapes, nothing compiled: whether it runs, not how fast",
     )
     arguments = parser.parse_args()
     main(arguments.rounds, arguments.threads, arguments.json, arguments.dry)

@@ -1,10 +1,13 @@
-"""The metagradient against plain leave-one-out on windows of 16 × 32 sequences: the same sequences, at what cost?
+"""The metagradient against plain leave-one-out on windows of 16 × 32 sequences: the same sequences,
+at what cost?
 
-    python -m benchmarks.blame [--rounds 3] [--window damaged] [--json benchmarks/results/blame.json]
+    python -m benchmarks.blame [--rounds 3] [--window damaged] [--json
+    benchmarks/results/blame.json]
 
-A small run with a damaged document: in one step 5 of its 32 sequences are shuffled bytes. Two windows of 16 steps,
-one that ends in that step and one of clean data. Leave-one-out is a real replay for each of the 512 sequences, from
-the kept state before its step to the end of the window. The target is the mean loss on 64 held-out sequences.
+A small run with a damaged document: in one step 5 of its 32 sequences are shuffled bytes. Two
+windows of 16 steps, one that ends in that step and one of clean data. Leave-one-out is a real
+replay for each of the 512 sequences, from the kept state before its step to the end of the window.
+The target is the mean loss on 64 held-out sequences.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ DAMAGED = 70  # the step
 WINDOWS = {"damaged": DAMAGED + 1 - K, "clean": 40}  # first step of each
 RECIPE = {
     "data": {
-        "sequence_length": T, "tokenizer": "bytes", "held_out": 64,
+        "sequence_length": T,
+        "tokenizer": "bytes",
+        "held_out": 64,
         "sources": {"clean": "stdlib/json", "damaged": "shuffled:stdlib/wsgiref"},
         "phases": [
             {"until": DAMAGED, "mix": {"clean": 1.0}},
@@ -43,10 +48,17 @@ RECIPE = {
         ],
     },
     "model": {"layers": 1, "width": 32, "heads": 2},
-    "train": {"steps": 100, "batch": B, "learning_rate": 3e-3, "warmup": 5, "threads": 1, "device": "cpu"},
+    "train": {
+        "steps": 100,
+        "batch": B,
+        "learning_rate": 3e-3,
+        "warmup": 5,
+        "threads": 1,
+        "device": "cpu",
+    },
     "checkpoint": {"every": 0},
     "record": {"level": "off"},
-}  # fmt: skip
+}
 
 
 def without(run: Run, step: int, slot: int) -> BatchStream:
@@ -81,7 +93,11 @@ def leave_one_out(run: Run, first: int, target: Target) -> tuple[np.ndarray, int
     with torch.no_grad():
         whole = float(target(state.params))
         changes = [
-            [float(target(walk(at.clone(), without(run, first + k, i), first + K).params)) - whole for i in range(B)]
+            [
+                float(target(walk(at.clone(), without(run, first + k, i), first + K).params))
+                - whole
+                for i in range(B)
+            ]
             for k, at in enumerate(kept)
         ]
     return np.array(changes), steps
@@ -105,27 +121,52 @@ def window(run: Run, first: int, rounds: int) -> dict[str, Any]:
         before = float(target(start.params))
     ranks = [x.ravel().argsort().argsort() for x in (-found.by_sequence, replayed)]
     # what raised the target: a positive influence, a fall of the target when it is left out
-    ours, theirs = ([_slot(first, i) for i in x.ravel().argsort()[:TOP]] for x in (-found.by_sequence, replayed))
-    own = {name: statistics.median(f.seconds for f in each) for name, each in (("plain", plain), ("checked", checked))}
+    ours, theirs = (
+        [_slot(first, i) for i in x.ravel().argsort()[:TOP]] for x in (-found.by_sequence, replayed)
+    )
+    own = {
+        name: statistics.median(f.seconds for f in each)
+        for name, each in (("plain", plain), ("checked", checked))
+    }
     return {
-        "window": [first, first + K], "target_moved_nats": found.value - before,
-        "effect_of_all_nats": float(np.abs(replayed).sum()), "largest_single_effect_nats": float(np.abs(replayed).max()),
-        "top": ours, "top_leave_one_out": theirs, "top_shared": len({tuple(x) for x in ours} & {tuple(x) for x in theirs}),
-        "spearman": float(np.corrcoef(ranks)[0, 1]), "relative_error": condition.relative_error,
-        "seconds": own, "seconds_leave_one_out": seconds,
-        "advances": {"plain": statistics.median(f.advances for f in plain), "checked": statistics.median(f.advances for f in checked)},
-        "advances_leave_one_out": steps, "share_of_cost": {name: s / seconds for name, s in own.items()},
-    }  # fmt: skip
+        "window": [first, first + K],
+        "target_moved_nats": found.value - before,
+        "effect_of_all_nats": float(np.abs(replayed).sum()),
+        "largest_single_effect_nats": float(np.abs(replayed).max()),
+        "top": ours,
+        "top_leave_one_out": theirs,
+        "top_shared": len({tuple(x) for x in ours} & {tuple(x) for x in theirs}),
+        "spearman": float(np.corrcoef(ranks)[0, 1]),
+        "relative_error": condition.relative_error,
+        "seconds": own,
+        "seconds_leave_one_out": seconds,
+        "advances": {
+            "plain": statistics.median(f.advances for f in plain),
+            "checked": statistics.median(f.advances for f in checked),
+        },
+        "advances_leave_one_out": steps,
+        "share_of_cost": {name: s / seconds for name, s in own.items()},
+    }
 
 
 def long_window(run: Run, steps: int = 64) -> dict[str, Any]:
-    """Cost of a long window in steps of training, unchecked: every step kept, and every √K-th state."""
-    target, start, held = probe_target(run, run.batches.held_out()), run.state_at(20), metagradient.HOLD
+    """Cost of a long window in steps of training, unchecked: every step kept, and every √K-th
+    state.
+    """
+    target, start, held = (
+        probe_target(run, run.batches.held_out()),
+        run.state_at(20),
+        metagradient.HOLD,
+    )
     found = {}
     for name, hold in (("all kept", held), ("every root-K-th state", 0)):
         metagradient.HOLD = hold
         one = influence(run, 20, 20 + steps, target, start=start, check=False)
-        found[name] = {"advances": one.advances, "per_step": one.advances / steps, "seconds": one.seconds}
+        found[name] = {
+            "advances": one.advances,
+            "per_step": one.advances / steps,
+            "seconds": one.seconds,
+        }
     metagradient.HOLD = held
     return {"steps": steps, **found}
 
@@ -137,7 +178,9 @@ def _slot(first: int, flat: int) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--window", action="append", choices=list(WINDOWS), help="this one only; all where left out")
+    parser.add_argument(
+        "--window", action="append", choices=list(WINDOWS), help="this one only; all where left out"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -145,11 +188,25 @@ def main() -> None:
         run = open_run(Path(name), "blamed")
         clean = run.batches.corpus.layout(run.recipe.data.sequence_length).n_sequences[0]
         damaged = (run.stream(DAMAGED).sequence >= clean).nonzero().flatten().tolist()
-        windows = {name: window(run, WINDOWS[name], options.rounds) for name in options.window or WINDOWS}
-        report("blame", {
-            "shapes": {"parameters": run.header.parameters, "steps": K, "batch": B, "sequence_length": T, "threads": 1},
-            "damaged_slots": [[DAMAGED, i] for i in damaged], **windows, "long": long_window(run),
-        }, options.json)  # fmt: skip
+        windows = {
+            name: window(run, WINDOWS[name], options.rounds) for name in options.window or WINDOWS
+        }
+        report(
+            "blame",
+            {
+                "shapes": {
+                    "parameters": run.header.parameters,
+                    "steps": K,
+                    "batch": B,
+                    "sequence_length": T,
+                    "threads": 1,
+                },
+                "damaged_slots": [[DAMAGED, i] for i in damaged],
+                **windows,
+                "long": long_window(run),
+            },
+            options.json,
+        )
 
 
 if __name__ == "__main__":

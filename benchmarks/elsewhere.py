@@ -1,10 +1,12 @@
-"""A contestant in a process of its own: its own memory, its own allocator and threads, the environment it would have alone.
+"""A contestant in a process of its own: its own memory, its own allocator and threads, the
+environment it would have alone.
 
     with Elsewhere("benchmarks.plain", "plain GPT", CPU) as step:
         step()                    # one step there; what it said is in `step.told`
 
-The other end is `python -m benchmarks.elsewhere MODULE NAME SIZES`: for each line on its input it takes one step of
-MODULE.contestants(sizes)[NAME]() and answers with a line of JSON: parameters, and the process's peak memory.
+The other end is `python -m benchmarks.elsewhere MODULE NAME SIZES`: for each line on its input it
+takes one step of MODULE.contestants(sizes)[NAME]() and answers with a line of JSON: parameters, and
+the process's peak memory.
 """
 
 from __future__ import annotations
@@ -20,15 +22,26 @@ from typing import Any
 
 from benchmarks.plain import Sizes
 
-OURS = ("GOMP_SPINCOUNT",)  # set by `import forensics` in this process: a contestant that is not ours goes without
+OURS = (
+    "GOMP_SPINCOUNT",
+)  # set by `import forensics` in this process: a contestant that is not ours goes without
 
 
 class Elsewhere:
-    """Callable: one step in the other process. `parameters` and `peak_gib` are known after the first."""
+    """Callable: one step in the other process. `parameters` and `peak_gib` are known after the
+    first.
+    """
 
     def __init__(self, module: str, name: str, sizes: Sizes) -> None:
         environment = {k: v for k, v in os.environ.items() if k not in OURS}
-        command = [sys.executable, "-m", "benchmarks.elsewhere", module, name, json.dumps(vars(sizes))]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.elsewhere",
+            module,
+            name,
+            json.dumps(vars(sizes)),
+        ]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -76,7 +89,11 @@ def serve(module: str, name: str, sizes: dict[str, int]) -> None:
         for _ in sys.stdin:
             step()
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            print(json.dumps({"parameters": step.parameters, "peak_gib": round(peak, 2)}), file=out, flush=True)
+            print(
+                json.dumps({"parameters": step.parameters, "peak_gib": round(peak, 2)}),
+                file=out,
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """python -m benchmarks.exposure [--tokens 1e9] [--json FILE]: what the exposure ledger costs.
 
-A synthetic corpus with Zipf's frequencies (vocabulary 50,257, documents of 700 tokens in the mean) and a run that reads
-nearly all of it once, by the keyed order. Its shards are hard links to one file, which changes nothing of what is
-computed. Timed: `ledger(run, last)` from nothing kept, documents included. Peak memory is the process's own, memory maps
-not counted.
+A synthetic corpus with Zipf's frequencies (vocabulary 50,257, documents of 700 tokens in the mean)
+and a run that reads nearly all of it once, by the keyed order. Its shards are hard links to one
+file, which changes nothing of what is computed. Timed: `ledger(run, last)` from nothing kept,
+documents included. Peak memory is the process's own, memory maps not counted.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/exposure.py` works too
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that `python benchmarks/exposure.py` works too
 
 from benchmarks.rounds import report
 from forensics import config
@@ -47,22 +49,43 @@ def make(folder: Path, tokens: int, T: int, batch: int) -> Any:
     source = Source("main", "synthetic", tokens, documents, 0, "", (), shards)
     write_header(corpus, "synthetic", V, EOT, np.dtype("<u2"), [source])
     steps = (tokens - 1) // T * 99 // 100 // batch
-    recipe = config.from_dict({
-        "data": {"sequence_length": T}, "model": {"layers": 1, "width": 8, "heads": 1},
-        "train": {"steps": steps, "batch": batch, "device": "cpu", "threads": 2},
-    })  # fmt: skip
+    recipe = config.from_dict(
+        {
+            "data": {"sequence_length": T},
+            "model": {"layers": 1, "width": 8, "heads": 1},
+            "train": {"steps": steps, "batch": batch, "device": "cpu", "threads": 2},
+        }
+    )
     opened = open_corpus(corpus)
     shape = shape_of(recipe.model, V, T)
     order = own_stream(opened, recipe.data, batch, 0).order.fingerprint
-    write_run(folder, Header(
-        name="synthetic", recipe="synthetic", config=json.loads(json.dumps(config.to_dict(recipe))), first_step=0,
-        steps=steps, corpus="synthetic", corpus_sources=[], order=order, shape=shape.__dict__,
-        parameters=len(parameter_shapes(shape)), eot=EOT, device="cpu", precision="fp32", threads=2,
-        fingerprint={"device": "cpu"}, arguments=[], created="",
-    ))  # fmt: skip
+    write_run(
+        folder,
+        Header(
+            name="synthetic",
+            recipe="synthetic",
+            config=json.loads(json.dumps(config.to_dict(recipe))),
+            first_step=0,
+            steps=steps,
+            corpus="synthetic",
+            corpus_sources=[],
+            order=order,
+            shape=shape.__dict__,
+            parameters=len(parameter_shapes(shape)),
+            eot=EOT,
+            device="cpu",
+            precision="fp32",
+            threads=2,
+            fingerprint={"device": "cpu"},
+            arguments=[],
+            created="",
+        ),
+    )
     at = np.arange(steps)
     replace_table(
-        folder / "synthetic", "steps", {"step": at, "update": ["apply"] * steps, "schedule": at, "updates": at}
+        folder / "synthetic",
+        "steps",
+        {"step": at, "update": ["apply"] * steps, "schedule": at, "updates": at},
     )
     saved = folder / "synthetic" / "checkpoints" / f"step-{steps:06d}"
     saved.mkdir(parents=True)
@@ -74,7 +97,9 @@ def _shards(corpus: Path, tokens: int) -> tuple[Shard, ...]:
     rng = np.random.default_rng(0)
     weight = 1 / np.arange(1, V) ** 1.05
     edges = np.cumsum(weight / weight.sum())
-    own = np.searchsorted(edges, rng.random(min(SHARD, tokens))).clip(max=V - 2).astype("<u2") + np.uint16(1)
+    own = np.searchsorted(edges, rng.random(min(SHARD, tokens))).clip(max=V - 2).astype(
+        "<u2"
+    ) + np.uint16(1)
     own[rng.random(len(own)) < 1 / MEAN] = EOT
     own[-1] = EOT
     shards = []
@@ -99,8 +124,13 @@ def _documents(corpus: Path, shards: tuple[Shard, ...]) -> int:
         at += shard.tokens
     first = np.concatenate(firsts)
     first = first[first < at]
-    rows = {"document": np.arange(len(first)), "source": ["main"] * len(first), "path": [""] * len(first),
-            "first_token": first, "tokens": np.diff(first, append=at)}  # fmt: skip
+    rows = {
+        "document": np.arange(len(first)),
+        "source": ["main"] * len(first),
+        "path": [""] * len(first),
+        "first_token": first,
+        "tokens": np.diff(first, append=at),
+    }
     schema = DOCUMENTS.arrow_schema()
     table = pa.table({f.name: rows.get(f.name, pa.nulls(len(first), f.type)) for f in schema})
     pq.write_table(table.cast(schema), corpus / "documents.parquet", compression="zstd")
@@ -119,13 +149,23 @@ def measure(folder: Path, tokens: int, T: int, batch: int) -> dict[str, Any]:
     start = time.perf_counter()
     ledger(run, run.header.steps)
     again = time.perf_counter() - start
-    return {"tokens": counted, "corpus_tokens": tokens, "vocabulary": V, "sequence_length": T, "batch": batch,
-            "seconds": seconds, "tokens_per_second": counted / seconds, "seconds_per_1e9": 1e9 * seconds / counted,
-            "seconds_again": again}  # fmt: skip
+    return {
+        "tokens": counted,
+        "corpus_tokens": tokens,
+        "vocabulary": V,
+        "sequence_length": T,
+        "batch": batch,
+        "seconds": seconds,
+        "tokens_per_second": counted / seconds,
+        "seconds_per_1e9": 1e9 * seconds / counted,
+        "seconds_again": again,
+    }
 
 
 def peak_bytes(folder: Path, tokens: int, T: int, batch: int) -> int:
-    """The most that Python and NumPy hold at once while the ledger is made; slower under the tracer, so by itself."""
+    """The most that Python and NumPy hold at once while the ledger is made; slower under the
+    tracer, so by itself.
+    """
     from forensics.tokens.exposure import ledger
 
     run = make(folder, tokens, T, batch)
@@ -147,7 +187,10 @@ def main() -> None:
     shape = (int(a.tokens), a.sequence_length, a.batch)
     with tempfile.TemporaryDirectory() as folder:
         if a.memory:
-            found: dict[str, Any] = {"corpus_tokens": shape[0], "peak_bytes": peak_bytes(Path(folder), *shape)}
+            found: dict[str, Any] = {
+                "corpus_tokens": shape[0],
+                "peak_bytes": peak_bytes(Path(folder), *shape),
+            }
         else:
             found = measure(Path(folder), *shape)
     report("exposure", found, a.json)

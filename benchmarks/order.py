@@ -1,7 +1,9 @@
-"""python -m benchmarks.order [--json FILE]: what the order costs, beside an index that is shuffled up front.
+"""python -m benchmarks.order [--json FILE]: what the order costs, beside an index that is shuffled
+up front.
 
-A batch of 512 ids from 10⁶, 10⁹ and 10¹² sequences, and the memory that takes; beside it what OLMo does, a uint32
-index shuffled by PCG64, at 10⁷ and 10⁸. Rounds are interleaved, so that a busy moment falls on all; medians.
+A batch of 512 ids from 10⁶, 10⁹ and 10¹² sequences, and the memory that takes; beside it what OLMo
+does, a uint32 index shuffled by PCG64, at 10⁷ and 10⁸. Rounds are interleaved, so that a busy
+moment falls on all; medians.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that `python benchmarks/order.py` works too
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # so that `python benchmarks/order.py` works too
 
 from benchmarks.rounds import report
 from forensics.config import Data

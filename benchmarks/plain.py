@@ -1,7 +1,9 @@
-"""What the trainer is measured against: a plain PyTorch GPT and transformers' Llama, under the loop one would write.
+"""What the trainer is measured against: a plain PyTorch GPT and transformers' Llama, under the loop
+one would write.
 
-The GPT is what one writes after nanoGPT: modules, LayerNorm, GELU, fused attention, tied embeddings, one cross-entropy
-over all logits, fused AdamW, a norm clipped, autocast on a GPU. Nothing in it is deterministic on purpose.
+The GPT is what one writes after nanoGPT: modules, LayerNorm, GELU, fused attention, tied
+embeddings, one cross-entropy over all logits, fused AdamW, a norm clipped, autocast on a GPU.
+Nothing in it is deterministic on purpose.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shapes of a benchmark: width, layers, heads, positions, sequences, tokens of the vocabulary."""
+    """Shapes of a benchmark: width, layers, heads, positions, sequences, tokens of the
+    vocabulary.
+    """
 
     D: int
     L: int
@@ -43,7 +47,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
-        q, k, v = (y.view(b, t, self.H, d // self.H).transpose(1, 2) for y in self.qkv(self.ln1(x)).split(d, dim=2))
+        q, k, v = (
+            y.view(b, t, self.H, d // self.H).transpose(1, 2)
+            for y in self.qkv(self.ln1(x)).split(d, dim=2)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.proj(y.transpose(1, 2).reshape(b, t, d))
         return x + self.down(F.gelu(self.up(self.ln2(x)), approximate="tanh"))
@@ -69,13 +76,22 @@ class PlainGPT(nn.Module):
 
 
 def llama(z: Sizes) -> Callable[[Tensor], Tensor]:
-    """transformers' Llama of these sizes, as a function of tokens, with the parameters beside it."""
+    """transformers' Llama of these sizes, as a function of tokens, with the parameters beside
+    it.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=z.V, hidden_size=z.D, num_hidden_layers=z.L, num_attention_heads=z.H, max_position_embeddings=z.T,
-        intermediate_size=-(-8 * z.D // 3 // 8) * 8, tie_word_embeddings=False, attn_implementation="sdpa", use_cache=False,
-    )  # fmt: skip
+        vocab_size=z.V,
+        hidden_size=z.D,
+        num_hidden_layers=z.L,
+        num_attention_heads=z.H,
+        max_position_embeddings=z.T,
+        intermediate_size=-(-8 * z.D // 3 // 8) * 8,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+        use_cache=False,
+    )
 
     class Logits(nn.Module):
         def __init__(self) -> None:
@@ -109,7 +125,9 @@ def contestants(z: Sizes, device: str = "cpu") -> dict[str, Callable[[], Plain]]
 class Plain:
     """The loop around a module of tokens → logits."""
 
-    def __init__(self, module: Any, device: str, batch: Callable[[int], Tensor], compiled: bool = False) -> None:
+    def __init__(
+        self, module: Any, device: str, batch: Callable[[int], Tensor], compiled: bool = False
+    ) -> None:
         self.module = module.to(device)
         self.forward = torch.compile(self.module) if compiled else self.module
         self.device, self.batch, self.step = device, batch, 0
@@ -124,7 +142,11 @@ class Plain:
     def __call__(self) -> None:
         tokens = self.batch(self.step).to(self.device, non_blocking=True)
         self.step += 1
-        half = torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else contextlib.nullcontext()
+        half = (
+            torch.autocast("cuda", torch.bfloat16)
+            if self.device == "cuda"
+            else contextlib.nullcontext()
+        )
         with half:
             logits = self.forward(tokens[:, :-1])
             loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), tokens[:, 1:].reshape(-1))

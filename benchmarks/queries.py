@@ -1,9 +1,12 @@
-"""Named queries on a synthetic large run: 10,000 steps × 12 layers × 12 heads, 110 tensors, written through the store.
+"""Named queries on a synthetic large run: 10,000 steps × 12 layers × 12 heads, 110 tensors, written
+through the store.
 
-    python -m benchmarks.queries [--steps 10000] [--rounds 7] [--json benchmarks/results/queries-cpu.json]
+    python -m benchmarks.queries [--steps 10000] [--rounds 7] [--json
+    benchmarks/results/queries-cpu.json]
 
-Every named query that a run alone can answer (without forks, documents and vocabulary), median of interleaved rounds,
-warm; the whole of its rows is fetched. The app's own queries at ten times the size: `python -m benchmarks.app`.
+Every named query that a run alone can answer (without forks, documents and vocabulary), median of
+interleaved rounds, warm; the whole of its rows is fetched. The app's own queries at ten times the
+size: `python -m benchmarks.app`.
 """
 
 from __future__ import annotations
@@ -19,14 +22,32 @@ from typing import Any
 from benchmarks.rounds import interleaved, report
 from benchmarks.store import make, record, sizes
 
-ALONE = {"steps", "layers", "heads", "tensors", "sequences", "steps_by100", "layers_by100", "heads_by100", "tensors_by100",
-         "runs", "events", "checkpoints"}  # fmt: skip
+ALONE = {
+    "steps",
+    "layers",
+    "heads",
+    "tensors",
+    "sequences",
+    "steps_by100",
+    "layers_by100",
+    "heads_by100",
+    "tensors_by100",
+    "runs",
+    "events",
+    "checkpoints",
+}
 VALUES = {"layer": 7, "head": 3, "tensor": "layers.7.q.weight", "fork": "r", "limit": 20}
 
 
 def arguments(parameters: dict[str, Any], steps: int) -> dict[str, Any] | None:
     """Values for what has no default, or None where one cannot be told."""
-    known = VALUES | {"run": "r", "runs": "r", "step": steps // 2 + 7, "first": steps // 2, "last": steps // 2 + 40}
+    known = VALUES | {
+        "run": "r",
+        "runs": "r",
+        "step": steps // 2 + 7,
+        "first": steps // 2,
+        "last": steps // 2 + 40,
+    }
     needed = [name for name, p in parameters.items() if "default" not in p]
     return {name: known[name] for name in needed} if set(needed) <= known.keys() else None
 
@@ -55,14 +76,19 @@ def measure(steps: int, rounds: int) -> dict[str, Any]:
         seconds = interleaved(asked, rounds)
         rows = sum(t["rows"] for t in sizes(folder).values())
     return {
-        "steps": steps, "rows": rows, "rounds": rounds,
-        "milliseconds": {n: round(statistics.median(s) * 1e3, 1) for n, s in seconds.items()}, "rows_returned": found,
+        "steps": steps,
+        "rows": rows,
+        "rounds": rounds,
+        "milliseconds": {n: round(statistics.median(s) * 1e3, 1) for n, s in seconds.items()},
+        "rows_returned": found,
         "slowest_milliseconds": round(max(statistics.median(s) for s in seconds.values()) * 1e3, 1),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path)

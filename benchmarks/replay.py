@@ -1,9 +1,12 @@
-"""Replay speed over training speed: a recorded run against the verification of all of it, bit for bit.
+"""Replay speed over training speed: a recorded run against the verification of all of it, bit for
+bit.
 
-    python -m benchmarks.replay [--rounds 3] [--steps 24] [--json benchmarks/results/replay-cpu.json]
+    python -m benchmarks.replay [--rounds 3] [--steps 24] [--json
+    benchmarks/results/replay-cpu.json]
 
-Each round trains a new run of the packaged sources with light recording, as `forensics train` does, and verifies it
-from state 0 to its end, as `replay verify` does; both are timed from the first step to the last. Also what it says.
+Each round trains a new run of the packaged sources with light recording, as `forensics train` does,
+and verifies it from state 0 to its end, as `replay verify` does; both are timed from the first step
+to the last. Also what it says.
 """
 
 from __future__ import annotations
@@ -29,12 +32,20 @@ WARM = 4  # steps that are not timed: compiling, first pages
 
 
 def recipe(z: Sizes, steps: int, source: str) -> config.Recipe:
-    return config.from_dict({
-        "data": {"source": source, "tokenizer": "bytes", "sequence_length": z.T, "held_out": 0},
-        "model": {"family": "llama", "layers": z.L, "width": z.D, "heads": z.H},
-        "train": {"steps": steps, "batch": z.B, "learning_rate": 3e-4, "warmup": 2, "compile": DEVICE == "cuda"},
-        "checkpoint": {"every": 0},
-    })  # fmt: skip
+    return config.from_dict(
+        {
+            "data": {"source": source, "tokenizer": "bytes", "sequence_length": z.T, "held_out": 0},
+            "model": {"family": "llama", "layers": z.L, "width": z.D, "heads": z.H},
+            "train": {
+                "steps": steps,
+                "batch": z.B,
+                "learning_rate": 3e-4,
+                "warmup": 2,
+                "compile": DEVICE == "cuda",
+            },
+            "checkpoint": {"every": 0},
+        }
+    )
 
 
 class Clock:
@@ -57,7 +68,13 @@ def measure(z: Sizes, rounds: int, steps: int, source: str) -> dict[str, Any]:
         runs = Path(name)
         for i in range(rounds):
             first, second = Clock(), Clock()
-            train(recipe(z, steps, source), name=f"r{i}", recipe_name="benchmark", runs=runs, progress=first)
+            train(
+                recipe(z, steps, source),
+                name=f"r{i}",
+                recipe_name="benchmark",
+                runs=runs,
+                progress=first,
+            )
             found, _ = verify(runs, f"r{i}", 0, steps, progress=second)
             assert found.bitwise, found.sentence()
             words = found.sentence()
@@ -66,20 +83,28 @@ def measure(z: Sizes, rounds: int, steps: int, source: str) -> dict[str, Any]:
             ratios.append(training[-1] / replaying[-1])
         run: Run = open_run(runs, "r0")
     return {
-        "shapes": vars(z) | {"V": run.shape.vocabulary}, "rounds": rounds, "steps": steps, "said": words,
-        "parameters": run.header.parameters, "compiled": run.recipe.train.compile,
+        "shapes": vars(z) | {"V": run.shape.vocabulary},
+        "rounds": rounds,
+        "steps": steps,
+        "said": words,
+        "parameters": run.header.parameters,
+        "compiled": run.recipe.train.compile,
         "training_seconds_per_step": round(statistics.median(training), 4),
         "replay_seconds_per_step": round(statistics.median(replaying), 4),
         "replay_over_training_speed": round(statistics.median(ratios), 3),
-    }  # fmt: skip
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--dry", action="store_true", help="tiny shapes: whether it runs, not how fast")
+    parser.add_argument(
+        "--dry", action="store_true", help="tiny shapes: whether it runs, not how fast"
+    )
     options = parser.parse_args()
     z = DRY if options.dry else GPU if torch.cuda.is_available() else CPU
     source = "stdlib/json" if options.dry else "stdlib/email"

@@ -1,6 +1,8 @@
-"""Interleaved rounds: every contestant once per round in a shuffled order, medians over rounds, as ratios.
+"""Interleaved rounds: every contestant once per round in a shuffled order, medians over rounds, as
+ratios.
 
-These machines are noisy; a contestant measured alone meets another machine than the one measured beside it.
+These machines are noisy; a contestant measured alone meets another machine than the one measured
+beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from typing import Any
 def interleaved(
     contestants: dict[str, Callable[[], Any]], rounds: int, warm: int = 1, until: float = math.inf
 ) -> dict[str, list[float]]:
-    """Seconds of each call, by contestant; the first `warm` rounds are not counted. None begins after `until`, but for three."""
+    """Seconds of each call, by contestant; the first `warm` rounds are not counted. None begins
+    after `until`, but for three.
+    """
     found: dict[str, list[float]] = {name: [] for name in contestants}
     shuffle = random.Random(0).shuffle
     for r in range(warm + rounds):
@@ -38,7 +42,9 @@ def interleaved(
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, float]:
     """Median over rounds of each contestant's seconds over the base's of the same round."""
-    return {n: statistics.median(a / b for a, b in zip(s, seconds[base])) for n, s in seconds.items()}
+    return {
+        n: statistics.median(a / b for a, b in zip(s, seconds[base])) for n, s in seconds.items()
+    }
 
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""Checkpoints: seconds to save and to load one, and what the loop waits for while one is written behind it.
+"""Checkpoints: seconds to save and to load one, and what the loop waits for while one is written
+behind it.
 
 python -m benchmarks.saving [--rounds 5] [--json benchmarks/results/saving-cpu.json]
 
-The stall is how much longer a step takes that hands a state over, and the steps beside which it is written, over the
-median step; on a CPU both share the cores.
+The stall is how much longer a step takes that hands a state over, and the steps beside which it is
+written, over the median step; on a CPU both share the cores.
 """
 
 from __future__ import annotations
@@ -37,13 +38,18 @@ def whole(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
         loads.append(time.perf_counter() - started)
     save, load = statistics.median(saves), statistics.median(loads)
     return {
-        "megabytes": round(size / 1e6, 1), "save_seconds": round(save, 4), "load_seconds": round(load, 4),
-        "save_megabytes_per_second": round(size / 1e6 / save), "load_megabytes_per_second": round(size / 1e6 / load),
-    }  # fmt: skip
+        "megabytes": round(size / 1e6, 1),
+        "save_seconds": round(save, 4),
+        "load_seconds": round(load, 4),
+        "save_megabytes_per_second": round(size / 1e6 / save),
+        "load_megabytes_per_second": round(size / 1e6 / load),
+    }
 
 
 def stalls(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
-    """Steps with a save handed over after every eighth; the first save, which takes its memory, is not counted."""
+    """Steps with a save handed over after every eighth; the first save, which takes its memory, is
+    not counted.
+    """
     step, saver = synchronous(ours), Saver(place, ours.model.decoder.shape, None, 0)
     handing, beside, quiet = [], [], []
     saver.save(ours.state, "first")
@@ -64,11 +70,13 @@ def stalls(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
     middle = statistics.median(quiet)
     extra = sum(t - middle for t in beside) / rounds
     return {
-        "step_seconds": round(middle, 4), "hand_over_seconds": round(statistics.median(handing), 4),
-        "steps_written_beside": round(len(beside) / rounds, 1), "slower_beside_seconds": round(extra, 4),
+        "step_seconds": round(middle, 4),
+        "hand_over_seconds": round(statistics.median(handing), 4),
+        "steps_written_beside": round(len(beside) / rounds, 1),
+        "slower_beside_seconds": round(extra, 4),
         "stall_in_steps": round(statistics.median(handing) / middle, 3),
         "whole_price_in_steps": round((statistics.median(handing) + extra) / middle, 3),
-    }  # fmt: skip
+    }
 
 
 def measure(z: Sizes, rounds: int) -> dict[str, Any]:
@@ -77,15 +85,21 @@ def measure(z: Sizes, rounds: int) -> dict[str, Any]:
     for _ in range(3):
         ours()
     with tempfile.TemporaryDirectory() as name:
-        return {"shapes": vars(z), "parameters": ours.parameters, **whole(ours, rounds, Path(name) / "whole"),
-                "behind_the_run": stalls(ours, rounds, Path(name) / "behind")}  # fmt: skip
+        return {
+            "shapes": vars(z),
+            "parameters": ours.parameters,
+            **whole(ours, rounds, Path(name) / "whole"),
+            "behind_the_run": stalls(ours, rounds, Path(name) / "behind"),
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--dry", action="store_true", help="tiny shapes: whether it runs, not how fast")
+    parser.add_argument(
+        "--dry", action="store_true", help="tiny shapes: whether it runs, not how fast"
+    )
     options = parser.parse_args()
     z = DRY if options.dry else GPU if torch.cuda.is_available() else CPU
     report("saving", measure(z, options.rounds), options.json)

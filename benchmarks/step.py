@@ -1,12 +1,15 @@
-"""One training step: ours against a plain PyTorch GPT and transformers' Llama, and the price of what ours adds.
+"""One training step: ours against a plain PyTorch GPT and transformers' Llama, and the price of
+what ours adds.
 
     python -m benchmarks.step [--rounds 9] [--json benchmarks/results/step-cpu.json]
 
-On a CPU at the shapes of the first issue (d=256, L=6, T=256, B=8, V=8192), on a GPU at GPT-2 small (124M, T=1024,
-bf16). Contestants take turns, so that a busy moment falls on all; each runs under its own determinism switches, and on a
-CPU in a process of its own, as it would run alone: ours keeps its memory and lets waiting threads sleep, the others are
-what PyTorch makes of them. On a GPU they share one process, and with it what its memory can hold. MFU: 6 operations per weight and token and 12·L·D·T of attention a token, over the device's peak; on a CPU
-the peak is what its own matrix product reaches here.
+On a CPU at the shapes of the first issue (d=256, L=6, T=256, B=8, V=8192), on a GPU at GPT-2 small
+(124M, T=1024, bf16). Contestants take turns, so that a busy moment falls on all; each runs under
+its own determinism switches, and on a CPU in a process of its own, as it would run alone: ours
+keeps its memory and lets waiting threads sleep, the others are what PyTorch makes of them. On a GPU
+they share one process, and with it what its memory can hold. MFU: 6 operations per weight and token
+and 12·L·D·T of attention a token, over the device's peak; on a CPU the peak is what its own matrix
+product reaches here.
 """
 
 from __future__ import annotations
@@ -48,7 +51,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Switches(NamedTuple):
-    """What a process of PyTorch's may be told of determinism; contestants that share one are each given their own."""
+    """What a process of PyTorch's may be told of determinism; contestants that share one are each
+    given their own.
+    """
 
     strict: bool
     cudnn_attention: bool
@@ -58,7 +63,9 @@ class Switches(NamedTuple):
     def now(cls) -> Switches:
         cuda = torch.backends.cuda
         sums = cuda.matmul.allow_bf16_reduced_precision_reduction
-        return cls(torch.are_deterministic_algorithms_enabled(), cuda.cudnn_sdp_enabled(), bool(sums))
+        return cls(
+            torch.are_deterministic_algorithms_enabled(), cuda.cudnn_sdp_enabled(), bool(sums)
+        )
 
     def set(self) -> None:
         torch.use_deterministic_algorithms(self.strict)
@@ -80,29 +87,48 @@ class Ours:
     """`advance` with an observer, under strict determinism or without."""
 
     def __init__(
-        self, z: Sizes, family: str, level: str | None = None, compiled: bool = False, strict: bool = True
+        self,
+        z: Sizes,
+        family: str,
+        level: str | None = None,
+        compiled: bool = False,
+        strict: bool = True,
     ) -> None:
-        recipe = config.from_dict({"model": {"family": family, "layers": z.L, "width": z.D, "heads": z.H},
-                                   "train": {"batch": z.B, "learning_rate": 3e-4, "compile": compiled},
-                                   "data": {"sequence_length": z.T}})  # fmt: skip
+        recipe = config.from_dict(
+            {
+                "model": {"family": family, "layers": z.L, "width": z.D, "heads": z.H},
+                "train": {"batch": z.B, "learning_rate": 3e-4, "compile": compiled},
+                "data": {"sequence_length": z.T},
+            }
+        )
         shape = shape_of(recipe.model, z.V, z.T)
         self.parameters = sum(math.prod(s) for s in parameter_shapes(shape).values())
         self.z = z
-        identity.settle(identity.thread_count(0))  # anew: another contestant of this process may have set its own
+        identity.settle(
+            identity.thread_count(0)
+        )  # anew: another contestant of this process may have set its own
         self.switches = Switches.now() if strict else USUAL
         self.model = build_model(recipe, shape, DEVICE, 0)
         if compiled and not strict:  # without the compiler's own option, too
-            self.model.decoder._block = torch.compile(self.model.decoder.block, dynamic=False, fullgraph=True)
-        self.state = TrainState.start({n: t.to(DEVICE) for n, t in initialize(shape, "normal", 0).items()})
+            self.model.decoder._block = torch.compile(
+                self.model.decoder.block, dynamic=False, fullgraph=True
+            )
+        self.state = TrainState.start(
+            {n: t.to(DEVICE) for n, t in initialize(shape, "normal", 0).items()}
+        )
         self.policy = own_policy(recipe.train, "bf16" if DEVICE == "cuda" else "fp32")
         # the digest of every state is part of a CPU run, recorded or not
         record = config.Record(level=level or "off")
-        self.watch: Observer = Recorder(Nowhere(), record, self.model, DEVICE == "cpu") if level else SILENT  # type: ignore[arg-type]
+        self.watch: Observer = (
+            Recorder(Nowhere(), record, self.model, DEVICE == "cpu") if level else SILENT
+        )  # type: ignore[arg-type]
 
     def __call__(self) -> None:
         counters = self.state.counters
         self.switches.set()
-        advance(self.state, batch(self.z, counters.step), self.policy(counters), self.model, self.watch)
+        advance(
+            self.state, batch(self.z, counters.step), self.policy(counters), self.model, self.watch
+        )
 
 
 def batch(z: Sizes, step: int) -> Batch:
@@ -146,7 +172,10 @@ SPEEDS = {
 PRICES = {
     "determinism (compiled)": ("gpt2, compiled", "gpt2, compiled, not strict"),
     "light recording (compiled)": ("gpt2, compiled, light", "gpt2, compiled"),
-    "determinism and light recording (compiled)": ("gpt2, compiled, light", "gpt2, compiled, not strict"),
+    "determinism and light recording (compiled)": (
+        "gpt2, compiled, light",
+        "gpt2, compiled, not strict",
+    ),
     "digest of every state": ("llama, off", "llama"),
     "light recording, digests included (eager)": ("llama, light", "llama"),
 }
@@ -168,14 +197,22 @@ def measure(z: Sizes, rounds: int, limit: float) -> dict[str, Any]:
                 made[name] = open_.enter_context(Elsewhere(module, name, z))
             made[name]()  # the compiler works here
             seconds_to_make[name] = round(time.perf_counter() - started, 1)
-        memory = {n: one_step_memory(each) / 2**30 for n, each in made.items()} if DEVICE == "cuda" else {}
-        seconds = interleaved({name: synchronous(each) for name, each in made.items()}, rounds, until=until)
+        memory = (
+            {n: one_step_memory(each) / 2**30 for n, each in made.items()}
+            if DEVICE == "cuda"
+            else {}
+        )
+        seconds = interleaved(
+            {name: synchronous(each) for name, each in made.items()}, rounds, until=until
+        )
         memory = memory or {n: each.told["peak_gib"] for n, each in made.items()}
     peak, peak_is = device_peak()
     middle = medians(seconds)
     operations = {n: flops_per_token(z, each.parameters) for n, each in made.items()}
     return {
-        "shapes": vars(z), "threads": identity.thread_count(0), "rounds": len(next(iter(seconds.values()))),
+        "shapes": vars(z),
+        "threads": identity.thread_count(0),
+        "rounds": len(next(iter(seconds.values()))),
         "precision": "bf16" if DEVICE == "cuda" else "fp32",
         "parameters": {n: each.parameters for n, each in made.items()},
         "first_step_seconds": seconds_to_make,
@@ -184,9 +221,17 @@ def measure(z: Sizes, rounds: int, limit: float) -> dict[str, Any]:
         "mfu": {n: round(operations[n] * z.B * z.T / s / peak, 4) for n, s in middle.items()},
         "peak": f"{peak / 1e12:.3g} TFLOPS, {peak_is}",
         "memory_gib": {n: round(m, 2) for n, m in memory.items()},
-        "speed": {n: round(1 / ratios(seconds, b)[a], 3) for n, (a, b) in SPEEDS.items() if {a, b} <= seconds.keys()},
-        "price": {n: round(ratios(seconds, b)[a] - 1, 4) for n, (a, b) in PRICES.items() if {a, b} <= seconds.keys()},
-    }  # fmt: skip
+        "speed": {
+            n: round(1 / ratios(seconds, b)[a], 3)
+            for n, (a, b) in SPEEDS.items()
+            if {a, b} <= seconds.keys()
+        },
+        "price": {
+            n: round(ratios(seconds, b)[a] - 1, 4)
+            for n, (a, b) in PRICES.items()
+            if {a, b} <= seconds.keys()
+        },
+    }
 
 
 def synchronous(step: Callable[[], Any]) -> Callable[[], None]:
@@ -201,7 +246,9 @@ def synchronous(step: Callable[[], Any]) -> Callable[[], None]:
 
 
 def flops_per_token(z: Sizes, parameters: int) -> float:
-    """Forward and backward: 6 per weight that multiplies a token, 12·L·D·T of attention (PaLM, appendix B)."""
+    """Forward and backward: 6 per weight that multiplies a token, 12·L·D·T of attention (PaLM,
+    appendix B).
+    """
     looked_up = (
         z.T * z.D if parameters < 2 * z.V * z.D + 12 * z.L * z.D**2 else z.V * z.D
     )  # positions; an untied embedding
@@ -212,7 +259,9 @@ def device_peak() -> tuple[float, str]:
     """Operations per second, and where the number is from."""
     if DEVICE == "cuda":
         name = torch.cuda.get_device_name()
-        known = next((peak for part, peak in PEAKS.items() if all(w in name for w in part.split())), None)
+        known = next(
+            (peak for part, peak in PEAKS.items() if all(w in name for w in part.split())), None
+        )
         if known is not None:
             return known, f"the maker's, {name}"
     n, dtype = (8192, torch.bfloat16) if DEVICE == "cuda" else (2048, torch.float32)
@@ -222,7 +271,9 @@ def device_peak() -> tuple[float, str]:
 
 
 def one_step_memory(step: Callable[[], Any]) -> int:
-    """Bytes that a step needs beyond all that stays, and the contestant's own 12 bytes a parameter."""
+    """Bytes that a step needs beyond all that stays, and the contestant's own 12 bytes a
+    parameter.
+    """
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -233,11 +284,17 @@ def one_step_memory(step: Callable[[], Any]) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--dry", action="store_true", help="tiny shapes: whether it runs, not how fast")
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no further round begins")
+    parser.add_argument(
+        "--dry", action="store_true", help="tiny shapes: whether it runs, not how fast"
+    )
+    parser.add_argument(
+        "--limit", type=float, default=math.inf, help="seconds after which no further round begins"
+    )
     options = parser.parse_args()
     z = DRY if options.dry else GPU if DEVICE == "cuda" else CPU
     report("step", measure(z, options.rounds, options.limit), options.json)

@@ -2,10 +2,12 @@
 
     python -m benchmarks.store [--steps 10000] [--json benchmarks/results/store.json]
 
-A run of 12 layers of 12 heads at B = 16 with every light table, through the background writer: 1.44 M rows of heads,
-1.1 M of tensors. Values are random walks with the noise that the field's curves have. First as fast as the writer
-takes it: bytes, steps per second, reading. Then 1,000 steps of 20 ms (such a model takes 50 on a GPU, seconds on a
-CPU), written in the background and in the run's own thread: what a step waits for.
+A run of 12 layers of 12 heads at B = 16 with every light table, through the background writer: 1.44
+M rows of heads,
+1.1 M of tensors. Values are random walks with the noise that the field's curves have. First as fast
+as the writer takes it: bytes, steps per second, reading. Then 1,000 steps of 20 ms (such a model
+takes 50 on a GPU, seconds on a CPU), written in the background and in the run's own thread: what a
+step waits for.
 """
 
 from __future__ import annotations
@@ -31,19 +33,34 @@ L, H, B = 12, 12, 16
 FLUSH_EVERY, SAVE_EVERY = 50, 1000
 PACE = 0.02  # seconds of a step
 PER_LAYER = ("norm1", "q", "k", "v", "o", "norm2", "gate", "up", "down")
-NAMES = ["embedding", *(f"layers.{i}.{kind}.weight" for i in range(L) for kind in PER_LAYER), "norm"]  # 110
+NAMES = [
+    "embedding",
+    *(f"layers.{i}.{kind}.weight" for i in range(L) for kind in PER_LAYER),
+    "norm",
+]  # 110
 # relative change from one step to the next, and relative noise around the walk
 SMOOTH, NOISY = (1e-4, 0.0), (5e-3, 0.05)
 SMOOTH_COLUMNS = {"param_norm", "exp_avg_sq_norm", "lr"}
-CONSTANT = {"unseen_share": 0.0, "clip_scale": 1.0, "weight": 1024.0}  # of sequences; shares that are 0 in most runs
+CONSTANT = {
+    "unseen_share": 0.0,
+    "clip_scale": 1.0,
+    "weight": 1024.0,
+}  # of sequences; shares that are 0 in most runs
 DENSE = {"resid_max", "act_max", "lens_loss", "lens_entropy", "lens_kl"}
 
 
 def walks(table: str, steps: int, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Every recorded column as (steps, rows): level · exp(random walk) · (1 + noise), at the column's own precision."""
+    """Every recorded column as (steps, rows): level · exp(random walk) · (1 + noise), at the
+    column's own precision.
+    """
     found = {}
     for c in TABLES[table].columns:
-        if c.name in TABLES[table].key or c.name in DENSE or c.type not in NUMERIC or not c.type.startswith("float"):
+        if (
+            c.name in TABLES[table].key
+            or c.name in DENSE
+            or c.type not in NUMERIC
+            or not c.type.startswith("float")
+        ):
             continue
         if c.name in CONSTANT:
             found[c.name] = np.full((steps, rows), CONSTANT[c.name], c.type)
@@ -71,9 +88,16 @@ def make(steps: int) -> dict[str, dict[str, np.ndarray]]:
     return data
 
 
-def record(folder: Path, data: dict[str, dict[str, np.ndarray]], steps: int, pace: float, background: bool) -> dict:
-    """The run: append at every step as the recorder does, flush every 50, drain where a checkpoint would be written."""
-    layer, head = np.repeat(np.arange(L, dtype=np.int32), H), np.tile(np.arange(H, dtype=np.int32), L)
+def record(
+    folder: Path, data: dict[str, dict[str, np.ndarray]], steps: int, pace: float, background: bool
+) -> dict:
+    """The run: append at every step as the recorder does, flush every 50, drain where a checkpoint
+    would be written.
+    """
+    layer, head = (
+        np.repeat(np.arange(L, dtype=np.int32), H),
+        np.tile(np.arange(H, dtype=np.int32), L),
+    )
     slots = np.arange(B, dtype=np.int32)
     appends, flushes, drains = [], [], []
     began = time.perf_counter()
@@ -86,9 +110,17 @@ def record(folder: Path, data: dict[str, dict[str, np.ndarray]], steps: int, pac
             one["state_digest"] = os.urandom(16).hex()
             started = time.perf_counter()
             w.append("tensors", step=s, tensor=list(NAMES), **tensors)
-            w.append("heads", step=s, layer=layer, head=head, **{c: x[s] for c, x in data["heads"].items()})
+            w.append(
+                "heads",
+                step=s,
+                layer=layer,
+                head=head,
+                **{c: x[s] for c, x in data["heads"].items()},
+            )
             w.append("layers", step=s, layer=list(range(L)), **layers)
-            w.append("sequences", step=s, slot=slots, **{c: x[s] for c, x in data["sequences"].items()})
+            w.append(
+                "sequences", step=s, slot=slots, **{c: x[s] for c, x in data["sequences"].items()}
+            )
             w.append("steps", step=s, tokens=B * 1024, schedule=s, updates=s, update="apply", **one)
             ended = time.perf_counter()
             appends.append(ended - started)
@@ -103,10 +135,17 @@ def record(folder: Path, data: dict[str, dict[str, np.ndarray]], steps: int, pac
     return {
         "append_ms": {"median": _ms(statistics.median(appends)), "longest": _ms(max(appends))},
         "flush_ms": {"median": _ms(statistics.median(flushes)), "longest": _ms(max(flushes))},
-        "drain_at_checkpoint_ms": {"median": _ms(statistics.median(drains)), "longest": _ms(max(drains))} if drains else {},
+        "drain_at_checkpoint_ms": (
+            {
+                "median": _ms(statistics.median(drains)),
+                "longest": _ms(max(drains)),
+            }
+            if drains
+            else {}
+        ),
         "kept_the_run_s": round(sum(appends) + sum(flushes), 3),
         "steps_per_second": round(steps / seconds),
-    }  # fmt: skip
+    }
 
 
 def _ms(seconds: float) -> float:
@@ -117,7 +156,11 @@ def sizes(folder: Path) -> dict[str, Any]:
     found = {}
     for table in (*LIGHT, *(spec.name for spec in ROLLUPS.values())):
         parts = manifest.load(folder, table, fresh=True).parts
-        found[table] = {"rows": sum(p.rows for p in parts), "parts": len(parts), "bytes": sum(p.bytes for p in parts)}
+        found[table] = {
+            "rows": sum(p.rows for p in parts),
+            "parts": len(parts),
+            "bytes": sum(p.bytes for p in parts),
+        }
     return found
 
 
@@ -125,19 +168,29 @@ def readings(runs: Path, steps: int, rounds: int = 7) -> dict[str, float]:
     """Milliseconds, median; a connection made once, as the app does."""
     con = connect(runs)
     middle = steps // 2 + 7
-    overview = "select bucket, layer, head, attn_logit_max_max, attn_entropy_mean_min from heads_by100"
-    from_rows = ("select step // 100 * 100 as bucket, layer, head, max(attn_logit_max), min(attn_entropy_mean) "
-                 "from heads group by all")  # fmt: skip
+    overview = (
+        "select bucket, layer, head, attn_logit_max_max, attn_entropy_mean_min from heads_by100"
+    )
+    from_rows = (
+        "select step // 100 * 100 as bucket, layer, head, max(attn_logit_max),"
+        " min(attn_entropy_mean) from heads group by all"
+    )
     statements = {
         "one step's heads": f"select * from heads where run = 'r' and step = {middle}",
         "one step's tensors": f"select * from tensors where run = 'r' and step = {middle}",
-        "one head's series": "select step, attn_logit_max from heads where run = 'r' and layer = 7 and head = 3",
+        "one head's series": (
+            "select step, attn_logit_max from heads where run = 'r' and layer = 7 and head = 3"
+        ),
         "one head, every column": "select * from heads where run = 'r' and layer = 7 and head = 3",
-        "one tensor's series": "select step, grad_norm from tensors where run = 'r' and tensor = 'layers.7.q.weight'",
+        "one tensor's series": (
+            "select step, grad_norm from tensors where run = 'r' and tensor = 'layers.7.q.weight'"
+        ),
         "all losses": "select step, loss from steps where run = 'r'",
         "overview of all heads, roll-up": overview,
         "the same from the rows": from_rows,
-        "overview of steps, roll-up": "select bucket, loss_min, loss_mean, loss_max from steps_by100",
+        "overview of steps, roll-up": (
+            "select bucket, loss_min, loss_mean, loss_max from steps_by100"
+        ),
     }
 
     def ask(sql: str) -> Callable[[], Any]:
@@ -161,14 +214,27 @@ def main() -> None:
         unpaced = record(folders["whole"], data, options.steps, 0.0, True)
         found = sizes(folders["whole"])
         short = min(1000, options.steps)
-        report("store", {
-            "shapes": {"layers": L, "heads": H, "batch": B, "tensors": len(NAMES), "steps": options.steps},
-            "megabytes": round(sum(t["bytes"] for t in found.values()) / 1e6, 1), "tables": found,
-            "written_steps_per_second": unpaced["steps_per_second"],
-            "reading_ms": readings(folders["whole"].parent, options.steps),
-            "steps_of_20_ms": {kind: record(folders[kind], data, short, PACE, kind == "background")
-                               for kind in ("background", "own thread")},
-        }, options.json)  # fmt: skip
+        report(
+            "store",
+            {
+                "shapes": {
+                    "layers": L,
+                    "heads": H,
+                    "batch": B,
+                    "tensors": len(NAMES),
+                    "steps": options.steps,
+                },
+                "megabytes": round(sum(t["bytes"] for t in found.values()) / 1e6, 1),
+                "tables": found,
+                "written_steps_per_second": unpaced["steps_per_second"],
+                "reading_ms": readings(folders["whole"].parent, options.steps),
+                "steps_of_20_ms": {
+                    kind: record(folders[kind], data, short, PACE, kind == "background")
+                    for kind in ("background", "own thread")
+                },
+            },
+            options.json,
+        )
 
 
 if __name__ == "__main__":

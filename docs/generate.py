@@ -1,4 +1,5 @@
-"""Documents that are made from code and measurements: command line, tables and queries, recipe keys, performance.
+"""Documents that are made from code and measurements: command line, tables and queries, recipe
+keys, performance.
 
 python -m docs.generate           writes them
 python -m docs.generate --check   exit code 1 where one is out of date
@@ -26,7 +27,14 @@ def command_line() -> str:
     for program in (forensics, replay):
         lines += ["", f"## {program.name}", "", "```", _help(program, program.name or ""), "```"]
         for name, command in sorted(program.commands.items()):
-            lines += ["", f"### {program.name} {name}", "", "```", _help(command, f"{program.name} {name}"), "```"]
+            lines += [
+                "",
+                f"### {program.name} {name}",
+                "",
+                "```",
+                _help(command, f"{program.name} {name}"),
+                "```",
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -46,8 +54,15 @@ def recipes() -> str:
     """Every key of a recipe with its default and meaning, and the packaged recipes."""
     from forensics import config
 
-    lines = ["# Recipes", "", "Made from `forensics/config.py` by `python -m docs.generate`.",
-             "A recipe is TOML; every key can be set with `--set section.key=value`; unknown keys are refused."]  # fmt: skip
+    lines = [
+        "# Recipes",
+        "",
+        "Made from `forensics/config.py` by `python -m docs.generate`.",
+        (
+            "A recipe is TOML; every key can be set with `--set section.key=value`; unknown keys"
+            " are refused."
+        ),
+    ]
     for section in dataclasses.fields(config.Recipe):
         cls = section.default_factory  # type: ignore[assignment]
         lines += [
@@ -60,15 +75,25 @@ def recipes() -> str:
             "|---|---|---|",
         ]
         for field in dataclasses.fields(cls):
-            default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-            shown = "the family's" if default is None and section.name == "model" else _toml(default)
-            choices = " · " + ", ".join(field.metadata["choices"]) if field.metadata["choices"] else ""
+            default = (
+                field.default
+                if field.default is not dataclasses.MISSING
+                else field.default_factory()
+            )  # type: ignore[misc]
+            shown = (
+                "the family's" if default is None and section.name == "model" else _toml(default)
+            )
+            choices = (
+                " · " + ", ".join(field.metadata["choices"]) if field.metadata["choices"] else ""
+            )
             meaning = field.metadata["meaning"].replace("|", "\\|")
             lines.append(f"| `{field.name}` | {shown} | {meaning}{choices} |")
     lines += ["", "## Packaged recipes", ""]
     for name in config.names():
         text = (config.RECIPES / f"{name}.toml").read_text()
-        said = " ".join(line.removeprefix("# ").strip() for line in text.splitlines() if line.startswith("# "))
+        said = " ".join(
+            line.removeprefix("# ").strip() for line in text.splitlines() if line.startswith("# ")
+        )
         lines.append(f"* `{name}`: {said}")
     return "\n".join(lines) + "\n"
 
@@ -83,7 +108,12 @@ def _toml(value: object) -> str:
     return f"`{value!r}`".replace("'", '"')
 
 
-MADE = {"cli.md": command_line, "tables.md": tables, "recipes.md": recipes, "performance.md": performance}
+MADE = {
+    "cli.md": command_line,
+    "tables.md": tables,
+    "recipes.md": recipes,
+    "performance.md": performance,
+}
 
 
 def main(check: bool) -> int:

@@ -1,4 +1,6 @@
-"""The program `forensics`. No logic here: each command calls the part of the library that does it."""
+"""The program `forensics`. No logic here: each command calls the part of the library that does
+it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ from typing import Any
 
 import click
 
-from forensics.console import Program, cell, emit, runs_folder, say, settings, state_of, table, visible
+from forensics.console import (
+    Program,
+    cell,
+    emit,
+    runs_folder,
+    say,
+    settings,
+    state_of,
+    table,
+    visible,
+)
 from forensics.errors import ForensicsError
 from forensics.progress import bar
 from forensics.tokens_command import tokens
@@ -17,13 +29,19 @@ from forensics.tokens_command import tokens
 
 @click.group(cls=Program, name="forensics", example="forensics demo")
 def main() -> None:
-    """Train language models so that every step can be replayed, and look into the steps that went wrong."""
+    """Train language models so that every step can be replayed, and look into the steps that went
+    wrong.
+    """
 
 
 @main.command(example="forensics demo --quick")
-@click.option("--quick", is_flag=True, help="A smaller model and a shorter run: the same line in a minute.")
+@click.option(
+    "--quick", is_flag=True, help="A smaller model and a shorter run: the same line in a minute."
+)
 def demo(quick: bool) -> None:
-    """The whole line on real text: train, find the spike, replay it, scan it, fork without its cause."""
+    """The whole line on real text: train, find the spike, replay it, scan it, fork without its
+    cause.
+    """
     from replay.demo import tell
 
     with bar("demo") as progress:
@@ -34,8 +52,16 @@ def demo(quick: bool) -> None:
 
 @main.command(example="forensics train demo --name first --set train.steps=100")
 @click.argument("recipe", metavar="RECIPE|FILE.toml")
-@click.option("--name", metavar="ID", help="The run's name; the recipe's, numbered, where it is left out.")
-@click.option("--set", "changes", multiple=True, metavar="a.b=c", help="Change a key of the recipe; may be repeated.")
+@click.option(
+    "--name", metavar="ID", help="The run's name; the recipe's, numbered, where it is left out."
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="a.b=c",
+    help="Change a key of the recipe; may be repeated.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
 def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool) -> int:
     """Train, record, save."""
@@ -51,16 +77,32 @@ def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool)
     from forensics.train.loop import train as go
 
     with bar("reading text", "bytes") as preparing, bar(f"training {visible(name)}") as progress:
-        outcome = go(loaded, name=name, recipe_name=stem, runs=runs, resume=resume, arguments=sys.argv[1:],
-                     preparing=preparing, progress=progress)  # fmt: skip
+        outcome = go(
+            loaded,
+            name=name,
+            recipe_name=stem,
+            runs=runs,
+            resume=resume,
+            arguments=sys.argv[1:],
+            preparing=preparing,
+            progress=progress,
+        )
 
     def story() -> None:
         loss = f"loss {outcome.final_loss:.3f}" if outcome.final_loss is not None else "no loss"
-        held = f", held-out {outcome.held_out_loss:.3f}" if outcome.held_out_loss is not None else ""
-        say(f"{outcome.run}: {outcome.steps:,} steps, {loss}{held} nats/token, {outcome.tokens_per_second:,.0f} tokens/s, "
-            f"{outcome.peak_memory_bytes / 2**20:,.0f} MiB at most")  # fmt: skip
+        held = (
+            f", held-out {outcome.held_out_loss:.3f}" if outcome.held_out_loss is not None else ""
+        )
+        say(
+            f"{outcome.run}: {outcome.steps:,} steps, {loss}{held} nats/token,"
+            f" {outcome.tokens_per_second:,.0f} tokens/s, {outcome.peak_memory_bytes / 2**20:,.0f}"
+            " MiB at most"
+        )
         if outcome.interrupted:
-            say(f"interrupted at step {outcome.steps}: go on with `forensics train {recipe} --name {name} --resume`")
+            say(
+                f"interrupted at step {outcome.steps}: go on with `forensics train {recipe} --name"
+                f" {name} --resume`"
+            )
         else:
             say(f"next: forensics spikes {name}")
 
@@ -83,7 +125,17 @@ def list_runs() -> None:
 
     headers = [open_run(runs_folder(), name).header for name in runs_in(runs_folder())]
     known = {h.name for h in headers}
-    shown = ("name", "status", "recipe", "parent", "parent_step", "first_step", "steps", "parameters", "created")
+    shown = (
+        "name",
+        "status",
+        "recipe",
+        "parent",
+        "parent_step",
+        "first_step",
+        "steps",
+        "parameters",
+        "created",
+    )
     document = {"runs": [{k: getattr(h, k) for k in shown} for h in headers]}
 
     def story() -> None:
@@ -91,10 +143,17 @@ def list_runs() -> None:
             say(f"no run in {runs_folder()} yet: forensics demo")
 
         def branch(parent: str | None, indent: str) -> None:
-            children = [h for h in headers if h.parent == parent or (parent is None and h.parent not in known)]
+            children = [
+                h
+                for h in headers
+                if h.parent == parent or (parent is None and h.parent not in known)
+            ]
             for h in sorted(children, key=lambda h: (h.parent_step or 0, h.created)):
                 where = f"{h.first_step}:{h.steps}" if h.parent else f"{h.steps:,} steps"
-                say(f"{indent}{h.name}  {where}  {h.status}  {h.parameters / 1e6:.1f}M parameters  {h.created}")
+                say(
+                    f"{indent}{h.name}  {where}  {h.status}  {h.parameters / 1e6:.1f}M parameters "
+                    f" {h.created}"
+                )
                 branch(h.name, indent + "  └ ")
 
         branch(None, "")
@@ -126,9 +185,16 @@ def show(run: str) -> None:
 @main.command(example="forensics batch demo 401\nforensics batch demo 401 --token-losses --json")
 @click.argument("run")
 @click.argument("step", type=int)
-@click.option("--token-losses", "by_token", is_flag=True, help="--json holds each target's loss, by exact replay.")
+@click.option(
+    "--token-losses",
+    "by_token",
+    is_flag=True,
+    help="--json holds each target's loss, by exact replay.",
+)
 def batch(run: str, step: int, by_token: bool) -> None:
-    """What the model saw at a step: each sequence's text, documents and loss, highest loss first."""
+    """What the model saw at a step: each sequence's text, documents and loss, highest loss
+    first.
+    """
     from replay.look import batch_at, token_losses_at
 
     if by_token:
@@ -140,7 +206,11 @@ def batch(run: str, step: int, by_token: bool) -> None:
     def story() -> None:
         say(
             f"batch {step} of {run}"
-            + (f", in the place of {document['origin']}" if document["origin"] not in (None, step) else "")
+            + (
+                f", in the place of {document['origin']}"
+                if document["origin"] not in (None, step)
+                else ""
+            )
         )
         for each in document["sequences"]:
             loss = f"loss {each['loss']:.3f}" if each["loss"] is not None else "loss not recorded"
@@ -157,8 +227,17 @@ def batch(run: str, step: int, by_token: bool) -> None:
 
 @main.command(example="forensics spikes demo --metric grad_norm")
 @click.argument("run")
-@click.option("--metric", type=click.Choice(["loss", "grad_norm"]), help="Only this one; both where it is left out.")
-@click.option("--detector", type=click.Choice(["robust", "monitor", "skip-step"]), default="robust", show_default=True)
+@click.option(
+    "--metric",
+    type=click.Choice(["loss", "grad_norm"]),
+    help="Only this one; both where it is left out.",
+)
+@click.option(
+    "--detector",
+    type=click.Choice(["robust", "monitor", "skip-step"]),
+    default="robust",
+    show_default=True,
+)
 def spikes(run: str, metric: str | None, detector: str) -> None:
     """Spikes with their kind, the spike score and the trend of the gradient norm."""
     from replay.look import spikes_of
@@ -174,11 +253,25 @@ def spikes(run: str, metric: str | None, detector: str) -> None:
         if slope and slope.get("slope") is not None:
             say(f"gradient norm: {100 * slope['slope'] * 1000:+.1f}% per 1,000 steps")
         rows = [
-            [s[k] for k in ("step", "metric", "kind", "value", "baseline", "sigma", "onset", "recovered_at")]
+            [
+                s[k]
+                for k in (
+                    "step",
+                    "metric",
+                    "kind",
+                    "value",
+                    "baseline",
+                    "sigma",
+                    "onset",
+                    "recovered_at",
+                )
+            ]
             for s in document["spikes"]
         ]
         if rows:
-            table(["step", "metric", "kind", "value", "baseline", "sigma", "onset", "recovered"], rows)
+            table(
+                ["step", "metric", "kind", "value", "baseline", "sigma", "onset", "recovered"], rows
+            )
         else:
             say("no spike")
 
@@ -188,7 +281,11 @@ def spikes(run: str, metric: str | None, detector: str) -> None:
 @main.command(example="forensics query worst_sequences --param run=demo --param step=401")
 @click.argument("name", required=False)
 @click.option(
-    "--param", "parameters", multiple=True, metavar="k=v", help="A parameter of the named query; may be repeated."
+    "--param",
+    "parameters",
+    multiple=True,
+    metavar="k=v",
+    help="A parameter of the named query; may be repeated.",
 )
 @click.option("--sql", metavar="TEXT", help="Any one SELECT over the tables, in a sandbox.")
 @click.option("--list", "listing", is_flag=True, help="Tables, columns and named queries.")
@@ -199,9 +296,16 @@ def spikes(run: str, metric: str | None, detector: str) -> None:
     default=None,
     help="How rows come out; table where it is left out.",
 )
-@click.option("--limit", type=click.IntRange(min=1), default=100_000, show_default=True, help="Rows at most.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=100_000, show_default=True, help="Rows at most."
+)
 def query(
-    name: str | None, parameters: tuple[str, ...], sql: str | None, listing: bool, shape: str | None, limit: int
+    name: str | None,
+    parameters: tuple[str, ...],
+    sql: str | None,
+    listing: bool,
+    shape: str | None,
+    limit: int,
 ) -> None:
     """A named query, or any read-only SQL, over all that was recorded."""
     import queries
@@ -209,10 +313,15 @@ def query(
 
     if sum((name is not None, sql is not None, listing)) != 1:
         raise ForensicsError(
-            "usage", "wanted one of NAME, --sql TEXT and --list", "`forensics query --list` shows what there is"
+            "usage",
+            "wanted one of NAME, --sql TEXT and --list",
+            "`forensics query --list` shows what there is",
         )
     if listing:
-        emit({"tables": queries.schema(), "queries": queries.catalog()}, lambda: click.echo(queries.describe()))
+        emit(
+            {"tables": queries.schema(), "queries": queries.catalog()},
+            lambda: click.echo(queries.describe()),
+        )
         return
     if sql is not None:
         rows = run_sandboxed(runs_folder(), sql, limit=limit)
@@ -226,7 +335,9 @@ def query(
 def _pair(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise ForensicsError("usage", f"wanted --param name=value, found {text!r}", "e.g. --param run=demo")
+        raise ForensicsError(
+            "usage", f"wanted --param name=value, found {text!r}", "e.g. --param run=demo"
+        )
     return key, value
 
 
@@ -280,7 +391,9 @@ def note(run: str, step: int, text: str) -> None:
     opened = open_run(runs_folder(), run)
     if not 0 <= step <= opened.header.steps:
         raise ForensicsError(
-            "missing", f"wanted a step of {run}, found {step}", f"it has steps 0 to {opened.header.steps}"
+            "missing",
+            f"wanted a step of {run}, found {step}",
+            f"it has steps 0 to {opened.header.steps}",
         )
     event = {"step": step, "kind": "note", "text": text, "created": now()}
     with Writer(opened.folder) as writer:
@@ -289,14 +402,24 @@ def note(run: str, step: int, text: str) -> None:
 
 
 @main.command(
-    example="forensics probe demo loss --text passage.txt\nforensics probe demo my_metric.py:sharpness --steps 0:200"
+    example=(
+        "forensics probe demo loss --text passage.txt\nforensics probe demo my_metric.py:sharpness"
+        " --steps 0:200"
+    )
 )
 @click.argument("run")
 @click.argument("probe", metavar="PROBE|FILE.py:FUNCTION")
-@click.option("--steps", metavar="A:B|S,T,…", help="Only these checkpoints; all where it is left out.")
-@click.option("--text", type=click.Path(path_type=Path), help="A text to read; the held-out set where it is left out.")
+@click.option(
+    "--steps", metavar="A:B|S,T,…", help="Only these checkpoints; all where it is left out."
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    help="A text to read; the held-out set where it is left out.",
+)
 def probe(run: str, probe: str, steps: str | None, text: Path | None) -> None:
-    """One metric over all checkpoints: loss, norms, group-norms, attention, effective-rank, cka, or your function.
+    """One metric over all checkpoints: loss, norms, group-norms, attention, effective-rank, cka, or
+    your function.
 
     A function is called with (params, model, run) and returns a number or a dictionary of numbers.
     """
@@ -308,7 +431,9 @@ def probe(run: str, probe: str, steps: str | None, text: Path | None) -> None:
     def story() -> None:
         say(f"{probe} of {run}" + (f" on {document['text']}" if document["text"] else ""))
         points = document["points"]
-        names = list(dict.fromkeys(n for p in points if isinstance(p["value"], dict) for n in p["value"]))
+        names = list(
+            dict.fromkeys(n for p in points if isinstance(p["value"], dict) for n in p["value"])
+        )
         if not names:
             table(["step", "value"], [[p["step"], p["value"]] for p in points])
             return
@@ -343,12 +468,19 @@ def doctor(run: str | None) -> int:
 
 
 @main.command(example="forensics app --port 8501")
-@click.option("--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="On 127.0.0.1.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="On 127.0.0.1."
+)
 def app(port: int) -> None:
-    """The app: runs, spikes, batches, heads, forks and tokens in the browser. Ctrl-C ends it; its work goes on."""
+    """The app: runs, spikes, batches, heads, forks and tokens in the browser. Ctrl-C ends it; its
+    work goes on.
+    """
     from app.start import ADDRESS, serve
 
-    emit({"url": f"http://{ADDRESS}:{port}"}, lambda: say(f"the app is on http://{ADDRESS}:{port} — Ctrl-C ends it"))
+    emit(
+        {"url": f"http://{ADDRESS}:{port}"},
+        lambda: say(f"the app is on http://{ADDRESS}:{port} — Ctrl-C ends it"),
+    )
     serve(runs_folder(), port)
 
 

@@ -1,4 +1,5 @@
-"""A recipe: TOML into frozen dataclasses. One default per key, here; unknown keys are refused with the nearest name.
+"""A recipe: TOML into frozen dataclasses. One default per key, here; unknown keys are refused with
+the nearest name.
 
 load("demo", ["train.steps=40"])  →  Recipe
 """
@@ -20,8 +21,15 @@ from forensics.errors import ForensicsError, nearest
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None,
-        above: float | None = None, choices: tuple[str, ...] = ()) -> Any:  # fmt: skip
+def key(
+    default: Any,
+    meaning: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] = (),
+) -> Any:
     """A configuration key: its default, its unit and meaning, and the range it must lie in."""
     metadata = {"meaning": meaning, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, (dict, list)):
@@ -34,29 +42,45 @@ class Phase:
     """A stretch of the run with its own mix of sources."""
 
     mix: dict[str, float] = key({}, "source name → share of the draws; shares are normalised")
-    until: int | None = key(None, "first step that is no longer in this phase; the last phase may leave it out", low=1)
+    until: int | None = key(
+        None, "first step that is no longer in this phase; the last phase may leave it out", low=1
+    )
 
 
 @dataclass(frozen=True)
 class Data:
     """Where text comes from and how it is ordered."""
 
-    source: str = key("stdlib", "stdlib | stdlib/PACKAGE | text folder | .jsonl | .parquet | hf:NAME; "
-                      "`shuffled:SOURCE` is SOURCE with the characters of every document shuffled")  # fmt: skip
+    source: str = key(
+        "stdlib",
+        "stdlib | stdlib/PACKAGE | text folder | .jsonl | .parquet | hf:NAME; "
+        "`shuffled:SOURCE` is SOURCE with the characters of every document shuffled",
+    )
     sources: dict[str, str] = key({}, "name → source, for phases; instead of `source`")
-    phases: tuple[Phase, ...] = key((), "stretches with their own mix; none: all sources by their size")
-    order_file: str = key("", ".npy of sequence ids in the order they are read, instead of the keyed order")
+    phases: tuple[Phase, ...] = key(
+        (), "stretches with their own mix; none: all sources by their size"
+    )
+    order_file: str = key(
+        "", ".npy of sequence ids in the order they are read, instead of the keyed order"
+    )
     tokenizer: str = key("train", "train | bytes | path of a tokenizer.json")
     vocabulary: int = key(
-        4096, "token ids to train the tokenizer to; 256 bytes and the end-of-text token included", low=257
+        4096,
+        "token ids to train the tokenizer to; 256 bytes and the end-of-text token included",
+        low=257,
     )
     sequence_length: int = key(128, "T, in tokens; a stored sequence has T+1", low=2)
     held_out: int = key(
-        64, "sequences of the first phase's sources kept out of training, for held-out loss and probes", low=0
+        64,
+        "sequences of the first phase's sources kept out of training, for held-out loss and probes",
+        low=0,
     )
     text_key: str = key("text", "field of .jsonl, .parquet and hf: records that holds the text")
-    mask_repeats: bool = key(False, "a sequence in which an n-gram, n = 1 … 13, repeats 32 or more times in a row weighs 0 "
-                             "in the loss, whose denominator is kept (OLMo 2's filter); not in held-out loss")  # fmt: skip
+    mask_repeats: bool = key(
+        False,
+        "a sequence in which an n-gram, n = 1 … 13, repeats 32 or more times in a row weighs 0 "
+        "in the loss, whose denominator is kept (OLMo 2's filter); not in held-out loss",
+    )
 
 
 @dataclass(frozen=True)
@@ -64,19 +88,27 @@ class Model:
     """The decoder. `family` sets every knob that is left out."""
 
     family: str = key(
-        "llama", "whose defaults the knobs take", choices=("llama", "olmo", "olmo2", "gpt_neox", "gpt2", "qwen3")
+        "llama",
+        "whose defaults the knobs take",
+        choices=("llama", "olmo", "olmo2", "gpt_neox", "gpt2", "qwen3"),
     )
     layers: int = key(4, "decoder blocks", low=1)
     width: int = key(128, "D, size of the residual stream", low=1)
     heads: int = key(4, "query heads", low=1)
     kv_heads: int | None = key(None, "key and value heads; left out: as many as query heads", low=1)
     head_width: int | None = key(None, "K; left out: width / heads", low=1)
-    mlp_width: int | None = key(None, "hidden size of the MLP; left out: the family's multiple of width", low=1)
-    norm: str | None = key(None, "pre: before each sub-layer; post: on its output", choices=("pre", "post"))
+    mlp_width: int | None = key(
+        None, "hidden size of the MLP; left out: the family's multiple of width", low=1
+    )
+    norm: str | None = key(
+        None, "pre: before each sub-layer; post: on its output", choices=("pre", "post")
+    )
     norm_kind: str | None = key(None, "", choices=("rms", "layer", "layer_no_parameters"))
     norm_eps: float | None = key(None, "added to the mean square", above=0)
     qk_norm: str | None = key(
-        None, "norm of queries and keys: per head, or over all heads", choices=("none", "head", "whole")
+        None,
+        "norm of queries and keys: per head, or over all heads",
+        choices=("none", "head", "whole"),
     )
     position: str | None = key(None, "", choices=("rope", "learned"))
     rope_theta: float | None = key(None, "base of RoPE's wavelengths, in positions", above=0)
@@ -84,11 +116,16 @@ class Model:
     parallel: bool | None = key(None, "attention and MLP read the same stream (GPT-NeoX)")
     bias: bool | None = key(None, "biases in every linear map")
     activation: str | None = key(None, "", choices=("swiglu", "gelu", "gelu_tanh"))
-    init: str = key("normal", "normal: std 0.02 everywhere; scaled: std 0.02 / √(2·layers) for maps into the stream "
-                    "(Megatron); olmo: std 1/√(2·fan·(layer+1)) for maps into the stream (OLMo 1)",
-                    choices=("normal", "scaled", "olmo"))  # fmt: skip
+    init: str = key(
+        "normal",
+        "normal: std 0.02 everywhere; scaled: std 0.02 / √(2·layers) for maps into the stream "
+        "(Megatron); olmo: std 1/√(2·fan·(layer+1)) for maps into the stream (OLMo 1)",
+        choices=("normal", "scaled", "olmo"),
+    )
     tied: bool | None = key(None, "unembedding is the embedding")
-    max_positions: int | None = key(None, "longest sequence of learned positions; left out: T", low=1)
+    max_positions: int | None = key(
+        None, "longest sequence of learned positions; left out: T", low=1
+    )
     document_mask: bool = key(False, "attention does not cross documents")
 
 
@@ -98,35 +135,58 @@ class Train:
 
     steps: int = key(300, "updates", low=1)
     batch: int = key(16, "sequences per step", low=1)
-    micro_batch: int | None = key(None, "sequences per forward; left out: batch; must divide it", low=1)
+    micro_batch: int | None = key(
+        None, "sequences per forward; left out: batch; must divide it", low=1
+    )
     seed: int = key(0, "of initialisation and of the data order", low=0)
     learning_rate: float = key(3e-3, "peak", low=0)
     schedule: str = key(
-        "cosine", "shape after warm-up; formulas in train/schedule.py", choices=("constant", "cosine", "linear", "wsd")
+        "cosine",
+        "shape after warm-up; formulas in train/schedule.py",
+        choices=("constant", "cosine", "linear", "wsd"),
     )
     warmup: int = key(20, "steps of linear warm-up", low=0)
     min_lr: float = key(0.1, "share of the peak that cosine, linear and wsd end at", low=0, high=1)
-    decay_steps: int | None = key(None, "wsd: steps of linear decay at the end; left out: a fifth of the run", low=1)
-    schedule_steps: int | None = key(None, "length the schedule is drawn for; left out: steps", low=1)
-    betas: tuple[float, float] = key((0.9, 0.95), "decay of Adam's first and second moment, per update")
+    decay_steps: int | None = key(
+        None, "wsd: steps of linear decay at the end; left out: a fifth of the run", low=1
+    )
+    schedule_steps: int | None = key(
+        None, "length the schedule is drawn for; left out: steps", low=1
+    )
+    betas: tuple[float, float] = key(
+        (0.9, 0.95), "decay of Adam's first and second moment, per update"
+    )
     eps: float = key(1e-8, "Adam's ε", above=0)
     weight_decay: float = key(0.1, "λ of AdamW, times the learning rate per update", low=0)
-    decay_embeddings: bool = key(True, "whether weight decay holds for embeddings; norms and biases never decay")
+    decay_embeddings: bool = key(
+        True, "whether weight decay holds for embeddings; norms and biases never decay"
+    )
     clip: float = key(1.0, "largest ‖g‖₂; 0: no clipping", low=0)
     z_loss: float = key(0.0, "weight of mean (logsumexp)², the auxiliary loss of PaLM", low=0)
-    skip_step: bool = key(False, "SkipStep: no update where loss or gradient norm is 6σ over its last 128 values")
+    skip_step: bool = key(
+        False, "SkipStep: no update where loss or gradient norm is 6σ over its last 128 values"
+    )
     optimizer: str = key(
         "fused",
         "implementation of AdamW's arithmetic; part of the run's identity",
         choices=("fused", "foreach", "loop"),
     )
     device: str = key("auto", "auto | cpu | cuda; auto: CUDA where there is one")
-    precision: str = key("auto", "auto: bf16 autocast on CUDA, fp32 on CPU", choices=("auto", "fp32", "bf16"))
+    precision: str = key(
+        "auto", "auto: bf16 autocast on CUDA, fp32 on CPU", choices=("auto", "fp32", "bf16")
+    )
     compile: bool = key(False, "torch.compile for each block; part of the run's identity")
-    checkpoint_activations: bool = key(False, "blocks are computed again in the backward instead of kept: less memory, a third "
-                                       "more arithmetic, the same bits")  # fmt: skip
-    threads: int = key(0, "CPU threads; 0: all of the machine's; the resolved count is stored", low=0)
-    held_out_every: int = key(50, "steps between measurements of held-out loss; 0: only at the end", low=0)
+    checkpoint_activations: bool = key(
+        False,
+        "blocks are computed again in the backward instead of kept: less memory, a third "
+        "more arithmetic, the same bits",
+    )
+    threads: int = key(
+        0, "CPU threads; 0: all of the machine's; the resolved count is stored", low=0
+    )
+    held_out_every: int = key(
+        50, "steps between measurements of held-out loss; 0: only at the end", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -143,8 +203,12 @@ class Checkpoint:
 class Record:
     """What is written down. Recording changes no bit of the run."""
 
-    level: str = key("light", "off: only steps; light: steps, layers, heads, tensors, sequences; dense: also tokens and the logit lens",
-                     choices=("off", "light", "dense"))  # fmt: skip
+    level: str = key(
+        "light",
+        "off: only steps; light: steps, layers, heads, tensors, sequences; dense: also tokens and"
+        " the logit lens",
+        choices=("off", "light", "dense"),
+    )
     dense: tuple[str, ...] = key((), 'windows "A:B" recorded densely')
     every: dict[str, int] = key({}, "table → steps between its rows; 1 where left out")
     flush_every: int = key(50, "steps between writes of the tables", low=1)
@@ -166,7 +230,9 @@ class Recipe:
 
 
 def load(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path, apply `section.key=value` settings, check it. Errors: config, missing."""
+    """Read a recipe by name or path, apply `section.key=value` settings, check it. Errors: config,
+    missing.
+    """
     return from_dict(_with_settings(_read(recipe), settings))
 
 
@@ -179,16 +245,23 @@ def _read(recipe: str | Path) -> dict[str, Any]:
     if path.suffix != ".toml":
         path = RECIPES / f"{recipe}.toml"
         if path.parent != RECIPES or not path.is_file():
-            raise ForensicsError("missing", f"wanted a recipe, found none called {str(recipe)!r}",
-                                 nearest(str(recipe), names()) + " (or the path of a .toml file)")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"wanted a recipe, found none called {str(recipe)!r}",
+                nearest(str(recipe), names()) + " (or the path of a .toml file)",
+            )
     if not path.is_file():
         raise ForensicsError(
-            "missing", f"wanted a recipe at {path}, found no such file", "packaged recipes: " + ", ".join(names())
+            "missing",
+            f"wanted a recipe at {path}, found no such file",
+            "packaged recipes: " + ", ".join(names()),
         )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ForensicsError("config", f"{path.name} is not TOML: {e}", "see docs/recipes.md for an example") from None
+        raise ForensicsError(
+            "config", f"{path.name} is not TOML: {e}", "see docs/recipes.md for an example"
+        ) from None
 
 
 def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
@@ -197,7 +270,9 @@ def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, An
         parts = name.strip().split(".")
         if not equals or len(parts) < 2 or not all(parts):
             raise ForensicsError(
-                "config", f"wanted --set section.key=value, found {setting!r}", "e.g. --set train.steps=100"
+                "config",
+                f"wanted --set section.key=value, found {setting!r}",
+                "e.g. --set train.steps=100",
             )
         try:
             value = tomllib.loads(f"value = {text.strip()}")["value"]
@@ -208,7 +283,9 @@ def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, An
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
                 raise ForensicsError(
-                    "config", f"{part!r} in --set {setting!r} is not a section", "name a section's key"
+                    "config",
+                    f"{part!r} in --set {setting!r} is not a section",
+                    "name a section's key",
                 )
         here[parts[-1]] = value
     return raw
@@ -226,7 +303,9 @@ def to_dict(recipe: Any) -> dict[str, Any]:
     return dataclasses.asdict(recipe)
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+def differences(
+    a: dict[str, Any], b: dict[str, Any], prefix: str = ""
+) -> dict[str, tuple[Any, Any]]:
     """Keys, dotted, at which two configurations differ, with both values."""
     found: dict[str, tuple[Any, Any]] = {}
     for name in sorted(a.keys() | b.keys()):
@@ -241,7 +320,9 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> dict[
 def _build(cls: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise ForensicsError(
-            "config", f"wanted a table at {where or 'the top'}, found {raw!r}", f"write [{where}] and its keys"
+            "config",
+            f"wanted a table at {where or 'the top'}, found {raw!r}",
+            f"write [{where}] and its keys",
         )
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -279,7 +360,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint:
         raise _wrong(
             where,
-            {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a string"}[hint.__name__],
+            {
+                "int": "a whole number",
+                "float": "a number",
+                "bool": "true or false",
+                "str": "a string",
+            }[hint.__name__],
             value,
         )
     if isinstance(value, float) and not math.isfinite(value):
@@ -289,7 +375,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def _wrong(where: str, wanted: str, found: Any) -> ForensicsError:
     return ForensicsError(
-        "config", f"{where}: wanted {wanted}, found {found!r}", "see `forensics train --help` and docs/recipes.md"
+        "config",
+        f"{where}: wanted {wanted}, found {found!r}",
+        "see `forensics train --help` and docs/recipes.md",
     )
 
 
@@ -297,20 +385,29 @@ def _check_range(meta: Any, value: Any, where: str) -> None:
     if value is None or not meta:
         return
     if meta["choices"] and value not in meta["choices"]:
-        raise ForensicsError("config", f"{where}: wanted one of {', '.join(meta['choices'])}, found {value!r}",
-                             nearest(str(value), meta["choices"]))  # fmt: skip
+        raise ForensicsError(
+            "config",
+            f"{where}: wanted one of {', '.join(meta['choices'])}, found {value!r}",
+            nearest(str(value), meta["choices"]),
+        )
     if isinstance(value, (int, float)):
         if meta["low"] is not None and value < meta["low"]:
             raise ForensicsError(
-                "config", f"{where}: wanted at least {meta['low']}, found {value}", f"set {where} higher"
+                "config",
+                f"{where}: wanted at least {meta['low']}, found {value}",
+                f"set {where} higher",
             )
         if meta["above"] is not None and value <= meta["above"]:
             raise ForensicsError(
-                "config", f"{where}: wanted more than {meta['above']}, found {value}", f"set {where} higher"
+                "config",
+                f"{where}: wanted more than {meta['above']}, found {value}",
+                f"set {where} higher",
             )
         if meta["high"] is not None and value > meta["high"]:
             raise ForensicsError(
-                "config", f"{where}: wanted at most {meta['high']}, found {value}", f"set {where} lower"
+                "config",
+                f"{where}: wanted at most {meta['high']}, found {value}",
+                f"set {where} lower",
             )
 
 
@@ -318,24 +415,35 @@ def _check_together(recipe: Recipe) -> None:
     """What no key can say of itself."""
     data, train = recipe.data, recipe.train
     if train.batch % recipe.micro_batch:
-        raise ForensicsError("config", f"train.micro_batch: {recipe.micro_batch} does not divide train.batch = {train.batch}",
-                             f"e.g. --set train.micro_batch={math.gcd(train.batch, recipe.micro_batch)}")  # fmt: skip
+        raise ForensicsError(
+            "config",
+            f"train.micro_batch: {recipe.micro_batch} does not divide train.batch = {train.batch}",
+            f"e.g. --set train.micro_batch={math.gcd(train.batch, recipe.micro_batch)}",
+        )
     if not all(0 <= b < 1 for b in train.betas):
         raise ForensicsError(
-            "config", f"train.betas: wanted numbers in [0, 1), found {list(train.betas)}", "e.g. [0.9, 0.95]"
+            "config",
+            f"train.betas: wanted numbers in [0, 1), found {list(train.betas)}",
+            "e.g. [0.9, 0.95]",
         )
     if train.precision == "bf16" and train.device == "cpu":
         raise ForensicsError(
-            "config", "train.precision: bf16 needs CUDA, train.device is cpu", "set train.precision to fp32"
+            "config",
+            "train.precision: bf16 needs CUDA, train.device is cpu",
+            "set train.precision to fp32",
         )
     for table, every in recipe.record.every.items():
         from forensics.records import LIGHT
 
         if table not in LIGHT:
-            raise ForensicsError("config", f"record.every: {table!r} is not recorded by step", nearest(table, LIGHT))
+            raise ForensicsError(
+                "config", f"record.every: {table!r} is not recorded by step", nearest(table, LIGHT)
+            )
         if every < 1:
             raise ForensicsError(
-                "config", f"record.every.{table}: wanted at least 1, found {every}", "use record.level to record less"
+                "config",
+                f"record.every.{table}: wanted at least 1, found {every}",
+                "use record.level to record less",
             )
     for text in recipe.record.dense:
         window(text, "record.dense")
@@ -343,15 +451,24 @@ def _check_together(recipe: Recipe) -> None:
     last = 0
     for i, phase in enumerate(data.phases):
         if not phase.mix or sum(phase.mix.values()) <= 0 or min(phase.mix.values()) < 0:
-            raise ForensicsError("config", f"data.phases[{i}].mix: wanted shares of at least one source, found {phase.mix}",
-                                 "e.g. mix = { clean = 1.0 }")  # fmt: skip
+            raise ForensicsError(
+                "config",
+                f"data.phases[{i}].mix: wanted shares of at least one source, found {phase.mix}",
+                "e.g. mix = { clean = 1.0 }",
+            )
         for name in phase.mix:
             if name not in known:
                 raise ForensicsError(
-                    "config", f"data.phases[{i}].mix: no source is called {name!r}", nearest(name, known)
+                    "config",
+                    f"data.phases[{i}].mix: no source is called {name!r}",
+                    nearest(name, known),
                 )
         if phase.until is None and i < len(data.phases) - 1:
-            raise ForensicsError("config", f"data.phases[{i}].until is missing", "only the last phase may leave it out")
+            raise ForensicsError(
+                "config",
+                f"data.phases[{i}].until is missing",
+                "only the last phase may leave it out",
+            )
         if phase.until is not None and phase.until <= last:
             raise ForensicsError(
                 "config",

@@ -1,4 +1,5 @@
-"""What both programs share: the options of every command, JSON on stdout, errors in one line, exit codes.
+"""What both programs share: the options of every command, JSON on stdout, errors in one line, exit
+codes.
 
 @program.command(example="forensics show demo")
 @click.argument("run")
@@ -50,11 +51,23 @@ def _set_json(context: click.Context, parameter: click.Parameter, value: bool) -
 
 def _common() -> list[click.Parameter]:
     return [
-        click.Option(["--runs"], metavar="DIR", expose_value=False, callback=_set_runs, is_eager=True,
-                     help="Folder of runs (default ./runs, or FORENSICS_RUNS)."),
-        click.Option(["--json"], is_flag=True, expose_value=False, callback=_set_json, is_eager=True,
-                     help="One JSON document on stdout and nothing else there."),
-    ]  # fmt: skip
+        click.Option(
+            ["--runs"],
+            metavar="DIR",
+            expose_value=False,
+            callback=_set_runs,
+            is_eager=True,
+            help="Folder of runs (default ./runs, or FORENSICS_RUNS).",
+        ),
+        click.Option(
+            ["--json"],
+            is_flag=True,
+            expose_value=False,
+            callback=_set_json,
+            is_eager=True,
+            help="One JSON document on stdout and nothing else there.",
+        ),
+    ]
 
 
 class Command(click.Command):
@@ -78,8 +91,16 @@ class Program(click.Group):
         super().__init__(*args, **kwargs)
         self.example = example
         self.params += _common()
-        self.params.append(click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,
-                                        help="Show the version and exit."))  # fmt: skip
+        self.params.append(
+            click.Option(
+                ["--version"],
+                is_flag=True,
+                expose_value=False,
+                is_eager=True,
+                callback=_version,
+                help="Show the version and exit.",
+            )
+        )
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         _write_example(formatter, self.example)
@@ -95,7 +116,11 @@ class Program(click.Group):
             click.echo(e.format_message())
             sys.exit(2)
         except click.ClickException as e:
-            where = f"see `{e.ctx.command_path} --help`" if isinstance(e, click.UsageError) and e.ctx else ""
+            where = (
+                f"see `{e.ctx.command_path} --help`"
+                if isinstance(e, click.UsageError) and e.ctx
+                else ""
+            )
             _fail("usage", e.format_message().replace("\n", " "), where, 2, "--json" in given)
         except (KeyboardInterrupt, click.Abort) as e:
             _fail("interrupted", "interrupted", str(e), 130, "--json" in given)
@@ -176,9 +201,16 @@ def table(columns: list[str], rows: list[list[Any]]) -> None:
     """Aligned columns, numbers to the right, plain text so that it can be piped."""
     cells = [[visible(cell(v)).replace("\n", "⏎") for v in row] for row in rows]
     widths = [max([len(c), *(len(row[i]) for row in cells)]) for i, c in enumerate(columns)]
-    right = [all(isinstance(row[i], (int, float)) or row[i] is None for row in rows) for i in range(len(columns))]
+    right = [
+        all(isinstance(row[i], (int, float)) or row[i] is None for row in rows)
+        for i in range(len(columns))
+    ]
     for line in [columns, *cells]:
-        click.echo("  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(line, widths, right)).rstrip())
+        click.echo(
+            "  ".join(
+                v.rjust(w) if r else v.ljust(w) for v, w, r in zip(line, widths, right)
+            ).rstrip()
+        )
 
 
 def cell(value: Any) -> str:
@@ -196,6 +228,8 @@ def state_of(text: str) -> tuple[str, int | None]:
     run, at, step = text.partition("@")
     if at and not step.isdecimal():
         raise ForensicsError(
-            "usage", f"wanted RUN@STEP, found {text!r}", "e.g. demo@200; without @STEP, the last checkpoint"
+            "usage",
+            f"wanted RUN@STEP, found {text!r}",
+            "e.g. demo@200; without @STEP, the last checkpoint",
         )
     return run, int(step) if at else None

@@ -1,4 +1,6 @@
-"""The one exception that users see, with a closed list of kinds; each kind has the exit code of the contract."""
+"""The one exception that users see, with a closed list of kinds; each kind has the exit code of the
+contract.
+"""
 
 from __future__ import annotations
 

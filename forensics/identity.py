@@ -1,7 +1,8 @@
-"""What the bits depend on: the switches that make a run deterministic, and the fingerprint that names the machine.
+"""What the bits depend on: the switches that make a run deterministic, and the fingerprint that
+names the machine.
 
-`settle` must run before CUDA starts and before the model exists. It is strict: an operation without a
-deterministic form raises, it never warns.
+`settle` must run before CUDA starts and before the model exists. It is strict: an operation without
+a deterministic form raises, it never warns.
 """
 
 from __future__ import annotations
@@ -34,9 +35,15 @@ def device_for(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted not in ("cpu", "cuda"):
-        raise ForensicsError("config", f"train.device: wanted auto, cpu or cuda, found {wanted!r}", "set train.device")
+        raise ForensicsError(
+            "config",
+            f"train.device: wanted auto, cpu or cuda, found {wanted!r}",
+            "set train.device",
+        )
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise ForensicsError("device", "the recipe asks for CUDA, this machine has none", "--set train.device=cpu")
+        raise ForensicsError(
+            "device", "the recipe asks for CUDA, this machine has none", "--set train.device=cpu"
+        )
     return wanted
 
 
@@ -45,16 +52,24 @@ def precision_for(wanted: str, device: str) -> str:
     if wanted == "auto":
         return "bf16" if device == "cuda" and _has_bf16() else "fp32"
     if wanted == "bf16" and device == "cpu":
-        raise ForensicsError("device", "the recipe asks for bf16, which is trained on CUDA only; this run is on the CPU",
-                             "--set train.precision=fp32")  # fmt: skip
+        raise ForensicsError(
+            "device",
+            "the recipe asks for bf16, which is trained on CUDA only; this run is on the CPU",
+            "--set train.precision=fp32",
+        )
     if wanted == "bf16" and not _has_bf16():
-        raise ForensicsError("device", "the recipe asks for bf16, which this GPU does not compute in",
-                             "--set train.precision=fp32")  # fmt: skip
+        raise ForensicsError(
+            "device",
+            "the recipe asks for bf16, which this GPU does not compute in",
+            "--set train.precision=fp32",
+        )
     return wanted
 
 
 def _has_bf16() -> bool:
-    """Whether the GPU multiplies bf16 itself; torch calls it supported where it is emulated, too."""
+    """Whether the GPU multiplies bf16 itself; torch calls it supported where it is emulated,
+    too.
+    """
     import torch
 
     return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -66,7 +81,9 @@ def thread_count(wanted: int) -> int:
 
 
 def settle(threads: int) -> None:
-    """Make every later computation in this process deterministic, on CPU and CUDA, with `threads` CPU threads."""
+    """Make every later computation in this process deterministic, on CPU and CUDA, with `threads`
+    CPU threads.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
@@ -77,7 +94,9 @@ def settle(threads: int) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cuda.enable_cudnn_sdp(False)  # its backward has no deterministic form in strict mode
+    torch.backends.cuda.enable_cudnn_sdp(
+        False
+    )  # its backward has no deterministic form in strict mode
     torch.set_num_threads(threads)
     _keep_memory()
 
@@ -87,10 +106,12 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.
 
 @functools.cache
 def _keep_memory() -> None:
-    """What a step frees stays with the process for the next step, as CUDA's allocator does; it changes no bit.
+    """What a step frees stays with the process for the next step, as CUDA's allocator does; it
+    changes no bit.
 
-    glibc gives large blocks back to the system at once, and fresh pages are zeroed one fault at a time: of a step at the
-    benchmark's shapes 6,300 to 12,700 faults were left 0 to 800, and 2 to 5 % of its time went with them.
+    glibc gives large blocks back to the system at once, and fresh pages are zeroed one fault at a
+    time: of a step at the benchmark's shapes 6,300 to 12,700 faults were left 0 to 800, and 2 to 5
+    % of its time went with them.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -101,7 +122,9 @@ def _keep_memory() -> None:
     mallopt(M_TOP_PAD, 64 << 20)
 
 
-def fingerprint(*, device: str, threads: int, compiled: bool, optimizer: str, precision: str) -> dict[str, Any]:
+def fingerprint(
+    *, device: str, threads: int, compiled: bool, optimizer: str, precision: str
+) -> dict[str, Any]:
     """Everything outside the state on which a step's bits may depend, as plain JSON."""
     import torch
 
@@ -119,10 +142,14 @@ def fingerprint(*, device: str, threads: int, compiled: bool, optimizer: str, pr
         "cudnn": torch.backends.cudnn.version() if gpu else None,
         "triton": _version("triton") if gpu else None,  # the loss's rows are its kernel there
         "threads": threads,
-        "deterministic": torch.are_deterministic_algorithms_enabled()
-        and not torch.is_deterministic_algorithms_warn_only_enabled(),
+        "deterministic": (
+            torch.are_deterministic_algorithms_enabled()
+            and not torch.is_deterministic_algorithms_warn_only_enabled()
+        ),
         "compile": compiled,
-        "compiler": compiler() if compiled and device == "cpu" else None,  # on CUDA it is Triton, told above
+        "compiler": (
+            compiler() if compiled and device == "cpu" else None
+        ),  # on CUDA it is Triton, told above
         "optimizer": optimizer,
         "precision": precision,
         "git_commit": git_commit(),
@@ -135,15 +162,21 @@ INNOCENT = ("git_commit", "threads", "system")
 
 def fingerprint_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     """Names of what differs between two fingerprints and may change bits."""
-    return sorted(name for name in a.keys() | b.keys() if name not in INNOCENT and a.get(name) != b.get(name))
+    return sorted(
+        name for name in a.keys() | b.keys() if name not in INNOCENT and a.get(name) != b.get(name)
+    )
 
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of this software, with + when the tree was dirty; None where it is not a checkout."""
+    """The commit of this software, with + when the tree was dirty; None where it is not a
+    checkout.
+    """
     folder = Path(__file__).parent
     try:
-        run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        run = functools.partial(
+            subprocess.run, cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
         top = run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()
         if Path(top) != folder.parent:
             return None
@@ -156,10 +189,16 @@ def git_commit() -> str | None:
 
 @functools.cache
 def compiler() -> str | None:
-    """First line of what the C++ compiler that torch.compile calls on a CPU says of itself; None where it cannot be asked."""
+    """First line of what the C++ compiler that torch.compile calls on a CPU says of itself; None
+    where it cannot be asked.
+    """
     try:
         told = subprocess.run(
-            [os.environ.get("CXX", "g++"), "--version"], capture_output=True, text=True, timeout=10, check=True
+            [os.environ.get("CXX", "g++"), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -181,7 +220,8 @@ def cpu_model() -> str:
     fields = dict(line.split(":", 1) for line in lines[:30] if ":" in line)
     names = {k.strip(): v.strip() for k, v in fields.items()}
     return (
-        f"{names.get('model name', platform.processor())} family {names.get('cpu family')} model {names.get('model')}"
+        f"{names.get('model name', platform.processor())} family {names.get('cpu family')} model"
+        f" {names.get('model')}"
     )
 
 

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM ask once: what runs ends at its next boundary, with its state saved. Asked again, they interrupt.
+"""Ctrl-C and SIGTERM ask once: what runs ends at its next boundary, with its state saved. Asked
+again, they interrupt.
 
 with Interruptible() as asked:
     while not asked.stop: …
@@ -11,7 +12,9 @@ from types import FrameType
 
 
 class Interruptible:
-    """`stop` turns true at the first signal; outside the main thread whoever runs us handles signals."""
+    """`stop` turns true at the first signal; outside the main thread whoever runs us handles
+    signals.
+    """
 
     def __init__(self) -> None:
         self.stop = False

@@ -1,6 +1,8 @@
-"""Progress bars on stderr, for people: nothing where stderr is no terminal, nothing under two seconds.
+"""Progress bars on stderr, for people: nothing where stderr is no terminal, nothing under two
+seconds.
 
-With FORENSICS_PROGRESS=FILE the reports go into that file instead, as JSON, so that the app can show them.
+With FORENSICS_PROGRESS=FILE the reports go into that file instead, as JSON, so that the app can
+show them.
 """
 
 from __future__ import annotations
@@ -42,9 +44,14 @@ def bar(label: str, unit: str = "steps") -> Iterator[Report]:
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(f"{unit} {{task.fields[rate]}}"),
-        TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{unit} {{task.fields[rate]}}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     drawn = Progress(*columns, console=Console(stderr=True), transient=True)
     started, first, task = time.monotonic(), None, None
 
@@ -77,7 +84,11 @@ def _written(file: Path, label: str, unit: str) -> Report:
         if now - last >= 0.5 or done == total:
             last = now
             temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            temporary.write_text(json.dumps({"label": label, "unit": unit, "done": done, "total": total, "note": note}))
+            temporary.write_text(
+                json.dumps(
+                    {"label": label, "unit": unit, "done": done, "total": total, "note": note}
+                )
+            )
             os.replace(temporary, file)
 
     return report

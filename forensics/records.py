@@ -1,6 +1,8 @@
-"""The schema: every table, every column, with unit and meaning. Writer, reader, views and docs are made from it.
+"""The schema: every table, every column, with unit and meaning. Writer, reader, views and docs are
+made from it.
 
-A run's tables lie in `runs/<run>/tables/<table>/`; the column `run` is not stored, it comes from the folder.
+A run's tables lie in `runs/<run>/tables/<table>/`; the column `run` is not stored, it comes from
+the folder.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class Table:
     meaning: str  # one row per …
     key: tuple[str, ...]
     columns: tuple[Column, ...]
-    of_state: bool = False  # its step is a state's number: resuming from step C keeps rows of state C
+    of_state: bool = (
+        False  # its step is a state's number: resuming from step C keeps rows of state C
+    )
 
     @property
     def stepped(self) -> bool:
@@ -69,13 +73,23 @@ RUNS = Table(
         ("status", "string", "", "running | finished | interrupted | failed"),
         ("recipe", "string", "", "name of the recipe"),
         ("config", "string", "JSON", "the whole configuration"),
-        ("interventions", "string", "JSON", "what differs from the parent; NULL for a run of its own"),
+        (
+            "interventions",
+            "string",
+            "JSON",
+            "what differs from the parent; NULL for a run of its own",
+        ),
         ("first_step", "int64", "step", "first step of this run's own tables"),
         ("steps", "int64", "step", "the step at which the run ends"),
         ("parameters", "int64", "parameters", "number of trained numbers"),
         ("corpus", "string", "", "content hash of the tokenised data"),
         ("device", "string", "", "cpu, or the name of the GPU"),
-        ("fingerprint", "string", "JSON", "what the bits depend on: versions, device, threads, switches"),
+        (
+            "fingerprint",
+            "string",
+            "JSON",
+            "what the bits depend on: versions, device, threads, switches",
+        ),
         ("git_commit", "string", "", "of this software, with + when the tree was dirty"),
         ("arguments", "string", "JSON", "the command line as given"),
         ("created", "string", "UTC", "when the run started"),
@@ -89,7 +103,12 @@ CHECKPOINTS = Table(
     _columns(
         ("step", "int64", "step", "the checkpoint holds the state after `step` updates"),
         ("path", "string", "", "folder, relative to the run's folder"),
-        ("digest", "string", "xxh3_128", "digest of the state, as in `steps.state_digest` of step-1"),
+        (
+            "digest",
+            "string",
+            "xxh3_128",
+            "digest of the state, as in `steps.state_digest` of step-1",
+        ),
         ("bytes", "int64", "bytes", "size on disk"),
         ("reason", "string", "", "first | every | last | interrupted | ring"),
         ("created", "string", "UTC", "when it was written"),
@@ -103,7 +122,12 @@ EVENTS = Table(
     ("step",),
     _columns(
         ("step", "int64", "step", "the step it happened at; of a spike, the peak"),
-        ("kind", "string", "", "spike | nonfinite | repeat | ring | resume | interrupt | alarm | note"),
+        (
+            "kind",
+            "string",
+            "",
+            "spike | nonfinite | repeat | ring | resume | interrupt | alarm | note",
+        ),
         ("metric", "string", "", "column that showed it"),
         ("value", "float64", "", "its value there"),
         ("baseline", "float64", "", "median of its window"),
@@ -126,7 +150,12 @@ CERTIFICATES = Table(
         ("last", "int64", "step", "the window is first:last, half-open"),
         ("bitwise", "bool", "", "every digest and every recorded loss was equal"),
         ("level", "string", "", "exact | reproduces | absent"),
-        ("compared", "int64", "step", "how many steps had a recorded digest or loss to compare with"),
+        (
+            "compared",
+            "int64",
+            "step",
+            "how many steps had a recorded digest or loss to compare with",
+        ),
         ("first_difference", "int64", "step", "first step that differed; NULL when none did"),
         ("max_abs_difference", "float64", "nats", "largest difference of a recorded loss"),
         ("fingerprint_equal", "bool", "", "this machine's fingerprint is the run's own"),
@@ -142,11 +171,26 @@ STEPS = Table(
     ("step",),
     _columns(
         STEP,
-        ("loss", "float64", "nats/token", "cross-entropy: Σ weight·ce / denominator; NULL where nothing was computed"),
-        ("held_out_loss", "float64", "nats/token", "loss of the held-out sequences at state `step`+1, where measured"),
+        (
+            "loss",
+            "float64",
+            "nats/token",
+            "cross-entropy: Σ weight·ce / denominator; NULL where nothing was computed",
+        ),
+        (
+            "held_out_loss",
+            "float64",
+            "nats/token",
+            "loss of the held-out sequences at state `step`+1, where measured",
+        ),
         ("lr", "float64", "", "learning rate of this update"),
         ("grad_norm", "float64", "", "‖g‖₂ over all parameters, before clipping"),
-        ("clip_scale", "float64", "", "factor that clipping multiplied the gradient by; 1 when it did not clip"),
+        (
+            "clip_scale",
+            "float64",
+            "",
+            "factor that clipping multiplied the gradient by; 1 when it did not clip",
+        ),
         ("update_norm", "float64", "", "‖θ_{s+1}−θ_s‖₂ with decay"),
         ("param_norm", "float64", "", "‖θ_s‖₂"),
         ("logit_max", "float64", "", "largest output logit over (B, T, V)"),
@@ -157,9 +201,19 @@ STEPS = Table(
         ("tokens", "int64", "tokens", "targets with a weight other than 0"),
         ("schedule", "int64", "step", "the schedule's own counter before the step"),
         ("updates", "int64", "updates", "updates applied before the step (bias correction)"),
-        ("update", "string", "", "apply | hold | zero | none | skipped: what was done with the gradient"),
+        (
+            "update",
+            "string",
+            "",
+            "apply | hold | zero | none | skipped: what was done with the gradient",
+        ),
         ("seconds", "float64", "s", "wall time of the step"),
-        ("state_digest", "string", "xxh3_128", "of state `step`+1: parameters, moments, counters, windows"),
+        (
+            "state_digest",
+            "string",
+            "xxh3_128",
+            "of state `step`+1: parameters, moments, counters, windows",
+        ),
     ),
 )
 
@@ -174,9 +228,24 @@ LAYERS = Table(
         ("resid_rms_out", "float32", "", "√mean x² of the residual stream leaving the block"),
         ("attn_out_rms", "float32", "", "√mean x² of what attention adds to the stream"),
         ("mlp_out_rms", "float32", "", "√mean x² of what the MLP adds to the stream"),
-        ("act_zero_share", "float32", "share", "elements of the MLP's hidden activation that are exactly 0"),
-        ("resid_grad_rms", "float32", "", "√mean g² of the loss's gradient arriving at the block's output"),
-        ("resid_max", "float32", "", "largest |x| of the residual stream leaving the block (dense windows)"),
+        (
+            "act_zero_share",
+            "float32",
+            "share",
+            "elements of the MLP's hidden activation that are exactly 0",
+        ),
+        (
+            "resid_grad_rms",
+            "float32",
+            "",
+            "√mean g² of the loss's gradient arriving at the block's output",
+        ),
+        (
+            "resid_max",
+            "float32",
+            "",
+            "largest |x| of the residual stream leaving the block (dense windows)",
+        ),
         ("act_max", "float32", "", "largest |a| of the MLP's hidden activation (dense windows)"),
         (
             "lens_loss",
@@ -184,8 +253,18 @@ LAYERS = Table(
             "nats/token",
             "logit lens: loss of the stream read out after this block (dense windows)",
         ),
-        ("lens_entropy", "float32", "nats", "logit lens: entropy of that distribution (dense windows)"),
-        ("lens_kl", "float32", "nats", "logit lens: KL(final distribution ‖ this one) (dense windows)"),
+        (
+            "lens_entropy",
+            "float32",
+            "nats",
+            "logit lens: entropy of that distribution (dense windows)",
+        ),
+        (
+            "lens_kl",
+            "float32",
+            "nats",
+            "logit lens: KL(final distribution ‖ this one) (dense windows)",
+        ),
     ),
 )
 
@@ -197,14 +276,34 @@ HEADS = Table(
         STEP,
         LAYER,
         ("head", "int32", "", "query head, from 0"),
-        ("attn_logit_max", "float32", "", "max s_ij over all unmasked pairs of the batch, never subsampled"),
+        (
+            "attn_logit_max",
+            "float32",
+            "",
+            "max s_ij over all unmasked pairs of the batch, never subsampled",
+        ),
         ("attn_logit_spread", "float32", "", "max over queries of (max_j s_ij − mean_j s_ij)"),
         ("attn_entropy_mean", "float32", "nats", "mean over queries of the attention entropy H_i"),
         ("attn_entropy_min", "float32", "nats", "min of H_i over queries with more than one key"),
-        ("attn_entropy_norm", "float32", "share", "mean of H_i / log(number of keys), queries with more than one key"),
-        ("sink_mass", "float32", "share", "mean weight on the first key, queries with more than one key"),
+        (
+            "attn_entropy_norm",
+            "float32",
+            "share",
+            "mean of H_i / log(number of keys), queries with more than one key",
+        ),
+        (
+            "sink_mass",
+            "float32",
+            "share",
+            "mean weight on the first key, queries with more than one key",
+        ),
         ("q_norm_max", "float32", "", "max ‖q_i‖₂ after RoPE and QK-norm"),
-        ("k_norm_max", "float32", "", "max ‖k_j‖₂ after RoPE and QK-norm, of the key head this query head reads"),
+        (
+            "k_norm_max",
+            "float32",
+            "",
+            "max ‖k_j‖₂ after RoPE and QK-norm, of the key head this query head reads",
+        ),
     ),
 )
 
@@ -221,10 +320,25 @@ TENSORS = Table(
         ("param_norm", "float32", "", "‖θ_s‖₂"),
         ("update_norm", "float32", "", "‖Δθ‖₂ with decay"),
         ("update_ratio", "float32", "", "‖Δθ‖ / ‖θ‖"),
-        ("update_ratio_no_decay", "float32", "", "‖Δθ + ηλθ‖ / ‖θ‖: the update without weight decay"),
-        ("rms_t", "float32", "", "√mean g̃²/max(v̂, ε²), v̂ after the update, over v > 0; alarm 2.3 (arXiv 2304.13013)"),
+        (
+            "update_ratio_no_decay",
+            "float32",
+            "",
+            "‖Δθ + ηλθ‖ / ‖θ‖: the update without weight decay",
+        ),
+        (
+            "rms_t",
+            "float32",
+            "",
+            "√mean g̃²/max(v̂, ε²), v̂ after the update, over v > 0; alarm 2.3 (arXiv 2304.13013)",
+        ),
         ("staleness", "float32", "", "‖g̃‖ / √Σ v̂ before the update; NULL at the first update"),
-        ("gss_share", "float32", "share", "elements with v̂ > 0 before and g̃² > 5000·v̂ (SPAM, arXiv 2501.06842)"),
+        (
+            "gss_share",
+            "float32",
+            "share",
+            "elements with v̂ > 0 before and g̃² > 5000·v̂ (SPAM, arXiv 2501.06842)",
+        ),
         ("unseen_share", "float32", "share", "elements with v = 0 after the update: never touched"),
         ("exp_avg_norm", "float32", "", "‖m‖₂ after the update"),
         ("exp_avg_sq_norm", "float32", "", "‖v‖₂ after the update"),
@@ -276,7 +390,12 @@ DOCUMENTS = Table(
         ("tokens", "int64", "tokens", "number of tokens, the end-of-text token included"),
         ("hash", "string", "xxh3_128", "of the text's bytes"),
         ("tags", "string", "", "comma-separated marks, such as `repeats`"),
-        ("repeat_share", "float32", "share", "tokens inside an n-gram repeated 32 or more times in a row"),
+        (
+            "repeat_share",
+            "float32",
+            "share",
+            "tokens inside an n-gram repeated 32 or more times in a row",
+        ),
     ),
 )
 
@@ -289,14 +408,29 @@ VOCABULARY = Table(
         ("token", "int32", "", "id"),
         ("text", "string", "", "the token as text"),
         ("category", "string", "", "as in arXiv 2405.05417"),
-        ("indicator", "float32", "", "low is suspect; untied ‖E_in‖, tied cosine distance to unused rows"),
+        (
+            "indicator",
+            "float32",
+            "",
+            "low is suspect; untied ‖E_in‖, tied cosine distance to unused rows",
+        ),
         ("exposure_in", "int64", "count", "times it was an input in applied steps"),
         ("exposure_out", "int64", "count", "times it was a counted target in applied steps"),
-        ("exposure_grad", "int64", "count", "input positions from which some counted target is reachable"),
+        (
+            "exposure_grad",
+            "int64",
+            "count",
+            "input positions from which some counted target is reachable",
+        ),
         ("documents", "int64", "count", "distinct documents it was met in"),
         ("first_seen", "int64", "step", "first applied step that met it; NULL: none did"),
         ("last_seen", "int64", "step", "last applied step that met it"),
-        ("cause", "string", "", "why it is under-trained, the strongest reason; NULL: none is known"),
+        (
+            "cause",
+            "string",
+            "",
+            "why it is under-trained, the strongest reason; NULL: none is known",
+        ),
     ),
     of_state=True,
 )
@@ -316,7 +450,12 @@ FORKS = Table(
         ("control_bitwise", "bool", "", "the control equalled the parent bit for bit"),
         ("loss_control", "float64", "nats/token", "probe loss of the control at the end"),
         ("loss_fork", "float64", "nats/token", "probe loss of the fork at the end"),
-        ("loss_error", "float64", "nats/token", "standard error of their difference over the probe sequences"),
+        (
+            "loss_error",
+            "float64",
+            "nats/token",
+            "standard error of their difference over the probe sequences",
+        ),
         ("probe_sequences", "int64", "sequences", "size of the probe set"),
         (
             "unseen_gap",
@@ -336,7 +475,10 @@ FORKS = Table(
             "time_to_reconverge",
             "int64",
             "step",
-            "steps until d stays at or below the placebos' 95th percentile; NULL: not within the window",
+            (
+                "steps until d stays at or below the placebos' 95th percentile; NULL: not within"
+                " the window"
+            ),
         ),
         ("created", "string", "UTC", "when it was made"),
     ),
@@ -358,14 +500,27 @@ DIVERGENCE = Table(
         ("layer", "int32", "", "the layer that it belongs to; NULL where it belongs to none"),
         ("l2", "float64", "", "‖θ_arm − θ_control‖₂"),
         ("cosine", "float64", "", "cosine of θ_arm − θ_start and θ_control − θ_start"),
-        ("loss_gap", "float64", "nats/token", "probe loss of the arm − of the control, where probed"),
-        ("unseen_gap", "float64", "nats/token", "the same on sequences that no arm has consumed, where probed"),
+        (
+            "loss_gap",
+            "float64",
+            "nats/token",
+            "probe loss of the arm − of the control, where probed",
+        ),
+        (
+            "unseen_gap",
+            "float64",
+            "nats/token",
+            "the same on sequences that no arm has consumed, where probed",
+        ),
         ("logit_kl", "float64", "nats", "mean KL(control ‖ arm) on the probe set, where probed"),
         (
             "barrier",
             "float64",
             "nats",
-            "height of the loss between arm and control on the line that joins them, at chosen states",
+            (
+                "height of the loss between arm and control on the line that joins them, at chosen"
+                " states"
+            ),
         ),
     ),
     of_state=True,
@@ -383,14 +538,24 @@ BLAME = Table(
         ("sequence", "int64", "", "its id in the corpus"),
         ("document", "int64", "", "the document that supplies most of it"),
         ("source", "string", "", "that document's source"),
-        ("part", "string", "", "data: a sequence of the spike's own batch; state: of a batch before it"),
+        (
+            "part",
+            "string",
+            "",
+            "data: a sequence of the spike's own batch; state: of a batch before it",
+        ),
         (
             "influence",
             "float64",
             "nats",
             "d(state part)/d weight; of the spike's own batch, its share of the data part",
         ),
-        ("replayed_effect", "float64", "nats", "what goes of the excess when it alone is removed by replay"),
+        (
+            "replayed_effect",
+            "float64",
+            "nats",
+            "what goes of the excess when it alone is removed by replay",
+        ),
         ("method", "string", "", "metagradient | leave-one-out | bisect"),
     ),
 )
@@ -401,24 +566,47 @@ NUMERIC = ("int64", "int32", "float64", "float32")
 
 
 def rollup(table: Table, means: bool = False) -> Table:
-    """The schema of `<table>_by100`: extremes (and means) of every numeric column over 100 steps, by the rest of its key."""
+    """The schema of `<table>_by100`: extremes (and means) of every numeric column over 100 steps,
+    by the rest of its key.
+    """
     assert table.stepped
     columns = [
-        Column("bucket", "int64", "step", f"first of the {BUCKET} steps: steps bucket to bucket + {BUCKET - 1}"),
+        Column(
+            "bucket",
+            "int64",
+            "step",
+            f"first of the {BUCKET} steps: steps bucket to bucket + {BUCKET - 1}",
+        ),
         *(table.column(name) for name in table.key[1:]),
-        Column("rows", "int64", "count", f"rows of `{table.name}` in it; of the newest bucket it may hold a part only"),
-        Column("nonfinite", "int64", "count", "NaN and infinite values in these rows, over all columns"),
+        Column(
+            "rows",
+            "int64",
+            "count",
+            f"rows of `{table.name}` in it; of the newest bucket it may hold a part only",
+        ),
+        Column(
+            "nonfinite", "int64", "count", "NaN and infinite values in these rows, over all columns"
+        ),
     ]
     for c in summarised(table):
         columns += [
-            Column(f"{c.name}_min", c.type, c.unit, f"smallest finite `{c.name}`; NULL where there is none"),
+            Column(
+                f"{c.name}_min",
+                c.type,
+                c.unit,
+                f"smallest finite `{c.name}`; NULL where there is none",
+            ),
             Column(f"{c.name}_max", c.type, c.unit, f"largest finite `{c.name}`"),
         ]
         if means:
-            columns.append(Column(f"{c.name}_mean", "float64", c.unit, f"mean of the finite `{c.name}`"))
+            columns.append(
+                Column(f"{c.name}_mean", "float64", c.unit, f"mean of the finite `{c.name}`")
+            )
     key = ("bucket", *table.key[1:])
     meaning = " × ".join([f"{BUCKET} steps", *table.key[1:]])
-    return Table(f"{table.name}_by{BUCKET}", f"{meaning}: `{table.name}` rolled up", key, tuple(columns))
+    return Table(
+        f"{table.name}_by{BUCKET}", f"{meaning}: `{table.name}` rolled up", key, tuple(columns)
+    )
 
 
 def summarised(table: Table) -> list[Column]:
@@ -433,8 +621,24 @@ ROLLUPS: dict[str, Table] = {  # by the table that is rolled up
 
 TABLES: dict[str, Table] = {
     t.name: t
-    for t in (RUNS, CHECKPOINTS, EVENTS, CERTIFICATES, STEPS, LAYERS, HEADS, TENSORS, SEQUENCES, TOKENS,
-              DOCUMENTS, VOCABULARY, FORKS, DIVERGENCE, BLAME, *ROLLUPS.values())
-}  # fmt: skip
+    for t in (
+        RUNS,
+        CHECKPOINTS,
+        EVENTS,
+        CERTIFICATES,
+        STEPS,
+        LAYERS,
+        HEADS,
+        TENSORS,
+        SEQUENCES,
+        TOKENS,
+        DOCUMENTS,
+        VOCABULARY,
+        FORKS,
+        DIVERGENCE,
+        BLAME,
+        *ROLLUPS.values(),
+    )
+}
 
 LIGHT = ("steps", "layers", "heads", "tensors", "sequences")  # recorded at every step by default

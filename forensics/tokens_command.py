@@ -10,7 +10,8 @@ import click
 from forensics.console import Command, emit, runs_folder, say, table, warn
 from forensics.progress import bar
 
-# As `categories.CATEGORIES` and `indicators.INDICATORS`, which a test holds them to: those modules load numpy and torch.
+# As `categories.CATEGORIES` and `indicators.INDICATORS`, which a test holds them to: those modules
+# load numpy and torch.
 CATEGORIES = (
     "OK",
     "OK_SPECIAL",
@@ -26,7 +27,10 @@ UNSEEN = {0x115F, 0x1160, 0x3164, 0xFFA0, 0x034F}  # letters and marks without a
 
 @click.command(
     cls=Command,
-    example="forensics tokens demo@300 --top 20\nforensics tokens model.gguf --verify --json\nforensics tokens ./olmo-1b --reference 50280-50303",
+    example=(
+        "forensics tokens demo@300 --top 20\nforensics tokens model.gguf --verify --json\nforensics"
+        " tokens ./olmo-1b --reference 50280-50303"
+    ),
 )
 @click.argument("target", metavar="RUN[@STEP]|FOLDER|FILE.gguf|tokenizer.json")
 @click.option(
@@ -35,25 +39,50 @@ UNSEEN = {0x115F, 0x1160, 0x3164, 0xFFA0, 0x034F}  # letters and marks without a
     help="Rank by this one; by default cosine where embeddings are tied, else input-norm.",
 )
 @click.option(
-    "--reference", metavar="IDS", help="Ids that are known to be unused, e.g. 5,7-16; found by itself where left out."
+    "--reference",
+    metavar="IDS",
+    help="Ids that are known to be unused, e.g. 5,7-16; found by itself where left out.",
 )
 @click.option("--verify", is_flag=True, help="Prompt the model to repeat each candidate.")
-@click.option("--census", is_flag=True, help="Prompt for the whole vocabulary, and hold the 2% rule against it.")
 @click.option(
-    "--category", "only", multiple=True, type=click.Choice(CATEGORIES), help="List only these; may be repeated."
+    "--census",
+    is_flag=True,
+    help="Prompt for the whole vocabulary, and hold the 2% rule against it.",
 )
 @click.option(
-    "--top", type=click.IntRange(min=1), help=f"List at most so many; {SHOWN} in a table, all in JSON where left out."
+    "--category",
+    "only",
+    multiple=True,
+    type=click.Choice(CATEGORIES),
+    help="List only these; may be repeated.",
 )
-@click.option("--exact", is_flag=True, help="Of a run: hold the data order against the bits of the embedding.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    help=f"List at most so many; {SHOWN} in a table, all in JSON where left out.",
+)
+@click.option(
+    "--exact", is_flag=True, help="Of a run: hold the data order against the bits of the embedding."
+)
 @click.option(
     "--over-time",
     is_flag=True,
     help="Of a run: each indicator over all checkpoints, when tokens were trained, a forecast.",
 )
-def tokens(target: str, indicator: str | None, reference: str | None, verify: bool, census: bool, only: tuple[str, ...],
-           top: int | None, exact: bool, over_time: bool) -> int:  # fmt: skip
-    """Under-trained tokens of a run's state, a Hugging Face folder or a GGUF file; of a tokenizer, the categories."""
+def tokens(
+    target: str,
+    indicator: str | None,
+    reference: str | None,
+    verify: bool,
+    census: bool,
+    only: tuple[str, ...],
+    top: int | None,
+    exact: bool,
+    over_time: bool,
+) -> int:
+    """Under-trained tokens of a run's state, a Hugging Face folder or a GGUF file; of a tokenizer,
+    the categories.
+    """
     from forensics.console import settings
     from forensics.tokens.find import document, find
     from forensics.tokens.target import open_target
@@ -66,8 +95,15 @@ def tokens(target: str, indicator: str | None, reference: str | None, verify: bo
             return tell_of_data(target, runs_folder(), open_trajectory, exact, over_time, reading)
     with bar("reading") as reading, bar("verifying", "tokens") as verifying:
         opened = open_target(target, runs_folder(), open_trajectory, reading)
-        found = find(opened, indicator=indicator, reference=reference, verify=verify, census=census, reading=reading,
-                     verifying=verifying)  # fmt: skip
+        found = find(
+            opened,
+            indicator=indicator,
+            reference=reference,
+            verify=verify,
+            census=census,
+            reading=reading,
+            verifying=verifying,
+        )
     limit = top if settings().json else top or SHOWN
     told = document(found, limit, only or _unusual(found.indicator, settings().json))
     for note in told["notes"]:
@@ -82,7 +118,11 @@ def _unusual(indicator: str | None, as_json: bool) -> tuple[str, ...]:
 
 
 def _tell(told: dict[str, Any]) -> None:
-    matrix = "" if told["tied"] is None else f" · {told['rows']:,} rows, {'tied' if told['tied'] else 'untied'}"
+    matrix = (
+        ""
+        if told["tied"] is None
+        else f" · {told['rows']:,} rows, {'tied' if told['tied'] else 'untied'}"
+    )
     say(f"{told['target']}: {told['vocabulary']:,} tokens{matrix}")
     if told["padded"]:
         say(f"{told['padded']:,} rows of the embedding have no token: padding")
@@ -90,8 +130,11 @@ def _tell(told: dict[str, Any]) -> None:
         say(f"{told['without_row']:,} tokens have no row in the embedding: they cannot be used")
     table(["category", "tokens"], [[k, v] for k, v in told["counts"].items()])
     s = told["summary"]
-    say(f"beside bytes ({s['bytes_ascii']} ascii, {s['bytes_utf8']} utf8, {s['bytes_unused_utf8']} unused_utf8) and {s['special']} "
-        f"specials: {s['unreachable']:,} unreachable, {s['partial_utf8']:,} partial UTF-8")  # fmt: skip
+    say(
+        f"beside bytes ({s['bytes_ascii']} ascii, {s['bytes_utf8']} utf8, {s['bytes_unused_utf8']}"
+        f" unused_utf8) and {s['special']} specials: {s['unreachable']:,} unreachable,"
+        f" {s['partial_utf8']:,} partial UTF-8"
+    )
     if told["indicator"]:
         from forensics.tokens.indicators import INDICATORS as meaning
 
@@ -103,7 +146,8 @@ def _tell(told: dict[str, Any]) -> None:
         )
         if told["threshold"] is not None:
             say(
-                f"candidates: {told['candidates']:,} reachable tokens up to the 2nd percentile, {told['threshold']:.4g}"
+                f"candidates: {told['candidates']:,} reachable tokens up to the 2nd percentile,"
+                f" {told['threshold']:.4g}"
             )
     _tell_verification(told["verification"])
     if told["tokens"]:
@@ -117,12 +161,20 @@ def _tell_verification(told: dict[str, Any] | None) -> None:
     if not told["copies"]:
         say(f"verification: {told['verdict']}")
         return
-    say(f"verification: {told['verified']:,} of {told['asked']:,} tokens are verified (P < 0.01), {told['strong']:,} of them strongly "
-        f"(P < 0.001); {told['verdict']}; placeholder {shown(told['placeholder']['text'])}")  # fmt: skip
+    say(
+        f"verification: {told['verified']:,} of {told['asked']:,} tokens are verified (P < 0.01),"
+        f" {told['strong']:,} of them strongly (P < 0.001); {told['verdict']}; placeholder"
+        f" {shown(told['placeholder']['text'])}"
+    )
     if (census := told["census"]) is not None:
-        recall, precision = (f"{census[k]:.0%}" if census[k] is not None else "–" for k in ("recall", "precision"))
-        say(f"the 2% rule against the census: recall {recall}, precision {precision} "
-            f"({census['hits']:,} of {census['verified']:,} true ones among {census['candidates']:,})")  # fmt: skip
+        recall, precision = (
+            f"{census[k]:.0%}" if census[k] is not None else "–" for k in ("recall", "precision")
+        )
+        say(
+            f"the 2% rule against the census: recall {recall}, precision {precision}"
+            f" ({census['hits']:,} of {census['verified']:,} true ones among"
+            f" {census['candidates']:,})"
+        )
 
 
 def _list(told: dict[str, Any]) -> None:
@@ -164,10 +216,14 @@ def shown(text: str) -> str:
 
 
 def _shapeless(c: str) -> bool:
-    # control, format (bidi, zero-width), surrogate, private, unassigned, line and paragraph separators, spaces but " "
-    return unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") or (
-        unicodedata.category(c) == "Zs" and c != " "
-    ) or ord(c) in UNSEEN or 0xFE00 <= ord(c) <= 0xFE0F  # fmt: skip
+    # control, format (bidi, zero-width), surrogate, private, unassigned, line and paragraph
+    # separators, spaces but " "
+    return (
+        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        or (unicodedata.category(c) == "Zs" and c != " ")
+        or ord(c) in UNSEEN
+        or 0xFE00 <= ord(c) <= 0xFE0F
+    )
 
 
 def _ranges(ids: list[int]) -> str:

@@ -1,4 +1,5 @@
-"""Text from corpora, tokens and names as it may be shown: nothing in it can move a cursor, hide, or turn a line around.
+"""Text from corpora, tokens and names as it may be shown: nothing in it can move a cursor, hide, or
+turn a line around.
 
 visible("a\\u202eb")        # 'a⟨U+202E⟩b'
 """
@@ -9,12 +10,27 @@ import unicodedata
 
 # Control, format (bidi, zero-width, tags), surrogate, line and paragraph separators.
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-BLANK = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0}  # letters and marks drawn as nothing
-SELECTORS = (range(0x180B, 0x1810), range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0))  # variation selectors
+BLANK = {
+    0x034F,
+    0x115F,
+    0x1160,
+    0x17B4,
+    0x17B5,
+    0x2800,
+    0x3164,
+    0xFFA0,
+}  # letters and marks drawn as nothing
+SELECTORS = (
+    range(0x180B, 0x1810),
+    range(0xFE00, 0xFE10),
+    range(0xE0100, 0xE01F0),
+)  # variation selectors
 
 
 def visible(text: str) -> str:
-    """The text with every control, bidi and zero-width character as ⟨U+202E⟩; new lines and tabs stay."""
+    """The text with every control, bidi and zero-width character as ⟨U+202E⟩; new lines and tabs
+    stay.
+    """
     return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
 
 
@@ -23,7 +39,9 @@ class _Shown(dict[int, str]):
 
     def __missing__(self, n: int) -> str:
         c = chr(n)
-        hidden = unicodedata.category(c) in HIDDEN or n in BLANK or any(n in span for span in SELECTORS)
+        hidden = (
+            unicodedata.category(c) in HIDDEN or n in BLANK or any(n in span for span in SELECTORS)
+        )
         self[n] = f"⟨U+{n:04X}⟩" if hidden and c not in "\n\t" else c
         return self[n]
 

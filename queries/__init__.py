@@ -30,7 +30,8 @@ FOLDER = Path(__file__).parent
 
 @functools.cache
 def catalog() -> dict[str, dict[str, Any]]:
-    """name → {"sentence", "parameters": {name: {"type", "default"?, "meaning"}}, "columns": {name: meaning}}.
+    """name → {"sentence", "parameters": {name: {"type", "default"?, "meaning"}}, "columns": {name:
+    meaning}}.
 
     A query with "builds_on" names another whose rows it reads.
     """
@@ -39,7 +40,9 @@ def catalog() -> dict[str, dict[str, Any]]:
 
 @functools.cache
 def load(name: str) -> str:
-    """The SQL of a named query, whole: what it builds on stands before it as a CTE. Errors: usage."""
+    """The SQL of a named query, whole: what it builds on stands before it as a CTE. Errors:
+    usage.
+    """
     if name not in catalog():
         raise ForensicsError("usage", f"no query is called {name!r}", nearest(name, catalog()))
     sql = (FOLDER / f"{name}.sql").read_text(encoding="utf-8")
@@ -48,9 +51,12 @@ def load(name: str) -> str:
 
 
 def run(
-    where: duckdb.DuckDBPyConnection | str | Path, name: str, params: Mapping[str, Any] | None = None
+    where: duckdb.DuckDBPyConnection | str | Path,
+    name: str,
+    params: Mapping[str, Any] | None = None,
 ) -> pyarrow.Table:
-    """The rows of a named query over a folder of runs or a connection of `connect`; parts it reads are hashed.
+    """The rows of a named query over a folder of runs or a connection of `connect`; parts it reads
+    are hashed.
 
     `params` may hold strings, as from a command line. Errors: usage, missing, integrity.
     """
@@ -68,7 +74,9 @@ def run(
             return con.sql(sql, params=values or None).to_arrow_table()
         except duckdb.IOException as e:  # a part merged away since the views were made
             if attempt == reader.ATTEMPTS - 1:
-                raise ForensicsError("integrity", one_line(e), "run `forensics doctor RUN`") from None
+                raise ForensicsError(
+                    "integrity", one_line(e), "run `forensics doctor RUN`"
+                ) from None
             if on_connection:
                 reader.refresh(con, folder)
         except duckdb.Error as e:
@@ -85,9 +93,16 @@ def tables_of(name: str) -> set[str]:
 
 
 def _ancestry(folder: str, name: str, values: dict[str, Any]) -> list[str] | None:
-    """The runs a query can need: with 200 runs in a folder, it opens only the parts of one run and its ancestors."""
+    """The runs a query can need: with 200 runs in a folder, it opens only the parts of one run and
+    its ancestors.
+    """
     parameters = catalog()[name]["parameters"]
-    listed = {run for p, about in parameters.items() if about["type"] == "runs" for run in _listed(values[p])}
+    listed = {
+        run
+        for p, about in parameters.items()
+        if about["type"] == "runs"
+        for run in _listed(values[p])
+    }
     if listed:
         return sorted(listed)
     chosen = [values[p] for p, about in parameters.items() if about["type"] == "run"]
@@ -106,16 +121,22 @@ def arguments(name: str, given: Mapping[str, Any], folder: str) -> dict[str, Any
     known = catalog()[name]["parameters"]
     for parameter in given:
         if parameter not in known:
-            raise ForensicsError("usage", f"{name} has no parameter {parameter!r}", nearest(parameter, known))
+            raise ForensicsError(
+                "usage", f"{name} has no parameter {parameter!r}", nearest(parameter, known)
+            )
     values = {}
     for parameter, about in known.items():
         if parameter not in given and "default" not in about:
-            raise ForensicsError("usage", f"{name} needs {parameter}: {about['meaning']}", f"--param {parameter}=…")
+            raise ForensicsError(
+                "usage", f"{name} needs {parameter}: {about['meaning']}", f"--param {parameter}=…"
+            )
         value = _typed(given.get(parameter, about.get("default")), about, f"{name}: {parameter}")
         wanted = {"run": [value], "runs": _listed(str(value))}.get(about["type"], [])
         for run in wanted:
             if run not in (runs := reader.runs_in(folder)):
-                raise ForensicsError("missing", f"no run is called {run!r}", nearest(str(run), runs))
+                raise ForensicsError(
+                    "missing", f"no run is called {run!r}", nearest(str(run), runs)
+                )
         values[parameter] = value
     return values
 
@@ -141,41 +162,87 @@ def _typed(value: Any, about: dict[str, Any], where: str) -> Any:
 
 
 def schema() -> list[dict[str, Any]]:
-    """Every view: {"table", "row", "key", "columns": [{"name", "type", "unit", "meaning"}]}, `run` first."""
+    """Every view: {"table", "row", "key", "columns": [{"name", "type", "unit", "meaning"}]}, `run`
+    first.
+    """
     run_column = {"name": "run", "type": "VARCHAR", "unit": "", "meaning": "the run's folder"}
     views: list[dict[str, Any]] = []
     for table in TABLES.values():
         columns = [
-            {"name": c.name, "type": SQL_TYPES[c.type], "unit": c.unit, "meaning": c.meaning} for c in table.columns
+            {"name": c.name, "type": SQL_TYPES[c.type], "unit": c.unit, "meaning": c.meaning}
+            for c in table.columns
         ]
-        views.append({"table": table.name, "row": table.meaning, "key": list(table.key),
-                      "columns": [run_column, *columns]})  # fmt: skip
-    columns = [{"name": n, "type": t, "unit": "", "meaning": meaning} for n, (t, meaning) in reader.SOURCES.items()]
-    views.append({"table": "sources", "row": "source of a run's corpus", "key": ["source"], "columns": columns})
+        views.append(
+            {
+                "table": table.name,
+                "row": table.meaning,
+                "key": list(table.key),
+                "columns": [run_column, *columns],
+            }
+        )
+    columns = [
+        {"name": n, "type": t, "unit": "", "meaning": meaning}
+        for n, (t, meaning) in reader.SOURCES.items()
+    ]
+    views.append(
+        {
+            "table": "sources",
+            "row": "source of a run's corpus",
+            "key": ["source"],
+            "columns": columns,
+        }
+    )
     return views
 
 
 def describe() -> str:
     """Markdown: every table and column, the macro, every named query."""
-    lines = ["# Tables and queries", "", "Made from `forensics/records.py` and `queries/catalog.toml`.", ""]
+    lines = [
+        "# Tables and queries",
+        "",
+        "Made from `forensics/records.py` and `queries/catalog.toml`.",
+        "",
+    ]
     for view in schema():
-        lines += [f"## `{view['table']}`", "", f"One row per {view['row']}; key: run, {', '.join(view['key'])}.", ""]
+        lines += [
+            f"## `{view['table']}`",
+            "",
+            f"One row per {view['row']}; key: run, {', '.join(view['key'])}.",
+            "",
+        ]
         lines += ["| column | type | unit | meaning |", "|---|---|---|---|"]
         lines += [
-            f"| `{c['name']}` | {c['type']} | {_cell(c['unit'])} | {_cell(c['meaning'])} |" for c in view["columns"]
+            f"| `{c['name']}` | {c['type']} | {_cell(c['unit'])} | {_cell(c['meaning'])} |"
+            for c in view["columns"]
         ]
         lines.append("")
-    lines += ["## `lineage(run)`", "", "A table macro: (run, first_step, last_step), one row for the run and for each "
-              "ancestor, with the half-open range of steps in which its rows belong to the trajectory of that run. A "
-              f"run's own rows have no end ({reader.FOREVER}). Views never mix parent and fork; this joins them:", "",
-              "```sql", "select s.step, s.loss from steps as s",
-              "join lineage('my-fork') as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step",
-              "```", "", "# Named queries", ""]  # fmt: skip
+    lines += [
+        "## `lineage(run)`",
+        "",
+        (
+            "A table macro: (run, first_step, last_step), one row for the run and for each"
+            " ancestor, with the half-open range of steps in which its rows belong to the"
+            f" trajectory of that run. A run's own rows have no end ({reader.FOREVER}). Views never"
+            " mix parent and fork; this joins them:"
+        ),
+        "",
+        "```sql",
+        "select s.step, s.loss from steps as s",
+        (
+            "join lineage('my-fork') as l on l.run = s.run and s.step >= l.first_step and s.step <"
+            " l.last_step"
+        ),
+        "```",
+        "",
+        "# Named queries",
+        "",
+    ]
     for name, about in catalog().items():
         lines += [
             f"## `{name}`",
             "",
-            about["sentence"] + (f" Builds on `{about['builds_on']}`." if "builds_on" in about else ""),
+            about["sentence"]
+            + (f" Builds on `{about['builds_on']}`." if "builds_on" in about else ""),
             "",
             "| parameter | type | default | meaning |",
             "|---|---|---|---|",
@@ -184,7 +251,9 @@ def describe() -> str:
             default = json.dumps(p["default"]) if "default" in p else "must be given"
             lines.append(f"| `{parameter}` | {p['type']} | {default} | {_cell(p['meaning'])} |")
         lines += ["", "| column | meaning |", "|---|---|"]
-        lines += [f"| `{column}` | {_cell(meaning)} |" for column, meaning in about["columns"].items()]
+        lines += [
+            f"| `{column}` | {_cell(meaning)} |" for column, meaning in about["columns"].items()
+        ]
         lines.append("")
     return "\n".join(lines)
 

@@ -1,9 +1,11 @@
-"""What every head did on one sequence before, at and after a step; and what each layer would have predicted.
+"""What every head did on one sequence before, at and after a step; and what each layer would have
+predicted.
 
     document = attention(runs, "demo", 400)          # the worst sequence of batch 400 at states 384, 400 and 416
 
-The states are the run's own, by replay. Scores and weights are those of the very decoder that trained; the logit lens
-goes through TransformerLens on a copy of each state. All of it is kept in the run's folder (`replay.kept`).
+The states are the run's own, by replay. Scores and weights are those of the very decoder that
+trained; the logit lens goes through TransformerLens on a copy of each state. All of it is kept in
+the run's folder (`replay.kept`).
 """
 
 from __future__ import annotations
@@ -37,14 +39,20 @@ AROUND = 16  # steps from the step to the states before and after it
 
 
 def attention(
-    runs: Path, name: str, step: int, slot: int | None = None, states: Sequence[int] | None = None, lens: bool = True,
+    runs: Path,
+    name: str,
+    step: int,
+    slot: int | None = None,
+    states: Sequence[int] | None = None,
+    lens: bool = True,
     progress: Report = silent,
-) -> dict[str, Any]:  # fmt: skip
-    """One sequence of batch `step` (that of the highest recorded loss) through every head at three states.
+) -> dict[str, Any]:
+    """One sequence of batch `step` (that of the highest recorded loss) through every head at three
+    states.
 
-    `states` are those before, at and after (16 steps apart, as far as the run goes). The document holds, by head, the
-    largest logit at each state and how far the weights moved from the first state (half the mean of Σ|Δ| by query).
-    Errors: usage, missing, integrity, storage.
+    `states` are those before, at and after (16 steps apart, as far as the run goes). The document
+    holds, by head, the largest logit at each state and how far the weights moved from the first
+    state (half the mean of Σ|Δ| by query). Errors: usage, missing, integrity, storage.
     """
     began = time.perf_counter()
     run = open_trajectory(runs, name)
@@ -52,7 +60,9 @@ def attention(
     row = _worst(run, step) if slot is None else slot
     if not 0 <= row < len(batch.tokens):
         raise ForensicsError(
-            "usage", f"wanted a slot of batch {step}, found {row}", f"it has slots 0 to {len(batch.tokens) - 1}"
+            "usage",
+            f"wanted a slot of batch {step}, found {row}",
+            f"it has slots 0 to {len(batch.tokens) - 1}",
         )
     wanted = _states(run, step, states)
     require_intact(run)
@@ -70,9 +80,17 @@ def attention(
             except ForensicsError as e:
                 reason = f"{e.message}; {e.hint}"
     about = {
-        "run": name, "step": step, "slot": row, "sequence": int(batch.sequence[row]), "tokens": tokens.tolist(),
-        "states": wanted, "exact": exact, "block": seen[0].block, "lens": bool(lenses) and reason is None, "why": reason,
-    }  # fmt: skip
+        "run": name,
+        "step": step,
+        "slot": row,
+        "sequence": int(batch.sequence[row]),
+        "tokens": tokens.tolist(),
+        "states": wanted,
+        "exact": exact,
+        "block": seen[0].block,
+        "lens": bool(lenses) and reason is None,
+        "why": reason,
+    }
     arrays = {
         "scores": torch.stack([s.scores for s in seen]).numpy(),
         "weights": torch.stack([s.weights for s in seen]).numpy(),
@@ -81,8 +99,13 @@ def attention(
         arrays |= {f"lens_{key}": np.stack([each[key] for each in lenses]) for key in lenses[0]}
     path = kept.attention_of(run.folder, step, row)
     kept.write(path, arrays, about)
-    return {**about, "heads": _by_head(seen), "lens_loss": _mean_lens(lenses) if about["lens"] else None,
-            "file": str(path.relative_to(runs)), "seconds": time.perf_counter() - began}  # fmt: skip
+    return {
+        **about,
+        "heads": _by_head(seen),
+        "lens_loss": _mean_lens(lenses) if about["lens"] else None,
+        "file": str(path.relative_to(runs)),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def states_around(run: Run, step: int) -> list[int]:
@@ -93,12 +116,17 @@ def states_around(run: Run, step: int) -> list[int]:
 
 def _states(run: Run, step: int, states: Sequence[int] | None) -> list[int]:
     if trained(run) < step:
-        raise ForensicsError("missing", f"{run.name} has been trained to step {trained(run)}, not to {step}",
-                             "look at an earlier step")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"{run.name} has been trained to step {trained(run)}, not to {step}",
+            "look at an earlier step",
+        )
     if states is None:
         return states_around(run, step)
     if not 1 <= len(states) <= 5:
-        raise ForensicsError("usage", f"wanted one to five states, found {len(states)}", f"--states {step}")
+        raise ForensicsError(
+            "usage", f"wanted one to five states, found {len(states)}", f"--states {step}"
+        )
     return sorted({*states})
 
 
@@ -116,11 +144,20 @@ def _worst(run: Run, step: int) -> int:
         holder = holder.parent
     rows = holder.table("sequences", ["step", "slot", "loss"])
     rows = rows.filter(pc.equal(rows["step"], step)).to_pylist()
-    return max(rows, key=lambda r: (r["loss"] is not None, not math.isfinite(r["loss"] or 0.0), r["loss"]))["slot"] if rows else 0  # fmt: skip
+    return (
+        max(
+            rows,
+            key=lambda r: (r["loss"] is not None, not math.isfinite(r["loss"] or 0.0), r["loss"]),
+        )["slot"]
+        if rows
+        else 0
+    )
 
 
 def _at(run: Run, steps: Sequence[int], progress: Report) -> Iterator[TrainState]:
-    """The exact states in order, each going on from the one before where no checkpoint lies between."""
+    """The exact states in order, each going on from the one before where no checkpoint lies
+    between.
+    """
     state: TrainState | None = None
     for i, step in enumerate(steps):
         progress(i, len(steps), f"state {step}")
@@ -150,14 +187,20 @@ def _patterns(run: Run, state: TrainState, batch: Batch, row: int) -> Patterns:
     inputs = batch.tokens[row : row + 1, :-1].to(run.model.device)
     inside = documents(inputs, run.model)
     half = run.header.precision == "bf16"
-    cast = torch.autocast(run.model.device, dtype=torch.bfloat16) if half else contextlib.nullcontext()
+    cast = (
+        torch.autocast(run.model.device, dtype=torch.bfloat16) if half else contextlib.nullcontext()
+    )
     with cast:
-        return patterns(run.model.decoder, state.params, inputs[0], None if inside is None else inside[0])
+        return patterns(
+            run.model.decoder, state.params, inputs[0], None if inside is None else inside[0]
+        )
 
 
 @torch.no_grad()
 def _lens(run: Run, state: TrainState, tokens_T1: Tensor) -> dict[str, np.ndarray]:
-    """Of the embedding and each layer (L+1, T): loss of the target in nats, the likeliest token and its probability."""
+    """Of the embedding and each layer (L+1, T): loss of the target in nats, the likeliest token and
+    its probability.
+    """
     inputs, targets = tokens_T1[None, :-1], tokens_T1[1:]
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that library's own
@@ -173,7 +216,13 @@ def _lens(run: Run, state: TrainState, tokens_T1: Tensor) -> dict[str, np.ndarra
             for rows in chunks(len(targets)):
                 log_p = lens.unembed(normed[:, rows])[0].float().log_softmax(-1)
                 best = log_p.max(-1)
-                parts.append((-log_p.gather(1, targets[rows, None])[:, 0], best.indices.int(), best.values.exp()))
+                parts.append(
+                    (
+                        -log_p.gather(1, targets[rows, None])[:, 0],
+                        best.indices.int(),
+                        best.values.exp(),
+                    )
+                )
             for key, column in zip(found, zip(*parts)):
                 found[key].append(torch.cat(column))
     return {key: torch.stack(rows).numpy() for key, rows in found.items()}
@@ -184,8 +233,16 @@ def _by_head(seen: list[Patterns]) -> list[dict[str, Any]]:
     L, H = seen[0].scores.shape[:2]
     largest = [s.scores.amax((2, 3)) for s in seen]
     moved = [(s.weights - seen[0].weights).abs().sum(-1).mean(-1) / 2 for s in seen]
-    return [{"layer": i, "head": h, "logit_max": [float(x[i, h]) for x in largest],
-             "moved": [float(x[i, h]) for x in moved]} for i in range(L) for h in range(H)]  # fmt: skip
+    return [
+        {
+            "layer": i,
+            "head": h,
+            "logit_max": [float(x[i, h]) for x in largest],
+            "moved": [float(x[i, h]) for x in moved],
+        }
+        for i in range(L)
+        for h in range(H)
+    ]
 
 
 def _mean_lens(lenses: list[dict[str, np.ndarray]]) -> list[list[float]]:

@@ -29,7 +29,9 @@ class Barrier:
 
 
 @torch.no_grad()
-def barrier(theta: dict[str, Tensor], other: dict[str, Tensor], loss: Loss, points: int = POINTS) -> Barrier:
+def barrier(
+    theta: dict[str, Tensor], other: dict[str, Tensor], loss: Loss, points: int = POINTS
+) -> Barrier:
     """max over α of ℓ(αθ + (1−α)θ′) − αℓ(θ) − (1−α)ℓ(θ′), at equally spaced α (arXiv 2110.06296).
 
     Errors: usage, where the two are not the same architecture.
@@ -37,7 +39,9 @@ def barrier(theta: dict[str, Tensor], other: dict[str, Tensor], loss: Loss, poin
     for name in {**theta, **other}:
         if name not in theta or name not in other or theta[name].shape != other[name].shape:
             raise ForensicsError(
-                "usage", f"wanted two states of one architecture, found {name} to differ", "compare a run and its forks"
+                "usage",
+                f"wanted two states of one architecture, found {name} to differ",
+                "compare a run and its forks",
             )
     assert points >= 3, "the two ends alone have no barrier"
     first, last = loss(other), loss(theta)
@@ -53,8 +57,14 @@ def barrier(theta: dict[str, Tensor], other: dict[str, Tensor], loss: Loss, poin
 
 
 def probe_loss(run: Run) -> Loss:
-    """Mean loss on the run's probe set, nats per token. Errors: data, where the run holds nothing out."""
+    """Mean loss on the run's probe set, nats per token. Errors: data, where the run holds nothing
+    out.
+    """
     probe = Probe(run)
     if not probe.sequences:
-        raise ForensicsError("data", f"{run.name} holds no sequence out to probe with", "train with data.held_out = 64")
+        raise ForensicsError(
+            "data",
+            f"{run.name} holds no sequence out to probe with",
+            "train with data.held_out = 64",
+        )
     return lambda params: probe.read(params, {})["control"].loss

@@ -1,7 +1,7 @@
 """How a replay stands to what was recorded, and how far two arms are apart.
 
-`Witness` holds a replayed control against its parent's rows, bit for bit. `distances` and `Probe` measure
-fork − control, as FORMULAS.md defines it: never fork − recorded parent.
+`Witness` holds a replayed control against its parent's rows, bit for bit. `distances` and `Probe`
+measure fork − control, as FORMULAS.md defines it: never fork − recorded parent.
 """
 
 from __future__ import annotations
@@ -47,12 +47,16 @@ class Report:
         if not self.compared:
             return "nothing was recorded to compare with"
         where = self.first_difference or {}
-        return (f"tolerance only: step {where.get('step')} differs first ({where.get('what')}), "
-                f"losses by at most {self.max_abs_difference:.3g} nats")  # fmt: skip
+        return (
+            f"tolerance only: step {where.get('step')} differs first ({where.get('what')}), "
+            f"losses by at most {self.max_abs_difference:.3g} nats"
+        )
 
 
 class Witness:
-    """Compares each replayed step with the recorded one: loss, gradient norm, digest; tensors where a state was saved."""
+    """Compares each replayed step with the recorded one: loss, gradient norm, digest; tensors where
+    a state was saved.
+    """
 
     def __init__(self, run: Run, first: int, last: int) -> None:
         self.run, self.first, self.last = run, first, last
@@ -74,7 +78,12 @@ class Witness:
                 own, theirs = getattr(result, name), row[name]
                 if not _same(own, theirs):
                     self._differs(step, name, None)
-                if name == "loss" and own is not None and theirs is not None and math.isfinite(own - theirs):
+                if (
+                    name == "loss"
+                    and own is not None
+                    and theirs is not None
+                    and math.isfinite(own - theirs)
+                ):
                     self.gap = max(self.gap, abs(own - theirs))
             digest = row["state_digest"]
             if digest is not None and digest != state.digest():
@@ -88,43 +97,71 @@ class Witness:
 
     def _differs(self, step: int, what: str, tensor: str | None) -> None:
         if self.difference is None:
-            layer = tensor.split("layers.")[1].split(".")[0] if tensor and "layers." in tensor else None
-            self.difference = {"step": step, "what": what, "tensor": tensor, "layer": int(layer) if layer else None}
+            layer = (
+                tensor.split("layers.")[1].split(".")[0] if tensor and "layers." in tensor else None
+            )
+            self.difference = {
+                "step": step,
+                "what": what,
+                "tensor": tensor,
+                "layer": int(layer) if layer else None,
+            }
 
     def _tensor(self, state: TrainState) -> str | None:
-        """The first tensor that differs from the saved state of this step, if one was saved and it does."""
+        """The first tensor that differs from the saved state of this step, if one was saved and it
+        does.
+        """
         step = state.counters.step
         if step not in self.saved:
             return None
         path = self.run.folder / "checkpoints" / checkpoint.name_of(step) / "state.json"
         hashes = json.loads(path.read_bytes())["tensors"]
-        return next((name for name, hash_ in checkpoint.tensor_hashes(state) if hashes.get(name) != hash_), None)
+        return next(
+            (name for name, hash_ in checkpoint.tensor_hashes(state) if hashes.get(name) != hash_),
+            None,
+        )
 
     def report(self) -> Report:
         own = self.run.fingerprint()
         differs = fingerprint_difference(own, self.run.header.fingerprint)
         bitwise = self.difference is None and self.compared > 0
         return Report(
-            bitwise=bitwise, level="exact" if bitwise else self._level(), steps=self.last - self.first, compared=self.compared,
-            first_difference=self.difference, max_abs_difference=self.gap, fingerprint_equal=not differs, fingerprint_differs=differs,
-        )  # fmt: skip
+            bitwise=bitwise,
+            level="exact" if bitwise else self._level(),
+            steps=self.last - self.first,
+            compared=self.compared,
+            first_difference=self.difference,
+            max_abs_difference=self.gap,
+            fingerprint_equal=not differs,
+            fingerprint_differs=differs,
+        )
 
     def _level(self) -> str:
-        """reproduces: each spike of the window again within ±2 steps, its excess within a factor 2; else absent."""
+        """reproduces: each spike of the window again within ±2 steps, its excess within a factor 2;
+        else absent.
+        """
         history = recorded_steps(self.run, 0, self.last)
         past = [s for s in sorted(history) if s < min(self.losses)]
         restarts = phase_restarts([(p.until, p.mix) for p in self.run.recipe.data.phases])
         steps = past + sorted(self.losses)
-        theirs = robust([history[s]["loss"] if s in history else None for s in steps], steps=steps, restarts=restarts)
+        theirs = robust(
+            [history[s]["loss"] if s in history else None for s in steps],
+            steps=steps,
+            restarts=restarts,
+        )
         ours = robust(
             [history[s]["loss"] for s in past] + [self.losses[s] for s in sorted(self.losses)],
             steps=steps,
             restarts=restarts,
         )
-        for spike in (s for s in theirs if self.first <= s.step < self.last and s.baseline is not None):
+        for spike in (
+            s for s in theirs if self.first <= s.step < self.last and s.baseline is not None
+        ):
             excess = spike.value - (spike.baseline or 0.0)
             if not any(
-                abs(s.step - spike.step) <= 2 and 0.5 <= (s.value - (s.baseline or 0.0)) / excess <= 2 for s in ours
+                abs(s.step - spike.step) <= 2
+                and 0.5 <= (s.value - (s.baseline or 0.0)) / excess <= 2
+                for s in ours
             ):
                 return "absent"
         return "reproduces"
@@ -158,15 +195,24 @@ class Distance:
 
 
 @torch.no_grad()
-def distance(arm: dict[str, Tensor], control: dict[str, Tensor], start: dict[str, Tensor]) -> Distance:
-    """‖θ_arm − θ_control‖₂, and the cosine of the two displacements from the start; NaN where one has not moved."""
+def distance(
+    arm: dict[str, Tensor], control: dict[str, Tensor], start: dict[str, Tensor]
+) -> Distance:
+    """‖θ_arm − θ_control‖₂, and the cosine of the two displacements from the start; NaN where one
+    has not moved.
+    """
     found = Distance()
     sums_of: dict[str, np.ndarray] = {"": np.zeros(4)}
     for name in control:
         mine = np.zeros(4)
         for a, c, s in sums.blocks(arm[name], control[name], start[name]):
             moved_a, moved_c = a - s, c - s
-            mine += [_sum((a - c).square_()), _sum(moved_a * moved_c), _sum(moved_a.square_()), _sum(moved_c.square_())]
+            mine += [
+                _sum((a - c).square_()),
+                _sum(moved_a * moved_c),
+                _sum(moved_a.square_()),
+                _sum(moved_c.square_()),
+            ]
         sums_of[name] = mine
         sums_of[""] += mine
         layer = layer_of(name)
@@ -179,7 +225,9 @@ def distance(arm: dict[str, Tensor], control: dict[str, Tensor], start: dict[str
 
 
 def layer_of(tensor: str) -> int | None:
-    """The layer that a tensor's name names; None for embeddings, the last norm and the empty name."""
+    """The layer that a tensor's name names; None for embeddings, the last norm and the empty
+    name.
+    """
     return int(tensor.split(".")[1]) if tensor.startswith("layers.") else None
 
 
@@ -193,7 +241,9 @@ def _cosine(parts: np.ndarray) -> float:
 
 
 def first_difference(arm: dict[str, Tensor], control: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The first tensor, in the order of the forward, that differs in a bit, and its first such element."""
+    """The first tensor, in the order of the forward, that differs in a bit, and its first such
+    element.
+    """
     for name in control:
         if not torch.equal(arm[name], control[name]):
             element = int((arm[name] != control[name]).reshape(-1).nonzero()[0])
@@ -211,7 +261,9 @@ class Reading:
 
 
 class Probe:
-    """A fixed set of sequences that no arm trains on: the run's held-out ones, or those of `ids`."""
+    """A fixed set of sequences that no arm trains on: the run's held-out ones, or those of
+    `ids`.
+    """
 
     def __init__(self, run: Run, limit: int = 64, ids: np.ndarray | None = None) -> None:
         self.run = run
@@ -222,8 +274,12 @@ class Probe:
         self.sequences = len(ids)
 
     @torch.no_grad()
-    def read(self, control: dict[str, Tensor], arms: dict[str, dict[str, Tensor]]) -> dict[str, Reading]:
-        """The control (under the name "control") and each arm; one forward each, logits in chunks."""
+    def read(
+        self, control: dict[str, Tensor], arms: dict[str, dict[str, Tensor]]
+    ) -> dict[str, Reading]:
+        """The control (under the name "control") and each arm; one forward each, logits in
+        chunks.
+        """
         assert self.batch is not None, "callers ask `sequences` first"
         model = self.run.model
         everyone = {"control": control, **arms}
@@ -274,7 +330,9 @@ class Effect:
 
 
 def effect(d: float, placebos: list[float]) -> Effect:
-    """The rule for causal words: p ≤ 0.05, or with 3 or more placebos at least 5 times the largest of them."""
+    """The rule for causal words: p ≤ 0.05, or with 3 or more placebos at least 5 times the largest
+    of them.
+    """
     N = len(placebos)
     if N == 0:
         return Effect(0, None, None, None, "no placebo was run: no effect is claimed")
@@ -290,8 +348,12 @@ def effect(d: float, placebos: list[float]) -> Effect:
     return Effect(N, times, p, max(placebos), words)
 
 
-def time_to_reconverge(steps: list[int], d: list[float], placebos: list[list[float]], start: int) -> int | None:
-    """Steps from `start` until d stays at or below the placebos' 95th percentile; None: not within the window."""
+def time_to_reconverge(
+    steps: list[int], d: list[float], placebos: list[list[float]], start: int
+) -> int | None:
+    """Steps from `start` until d stays at or below the placebos' 95th percentile; None: not within
+    the window.
+    """
     if not placebos or not steps:
         return None
     limit = np.percentile(np.array(placebos), 95, axis=0)

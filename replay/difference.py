@@ -19,16 +19,28 @@ def between(runs: Path, name: str, other: str) -> dict[str, Any]:
     if b.header.parent == name:
         path = b.folder / RESULT
         if not path.is_file():
-            raise ForensicsError("missing", f"{other} was not finished", "run `replay fork` again: it starts anew")
+            raise ForensicsError(
+                "missing", f"{other} was not finished", "run `replay fork` again: it starts anew"
+            )
         kept = json.loads(path.read_bytes())
         return {"run": name, "fork": other} | {
-            k: kept[k] for k in ("control", "first_difference", "divergence", "time_to_reconverge", "censored", "final")
+            k: kept[k]
+            for k in (
+                "control",
+                "first_difference",
+                "divergence",
+                "time_to_reconverge",
+                "censored",
+                "final",
+            )
         }
     return _recorded(a, b)
 
 
 def _recorded(a: Run, b: Run) -> dict[str, Any]:
-    """Two runs by what was recorded of them: losses by step, parameters where both saved a state."""
+    """Two runs by what was recorded of them: losses by step, parameters where both saved a
+    state.
+    """
     last = min(a.header.steps, b.header.steps)
     rows_a, rows_b = compare.recorded_steps(a, 0, last), compare.recorded_steps(b, 0, last)
     shared = sorted(rows_a.keys() & rows_b.keys())
@@ -42,7 +54,14 @@ def _recorded(a: Run, b: Run) -> dict[str, Any]:
     first, divergence = None, []
     for step in shared:
         x, y = rows_a[step], rows_b[step]
-        what = next((k for k in (*compare.COMPARED, "state_digest") if x[k] != y[k] and None not in (x[k], y[k])), None)
+        what = next(
+            (
+                k
+                for k in (*compare.COMPARED, "state_digest")
+                if x[k] != y[k] and None not in (x[k], y[k])
+            ),
+            None,
+        )
         l2 = None
         if step + 1 in states:
             params = [run.load(step + 1).params for run in (a, b)]

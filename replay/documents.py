@@ -20,14 +20,18 @@ LARGEST = 64 << 20  # bytes of a document that is read whole
 
 
 def keep(folder: Path, what: str, identity: str, document: dict[str, Any]) -> Path:
-    """Write it as `<what>-<hash of identity>.json`, atomically; NaN and inf become null. Errors: storage."""
+    """Write it as `<what>-<hash of identity>.json`, atomically; NaN and inf become null. Errors:
+    storage.
+    """
     path = folder / f"{what}-{xxhash.xxh3_64_hexdigest(identity.encode())}.json"
     write_atomic(path, (json.dumps(plain(document), indent=1) + "\n").encode())
     return path
 
 
 def kept(folder: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """The documents `<what>-<hash or step>.json` of a folder, newest first; damaged and oversized ones are left out."""
+    """The documents `<what>-<hash or step>.json` of a folder, newest first; damaged and oversized
+    ones are left out.
+    """
     name = re.compile(rf"{re.escape(what)}-([0-9a-f]{{16}}|[0-9]{{1,16}})\.json")
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:

@@ -12,16 +12,22 @@ WINDOW = re.compile(r"\d+:\d+")
 
 
 def from_flags(flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags as a fork file's keys; interventions compose in the order in which `--help` lists them."""
+    """The flags as a fork file's keys; interventions compose in the order in which `--help` lists
+    them.
+    """
     made: list[dict[str, Any]] = []
 
-    def add(kind: str, read: Callable[[str], dict[str, Any]], wanted: str, example: str, flag: str = "") -> None:
+    def add(
+        kind: str, read: Callable[[str], dict[str, Any]], wanted: str, example: str, flag: str = ""
+    ) -> None:
         flag = flag or kind
         for text in flags[flag.replace("-", "_")]:
             try:
                 made.append({"kind": kind, **read(text)})
             except ValueError:
-                raise ForensicsError("usage", f"wanted --{flag} {wanted}, found {text!r}", f"e.g. --{flag} {example}") from None  # fmt: skip
+                raise ForensicsError(
+                    "usage", f"wanted --{flag} {wanted}, found {text!r}", f"e.g. --{flag} {example}"
+                ) from None
 
     def alone(text: str) -> dict[str, Any]:
         return {"window": text}
@@ -31,16 +37,37 @@ def from_flags(flags: dict[str, Any]) -> dict[str, Any]:
 
     add("drop", alone, "A:B", "200:204")
     add("swap", lambda t: dict(zip("ab", _two(t, ",", int))), "S,T", "200,210")
-    add("repeat", lambda t: {"window": _cut(t, "@")[0], "times": int(_cut(t, "@")[1])}, "A:B@N", "200:204@2")
-    add("reorder", value("sql", str), "SQL@A:B", "'select step, slot, loss as rank from sequences@200:204'")
+    add(
+        "repeat",
+        lambda t: {"window": _cut(t, "@")[0], "times": int(_cut(t, "@")[1])},
+        "A:B@N",
+        "200:204@2",
+    )
+    add(
+        "reorder",
+        value("sql", str),
+        "SQL@A:B",
+        "'select step, slot, loss as rank from sequences@200:204'",
+    )
     add(
         "shuffle",
         lambda t: {"window": t.partition("@")[0], "seed": int(t.partition("@")[2] or 0)},
         "A:B[@SEED]",
         "200:204@1",
     )
-    add("replace", lambda t: {"window": _cut(t)[0], "batch": int(_cut(t)[1])}, "A:B=S", "200:204=100")
-    add("replace", lambda t: {"window": _cut(t)[0], "text": _cut(t)[1]}, "A:B=TEXT", "'200:204=to be'", "replace-text")
+    add(
+        "replace",
+        lambda t: {"window": _cut(t)[0], "batch": int(_cut(t)[1])},
+        "A:B=S",
+        "200:204=100",
+    )
+    add(
+        "replace",
+        lambda t: {"window": _cut(t)[0], "text": _cut(t)[1]},
+        "A:B=TEXT",
+        "'200:204=to be'",
+        "replace-text",
+    )
     add(
         "replace",
         lambda t: {"window": _cut(t)[0], "sql": _cut(t)[1]},
@@ -56,12 +83,25 @@ def from_flags(flags: dict[str, Any]) -> dict[str, Any]:
         "'200=select 7 as sequence'",
         "insert-sequences",
     )
-    add("edit-tokens", lambda t: {**dict(zip(("find", "replace"), _cut(_at(t)[0], "=>"))), **_at(t)[1]}, "OLD=>NEW@A:B",
-        "'old=>new@200:204'", "edit")  # fmt: skip
+    add(
+        "edit-tokens",
+        lambda t: {**dict(zip(("find", "replace"), _cut(_at(t)[0], "=>"))), **_at(t)[1]},
+        "OLD=>NEW@A:B",
+        "'old=>new@200:204'",
+        "edit",
+    )
     add("remove-documents", lambda t: {"sql": t, "how": flags["how"]}, "SQL", "'select …'")
     add("remove-sequences", lambda t: {"sql": t, "how": flags["how"]}, "SQL", "'select …'")
-    add("mask-tokens", lambda t: {"sql": t, "renormalise": flags["renormalise"]}, "SQL", "'select …'")
-    made += [{"kind": "boost-token", "token": token, "times": flags["times"]} for token in flags["boost_token"]]
+    add(
+        "mask-tokens",
+        lambda t: {"sql": t, "renormalise": flags["renormalise"]},
+        "SQL",
+        "'select …'",
+    )
+    made += [
+        {"kind": "boost-token", "token": token, "times": flags["times"]}
+        for token in flags["boost_token"]
+    ]
     for kind in ("skip", "skip-frozen", "zero-update", "hold-parameters"):
         add(kind, alone, "A:B", "200:204")
     add("lr-scale", value("factor"), "F@A:B", "0.5@200:210")
@@ -70,10 +110,17 @@ def from_flags(flags: dict[str, Any]) -> dict[str, Any]:
     add("eps", value("value"), "V@A:B", "1e-6@200:210")
     add("weight-decay", value("value"), "V@A:B", "0@200:210")
     add("z-loss", value("value"), "V@A:B", "1e-4@200:210")
-    add("skip-step", value("on", lambda t: bool(("off", "on").index(t))), "on|off@A:B", "on@200:210")
+    add(
+        "skip-step", value("on", lambda t: bool(("off", "on").index(t))), "on|off@A:B", "on@200:210"
+    )
     add("freeze", value("tensors", lambda t: [t]), "PATTERN@A:B", "'embed.*@200:210'")
     add("precision", value("precision", str), "P@A:B", "fp32@200:210")
-    add("reset-moments", lambda t: {"tensors": [t], "counter": flags["reset_counter"]}, "[PATTERN]", "'layers.0.*'")
+    add(
+        "reset-moments",
+        lambda t: {"tensors": [t], "counter": flags["reset_counter"]},
+        "[PATTERN]",
+        "'layers.0.*'",
+    )
     add(
         "noise",
         lambda t: {"sigma": float(t.partition("@")[0]), "seed": int(t.partition("@")[2] or 0)},
@@ -81,8 +128,16 @@ def from_flags(flags: dict[str, Any]) -> dict[str, Any]:
         "0.001@1",
     )
     made += [{"kind": "ulp", "seed": seed} for seed in flags["ulp"]]
-    add("transplant", lambda t: {"checkpoint": t.partition(":")[0], "tensors": [t.partition(":")[2] or "*"],
-                                 "moments": flags["with_moments"]}, "RUN@STEP[:PATTERN]", "'demo@200:embed.*'")  # fmt: skip
+    add(
+        "transplant",
+        lambda t: {
+            "checkpoint": t.partition(":")[0],
+            "tensors": [t.partition(":")[2] or "*"],
+            "moments": flags["with_moments"],
+        },
+        "RUN@STEP[:PATTERN]",
+        "'demo@200:embed.*'",
+    )
     kept = {k: flags[k] for k in ("placebos", "chaos", "record", "probe_every", "name")}
     if flags["barrier"]:
         kept["barrier"] = steps(flags["barrier"], "--barrier")

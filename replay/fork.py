@@ -1,8 +1,9 @@
 """One fork being run: control, altered arm and null forks in lock-step, compared at every step.
 
-All arms advance from one start, each by its own stream and policy, all by the one `advance`. The control is held
-against the parent's rows; where it does not match, the fork still runs and everything it says is marked *tolerance
-only*. A step costs one step of each arm and, where it is due, one forward of each over the probe sets.
+All arms advance from one start, each by its own stream and policy, all by the one `advance`. The
+control is held against the parent's rows; where it does not match, the fork still runs and
+everything it says is marked *tolerance only*. A step costs one step of each arm and, where it is
+due, one forward of each over the probe sets.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Arm:
 
 
 class Fork:
-    """One fork being run; `go` returns what `fork.json` keeps. Interrupted, it goes on when it is made again."""
+    """One fork being run; `go` returns what `fork.json` keeps. Interrupted, it goes on when it is
+    made again.
+    """
 
     def __init__(
         self,
@@ -68,12 +71,20 @@ class Fork:
         self.started = time.perf_counter()
         self.run = self._create()
         self.writer = Writer(self.run.folder, background=True)
-        self.distances = Writer(self.run.folder, background=True)  # the divergence alone: written far more often
+        self.distances = Writer(
+            self.run.folder, background=True
+        )  # the divergence alone: written far more often
         record = dataclasses.replace(parent.recipe.record, level=spec.record)
         self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
         self.every = spec.probe_every or max(1, (spec.last - spec.first) // 20)
         self.verdict: str | None = None  # in place of the rule's words
-        self.notes: dict[str, Any] = {"difference": None, "series": {}, "probed": [], "rows": [], "barriers": []}
+        self.notes: dict[str, Any] = {
+            "difference": None,
+            "series": {},
+            "probed": [],
+            "rows": [],
+            "barriers": [],
+        }
         start = parent.state_at(spec.first)
         self.start = start.params
         self.arms = self._arms(start)
@@ -83,9 +94,16 @@ class Fork:
         self.witness = Witness(parent, spec.first, min(spec.last, parent.header.steps))
         self.readings: dict[str, Reading] = {}
         self.unseen_readings: dict[str, Reading] = {}
-        self.identity = {"placebos": spec.placebos, "chaos": spec.chaos, "seed": spec.seed, "every": self.every,
-                         "record": spec.record, "barrier": list(spec.barrier), "to": spec.last,
-                         "interventions": [to_dict(i) for i in spec.interventions]}  # fmt: skip
+        self.identity = {
+            "placebos": spec.placebos,
+            "chaos": spec.chaos,
+            "seed": spec.seed,
+            "every": self.every,
+            "record": spec.record,
+            "barrier": list(spec.barrier),
+            "to": spec.last,
+            "interventions": [to_dict(i) for i in spec.interventions],
+        }
         self.first = spec.first if anew else self._taken_up()
         if self.first == spec.first:
             halfway.clear(self.run.folder)
@@ -95,7 +113,10 @@ class Fork:
         spec, control = self.spec, self.arms[0]
         if self.first == spec.first:
             self._save(self.arms[1].state, "first")
-        keep_every, flush_every = self.parent.recipe.checkpoint.every, self.parent.recipe.record.flush_every
+        keep_every, flush_every = (
+            self.parent.recipe.checkpoint.every,
+            self.parent.recipe.record.flush_every,
+        )
         try:
             with Interruptible() as asked:
                 for step in range(self.first, spec.last):
@@ -108,7 +129,9 @@ class Fork:
                     self._compare(step + 1)
                     done = step + 1 - spec.first
                     self.progress(done, spec.last - spec.first, f"{len(self.arms)} arms")
-                    if step + 1 < spec.last and (asked.stop or (keep_every and done % keep_every == 0)):
+                    if step + 1 < spec.last and (
+                        asked.stop or (keep_every and done % keep_every == 0)
+                    ):
                         self._keep_halfway(step + 1)
                     elif (step + 1) % flush_every == 0:
                         self.writer.flush()
@@ -130,20 +153,32 @@ class Fork:
         return made
 
     def _arms(self, start: TrainState) -> list[Arm]:
-        """Control, fork, placebos, chaos: all from the same state, moved by state interventions where they have any."""
+        """Control, fork, placebos, chaos: all from the same state, moved by state interventions
+        where they have any.
+        """
         spec = self.spec
-        arms = [self._arm("control", start, ()), self._arm("fork", start, spec.interventions, self.recorder)]
+        arms = [
+            self._arm("control", start, ()),
+            self._arm("fork", start, spec.interventions, self.recorder),
+        ]
         nulls = self._placebos()
         arms += [self._arm(f"placebo-{i}", start, null) for i, null in enumerate(nulls)]
-        arms += [self._arm(f"chaos-{i}", start, (UnitInLastPlace(spec.seed + i),)) for i in range(spec.chaos)]
+        arms += [
+            self._arm(f"chaos-{i}", start, (UnitInLastPlace(spec.seed + i),))
+            for i in range(spec.chaos)
+        ]
         return arms
 
     def _placebos(self) -> list[tuple[Intervention, ...]]:
-        """Interventions of the placebos, no two the same: one that comes twice says no more than once."""
+        """Interventions of the placebos, no two the same: one that comes twice says no more than
+        once.
+        """
         spec, run = self.spec, self.parent
         found: list[tuple[Intervention, ...]] = []
         for seed in range(spec.seed, spec.seed + 4 * spec.placebos):
-            made = [x.placebo(run, run.stream, spec.first, spec.last, seed) for x in spec.interventions]
+            made = [
+                x.placebo(run, run.stream, spec.first, spec.last, seed) for x in spec.interventions
+            ]
             null = tuple(each for each in made if each)
             if not null:
                 self.verdict = NO_PLACEBO
@@ -155,7 +190,11 @@ class Fork:
         return found
 
     def _arm(
-        self, name: str, start: TrainState, interventions: tuple[Intervention, ...], watch: Observer = SILENT
+        self,
+        name: str,
+        start: TrainState,
+        interventions: tuple[Intervention, ...],
+        watch: Observer = SILENT,
     ) -> Arm:
         state = start.clone()
         for intervention in interventions:
@@ -186,10 +225,17 @@ class Fork:
             names = list(d.l2)
             whole = {"loss_gap": gap, "unseen_gap": unseen_gap, "logit_kl": kl, "barrier": height}
             self.distances.append(
-                "divergence", step=state, arm=name, tensor=names, layer=[compare.layer_of(n) for n in names],
-                l2=[d.l2[n] for n in names], cosine=[d.cosine[n] for n in names],
-                **{key: [value if n == "" else None for n in names] for key, value in whole.items()},
-            )  # fmt: skip
+                "divergence",
+                step=state,
+                arm=name,
+                tensor=names,
+                layer=[compare.layer_of(n) for n in names],
+                l2=[d.l2[n] for n in names],
+                cosine=[d.cosine[n] for n in names],
+                **{
+                    key: [value if n == "" else None for n in names] for key, value in whole.items()
+                },
+            )
             kept = notes["series"].setdefault(name, {"l2": [], "kl": [], "cosine": []})
             kept["l2"].append(d.l2[""])
             kept["cosine"].append(d.cosine[""])
@@ -198,9 +244,13 @@ class Fork:
             if name == "fork":
                 notes["rows"].append({"step": state, **whole, "l2": d.l2[""]})
 
-    def _barrier(self, state: int, arm: str, params: dict[str, Any], control: dict[str, Any]) -> float:
+    def _barrier(
+        self, state: int, arm: str, params: dict[str, Any], control: dict[str, Any]
+    ) -> float:
         found = barrier(params, control, probe_loss(self.parent))
-        self.notes["barriers"].append({"step": state, "arm": arm, "height": found.height, "alpha": found.alpha})
+        self.notes["barriers"].append(
+            {"step": state, "arm": arm, "height": found.height, "alpha": found.alpha}
+        )
         return found.height
 
     def _keep_halfway(self, step: int) -> None:
@@ -209,13 +259,25 @@ class Fork:
         self.distances.drain()
         states = {arm.name: arm.state for arm in self.arms}
         witness = self.witness
-        notes = self.notes | {"witness": {"losses": list(witness.losses.items()), "compared": witness.compared,
-                                          "gap": witness.gap, "difference": witness.difference}}  # fmt: skip
-        halfway.save(self.run.folder, self.identity, step, states, self.run.shape, self.run.header.eot, notes)
+        notes = self.notes | {
+            "witness": {
+                "losses": list(witness.losses.items()),
+                "compared": witness.compared,
+                "gap": witness.gap,
+                "difference": witness.difference,
+            }
+        }
+        halfway.save(
+            self.run.folder, self.identity, step, states, self.run.shape, self.run.header.eot, notes
+        )
 
     def _taken_up(self) -> int:
-        """The step from which an interrupted fork goes on, everything put back as it was; its first where there is none."""
-        found = halfway.load(self.run.folder, self.identity, [a.name for a in self.arms], self.parent.header.device)
+        """The step from which an interrupted fork goes on, everything put back as it was; its first
+        where there is none.
+        """
+        found = halfway.load(
+            self.run.folder, self.identity, [a.name for a in self.arms], self.parent.header.device
+        )
         if found is None:
             return self.spec.first
         step, states, notes = found
@@ -224,7 +286,11 @@ class Fork:
         seen = notes.pop("witness")
         witness = self.witness
         witness.losses = {int(s): loss for s, loss in seen["losses"]}
-        witness.compared, witness.gap, witness.difference = seen["compared"], seen["gap"], seen["difference"]
+        witness.compared, witness.gap, witness.difference = (
+            seen["compared"],
+            seen["gap"],
+            seen["difference"],
+        )
         self.notes = notes
         self.writer.truncate(step)
         return step
@@ -232,30 +298,54 @@ class Fork:
     def _result(self, report: Report) -> dict[str, Any]:
         spec, series, arms = self.spec, self.notes["series"], self.arms
         own, nulls = series["fork"], [series[a.name] for a in arms if a.name.startswith("placebo-")]
-        measure = "kl" if own["kl"] else "l2"  # without any set to probe on, only the parameters can be compared
-        steps = self.notes["probed"] if measure == "kl" else list(range(spec.first + 1, spec.last + 1))
+        measure = (
+            "kl" if own["kl"] else "l2"
+        )  # without any set to probe on, only the parameters can be compared
+        steps = (
+            self.notes["probed"] if measure == "kl" else list(range(spec.first + 1, spec.last + 1))
+        )
         effect = compare.effect(own[measure][-1], [n[measure][-1] for n in nulls])
-        reconverged = compare.time_to_reconverge(steps, own[measure], [n[measure] for n in nulls], spec.first)
+        reconverged = compare.time_to_reconverge(
+            steps, own[measure], [n[measure] for n in nulls], spec.first
+        )
         probe, fresh = _gap(self.readings, arms), _gap(self.unseen_readings, arms)
         return {
-            "fork": spec.fork, "parent": spec.parent, "from": spec.first, "to": spec.last, "does": spec.sentence(),
-            "interventions": [to_dict(i) for i in spec.interventions], "placebos": len(nulls), "placebos_asked": spec.placebos, "chaos": spec.chaos,
-            "control": {"level": report.level, "bitwise": report.bitwise, "sentence": report.sentence()},
+            "fork": spec.fork,
+            "parent": spec.parent,
+            "from": spec.first,
+            "to": spec.last,
+            "does": spec.sentence(),
+            "interventions": [to_dict(i) for i in spec.interventions],
+            "placebos": len(nulls),
+            "placebos_asked": spec.placebos,
+            "chaos": spec.chaos,
+            "control": {
+                "level": report.level,
+                "bitwise": report.bitwise,
+                "sentence": report.sentence(),
+            },
             "first_difference": self.notes["difference"],
             "final": {
-                **probe, "probe_sequences": self.probe.sequences,
+                **probe,
+                "probe_sequences": self.probe.sequences,
                 "unseen": {**fresh, "sequences": self.unseen.sequences},
-                "logit_kl": own["kl"][-1] if own["kl"] else None, "l2": own["l2"][-1], "cosine": own["cosine"][-1],
+                "logit_kl": own["kl"][-1] if own["kl"] else None,
+                "l2": own["l2"][-1],
+                "cosine": own["cosine"][-1],
                 "measure": "logit_kl" if measure == "kl" else "l2",
-                "effect": effect.effect, "p": effect.p, "placebos": effect.placebos, "causal": effect.causal,
-                "verdict": self.verdict or effect.words, "placebo_largest": effect.largest,
+                "effect": effect.effect,
+                "p": effect.p,
+                "placebos": effect.placebos,
+                "causal": effect.causal,
+                "verdict": self.verdict or effect.words,
+                "placebo_largest": effect.largest,
             },
             "time_to_reconverge": reconverged,
             "censored": f"> {spec.last - spec.first}" if nulls and reconverged is None else None,
             "barriers": self.notes["barriers"],
             "divergence": self.notes["rows"],
             "seconds": time.perf_counter() - self.started,
-        }  # fmt: skip
+        }
 
     def _keep(self, result: dict[str, Any]) -> None:
         final, run = result["final"], self.run
@@ -273,13 +363,29 @@ class Fork:
         )
         fresh = final["unseen"]
         unseen_gap = fresh["loss_fork"] - fresh["loss_control"] if fresh["sequences"] else None
-        replace_table(run.folder, "forks", {k: [v] for k, v in {
-            "fork": result["fork"], "parent": result["parent"], "first": result["from"], "last": result["to"],
-            "interventions": json.dumps(result["interventions"]), "sentence": result["does"],
-            "control_level": result["control"]["level"], "control_bitwise": result["control"]["bitwise"],
-            **{k: final[k] for k in own}, "unseen_gap": unseen_gap, "unseen_sequences": fresh["sequences"],
-            "chaos": result["chaos"], "time_to_reconverge": result["time_to_reconverge"], "created": now(),
-        }.items()})  # fmt: skip
+        replace_table(
+            run.folder,
+            "forks",
+            {
+                k: [v]
+                for k, v in {
+                    "fork": result["fork"],
+                    "parent": result["parent"],
+                    "first": result["from"],
+                    "last": result["to"],
+                    "interventions": json.dumps(result["interventions"]),
+                    "sentence": result["does"],
+                    "control_level": result["control"]["level"],
+                    "control_bitwise": result["control"]["bitwise"],
+                    **{k: final[k] for k in own},
+                    "unseen_gap": unseen_gap,
+                    "unseen_sequences": fresh["sequences"],
+                    "chaos": result["chaos"],
+                    "time_to_reconverge": result["time_to_reconverge"],
+                    "created": now(),
+                }.items()
+            },
+        )
         write_atomic(run.folder / RESULT, (json.dumps(_finite(result), indent=1) + "\n").encode())
         write_header(run.runs, dataclasses.replace(run.header, status="finished"))
 
@@ -287,15 +393,25 @@ class Fork:
         spec, parent = self.spec, self.parent
         fingerprint = parent.fingerprint()
         header = dataclasses.replace(
-            parent.header, name=spec.fork, first_step=spec.first, steps=spec.last, parent=spec.parent, parent_step=spec.first,
-            interventions=[to_dict(i) for i in spec.interventions], fingerprint=fingerprint, created=now(),
-            git_commit=fingerprint["git_commit"], status="running",
-        )  # fmt: skip
+            parent.header,
+            name=spec.fork,
+            first_step=spec.first,
+            steps=spec.last,
+            parent=spec.parent,
+            parent_step=spec.first,
+            interventions=[to_dict(i) for i in spec.interventions],
+            fingerprint=fingerprint,
+            created=now(),
+            git_commit=fingerprint["git_commit"],
+            status="running",
+        )
         check_run_name(spec.fork)
         there = (parent.runs / spec.fork / "run.json").is_file()
         if there and open_trajectory(parent.runs, spec.fork).header.parent is None:
             raise ForensicsError(
-                "usage", f"wanted a new fork, found a run called {spec.fork!r}", "give it another --name"
+                "usage",
+                f"wanted a new fork, found a run called {spec.fork!r}",
+                "give it another --name",
             )
         write_header(parent.runs, header)
         link_table(parent.runs / spec.fork, "documents", parent.corpus.folder / "documents.parquet")
@@ -309,21 +425,38 @@ class Fork:
             self.run.corpus.folder / "tokenizer.json",
             self.run.header.eot,
         )
-        self.writer.append("checkpoints", step=state.counters.step, path=str(path.relative_to(self.run.folder)), digest=digest,
-                           bytes=size, reason=reason, created=now())  # fmt: skip
+        self.writer.append(
+            "checkpoints",
+            step=state.counters.step,
+            path=str(path.relative_to(self.run.folder)),
+            digest=digest,
+            bytes=size,
+            reason=reason,
+            created=now(),
+        )
 
 
 def _gap(readings: dict[str, Reading], arms: list[Arm]) -> dict[str, Any]:
-    """Losses of control and fork on one set, the standard error of their difference, the placebos' differences."""
+    """Losses of control and fork on one set, the standard error of their difference, the placebos'
+    differences.
+    """
     if not readings:
-        return {"loss_control": None, "loss_fork": None, "loss_error": None, "placebo_loss_gaps": []}
+        return {
+            "loss_control": None,
+            "loss_fork": None,
+            "loss_error": None,
+            "placebo_loss_gaps": [],
+        }
     control, fork = readings["control"], readings["fork"]
     gaps = fork.by_sequence - control.by_sequence
     return {
-        "loss_control": control.loss, "loss_fork": fork.loss,
+        "loss_control": control.loss,
+        "loss_fork": fork.loss,
         "loss_error": float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None,
-        "placebo_loss_gaps": [readings[a.name].loss - control.loss for a in arms if a.name.startswith("placebo-")],
-    }  # fmt: skip
+        "placebo_loss_gaps": [
+            readings[a.name].loss - control.loss for a in arms if a.name.startswith("placebo-")
+        ],
+    }
 
 
 def _finite(value: Any) -> Any:

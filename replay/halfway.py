@@ -1,8 +1,10 @@
-"""A fork that was interrupted goes on where it was: the states of all its arms, and what was compared so far.
+"""A fork that was interrupted goes on where it was: the states of all its arms, and what was
+compared so far.
 
     <fork>/halfway/<arm>/step-NNNNNN/ · <fork>/halfway/notes.json (written last)
 
-Only the newest is kept. It is taken up where arms, window and what is measured are the same; else the fork starts anew.
+Only the newest is kept. It is taken up where arms, window and what is measured are the same; else
+the fork starts anew.
 """
 
 from __future__ import annotations
@@ -23,14 +25,20 @@ FOLDER, NOTES = "halfway", "notes.json"
 
 
 def save(
-    fork: Path, identity: dict[str, Any], step: int, states: Mapping[str, TrainState], shape: Shape, eot: int,
+    fork: Path,
+    identity: dict[str, Any],
+    step: int,
+    states: Mapping[str, TrainState],
+    shape: Shape,
+    eot: int,
     notes: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Keep all arms at `step`. Errors: storage."""
     folder = fork / FOLDER
     for arm, state in states.items():
         checkpoint.save(folder / arm, state, shape, None, eot)
-    # the notes name the step: until they are replaced, the states of the step before them still count
+    # the notes name the step: until they are replaced, the states of the step before them still
+    # count
     document = {"identity": identity, "step": step, "notes": notes}
     write_atomic(folder / NOTES, json.dumps(document).encode())
     for left in folder.glob("*/step-*"):
@@ -41,14 +49,18 @@ def save(
 def load(
     fork: Path, identity: dict[str, Any], arms: Iterable[str], device: str
 ) -> tuple[int, dict[str, TrainState], dict[str, Any]] | None:
-    """(step, states by arm, notes) of what was kept; None where nothing was, or of another fork, or damaged."""
+    """(step, states by arm, notes) of what was kept; None where nothing was, or of another fork, or
+    damaged.
+    """
     folder = fork / FOLDER
     try:
         document = json.loads((folder / NOTES).read_bytes())
         if document["identity"] != json.loads(json.dumps(identity)):
             return None
         step = int(document["step"])
-        states = {arm: checkpoint.load(folder / arm / checkpoint.name_of(step), device)[0] for arm in arms}
+        states = {
+            arm: checkpoint.load(folder / arm / checkpoint.name_of(step), device)[0] for arm in arms
+        }
     except (OSError, ValueError, KeyError, TypeError, ForensicsError):
         return None
     return step, states, document["notes"]

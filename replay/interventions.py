@@ -1,8 +1,10 @@
-"""Interventions: what a fork does differently. Each is a small frozen record; what it does not touch is the identity.
+"""Interventions: what a fork does differently. Each is a small frozen record; what it does not
+touch is the identity.
 
-A list of them composes in its order: the stream of the first is what the second alters, and so on; the same for
-policies. A state intervention acts once, at the fork's start. Windows are half-open and lie inside the fork's.
-The kinds live in `on_batches`, `on_sequences`, `on_policy` (with the table of skips) and `on_state`; what they share in `algebra`.
+A list of them composes in its order: the stream of the first is what the second alters, and so on;
+the same for policies. A state intervention acts once, at the fork's start. Windows are half-open
+and lie inside the fork's. The kinds live in `on_batches`, `on_sequences`, `on_policy` (with the
+table of skips) and `on_state`; what they share in `algebra`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from replay.on_policy import (
     WeightDecay,
     ZeroUpdate,
     ZLoss,
-)  # fmt: skip
+)
 from replay.on_sequences import (
     BoostToken,
     EditTokens,
@@ -49,15 +51,48 @@ from replay.on_sequences import (
 from replay.on_state import Noise, ResetMoments, Transplant, UnitInLastPlace
 
 __all__ = [
-    "KINDS", "Betas", "BoostToken", "Clip", "Drop", "EditTokens", "Epsilon", "Freeze", "HoldParameters", "Insert",
-    "Intervention", "LearningRate", "MaskTokens", "Noise", "Precision", "RemoveDocuments", "RemoveSequences", "Reorder",
-    "Repeat", "Replace", "ResetMoments", "Shuffle", "Skip", "SkipFrozen", "SkipStep", "Swap", "Transplant",
-    "UnitInLastPlace", "WeightDecay", "Windowed", "ZLoss", "ZeroUpdate", "composed", "from_dict", "refuse_lost", "to_dict",
-]  # fmt: skip
+    "KINDS",
+    "Betas",
+    "BoostToken",
+    "Clip",
+    "Drop",
+    "EditTokens",
+    "Epsilon",
+    "Freeze",
+    "HoldParameters",
+    "Insert",
+    "Intervention",
+    "LearningRate",
+    "MaskTokens",
+    "Noise",
+    "Precision",
+    "RemoveDocuments",
+    "RemoveSequences",
+    "Reorder",
+    "Repeat",
+    "Replace",
+    "ResetMoments",
+    "Shuffle",
+    "Skip",
+    "SkipFrozen",
+    "SkipStep",
+    "Swap",
+    "Transplant",
+    "UnitInLastPlace",
+    "WeightDecay",
+    "Windowed",
+    "ZLoss",
+    "ZeroUpdate",
+    "composed",
+    "from_dict",
+    "refuse_lost",
+    "to_dict",
+]
 
 KINDS: dict[str, type[Intervention]] = {
-    cls.kind: cls for cls in (*on_batches.KINDS, *on_sequences.KINDS, *on_policy.KINDS, *on_state.KINDS)
-}  # fmt: skip
+    cls.kind: cls
+    for cls in (*on_batches.KINDS, *on_sequences.KINDS, *on_policy.KINDS, *on_state.KINDS)
+}
 
 
 def to_dict(intervention: Intervention) -> dict[str, Any]:
@@ -87,7 +122,9 @@ def from_dict(raw: dict[str, Any]) -> Intervention:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the field's type: number, bool, string, or tuples of them; one string may stand for a list of one."""
+    """`value` as the field's type: number, bool, string, or tuples of them; one string may stand
+    for a list of one.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return None if value is None else _value(args[0], value, where)
@@ -98,12 +135,16 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         hints = [args[0]] * len(items or ()) if args[-1] is Ellipsis else list(args)
         if items is None or len(items) != len(hints):
             wanted = "a list" if args[-1] is Ellipsis else f"a list of {len(args)}"
-            raise ForensicsError("config", f"{where}: wanted {wanted}, found {value!r}", "see docs/forks.md")
+            raise ForensicsError(
+                "config", f"{where}: wanted {wanted}, found {value!r}", "see docs/forks.md"
+            )
         return tuple(_value(h, v, where) for h, v in zip(hints, items))
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise ForensicsError("config", f"{where}: wanted {hint.__name__}, found {value!r}", "see docs/forks.md")
+        raise ForensicsError(
+            "config", f"{where}: wanted {hint.__name__}, found {value!r}", "see docs/forks.md"
+        )
     return value
 
 
@@ -123,11 +164,15 @@ def composed(interventions: Sequence[Intervention], run: Run) -> tuple[BatchStre
 
 
 def refuse_lost(interventions: Sequence[Intervention], run: Run) -> None:
-    """Refuse an intervention on a batch that another one drops, whichever comes first. Errors: usage."""
+    """Refuse an intervention on a batch that another one drops, whichever comes first. Errors:
+    usage.
+    """
     for i, drop in enumerate(interventions):
         if not isinstance(drop, Drop):
             continue
-        for later in interventions[i + 1 :]:  # it means the parent's batch, but another one stands there now
+        for later in interventions[
+            i + 1 :
+        ]:  # it means the parent's batch, but another one stands there now
             _refuse_lost(later, [s for s in later.batches() if drop.first <= s < drop.last], drop)
         places: list[int] = list(range(drop.first, drop.last))
         for earlier in reversed(interventions[:i]):
@@ -140,5 +185,9 @@ def refuse_lost(interventions: Sequence[Intervention], run: Run) -> None:
 
 def _refuse_lost(own: Intervention, lost: list[int], drop: Drop) -> None:
     if lost and (own.every or len(set(lost)) == len(own.batches())):
-        raise ForensicsError("usage", f"{own.kind}: wanted a batch that is seen, found batch {lost[0]}, which the drop of "
-                             f"{drop.window} takes away", "leave one of the two out, or move its window")  # fmt: skip
+        raise ForensicsError(
+            "usage",
+            f"{own.kind}: wanted a batch that is seen, found batch {lost[0]}, which the drop of "
+            f"{drop.window} takes away",
+            "leave one of the two out, or move its window",
+        )

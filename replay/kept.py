@@ -1,10 +1,12 @@
-"""What a look at one step leaves in the run's folder, so that nobody computes it again: arrays, and what they are.
+"""What a look at one step leaves in the run's folder, so that nobody computes it again: arrays, and
+what they are.
 
-write(token_losses_of(run.folder, 400), {"losses": losses_BT}, {"run": "demo", "step": 400, "exact": True})
-about, arrays = read(token_losses_of(run.folder, 400))
+write(token_losses_of(run.folder, 400), {"losses": losses_BT}, {"run": "demo", "step": 400, "exact":
+True}) about, arrays = read(token_losses_of(run.folder, 400))
 arrays("losses", 11)                 # the one row; of a large array only that is read
 
-runs/<run>/looks/token-losses-<step>.safetensors · attention-<step>-<slot>.safetensors · trace-<step>.json
+runs/<run>/looks/token-losses-<step>.safetensors · attention-<step>-<slot>.safetensors ·
+trace-<step>.json
 """
 
 from __future__ import annotations
@@ -54,23 +56,34 @@ def _write(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
     except OSError as e:
-        raise ForensicsError("storage", f"could not write {path}: {e.strerror or e}",
-                             "is there space, and may this user write there?") from None  # fmt: skip
+        raise ForensicsError(
+            "storage",
+            f"could not write {path}: {e.strerror or e}",
+            "is there space, and may this user write there?",
+        ) from None
 
 
 def read(path: Path) -> tuple[dict[str, Any], Callable[..., np.ndarray]]:
-    """What the arrays are, and a function that reads one of them, or its part at leading indices. Errors: integrity."""
+    """What the arrays are, and a function that reads one of them, or its part at leading indices.
+    Errors: integrity.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "np") as file:
             about = json.loads((file.metadata() or {})["about"])
     except (OSError, SafetensorError, ValueError, KeyError) as e:
-        raise ForensicsError("integrity", f"{path.name} is damaged: {e}", "delete it; it is made again") from None
+        raise ForensicsError(
+            "integrity", f"{path.name} is damaged: {e}", "delete it; it is made again"
+        ) from None
 
     def array(name: str, *at: int) -> np.ndarray:
         with safe_open(path, "np") as file:
-            found = file.get_slice(name)[tuple(slice(i, i + 1) for i in at)] if at else file.get_tensor(name)
+            found = (
+                file.get_slice(name)[tuple(slice(i, i + 1) for i in at)]
+                if at
+                else file.get_tensor(name)
+            )
         return np.asarray(found).reshape(np.asarray(found).shape[len(at) :])
 
     return about, array

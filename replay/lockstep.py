@@ -1,4 +1,6 @@
-"""Several trajectories from one state, one step of each at a time: what `noise` and `sweep` measure distances between."""
+"""Several trajectories from one state, one step of each at a time: what `noise` and `sweep` measure
+distances between.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,21 @@ class Track:
 
 
 def track(start: TrainState, run: Run, interventions: Sequence[Intervention] = ()) -> Track:
-    """A trajectory of `run` from a copy of `start`, altered; without interventions it is the control."""
+    """A trajectory of `run` from a copy of `start`, altered; without interventions it is the
+    control.
+    """
     state = start.clone()
     for intervention in interventions:
         intervention.state(state, run)
     return Track(state, *composed(interventions, run))
 
 
-def march(tracks: dict[str, Track], first: int, last: int, model: Model) -> Iterator[tuple[int, dict[str, StepResult]]]:
-    """Yields (state number, what the step to it did, by name) for first+1 … last; states move in place."""
+def march(
+    tracks: dict[str, Track], first: int, last: int, model: Model
+) -> Iterator[tuple[int, dict[str, StepResult]]]:
+    """Yields (state number, what the step to it did, by name) for first+1 … last; states move in
+    place.
+    """
     for step in range(first, last):
         results = {}
         for name, each in tracks.items():
@@ -53,8 +61,11 @@ def at_learning_rate(run: Run, rate: float) -> Run:
     return held
 
 
-def require_steps(run: Run, steps: Sequence[int], flag: str, horizon: int = 0, lineage: bool = False) -> None:
-    """Refuse steps without a state, or without `horizon` trained steps after them. Errors: usage, missing.
+def require_steps(
+    run: Run, steps: Sequence[int], flag: str, horizon: int = 0, lineage: bool = False
+) -> None:
+    """Refuse steps without a state, or without `horizon` trained steps after them. Errors: usage,
+    missing.
 
     With `lineage`, a fork's ancestors' states below its first step count too.
     """
@@ -63,7 +74,13 @@ def require_steps(run: Run, steps: Sequence[int], flag: str, horizon: int = 0, l
     first, last = 0 if lineage else run.header.first_step, run.last_step()
     for step in steps:
         if not first <= step <= last - horizon:
-            wanted = f"a state of {run.name} with {horizon} steps after it" if horizon else f"a state of {run.name}"
+            wanted = (
+                f"a state of {run.name} with {horizon} steps after it"
+                if horizon
+                else f"a state of {run.name}"
+            )
             raise ForensicsError(
-                "missing", f"{flag}: wanted {wanted}, found {step}", f"it has states {first} to {last}"
+                "missing",
+                f"{flag}: wanted {wanted}, found {step}",
+                f"it has states {first} to {last}",
             )

@@ -22,7 +22,9 @@ from replay.trajectory import open_trajectory, require_intact
 
 
 def batch_at(runs: Path, name: str, step: int) -> dict[str, Any]:
-    """What a run's or fork's stream yields at `step`, highest recorded loss first. Errors: missing."""
+    """What a run's or fork's stream yields at `step`, highest recorded loss first. Errors:
+    missing.
+    """
     import pyarrow.compute as pc
 
     run = open_trajectory(runs, name)
@@ -36,11 +38,27 @@ def batch_at(runs: Path, name: str, step: int) -> dict[str, Any]:
     sequences: list[dict[str, Any]] = []
     for slot, spans in enumerate(run.batches.provenance(batch)):
         tokens = batch.tokens[slot].tolist()
-        sequences.append({
-            "slot": slot, "sequence": int(batch.sequence[slot]), "loss": losses.get(slot), "weight": float(batch.weight[slot].sum()),
-            "text": run.corpus.decode(tokens), "tokens": tokens,
-            "documents": [{"document": s.document, "source": s.source, "path": s.path, "offset": s.offset, "start": s.start, "stop": s.stop} for s in spans],
-        })  # fmt: skip
+        sequences.append(
+            {
+                "slot": slot,
+                "sequence": int(batch.sequence[slot]),
+                "loss": losses.get(slot),
+                "weight": float(batch.weight[slot].sum()),
+                "text": run.corpus.decode(tokens),
+                "tokens": tokens,
+                "documents": [
+                    {
+                        "document": s.document,
+                        "source": s.source,
+                        "path": s.path,
+                        "offset": s.offset,
+                        "start": s.start,
+                        "stop": s.stop,
+                    }
+                    for s in spans
+                ],
+            }
+        )
     sequences.sort(key=lambda s: -(s["loss"] if s["loss"] is not None else -1.0))
     return {
         "run": name,
@@ -52,10 +70,11 @@ def batch_at(runs: Path, name: str, step: int) -> dict[str, Any]:
 
 
 def token_losses_at(runs: Path, name: str, step: int, progress: Report = silent) -> dict[str, Any]:
-    """`batch_at` with the loss of every target (`token_losses`, T each), from the exact state by replay.
+    """`batch_at` with the loss of every target (`token_losses`, T each), from the exact state by
+    replay.
 
-    Kept in the run's folder as (B, T) float32 (`replay.kept`); `exact`: the state's digest is the recorded one, None
-    where none was recorded. Errors: missing, integrity, storage.
+    Kept in the run's folder as (B, T) float32 (`replay.kept`); `exact`: the state's digest is the
+    recorded one, None where none was recorded. Errors: missing, integrity, storage.
     """
     from forensics.train.advance import token_losses
     from replay.attention import is_recorded, trained
@@ -63,17 +82,26 @@ def token_losses_at(runs: Path, name: str, step: int, progress: Report = silent)
     run = open_trajectory(runs, name)
     batch = run.batch_at(step)
     if trained(run) < step:
-        raise ForensicsError("missing", f"{name} has been trained to step {trained(run)}, not to {step}",
-                             "ask for an earlier batch")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"{name} has been trained to step {trained(run)}, not to {step}",
+            "ask for an earlier batch",
+        )
     require_intact(run)
     holder: Run = run
     while holder.parent is not None and step < holder.header.first_step:
         holder = holder.parent
     start = holder.checkpoint_before(step)
     state = run.state_at(step, lambda s, r: progress(s.counters.step - start, step - start + 1, ""))
-    losses = token_losses(state.params, batch, run.model, run.header.precision).float().cpu().numpy()
+    losses = (
+        token_losses(state.params, batch, run.model, run.header.precision).float().cpu().numpy()
+    )
     exact = is_recorded(run, state)
-    kept.write(kept.token_losses_of(run.folder, step), {"losses": losses}, {"run": name, "step": step, "exact": exact})
+    kept.write(
+        kept.token_losses_of(run.folder, step),
+        {"losses": losses},
+        {"run": name, "step": step, "exact": exact},
+    )
     document = batch_at(runs, name, step)
     for sequence in document["sequences"]:
         sequence["token_losses"] = losses[sequence["slot"]].tolist()
@@ -81,15 +109,21 @@ def token_losses_at(runs: Path, name: str, step: int, progress: Report = silent)
 
 
 def spikes_of(runs: Path, name: str, metric: str | None, detector: str) -> dict[str, Any]:
-    """Spikes of the recorded series by one detector, with spike score and trend. Errors: missing."""
+    """Spikes of the recorded series by one detector, with spike score and trend. Errors:
+    missing.
+    """
     run = open_trajectory(runs, name)
     rows = run.table("steps", ["step", "loss", "grad_norm"]).sort_by("step").to_pydict()
     steps = rows["step"]
     if not steps:
-        raise ForensicsError("missing", f"{name} has no recorded step yet", "`forensics show` tells its status")
+        raise ForensicsError(
+            "missing", f"{name} has no recorded step yet", "`forensics show` tells its status"
+        )
     phases = [(phase.until, phase.mix) for phase in run.recipe.data.phases]
     restarts = phase_restarts(phases)
-    every = {m: robust(rows[m], metric=m, steps=steps, restarts=restarts) for m in ("loss", "grad_norm")}
+    every = {
+        m: robust(rows[m], metric=m, steps=steps, restarts=restarts) for m in ("loss", "grad_norm")
+    }
     wanted = [metric] if metric else ["loss", "grad_norm"]
     if detector == "robust":
         found = [_spike(s) for m in wanted for s in every[m]]
@@ -99,34 +133,54 @@ def spikes_of(runs: Path, name: str, metric: str | None, detector: str) -> dict[
             both = alarms.skip_step(rows["loss"], rows["grad_norm"])
             fired = {wanted[0]: both}
         found = [
-            {"step": steps[i], "onset": steps[i], "metric": m, "value": rows[m][i], "baseline": None, "sigma": None, "kind": None, "recovered_at": None}
-            for m, rings in fired.items() for i in np.flatnonzero(rings)
-        ]  # fmt: skip
+            {
+                "step": steps[i],
+                "onset": steps[i],
+                "metric": m,
+                "value": rows[m][i],
+                "baseline": None,
+                "sigma": None,
+                "kind": None,
+                "recovered_at": None,
+            }
+            for m, rings in fired.items()
+            for i in np.flatnonzero(rings)
+        ]
     scores = {m: spike_score(rows[m]) for m in ("loss", "grad_norm")}
     warm = run.recipe.train.warmup
     settled = [(s, g) for s, g in zip(steps, rows["grad_norm"]) if s >= warm and g is not None]
     return {
         "run": name,
         "detector": detector,
-        "spike_score": {m: score if n else None for m, (score, n) in scores.items()} | {"n": scores["loss"][1]},
-        "trend": trend([s for s, _ in settled], [g for _, g in settled], [s.onset for s in every["loss"]]),
+        "spike_score": {m: score if n else None for m, (score, n) in scores.items()}
+        | {"n": scores["loss"][1]},
+        "trend": trend(
+            [s for s, _ in settled], [g for _, g in settled], [s.onset for s in every["loss"]]
+        ),
         "spikes": sorted(found, key=lambda s: (s["step"], s["metric"])),
     }
 
 
 def _spike(spike: Any) -> dict[str, Any]:
     return {
-        k: getattr(spike, k) for k in ("step", "onset", "metric", "value", "baseline", "sigma", "kind", "recovered_at")
+        k: getattr(spike, k)
+        for k in ("step", "onset", "metric", "value", "baseline", "sigma", "kind", "recovered_at")
     }
 
 
-def export_state(runs: Path, name: str, step: int | None, dest: Path, progress: Report = silent) -> dict[str, Any]:
-    """The exact state at any step as a checkpoint folder that transformers opens. Errors: missing, usage, storage."""
+def export_state(
+    runs: Path, name: str, step: int | None, dest: Path, progress: Report = silent
+) -> dict[str, Any]:
+    """The exact state at any step as a checkpoint folder that transformers opens. Errors: missing,
+    usage, storage.
+    """
     run = open_trajectory(runs, name)
     at = run.last_step() if step is None else step
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise ForensicsError(
-            "usage", f"wanted an empty place for the export, found {dest}", "give a path that does not exist"
+            "usage",
+            f"wanted an empty place for the export, found {dest}",
+            "give a path that does not exist",
         )
     start = run.checkpoint_before(at) if at >= run.header.first_step else 0
     state = run.state_at(at, lambda s, r: progress(s.counters.step - start, at - start, ""))
@@ -144,15 +198,24 @@ def export_state(runs: Path, name: str, step: int | None, dest: Path, progress: 
         os.rename(path, dest)
     except OSError as e:
         raise ForensicsError(
-            "storage", f"could not write {dest}: {e.strerror or e}", "is there space, and may this user write there?"
+            "storage",
+            f"could not write {dest}: {e.strerror or e}",
+            "is there space, and may this user write there?",
         ) from None
     finally:
         shutil.rmtree(dest.parent / f".export-{os.getpid()}", ignore_errors=True)
-    return {"path": str(dest), "step": at, "digest": digest, "opens_in_transformers": (dest / "config.json").is_file()}
+    return {
+        "path": str(dest),
+        "step": at,
+        "digest": digest,
+        "opens_in_transformers": (dest / "config.json").is_file(),
+    }
 
 
 def examine(runs: Path, name: str | None, progress: Report = silent) -> dict[str, Any]:
-    """The machine's fingerprint; with a run, every hash of its data, tables and checkpoints. Errors: usage, missing."""
+    """The machine's fingerprint; with a run, every hash of its data, tables and checkpoints.
+    Errors: usage, missing.
+    """
     from forensics import identity
 
     if name is None:
@@ -183,4 +246,9 @@ def examine(runs: Path, name: str | None, progress: Report = silent) -> dict[str
         ]
         progress(i + 1, len(saved), "")
     differs = identity.fingerprint_difference(own, run.header.fingerprint)
-    return {"fingerprint": own, "differs_from_run": differs, "problems": problems, "checked": len(saved) + 3}
+    return {
+        "fingerprint": own,
+        "differs_from_run": differs,
+        "problems": problems,
+        "checked": len(saved) + 3,
+    }

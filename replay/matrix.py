@@ -3,10 +3,11 @@
 matrix(runs, "demo", 398, 406, [200, 390, 401])
 windows(runs, "demo", 398, 406, [200, 390])      PaLM's test: the whole window from each state
 
-A cell (s, b): state s takes one step on batch b, by the policy that the run has at s. J is the loss on the probe set
-after it, less the median over 8 placebo batches that were drawn after the run's end; L and the gradient norm are those
-of b at θ_s, before the step. Each is then μ + α_b (data) + σ_s (state) + γ_bs (interaction).
-The document is `matrix-<hash>.json` in the run's folder, for the app.
+A cell (s, b): state s takes one step on batch b, by the policy that the run has at s. J is the loss
+on the probe set after it, less the median over 8 placebo batches that were drawn after the run's
+end; L and the gradient norm are those of b at θ_s, before the step. Each is then μ + α_b (data) +
+σ_s (state) + γ_bs (interaction). The document is `matrix-<hash>.json` in the run's folder, for the
+app.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ MEASURES = ("jump", "loss", "grad_norm")
 def matrix(
     runs: Path, name: str, first: int, last: int, states: Sequence[int], progress: Report = silent
 ) -> dict[str, Any]:
-    """`cells` {state, step, jump, loss, grad_norm, consumed} and `effects` by measure; finished cells are kept.
+    """`cells` {state, step, jump, loss, grad_norm, consumed} and `effects` by measure; finished
+    cells are kept.
 
-    jump and loss in nats; jump is None where the run holds nothing out. Errors: usage, missing, integrity.
+    jump and loss in nats; jump is None where the run holds nothing out. Errors: usage, missing,
+    integrity.
     """
     run, states = _opened(runs, name, first, last, states)
     kept = Kept(run.folder / "matrix", _identity(run))
-    batches = [("placebo", run.header.steps + i) for i in range(PLACEBOS)] + [("batch", b) for b in range(first, last)]
+    batches = [("placebo", run.header.steps + i) for i in range(PLACEBOS)] + [
+        ("batch", b) for b in range(first, last)
+    ]
     total, done = len(states) * len(batches), 0
     probe = Probe(run)
     for s in states:
@@ -65,29 +70,54 @@ def matrix(
         scales.append({m: _mad([p[m] for p in placebos]) for m in median})
         for b in range(first, last):
             cell = kept.get(f"{s} {b}")
-            jump = None if cell["after"] is None or median["after"] is None else cell["after"] - median["after"]
-            cells.append({
-                "state": s, "step": b, "jump": jump, "loss": cell["loss"], "grad_norm": cell["grad_norm"],
-                "consumed": b < s, "loss_placebo": median["loss"], "grad_norm_placebo": median["grad_norm"],
-            })  # fmt: skip
+            jump = (
+                None
+                if cell["after"] is None or median["after"] is None
+                else cell["after"] - median["after"]
+            )
+            cells.append(
+                {
+                    "state": s,
+                    "step": b,
+                    "jump": jump,
+                    "loss": cell["loss"],
+                    "grad_norm": cell["grad_norm"],
+                    "consumed": b < s,
+                    "loss_placebo": median["loss"],
+                    "grad_norm_placebo": median["grad_norm"],
+                }
+            )
     effects = {}
     for measure in MEASURES:
-        table = np.array([math.nan if c[measure] is None else c[measure] for c in cells], np.float64)
+        table = np.array(
+            [math.nan if c[measure] is None else c[measure] for c in cells], np.float64
+        )
         scale = [each["after" if measure == "jump" else measure] for each in scales]
-        effects[measure] = effects_of(table.reshape(len(states), last - first), states, first, _median(scale))
+        effects[measure] = effects_of(
+            table.reshape(len(states), last - first), states, first, _median(scale)
+        )
     document = {
-        "run": name, "batches": [first, last], "states": states, "placebos": PLACEBOS, "probe_sequences": probe.sequences,
-        "consumed": sum(c["consumed"] for c in cells), "cells": cells, "effects": effects,
-    }  # fmt: skip
+        "run": name,
+        "batches": [first, last],
+        "states": states,
+        "placebos": PLACEBOS,
+        "probe_sequences": probe.sequences,
+        "consumed": sum(c["consumed"] for c in cells),
+        "cells": cells,
+        "effects": effects,
+    }
     keep(run.folder, "matrix", f"{_identity(run)} {first}:{last} {states}", document)
     return document
 
 
-def effects_of(table: np.ndarray, states: Sequence[int], first: int, scale: float | None) -> dict[str, Any] | None:
-    """Two-way decomposition of (states, batches): mean, data α_b, state σ_s, interaction γ_bs, each summing to 0.
+def effects_of(
+    table: np.ndarray, states: Sequence[int], first: int, scale: float | None
+) -> dict[str, Any] | None:
+    """Two-way decomposition of (states, batches): mean, data α_b, state σ_s, interaction γ_bs, each
+    summing to 0.
 
-    `size` is the root mean square of each part, `over_placebo` that over the scale (1.4826·MAD) of the placebo batches.
-    None where a cell is missing or not finite: the parts would mean nothing.
+    `size` is the root mean square of each part, `over_placebo` that over the scale (1.4826·MAD) of
+    the placebo batches. None where a cell is missing or not finite: the parts would mean nothing.
     """
     if not np.isfinite(table).all():
         return None
@@ -100,21 +130,26 @@ def effects_of(table: np.ndarray, states: Sequence[int], first: int, scale: floa
         "data": [{"step": first + i, "effect": float(x)} for i, x in enumerate(data)],
         "state": [{"state": s, "effect": float(x)} for s, x in zip(states, state)],
         "interaction": [
-            {"state": s, "step": first + i, "effect": float(x)} for s, row in zip(states, rest) for i, x in enumerate(row)
+            {"state": s, "step": first + i, "effect": float(x)}
+            for s, row in zip(states, rest)
+            for i, x in enumerate(row)
         ],
-        "size": size, "placebo_scale": scale,
+        "size": size,
+        "placebo_scale": scale,
         "over_placebo": {k: v / scale if scale else None for k, v in size.items()},
-    }  # fmt: skip
+    }
 
 
 def windows(
     runs: Path, name: str, first: int, last: int, states: Sequence[int], progress: Report = silent
 ) -> dict[str, Any]:
-    """The whole window of batches run from each state, beside as many placebo batches: does it spike from there too?
+    """The whole window of batches run from each state, beside as many placebo batches: does it
+    spike from there too?
 
-    Per state: the losses on the way, `sigma` of their highest against the placebos' (median and 1.4826·MAD of at least
-    16 steps), `spiked` where that is above 6 or not finite, and `jump`, the loss on the probe set after the window less
-    that after as many placebo batches: the part that stays in the state. Errors: usage, missing, integrity.
+    Per state: the losses on the way, `sigma` of their highest against the placebos' (median and
+    1.4826·MAD of at least 16 steps), `spiked` where that is above 6 or not finite, and `jump`, the
+    loss on the probe set after the window less that after as many placebo batches: the part that
+    stays in the state. Errors: usage, missing, integrity.
     """
     run, states = _opened(runs, name, first, last, states)
     kept = Kept(run.folder / "matrix", f"window {first}:{last} {_identity(run)}")
@@ -131,8 +166,15 @@ def windows(
             placebo, after_placebo = _run_over(
                 run, state, range(end, end + control), length, probe, done, total, progress
             )
-            own, after = _run_over(run, state, range(first, last), length, probe, done + control, total, progress)
-            row = {"losses": own, "placebo": placebo, "after": after, "after_placebo": after_placebo}
+            own, after = _run_over(
+                run, state, range(first, last), length, probe, done + control, total, progress
+            )
+            row = {
+                "losses": own,
+                "placebo": placebo,
+                "after": after,
+                "after_placebo": after_placebo,
+            }
             kept.put(str(s), row)
         progress((i + 1) * (length + control), total, f"state {s}")
         found.append({"state": s, "consumed": first < s, **_judged(row)})
@@ -155,15 +197,28 @@ def _judged(row: dict[str, Any]) -> dict[str, Any]:
     sigma = (peak - median) / scale if finite and median is not None and scale else None
     jump = None if row["after"] is None else row["after"] - row["after_placebo"]
     return {
-        "losses": losses, "peak": peak, "placebo_median": median, "sigma": sigma,
-        "spiked": not finite or (sigma is not None and sigma > SIGMAS), "jump": jump,
-    }  # fmt: skip
+        "losses": losses,
+        "peak": peak,
+        "placebo_median": median,
+        "sigma": sigma,
+        "spiked": not finite or (sigma is not None and sigma > SIGMAS),
+        "jump": jump,
+    }
 
 
 def _run_over(
-    run: Run, start: TrainState, batches: range, length: int, probe: Probe, done: int, total: int, progress: Report
+    run: Run,
+    start: TrainState,
+    batches: range,
+    length: int,
+    probe: Probe,
+    done: int,
+    total: int,
+    progress: Report,
 ) -> tuple[list[float], float | None]:
-    """Losses along these batches from a copy of `start`, and the probe loss after `length` of them."""
+    """Losses along these batches from a copy of `start`, and the probe loss after `length` of
+    them.
+    """
     state, losses, after = start.clone(), [], None
     for i, b in enumerate(batches):
         result = advance(state, _batch(run, b), _applied(run, state), run.model)
@@ -182,7 +237,9 @@ def _cell(run: Run, state: TrainState, batch: Batch, probe: Probe) -> dict[str, 
 
 
 def _applied(run: Run, state: TrainState) -> Any:
-    """The run's policy at this state, applied even where a fork leaves its own step out: the batch is to act."""
+    """The run's policy at this state, applied even where a fork leaves its own step out: the batch
+    is to act.
+    """
     return dataclasses.replace(run.policy(state.counters), update="apply")
 
 
@@ -197,16 +254,22 @@ def _batch(run: Run, step: int) -> Batch:
         if step < run.header.steps:
             raise
         raise ForensicsError(
-            e.kind, f"wanted placebo batches after the end of {run.name}, found: {e.message}",
+            e.kind,
+            f"wanted placebo batches after the end of {run.name}, found: {e.message}",
             "its order file ends with the run: a longer one is needed",
-        ) from None  # fmt: skip
+        ) from None
 
 
-def _opened(runs: Path, name: str, first: int, last: int, states: Sequence[int]) -> tuple[Run, list[int]]:
+def _opened(
+    runs: Path, name: str, first: int, last: int, states: Sequence[int]
+) -> tuple[Run, list[int]]:
     run = open_trajectory(runs, name)
     if not 0 <= first < last <= run.header.steps:
-        raise ForensicsError("missing", f"wanted batches of {name}, found {first}:{last}",
-                             f"it has batches 0:{run.header.steps}")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted batches of {name}, found {first}:{last}",
+            f"it has batches 0:{run.header.steps}",
+        )
     require_steps(run, states, "--states", lineage=True)
     require_intact(run)
     return run, sorted(set(states))
@@ -214,7 +277,9 @@ def _opened(runs: Path, name: str, first: int, last: int, states: Sequence[int])
 
 def _identity(run: Run) -> str:
     """What a cell depends on beside its state and batch."""
-    return f"{run.name} {run.header.order} {run.header.created} {run.header.interventions} {PLACEBOS}"
+    return (
+        f"{run.name} {run.header.order} {run.header.created} {run.header.interventions} {PLACEBOS}"
+    )
 
 
 def _median(values: Sequence[float | None]) -> float | None:

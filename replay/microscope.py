@@ -2,9 +2,10 @@
 
     replay trace demo 401
 
-Each sub-layer's forward, the loss by sequence and token, each sub-layer's backward, clipping, each tensor's update,
-then the next batch's loss: every event with its numbers, its wall time, and the ratio to the baseline step's. The
-traced step is the step: it goes through the one `advance`, and its digest is the recorded one.
+Each sub-layer's forward, the loss by sequence and token, each sub-layer's backward, clipping, each
+tensor's update, then the next batch's loss: every event with its numbers, its wall time, and the
+ratio to the baseline step's. The traced step is the step: it goes through the one `advance`, and
+its digest is the recorded one.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class Event:
 
 
 class _Timed(Decoder):
-    """The same decoder, which notes when each sub-layer began and ended; its arithmetic is inherited untouched."""
+    """The same decoder, which notes when each sub-layer began and ended; its arithmetic is
+    inherited untouched.
+    """
 
     def __init__(self, own: Decoder) -> None:
         super().__init__(own.shape, own.device)
@@ -79,13 +82,17 @@ class _Timed(Decoder):
         call = sum(k == kind for k, _, _ in self.spans)
         self.spans.append((kind, started, time.perf_counter()))
         if out.requires_grad:
-            out.register_hook(lambda g: self.arrivals.append((kind, call, time.perf_counter(), _rms(g.detach()))))
+            out.register_hook(
+                lambda g: self.arrivals.append((kind, call, time.perf_counter(), _rms(g.detach())))
+            )
 
 
 class _Tracer:
     """An observer that turns taps into events."""
 
-    wants = frozenset({"q", "k", "documents", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "rows"})
+    wants = frozenset(
+        {"q", "k", "documents", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "rows"}
+    )
 
     def __init__(self, decoder: _Timed, model: Model) -> None:
         self.decoder, self.model = decoder, model
@@ -113,9 +120,17 @@ class _Tracer:
         values = self.forward.setdefault(layer, {})
         if kind == "k":
             found = attention_statistics(self.q.pop(layer), x, self.documents).columns()
-            for name, pick in (("attn_logit_max", torch.amax), ("attn_logit_spread", torch.amax), ("attn_entropy_mean", torch.mean),
-                               ("attn_entropy_min", torch.amin), ("q_norm_max", torch.amax), ("k_norm_max", torch.amax)):  # fmt: skip
-                _merge(values, name, float(pick(found[name].float())), minimum=name.endswith("_min"))
+            for name, pick in (
+                ("attn_logit_max", torch.amax),
+                ("attn_logit_spread", torch.amax),
+                ("attn_entropy_mean", torch.mean),
+                ("attn_entropy_min", torch.amin),
+                ("q_norm_max", torch.amax),
+                ("k_norm_max", torch.amax),
+            ):
+                _merge(
+                    values, name, float(pick(found[name].float())), minimum=name.endswith("_min")
+                )
         elif kind == "mlp_act":
             _merge(values, "act_max", float(x.abs().amax()))
         else:
@@ -130,29 +145,47 @@ class _Tracer:
     def end(self, state: TrainState, result: StepResult) -> None:
         self.result = result
         if self.probe is not None:
-            self.rows = self.probe.measure(state, self.model.decayed, result.action == "apply").columns()
+            self.rows = self.probe.measure(
+                state, self.model.decayed, result.action == "apply"
+            ).columns()
 
 
 def _rms(x: Tensor) -> float:
     return math.sqrt(float(sums.square_sum(x.float())) / x.numel())
 
 
-def _merge(values: dict[str, float] | dict[str, float | None], name: str, value: float, minimum: bool = False) -> None:
-    """Over micro-batches the extreme one counts; a NaN is the most extreme, which min and max would pass over."""
+def _merge(
+    values: dict[str, float] | dict[str, float | None],
+    name: str,
+    value: float,
+    minimum: bool = False,
+) -> None:
+    """Over micro-batches the extreme one counts; a NaN is the most extreme, which min and max would
+    pass over.
+    """
     known = values.get(name)
     before = known if known is not None else math.inf if minimum else -math.inf
-    values[name] = math.nan if math.isnan(before) or math.isnan(value) else (min if minimum else max)(before, value)
+    values[name] = (
+        math.nan
+        if math.isnan(before) or math.isnan(value)
+        else (min if minimum else max)(before, value)
+    )
 
 
 def trace(runs: Path, name: str, step: int, progress: Report = silent) -> dict[str, Any]:
-    """The events of `step`, each with the step before as its baseline, layer blame and line scan of update step−1.
+    """The events of `step`, each with the step before as its baseline, layer blame and line scan of
+    update step−1.
 
-    Kept as `looks/trace-<step>.json` in the run's folder. Errors: usage, missing, integrity, storage.
+    Kept as `looks/trace-<step>.json` in the run's folder. Errors: usage, missing, integrity,
+    storage.
     """
     run = open_trajectory(runs, name)
     if not max(run.header.first_step, 0) + 1 <= step < run.header.steps:
-        raise ForensicsError("missing", f"wanted a step of {name} with one before it, found {step}",
-                             f"steps {run.header.first_step + 1} to {run.header.steps - 1} have one")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a step of {name} with one before it, found {step}",
+            f"steps {run.header.first_step + 1} to {run.header.steps - 1} have one",
+        )
     require_intact(run)
     start = run.state_at(step - 1)
     before = start.clone()
@@ -160,18 +193,23 @@ def trace(runs: Path, name: str, step: int, progress: Report = silent) -> dict[s
     middle = start.clone()
     events = _traced(run, start, step)
     _compare(events, baseline)
-    recorded = {row["step"]: row for row in run.table("steps", ["step", "state_digest"]).to_pylist()}
+    recorded = {
+        row["step"]: row for row in run.table("steps", ["step", "state_digest"]).to_pylist()
+    }
     digest = recorded.get(step, {}).get("state_digest")
     batch = run.stream(step)
     update = split_update(before, middle, run.policy(before.counters), run.model, run.stream)
     blame = layer_blame(run, update, batch, progress)
     document = {
-        "run": name, "step": step, "baseline": step - 1,
+        "run": name,
+        "step": step,
+        "baseline": step - 1,
         "exact": None if digest is None else digest == start.digest(),
         "events": [dataclasses.asdict(e) for e in events],
         "largest": _largest(events),
-        "layer_blame": blame, "line_scan": line_scan(run, update, batch),
-    }  # fmt: skip
+        "layer_blame": blame,
+        "line_scan": line_scan(run, update, batch),
+    }
     kept.write_document(kept.trace_of(run.folder, step), document)
     return document
 
@@ -184,7 +222,9 @@ def _traced(run: Run, state: TrainState, step: int) -> list[Event]:
     batch = run.stream(step) if policy.update != "none" else None
     if batch is None:
         raise ForensicsError(
-            "usage", f"{run.name} computes nothing at step {step}: it is skipped", "trace another step"
+            "usage",
+            f"{run.name} computes nothing at step {step}: it is skipped",
+            "trace another step",
         )
     tracer = _Tracer(decoder, model)
     result = advance(state, batch, policy, model, tracer)
@@ -219,7 +259,11 @@ def _traced(run: Run, state: TrainState, step: int) -> list[Event]:
         following = run.stream(step + 1)
         loss = token_losses(state.params, following, run.model, run.header.precision)
         mean = float(sums.total(loss * following.weight.to(loss.device))) / following.denominator
-        events.append(Event("next batch", "next", started - zero, time.perf_counter() - started, {"loss": mean}))
+        events.append(
+            Event(
+                "next batch", "next", started - zero, time.perf_counter() - started, {"loss": mean}
+            )
+        )
     return events
 
 
@@ -242,12 +286,34 @@ def _forward_events(tracer: _Tracer) -> list[Event]:
     events = []
     for layer in layers:
         v = tracer.forward[layer]
-        for kind, names in (("attn", ("resid_in_rms", "attn_out_rms", "attn_out_max", "attn_logit_max", "attn_logit_spread", "attn_entropy_mean",
-                                      "attn_entropy_min", "q_norm_max", "k_norm_max")),
-                            ("mlp", ("mlp_out_rms", "mlp_out_max", "act_max", "resid_out_rms", "resid_out_max"))):  # fmt: skip
+        for kind, names in (
+            (
+                "attn",
+                (
+                    "resid_in_rms",
+                    "attn_out_rms",
+                    "attn_out_max",
+                    "attn_logit_max",
+                    "attn_logit_spread",
+                    "attn_entropy_mean",
+                    "attn_entropy_min",
+                    "q_norm_max",
+                    "k_norm_max",
+                ),
+            ),
+            ("mlp", ("mlp_out_rms", "mlp_out_max", "act_max", "resid_out_rms", "resid_out_max")),
+        ):
             own = spans[kind, layer]
-            events.append(Event(f"layers.{layer}.{kind} forward", "forward", own[0][0] - tracer.began, sum(b - a for a, b in own),
-                                {n: v[n] for n in names if n in v}, layer))  # fmt: skip
+            events.append(
+                Event(
+                    f"layers.{layer}.{kind} forward",
+                    "forward",
+                    own[0][0] - tracer.began,
+                    sum(b - a for a, b in own),
+                    {n: v[n] for n in names if n in v},
+                    layer,
+                )
+            )
     return events
 
 
@@ -255,7 +321,9 @@ def _loss_event(tracer: _Tracer, result: StepResult) -> Event:
     assert result.ce is not None and result.batch is not None and result.rows is not None
     ce, weight = result.ce.cpu(), result.batch.weight
     by_sequence = (ce * weight).sum(1) / weight.sum(1).clamp_min(1e-30)
-    worst = torch.topk((ce * (weight != 0)).reshape(-1), min(WORST_TOKENS, ce.numel())).indices.tolist()
+    worst = torch.topk(
+        (ce * (weight != 0)).reshape(-1), min(WORST_TOKENS, ce.numel())
+    ).indices.tolist()
     T = ce.shape[1]
     detail = [
         {
@@ -269,14 +337,22 @@ def _loss_event(tracer: _Tracer, result: StepResult) -> Event:
     ended = tracer.decoder.spans[-1][2]
     first = tracer.decoder.arrivals[0][2] if tracer.decoder.arrivals else ended
     values = {
-        "loss": result.loss, "worst_sequence": float(by_sequence.max()), "median_sequence": float(by_sequence.median()),
-        "logit_max": float(result.rows.largest.max()), "logz_max": float(result.rows.logz.max()), "output_entropy": sums.mean(result.rows.entropy),
-    }  # fmt: skip
-    return Event("loss", "loss", ended - tracer.began, max(0.0, first - ended), values, detail=detail)
+        "loss": result.loss,
+        "worst_sequence": float(by_sequence.max()),
+        "median_sequence": float(by_sequence.median()),
+        "logit_max": float(result.rows.largest.max()),
+        "logz_max": float(result.rows.logz.max()),
+        "output_entropy": sums.mean(result.rows.entropy),
+    }
+    return Event(
+        "loss", "loss", ended - tracer.began, max(0.0, first - ended), values, detail=detail
+    )
 
 
 def _backward_events(tracer: _Tracer) -> list[Event]:
-    """The gradient's arrival at each sub-layer's output, and how long until it reached the next; micro-batches together."""
+    """The gradient's arrival at each sub-layer's output, and how long until it reached the next;
+    micro-batches together.
+    """
     layers, arrivals = len(tracer.forward), tracer.decoder.arrivals
     found: dict[tuple[str, int], Event] = {}
     for i, (kind, call, at, rms) in enumerate(arrivals):
@@ -292,7 +368,8 @@ def _backward_events(tracer: _Tracer) -> list[Event]:
 
 
 def _compare(events: list[Event], baseline: list[Event]) -> None:
-    """Ratios to the same event of the step before; entropies are compared the other way round: a fall is the alarm.
+    """Ratios to the same event of the step before; entropies are compared the other way round: a
+    fall is the alarm.
 
     Below COLLAPSED nats an entropy counts as that: the ratio of two that are nothing tells nothing.
     """
@@ -304,7 +381,13 @@ def _compare(events: list[Event], baseline: list[Event]) -> None:
         event.baseline = {**base.values, "seconds": base.seconds}
         for name, value in event.values.items():
             old = base.values.get(name)
-            if value is None or old is None or not old or not math.isfinite(value) or not math.isfinite(old):
+            if (
+                value is None
+                or old is None
+                or not old
+                or not math.isfinite(value)
+                or not math.isfinite(old)
+            ):
                 event.ratio[name] = None
             elif "entropy" in name and event.phase == "forward":
                 event.ratio[name] = max(old, COLLAPSED) / max(value, COLLAPSED)
@@ -315,27 +398,54 @@ def _compare(events: list[Event], baseline: list[Event]) -> None:
 def _largest(events: list[Event]) -> list[dict[str, Any]]:
     """Numbers that moved most against the baseline, largest ratio first."""
     rows = [
-        {"event": e.name, "what": n, "value": e.values[n], "baseline": e.baseline.get(n), "ratio": r}
-        for e in events for n, r in e.ratio.items() if r is not None and r > 0
-    ]  # fmt: skip
+        {
+            "event": e.name,
+            "what": n,
+            "value": e.values[n],
+            "baseline": e.baseline.get(n),
+            "ratio": r,
+        }
+        for e in events
+        for n, r in e.ratio.items()
+        if r is not None and r > 0
+    ]
     return sorted(rows, key=lambda row: -row["ratio"])
 
 
 def perfetto(document: dict[str, Any]) -> dict[str, Any]:
-    """The events as a Chrome trace, which Perfetto opens: phases are its rows, microseconds its unit."""
+    """The events as a Chrome trace, which Perfetto opens: phases are its rows, microseconds its
+    unit.
+    """
     phases = ("forward", "loss", "backward", "clip", "update", "next")
     made: list[dict[str, Any]] = [
         {"name": "thread_name", "ph": "M", "pid": 1, "tid": i, "args": {"name": phase}}
         for i, phase in enumerate(phases)
     ]
     made.append(
-        {"name": "process_name", "ph": "M", "pid": 1, "args": {"name": f"{document['run']} step {document['step']}"}}
+        {
+            "name": "process_name",
+            "ph": "M",
+            "pid": 1,
+            "args": {"name": f"{document['run']} step {document['step']}"},
+        }
     )
     for e in document["events"]:
         ratios = {f"{n} ÷ before": r for n, r in e["ratio"].items() if r is not None}
-        arguments = {k: v for k, v in {**e["values"], **ratios}.items() if v is not None and math.isfinite(v)}
-        made.append({"name": e["name"], "cat": e["phase"], "ph": "X", "pid": 1, "tid": phases.index(e["phase"]),
-                     "ts": e["start"] * 1e6, "dur": max(e["seconds"] * 1e6, 1.0), "args": arguments})  # fmt: skip
+        arguments = {
+            k: v for k, v in {**e["values"], **ratios}.items() if v is not None and math.isfinite(v)
+        }
+        made.append(
+            {
+                "name": e["name"],
+                "cat": e["phase"],
+                "ph": "X",
+                "pid": 1,
+                "tid": phases.index(e["phase"]),
+                "ts": e["start"] * 1e6,
+                "dur": max(e["seconds"] * 1e6, 1.0),
+                "args": arguments,
+            }
+        )
     return {"traceEvents": made, "displayTimeUnit": "ms"}
 
 

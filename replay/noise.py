@@ -2,9 +2,10 @@
 
 noise(runs, "demo", [50, 200, 400])  →  divergence_exponent of each
 
-Per step: a control, chaos forks of several seeds, and one placebo fork that replaces one random sequence of the
-window's first batch, all in lock-step. The exponent is the slope of log ‖θ_chaos − θ_control‖₂ per step, least squares,
-only over the steps where 10·d₀ < d < 0.1·d_placebo: above the rounding, below what one other sequence does.
+Per step: a control, chaos forks of several seeds, and one placebo fork that replaces one random
+sequence of the window's first batch, all in lock-step. The exponent is the slope of log ‖θ_chaos −
+θ_control‖₂ per step, least squares, only over the steps where 10·d₀ < d < 0.1·d_placebo: above the
+rounding, below what one other sequence does.
 """
 
 from __future__ import annotations
@@ -32,21 +33,32 @@ POINTS = 3  # that a slope needs
 
 
 def noise(
-    runs: Path, name: str, at: Sequence[int], window: int = WINDOW, seeds: int = SEEDS, progress: Report = silent
+    runs: Path,
+    name: str,
+    at: Sequence[int],
+    window: int = WINDOW,
+    seeds: int = SEEDS,
+    progress: Report = silent,
 ) -> dict[str, Any]:
-    """`points` [{step, divergence_exponent (per step, median over seeds, or None), exponents, …}]; finished ones are kept.
+    """`points` [{step, divergence_exponent (per step, median over seeds, or None), exponents, …}];
+    finished ones are kept.
 
-    The window may go past the run's end, on its own stream; only its recorded steps are then held against the parent.
-    Errors: usage, missing, integrity.
+    The window may go past the run's end, on its own stream; only its recorded steps are then held
+    against the parent. Errors: usage, missing, integrity.
     """
     run = open_trajectory(runs, name)
     require_steps(run, at, "--at")
     if window < POINTS or seeds < 1:
-        raise ForensicsError("usage", f"wanted a window of at least {POINTS} steps and a seed, found {window} and {seeds}",
-                             "e.g. --window 32 --seeds 3")  # fmt: skip
+        raise ForensicsError(
+            "usage",
+            f"wanted a window of at least {POINTS} steps and a seed, found {window} and {seeds}",
+            "e.g. --window 32 --seeds 3",
+        )
     require_intact(run)
     steps = sorted(set(at))
-    kept = Kept(run.folder / "noise", f"{run.name} {run.header.order} {run.header.created} {window} {seeds}")
+    kept = Kept(
+        run.folder / "noise", f"{run.name} {run.header.order} {run.header.created} {window} {seeds}"
+    )
     points = []
     for i, step in enumerate(steps):
         if str(step) not in kept:
@@ -56,16 +68,22 @@ def noise(
     return {"run": name, "window": window, "seeds": seeds, "points": points}
 
 
-def _point(run: Run, step: int, window: int, seeds: int, done: int, of: int, progress: Report) -> dict[str, Any]:
+def _point(
+    run: Run, step: int, window: int, seeds: int, done: int, of: int, progress: Report
+) -> dict[str, Any]:
     start = run.state_at(step)
     slot = int(np.random.default_rng(step).integers(run.recipe.train.batch))
-    placebo = RemoveSequences(step, step + 1, ((step, slot, 0, run.recipe.data.sequence_length),), "replace")
+    placebo = RemoveSequences(
+        step, step + 1, ((step, slot, 0, run.recipe.data.sequence_length),), "replace"
+    )
     names = [f"chaos-{seed}" for seed in range(seeds)]
     tracks = {"control": track(start, run), "placebo": track(start, run, (placebo,))}
     tracks |= {name: track(start, run, (UnitInLastPlace(seed),)) for seed, name in enumerate(names)}
 
     def away(name: str) -> float:
-        return compare.distance(tracks[name].state.params, tracks["control"].state.params, start.params).l2[""]
+        return compare.distance(
+            tracks[name].state.params, tracks["control"].state.params, start.params
+        ).l2[""]
 
     at_start = {name: away(name) for name in names}
     far: dict[str, list[float]] = {name: [] for name in tracks if name != "control"}
@@ -80,18 +98,27 @@ def _point(run: Run, step: int, window: int, seeds: int, done: int, of: int, pro
     fits = [exponent(far[name], at_start[name], far["placebo"]) for name in names]
     slopes = [slope for slope, _ in fits if slope is not None]
     return {
-        "step": step, "divergence_exponent": float(np.median(slopes)) if slopes else None,
-        "exponents": [slope for slope, _ in fits], "fitted_steps": [n for _, n in fits],
+        "step": step,
+        "divergence_exponent": float(np.median(slopes)) if slopes else None,
+        "exponents": [slope for slope, _ in fits],
+        "fitted_steps": [n for _, n in fits],
         "start": float(np.median(list(at_start.values()))),
-        "l2": [float(np.median([far[name][k] for name in names])) for k in range(window)], "placebo": far["placebo"],
+        "l2": [float(np.median([far[name][k] for name in names])) for k in range(window)],
+        "placebo": far["placebo"],
         "control": {"level": report.level, "bitwise": report.bitwise, "compared": report.compared},
-    }  # fmt: skip
+    }
 
 
-def exponent(d: Sequence[float], start: float, placebo: Sequence[float]) -> tuple[float | None, int]:
-    """Slope of log d per step where 10·start < d < 0.1·placebo, and the number of such steps; None below three."""
+def exponent(
+    d: Sequence[float], start: float, placebo: Sequence[float]
+) -> tuple[float | None, int]:
+    """Slope of log d per step where 10·start < d < 0.1·placebo, and the number of such steps; None
+    below three.
+    """
     inside = [
-        (k, math.log(x)) for k, (x, p) in enumerate(zip(d, placebo)) if math.isfinite(x) and 10 * start < x < 0.1 * p
+        (k, math.log(x))
+        for k, (x, p) in enumerate(zip(d, placebo))
+        if math.isfinite(x) and 10 * start < x < 0.1 * p
     ]
     if len(inside) < POINTS:
         return None, len(inside)

@@ -42,7 +42,9 @@ class Drop(InWindow):
     def sentence(self) -> str:
         return f"drops batches {self.window}, later ones move up"
 
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
+    def placebo(
+        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
+    ) -> Intervention | None:
         return other_window(self, first, last, seed)
 
 
@@ -63,7 +65,13 @@ class Swap(Intervention):
 
     def check(self, run: Run, first: int, last: int) -> None:
         for step in (self.a, self.b):
-            require(first <= step < last, "swap", f"steps inside {first}:{last}", step, "widen --from and --to")
+            require(
+                first <= step < last,
+                "swap",
+                f"steps inside {first}:{last}",
+                step,
+                "widen --from and --to",
+            )
 
     def sentence(self) -> str:
         return f"swaps batches {self.a} and {self.b}"
@@ -74,7 +82,9 @@ class Swap(Intervention):
     def batches(self) -> Collection[int]:
         return (self.a, self.b)
 
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
+    def placebo(
+        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
+    ) -> Intervention | None:
         """Two other batches, as far apart."""
         apart = abs(self.a - self.b)
         starts = [s for s in range(first, last - apart) if not {s, s + apart} & {self.a, self.b}]
@@ -86,7 +96,9 @@ class Swap(Intervention):
 
 @dataclass(frozen=True)
 class Repeat(InWindow):
-    """The window's batches are seen `times` times, one pass after the other; all later ones move back."""
+    """The window's batches are seen `times` times, one pass after the other; all later ones move
+    back.
+    """
 
     kind: ClassVar[str] = "repeat"
     every = True
@@ -110,21 +122,33 @@ class Repeat(InWindow):
 
     def check(self, run: Run, first: int, last: int) -> None:
         super().check(run, first, last)
-        require(self.times >= 2, self.kind, "2 times or more", self.times, f"e.g. --repeat {self.window}@2")
+        require(
+            self.times >= 2,
+            self.kind,
+            "2 times or more",
+            self.times,
+            f"e.g. --repeat {self.window}@2",
+        )
 
     def sentence(self) -> str:
-        return f"repeats batches {self.window} until they were seen {self.times} times, later ones move back"
+        return (
+            f"repeats batches {self.window} until they were seen {self.times} times, later ones"
+            " move back"
+        )
 
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
+    def placebo(
+        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
+    ) -> Intervention | None:
         return other_window(self, first, last, seed)
 
 
 @dataclass(frozen=True)
 class Replace(InWindow):
-    """Other batches come in the window's place: those from step `batch` on, a text, or sequences of the corpus.
+    """Other batches come in the window's place: those from step `batch` on, a text, or sequences of
+    the corpus.
 
-    A text is tokenised and packed into sequences that share one token with their neighbours. Text and sequences fill
-    the window row by row, and begin again where they end.
+    A text is tokenised and packed into sequences that share one token with their neighbours. Text
+    and sequences fill the window row by row, and begin again where they end.
     """
 
     kind: ClassVar[str] = "replace"
@@ -142,28 +166,48 @@ class Replace(InWindow):
 
     def check(self, run: Run, first: int, last: int) -> None:
         super().check(run, first, last)
-        given = [name for name in ("batch", "text", "sequences") if getattr(self, name) not in (None, "", ())]
-        require(len(given) == 1, self.kind, "one of batch, text and sequences", " and ".join(given) or "none",
-                "or sql that returns `sequence`")  # fmt: skip
+        given = [
+            name
+            for name in ("batch", "text", "sequences")
+            if getattr(self, name) not in (None, "", ())
+        ]
+        require(
+            len(given) == 1,
+            self.kind,
+            "one of batch, text and sequences",
+            " and ".join(given) or "none",
+            "or sql that returns `sequence`",
+        )
         if self.batch is not None:
             end = run.header.steps - (self.last - self.first)
             require(
-                0 <= self.batch <= end, self.kind, f"a batch of {run.name}", self.batch, f"0 to {end} may come here"
+                0 <= self.batch <= end,
+                self.kind,
+                f"a batch of {run.name}",
+                self.batch,
+                f"0 to {end} may come here",
             )
         require_sequences(run, self.kind, self.sequences)
 
     def sentence(self) -> str:
-        with_ = f"those from {self.batch} on" if self.batch is not None else _words(self.text, self.sequences)
+        with_ = (
+            f"those from {self.batch} on"
+            if self.batch is not None
+            else _words(self.text, self.sequences)
+        )
         return f"replaces batches {self.window} by {with_}"
 
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
+    def placebo(
+        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
+    ) -> Intervention | None:
         n = len(self.sequences) or (self.last - self.first) * run.recipe.train.batch
         return Replace(self.first, self.last, sequences=slots.random_sequences(run, n, seed))
 
 
 @dataclass(frozen=True)
 class Insert(Intervention):
-    """Batches of a text or of sequences come before batch `at`, as many as hold all of it; later ones move back.
+    """Batches of a text or of sequences come before batch `at`, as many as hold all of it; later
+    ones move back.
 
     What is left of the last batch begins again from the text's or the sequences' start.
     """
@@ -182,22 +226,40 @@ class Insert(Intervention):
     def stream(self, stream: BatchStream, run: Run) -> BatchStream:
         n = self.count(run)
         made = _made(run, self.text, self.sequences, n)
-        return lambda s: stream(s) if s < self.at else made(s - self.at) if s < self.at + n else stream(s - n)
+        return lambda s: (
+            stream(s) if s < self.at else made(s - self.at) if s < self.at + n else stream(s - n)
+        )
 
     def comes_from(self, step: int, run: Run) -> int | None:
         n = self.count(run)
         return step if step < self.at else step - n if step >= self.at + n else None
 
     def check(self, run: Run, first: int, last: int) -> None:
-        require(first <= self.at < last, self.kind, f"a step inside {first}:{last}", self.at, "widen --from and --to")
-        require(bool(self.text) != bool(self.sequences), self.kind, "either text or sequences",
-                "both" if self.text else "none", "or sql that returns `sequence`")  # fmt: skip
+        require(
+            first <= self.at < last,
+            self.kind,
+            f"a step inside {first}:{last}",
+            self.at,
+            "widen --from and --to",
+        )
+        require(
+            bool(self.text) != bool(self.sequences),
+            self.kind,
+            "either text or sequences",
+            "both" if self.text else "none",
+            "or sql that returns `sequence`",
+        )
         require_sequences(run, self.kind, self.sequences)
 
     def sentence(self) -> str:
-        return f"inserts {_words(self.text, self.sequences)} before batch {self.at}, later ones move back"
+        return (
+            f"inserts {_words(self.text, self.sequences)} before batch {self.at}, later ones move"
+            " back"
+        )
 
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
+    def placebo(
+        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
+    ) -> Intervention | None:
         n = len(self.sequences) or self.count(run) * run.recipe.train.batch
         return Insert(self.at, sequences=slots.random_sequences(run, n, seed))
 
@@ -212,7 +274,12 @@ def _made(run: Run, text: str, sequences: Sequence[int], batches: int) -> BatchS
     T = tokens.shape[1] - 1
 
     def made(s: int) -> Batch:
-        return Batch(tokens[s * B : (s + 1) * B].clone(), torch.ones(B, T), float(B * T), torch.full((B,), MADE))
+        return Batch(
+            tokens[s * B : (s + 1) * B].clone(),
+            torch.ones(B, T),
+            float(B * T),
+            torch.full((B,), MADE),
+        )
 
     return made
 

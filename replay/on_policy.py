@@ -48,12 +48,16 @@ class _NoUpdate(_InWindow):
     every = True
 
     def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        return replace(own, update=self.update, advance_schedule=own.advance_schedule and not self.frozen)
+        return replace(
+            own, update=self.update, advance_schedule=own.advance_schedule and not self.frozen
+        )
 
     def sentence(self) -> str:
         return f"{self.words} steps {self.window}"
 
-    def placebo(self, run: Run, stream: BatchStream, first: int, last: int, seed: int) -> Intervention | None:
+    def placebo(
+        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
+    ) -> Intervention | None:
         return other_window(self, first, last, seed)
 
     def touches(self, run: Run, stream: BatchStream) -> list[slots.Slot]:
@@ -106,7 +110,13 @@ class LearningRate(_InWindow):
 
     def check(self, run: Run, first: int, last: int) -> None:
         super().check(run, first, last)
-        require(self.factor >= 0, self.kind, "a factor of at least 0", self.factor, "e.g. --lr-scale 0.5@200:210")
+        require(
+            self.factor >= 0,
+            self.kind,
+            "a factor of at least 0",
+            self.factor,
+            "e.g. --lr-scale 0.5@200:210",
+        )
 
     def sentence(self) -> str:
         return f"multiplies the learning rate by {self.factor:g} in {self.window}"
@@ -130,7 +140,13 @@ class _Number(_InWindow):
         super().check(run, first, last)
         holds = self.value > 0 if self.positive else self.value >= 0
         wanted = "more than 0" if self.positive else "at least 0"
-        require(holds, self.kind, wanted, self.value, f"e.g. --{self.kind} {self.example}@{first}:{last}")
+        require(
+            holds,
+            self.kind,
+            wanted,
+            self.value,
+            f"e.g. --{self.kind} {self.example}@{first}:{last}",
+        )
 
     def sentence(self) -> str:
         return f"sets {self.words} to {self.value:g} in {self.window}"
@@ -184,8 +200,13 @@ class Betas(_InWindow):
 
     def check(self, run: Run, first: int, last: int) -> None:
         super().check(run, first, last)
-        require(all(0 <= b < 1 for b in self.betas), self.kind, "two numbers in [0, 1)", list(self.betas),
-                "e.g. --betas 0.9,0.95@200:210")  # fmt: skip
+        require(
+            all(0 <= b < 1 for b in self.betas),
+            self.kind,
+            "two numbers in [0, 1)",
+            list(self.betas),
+            "e.g. --betas 0.9,0.95@200:210",
+        )
 
     def sentence(self) -> str:
         return f"sets Adam's β to {self.betas[0]:g} and {self.betas[1]:g} in {self.window}"
@@ -193,7 +214,9 @@ class Betas(_InWindow):
 
 @dataclass(frozen=True)
 class SkipStep(_InWindow):
-    """SkipStep on or off: no update where loss or gradient norm lies 6σ above its last 128 values."""
+    """SkipStep on or off: no update where loss or gradient norm lies 6σ above its last 128
+    values.
+    """
 
     kind: ClassVar[str] = "skip-step"
     on: bool
@@ -244,15 +267,36 @@ class Precision(_InWindow):
 
     def check(self, run: Run, first: int, last: int) -> None:
         super().check(run, first, last)
-        require(self.precision in PRECISIONS, self.kind, " or ".join(PRECISIONS), self.precision,
-                nearest(self.precision, PRECISIONS))  # fmt: skip
+        require(
+            self.precision in PRECISIONS,
+            self.kind,
+            " or ".join(PRECISIONS),
+            self.precision,
+            nearest(self.precision, PRECISIONS),
+        )
         if self.precision == "bf16" and run.header.device == "cpu":
-            raise ForensicsError("device", f"precision: bf16 needs CUDA, {run.name} was trained on the CPU",
-                                 "fork a run that was trained on a GPU")  # fmt: skip
+            raise ForensicsError(
+                "device",
+                f"precision: bf16 needs CUDA, {run.name} was trained on the CPU",
+                "fork a run that was trained on a GPU",
+            )
 
     def sentence(self) -> str:
         return f"computes in {self.precision} in {self.window}"
 
 
-KINDS: list[type[Intervention]] = [Skip, SkipFrozen, ZeroUpdate, HoldParameters, LearningRate, Clip, Betas, Epsilon,
-                                   WeightDecay, ZLoss, SkipStep, Freeze, Precision]  # fmt: skip
+KINDS: list[type[Intervention]] = [
+    Skip,
+    SkipFrozen,
+    ZeroUpdate,
+    HoldParameters,
+    LearningRate,
+    Clip,
+    Betas,
+    Epsilon,
+    WeightDecay,
+    ZLoss,
+    SkipStep,
+    Freeze,
+    Precision,
+]

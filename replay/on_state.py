@@ -1,4 +1,6 @@
-"""State interventions: each alters the state once, at the fork's start, in the order they are given."""
+"""State interventions: each alters the state once, at the fork's start, in the order they are
+given.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ ALL = ("*",)
 
 @dataclass(frozen=True)
 class UnitInLastPlace(Intervention):
-    """Every parameter moves by one unit in the last place, up or down by a seeded coin: the smallest noise there is.
+    """Every parameter moves by one unit in the last place, up or down by a seeded coin: the
+    smallest noise there is.
 
     In bf16 training an fp32 ulp changes almost no bf16 weight, so the move is a relative 2⁻⁸ there.
     """
@@ -56,11 +59,19 @@ class Noise(Intervention):
         generator = torch.Generator().manual_seed(self.seed)
         for name in sorted(tensors_like(run, self.kind, self.tensors)):
             theta = state.params[name]
-            drawn = torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(theta.device)
+            drawn = torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(
+                theta.device
+            )
             theta.add_(drawn, alpha=self.sigma * float(theta.double().square().mean().sqrt()))
 
     def check(self, run: Run, first: int, last: int) -> None:
-        require(0 < self.sigma < math.inf, self.kind, "σ of more than 0", self.sigma, "e.g. --noise 0.001")
+        require(
+            0 < self.sigma < math.inf,
+            self.kind,
+            "σ of more than 0",
+            self.sigma,
+            "e.g. --noise 0.001",
+        )
         tensors_like(run, self.kind, self.tensors)
 
     def sentence(self) -> str:
@@ -86,16 +97,25 @@ class ResetMoments(Intervention):
 
     def check(self, run: Run, first: int, last: int) -> None:
         some = len(tensors_like(run, self.kind, self.tensors)) < len(parameter_shapes(run.shape))
-        require(not (some and self.counter), self.kind, "all tensors where the update counter goes too",
-                ", ".join(self.tensors), "every tensor's bias correction reads the one counter")  # fmt: skip
+        require(
+            not (some and self.counter),
+            self.kind,
+            "all tensors where the update counter goes too",
+            ", ".join(self.tensors),
+            "every tensor's bias correction reads the one counter",
+        )
 
     def sentence(self) -> str:
-        return f"resets the moments of {_listed(self.tensors)}" + (" and the update counter" if self.counter else "")
+        return f"resets the moments of {_listed(self.tensors)}" + (
+            " and the update counter" if self.counter else ""
+        )
 
 
 @dataclass(frozen=True)
 class Transplant(Intervention):
-    """Tensors come from another checkpoint, RUN@STEP, in which they have the same shapes; on request their moments too."""
+    """Tensors come from another checkpoint, RUN@STEP, in which they have the same shapes; on
+    request their moments too.
+    """
 
     kind: ClassVar[str] = "transplant"
     checkpoint: str
@@ -104,12 +124,16 @@ class Transplant(Intervention):
 
     def state(self, state: TrainState, run: Run) -> None:
         other, step = self._donor(run)
-        donor, _ = checkpoint.load(other.folder / "checkpoints" / checkpoint.name_of(step), run.header.device)
+        donor, _ = checkpoint.load(
+            other.folder / "checkpoints" / checkpoint.name_of(step), run.header.device
+        )
         for name in tensors_like(run, self.kind, self.tensors):
             for mine, theirs in self._pairs(state, donor, name):
                 mine.copy_(theirs)
 
-    def _pairs(self, state: TrainState, donor: TrainState, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(
+        self, state: TrainState, donor: TrainState, name: str
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         yield state.params[name], donor.params[name]
         if self.moments:
             yield state.exp_avg[name], donor.exp_avg[name]
@@ -117,13 +141,21 @@ class Transplant(Intervention):
 
     def _donor(self, run: Run) -> tuple[Run, int]:
         name, at, step = self.checkpoint.rpartition("@")
-        require(bool(at and name) and step.isdecimal(), self.kind, "RUN@STEP", repr(self.checkpoint),
-                f"e.g. {run.name}@{run.header.first_step}")  # fmt: skip
+        require(
+            bool(at and name) and step.isdecimal(),
+            self.kind,
+            "RUN@STEP",
+            repr(self.checkpoint),
+            f"e.g. {run.name}@{run.header.first_step}",
+        )
         other = open_run(run.runs, name)
         if int(step) not in other.saved_steps():
             saved = ", ".join(str(s) for s in other.saved_steps()) or "none"
-            raise ForensicsError("missing", f"transplant: wanted a checkpoint of {name} at {step}, found none",
-                                 f"saved: {saved}")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"transplant: wanted a checkpoint of {name} at {step}, found none",
+                f"saved: {saved}",
+            )
         return other, int(step)
 
     def check(self, run: Run, first: int, last: int) -> None:
@@ -132,11 +164,18 @@ class Transplant(Intervention):
         for name in tensors_like(run, self.kind, self.tensors):
             if own[name] != theirs.get(name):
                 found = "none" if name not in theirs else list(theirs[name])
-                raise ForensicsError("usage", f"transplant: wanted {name} of shape {list(own[name])}, found {found} in {other.name}",
-                                     "name tensors that are alike, by pattern")  # fmt: skip
+                raise ForensicsError(
+                    "usage",
+                    f"transplant: wanted {name} of shape {list(own[name])}, found {found} in"
+                    f" {other.name}",
+                    "name tensors that are alike, by pattern",
+                )
 
     def sentence(self) -> str:
-        return f"takes {_listed(self.tensors)}{' with moments' if self.moments else ''} from {self.checkpoint}"
+        return (
+            f"takes {_listed(self.tensors)}{' with moments' if self.moments else ''} from"
+            f" {self.checkpoint}"
+        )
 
 
 def _listed(tensors: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """Any trainer can be replayed: four functions are all that a replay asks for.
 
-docs/foreign.md has a worked example around a Hugging Face model; a run of this workbench is one too (`of_run`).
+docs/foreign.md has a worked example around a Hugging Face model; a run of this workbench is one too
+(`of_run`).
 """
 
 from __future__ import annotations
@@ -61,9 +62,15 @@ def replay(
     stream: Callable[[int], B] | None = None,
     progress: Report = silent,
 ) -> list[Row]:
-    """Steps first … last−1 from the trainer's state `first`, over its own batches or another stream."""
+    """Steps first … last−1 from the trainer's state `first`, over its own batches or another
+    stream.
+    """
     if not 0 <= first < last:
-        raise ForensicsError("usage", f"wanted a window A:B with A < B, found {first}:{last}", "windows are half-open")
+        raise ForensicsError(
+            "usage",
+            f"wanted a window A:B with A < B, found {first}:{last}",
+            "windows are half-open",
+        )
     source = stream or trainer.batch_at
     state, rows = trainer.load(first), []
     for step in range(first, last):
@@ -74,7 +81,11 @@ def replay(
 
 
 def verify(
-    trainer: Replayable[S, B], recorded: Mapping[int, Row], first: int, last: int, progress: Report = silent
+    trainer: Replayable[S, B],
+    recorded: Mapping[int, Row],
+    first: int,
+    last: int,
+    progress: Report = silent,
 ) -> Verdict:
     """Replay the window and hold every loss and digest against what was recorded."""
     rows = replay(trainer, first, last, progress=progress)
@@ -93,8 +104,13 @@ class Pair:
     same_state: bool  # after the step
 
 
-def fork(trainer: Replayable[S, B], first: int, last: int, altered: Callable[[Callable[[int], B]], Callable[[int], B]],
-         progress: Report = silent) -> list[Pair]:  # fmt: skip
+def fork(
+    trainer: Replayable[S, B],
+    first: int,
+    last: int,
+    altered: Callable[[Callable[[int], B]], Callable[[int], B]],
+    progress: Report = silent,
+) -> list[Pair]:
     """The window over its own batches and over `altered(batch_at)`, from the same state."""
     control = replay(trainer, first, last, progress=progress)
     made = replay(trainer, first, last, altered(trainer.batch_at), progress)

@@ -1,10 +1,11 @@
 """Text into sequences: text packed to length, and sequences whose text was edited.
 
-An edited sequence keeps its T + 1 tokens. Its text is cut where a document ends; every piece that an edit changed is
-tokenised again, every other piece keeps its tokens. What is then too long is cut at its end; what is too short goes
-on in its source's stream after the sequence (and from the stream's start where that ends). The whole text, uncut,
-stays with the row until the batch is trained on, so a later edit alters that text and not what was left of it: an
-edit and its inverse give back the row, bit for bit, wherever the text itself comes back.
+An edited sequence keeps its T + 1 tokens. Its text is cut where a document ends; every piece that
+an edit changed is tokenised again, every other piece keeps its tokens. What is then too long is cut
+at its end; what is too short goes on in its source's stream after the sequence (and from the
+stream's start where that ends). The whole text, uncut, stays with the row until the batch is
+trained on, so a later edit alters that text and not what was left of it: an edit and its inverse
+give back the row, bit for bit, wherever the text itself comes back.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class Piece:
     """A stretch of a sequence: the tokens it had, the text they spelled and the text it has now."""
 
     tokens: tuple[int, ...]
-    was: str  # empty for what no edit reaches: end-of-text tokens, and characters that the sequence's ends cut in two
+    # empty for what no edit reaches: end-of-text tokens, and characters that the sequence's ends
+    # cut in two
+    was: str
     now: str
 
 
@@ -64,8 +67,11 @@ def encode(run: Run, text: str) -> list[int]:
     try:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
     except Exception as e:  # the library raises a bare Exception
-        raise ForensicsError("data", f"the run's tokenizer cannot encode the text: {str(e).splitlines()[0]}",
-                             "use characters that its vocabulary has") from None  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"the run's tokenizer cannot encode the text: {str(e).splitlines()[0]}",
+            "use characters that its vocabulary has",
+        ) from None
     return ids
 
 
@@ -88,8 +94,12 @@ def edit(batch: Batch, run: Run, find: str, replacement: str) -> Batch:
     for row, sequence in enumerate(batch.sequence.tolist()):
         if row not in known and find not in run.corpus.decode(batch.tokens[row].numpy()):
             continue
-        own = known.get(row) or Edited(batch.tokens[row], sequence, _pieces(run, batch.tokens[row].tolist()))
-        pieces = tuple(replace(piece, now=piece.now.replace(find, replacement)) for piece in own.pieces)
+        own = known.get(row) or Edited(
+            batch.tokens[row], sequence, _pieces(run, batch.tokens[row].tolist())
+        )
+        pieces = tuple(
+            replace(piece, now=piece.now.replace(find, replacement)) for piece in own.pieces
+        )
         if pieces != own.pieces:
             rows[row] = replace(own, pieces=pieces)
     if not rows:
@@ -129,7 +139,11 @@ def _whole_characters(run: Run, ids: list[int]) -> list[Piece]:
             high = len(ids) - k
             break
     text = run.corpus.decode(ids[low:high])
-    parts = [Piece(tuple(ids[:low]), "", ""), Piece(tuple(ids[low:high]), text, text), Piece(tuple(ids[high:]), "", "")]
+    parts = [
+        Piece(tuple(ids[:low]), "", ""),
+        Piece(tuple(ids[low:high]), text, text),
+        Piece(tuple(ids[high:]), "", ""),
+    ]
     return [part for part in parts if part.tokens]
 
 
@@ -145,7 +159,9 @@ def _rendered(run: Run, row: Edited) -> Tensor:
 
 
 def _continuation(run: Run, sequence: int, ids: list[int], n: int) -> list[int]:
-    """n tokens that follow a sequence in its source's stream; a sequence that was made begins again."""
+    """n tokens that follow a sequence in its source's stream; a sequence that was made begins
+    again.
+    """
     if sequence < 0:
         again = ids or [run.corpus.eot]
         return (again * -(-n // len(again)))[:n]

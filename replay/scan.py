@@ -1,8 +1,8 @@
 """One frozen state, many batches: loss and gradient norm of each, worst first.
 
-Load the model once and iterate through the batches to find the one that blows up. Nothing is updated: each batch goes
-through the one `advance` under a policy that leaves the update out. Every finished batch is kept in a file, so that an
-interrupted scan goes on where it was.
+Load the model once and iterate through the batches to find the one that blows up. Nothing is
+updated: each batch goes through the one `advance` under a policy that leaves the update out. Every
+finished batch is kept in a file, so that an interrupted scan goes on where it was.
 """
 
 from __future__ import annotations
@@ -51,14 +51,21 @@ def of_run(runs: Path, name: str, step: int | None) -> Target:
     at = run.last_step() if step is None else step
     state = run.state_at(at)
     return Target(
-        state, run.model, run.stream, run.header.precision, run.folder / "scans", f"{name}@{at} {state.digest()}"
+        state,
+        run.model,
+        run.stream,
+        run.header.precision,
+        run.folder / "scans",
+        f"{name}@{at} {state.digest()}",
     )
 
 
 def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs: Path) -> Target:
-    """Any Hugging Face folder of a known family, and a flat file of token ids (.npy, or uint16 .bin).
+    """Any Hugging Face folder of a known family, and a flat file of token ids (.npy, or uint16
+    .bin).
 
-    Batch s is the s-th stretch of `batch` sequences of T+1 tokens, neighbours sharing one. Errors: missing, data.
+    Batch s is the s-th stretch of `batch` sequences of T+1 tokens, neighbours sharing one. Errors:
+    missing, data.
     """
     settle("cpu" if not torch.cuda.is_available() else "cuda", identity.thread_count(0))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -71,10 +78,14 @@ def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs
         rows = np.arange(s * batch, (s + 1) * batch)
         if rows[-1] >= sequences:
             raise ForensicsError(
-                "missing", f"wanted batch {s}, found {sequences // batch} in {tokens.name}", "windows are half-open"
+                "missing",
+                f"wanted batch {s}, found {sequences // batch} in {tokens.name}",
+                "windows are half-open",
             )
         cut = np.stack([ids[i * T : i * T + T + 1] for i in rows]).astype(np.int64)
-        return Batch(torch.from_numpy(cut), torch.ones(batch, T), float(batch * T), torch.from_numpy(rows), s)
+        return Batch(
+            torch.from_numpy(cut), torch.ones(batch, T), float(batch * T), torch.from_numpy(rows), s
+        )
 
     state = TrainState.start(params)
     model = Model(Decoder(shape, device), batch, "fused", frozenset(), device, -1)
@@ -84,7 +95,9 @@ def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs
 
 def _token_file(path: Path, vocabulary: int) -> np.ndarray:
     if not path.is_file():
-        raise ForensicsError("missing", f"wanted a file of token ids at {path}, found none", "--tokens FILE.npy")
+        raise ForensicsError(
+            "missing", f"wanted a file of token ids at {path}, found none", "--tokens FILE.npy"
+        )
     try:
         ids = (
             np.load(path, mmap_mode="r", allow_pickle=False)
@@ -114,9 +127,15 @@ def _token_file(path: Path, vocabulary: int) -> np.ndarray:
 def scan(
     target: Target, first: int, last: int, per_sequence: bool = False, progress: Report = silent
 ) -> list[dict[str, Any]]:
-    """Rows {step, slot (None for a whole batch), loss, grad_norm}, the largest gradient norm first; NaN before all."""
+    """Rows {step, slot (None for a whole batch), loss, grad_norm}, the largest gradient norm first;
+    NaN before all.
+    """
     if not 0 <= first < last:
-        raise ForensicsError("usage", f"wanted --batches A:B with A < B, found {first}:{last}", "windows are half-open")
+        raise ForensicsError(
+            "usage",
+            f"wanted --batches A:B with A < B, found {first}:{last}",
+            "windows are half-open",
+        )
     kept = Kept(target.keep, f"{target.identity} {per_sequence}")
     rows: list[dict[str, Any]] = []
     for step in range(first, last):
@@ -145,14 +164,27 @@ def _measure(target: Target, step: int, per_sequence: bool) -> Iterator[dict[str
     for slot in range(len(batch.tokens)):
         cut = slice(slot, slot + 1)
         counted = float(sums.total(batch.weight[cut])) or 1.0
-        row = Batch(batch.tokens[cut], batch.weight[cut], counted, batch.sequence[cut], batch.origin)
+        row = Batch(
+            batch.tokens[cut], batch.weight[cut], counted, batch.sequence[cut], batch.origin
+        )
         loss, norm = _one(target, row, single)
         yield {"step": step, "slot": slot, "loss": loss, "grad_norm": norm}
 
 
 def _one(target: Target, batch: Batch, model: Model) -> tuple[float, float]:
-    policy = StepPolicy(learning_rate=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, clip=0.0, z_loss=0.0, frozen=frozenset(),
-                        precision=target.precision, update="zero", advance_schedule=False, skip_step=False)  # fmt: skip
+    policy = StepPolicy(
+        learning_rate=0.0,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        weight_decay=0.0,
+        clip=0.0,
+        z_loss=0.0,
+        frozen=frozenset(),
+        precision=target.precision,
+        update="zero",
+        advance_schedule=False,
+        skip_step=False,
+    )
     counters = target.state.counters
     result = advance(target.state, batch, policy, model)
     target.state.counters = counters  # the one thing that a step without an update moves

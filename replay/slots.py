@@ -1,4 +1,6 @@
-"""Rows of batches: which of them hold a document or a token, and streams in which rows move, give way or weigh nothing."""
+"""Rows of batches: which of them hold a document or a token, and streams in which rows move, give
+way or weigh nothing.
+"""
 
 from __future__ import annotations
 
@@ -55,15 +57,21 @@ def rows(stream: BatchStream, at: Iterable[tuple[int, int]]) -> list[Slot]:
     return found
 
 
-def places_of(stream: BatchStream, sequences: Sequence[int], first: int, last: int) -> list[tuple[int, int]]:
-    """(step, slot) of every row of first:last that holds one of these sequences, in the order of the sequences."""
+def places_of(
+    stream: BatchStream, sequences: Sequence[int], first: int, last: int
+) -> list[tuple[int, int]]:
+    """(step, slot) of every row of first:last that holds one of these sequences, in the order of
+    the sequences.
+    """
     wanted = np.array(sequences, np.int64)
     found: dict[int, list[tuple[int, int]]] = {}
     for step in range(first, last):
         ids = stream(step).sequence.numpy()
         for slot in np.flatnonzero(np.isin(ids, wanted)).tolist():
             found.setdefault(int(ids[slot]), []).append((step, slot))
-    return [place for sequence in dict.fromkeys(wanted.tolist()) for place in found.get(sequence, [])]
+    return [
+        place for sequence in dict.fromkeys(wanted.tolist()) for place in found.get(sequence, [])
+    ]
 
 
 def random_sequences(run: Run, n: int, seed: int) -> tuple[int, ...]:
@@ -76,7 +84,9 @@ def random_sequences(run: Run, n: int, seed: int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def gather(stream: BatchStream, picks: Sequence[tuple[int, int]], denominator: float | None = None) -> Batch:
+def gather(
+    stream: BatchStream, picks: Sequence[tuple[int, int]], denominator: float | None = None
+) -> Batch:
     """One batch of these rows, (step, slot) each; its origin is theirs where they share one."""
     parts = {step: stream(step) for step in sorted({step for step, _ in picks})}
     chosen = [(parts[step], slot) for step, slot in picks]
@@ -91,7 +101,9 @@ def gather(stream: BatchStream, picks: Sequence[tuple[int, int]], denominator: f
     memory = {step: edited_rows(batch) for step, batch in parts.items()}
     edited = {i: memory[step][slot] for i, (step, slot) in enumerate(picks) if slot in memory[step]}
     return (
-        EditedBatch(made.tokens, made.weight, made.denominator, made.sequence, made.origin, edited) if edited else made
+        EditedBatch(made.tokens, made.weight, made.denominator, made.sequence, made.origin, edited)
+        if edited
+        else made
     )
 
 
@@ -103,11 +115,15 @@ def put(batch: Batch, at: Sequence[int], fresh: Batch) -> Batch:
     batch = replace(batch, tokens=tokens, weight=weight, sequence=sequence)
     if not isinstance(batch, EditedBatch):
         return batch
-    return replace(batch, edited={row: each for row, each in batch.edited.items() if row not in set(at)})
+    return replace(
+        batch, edited={row: each for row, each in batch.edited.items() if row not in set(at)}
+    )
 
 
 def placed(stream: BatchStream, sources: dict[tuple[int, int], tuple[int, int]]) -> BatchStream:
-    """The stream in which each place holds the row that `sources` names; weights go with their rows."""
+    """The stream in which each place holds the row that `sources` names; weights go with their
+    rows.
+    """
     steps = {step for step, _ in sources}
 
     def altered(s: int) -> Batch:
@@ -123,12 +139,15 @@ def placed(stream: BatchStream, sources: dict[tuple[int, int], tuple[int, int]])
 
 
 def holding(run: Run, token: int) -> np.ndarray:
-    """Sorted ids of all sequences that have the token as a target, held-out ones left out: (n,) int64."""
+    """Sorted ids of all sequences that have the token as a target, held-out ones left out: (n,)
+    int64.
+    """
     T = run.recipe.data.sequence_length
     layout = run.corpus.layout(T)
     found = [np.empty(0, np.int64)]
     for index, at, ids in _scan(run):
-        # target p of the stream belongs to the sequence (p − 1) // T; the first token is nobody's target
+        # target p of the stream belongs to the sequence (p − 1) // T; the first token is nobody's
+        # target
         places = at + np.flatnonzero(ids == token)
         of = np.unique((places[places > 0] - 1) // T)
         found.append(layout.first_sequence[index] + of[of < layout.n_sequences[index]])
@@ -158,7 +177,12 @@ def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
     found = []
     for index, source in enumerate(run.corpus.sources):
         ids = np.array(
-            [d for d in documents if source.first_document <= d < source.first_document + source.documents], np.int64
+            [
+                d
+                for d in documents
+                if source.first_document <= d < source.first_document + source.documents
+            ],
+            np.int64,
         )
         # sequence i holds tokens iT … iT+T, so neighbours share one
         low = np.maximum(-(-(first_token[ids] - T) // T), 0)
@@ -167,8 +191,12 @@ def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
 
 
-def of_documents(run: Run, stream: BatchStream, documents: frozenset[int], how: str, first: int, last: int) -> Removal:
-    """The slots of first:last that hold these documents; for a repack, also those of the batches that move up."""
+def of_documents(
+    run: Run, stream: BatchStream, documents: frozenset[int], how: str, first: int, last: int
+) -> Removal:
+    """The slots of first:last that hold these documents; for a repack, also those of the batches
+    that move up.
+    """
     wanted = sequences_of(run, documents)
     found: list[Slot] = []
     step, stop = first, last
@@ -182,7 +210,9 @@ def of_documents(run: Run, stream: BatchStream, documents: frozenset[int], how: 
     return Removal(found, frozenset(wanted.tolist()))
 
 
-def _spans(run: Run, batch: Batch, step: int, row: int, documents: frozenset[int], how: str) -> Iterator[Slot]:
+def _spans(
+    run: Run, batch: Batch, step: int, row: int, documents: frozenset[int], how: str
+) -> Iterator[Slot]:
     T = batch.tokens.shape[1] - 1
     if how != "mask":
         yield Slot(step, row, 0, T)
@@ -194,16 +224,25 @@ def _spans(run: Run, batch: Batch, step: int, row: int, documents: frozenset[int
             yield Slot(step, row, low, high)
 
 
-def elsewhere(removal: Removal, stream: BatchStream, first: int, last: int, seed: int) -> list[Slot]:
-    """As many random other rows of the same steps, with the same stretches of targets. Errors: usage.
+def elsewhere(
+    removal: Removal, stream: BatchStream, first: int, last: int, seed: int
+) -> list[Slot]:
+    """As many random other rows of the same steps, with the same stretches of targets. Errors:
+    usage.
 
-    A step whose untouched rows leave no choice shares those of the steps nearest to it, so that placebos differ.
+    A step whose untouched rows leave no choice shares those of the steps nearest to it, so that
+    placebos differ.
     """
     rng = np.random.default_rng(seed)
     by_row: dict[tuple[int, int], list[Slot]] = {}
     for slot in removal.slots:
         by_row.setdefault((slot.step, slot.slot), []).append(slot)
-    free = {(s, b) for s in range(first, last) for b in range(len(stream(s).sequence)) if (s, b) not in by_row}
+    free = {
+        (s, b)
+        for s in range(first, last)
+        for b in range(len(stream(s).sequence))
+        if (s, b) not in by_row
+    }
     chosen: list[Slot] = []
     for step in sorted({s for s, _ in by_row if s < last}):  # a later batch only moved up
         rows = sorted(row for row in by_row if row[0] == step)
@@ -218,7 +257,11 @@ def elsewhere(removal: Removal, stream: BatchStream, first: int, last: int, seed
             )
         picks = sorted(pool[int(i)] for i in rng.choice(len(pool), len(rows), replace=False))
         free -= set(picks)
-        chosen += [Slot(*pick, span.first, span.last) for row, pick in zip(rows, picks) for span in by_row[row]]
+        chosen += [
+            Slot(*pick, span.first, span.last)
+            for row, pick in zip(rows, picks)
+            for span in by_row[row]
+        ]
     return sorted(chosen)
 
 
@@ -249,7 +292,9 @@ def _masked(stream: BatchStream, masked: list[Slot]) -> BatchStream:
     return altered
 
 
-def _replaced(stream: BatchStream, run: Run, rows: list[tuple[int, int]], forbidden: frozenset[int]) -> BatchStream:
+def _replaced(
+    stream: BatchStream, run: Run, rows: list[tuple[int, int]], forbidden: frozenset[int]
+) -> BatchStream:
     ids = _next_draws(stream, run, rows, forbidden)
 
     def altered(s: int) -> Batch:
@@ -257,7 +302,9 @@ def _replaced(stream: BatchStream, run: Run, rows: list[tuple[int, int]], forbid
         here = [(slot, ids[s, slot]) for slot in range(len(batch.sequence)) if (s, slot) in ids]
         if not here:
             return batch
-        return put(batch, [slot for slot, _ in here], run.batches.make(np.array([i for _, i in here])))
+        return put(
+            batch, [slot for slot, _ in here], run.batches.make(np.array([i for _, i in here]))
+        )
 
     return altered
 
@@ -265,7 +312,8 @@ def _replaced(stream: BatchStream, run: Run, rows: list[tuple[int, int]], forbid
 def _next_draws(
     stream: BatchStream, run: Run, rows: list[tuple[int, int]], forbidden: frozenset[int]
 ) -> dict[tuple[int, int], int]:
-    """For each row the id that takes its place: its source's next draw after the parent's end that is not forbidden.
+    """For each row the id that takes its place: its source's next draw after the parent's end that
+    is not forbidden.
 
     A source of which nothing is left gives way to the source that the run draws from most.
     """
@@ -303,7 +351,9 @@ def _next_draws(
 
 
 def _draws(run: Run, source: int, start: int, forbidden: frozenset[int]) -> Iterator[int]:
-    """A source's draws from number `start` on, forbidden ones passed over; ends after an epoch without any."""
+    """A source's draws from number `start` on, forbidden ones passed over; ends after an epoch
+    without any.
+    """
     order, n, barren = run.batches.order, start, 0
     size = int(order.n_sequences[source])
     while barren <= size:

@@ -9,8 +9,8 @@ kind = "remove-documents"
 window = "300:304"
 sql = "select document from documents where source = 'damaged'"
 
-SQL sees the tables of the parent's lineage only. It may name `$run`, `$first` and `$last`, the parent and the window
-that it chooses for.
+SQL sees the tables of the parent's lineage only. It may name `$run`, `$first` and `$last`, the
+parent and the window that it chooses for.
 """
 
 from __future__ import annotations
@@ -35,12 +35,26 @@ from replay import slots
 from replay.barrier import probe_loss
 from replay.interventions import KINDS, Intervention, Windowed, from_dict, refuse_lost, to_dict
 
-KEYS = {"parent", "from", "to", "placebos", "chaos", "probe_every", "record", "seed", "name", "barrier", "intervention"}
+KEYS = {
+    "parent",
+    "from",
+    "to",
+    "placebos",
+    "chaos",
+    "probe_every",
+    "record",
+    "seed",
+    "name",
+    "barrier",
+    "intervention",
+}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One fork. `first:last` is the window; null forks and probes are compared, they do not change the fork's bits."""
+    """One fork. `first:last` is the window; null forks and probes are compared, they do not change
+    the fork's bits.
+    """
 
     parent: str
     first: int
@@ -52,11 +66,15 @@ class Spec:
     record: str = "light"  # off | light | dense
     seed: int = 0  # of placebos and chaos
     name: str | None = None
-    barrier: tuple[int, ...] = ()  # states at which the loss between arm and control is followed along their line
+    barrier: tuple[
+        int, ...
+    ] = ()  # states at which the loss between arm and control is followed along their line
 
     @property
     def fork(self) -> str:
-        """The fork's id: the hash of parent, window and interventions, unless it was given a name."""
+        """The fork's id: the hash of parent, window and interventions, unless it was given a
+        name.
+        """
         if self.name:
             return self.name
         document = [self.parent, self.first, self.last, [to_dict(i) for i in self.interventions]]
@@ -69,11 +87,16 @@ class Spec:
         """Refuse what cannot be run, before any step runs. Errors: usage, missing."""
         _check_window(run, self.first, self.last)
         if min(self.placebos, self.chaos) < 0:
-            raise ForensicsError("usage", "wanted --placebos and --chaos of at least 0", "19 placebos allow p = 0.05")
+            raise ForensicsError(
+                "usage", "wanted --placebos and --chaos of at least 0", "19 placebos allow p = 0.05"
+            )
         for step in self.barrier:
             if not self.first < step <= self.last:
-                raise ForensicsError("missing", f"wanted a barrier at a state of {self.first}:{self.last}, found {step}",
-                                     f"the arms differ at states {self.first + 1} to {self.last}")  # fmt: skip
+                raise ForensicsError(
+                    "missing",
+                    f"wanted a barrier at a state of {self.first}:{self.last}, found {step}",
+                    f"the arms differ at states {self.first + 1} to {self.last}",
+                )
         if self.barrier:
             probe_loss(run)
         for intervention in self.interventions:
@@ -82,12 +105,25 @@ class Spec:
 
     def toml(self) -> str:
         """The spec as a fork file, which `read` and `build` take back to an equal spec."""
-        head = {"parent": self.parent, "from": self.first, "to": self.last, "placebos": self.placebos, "chaos": self.chaos,
-                "probe_every": self.probe_every, "record": self.record, "seed": self.seed, "name": self.name,
-                "barrier": list(self.barrier) or None}  # fmt: skip
+        head = {
+            "parent": self.parent,
+            "from": self.first,
+            "to": self.last,
+            "placebos": self.placebos,
+            "chaos": self.chaos,
+            "probe_every": self.probe_every,
+            "record": self.record,
+            "seed": self.seed,
+            "name": self.name,
+            "barrier": list(self.barrier) or None,
+        }
         lines = [f"{key} = {_toml(value)}" for key, value in head.items() if value is not None]
         for intervention in self.interventions:
-            lines += ["", "[[intervention]]", *(f"{k} = {_toml(v)}" for k, v in to_dict(intervention).items())]
+            lines += [
+                "",
+                "[[intervention]]",
+                *(f"{k} = {_toml(v)}" for k, v in to_dict(intervention).items()),
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -106,46 +142,74 @@ def _toml(value: Any) -> str:
 def read(path: Path) -> dict[str, Any]:
     """A fork file as a dictionary. Errors: missing, config."""
     if not path.is_file():
-        raise ForensicsError("missing", f"wanted a fork file at {path}, found none", "docs/forks.md has an example")
+        raise ForensicsError(
+            "missing", f"wanted a fork file at {path}, found none", "docs/forks.md has an example"
+        )
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ForensicsError("config", f"{path.name} is not TOML: {e}", "docs/forks.md has an example") from None
+        raise ForensicsError(
+            "config", f"{path.name} is not TOML: {e}", "docs/forks.md has an example"
+        ) from None
     for key in raw:
         if key not in KEYS:
-            raise ForensicsError("config", f"unknown key {key!r} in {path.name}", nearest(key, KEYS))
+            raise ForensicsError(
+                "config", f"unknown key {key!r} in {path.name}", nearest(key, KEYS)
+            )
     return raw
 
 
 def _check_window(run: Run, first: int, last: int) -> None:
     if first >= last:
-        raise ForensicsError("usage", f"wanted --from below --to, found {first} and {last}", "windows are half-open")
+        raise ForensicsError(
+            "usage", f"wanted --from below --to, found {first} and {last}", "windows are half-open"
+        )
     if not run.header.first_step <= first <= run.header.steps:
-        raise ForensicsError("missing", f"wanted a state of {run.name} to start from, found {first}",
-                             f"it has states {run.header.first_step} to {run.header.steps}")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a state of {run.name} to start from, found {first}",
+            f"it has states {run.header.first_step} to {run.header.steps}",
+        )
 
 
 def build(runs: Path, run: Run, raw: dict[str, Any]) -> Spec:
-    """A spec from a fork file's keys; SQL is run now, so that the fork's id tells what was chosen. Errors: config, sql."""
+    """A spec from a fork file's keys; SQL is run now, so that the fork's id tells what was chosen.
+    Errors: config, sql.
+    """
     for key in ("from", "to"):
         if type(raw.get(key)) is not int:
-            raise ForensicsError("config", f"wanted a step as {key!r}, found {raw.get(key)!r}", f"e.g. {key} = 200")
+            raise ForensicsError(
+                "config", f"wanted a step as {key!r}, found {raw.get(key)!r}", f"e.g. {key} = 200"
+            )
     first, last = raw["from"], raw["to"]
     _check_window(run, first, last)
     counts = {key: raw.get(key, 0) for key in ("placebos", "chaos", "seed")}
     for key, value in counts.items():
         if type(value) is not int:
-            raise ForensicsError("config", f"{key}: wanted a whole number, found {value!r}", f"e.g. {key} = 3")
+            raise ForensicsError(
+                "config", f"{key}: wanted a whole number, found {value!r}", f"e.g. {key} = 3"
+            )
     barrier = raw.get("barrier", [])
     if not isinstance(barrier, list) or any(type(step) is not int for step in barrier):
-        raise ForensicsError("config", f"barrier: wanted a list of states, found {barrier!r}", "e.g. barrier = [420]")
+        raise ForensicsError(
+            "config", f"barrier: wanted a list of states, found {barrier!r}", "e.g. barrier = [420]"
+        )
     interventions = []
     for each in raw.get("intervention", []):
         intervention = from_dict(_chosen(runs, run, dict(each), first, last))
         intervention.check(run, first, last)
         interventions.append(intervention.resolved(run))
-    return Spec(run.name, first, last, tuple(interventions), **counts, probe_every=raw.get("probe_every"),
-                record=raw.get("record", "light"), name=raw.get("name"), barrier=tuple(barrier))  # fmt: skip
+    return Spec(
+        run.name,
+        first,
+        last,
+        tuple(interventions),
+        **counts,
+        probe_every=raw.get("probe_every"),
+        record=raw.get("record", "light"),
+        name=raw.get("name"),
+        barrier=tuple(barrier),
+    )
 
 
 # ---- what SQL chooses
@@ -155,7 +219,9 @@ Filled = tuple[str, Any]
 
 
 def _chosen(runs: Path, run: Run, each: dict[str, Any], first: int, last: int) -> dict[str, Any]:
-    """A fork file's intervention with its window, and with what its SQL chose under the key that it fills."""
+    """A fork file's intervention with its window, and with what its SQL chose under the key that it
+    fills.
+    """
     kind = each.get("kind", "")
     cls = KINDS.get(kind)
     where = (first, last)
@@ -170,14 +236,20 @@ def _chosen(runs: Path, run: Run, each: dict[str, Any], first: int, last: int) -
             rows = select(runs, run, str(each["sql"]), choices, where)
             key, value = fill(run, rows, *where)
             if not value:
-                raise ForensicsError("sql", f"{kind}: the statement selected nothing inside {where[0]}:{where[1]}",
-                                     "try it with `forensics query --sql`")  # fmt: skip
+                raise ForensicsError(
+                    "sql",
+                    f"{kind}: the statement selected nothing inside {where[0]}:{where[1]}",
+                    "try it with `forensics query --sql`",
+                )
             each[key] = value
     return each
 
 
 def _ids(column: str) -> Callable[[Run, Rows, int, int], Filled]:
-    return lambda run, rows, first, last: (column + "s", sorted({int(value) for value in rows[column]}))
+    return lambda run, rows, first, last: (
+        column + "s",
+        sorted({int(value) for value in rows[column]}),
+    )
 
 
 def _in_order(run: Run, rows: Rows, first: int, last: int) -> Filled:
@@ -185,9 +257,15 @@ def _in_order(run: Run, rows: Rows, first: int, last: int) -> Filled:
 
 
 def _places(run: Run, rows: Rows, first: int, last: int) -> list[tuple[int, int]]:
-    """(step, slot) of the selected rows that lie inside the window, each once, in the statement's order."""
+    """(step, slot) of the selected rows that lie inside the window, each once, in the statement's
+    order.
+    """
     if "slot" in rows:
-        found = [(int(step), int(slot)) for step, slot in zip(rows["step"], rows["slot"]) if first <= step < last]
+        found = [
+            (int(step), int(slot))
+            for step, slot in zip(rows["step"], rows["slot"])
+            if first <= step < last
+        ]
         return list(dict.fromkeys(found))
     return slots.places_of(run.stream, [int(value) for value in rows["sequence"]], first, last)
 
@@ -201,16 +279,25 @@ def _ranked(run: Run, rows: Rows, first: int, last: int) -> Filled:
     """Rows by rank; equal ranks keep the order of the batches."""
     if "slot" in rows:
         keyed = {
-            (int(s), int(b)): rank for s, b, rank in zip(rows["step"], rows["slot"], rows["rank"]) if first <= s < last
+            (int(s), int(b)): rank
+            for s, b, rank in zip(rows["step"], rows["slot"], rows["rank"])
+            if first <= s < last
         }
     else:
         ranks = dict(zip((int(value) for value in rows["sequence"]), rows["rank"]))
         B = range(first, last)
-        keyed = {(s, b): ranks[i] for s in B for b, i in enumerate(run.stream(s).sequence.tolist()) if i in ranks}
+        keyed = {
+            (s, b): ranks[i]
+            for s in B
+            for b, i in enumerate(run.stream(s).sequence.tolist())
+            if i in ranks
+        }
     try:
         return "rows", sorted(keyed, key=lambda place: (keyed[place], place))
     except TypeError:
-        raise ForensicsError("sql", "reorder: wanted ranks that compare, found several types", "cast `rank`") from None
+        raise ForensicsError(
+            "sql", "reorder: wanted ranks that compare, found several types", "cast `rank`"
+        ) from None
 
 
 def _targets(run: Run, rows: Rows, first: int, last: int) -> Filled:
@@ -220,8 +307,12 @@ def _targets(run: Run, rows: Rows, first: int, last: int) -> Filled:
     return "at", sorted({(int(s), int(b), int(p)) for s, b, p in found if first <= s < last})
 
 
-# kind → (sets of key columns, the first that the statement returns holds; keys that say the same by hand; what is filled)
-CHOICES: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...], Callable[[Run, Rows, int, int], Filled]]] = {
+# kind → (sets of key columns, the first that the statement returns holds; keys that say the same by
+# hand; what is filled)
+CHOICES: dict[
+    str,
+    tuple[tuple[tuple[str, ...], ...], tuple[str, ...], Callable[[Run, Rows, int, int], Filled]],
+] = {
     "remove-documents": ((("document",),), ("documents",), _ids("document")),
     "remove-sequences": ((("step", "slot"), ("sequence",)), ("at",), _rows),
     "mask-tokens": ((("step", "slot", "position"), ("token",)), ("tokens", "at"), _targets),
@@ -231,12 +322,15 @@ CHOICES: dict[str, tuple[tuple[tuple[str, ...], ...], tuple[str, ...], Callable[
 }
 
 
-def select(runs: Path, run: Run, sql: str, choices: tuple[tuple[str, ...], ...], where: tuple[int, int]) -> Rows:
-    """Key columns that a SELECT over the tables of the run's lineage returns, in its order; rows with a NULL are left out.
+def select(
+    runs: Path, run: Run, sql: str, choices: tuple[tuple[str, ...], ...], where: tuple[int, int]
+) -> Rows:
+    """Key columns that a SELECT over the tables of the run's lineage returns, in its order; rows
+    with a NULL are left out.
 
-    Of several sets of columns the first that it returns whole holds. Where it returns `run` too, a step counts only
-    in the run whose window it lies in: an ancestor's steps after the fork left it are not of this lineage.
-    Errors: sql, where it lacks the columns or selects nothing.
+    Of several sets of columns the first that it returns whole holds. Where it returns `run` too, a
+    step counts only in the run whose window it lies in: an ancestor's steps after the fork left it
+    are not of this lineage. Errors: sql, where it lacks the columns or selects nothing.
     """
     lineage = _lineage(run)
     params = {"run": run.name, "first": where[0], "last": where[1]}
@@ -248,25 +342,42 @@ def select(runs: Path, run: Run, sql: str, choices: tuple[tuple[str, ...], ...],
     columns = next((c for c in choices if set(c) <= set(table.column_names)), None)
     if columns is None:
         wanted = " or ".join(" and ".join(repr(name) for name in c) for c in choices)
-        raise ForensicsError("sql", f"wanted a column {wanted}, found {', '.join(table.column_names)}",
-                             f"select {', '.join(choices[0])} from …")  # fmt: skip
+        raise ForensicsError(
+            "sql",
+            f"wanted a column {wanted}, found {', '.join(table.column_names)}",
+            f"select {', '.join(choices[0])} from …",
+        )
     if table.schema.metadata and table.schema.metadata.get(b"truncated") == b"true":
-        raise ForensicsError("sql", "the statement selects more than 1,000,000 rows", "narrow it down")
+        raise ForensicsError(
+            "sql", "the statement selects more than 1,000,000 rows", "narrow it down"
+        )
     told = "run" in table.column_names
     if len(lineage) > 1 and "step" in columns and not told:
-        raise ForensicsError("sql", f"wanted a column 'run' too, because {run.name} is a fork", "select run, step, …")
+        raise ForensicsError(
+            "sql", f"wanted a column 'run' too, because {run.name} is a fork", "select run, step, …"
+        )
     rows = table.select([*columns, "run"] if told else list(columns)).to_pylist()
-    kept = [row for row in rows if None not in (row[c] for c in columns) and (not told or _of_lineage(row, lineage))]
+    kept = [
+        row
+        for row in rows
+        if None not in (row[c] for c in columns) and (not told or _of_lineage(row, lineage))
+    ]
     for column in columns:
         if column != "rank" and any(isinstance(row[column], str) for row in kept):
-            raise ForensicsError("sql", f"wanted whole numbers as {column!r}, found text", "select the id itself")
+            raise ForensicsError(
+                "sql", f"wanted whole numbers as {column!r}, found text", "select the id itself"
+            )
     if not kept:
-        raise ForensicsError("sql", "the statement selected nothing", "try it with `forensics query --sql`")
+        raise ForensicsError(
+            "sql", "the statement selected nothing", "try it with `forensics query --sql`"
+        )
     return {column: [row[column] for row in kept] for column in columns}
 
 
 def _lineage(run: Run) -> dict[str, tuple[int, float]]:
-    """The run and its ancestors, each with the steps first … last−1 that are its part of the lineage."""
+    """The run and its ancestors, each with the steps first … last−1 that are its part of the
+    lineage.
+    """
     found: dict[str, tuple[int, float]] = {}
     end = math.inf
     above: Run | None = run
@@ -285,5 +396,12 @@ def _of_lineage(row: dict[str, Any], lineage: dict[str, tuple[int, float]]) -> b
 
 
 def choose(runs: Path, run: Run, sql: str, column: str) -> list[int]:
-    """Ids of `column` that a SELECT over the lineage's tables returns, each once, sorted. Errors: sql."""
-    return sorted({int(value) for value in select(runs, run, sql, ((column,),), (0, run.header.steps))[column]})
+    """Ids of `column` that a SELECT over the lineage's tables returns, each once, sorted. Errors:
+    sql.
+    """
+    return sorted(
+        {
+            int(value)
+            for value in select(runs, run, sql, ((column,),), (0, run.header.steps))[column]
+        }
+    )

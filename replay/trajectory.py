@@ -1,6 +1,8 @@
-"""Opening a run or a fork as something to replay: a fork's stream and policy are its parent's, altered.
+"""Opening a run or a fork as something to replay: a fork's stream and policy are its parent's,
+altered.
 
-Below a fork's first step its stream and states are its ancestors'; past the parent's end the stream goes on.
+Below a fork's first step its stream and states are its ancestors'; past the parent's end the stream
+goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ def open_trajectory(runs: Path, name: str) -> Run:
     if run.header.parent is not None:
         parent = open_trajectory(runs, run.header.parent)
         run.parent = parent
-        run.stream, run.policy = composed([from_dict(each) for each in run.header.interventions or []], parent)
+        run.stream, run.policy = composed(
+            [from_dict(each) for each in run.header.interventions or []], parent
+        )
     return run
 
 
@@ -26,5 +30,8 @@ def require_intact(run: Run) -> None:
     """Refuse to replay a run whose data changed on disk since. Errors: integrity."""
     problems = run.corpus.verify()
     if problems:
-        raise ForensicsError("integrity", f"the data of {run.name} is not what it was trained on: {problems[0]}",
-                             "restore the corpus; `forensics doctor RUN` lists every problem")  # fmt: skip
+        raise ForensicsError(
+            "integrity",
+            f"the data of {run.name} is not what it was trained on: {problems[0]}",
+            "restore the corpus; `forensics doctor RUN` lists every problem",
+        )

@@ -13,11 +13,15 @@ from forensics.train.run import Run
 LOOK_AHEAD = 256  # batches of the run's own stream that are looked through
 
 
-def unseen(run: Run, streams: Sequence[BatchStream], first: int, last: int, limit: int) -> np.ndarray:
-    """Ids of the sequences that the run's order draws next after `last` and that no arm has consumed: (n,), n ≤ limit.
+def unseen(
+    run: Run, streams: Sequence[BatchStream], first: int, last: int, limit: int
+) -> np.ndarray:
+    """Ids of the sequences that the run's order draws next after `last` and that no arm has
+    consumed: (n,), n ≤ limit.
 
-    A source's draws repeat no sequence within an epoch, so what the order draws after `last` in a source's first epoch
-    is new to the run; what arms and ancestors drew ahead of it in their windows is left out.
+    A source's draws repeat no sequence within an epoch, so what the order draws after `last` in a
+    source's first epoch is new to the run; what arms and ancestors drew ahead of it in their
+    windows is left out.
     """
     order = run.batches.order
     ahead = _consumed(streams, first, last)
@@ -33,7 +37,9 @@ def unseen(run: Run, streams: Sequence[BatchStream], first: int, last: int, limi
         except ForensicsError:
             break  # the end of an order file
         if read is None:
-            first_epoch = [order.drawn(s, step + 1) <= order.drawable[s] for s in range(len(order.drawable))]
+            first_epoch = [
+                order.drawn(s, step + 1) <= order.drawable[s] for s in range(len(order.drawable))
+            ]
             ids = ids[np.array(first_epoch)[order.source_of(ids)]]
         else:
             ids = ids[~np.isin(ids, read)]
@@ -44,4 +50,6 @@ def unseen(run: Run, streams: Sequence[BatchStream], first: int, last: int, limi
 
 
 def _consumed(streams: Sequence[BatchStream], first: int, last: int) -> set[int]:
-    return {int(i) for stream in streams for step in range(first, last) for i in stream(step).sequence}
+    return {
+        int(i) for stream in streams for step in range(first, last) for i in stream(step).sequence
+    }

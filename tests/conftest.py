@@ -18,25 +18,39 @@ from forensics.train.schedule import StepPolicy
 from forensics.train.state import TrainState
 
 # A busy machine is no defect of a test: how long an example takes says nothing about what it shows.
-with contextlib.suppress(ImportError):  # a machine that only runs the GPU's tests (benchmarks/gpu.sh) may lack it
+with contextlib.suppress(
+    ImportError
+):  # a machine that only runs the GPU's tests (benchmarks/gpu.sh) may lack it
     from hypothesis import HealthCheck, settings
 
-    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
     settings.load_profile("patient")
 
 TINY = {
     "data": {"source": "stdlib/json", "tokenizer": "bytes", "sequence_length": 32, "held_out": 4},
     "model": {"family": "llama", "layers": 2, "width": 32, "heads": 2},
-    "train": {"steps": 30, "batch": 4, "micro_batch": 2, "learning_rate": 1e-2, "warmup": 4, "threads": 1, "device": "cpu",
-              "held_out_every": 10},
+    "train": {
+        "steps": 30,
+        "batch": 4,
+        "micro_batch": 2,
+        "learning_rate": 1e-2,
+        "warmup": 4,
+        "threads": 1,
+        "device": "cpu",
+        "held_out_every": 10,
+    },
     "checkpoint": {"every": 10},
     "record": {"flush_every": 7},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
 def _deterministic():
-    """Every test runs under the switches that a run is trained under, whatever the test before it set."""
+    """Every test runs under the switches that a run is trained under, whatever the test before it
+    set.
+    """
     identity.settle(1)
 
 
@@ -56,7 +70,9 @@ def recipe_of():
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """A folder of runs that holds `tiny`; tests add runs under other names and leave `tiny` as it is."""
+    """A folder of runs that holds `tiny`; tests add runs under other names and leave `tiny` as it
+    is.
+    """
     return tmp_path_factory.mktemp("runs")
 
 
@@ -75,13 +91,17 @@ def train_run(runs, recipe_of):
 
 @pytest.fixture(scope="session")
 def tiny_run(train_run):
-    """30 steps of a 2-layer byte-level Llama on the source of `json`; checkpoints at 0, 10, 20, 30, light recording."""
+    """30 steps of a 2-layer byte-level Llama on the source of `json`; checkpoints at 0, 10, 20, 30,
+    light recording.
+    """
     return train_run("tiny")
 
 
 @pytest.fixture(scope="session")
 def make_shape():
-    """`make_shape("olmo2", tied=True)`: a 2-layer decoder of 32 numbers and 4 heads over 61 tokens."""
+    """`make_shape("olmo2", tied=True)`: a 2-layer decoder of 32 numbers and 4 heads over 61
+    tokens.
+    """
 
     def build(family: str = "llama", *, vocabulary: int = 61, length: int = 16, **knobs) -> Shape:
         knobs = {"layers": 2, "width": 32, "heads": 4} | knobs
@@ -92,7 +112,9 @@ def make_shape():
 
 @pytest.fixture(scope="session")
 def random_params():
-    """`random_params(shape, seed)`: every tensor random, gains and biases too, so that each of them matters."""
+    """`random_params(shape, seed)`: every tensor random, gains and biases too, so that each of them
+    matters.
+    """
 
     def build(shape: Shape, seed: int = 0, scale: float = 4.0) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -112,7 +134,9 @@ def make_batch():
     """`make_batch(B, T, vocabulary, seed)`: random tokens, every weight 1."""
 
     def build(B: int = 4, T: int = 16, vocabulary: int = 61, seed: int = 0) -> Batch:
-        tokens = torch.randint(0, vocabulary, (B, T + 1), generator=torch.Generator().manual_seed(seed))
+        tokens = torch.randint(
+            0, vocabulary, (B, T + 1), generator=torch.Generator().manual_seed(seed)
+        )
         return Batch(tokens, torch.ones(B, T), float(B * T), torch.arange(B), origin=seed)
 
     return build
@@ -124,7 +148,14 @@ def make_model():
 
     def build(shape: Shape, micro_batch: int = 4, optimizer: str = "fused", **decoder) -> Model:
         built = Decoder(shape, **decoder)
-        return Model(built, micro_batch, optimizer, decayed_names(built.names, True), "cpu", shape.vocabulary - 1)
+        return Model(
+            built,
+            micro_batch,
+            optimizer,
+            decayed_names(built.names, True),
+            "cpu",
+            shape.vocabulary - 1,
+        )
 
     return build
 
@@ -145,9 +176,18 @@ def make_policy():
 
     def build(**fields) -> StepPolicy:
         plain = {
-            "learning_rate": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1, "clip": 1.0, "z_loss": 0.0,
-            "frozen": frozenset(), "precision": "fp32", "update": "apply", "advance_schedule": True, "skip_step": False,
-        }  # fmt: skip
+            "learning_rate": 1e-3,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "clip": 1.0,
+            "z_loss": 0.0,
+            "frozen": frozenset(),
+            "precision": "fp32",
+            "update": "apply",
+            "advance_schedule": True,
+            "skip_step": False,
+        }
         return StepPolicy(**(plain | fields))
 
     return build

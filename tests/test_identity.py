@@ -11,7 +11,9 @@ from forensics.errors import ForensicsError
 
 def test_settle_is_strict_and_never_only_warns():
     torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = (
+        torch.backends.cudnn.allow_tf32
+    ) = True
     identity.settle(3)
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -37,7 +39,13 @@ def test_settle_leaves_a_workspace_that_was_chosen(monkeypatch):
 
 
 def fingerprint(**changed):
-    known = {"device": "cpu", "threads": 1, "compiled": False, "optimizer": "fused", "precision": "fp32"}
+    known = {
+        "device": "cpu",
+        "threads": 1,
+        "compiled": False,
+        "optimizer": "fused",
+        "precision": "fp32",
+    }
     return identity.fingerprint(**(known | changed))
 
 
@@ -51,7 +59,9 @@ def test_the_fingerprint_names_what_bits_depend_on():
         "compiler",
         "optimizer",
     ]
-    assert identity.fingerprint_difference(here, fingerprint(threads=4)) == [], "bits do not change with threads"
+    assert identity.fingerprint_difference(here, fingerprint(threads=4)) == [], (
+        "bits do not change with threads"
+    )
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert identity.fingerprint_difference(here, fingerprint()) == ["deterministic"]
 
@@ -66,8 +76,13 @@ def test_a_device_or_precision_that_is_not_here_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert identity.device_for("auto") == "cpu" and identity.device_for("cpu") == "cpu"
     for has, precision in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        assert identity.precision_for("auto", "cpu") == "fp32" and identity.precision_for("auto", "cuda") == precision
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has
+        )
+        assert (
+            identity.precision_for("auto", "cpu") == "fp32"
+            and identity.precision_for("auto", "cuda") == precision
+        )
     refused = (
         lambda: identity.device_for("cuda"),
         lambda: identity.precision_for("bf16", "cpu"),

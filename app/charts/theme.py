@@ -1,13 +1,15 @@
-"""Colours, sizes and the way from an Altair chart to what Streamlit draws: a data-free dictionary, made once.
+"""Colours, sizes and the way from an Altair chart to what Streamlit draws: a data-free dictionary,
+made once.
 
     @cached
     def loss(dark: bool) -> dict:
-        return template(alt.Chart(NamedData("loss")).mark_line().encode(alt.X("step", type="quantitative")), dark)
+        return template(alt.Chart(NamedData("loss")).mark_line().encode(alt.X("step",
+        type="quantitative")), dark)
 
     draw(loss(dark()), {"loss": table}, key="loss", on_select=callback)
 
-Every channel names its type; no field is called `image` (Vega's tooltip fetches it). Altair, not SQL, is slow: a
-shorthand chart costs 80 ms a time, a cached template 3 to 8.
+Every channel names its type; no field is called `image` (Vega's tooltip fetches it). Altair, not
+SQL, is slow: a shorthand chart costs 80 ms a time, a cached template 3 to 8.
 """
 
 from __future__ import annotations
@@ -28,12 +30,16 @@ O: Final = "ordinal"
 N: Final = "nominal"
 STEPS_MOST = 20_000  # rectangles in one chart; more are rolled up by maximum in SQL
 THRESHOLDS = (3, 6, 10, 20, 40)  # of the robust z; below the first, nothing is drawn
-LABELS = 150  # pixels kept for the labels of y, in every chart of a column, so that their steps lie under each other
+# pixels kept for the labels of y, in every chart of a column, so that their steps lie under each
+# other
+LABELS = 150
 
 
 @dataclass(frozen=True)
 class Palette:
-    """One theme. Warm: above the row's own past; blue: below. The strongest is what stands out most from the page."""
+    """One theme. Warm: above the row's own past; blue: below. The strongest is what stands out most
+    from the page.
+    """
 
     ink: str
     faint: str
@@ -54,17 +60,33 @@ class Palette:
 
 
 LIGHT = Palette(
-    ink="#262730", faint="#6b6f7b", grid="#e6e8ee", background="#ffffff", line="#0068c9", band="#0068c9",
+    ink="#262730",
+    faint="#6b6f7b",
+    grid="#e6e8ee",
+    background="#ffffff",
+    line="#0068c9",
+    band="#0068c9",
     up=("#fedfb6", "#fdb863", "#f1813f", "#c7361b", "#7a0403"),
     down=("#dbe9f6", "#a6cbe8", "#5ba3d3", "#2171b5", "#08306b"),
-)  # fmt: skip
+)
 DARK = Palette(
-    ink="#fafafa", faint="#a9adb8", grid="#31333b", background="#0e1117", line="#83c9ff", band="#83c9ff",
-    parent="#9b9b9b", fork="#56b4e9", batch="#e6c229", fast="#ff7f0e", slow="#b57edc", nonfinite="#ff5c8a",
+    ink="#fafafa",
+    faint="#a9adb8",
+    grid="#31333b",
+    background="#0e1117",
+    line="#83c9ff",
+    band="#83c9ff",
+    parent="#9b9b9b",
+    fork="#56b4e9",
+    batch="#e6c229",
+    fast="#ff7f0e",
+    slow="#b57edc",
+    nonfinite="#ff5c8a",
     up=("#4d3313", "#8a520f", "#d07f1b", "#f6ae42", "#ffe08a"),
     down=("#14304a", "#1c4d7a", "#2b78b5", "#62a8dc", "#bfe0ff"),
-    null="#6c6c6c", shade="rgba(255, 127, 14, .22)",
-)  # fmt: skip
+    null="#6c6c6c",
+    shade="rgba(255, 127, 14, .22)",
+)
 
 KINDS = ("batch", "fast", "slow", "nonfinite")
 SHAPES = ("square", "triangle-down", "diamond", "cross")
@@ -84,10 +106,14 @@ def kind_shape() -> alt.Scale:
 
 def heat_colour(p: Palette) -> alt.Scale:
     """Colour of `level`, −5 … 5: which threshold of THRESHOLDS |z| passed, with the sign of z."""
-    return alt.Scale(type="ordinal", domain=[-5, -4, -3, -2, -1, 1, 2, 3, 4, 5], range=[*reversed(p.down), *p.up])
+    return alt.Scale(
+        type="ordinal", domain=[-5, -4, -3, -2, -1, 1, 2, 3, 4, 5], range=[*reversed(p.down), *p.up]
+    )
 
 
-def template(chart: alt.TopLevelMixin, dark: bool, *, height: int, canvas: bool = False) -> dict[str, Any]:
+def template(
+    chart: alt.TopLevelMixin, dark: bool, *, height: int, canvas: bool = False
+) -> dict[str, Any]:
     """The chart as a dictionary without data, themed; `canvas` for more than some hundred marks."""
     p = palette(dark)
     spec = chart.to_dict(validate=False)  # type: ignore[attr-defined]
@@ -96,9 +122,20 @@ def template(chart: alt.TopLevelMixin, dark: bool, *, height: int, canvas: bool 
     spec["autosize"] = {"type": "fit", "contains": "padding"}
     spec["padding"] = {"left": 2, "right": 8, "top": 4, "bottom": 2}
     spec["background"] = "transparent"
-    spec["usermeta"] = {"embedOptions": {"renderer": "canvas" if canvas else "svg", "actions": False}}
-    axis = {"gridColor": p.grid, "domain": False, "tickColor": p.grid, "labelColor": p.faint, "titleColor": p.faint,
-            "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": LABELS}  # fmt: skip
+    spec["usermeta"] = {
+        "embedOptions": {"renderer": "canvas" if canvas else "svg", "actions": False}
+    }
+    axis = {
+        "gridColor": p.grid,
+        "domain": False,
+        "tickColor": p.grid,
+        "labelColor": p.faint,
+        "titleColor": p.faint,
+        "labelFontSize": 11,
+        "titleFontSize": 11,
+        "titleFontWeight": "normal",
+        "labelLimit": LABELS,
+    }
     spec["config"] = {
         "axis": axis,
         "view": {"stroke": None},
@@ -115,12 +152,21 @@ def named(name: str) -> alt.NamedData:
 def labels(**options: Any) -> alt.Axis:
     """The axis of y in a column of aligned charts: as wide in each of them."""
     return alt.Axis(
-        **{"minExtent": LABELS, "maxExtent": LABELS, "title": None, "ticks": False, "labelPadding": 4, **options}
+        **{
+            "minExtent": LABELS,
+            "maxExtent": LABELS,
+            "title": None,
+            "ticks": False,
+            "labelPadding": 4,
+            **options,
+        }
     )
 
 
 def filled(template: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """The template with what its scales name as {"expr": name} filled in: such as the rows of an axis in their order"""
+    """The template with what its scales name as {"expr": name} filled in: such as the rows of an
+    axis in their order
+    """
 
     def fill(node: Any) -> Any:
         if isinstance(node, dict):
@@ -138,12 +184,18 @@ def draw(
     key: str,
     on_select: Callable[[], None] | None = None,
 ) -> Any:
-    """Draw a template over named tables, text made visible. `on_select` reads `st.session_state[key]` with `picked`."""
+    """Draw a template over named tables, text made visible. `on_select` reads
+    `st.session_state[key]` with `picked`.
+    """
     import streamlit as st
 
     from app.show import readable
 
     datasets = {name: readable(rows) for name, rows in data.items()}
     return st.vega_lite_chart(
-        {**spec, "datasets": datasets}, key=key, theme=None, on_select=on_select or "ignore", width="stretch"
+        {**spec, "datasets": datasets},
+        key=key,
+        theme=None,
+        on_select=on_select or "ignore",
+        width="stretch",
     )

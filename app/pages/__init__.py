@@ -18,13 +18,30 @@ from forensics.errors import ForensicsError
 from forensics.store.reader import runs_in
 
 FOLDER = Path(__file__).parent
-TITLES = {"runs": "Runs", "spikes": "Spikes", "batch": "Batch", "attention": "Attention", "microscope": "Microscope",
-          "forks": "Forks", "tokens": "Tokens", "sql": "SQL"}  # fmt: skip
-OF_A_PAGE = ("metric", "kind", "query", "values", "sql", "part")  # each page has its own: a link to another drops them
+TITLES = {
+    "runs": "Runs",
+    "spikes": "Spikes",
+    "batch": "Batch",
+    "attention": "Attention",
+    "microscope": "Microscope",
+    "forks": "Forks",
+    "tokens": "Tokens",
+    "sql": "SQL",
+}
+OF_A_PAGE = (
+    "metric",
+    "kind",
+    "query",
+    "values",
+    "sql",
+    "part",
+)  # each page has its own: a link to another drops them
 
 
 def registered() -> dict[str, Any]:
-    """Name → page, of those whose file exists; the first is the default, which has no path of its own."""
+    """Name → page, of those whose file exists; the first is the default, which has no path of its
+    own.
+    """
     there = [name for name in TITLES if (FOLDER / f"{name}.py").is_file()]
     first, *rest = there
     made = {first: st.Page(FOLDER / f"{first}.py", title=TITLES[first], default=True)}
@@ -32,29 +49,40 @@ def registered() -> dict[str, Any]:
 
 
 def link(page: str, label: str, *, container: Any = None, **changes: Any) -> None:
-    """A link to another page with this selection but for `changes`. `label` is Markdown: our own words and numbers only."""
+    """A link to another page with this selection but for `changes`. `label` is Markdown: our own
+    words and numbers only.
+    """
     if page in registered():
-        (container or st).page_link(registered()[page], label=label, query_params=parameters(shown(), **changes))
+        (container or st).page_link(
+            registered()[page], label=label, query_params=parameters(shown(), **changes)
+        )
 
 
 def parameters(selection: Selection, **changes: Any) -> dict[str, str]:
-    """The URL of another page: the selection with `changes`, without what only the page that is left has."""
+    """The URL of another page: the selection with `changes`, without what only the page that is
+    left has.
+    """
     return selection.but(**dict.fromkeys(OF_A_PAGE)).but(**changes).params()
 
 
 def chosen_run() -> Selection | None:
-    """The selection with its run filled in, under a picker; None, with what is missing said, where there is no such run.
+    """The selection with its run filled in, under a picker; None, with what is missing said, where
+    there is no such run.
 
-    The run of the URL; where it names none, the newest that is no fork. Nothing is written to the URL but by the picker;
-    the page's callbacks and links name the run that is shown.
+    The run of the URL; where it names none, the newest that is no fork. Nothing is written to the
+    URL but by the picker; the page's callbacks and links name the run that is shown.
     """
     st.session_state.pop(SHOWN, None)
     selection, names = here(), runs_in(data.runs_folder())
     for problem in selection.problems:
         show.nothing([show.strong("Left out of the URL: "), problem])
     if not names:
-        show.nothing(f"There is no run in {data.runs_folder()} yet.", "forensics demo",
-                     "It trains a small model on text that is on this machine; this page fills while it does.")  # fmt: skip
+        show.nothing(
+            f"There is no run in {data.runs_folder()} yet.",
+            "forensics demo",
+            "It trains a small model on text that is on this machine; this page fills while it"
+            " does.",
+        )
         return None
     if selection.run is None:
         selection = replace(selection, run=_newest() or names[-1])
@@ -63,8 +91,14 @@ def chosen_run() -> Selection | None:
         selection = selection.but(run=_newest() or names[-1])
     shows(run=selection.run)
     st.session_state["run-picker"] = selection.run
-    st.selectbox("Run", names, key="run-picker", label_visibility="collapsed", width=280,
-                 on_change=lambda: goto(run=st.session_state["run-picker"]))  # fmt: skip
+    st.selectbox(
+        "Run",
+        names,
+        key="run-picker",
+        label_visibility="collapsed",
+        width=280,
+        on_change=lambda: goto(run=st.session_state["run-picker"]),
+    )
     return selection
 
 

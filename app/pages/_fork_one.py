@@ -1,4 +1,6 @@
-"""One fork: the sentence, its distance beside the null forks', layers over the placebos, losses; or how far it has come."""
+"""One fork: the sentence, its distance beside the null forks', layers over the placebos, losses; or
+how far it has come.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 AGAIN = 1.0  # seconds between looks at a fork that runs
 RULE = (
-    "Causal words need p ≤ 0.05, so 19 placebos or more; or, with 3 or more, an effect of 5 times the largest of them."
+    "Causal words need p ≤ 0.05, so 19 placebos or more; or, with 3 or more, an effect of 5 times"
+    " the largest of them."
 )
 
 
@@ -60,9 +63,15 @@ def _running(run: str, fork: str) -> None:
             if done.get("done") is not None and last
             else "starting"
         )
-        show.verdict(["Fork ", code(fork), f": state {at}"] if at != "starting" else ["Fork ", code(fork), " is starting"],
-                     "It runs in a process of its own: it goes on when this page is closed.",
-                     hedge=["What is drawn below is what it has written so far; a verdict needs its end."])  # fmt: skip
+        show.verdict(
+            (
+                ["Fork ", code(fork), f": state {at}"]
+                if at != "starting"
+                else ["Fork ", code(fork), " is starting"]
+            ),
+            "It runs in a process of its own: it goes on when this page is closed.",
+            hedge=["What is drawn below is what it has written so far; a verdict needs its end."],
+        )
         if state.work is not None:
             if state.work.share is not None:
                 st.progress(state.work.share)
@@ -76,9 +85,15 @@ def _running(run: str, fork: str) -> None:
 def _stopped(run: str, state: State) -> None:
     first, last = state.window
     kept = (state.halfway or {}).get("step")
-    where = f"all its arms are kept at state {words.count(kept)}: it goes on from there" if kept else "nothing was kept on the way: it starts anew"  # fmt: skip
-    show.verdict(["Fork ", code(state.fork), f" was stopped before its end at {words.count(last)}"],
-                 f"It left at {words.count(first)}; {where}.")  # fmt: skip
+    where = (
+        f"all its arms are kept at state {words.count(kept)}: it goes on from there"
+        if kept
+        else "nothing was kept on the way: it starts anew"
+    )
+    show.verdict(
+        ["Fork ", code(state.fork), f" was stopped before its end at {words.count(last)}"],
+        f"It left at {words.count(first)}; {where}.",
+    )
     if state.work is not None and state.work.status in ("failed", "lost"):
         from forensics.visible import visible
 
@@ -96,7 +111,8 @@ def _absent(run: str, state: State) -> None:
         st.code(visible(state.work.log()[-800:]) or "nothing was written", language=None)
     first, last = window_of(run, Selection(run=run))
     show.nothing(
-        "To make one:", f"replay fork {run} --from {first} --to {last} --skip {first}:{first + 1} --placebos 3"
+        "To make one:",
+        f"replay fork {run} --from {first} --to {last} --skip {first}:{first + 1} --placebos 3",
     )
 
 
@@ -121,10 +137,13 @@ def _done(state: State, result: dict[str, Any]) -> None:
         _facts(state, result, losses)
 
 
-def title_of(result: Mapping[str, Any], spikes: Sequence[tuple[int, bool | None]] = ()) -> list[Part]:
+def title_of(
+    result: Mapping[str, Any], spikes: Sequence[tuple[int, bool | None]] = ()
+) -> list[Part]:
     """`demo@400 removes 29 documents (replace) in 400:416: the spike at 400 does not happen`.
 
-    Of a spike at which the fork has no loss (None) nothing is said, and nothing of any where the control lacks it too.
+    Of a spike at which the fork has no loss (None) nothing is said, and nothing of any where the
+    control lacks it too.
     """
     final = result["final"]
     spikes = [(step, happens) for step, happens in spikes if happens is not None]
@@ -133,7 +152,9 @@ def title_of(result: Mapping[str, Any], spikes: Sequence[tuple[int, bool | None]
         outcome = "no verdict, the control does not show the parent's spike"
     elif len(spikes) == 1 or (gone and len(gone) == len(spikes)):
         step, happens = spikes[0]
-        outcome = f"the spike at {words.count(step)} {'still happens' if happens else 'does not happen'}"
+        outcome = (
+            f"the spike at {words.count(step)} {'still happens' if happens else 'does not happen'}"
+        )
     elif spikes:
         outcome = f"{len(gone)} of {len(spikes)} spikes do not happen"
     elif final["placebos"]:
@@ -146,22 +167,46 @@ def title_of(result: Mapping[str, Any], spikes: Sequence[tuple[int, bool | None]
 def sentence_of(result: Mapping[str, Any]) -> list[Part]:
     """Effect, p and N; reconvergence; the gap on both sets; the control."""
     final, said = result["final"], list[Part]()
-    verdict = "no verdict" if result["control"]["level"] == "absent" else final["verdict"].split(" (N")[0]
+    verdict = (
+        "no verdict" if result["control"]["level"] == "absent" else final["verdict"].split(" (N")[0]
+    )
     what = "KL" if measure_of(final) == "logit_kl" else "L2"
     at = f"at state {words.count(result['to'])}"
     if final["placebos"]:
-        times = strong(words.ratio(final["effect"])) if final["effect"] is not None else strong("beyond any ratio to")
-        said += ["Effect ", times, f" the placebos' median {what} {at}, p = {words.number(final['p'])}, N = {final['placebos']}: ",
-                 strong(verdict), ". "]  # fmt: skip
+        times = (
+            strong(words.ratio(final["effect"]))
+            if final["effect"] is not None
+            else strong("beyond any ratio to")
+        )
+        said += [
+            "Effect ",
+            times,
+            (
+                f" the placebos' median {what} {at}, p = {words.number(final['p'])}, N ="
+                f" {final['placebos']}: "
+            ),
+            strong(verdict),
+            ". ",
+        ]
         back = result["time_to_reconverge"]
-        said += ["Back among the placebos after ", strong(words.steps(back)), ". "] if back is not None else [
-            "Not back among the placebos within the ", strong(words.steps(result["to"] - result["from"])), " of the window. "]  # fmt: skip
+        said += (
+            ["Back among the placebos after ", strong(words.steps(back)), ". "]
+            if back is not None
+            else [
+                "Not back among the placebos within the ",
+                strong(words.steps(result["to"] - result["from"])),
+                " of the window. ",
+            ]
+        )
     else:
         d = final[measure_of(final)]
         said += [f"{what} {words.number(d)} {at}; ", strong(verdict), ". "]
     if final["loss_fork"] is not None:
-        said += [f"Probe loss {words.loss(final['loss_control'])} → {words.loss(final['loss_fork'])}, ",
-                 strong(_with_error(final)), f" ({final['probe_sequences']} sequences)"]  # fmt: skip
+        said += [
+            f"Probe loss {words.loss(final['loss_control'])} → {words.loss(final['loss_fork'])}, ",
+            strong(_with_error(final)),
+            f" ({final['probe_sequences']} sequences)",
+        ]
         fresh = final.get("unseen") or {"sequences": 0}  # not measured by earlier versions
         said += (
             [f"; {_with_error(fresh)} on {fresh['sequences']} that no arm has consumed. "]
@@ -169,7 +214,11 @@ def sentence_of(result: Mapping[str, Any]) -> list[Part]:
             else [". "]
         )
     control = result["control"]
-    said += ["Control: ", strong("bit for bit ✓" if control["bitwise"] else f"{control['level']}, tolerance only"), "."]
+    said += [
+        "Control: ",
+        strong("bit for bit ✓" if control["bitwise"] else f"{control['level']}, tolerance only"),
+        ".",
+    ]
     return said
 
 
@@ -187,26 +236,51 @@ def _verdict(state: State, result: dict[str, Any], same: tuple[int, int]) -> Non
     spikes = panels.spikes_of(state)
     unseen = [s for s, _, happens in spikes if happens is None]
     control, final = result["control"], result["final"]
-    rule = RULE if final["placebos"] else f"Without a placebo nothing tells an effect from chaos. {RULE}"
-    show.verdict(title_of(result, [(s, happens) for s, _, happens in spikes]), *sentence_of(result), hedge=[rule])
+    rule = (
+        RULE
+        if final["placebos"]
+        else f"Without a placebo nothing tells an effect from chaos. {RULE}"
+    )
+    show.verdict(
+        title_of(result, [(s, happens) for s, _, happens in spikes]),
+        *sentence_of(result),
+        hedge=[rule],
+    )
     if not control["bitwise"]:
-        show.amber(strong("Tolerance only. "), "The control is not the parent bit for bit, so every number here holds within that "
-                   "gap: ", control["sentence"], ".")  # fmt: skip
+        show.amber(
+            strong("Tolerance only. "),
+            "The control is not the parent bit for bit, so every number here holds within that "
+            "gap: ",
+            control["sentence"],
+            ".",
+        )
     if control["level"] == "absent":
-        show.amber("The control does not show the parent's spike: suspect hardware or numerics. No verdict about data.")
+        show.amber(
+            "The control does not show the parent's spike: suspect hardware or numerics. No verdict"
+            " about data."
+        )
     elif unseen:
-        show.note(f"At the parent's spike at {words.listed([words.count(s) for s in unseen])} this fork has no loss (nothing was computed "
-                  "there): whether it happens is not known.")  # fmt: skip
+        show.note(
+            f"At the parent's spike at {words.listed([words.count(s) for s in unseen])} this fork"
+            " has no loss (nothing was computed there): whether it happens is not known."
+        )
     placebos, distinct = same
     if distinct < placebos:
         what = "one and the same fork" if distinct == 1 else f"only {distinct} different forks"
-        show.amber(strong(f"The {placebos} placebos are {what}. "), "There are not enough other sequences in the steps that it touches "
-                   "to draw others: read N as ", strong(distinct), f", and p as at least {words.number(1 / (distinct + 1))}",
-                   ": too few placebos to tell." if distinct < 3 else ".")  # fmt: skip
+        show.amber(
+            strong(f"The {placebos} placebos are {what}. "),
+            "There are not enough other sequences in the steps that it touches "
+            "to draw others: read N as ",
+            strong(distinct),
+            f", and p as at least {words.number(1 / (distinct + 1))}",
+            ": too few placebos to tell." if distinct < 3 else ".",
+        )
 
 
 def distinct_placebos(arms: pyarrow.Table) -> tuple[int, int]:
-    """(placebos, how many of them ended anywhere else), by their distance at the end of the window."""
+    """(placebos, how many of them ended anywhere else), by their distance at the end of the
+    window.
+    """
     import pyarrow.compute as pc
 
     rows = arms.filter(pc.equal(arms["kind"], "placebo"))
@@ -222,12 +296,23 @@ def distinct_placebos(arms: pyarrow.Table) -> tuple[int, int]:
 def _facts(state: State, result: dict[str, Any], losses: pyarrow.Table) -> None:
     first, last = state.window
     show.heading("What differs")
-    show.note(code(state.fork), " left ", code(state.parent), f" at state {words.count(first)} and ran to {words.count(last)}: ",
-              result["does"], ".")  # fmt: skip
+    show.note(
+        code(state.fork),
+        " left ",
+        code(state.parent),
+        f" at state {words.count(first)} and ran to {words.count(last)}: ",
+        result["does"],
+        ".",
+    )
     where = result["first_difference"]
     if where:
-        show.note("The first bit that differs: step ", strong(words.count(where["step"])), ", ", code(where["tensor"]),
-                  f", element {words.count(where['element'])}.")  # fmt: skip
+        show.note(
+            "The first bit that differs: step ",
+            strong(words.count(where["step"])),
+            ", ",
+            code(where["tensor"]),
+            f", element {words.count(where['element'])}.",
+        )
     show.note("Control: ", result["control"]["sentence"], ".")
     _barriers(result)
     st.download_button("The fork file", file_of(state), f"{state.fork}.toml", key="fork-file")
@@ -239,7 +324,14 @@ def _facts(state: State, result: dict[str, Any], losses: pyarrow.Table) -> None:
         "Build another fork",
         type="tertiary",
         on_click=partial(
-            goto, run=state.parent, part="build", fork=None, kind=None, values=None, first=first, last=last
+            goto,
+            run=state.parent,
+            part="build",
+            fork=None,
+            kind=None,
+            values=None,
+            first=first,
+            last=last,
         ),
     )
 
@@ -248,17 +340,31 @@ def _barriers(result: dict[str, Any]) -> None:
     rows = [b for b in result.get("barriers", []) if b["arm"] == "fork"]
     if rows:
         show.heading("Loss on the line to the control")
-        show.frame([{"state": b["step"], "height, nats": b["height"], "highest at α": b["alpha"]} for b in rows])
+        show.frame(
+            [
+                {"state": b["step"], "height, nats": b["height"], "highest at α": b["alpha"]}
+                for b in rows
+            ]
+        )
 
 
 def _again(state: State, result: dict[str, Any]) -> None:
     """More placebos: the same fork, compared with more."""
-    if "no placebo" in result["final"]["verdict"] and "these interventions" in result["final"]["verdict"]:
-        show.note("It has no placebo: the same on other data does not exist. Chaos forks are its null.")
+    if (
+        "no placebo" in result["final"]["verdict"]
+        and "these interventions" in result["final"]["verdict"]
+    ):
+        show.note(
+            "It has no placebo: the same on other data does not exist. Chaos forks are its null."
+        )
     with st.form("fork-again", border=False):
         placebos, chaos = st.columns(2)
-        n = placebos.number_input("Placebos", 0, 999, max(19, int(result["placebos"])), key="again-placebos")
-        c = chaos.number_input("Chaos forks", 0, 999, max(5, int(result["chaos"])), key="again-chaos")
+        n = placebos.number_input(
+            "Placebos", 0, 999, max(19, int(result["placebos"])), key="again-placebos"
+        )
+        c = chaos.number_input(
+            "Chaos forks", 0, 999, max(5, int(result["chaos"])), key="again-chaos"
+        )
         if st.form_submit_button("Run it again with these"):
             launch(state.parent, state.fork, file_of(state, placebos=int(n), chaos=int(c)))
             st.rerun()

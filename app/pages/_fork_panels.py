@@ -1,4 +1,6 @@
-"""The panels of one fork, all on one axis of states: losses, distance and gap beside the null forks, layers."""
+"""The panels of one fork, all on one axis of states: losses, distance and gap beside the null
+forks, layers.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +18,38 @@ if TYPE_CHECKING:
 
 
 def spikes_of(state: State) -> list[tuple[int, float, bool | None]]:
-    """(step, loss, whether it still happens) of the parent's loss spikes in the window: at half its excess or more, ±2 steps.
+    """(step, loss, whether it still happens) of the parent's loss spikes in the window: at half its
+    excess or more, ±2 steps.
 
     None: the fork has no loss there, its batches were left out.
     """
     first, last = state.window
     found = []
     for s in data.rows("spikes", run=state.parent, metric="loss"):
-        if not first <= s["step"] < last or s["kind"] != "spike" or s["baseline"] is None or s["value"] is None:
+        if (
+            not first <= s["step"] < last
+            or s["kind"] != "spike"
+            or s["baseline"] is None
+            or s["value"] is None
+        ):
             continue
         near = (
             max(first, s["step"] - 2),
             min(last, s["step"] + 3),
         )  # few steps, so each of them, however long the fork
-        rows = data.rows("fork_losses", run=state.fork, parent=state.parent, first=near[0], last=near[1], window=near)
+        rows = data.rows(
+            "fork_losses",
+            run=state.fork,
+            parent=state.parent,
+            first=near[0],
+            last=near[1],
+            window=near,
+        )
         own = [r["loss"] for r in rows if r["arm"] == "fork"]
-        happens = any(not math.isfinite(x) or x - s["baseline"] >= 0.5 * (s["value"] - s["baseline"]) for x in own)
+        happens = any(
+            not math.isfinite(x) or x - s["baseline"] >= 0.5 * (s["value"] - s["baseline"])
+            for x in own
+        )
         found.append((s["step"], s["value"], happens if own else None))
     return found
 
@@ -43,7 +61,14 @@ def _bounds(state: State) -> list[int]:
 
 def losses_of(state: State) -> pyarrow.Table:
     first, last = _bounds(state)
-    return data.table("fork_losses", run=state.fork, parent=state.parent, first=first, last=last, window=(first, last))
+    return data.table(
+        "fork_losses",
+        run=state.fork,
+        parent=state.parent,
+        first=first,
+        last=last,
+        window=(first, last),
+    )
 
 
 def losses(state: State) -> pyarrow.Table:
@@ -52,17 +77,29 @@ def losses(state: State) -> pyarrow.Table:
     rows = losses_of(state)
     if not rows.num_rows:
         return rows
-    show.caption("Loss on the batches that each saw (nats/token) · grey parent, blue fork · ▼ spikes of the parent")
-    spikes = pa.table({"step": pa.array([s for s, _, _ in spikes_of(state)], pa.int64()),
-                       "loss": pa.array([x for _, x, _ in spikes_of(state)], pa.float64())})  # fmt: skip
+    show.caption(
+        "Loss on the batches that each saw (nats/token) · grey parent, blue fork · ▼ spikes of the"
+        " parent"
+    )
+    spikes = pa.table(
+        {
+            "step": pa.array([s for s, _, _ in spikes_of(state)], pa.int64()),
+            "loss": pa.array([x for _, x, _ in spikes_of(state)], pa.float64()),
+        }
+    )
     begin = pa.table({"step": [state.window[0]]})
-    theme.draw(theme.filled(charts.losses(show.dark()), bounds=_bounds(state)), {"losses": rows, "spikes": spikes, "begin": begin},
-               key="fork-losses")  # fmt: skip
+    theme.draw(
+        theme.filled(charts.losses(show.dark()), bounds=_bounds(state)),
+        {"losses": rows, "spikes": spikes, "begin": begin},
+        key="fork-losses",
+    )
     return rows
 
 
 def distances(state: State, measure: str, live: bool = False) -> None:
-    """KL (L2 where nothing was probed) of every arm on a log axis, over the bands of the null forks."""
+    """KL (L2 where nothing was probed) of every arm on a log axis, over the bands of the null
+    forks.
+    """
     import pyarrow as pa
 
     arms = data.table("fork_arms", run=state.fork)
@@ -75,13 +112,22 @@ def distances(state: State, measure: str, live: bool = False) -> None:
         return
     bands = data.table("fork_bands", run=state.fork)
     drawn, band, ends, said = parts_of(rows, bands, measure)
-    what = "KL(control ‖ arm) on the probe set, nats, log" if measure == "logit_kl" else "‖θ_arm − θ_control‖₂, log"
+    what = (
+        "KL(control ‖ arm) on the probe set, nats, log"
+        if measure == "logit_kl"
+        else "‖θ_arm − θ_control‖₂, log"
+    )
     show.caption(f"{what} · blue fork{said}")
     back = (state.result or {}).get("time_to_reconverge")
-    at = pa.table({"step": pa.array([state.window[0] + back] if back is not None else [], pa.int64())})
+    at = pa.table(
+        {"step": pa.array([state.window[0] + back] if back is not None else [], pa.int64())}
+    )
     spec = charts.distance(show.dark(), "KL" if measure == "logit_kl" else "L2", True, False)
-    theme.draw(theme.filled(spec, bounds=_bounds(state)), {"arms": drawn, "bands": band, "ends": ends, "back": at},
-               key="fork-distance")  # fmt: skip
+    theme.draw(
+        theme.filled(spec, bounds=_bounds(state)),
+        {"arms": drawn, "bands": band, "ends": ends, "back": at},
+        key="fork-distance",
+    )
 
 
 def positive(arms: pyarrow.Table, measure: str) -> pyarrow.Table:
@@ -93,7 +139,8 @@ def positive(arms: pyarrow.Table, measure: str) -> pyarrow.Table:
 
 
 def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[Any, Any, Any, str]:
-    """(arms that are drawn one by one, bands, a word per kind where its line ends, what the caption says of it).
+    """(arms that are drawn one by one, bands, a word per kind where its line ends, what the caption
+    says of it).
 
     Of `FEWEST` null forks or more of a kind the 10–90 % band is drawn; of fewer, each.
     """
@@ -101,12 +148,16 @@ def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[A
     import pyarrow.compute as pc
 
     number = {
-        kind: len(set(rows.filter(pc.equal(rows["kind"], kind))["arm"].to_pylist())) for kind in ("placebo", "chaos")
+        kind: len(set(rows.filter(pc.equal(rows["kind"], kind))["arm"].to_pylist()))
+        for kind in ("placebo", "chaos")
     }
     banded = [kind for kind, n in number.items() if n >= charts.FEWEST]
     drawn = rows.filter(pc.invert(pc.is_in(rows["kind"], pa.array(banded, pa.string()))))
     own = bands.filter(
-        pc.and_(pc.equal(bands["measure"], measure), pc.is_in(bands["kind"], pa.array(banded, pa.string())))
+        pc.and_(
+            pc.equal(bands["measure"], measure),
+            pc.is_in(bands["kind"], pa.array(banded, pa.string())),
+        )
     )
     if measure in ("logit_kl", "l2"):
         own = own.filter(pc.greater(own["low"], 0))
@@ -115,21 +166,35 @@ def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[A
         n = number[kind]
         if n:
             plural = kind if n == 1 else "placebos" if kind == "placebo" else "chaos forks"
-            said.append(f"{mark}: {n} {plural}{', 10–90 %' if kind in banded else ', each' if n > 1 else ''}")
+            said.append(
+                f"{mark}: {n}"
+                f" {plural}{', 10–90 %' if kind in banded else ', each' if n > 1 else ''}"
+            )
     for kind in ("fork", *number):
         last = (
-            own.filter(pc.equal(own["kind"], kind)) if kind in banded else drawn.filter(pc.equal(drawn["kind"], kind))
+            own.filter(pc.equal(own["kind"], kind))
+            if kind in banded
+            else drawn.filter(pc.equal(drawn["kind"], kind))
         )
         if last.num_rows:
             step = pc.max(last["step"]).as_py()
-            at = last.filter(pc.equal(last["step"], step))["middle" if kind in banded else "value"].to_pylist()
+            at = last.filter(pc.equal(last["step"], step))[
+                "middle" if kind in banded else "value"
+            ].to_pylist()
             word = (
                 kind
                 if kind == "fork" or number[kind] == 1
                 else f"{number[kind]} {'placebos' if kind == 'placebo' else 'chaos'}"
             )
-            ends.append({"step": step, "value": max(at), "word": word, "kind": kind, "below": False})
-    return drawn, own, pa.Table.from_pylist(below(ends), ends_schema()), "".join(f" · {s}" for s in said)
+            ends.append(
+                {"step": step, "value": max(at), "word": word, "kind": kind, "below": False}
+            )
+    return (
+        drawn,
+        own,
+        pa.Table.from_pylist(below(ends), ends_schema()),
+        "".join(f" · {s}" for s in said),
+    )
 
 
 def gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
@@ -138,8 +203,11 @@ def gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
     import pyarrow.compute as pc
 
     if result["final"]["loss_fork"] is None:
-        show.nothing("This run holds nothing out, so no loss gap was measured.",
-                     f"forensics train … --set data.held_out=64  # a run with a probe set, then: replay fork {state.parent} …")  # fmt: skip
+        show.nothing(
+            "This run holds nothing out, so no loss gap was measured.",
+            "forensics train … --set data.held_out=64  # a run with a probe set, then: replay fork"
+            f" {state.parent} …",
+        )
         return
     bands = data.table("fork_bands", run=state.fork)
     rows = []
@@ -154,9 +222,15 @@ def gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
         rows.append(drawn.append_column("set", pa.array([name] * drawn.num_rows, pa.string())))
     both = pa.concat_tables(rows)
     ends = _gap_ends(both)
-    show.caption("Loss of arm − control (nats/token) · ● probe set, ■ unseen, dashed · grey and violet: null forks on the probe set · 0: the control")  # fmt: skip
-    theme.draw(theme.filled(charts.gap(show.dark()), bounds=_bounds(state)),
-               {"gaps": both, "bands": bands_drawn, "gap_ends": ends, "zero": pa.table({"value": [0.0]})}, key="fork-gap")  # fmt: skip
+    show.caption(
+        "Loss of arm − control (nats/token) · ● probe set, ■ unseen, dashed · grey and violet: null"
+        " forks on the probe set · 0: the control"
+    )
+    theme.draw(
+        theme.filled(charts.gap(show.dark()), bounds=_bounds(state)),
+        {"gaps": both, "bands": bands_drawn, "gap_ends": ends, "zero": pa.table({"value": [0.0]})},
+        key="fork-gap",
+    )
 
 
 def _gap_ends(both: pyarrow.Table) -> pyarrow.Table:
@@ -179,7 +253,9 @@ def _gap_ends(both: pyarrow.Table) -> pyarrow.Table:
 
 
 def below(ends: list[dict[str, Any]], by: str = "value") -> list[dict[str, Any]]:
-    """Words at the ends of lines, the lowest of several under its line, so that two close ones can both be read."""
+    """Words at the ends of lines, the lowest of several under its line, so that two close ones can
+    both be read.
+    """
     lowest = min((e[by] for e in ends), default=None) if len(ends) > 1 else None
     return [e | {"below": e[by] == lowest} for e in ends]
 
@@ -200,20 +276,30 @@ def ends_schema() -> pyarrow.Schema:
 
 def layers(state: State, result: dict[str, Any]) -> None:
     if not result["final"]["placebos"]:
-        show.nothing("Layers are shown over the placebos' median, and this fork has no placebo.",
-                     hint="Run it again with placebos, on the right.")  # fmt: skip
+        show.nothing(
+            "Layers are shown over the placebos' median, and this fork has no placebo.",
+            hint="Run it again with placebos, on the right.",
+        )
         return
     import pyarrow.compute as pc
 
     rows = data.table("fork_layers", run=state.fork)
-    names = order_of_rows(rows.select(["row", "layer"]).group_by(["row", "layer"]).aggregate([]).to_pylist())
+    names = order_of_rows(
+        rows.select(["row", "layer"]).group_by(["row", "layer"]).aggregate([]).to_pylist()
+    )
     strong_ones = rows.filter(pc.greater(rows["level"], 0))
-    show.caption("L2 from the control by layer, over the placebos' median · blank below 2×, then 2, 5, 10, 20×")
+    show.caption(
+        "L2 from the control by layer, over the placebos' median · blank below 2×, then 2, 5,"
+        " 10, 20×"
+    )
     if not strong_ones.num_rows:
         show.note("No layer is twice as far from the control as the placebos' median at any step.")
         return
-    theme.draw(theme.filled(charts.layers(show.dark(), len(names)), bounds=_bounds(state), rows=names), {"cells": strong_ones},
-               key="fork-layers")  # fmt: skip
+    theme.draw(
+        theme.filled(charts.layers(show.dark(), len(names)), bounds=_bounds(state), rows=names),
+        {"cells": strong_ones},
+        key="fork-layers",
+    )
 
 
 def order_of_rows(found: Sequence[Mapping[str, Any]]) -> list[str]:

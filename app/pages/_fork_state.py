@@ -1,4 +1,6 @@
-"""A fork as its folder tells of it: done, running, stopped half-way; and the fork file that goes on with it."""
+"""A fork as its folder tells of it: done, running, stopped half-way; and the fork file that goes on
+with it.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,16 @@ from typing import Any
 from app import data, forms, work
 from forensics.store import manifest
 
-RECENT_S = 60  # since the last write, after which a fork that says it runs is believed to have been stopped
+# since the last write, after which a fork that says it runs is believed to have been stopped
+RECENT_S = 60
 HEAD = ("placebos", "chaos", "seed", "probe_every", "record", "barrier")
 
 
 @dataclass(frozen=True)
 class State:
-    """status: done | running | stopped (it can go on) | starting (its process has not yet made the folder) | absent."""
+    """status: done | running | stopped (it can go on) | starting (its process has not yet made the
+    folder) | absent.
+    """
 
     fork: str
     status: str
@@ -40,7 +45,10 @@ def state_of(fork: str, parent: str) -> State:
     header = data.header(fork)
     header = header if header.get("parent") else {}
     folder = data.runs_folder() / fork
-    result, notes = data.document(folder / "fork.json") or None, data.document(folder / "halfway" / "notes.json")
+    result, notes = (
+        data.document(folder / "fork.json") or None,
+        data.document(folder / "halfway" / "notes.json"),
+    )
     halfway = {"identity": notes.get("identity", {}), "step": notes.get("step")} if notes else None
     own = next((w for w in work.listed(parent) if _fork_of(w) == fork), None)
     if own is not None and own.status == "running":
@@ -73,17 +81,33 @@ def _written_s(folder: Path) -> float:
 
 
 def file_of(state: State, **changes: Any) -> str:
-    """The fork file that makes this very fork (under its own name), with `changes` to how it is compared."""
+    """The fork file that makes this very fork (under its own name), with `changes` to how it is
+    compared.
+    """
     first, last = state.window
     known = (state.halfway or {}).get("identity", {})
-    asked = {"placebos": known.get("placebos", (state.result or {}).get("placebos", 0)),
-             "chaos": known.get("chaos", (state.result or {}).get("chaos", 0)), "seed": known.get("seed", 0),
-             "probe_every": known.get("every"), "record": known.get("record", "light"), "barrier": known.get("barrier") or None}  # fmt: skip
-    head = {"parent": state.parent, "from": first, "to": last, "name": state.fork, **asked, **changes}
+    asked = {
+        "placebos": known.get("placebos", (state.result or {}).get("placebos", 0)),
+        "chaos": known.get("chaos", (state.result or {}).get("chaos", 0)),
+        "seed": known.get("seed", 0),
+        "probe_every": known.get("every"),
+        "record": known.get("record", "light"),
+        "barrier": known.get("barrier") or None,
+    }
+    head = {
+        "parent": state.parent,
+        "from": first,
+        "to": last,
+        "name": state.fork,
+        **asked,
+        **changes,
+    }
     return forms.file(head, state.header.get("interventions") or [])
 
 
 def launch(parent: str, fork: str, text: str) -> work.Work:
-    """Run a fork file in a process; it goes on where it was, if it was stopped. Errors: usage, missing."""
+    """Run a fork file in a process; it goes on where it was, if it was stopped. Errors: usage,
+    missing.
+    """
     files = {"spec.toml": text, "fork.json": json.dumps({"fork": fork})}
     return work.start(parent, "replay", ["fork", "{folder}/spec.toml"], files)

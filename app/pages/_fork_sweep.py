@@ -24,32 +24,54 @@ HORIZON = 24  # steps of the fork file that the form begins with, at most
 
 
 def sweeps(run: str, selection: Selection) -> None:
-    """The same intervention at many steps: size and reconvergence against the step it was made at."""
+    """The same intervention at many steps: size and reconvergence against the step it was made
+    at.
+    """
     found = [(name, d) for name, d in kept.documents(run, "sweep") if d.get("summary")]
     if not found:
-        show.verdict("Early against late: nothing has been measured yet",
-                     "The same intervention at many steps tells when a run is easily moved and when it comes back.",
-                     hedge=["Early against late is confounded by the schedule, so each point is measured twice: at the run's own "
-                            "learning rate, and at one equal rate."])  # fmt: skip
-        show.nothing("From the command line:", f"replay sweep fork.toml --at {_places(run)} --seeds 3",
-                     "fork.toml is any fork file of this run: the page of a fork offers its own for download.")  # fmt: skip
+        show.verdict(
+            "Early against late: nothing has been measured yet",
+            "The same intervention at many steps tells when a run is easily moved and when it comes"
+            " back.",
+            hedge=[
+                "Early against late is confounded by the schedule, so each point is measured twice:"
+                " at the run's own learning rate, and at one equal rate."
+            ],
+        )
+        show.nothing(
+            "From the command line:",
+            f"replay sweep fork.toml --at {_places(run)} --seeds 3",
+            "fork.toml is any fork file of this run: the page of a fork offers its own for"
+            " download.",
+        )
         kept.busy(run, "sweep")
         _sweep_form(run, selection)
         return
     document = kept.chosen(
-        run, found, selection, lambda d: f"{d['does']}: at {words.listed([words.count(s) for s in d['steps']], 6)}"
+        run,
+        found,
+        selection,
+        lambda d: f"{d['does']}: at {words.listed([words.count(s) for s in d['steps']], 6)}",
     )
-    show.verdict(sweep_title(document), *sweep_sentence(document),
-                 hedge=["The second arm holds one learning rate throughout, in control, fork and placebos: what is left of early "
-                        "against late there is not the schedule."])  # fmt: skip
+    show.verdict(
+        sweep_title(document),
+        *sweep_sentence(document),
+        hedge=[
+            "The second arm holds one learning rate throughout, in control, fork and placebos: what"
+            " is left of early against late there is not the schedule."
+        ],
+    )
     if not all(row["bitwise"] for row in document["summary"]):
-        show.amber(strong("Tolerance only. "), "A control of this sweep is not its parent bit for bit.")
+        show.amber(
+            strong("Tolerance only. "), "A control of this sweep is not its parent bit for bit."
+        )
     left, right = st.columns(2, gap="medium")
     with left:
         _sweep_chart(
             document,
             "over_placebos",
-            "L2 at the end of the window, over the placebos' median (log) · 1×: as far as a placebo",
+            "L2 at the end of the window, over the placebos' median (log) · 1×: as far as a"
+            " placebo",
             "× placebos",
             True,
             1.0,
@@ -82,7 +104,11 @@ def sweep_title(d: Mapping[str, Any]) -> list[Part]:
     ]
     if measure == "over_placebos" and not any(r["verdict"].startswith("beyond") for r in own):
         title += [
-            ": not distinguishable from the placebos at any of them" if len(own) > 1 else f": {own[0]['verdict']}"
+            (
+                ": not distinguishable from the placebos at any of them"
+                if len(own) > 1
+                else f": {own[0]['verdict']}"
+            )
         ]
     elif len(told) > 1:
         top = max(told, key=lambda r: r[measure])
@@ -92,7 +118,11 @@ def sweep_title(d: Mapping[str, Any]) -> list[Part]:
             else f"{words.number(top[measure])} of the way"
         )
         when = (
-            "early" if top["step"] == told[0]["step"] else "late" if top["step"] == told[-1]["step"] else "in between"
+            "early"
+            if top["step"] == told[0]["step"]
+            else "late"
+            if top["step"] == told[-1]["step"]
+            else "in between"
         )
         title += [f": largest {when}, at {words.count(top['step'])} ({size})"]
     return title
@@ -110,12 +140,22 @@ def sweep_sentence(d: Mapping[str, Any]) -> list[Part]:
             continue
         early, late = rows[0], rows[-1]
         if early["over_placebos"] is not None and late["over_placebos"] is not None:
-            said += [f"{word}, ", strong(words.ratio(early["over_placebos"])), f" at {words.count(early['step'])} and ",
-                     strong(words.ratio(late["over_placebos"])), f" at {words.count(late['step'])} (p = {words.number(early['p'])} and "
-                     f"{words.number(late['p'])}, N = {late['placebos']}); "]  # fmt: skip
+            said += [
+                f"{word}, ",
+                strong(words.ratio(early["over_placebos"])),
+                f" at {words.count(early['step'])} and ",
+                strong(words.ratio(late["over_placebos"])),
+                (
+                    f" at {words.count(late['step'])} (p = {words.number(early['p'])} and "
+                    f"{words.number(late['p'])}, N = {late['placebos']}); "
+                ),
+            ]
         else:
-            said += [f"{word}, {words.number(early['l2_over_moved'])} of the way at {words.count(early['step'])} and "
-                     f"{words.number(late['l2_over_moved'])} at {words.count(late['step'])} (no placebo: no effect is claimed); "]  # fmt: skip
+            said += [
+                f"{word}, {words.number(early['l2_over_moved'])} of the way at"
+                f" {words.count(early['step'])} and {words.number(late['l2_over_moved'])} at"
+                f" {words.count(late['step'])} (no placebo: no effect is claimed); "
+            ]
     back = [r for r in d["summary"] if r["time_to_reconverge"] is not None]
     if any(r["placebos"] for r in d["summary"]):
         said += [
@@ -125,20 +165,52 @@ def sweep_sentence(d: Mapping[str, Any]) -> list[Part]:
     return said
 
 
-def _points(d: Mapping[str, Any], values: Sequence[tuple[Any, Any, Any, bool]]) -> tuple[pyarrow.Table, pyarrow.Table]:
+def _points(
+    d: Mapping[str, Any], values: Sequence[tuple[Any, Any, Any, bool]]
+) -> tuple[pyarrow.Table, pyarrow.Table]:
     """(points, the name of each arm where its line ends)."""
     import pyarrow as pa
 
-    rows = [{"step": r["step"], "arm": r["arm"], "value": v, "low": low, "high": high, "censored": c, "rate": r["learning_rate"],
-             "verdict": r["verdict"]} for r, (v, low, high, c) in zip(d["summary"], values) if v is not None]  # fmt: skip
-    schema = pa.schema([("step", pa.int64()), ("arm", pa.string()), ("value", pa.float64()), ("low", pa.float64()), ("high", pa.float64()),
-                        ("censored", pa.bool_()), ("rate", pa.float64()), ("verdict", pa.string())])  # fmt: skip
+    rows = [
+        {
+            "step": r["step"],
+            "arm": r["arm"],
+            "value": v,
+            "low": low,
+            "high": high,
+            "censored": c,
+            "rate": r["learning_rate"],
+            "verdict": r["verdict"],
+        }
+        for r, (v, low, high, c) in zip(d["summary"], values)
+        if v is not None
+    ]
+    schema = pa.schema(
+        [
+            ("step", pa.int64()),
+            ("arm", pa.string()),
+            ("value", pa.float64()),
+            ("low", pa.float64()),
+            ("high", pa.float64()),
+            ("censored", pa.bool_()),
+            ("rate", pa.float64()),
+            ("verdict", pa.string()),
+        ]
+    )
     ends = []
     for arm, word in (("own", "own rate ●"), ("equal", "equal rate ■")):
         own = [r for r in rows if r["arm"] == arm]
         if own:
             last = max(own, key=lambda r: r["step"])
-            ends.append({"step": last["step"], "value": last["value"], "word": word, "arm": arm, "below": False})
+            ends.append(
+                {
+                    "step": last["step"],
+                    "value": last["value"],
+                    "word": word,
+                    "arm": arm,
+                    "below": False,
+                }
+            )
     ends = below(ends)
     if len(ends) == 2 and ends[0]["below"] and ends[1]["below"]:
         ends[0]["below"] = False
@@ -154,7 +226,9 @@ def _points(d: Mapping[str, Any], values: Sequence[tuple[Any, Any, Any, bool]]) 
     return pa.Table.from_pylist(rows, schema), pa.Table.from_pylist(ends, ends_schema)
 
 
-def _sweep_chart(d: Mapping[str, Any], measure: str, caption: str, unit: str, log: bool, one: float | None) -> None:
+def _sweep_chart(
+    d: Mapping[str, Any], measure: str, caption: str, unit: str, log: bool, one: float | None
+) -> None:
     import pyarrow as pa
 
     values = []
@@ -176,7 +250,9 @@ def _sweep_chart(d: Mapping[str, Any], measure: str, caption: str, unit: str, lo
     show.caption(caption)
     reference = pa.table({"value": pa.array([one] if one is not None else [], pa.float64())})
     theme.draw(
-        charts.sweep(show.dark(), log, unit), {"points": points, "ends": ends, "one": reference}, key=f"sweep-{measure}"
+        charts.sweep(show.dark(), log, unit),
+        {"points": points, "ends": ends, "one": reference},
+        key=f"sweep-{measure}",
     )
 
 
@@ -185,26 +261,62 @@ def _reconverged(d: Mapping[str, Any]) -> None:
 
     if not any(r["placebos"] for r in d["summary"]):
         show.nothing(
-            "Without placebos there is nothing to come back among.", hint="Give the fork file placebos = 3 or more."
+            "Without placebos there is nothing to come back among.",
+            hint="Give the fork file placebos = 3 or more.",
         )
         return
     values = [
-        (float(t) if (t := r["time_to_reconverge"]) is not None else float(d["horizon"]), None, None, t is None)
+        (
+            float(t) if (t := r["time_to_reconverge"]) is not None else float(d["horizon"]),
+            None,
+            None,
+            t is None,
+        )
         for r in d["summary"]
     ]
     points, ends = _points(d, values)
-    show.caption(f"Steps until it stays among the placebos · hollow: not within the window of {d['horizon']}")
-    theme.draw(charts.sweep(show.dark(), False, "steps"), {"points": points, "ends": ends, "one": pa.table({"value": pa.array([], pa.float64())})},
-               key="sweep-back")  # fmt: skip
+    show.caption(
+        f"Steps until it stays among the placebos · hollow: not within the window of {d['horizon']}"
+    )
+    theme.draw(
+        charts.sweep(show.dark(), False, "steps"),
+        {"points": points, "ends": ends, "one": pa.table({"value": pa.array([], pa.float64())})},
+        key="sweep-back",
+    )
 
 
 def _sweep_rows(d: Mapping[str, Any]) -> None:
-    rows = [{"state": r["step"], "learning rate": r["arm"], "η": r["learning_rate"], "× placebos": r["over_placebos"], "p": r["p"], "N": r["placebos"],
-             "back after": str(r["time_to_reconverge"]) if r["time_to_reconverge"] is not None else f"> {d['horizon']}" if r["placebos"] else None,
-             "control": "bit for bit" if r["bitwise"] else "tolerance only", "verdict": r["verdict"]} for r in d["summary"]]  # fmt: skip
+    rows = [
+        {
+            "state": r["step"],
+            "learning rate": r["arm"],
+            "η": r["learning_rate"],
+            "× placebos": r["over_placebos"],
+            "p": r["p"],
+            "N": r["placebos"],
+            "back after": (
+                str(r["time_to_reconverge"])
+                if r["time_to_reconverge"] is not None
+                else f"> {d['horizon']}"
+                if r["placebos"]
+                else None
+            ),
+            "control": "bit for bit" if r["bitwise"] else "tolerance only",
+            "verdict": r["verdict"],
+        }
+        for r in d["summary"]
+    ]
     number = st.column_config.NumberColumn
-    show.frame(rows, key="sweep-rows", height=min(300, 38 + 35 * len(rows)),
-               column_config={"η": number(format="%.2g"), "× placebos": number(format="%.3g"), "p": number(format="%.2g")})  # fmt: skip
+    show.frame(
+        rows,
+        key="sweep-rows",
+        height=min(300, 38 + 35 * len(rows)),
+        column_config={
+            "η": number(format="%.2g"),
+            "× placebos": number(format="%.3g"),
+            "p": number(format="%.2g"),
+        },
+    )
 
 
 def places_of(start: int, reached: int, horizon: int) -> str:
@@ -228,7 +340,10 @@ def _sweep_form(run: str, selection: Selection) -> None:
     )
     with st.form("sweep-form", border=False):
         text = st.text_area(
-            "Fork file: its windows move with the starting state", example, height=190, key=f"sweep-file-{run}"
+            "Fork file: its windows move with the starting state",
+            example,
+            height=190,
+            key=f"sweep-file-{run}",
         )
         at, seeds, workers = st.columns(3)
         states = at.text_input("At states", _places(run, last - first), key=f"sweep-at-{run}")
@@ -238,7 +353,15 @@ def _sweep_form(run: str, selection: Selection) -> None:
             work.start(
                 run,
                 "replay",
-                ["sweep", "{folder}/spec.toml", f"--at={states}", "--seeds", str(n), "--workers", str(w)],
+                [
+                    "sweep",
+                    "{folder}/spec.toml",
+                    f"--at={states}",
+                    "--seeds",
+                    str(n),
+                    "--workers",
+                    str(w),
+                ],
                 {"spec.toml": text},
             )
             st.rerun()

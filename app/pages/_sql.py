@@ -1,4 +1,6 @@
-"""Ask anything: the named queries first, then any one SELECT in the sandbox; table, chart, download."""
+"""Ask anything: the named queries first, then any one SELECT in the sandbox; table, chart,
+download.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,26 @@ def page() -> None:
     if selection is None:
         return
     catalog = queries.catalog()
-    show.verdict(f"{len(catalog)} named queries, or any one SELECT, over {len(queries.schema())} tables",
-                 "Read only: a statement runs in a process of its own that can open nothing but the runs' tables.")  # fmt: skip
+    show.verdict(
+        f"{len(catalog)} named queries, or any one SELECT, over {len(queries.schema())} tables",
+        "Read only: a statement runs in a process of its own that can open nothing but the runs'"
+        " tables.",
+    )
     left, right = st.columns([1.7, 1], gap="medium")
     with right:
         _catalog()
     with left:
-        name = OWN if selection.sql is not None else selection.query if selection.query in catalog else "run_summary"
+        name = (
+            OWN
+            if selection.sql is not None
+            else selection.query
+            if selection.query in catalog
+            else "run_summary"
+        )
         if selection.query is not None and selection.query not in catalog:
-            show.nothing(["No named query is called ", code(selection.query), "."], "forensics query --list")
+            show.nothing(
+                ["No named query is called ", code(selection.query), "."], "forensics query --list"
+            )
         st.session_state["named"] = name
         st.selectbox("Named query", [*catalog, OWN], key="named", on_change=_chose_query)
         result = _own(selection) if name == OWN else _named(name, selection)
@@ -61,13 +74,17 @@ def given(text: str | None) -> dict[str, str]:
 
 
 def filled_in(name: str, selection: Selection) -> dict[str, str]:
-    """A value for every parameter of a named query: the URL's, else what is selected; empty: the default, if it has one."""
+    """A value for every parameter of a named query: the URL's, else what is selected; empty: the
+    default, if it has one.
+    """
     parameters, url = queries.catalog()[name]["parameters"], given(selection.values)
     step = selection.step if selection.step is not None else selection.spike
     selected = {**selection.params(), **({"step": str(step)} if step is not None else {})}
     values = {}
     for parameter, about in parameters.items():
-        values[parameter] = url.get(parameter, "" if "default" in about else selected.get(parameter, ""))
+        values[parameter] = url.get(
+            parameter, "" if "default" in about else selected.get(parameter, "")
+        )
     return values
 
 
@@ -89,12 +106,20 @@ def _named(name: str, selection: Selection) -> Any:
         )
     with st.expander("Its SQL"):
         st.code(queries.load(name), language="sql")
-        st.button("Write on from it", on_click=lambda: goto(sql=queries.load(name)), disabled=bool(values),
-                  help="A statement of your own has no parameters: put values in their place.")  # fmt: skip
-    absent = [p for p, value in values.items() if value == "" and "default" not in about["parameters"][p]]
+        st.button(
+            "Write on from it",
+            on_click=lambda: goto(sql=queries.load(name)),
+            disabled=bool(values),
+            help="A statement of your own has no parameters: put values in their place.",
+        )
+    absent = [
+        p for p, value in values.items() if value == "" and "default" not in about["parameters"][p]
+    ]
     if absent:
-        show.nothing([f"{name} needs ", strong(", ".join(absent)), "."],
-                     f"forensics query {name} " + " ".join(f"--param {p}=…" for p in absent))  # fmt: skip
+        show.nothing(
+            [f"{name} needs ", strong(", ".join(absent)), "."],
+            f"forensics query {name} " + " ".join(f"--param {p}=…" for p in absent),
+        )
         return None
     asked: dict[str, Any] = {p: value for p, value in values.items() if value != ""}
     return data.table(name, **asked)
@@ -102,19 +127,35 @@ def _named(name: str, selection: Selection) -> Any:
 
 def _default(about: dict[str, Any]) -> str:
     default = about.get("default")
-    return "must be given" if default is None else "no end" if default == 2**63 - 1 else str(default) or "all"
+    return (
+        "must be given"
+        if default is None
+        else "no end"
+        if default == 2**63 - 1
+        else str(default) or "all"
+    )
 
 
 def _set_values(keys: dict[str, str]) -> None:
-    values = {parameter: str(st.session_state[key]).replace(";", "") for parameter, key in keys.items()}
+    values = {
+        parameter: str(st.session_state[key]).replace(";", "") for parameter, key in keys.items()
+    }
     goto(values=";".join(f"{p}={v}" for p, v in values.items()))
 
 
 def _own(selection: Selection) -> Any:
     st.session_state["editor"] = (selection.sql or "").strip()
-    st.text_area("One SELECT", key="editor", height=170, max_chars=LONGEST, help="Ctrl+Enter runs it.",
-                 on_change=lambda: goto(sql=kept_text(st.session_state["editor"])))  # fmt: skip
-    st.button("Run", type="primary", help="Runs what stands above.")  # leaving the editor has already written the URL
+    st.text_area(
+        "One SELECT",
+        key="editor",
+        height=170,
+        max_chars=LONGEST,
+        help="Ctrl+Enter runs it.",
+        on_change=lambda: goto(sql=kept_text(st.session_state["editor"])),
+    )
+    st.button(
+        "Run", type="primary", help="Runs what stands above."
+    )  # leaving the editor has already written the URL
     text = (selection.sql or "").strip()
     if not text:
         show.nothing("Nothing to run yet.", START.format(run=selection.run))
@@ -128,7 +169,9 @@ def _own(selection: Selection) -> Any:
 
 
 def kept_text(text: str) -> str:
-    """The statement as it stands in the URL, where an empty one would be none at all: the page stays at the editor."""
+    """The statement as it stands in the URL, where an empty one would be none at all: the page
+    stays at the editor.
+    """
     return text if text.strip() else " "
 
 
@@ -143,21 +186,42 @@ def _answer(text: str, stamp: Any) -> Any:
 
 def _result(rows: Any) -> None:
     cut = (rows.schema.metadata or {}).get(b"truncated") == b"true"
-    said = f"{rows.num_rows:,} rows" + (", cut there: aggregate, or filter by run and step" if cut else "")
+    said = f"{rows.num_rows:,} rows" + (
+        ", cut there: aggregate, or filter by run and step" if cut else ""
+    )
     show.heading(said + (f"; the first {SHOWN:,} are shown" if rows.num_rows > SHOWN else ""))
     if not rows.num_rows:
-        show.nothing("The query found no row.", hint="Another run or step may have some: see its parameters above.")
+        show.nothing(
+            "The query found no row.",
+            hint="Another run or step may have some: see its parameters above.",
+        )
         return
     plain = unique(show.plain(rows))
-    show.frame(unique(show.readable(plain.slice(0, SHOWN))), height=min(420, 36 * (min(rows.num_rows, 12) + 1) + 2))
+    show.frame(
+        unique(show.readable(plain.slice(0, SHOWN))),
+        height=min(420, 36 * (min(rows.num_rows, 12) + 1) + 2),
+    )
     with st.container(horizontal=True):
-        st.download_button("Download Parquet", lambda: written(rows, "parquet"), "result.parquet", on_click="ignore")
-        st.download_button("Download CSV", lambda: written(rows, "csv"), "result.csv", "text/csv", on_click="ignore")
+        st.download_button(
+            "Download Parquet",
+            lambda: written(rows, "parquet"),
+            "result.parquet",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Download CSV",
+            lambda: written(rows, "csv"),
+            "result.csv",
+            "text/csv",
+            on_click="ignore",
+        )
     _chart(plain)
 
 
 def unique(rows: Any) -> Any:
-    """The table with columns of different names: SQL may return two of one name, a page cannot show them."""
+    """The table with columns of different names: SQL may return two of one name, a page cannot show
+    them.
+    """
     names: list[str] = []
     for name in rows.column_names:
         number, fresh = 2, name
@@ -199,14 +263,22 @@ def _chart(rows: Any) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         across = st.selectbox("Across", x, key=f"x-{hash(tuple(x))}", width=220)
-        up = st.selectbox("Up", [n for n in y if n != across] or y, key=f"y-{hash(tuple(y))}", width=220)
+        up = st.selectbox(
+            "Up", [n for n in y if n != across] or y, key=f"y-{hash(tuple(y))}", width=220
+        )
     show.caption(f"{up} by {across}")
     points, numeric = plotted(rows, across, up)
-    theme.draw((charts.curve if numeric else charts.bars)(show.dark()), {"rows": points}, key=f"result-{numeric}")
+    theme.draw(
+        (charts.curve if numeric else charts.bars)(show.dark()),
+        {"rows": points},
+        key=f"result-{numeric}",
+    )
 
 
 def plotted(rows: Any, across: str, up: str) -> tuple[Any, bool]:
-    """The two columns as (x, y) and whether x is a number; more than fit are rolled up to the largest y of each stretch."""
+    """The two columns as (x, y) and whether x is a number; more than fit are rolled up to the
+    largest y of each stretch.
+    """
     import numpy as np
     import pyarrow as pa
 
@@ -231,6 +303,13 @@ def _catalog() -> None:
     name = st.selectbox("Table", list(views), key="catalog-table", label_visibility="collapsed")
     view = views[name]
     show.caption(f"one row per {view['row']}; key: run, {', '.join(view['key'])}")
-    show.frame([{"column": c["name"], "type": c["type"], "unit": c["unit"], "meaning": c["meaning"]} for c in view["columns"]],
-               height=480)  # fmt: skip
-    show.caption("lineage(run): a table macro of a run and its ancestors, with the steps that are theirs")
+    show.frame(
+        [
+            {"column": c["name"], "type": c["type"], "unit": c["unit"], "meaning": c["meaning"]}
+            for c in view["columns"]
+        ],
+        height=480,
+    )
+    show.caption(
+        "lineage(run): a table macro of a run and its ancestors, with the steps that are theirs"
+    )

@@ -1,4 +1,6 @@
-"""Which runs are healthy, what forked where? The tree on the axis of steps; below it the chosen run."""
+"""Which runs are healthy, what forked where? The tree on the axis of steps; below it the chosen
+run.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from forensics.records import TABLES
 from forensics.store import manifest
 from forensics.store.reader import runs_in
 
-ALIVE_S = 180  # seconds since the last write after which a run that says it is running is believed to be dead,
+# seconds since the last write after which a run that says it is running is believed to be dead,
+ALIVE_S = 180
 FIRST_S = 1800  # or before its first; a fork's, whose steps are those of all its arms
 SLOW = 3  # or that many times what the steps between two writes take
 BUSY_S, IDLE_S = 2.0, 10.0  # seconds between looks at whether anything was written
@@ -69,13 +72,17 @@ def status_of(header: dict[str, Any]) -> str:
 
 
 def _alive(header: dict[str, Any]) -> bool:
-    """Whether a run trains now: it says so, and its tables were written to not long ago for its pace."""
+    """Whether a run trains now: it says so, and its tables were written to not long ago for its
+    pace.
+    """
     if header.get("status") != "running":
         return False
     run = data.runs_folder() / header["name"]
     path = manifest.folder(run, "steps") / "manifest.json"
     try:
-        return time.time() - path.stat().st_mtime < patience(bool(header.get("parent")), _seconds_of_a_write(header))
+        return time.time() - path.stat().st_mtime < patience(
+            bool(header.get("parent")), _seconds_of_a_write(header)
+        )
     except OSError:
         try:
             return time.time() - (run / "run.json").stat().st_mtime < FIRST_S
@@ -89,7 +96,9 @@ def patience(fork: bool, seconds: float) -> float:
 
 
 def _seconds_of_a_write(header: dict[str, Any]) -> float:
-    """What the steps from one write of the tables to the next take, by the newest that are recorded; 0: not known."""
+    """What the steps from one write of the tables to the next take, by the newest that are
+    recorded; 0: not known.
+    """
     parts = manifest.load(data.runs_folder() / header["name"], "steps").parts
     if not parts:
         return 0.0
@@ -106,7 +115,11 @@ def _mean_seconds(path: str) -> float:
 
     try:
         return pc.mean(pq.read_table(path, columns=["seconds"])["seconds"]).as_py() or 0.0
-    except (OSError, KeyError, ValueError):  # merged away meanwhile, or of a version that did not record them
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+    ):  # merged away meanwhile, or of a version that did not record them
         return 0.0
 
 
@@ -119,14 +132,18 @@ def _overview(run: str) -> None:
     title, sentence = summary(headers, health)
     show.verdict(title, *sentence)
     rows = tree(headers, health)
-    show.caption("A bar is a run, from its first step to where it is; grey: a run, blue: a fork, light: its null forks · "
-                 "marks: spikes of the loss · click a bar")  # fmt: skip
+    show.caption(
+        "A bar is a run, from its first step to where it is; grey: a run, blue: a fork, light: its"
+        " null forks · marks: spikes of the loss · click a bar"
+    )
     _draw(rows[:MOST], run)
     if len(rows) > MOST:
         show.caption(f"and {len(rows) - MOST} more: choose one above")
 
 
-def summary(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) -> tuple[str, list[Any]]:
+def summary(
+    headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]
+) -> tuple[str, list[Any]]:
     """What is the case with the runs, as a title and a sentence."""
     forks = [h for h in headers if h.get("parent")]
     own = [h for h in headers if not h.get("parent")]
@@ -142,15 +159,22 @@ def summary(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) ->
     title = counted + (f", {len(forks)} {'fork' if len(forks) == 1 else 'forks'}" if forks else "")
     title += f": {len(quiet)} without a spike of the loss or a value that is not finite"
     said: list[Any] = []
-    for names, what in ((training, "Training now"), (spiky, "With spikes of the loss"), (broken, "With values not finite"),
-                        (stopped, "Interrupted or failed"), (silent, SILENT.capitalize())):  # fmt: skip
+    for names, what in (
+        (training, "Training now"),
+        (spiky, "With spikes of the loss"),
+        (broken, "With values not finite"),
+        (stopped, "Interrupted or failed"),
+        (silent, SILENT.capitalize()),
+    ):
         if names:
             said += [f"{what}: ", strong(words.listed(names)), ". "]
     return title, said
 
 
 def tree(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the tree, depth first: {row, run, first, last, ahead, kind, status, does, parent_row, parent_step}."""
+    """Rows of the tree, depth first: {row, run, first, last, ahead, kind, status, does, parent_row,
+    parent_step}.
+    """
     known = {h["name"] for h in headers}
     rows: list[dict[str, Any]] = []
 
@@ -159,14 +183,31 @@ def tree(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) -> li
         about = health.get(h["name"], {})
         label = ("  " * (depth - 1) + "└ " if depth else "") + h["name"]
         last = max(reached if reached is not None else h["first_step"], h["first_step"])
-        row = {"row": label, "run": h["name"], "first": h["first_step"], "last": last, "ahead": h["steps"],
-               "kind": "fork" if h.get("parent") else "run", "status": status_of(h), "does": about.get("sentence") or "",
-               "parent_row": parent, "parent_step": h.get("parent_step")}  # fmt: skip
+        row = {
+            "row": label,
+            "run": h["name"],
+            "first": h["first_step"],
+            "last": last,
+            "ahead": h["steps"],
+            "kind": "fork" if h.get("parent") else "run",
+            "status": status_of(h),
+            "does": about.get("sentence") or "",
+            "parent_row": parent,
+            "parent_step": h.get("parent_step"),
+        }
         rows.append(row)
         nulls = (about.get("placebos") or 0) + (about.get("chaos") or 0)
         if nulls:
-            rows.append({**row, "row": "  " * depth + f"└ null ×{nulls} of {h['name']}", "kind": "null", "parent_row": parent,
-                         "does": f"{about['placebos']} placebos, {about['chaos']} chaos forks", "ahead": last})  # fmt: skip
+            rows.append(
+                {
+                    **row,
+                    "row": "  " * depth + f"└ null ×{nulls} of {h['name']}",
+                    "kind": "null",
+                    "parent_row": parent,
+                    "does": f"{about['placebos']} placebos, {about['chaos']} chaos forks",
+                    "ahead": last,
+                }
+            )
         for child in headers:
             if child.get("parent") == h["name"] and child["name"] not in {r["run"] for r in rows}:
                 add(child, depth + 1, label)
@@ -182,21 +223,39 @@ def _draw(rows: list[dict[str, Any]], run: str) -> None:
 
     text, whole = pa.string(), pa.int64()
     by_run = {r["run"]: r for r in rows if r["kind"] != "null"}
-    marks = [{"row": by_run[m["run"]]["row"], "step": m["step"], "kind": m["kind"]} for m in data.rows("run_marks")
-             if m["run"] in by_run]  # fmt: skip
-    bars = pa.schema([(n, text if n in ("row", "run", "kind", "status", "does") else whole)
-                      for n in ("row", "run", "first", "last", "kind", "status", "does")])  # fmt: skip
+    marks = [
+        {"row": by_run[m["run"]]["row"], "step": m["step"], "kind": m["kind"]}
+        for m in data.rows("run_marks")
+        if m["run"] in by_run
+    ]
+    bars = pa.schema(
+        [
+            (n, text if n in ("row", "run", "kind", "status", "does") else whole)
+            for n in ("row", "run", "first", "last", "kind", "status", "does")
+        ]
+    )
     span = pa.schema([("row", text), ("first", whole), ("last", whole)])
-    joins = [{"step": r["parent_step"], "row": r["parent_row"], "row2": r["row"]} for r in rows
-             if r["parent_row"] is not None and r["parent_step"] is not None]  # fmt: skip
+    joins = [
+        {"step": r["parent_step"], "row": r["parent_row"], "row2": r["row"]}
+        for r in rows
+        if r["parent_row"] is not None and r["parent_step"] is not None
+    ]
     shown = {
         "bars": pa.Table.from_pylist(rows, schema=bars),
-        "ahead": pa.Table.from_pylist([{**r, "first": r["last"], "last": r["ahead"]} for r in rows if r["ahead"] > r["last"]],
-                                      schema=span),
-        "chosen": pa.Table.from_pylist([r for r in rows if r["run"] == run and r["kind"] != "null"], schema=span),
-        "joins": pa.Table.from_pylist(joins, schema=pa.schema([("step", whole), ("row", text), ("row2", text)])),
-        "marks": pa.Table.from_pylist(marks, schema=pa.schema([("row", text), ("step", whole), ("kind", text)])),
-    }  # fmt: skip
+        "ahead": pa.Table.from_pylist(
+            [{**r, "first": r["last"], "last": r["ahead"]} for r in rows if r["ahead"] > r["last"]],
+            schema=span,
+        ),
+        "chosen": pa.Table.from_pylist(
+            [r for r in rows if r["run"] == run and r["kind"] != "null"], schema=span
+        ),
+        "joins": pa.Table.from_pylist(
+            joins, schema=pa.schema([("step", whole), ("row", text), ("row2", text)])
+        ),
+        "marks": pa.Table.from_pylist(
+            marks, schema=pa.schema([("row", text), ("step", whole), ("kind", text)])
+        ),
+    }
     spec = theme.filled(charts.tree(show.dark(), len(rows)), rows=[r["row"] for r in rows])
     theme.draw(spec, shown, key="tree", on_select=_clicked)
 
@@ -221,16 +280,29 @@ def _header(run: str) -> None:
     show.heading(code(run), f" · {status_of(h)}")
     if h.get("parent"):
         about = next(iter(data.recorded("forks", run)), {})
-        show.note("A fork of ", code(h["parent"]), f" at step {words.count(h.get('parent_step'))}: ",
-                  strong(about.get("sentence") or altered(h.get("interventions") or [])), ".")  # fmt: skip
+        show.note(
+            "A fork of ",
+            code(h["parent"]),
+            f" at step {words.count(h.get('parent_step'))}: ",
+            strong(about.get("sentence") or altered(h.get("interventions") or [])),
+            ".",
+        )
         if about and not about.get("control_bitwise"):
-            show.amber("Tolerance only: the control did not equal the parent bit for bit on this machine.")
+            show.amber(
+                "Tolerance only: the control did not equal the parent bit for bit on this machine."
+            )
     pairs = {
-        "steps": f"{words.count(h.get('first_step'))} to {words.count(data.reached(run))} of {words.count(h.get('steps'))}",
-        "parameters": words.count(h.get("parameters")), "recipe": h.get("recipe"), "device": f"{h.get('device')}, {h.get('precision')}, "
-        f"{h.get('threads')} threads", "created": h.get("created"), "software": h.get("git_commit") or words.NONE,
+        "steps": (
+            f"{words.count(h.get('first_step'))} to {words.count(data.reached(run))} of"
+            f" {words.count(h.get('steps'))}"
+        ),
+        "parameters": words.count(h.get("parameters")),
+        "recipe": h.get("recipe"),
+        "device": f"{h.get('device')}, {h.get('precision')}, {h.get('threads')} threads",
+        "created": h.get("created"),
+        "software": h.get("git_commit") or words.NONE,
         "started with": " ".join(map(str, h.get("arguments") or [])) or words.NONE,
-    }  # fmt: skip
+    }
     show.frame([{"": k, run: str(v)} for k, v in pairs.items()], height=36 * (len(pairs) + 1) + 2)
     with st.container(horizontal=True):
         link("spikes", "Spikes", run=run)
@@ -239,7 +311,9 @@ def _header(run: str) -> None:
 
 
 def altered(interventions: list[dict[str, Any]]) -> str:
-    """What a fork does that is not done yet, and so has no sentence: the kinds of its interventions."""
+    """What a fork does that is not done yet, and so has no sentence: the kinds of its
+    interventions.
+    """
     return words.listed([i.get("kind", "?") for i in interventions]) or "changes nothing"
 
 
@@ -256,9 +330,15 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def differs(mine: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(key, the other's value, mine) of every key in which two configurations differ; – where one lacks it."""
+    """(key, the other's value, mine) of every key in which two configurations differ; – where one
+    lacks it.
+    """
     a, b = flat(other), flat(mine)
-    return [(k, a.get(k, words.NONE), b.get(k, words.NONE)) for k in dict.fromkeys([*b, *a]) if a.get(k) != b.get(k)]
+    return [
+        (k, a.get(k, words.NONE), b.get(k, words.NONE))
+        for k in dict.fromkeys([*b, *a])
+        if a.get(k) != b.get(k)
+    ]
 
 
 def _configuration(run: str) -> None:
@@ -270,14 +350,20 @@ def _configuration(run: str) -> None:
         if not rows:
             show.note("Nothing: it differs by its interventions alone.")
         for each in h.get("interventions") or []:
-            st.code(show.visible(json.dumps(each, ensure_ascii=False)[:600]), language=None, wrap_lines=True)
+            st.code(
+                show.visible(json.dumps(each, ensure_ascii=False)[:600]),
+                language=None,
+                wrap_lines=True,
+            )
     else:
         from forensics.config import Recipe, to_dict
 
         rows, other = differs(h.get("config") or {}, to_dict(Recipe())), "default"
         show.heading("Configuration: only what differs from the defaults")
     if rows:
-        table = [{"key": k, other: a, "here" if other != "here" else "this run": b} for k, a, b in rows]
+        table = [
+            {"key": k, other: a, "here" if other != "here" else "this run": b} for k, a, b in rows
+        ]
         show.frame(table, height=min(360, 36 * (len(table) + 1) + 2))
 
 
@@ -289,29 +375,52 @@ def _events(run: str) -> None:
     show.heading(f"Spikes: {len(spikes)}", f" · not finite: {len(bad)}")
     if spikes or bad:
         step = chosen_spike(run)
-        rows = [{"": "●" if e["step"] == step else "", "step": e["step"], "metric": e["metric"] or e["tensor"],
-                 "kind": e["spike_kind"] or "not finite", "from": e["baseline"], "to": e["value"], "σ": e["sigma"],
-                 "back at": e["recovered_at"]} for e in spikes + bad]  # fmt: skip
+        rows = [
+            {
+                "": "●" if e["step"] == step else "",
+                "step": e["step"],
+                "metric": e["metric"] or e["tensor"],
+                "kind": e["spike_kind"] or "not finite",
+                "from": e["baseline"],
+                "to": e["value"],
+                "σ": e["sigma"],
+                "back at": e["recovered_at"],
+            }
+            for e in spikes + bad
+        ]
         numbers = {n: st.column_config.NumberColumn(format="%.3f") for n in ("from", "to")}
         columns = {
             "": st.column_config.TextColumn(width=24),
             **numbers,
             "σ": st.column_config.NumberColumn(format="%.0f"),
         }
-        key = f"events-{run}-{step}"  # of this choice: the tick of another, from before Back, would not go away
-        show.frame(rows, key=key, height=min(290, 36 * (len(rows) + 1) + 2), selection_mode="single-row", column_config=columns,
-                   on_select=partial(_chose_spike, key, [r["step"] for r in rows]))  # fmt: skip
+        # of this choice: the tick of another, from before Back, would not go away
+        key = f"events-{run}-{step}"
+        show.frame(
+            rows,
+            key=key,
+            height=min(290, 36 * (len(rows) + 1) + 2),
+            selection_mode="single-row",
+            column_config=columns,
+            on_select=partial(_chose_spike, key, [r["step"] for r in rows]),
+        )
         if step is not None:
             link("spikes", f"Look at the spike at {words.count(step)}", run=run, spike=step)
     else:
         show.note("None was found.")
     show.heading(f"Notes and other events: {len(rest)}")
     if rest:
-        show.frame([{"step": e["step"], "kind": e["kind"], "text": e["text"] or e["metric"]} for e in rest],
-                   height=min(220, 36 * (len(rest) + 1) + 2))  # fmt: skip
+        show.frame(
+            [
+                {"step": e["step"], "kind": e["kind"], "text": e["text"] or e["metric"]}
+                for e in rest
+            ],
+            height=min(220, 36 * (len(rest) + 1) + 2),
+        )
     else:
         show.nothing(
-            "The logbook is empty.", f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what was seen"'
+            "The logbook is empty.",
+            f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what was seen"',
         )
 
 
@@ -329,14 +438,29 @@ def _chose_spike(key: str, steps: list[int]) -> None:
 
 def _certificates(run: str) -> None:
     found = data.recorded("certificates", run)
-    show.heading(f"Certificates: {sum(bool(c['bitwise']) for c in found)} of {len(found)} bit for bit")
+    show.heading(
+        f"Certificates: {sum(bool(c['bitwise']) for c in found)} of {len(found)} bit for bit"
+    )
     if not found:
         at = data.reached(run) or 0
-        show.nothing("No window was replayed and compared yet.", f"replay verify {run} {max(0, at - 10)} {at}")
+        show.nothing(
+            "No window was replayed and compared yet.",
+            f"replay verify {run} {max(0, at - 10)} {at}",
+        )
         return
-    rows = [{"steps": f"{c['first']:,}:{c['last']:,}", "bit for bit": c["bitwise"], "level": c["level"], "compared": c["compared"],
-             "first difference": c["first_difference"], "same fingerprint": c["fingerprint_equal"], "by": c["source"],
-             "when": c["created"]} for c in found]  # fmt: skip
+    rows = [
+        {
+            "steps": f"{c['first']:,}:{c['last']:,}",
+            "bit for bit": c["bitwise"],
+            "level": c["level"],
+            "compared": c["compared"],
+            "first difference": c["first_difference"],
+            "same fingerprint": c["fingerprint_equal"],
+            "by": c["source"],
+            "when": c["created"],
+        }
+        for c in found
+    ]
     show.frame(rows, height=min(220, 36 * (len(rows) + 1) + 2))
 
 

@@ -1,4 +1,6 @@
-"""Which spike, data or state, who moved first? The sentence, the whole run, then panels around one spike."""
+"""Which spike, data or state, who moved first? The sentence, the whole run, then panels around one
+spike.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,14 @@ PAST = BEFORE + 16  # steps without which robust z has no baseline
 DOTS = theme.STEPS_MOST // (BEFORE + AFTER + 1)  # of one step
 BINS = 700  # of the whole run: about one per two pixels
 SHORT = 20_000  # steps up to which the whole run is drawn from every step, not from the roll-ups
-STATISTICS = {"attn_logit_max": "attention logit", "rms_t": "rms_t", "staleness": "staleness",
-              "resid_grad_rms": "gradient into the block", "grad_norm": "gradient norm", "loss": "loss"}  # fmt: skip
+STATISTICS = {
+    "attn_logit_max": "attention logit",
+    "rms_t": "rms_t",
+    "staleness": "staleness",
+    "resid_grad_rms": "gradient into the block",
+    "grad_norm": "gradient norm",
+    "loss": "loss",
+}
 
 
 def page() -> None:
@@ -34,7 +42,9 @@ def page() -> None:
     run = str(selection.run)
     if data.reached(run) is None:
         show.nothing(
-            [strong(run), " has recorded no step yet."], f"forensics show {run}", "This page fills as it trains."
+            [strong(run), " has recorded no step yet."],
+            f"forensics show {run}",
+            "This page fills as it trains.",
         )
         return
     found = data.rows("spikes", run=run)
@@ -44,8 +54,13 @@ def page() -> None:
     spike = _chosen(found, selection)
     shows(spike=spike["step"])
     if selection.spike not in (None, spike["step"]):
-        show.nothing([f"Step {words.count(selection.spike)} is no spike of ", code(run),
-                      f": shown is the largest, at step {words.count(spike['step'])}."])  # fmt: skip
+        show.nothing(
+            [
+                f"Step {words.count(selection.spike)} is no spike of ",
+                code(run),
+                f": shown is the largest, at step {words.count(spike['step'])}.",
+            ]
+        )
     alarms = data.rows("first_alarms", run=run, step=spike["step"], window=_window(spike["step"]))
     left, right = st.columns([4, 1], vertical_alignment="top")
     with left:
@@ -66,15 +81,20 @@ def _window(step: int) -> tuple[int, int]:
 
 
 def _chosen(found: list[dict[str, Any]], selection: Selection) -> dict[str, Any]:
-    """The spike of the URL; else that of the loss with the largest σ, else of any metric. Of one step, the loss first."""
+    """The spike of the URL; else that of the loss with the largest σ, else of any metric. Of one
+    step, the loss first.
+    """
     order = sorted(found, key=lambda s: (s["metric"] != "loss", -(s["sigma"] or math.inf)))
     return next((s for s in order if s["step"] == selection.spike), order[0])
 
 
 def _without_spikes(run: str) -> None:
-    show.verdict(["No spike was found in ", code(run), "."],
-                 "Neither loss nor gradient norm left its band of 6 robust σ (median of the last 128 steps), and no value was "
-                 "not finite.", hedge=["What the detectors say of every step: ", code(f"forensics spikes {run}")])  # fmt: skip
+    show.verdict(
+        ["No spike was found in ", code(run), "."],
+        "Neither loss nor gradient norm left its band of 6 robust σ (median of the last 128 steps),"
+        " and no value was not finite.",
+        hedge=["What the detectors say of every step: ", code(f"forensics spikes {run}")],
+    )
     _overview(run, [], None)
 
 
@@ -84,9 +104,13 @@ def _without_spikes(run: str) -> None:
 def _verdict(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
     said, proved = replayed(run, spike)
     step = spike["step"]
-    hedge: list[Part] = ["Order in time, not proof of cause. Proof: replay without the sequences (Forks), or ",
-                         code(f"replay blame {run} --spike {step}")]  # fmt: skip
-    show.verdict(title_of(spike), *_moved(alarms), *_excess(run, step), hedge=[] if proved else hedge)
+    hedge: list[Part] = [
+        "Order in time, not proof of cause. Proof: replay without the sequences (Forks), or ",
+        code(f"replay blame {run} --spike {step}"),
+    ]
+    show.verdict(
+        title_of(spike), *_moved(alarms), *_excess(run, step), hedge=[] if proved else hedge
+    )
     for sentence in said:
         show.note(*sentence)
 
@@ -104,8 +128,8 @@ def title_of(spike: dict[str, Any]) -> str:
     back = spike["recovered_at"]
     ended = f"back in {words.steps(back - spike['step'])}" if back is not None else "not back"
     return (
-        f"Step {step}: {what} {shown(spike['baseline'])} → {shown(spike['value'])}{unit} · {spike['spike_kind']} "
-        f"({words.sigma(spike['sigma'])}, {ended})"
+        f"Step {step}: {what} {shown(spike['baseline'])} → {shown(spike['value'])}{unit} ·"
+        f" {spike['spike_kind']} ({words.sigma(spike['sigma'])}, {ended})"
     )
 
 
@@ -113,7 +137,11 @@ def place_of(alarm: dict[str, Any]) -> str:
     """`L5.H3`, `L2`, a tensor's name or `whole model`."""
     if alarm["kind"] == "head":
         return f"L{alarm['layer']}.H{alarm['head']}"
-    return f"L{alarm['layer']}" if alarm["kind"] == "layer" else brief(alarm["tensor"] or "whole model")
+    return (
+        f"L{alarm['layer']}"
+        if alarm["kind"] == "layer"
+        else brief(alarm["tensor"] or "whole model")
+    )
 
 
 def brief(tensor: str) -> str:
@@ -129,7 +157,11 @@ def _moved(alarms: list[dict[str, Any]]) -> list[Part]:
         return ["Nothing that is recorded left its own past by 6σ before or at this step. "]
     if not before:
         far = next((a for a in clear if a["kind"] != "step"), None)
-        name: list[Part] = [", the farthest ", accent(f"{place_of(far)} {STATISTICS[far['statistic']]}")] if far else []
+        name: list[Part] = (
+            [", the farthest ", accent(f"{place_of(far)} {STATISTICS[far['statistic']]}")]
+            if far
+            else []
+        )
         return [
             "Nothing moved before it; ",
             strong(_counted(len(clear), "row")),
@@ -138,8 +170,11 @@ def _moved(alarms: list[dict[str, Any]]) -> list[Part]:
             ". ",
         ]
     first = before[0]
-    said: list[Part] = ["First to move: ", accent(f"{place_of(first)} {STATISTICS[first['statistic']]}"),
-                        f", {words.steps(first['lead'], 'before')}. "]  # fmt: skip
+    said: list[Part] = [
+        "First to move: ",
+        accent(f"{place_of(first)} {STATISTICS[first['statistic']]}"),
+        f", {words.steps(first['lead'], 'before')}. ",
+    ]
     stale = next((a for a in before if a["kind"] == "tensor"), None)
     if stale is not None and stale is not first:
         said += [
@@ -163,23 +198,51 @@ def _excess(run: str, step: int) -> list[Part]:
     share = sum(r["share"] for r in worst)
     slots = ", ".join(str(r["slot"]) for r in worst[:4])
     above = sum(r["above"] for r in rows) / len(rows)
-    reading = (f"nearly all of the {len(rows)} stand above nine in ten of the sequences before, which points to the state, or to a "
-               "batch that is odd throughout" if above >= 0.85 else
-               f"{words.share(above)} of the {len(rows)} stand above nine in ten of the sequences before, the rest do not, which "
-               "points to the data")  # fmt: skip
-    return ["Of the batch's excess loss, ", strong(words.share(share)),
-            f" sits in {len(worst)} of {len(rows)} sequences (slots {slots}{', …' if len(worst) > 4 else ''}); {reading}."]  # fmt: skip
+    reading = (
+        f"nearly all of the {len(rows)} stand above nine in ten of the sequences before, which"
+        " points to the state, or to a batch that is odd throughout"
+        if above >= 0.85
+        else (
+            f"{words.share(above)} of the {len(rows)} stand above nine in ten of the sequences"
+            " before, the rest do not, which points to the data"
+        )
+    )
+    return [
+        "Of the batch's excess loss, ",
+        strong(words.share(share)),
+        (
+            f" sits in {len(worst)} of {len(rows)} sequences (slots"
+            f" {slots}{', …' if len(worst) > 4 else ''}); {reading}."
+        ),
+    ]
 
 
 def _ways_on(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
     step = spike["step"]
     link("batch", "Read the batch", run=run, spike=step, step=step)
-    link("forks", "Fork without its worst sequences", part="build", fork=None, kind="remove-sequences",
-         run=run, spike=step, step=step, slot=None, document=None)  # fmt: skip
+    link(
+        "forks",
+        "Fork without its worst sequences",
+        part="build",
+        fork=None,
+        kind="remove-sequences",
+        run=run,
+        spike=step,
+        step=step,
+        slot=None,
+        document=None,
+    )
     head = next((a for a in alarms if a["kind"] == "head" and not a["drifting"]), None)
     if head is not None:
-        link("attention", f"Attention at L{head['layer']}.H{head['head']}", run=run, spike=step, step=step,
-             layer=head["layer"], head=head["head"])  # fmt: skip
+        link(
+            "attention",
+            f"Attention at L{head['layer']}.H{head['head']}",
+            run=run,
+            spike=step,
+            step=step,
+            layer=head["layer"],
+            head=head["head"],
+        )
     link("microscope", "Inside the step", run=run, spike=step, step=step)
 
 
@@ -193,27 +256,49 @@ def _overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] | Non
     if steps <= SHORT:
         band = data.table("loss_band", run=run, every=max(1, steps // BINS))
     else:
-        band = data.table("loss_band_by100", run=run, every=max(1, steps // BINS // BUCKET) * BUCKET)
+        band = data.table(
+            "loss_band_by100", run=run, every=max(1, steps // BINS // BUCKET) * BUCKET
+        )
     marks = [
-        {"step": s["step"], "value": s["value"], "metric": s["metric"], "sigma": s["sigma"],
-         "kind": s["spike_kind"] or "nonfinite"} for s in found
-    ]  # fmt: skip
-    schema = pa.schema([("step", pa.int64()), ("value", pa.float64()), ("metric", pa.string()), ("sigma", pa.float64()),
-                        ("kind", pa.string())])  # fmt: skip
+        {
+            "step": s["step"],
+            "value": s["value"],
+            "metric": s["metric"],
+            "sigma": s["sigma"],
+            "kind": s["spike_kind"] or "nonfinite",
+        }
+        for s in found
+    ]
+    schema = pa.schema(
+        [
+            ("step", pa.int64()),
+            ("value", pa.float64()),
+            ("metric", pa.string()),
+            ("sigma", pa.float64()),
+            ("kind", pa.string()),
+        ]
+    )
     at = [] if spike is None else [spike["step"]]
     kinds = [k for k in theme.KINDS if any(m["kind"] == k for m in marks)]
     show.caption(
-        "Loss (nats/token), whole run" + (f" · {' '.join(_sign(k) for k in kinds)} · click one" if kinds else "")
+        "Loss (nats/token), whole run"
+        + (f" · {' '.join(_sign(k) for k in kinds)} · click one" if kinds else "")
     )
     shown = {
-        "band": band, "spikes": pa.Table.from_pylist(marks, schema=schema), "chosen": pa.table({"step": at}),
-        "window": pa.table({"first": [max(0, s - BEFORE) for s in at], "last": [min(steps, s + AFTER) for s in at]}),
-    }  # fmt: skip
+        "band": band,
+        "spikes": pa.Table.from_pylist(marks, schema=schema),
+        "chosen": pa.table({"step": at}),
+        "window": pa.table(
+            {"first": [max(0, s - BEFORE) for s in at], "last": [min(steps, s + AFTER) for s in at]}
+        ),
+    }
     theme.draw(charts.overview(show.dark()), shown, key="overview", on_select=_clicked_spike)
 
 
 def _sign(kind: str) -> str:
-    return {"batch": "■ batch", "fast": "▼ fast", "slow": "◆ slow", "nonfinite": "✚ not finite"}[kind]
+    return {"batch": "■ batch", "fast": "▼ fast", "slow": "◆ slow", "nonfinite": "✚ not finite"}[
+        kind
+    ]
 
 
 def spike_of(event: Any) -> dict[str, int] | None:
@@ -225,7 +310,11 @@ def spike_of(event: Any) -> dict[str, int] | None:
 def cell_of(event: Any) -> dict[str, int] | None:
     """What a click into a heat map of layers or heads changes in the URL."""
     mark = picked(event, "cell", "step")
-    return {k: int(mark[k]) for k in ("layer", "head", "step") if mark.get(k) is not None} if mark else None
+    return (
+        {k: int(mark[k]) for k in ("layer", "head", "step") if mark.get(k) is not None}
+        if mark
+        else None
+    )
 
 
 def _clicked_spike() -> None:
@@ -254,19 +343,36 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
     import pyarrow as pa
 
     dark, window = show.dark(), _window(step)
-    around: dict[str, Any] = {"run": run, "step": step, "before": BEFORE, "after": AFTER, "window": window}
+    around: dict[str, Any] = {
+        "run": run,
+        "step": step,
+        "before": BEFORE,
+        "after": AFTER,
+        "window": window,
+    }
     steps = data.table("steps_around", **around)
     at = {"here": pa.table({"offset": [0]})}
     dots = data.table("sequences_around", top=DOTS, **around)
     show.caption(
-        f"Loss · line: the batch; dots: its sequences{thinned(dots)} (apart: the data; the whole cloud up: the state)"
+        f"Loss · line: the batch; dots: its sequences{thinned(dots)} (apart: the data; the whole"
+        " cloud up: the state)"
     )
-    theme.draw(theme.filled(charts.loss(dark), bounds=BOUNDS), {"steps": steps, "dots": dots, **at}, key="loss")
-    layers, tensors = data.table("layer_heat", **around), data.table("tensor_heat", **around)
-    alone = not layers.num_rows and not tensors.num_rows  # nothing below it would say which step is where
-    show.caption("Gradient norm before clipping (log)" + (" · steps from the spike" if alone else ""))
     theme.draw(
-        theme.filled(charts.grad_norm(dark, alone), bounds=BOUNDS), {"steps": _positive(steps), **at}, key="grad-norm"
+        theme.filled(charts.loss(dark), bounds=BOUNDS),
+        {"steps": steps, "dots": dots, **at},
+        key="loss",
+    )
+    layers, tensors = data.table("layer_heat", **around), data.table("tensor_heat", **around)
+    alone = (
+        not layers.num_rows and not tensors.num_rows
+    )  # nothing below it would say which step is where
+    show.caption(
+        "Gradient norm before clipping (log)" + (" · steps from the spike" if alone else "")
+    )
+    theme.draw(
+        theme.filled(charts.grad_norm(dark, alone), bounds=BOUNDS),
+        {"steps": _positive(steps), **at},
+        key="grad-norm",
     )
     if layers.num_rows:
         _attention_heat(run, step, alarms, layers, around, axis=not tensors.num_rows)
@@ -274,14 +380,34 @@ def _panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
         _without_heat(run, step)
     if tensors.num_rows:
         show.caption(
-            "Tensors by rms_t and staleness (1: second moment up to date), first movers on top · steps from the spike"
+            "Tensors by rms_t and staleness (1: second moment up to date), first movers on top ·"
+            " steps from the spike"
         )
-        names = [f"{brief(t)} {s}" for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())]
-        _heat("tensors", tensors, names, [{"step": a["step"], "row": f"{brief(a['tensor'])} {a['statistic']}"} for a in alarms
-                                          if a["kind"] == "tensor"], step, axis=True)  # fmt: skip
+        names = [
+            f"{brief(t)} {s}"
+            for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())
+        ]
+        _heat(
+            "tensors",
+            tensors,
+            names,
+            [
+                {"step": a["step"], "row": f"{brief(a['tensor'])} {a['statistic']}"}
+                for a in alarms
+                if a["kind"] == "tensor"
+            ],
+            step,
+            axis=True,
+        )
     chosen = shown()
     if chosen.head is not None and chosen.layer is not None:
-        link("attention", f"Attention at L{chosen.layer}.H{chosen.head}", run=run, spike=step, step=chosen.step or step)
+        link(
+            "attention",
+            f"Attention at L{chosen.layer}.H{chosen.head}",
+            run=run,
+            spike=step,
+            step=chosen.step or step,
+        )
 
 
 def thinned(dots: Any) -> str:
@@ -293,21 +419,47 @@ def thinned(dots: Any) -> str:
 
 
 def _attention_heat(
-    run: str, step: int, alarms: list[dict[str, Any]], layers: Any, around: dict[str, Any], *, axis: bool
+    run: str,
+    step: int,
+    alarms: list[dict[str, Any]],
+    layers: Any,
+    around: dict[str, Any],
+    *,
+    axis: bool,
 ) -> None:
     """Layers, and the heads of the chosen one."""
     chosen = shown().layer
     layer = chosen if chosen in set(layers["layer"].to_pylist()) else _layer(alarms, layers)
-    show.caption(f"Attention logit max by layer (max over heads) · σ from the row's own past, blank under 3 · ◆ first alarm · "
-                 f"click a layer (now L{layer})")  # fmt: skip
-    _heat("layers", layers, [f"L{n}" for n in layers["layer"].to_pylist()],
-          [{"step": a["step"], "row": f"L{a['layer']}"} for a in _earliest_by_layer(alarms)], step, axis=False,
-          click=("layer",), on_select=_clicked_layer)  # fmt: skip
+    show.caption(
+        "Attention logit max by layer (max over heads) · σ from the row's own past, blank under 3"
+        f" · ◆ first alarm · click a layer (now L{layer})"
+    )
+    _heat(
+        "layers",
+        layers,
+        [f"L{n}" for n in layers["layer"].to_pylist()],
+        [{"step": a["step"], "row": f"L{a['layer']}"} for a in _earliest_by_layer(alarms)],
+        step,
+        axis=False,
+        click=("layer",),
+        on_select=_clicked_layer,
+    )
     heads = data.table("head_heat", layer=layer, **around)
     show.caption(f"… heads of L{layer} · click one" + (" · steps from the spike" if axis else ""))
-    _heat("heads", heads, [f"L{layer}.H{n}" for n in heads["head"].to_pylist()],
-          [{"step": a["step"], "row": place_of(a)} for a in alarms if a["kind"] == "head" and a["layer"] == layer], step,
-          axis=axis, click=("layer", "head"), on_select=_clicked_head)  # fmt: skip
+    _heat(
+        "heads",
+        heads,
+        [f"L{layer}.H{n}" for n in heads["head"].to_pylist()],
+        [
+            {"step": a["step"], "row": place_of(a)}
+            for a in alarms
+            if a["kind"] == "head" and a["layer"] == layer
+        ],
+        step,
+        axis=axis,
+        click=("layer", "head"),
+        on_select=_clicked_head,
+    )
 
 
 def _without_heat(run: str, step: int) -> None:
@@ -316,12 +468,18 @@ def _without_heat(run: str, step: int) -> None:
         run = holder_of(run, step)
         first = max(data.header(run).get("first_step") or 0, step - PAST - 16)
         last = min(data.reached(run) or step + 1, step + AFTER + 1)
-        show.nothing("No heat: the heads were not recorded here. A fork that changes nothing records them:",
-                     f"replay fork {run} --from {first} --to {last} --lr-scale 1@{first}:{last} --record light",
-                     'record.level = "light" records every head at every step of a run.')  # fmt: skip
+        show.nothing(
+            "No heat: the heads were not recorded here. A fork that changes nothing records them:",
+            f"replay fork {run} --from {first} --to {last} --lr-scale 1@{first}:{last} --record"
+            " light",
+            'record.level = "light" records every head at every step of a run.',
+        )
         return
-    show.nothing(f"No heat: robust z needs 16 recorded steps in {max(0, step - 512):,}:{max(0, step - BEFORE):,}, well before the spike.",
-                 hint=f"A spike within the first {PAST} steps has no past of its own to be compared with.")  # fmt: skip
+    show.nothing(
+        "No heat: robust z needs 16 recorded steps in"
+        f" {max(0, step - 512):,}:{max(0, step - BEFORE):,}, well before the spike.",
+        hint=f"A spike within the first {PAST} steps has no past of its own to be compared with.",
+    )
 
 
 def _positive(steps: Any) -> Any:
@@ -349,20 +507,39 @@ def _earliest_by_layer(alarms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(earliest.values())
 
 
-def _heat(key: str, cells: Any, rows: list[str], first: list[dict[str, Any]], step: int, *, axis: bool,
-          click: tuple[str, ...] = (), on_select: Any = None) -> None:  # fmt: skip
-    """One heat map: `rows` names the row of each cell; `first` are its alarms, marked on their rows."""
+def _heat(
+    key: str,
+    cells: Any,
+    rows: list[str],
+    first: list[dict[str, Any]],
+    step: int,
+    *,
+    axis: bool,
+    click: tuple[str, ...] = (),
+    on_select: Any = None,
+) -> None:
+    """One heat map: `rows` names the row of each cell; `first` are its alarms, marked on their
+    rows.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     from forensics.visible import visible
 
     order = list(dict.fromkeys(visible(r) for r in rows))
-    cells = cells.append_column("row", pa.array(rows, pa.string())).filter(pc.not_equal(cells["level"], 0))
+    cells = cells.append_column("row", pa.array(rows, pa.string())).filter(
+        pc.not_equal(cells["level"], 0)
+    )
     marks = [{**a, "offset": a["step"] - step} for a in first if visible(a["row"]) in set(order)]
     schema = pa.schema([("step", pa.int64()), ("row", pa.string()), ("offset", pa.float64())])
-    spec = theme.filled(charts.heat(show.dark(), len(order), axis, click), bounds=BOUNDS, rows=order)
-    data_ = {"cells": cells, "alarms": pa.Table.from_pylist(marks, schema=schema), "here": pa.table({"offset": [0.0]})}
+    spec = theme.filled(
+        charts.heat(show.dark(), len(order), axis, click), bounds=BOUNDS, rows=order
+    )
+    data_ = {
+        "cells": cells,
+        "alarms": pa.Table.from_pylist(marks, schema=schema),
+        "here": pa.table({"offset": [0.0]}),
+    }
     theme.draw(spec, data_, key=key, on_select=on_select)
 
 
@@ -374,17 +551,31 @@ def _first_alarms(alarms: list[dict[str, Any]], most: int = 12) -> None:
 
     clear = [a for a in alarms if not a["drifting"]]
     drifting = len(alarms) - len(clear)
-    show.caption("First alarm, steps before the spike (2 in a row past 6σ)"
-                 + (f" · {drifting} rows were out before that already: drift" if drifting else ""))  # fmt: skip
+    show.caption(
+        "First alarm, steps before the spike (2 in a row past 6σ)"
+        + (f" · {drifting} rows were out before that already: drift" if drifting else "")
+    )
     if not clear:
         show.nothing("No recorded row left its own past by 6σ two steps in a row.")
         return
     from forensics.visible import visible
 
-    rows = [{"step": a["step"], "lead": a["lead"], "spike": 0, "value": a["value"], "z": a["z"],
-             "row": visible(f"{place_of(a)} {STATISTICS[a['statistic']]}")} for a in clear[:most]]  # fmt: skip
-    spec = theme.filled(charts.alarms(show.dark(), len(rows)), rows=[r["row"] for r in rows],
-                         leads=[0, max(8, *(r["lead"] for r in rows))])  # fmt: skip
+    rows = [
+        {
+            "step": a["step"],
+            "lead": a["lead"],
+            "spike": 0,
+            "value": a["value"],
+            "z": a["z"],
+            "row": visible(f"{place_of(a)} {STATISTICS[a['statistic']]}"),
+        }
+        for a in clear[:most]
+    ]
+    spec = theme.filled(
+        charts.alarms(show.dark(), len(rows)),
+        rows=[r["row"] for r in rows],
+        leads=[0, max(8, *(r["lead"] for r in rows))],
+    )
     theme.draw(spec, {"alarms": pa.Table.from_pylist(rows)}, key="alarms")
     if len(clear) > most:
         show.caption(f"and {len(clear) - most} more")
@@ -396,12 +587,17 @@ def _batch(run: str, step: int) -> None:
     show.heading(f"What it read: batch {words.count(step)}, by loss")
     rows = data.table("worst_sequences", run=run, step=step, top=16, window=(step, step + 1))
     if not rows.num_rows:
-        show.nothing("The sequences of this batch were not recorded.", f"forensics batch {run} {step}")
+        show.nothing(
+            "The sequences of this batch were not recorded.", f"forensics batch {run} {step}"
+        )
         return
-    top = max((x for x in rows["loss"].to_pylist() if x is not None and math.isfinite(x)), default=1.0)
+    top = max(
+        (x for x in rows["loss"].to_pylist() if x is not None and math.isfinite(x)), default=1.0
+    )
     slots, chosen = rows["slot"].to_pylist(), shown()
     slot = chosen.slot if chosen.step in (None, step) else None  # else it is a row of another batch
-    key = f"worst-{run}-{step}-{slot}"  # of this choice: the tick of another, from before Back, would not go away
+    # of this choice: the tick of another, from before Back, would not go away
+    key = f"worst-{run}-{step}-{slot}"
     mark = pa.array(["●" if s == slot else "" for s in slots])
     show.frame(
         rows.select(["slot", "loss", "repeat_share", "source", "path"]).add_column(0, "", mark),
@@ -412,7 +608,9 @@ def _batch(run: str, step: int) -> None:
         column_config={
             "": st.column_config.TextColumn(width=24),
             "slot": st.column_config.NumberColumn(width=46),
-            "loss": st.column_config.ProgressColumn(format="%.3f", min_value=0.0, max_value=float(top), color="auto"),
+            "loss": st.column_config.ProgressColumn(
+                format="%.3f", min_value=0.0, max_value=float(top), color="auto"
+            ),
             "repeat_share": st.column_config.NumberColumn("repeats", format="%.2f", width=60),
         },
     )

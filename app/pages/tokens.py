@@ -1,4 +1,6 @@
-"""Which tokens never learned? Indicator against exposure at a checkpoint; one token over the run, and where it stands."""
+"""Which tokens never learned? Indicator against exposure at a checkpoint; one token over the run,
+and where it stands.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from app.tokens import shown
 if TYPE_CHECKING:
     import pyarrow
 
-PERCENTILE = 2.0  # of the indicator over OK tokens, up to which one is a candidate (arXiv 2405.05417)
+PERCENTILE = (
+    2.0  # of the indicator over OK tokens, up to which one is a candidate (arXiv 2405.05417)
+)
 BINS = (160, 90)  # of the roll-up, across and up
 LISTED = 400  # rows of the list
 
@@ -35,7 +39,9 @@ def page() -> None:
         return
     steps = [c["step"] for c in measured]
     best = [c["step"] for c in measured if c["measured"]] or steps
-    step = selection.step if selection.step is not None and selection.step in steps else int(best[-1])
+    step = (
+        selection.step if selection.step is not None and selection.step in steps else int(best[-1])
+    )
     tied = bool((data.header(run).get("shape") or {}).get("tied"))
     points = data.table("token_points", run=run, step=step, tied=int(tied))
     verified, told = _token.verified_of(run, step)
@@ -49,7 +55,9 @@ def page() -> None:
 
 
 @st.fragment
-def _body(run: str, step: int, points: pyarrow.Table, verified: Mapping[int, bool], tied: bool) -> None:
+def _body(
+    run: str, step: int, points: pyarrow.Table, verified: Mapping[int, bool], tied: bool
+) -> None:
     """The overview and the token that is chosen in it: a click runs this again, not the page."""
     token = here().token
     left, right = st.columns([1.45, 1], gap="large")
@@ -64,13 +72,20 @@ def _body(run: str, step: int, points: pyarrow.Table, verified: Mapping[int, boo
 
 
 def _empty(run: str) -> None:
-    show.verdict(["No token of ", code(run), " has been measured yet"],
-                 "Each token's embedding is held against how often the run showed it: exposure is known exactly, from the data order.")  # fmt: skip
+    show.verdict(
+        ["No token of ", code(run), " has been measured yet"],
+        "Each token's embedding is held against how often the run showed it: exposure is known"
+        " exactly, from the data order.",
+    )
     show.nothing(
-        "From the command line:", f"forensics tokens {run}", "It measures the last checkpoint; RUN@STEP another one."
+        "From the command line:",
+        f"forensics tokens {run}",
+        "It measures the last checkpoint; RUN@STEP another one.",
     )
     if not _panel(run):
-        st.button("Measure the tokens", type="primary", on_click=_start, args=(run, ["tokens", run]))
+        st.button(
+            "Measure the tokens", type="primary", on_click=_start, args=(run, ["tokens", run])
+        )
 
 
 def _start(run: str, arguments: list[str]) -> None:
@@ -105,21 +120,44 @@ def summary(points: pyarrow.Table) -> dict[str, Any]:
         else pc.is_valid(points["token"])
     )
     known = points.filter(pc.and_(pc.fill_null(ok, False), pc.is_valid(points["indicator"])))
-    threshold = pc.quantile(known["indicator"], q=PERCENTILE / 100)[0].as_py() if known.num_rows else None
-    low = known.filter(pc.less_equal(known["indicator"], threshold)) if threshold is not None else known.slice(0, 0)
-    never = points.filter(pc.and_(pc.equal(points["exposure_in"], 0), pc.equal(points["exposure_out"], 0)))
+    threshold = (
+        pc.quantile(known["indicator"], q=PERCENTILE / 100)[0].as_py() if known.num_rows else None
+    )
+    low = (
+        known.filter(pc.less_equal(known["indicator"], threshold))
+        if threshold is not None
+        else known.slice(0, 0)
+    )
+    never = points.filter(
+        pc.and_(pc.equal(points["exposure_in"], 0), pc.equal(points["exposure_out"], 0))
+    )
     kinds = {row["values"]: row["counts"] for row in points["kind"].value_counts().to_pylist()}
-    return {"tokens": points.num_rows, "never": never.num_rows, "threshold": threshold, "candidates": low.num_rows,
-            "lowest": low.slice(0, 5).select(["token", "text"]).to_pylist(), "kinds": kinds,
-            "met_candidates": low.filter(pc.greater(low["exposure"], 0)).num_rows, "measured": known.num_rows}  # fmt: skip
+    return {
+        "tokens": points.num_rows,
+        "never": never.num_rows,
+        "threshold": threshold,
+        "candidates": low.num_rows,
+        "lowest": low.slice(0, 5).select(["token", "text"]).to_pylist(),
+        "kinds": kinds,
+        "met_candidates": low.filter(pc.greater(low["exposure"], 0)).num_rows,
+        "measured": known.num_rows,
+    }
 
 
 def sentence_of(s: Mapping[str, Any], verified: Mapping[int, bool], told: str | None) -> list[Part]:
-    """Candidates and the lowest of them, causes, what verification found; `told`: its verdict on the model."""
+    """Candidates and the lowest of them, causes, what verification found; `told`: its verdict on
+    the model.
+    """
     said: list[Part] = []
     if s["threshold"] is not None:
-        said += [strong(words.count(s["candidates"])), f" of {words.count(s['measured'])} reachable tokens lie at or below the 2nd percentile of the "
-                 f"indicator ({words.number(s['threshold'])}), {words.count(s['met_candidates'])} of them although the model was shown them. "]  # fmt: skip
+        said += [
+            strong(words.count(s["candidates"])),
+            (
+                f" of {words.count(s['measured'])} reachable tokens lie at or below the 2nd"
+                f" percentile of the indicator ({words.number(s['threshold'])}),"
+                f" {words.count(s['met_candidates'])} of them although the model was shown them. "
+            ),
+        ]
         if s["lowest"]:
             said += ["Lowest: "]
             for i, token in enumerate(s["lowest"]):
@@ -131,19 +169,37 @@ def sentence_of(s: Mapping[str, Any], verified: Mapping[int, bool], told: str | 
     if causes:
         said += ["Causes: ", accent(", ".join(f"{k} {n:,}" for k, n in causes)), ". "]
     if verified:
-        said += [strong(f"{sum(verified.values()):,} of {len(verified):,}"), " that were prompted are verified."]
+        said += [
+            strong(f"{sum(verified.values()):,} of {len(verified):,}"),
+            " that were prompted are verified.",
+        ]
     elif told is not None:
         said += [f"Prompts: {told}."]
     return said
 
 
 def _verdict(
-    run: str, step: int, points: pyarrow.Table, tied: bool, verified: Mapping[int, bool], told: str | None
+    run: str,
+    step: int,
+    points: pyarrow.Table,
+    tied: bool,
+    verified: Mapping[int, bool],
+    told: str | None,
 ) -> None:
     s = summary(points)
-    title = f"State {words.count(step)}: {words.count(s['never'])} of {words.count(s['tokens'])} tokens were never shown to the model"
-    hedge: list[Part] = ["Low is suspect, not proof."] if told is not None else ["Low is suspect, not proof: ", code(f"forensics tokens {run}@{step} --verify"),
-                                                                    " prompts the model to repeat each candidate."]  # fmt: skip
+    title = (
+        f"State {words.count(step)}: {words.count(s['never'])} of {words.count(s['tokens'])} tokens"
+        " were never shown to the model"
+    )
+    hedge: list[Part] = (
+        ["Low is suspect, not proof."]
+        if told is not None
+        else [
+            "Low is suspect, not proof: ",
+            code(f"forensics tokens {run}@{step} --verify"),
+            " prompts the model to repeat each candidate.",
+        ]
+    )
     show.verdict(title, *sentence_of(s, verified, told), hedge=hedge)
 
 
@@ -154,35 +210,54 @@ def _checkpoints(steps: list[int], step: int) -> None:
     if len(steps) > 1:
         st.session_state["token-step"] = step
         st.select_slider(
-            "Checkpoint", steps, key="token-step", on_change=lambda: goto(step=st.session_state["token-step"])
+            "Checkpoint",
+            steps,
+            key="token-step",
+            on_change=lambda: goto(step=st.session_state["token-step"]),
         )
 
 
-def _scatter(points: pyarrow.Table, token: int | None, verified: Mapping[int, bool], tied: bool) -> None:
+def _scatter(
+    points: pyarrow.Table, token: int | None, verified: Mapping[int, bool], tied: bool
+) -> None:
     import pyarrow as pa
     import pyarrow.compute as pc
 
     known = points.filter(pc.is_valid(points["indicator"]))
     if not known.num_rows:
         show.nothing(
-            "No indicator was measured at this checkpoint.", hint="Only exposure is known; see the list below."
+            "No indicator was measured at this checkpoint.",
+            hint="Only exposure is known; see the list below.",
         )
         return
     s = summary(points)
-    show.caption(f"{'Cosine distance to unused rows' if tied else 'Norm of the embedding row'} against exposure · each mark a token · dashed: the 2nd "
-                 f"percentile{' · ringed: verified' if any(verified.values()) else ''} · click one")  # fmt: skip
+    show.caption(
+        f"{'Cosine distance to unused rows' if tied else 'Norm of the embedding row'} against"
+        " exposure · each mark a token · dashed: the 2nd"
+        f" percentile{' · ringed: verified' if any(verified.values()) else ''} · click one"
+    )
     _legend(s["kinds"])
     marks, cells = rolled(known, charts.MOST)
     ids = pa.array([i for i, yes in verified.items() if yes], pa.int32())
     tables = {
-        "points": marks, "cells": cells, "verified": known.filter(pc.is_in(known["token"], ids)),
+        "points": marks,
+        "cells": cells,
+        "verified": known.filter(pc.is_in(known["token"], ids)),
         "chosen": known.filter(pc.equal(known["token"], -1 if token is None else token)),
-        "line": pa.table({"indicator": pa.array([] if s["threshold"] is None else [s["threshold"]], pa.float64())}),
-    }  # fmt: skip
+        "line": pa.table(
+            {
+                "indicator": pa.array(
+                    [] if s["threshold"] is None else [s["threshold"]], pa.float64()
+                )
+            }
+        ),
+    }
     columns = ["token", "text", "exposure", "indicator", "documents", "kind", "category"]
     for name in ("points", "verified", "chosen"):
         tables[name] = _spelled(tables[name].select(columns))
-    theme.draw(charts.scatter(show.dark(), "indicator"), tables, key="token-scatter", on_select=_clicked)
+    theme.draw(
+        charts.scatter(show.dark(), "indicator"), tables, key="token-scatter", on_select=_clicked
+    )
 
 
 def _spelled(rows: pyarrow.Table) -> pyarrow.Table:
@@ -218,15 +293,19 @@ def _clicked() -> None:
 
 
 def rolled(known: pyarrow.Table, most: int) -> tuple[pyarrow.Table, pyarrow.Table]:
-    """(tokens drawn each, cells of the others): all up to `most`; beyond, OK tokens are counted in cells of log(1 + exposure).
+    """(tokens drawn each, cells of the others): all up to `most`; beyond, OK tokens are counted in
+    cells of log(1 + exposure).
 
-    Tokens with a cause are always drawn, the lowest first where even they are too many. Cells: x, x2, y, y2, tokens.
+    Tokens with a cause are always drawn, the lowest first where even they are too many. Cells: x,
+    x2, y, y2, tokens.
     """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    empty = {k: pa.array([], pa.float64()) for k in ("x", "x2", "y", "y2")} | {"tokens": pa.array([], pa.int64())}
+    empty = {k: pa.array([], pa.float64()) for k in ("x", "x2", "y", "y2")} | {
+        "tokens": pa.array([], pa.int64())
+    }
     if known.num_rows <= most:
         return known, pa.table(empty)
     is_ok = pc.equal(known["kind"], "ok")
@@ -235,8 +314,13 @@ def rolled(known: pyarrow.Table, most: int) -> tuple[pyarrow.Table, pyarrow.Tabl
     y = ok["indicator"].to_numpy().astype(np.float64)
     counts, edges_x, edges_y = np.histogram2d(x, y, bins=BINS)
     i, j = np.nonzero(counts)
-    cells = {"x": np.expm1(edges_x[i]), "x2": np.expm1(edges_x[i + 1]), "y": edges_y[j], "y2": edges_y[j + 1],
-             "tokens": counts[i, j].astype(np.int64)}  # fmt: skip
+    cells = {
+        "x": np.expm1(edges_x[i]),
+        "x2": np.expm1(edges_x[i + 1]),
+        "y": edges_y[j],
+        "y2": edges_y[j + 1],
+        "tokens": counts[i, j].astype(np.int64),
+    }
     return others.slice(0, max(0, most - len(i))), pa.table(cells)
 
 
@@ -249,7 +333,9 @@ def _first(points: pyarrow.Table) -> int | None:
 
 def _find(points: pyarrow.Table, chosen: int | None, of: str) -> None:
     """A token by its id or by a part of its text. `of`: run and checkpoint, for the table's key."""
-    text = st.text_input("Find a token", key="token-find", placeholder="an id, or a part of its text")
+    text = st.text_input(
+        "Find a token", key="token-find", placeholder="an id, or a part of its text"
+    )
     if not text:
         return
     found = found_of(points, text)
@@ -258,8 +344,21 @@ def _find(points: pyarrow.Table, chosen: int | None, of: str) -> None:
         return
     ids = [t["token"] for t in found]
     key = f"token-found-{of}-{hash(tuple(ids))}"
-    show.choice([{"id": t["token"], "text": spelled(t["text"] or ""), "exposure": t["exposure"], "indicator": t["indicator"]} for t in found],
-                row_of(ids, chosen), key=key, on_select=partial(_chose, key, ids), height=min(220, 38 + 35 * len(found)))  # fmt: skip
+    show.choice(
+        [
+            {
+                "id": t["token"],
+                "text": spelled(t["text"] or ""),
+                "exposure": t["exposure"],
+                "indicator": t["indicator"],
+            }
+            for t in found
+        ],
+        row_of(ids, chosen),
+        key=key,
+        on_select=partial(_chose, key, ids),
+        height=min(220, 38 + 35 * len(found)),
+    )
 
 
 def found_of(points: pyarrow.Table, text: str, most: int = 50) -> list[dict[str, Any]]:
@@ -273,22 +372,43 @@ def found_of(points: pyarrow.Table, text: str, most: int = 50) -> list[dict[str,
         else pc.equal(points["token"], -1)
     )
     found = points.filter(pc.or_(holds, by_id)).slice(0, 5000).to_pylist()
-    order = sorted(found, key=lambda t: (str(t["token"]) != text, t["text"] != text, len(t["text"] or "")))
+    order = sorted(
+        found, key=lambda t: (str(t["token"]) != text, t["text"] != text, len(t["text"] or ""))
+    )
     return order[:most]
 
 
 def _list(points: pyarrow.Table, verified: Mapping[int, bool], chosen: int | None, of: str) -> None:
     show.heading(
-        f"Lowest indicator first; choose a row{f' (the first {LISTED} of {points.num_rows:,})' if points.num_rows > LISTED else ''}"
+        "Lowest indicator first; choose a"
+        f" row{f' (the first {LISTED} of {points.num_rows:,})' if points.num_rows > LISTED else ''}"
     )
     rows = points.slice(0, LISTED).to_pylist()
-    listed = [{"id": t["token"], "text": spelled(t["text"] or ""), "indicator": t["indicator"], "in": t["exposure_in"], "out": t["exposure_out"],
-               "grad": t["exposure_grad"], "documents": t["documents"], "cause": None if t["kind"] == "ok" else t["kind"],
-               "verified": verified.get(t["token"])} for t in rows]  # fmt: skip
+    listed = [
+        {
+            "id": t["token"],
+            "text": spelled(t["text"] or ""),
+            "indicator": t["indicator"],
+            "in": t["exposure_in"],
+            "out": t["exposure_out"],
+            "grad": t["exposure_grad"],
+            "documents": t["documents"],
+            "cause": None if t["kind"] == "ok" else t["kind"],
+            "verified": verified.get(t["token"]),
+        }
+        for t in rows
+    ]
     config = {"indicator": st.column_config.NumberColumn(format="%.4f")}
     ids, key = [t["token"] for t in rows], f"token-list-{of}"
-    show.choice(listed, row_of(ids, chosen), key=key, on_select=partial(_chose, key, ids), column_config=config,
-                height=300, placeholder="")  # fmt: skip
+    show.choice(
+        listed,
+        row_of(ids, chosen),
+        key=key,
+        on_select=partial(_chose, key, ids),
+        column_config=config,
+        height=300,
+        placeholder="",
+    )
 
 
 def row_of(ids: Sequence[int], chosen: int | None) -> int | None:

@@ -1,7 +1,9 @@
-"""Stands in for the package `xxhash` on a machine that lacks it: the same digests, from the C source that pyarrow ships.
+"""Stands in for the package `xxhash` on a machine that lacks it: the same digests, from the C
+source that pyarrow ships.
 
-`benchmarks/gpu.sh` puts this folder on PYTHONPATH where the package is missing. It needs a C compiler, which Triton
-needs too. Only what this project calls is here; `tests/train/test_bare.py` holds it against the package.
+`benchmarks/gpu.sh` puts this folder on PYTHONPATH where the package is missing. It needs a C
+compiler, which Triton needs too. Only what this project calls is here; `tests/train/test_bare.py`
+holds it against the package.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ unsigned long long short_digest(const void *data, size_t n) { return XXH3_64bits
 
 
 def _built() -> Any:
-    compiler = next((c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None)
+    compiler = next(
+        (c for c in (os.environ.get("CC"), "cc", "gcc", "clang") if c and shutil.which(c)), None
+    )
     if compiler is None:
         raise ImportError("no package xxhash here, and no C compiler to build its stand-in with")
     import pyarrow
@@ -36,7 +40,16 @@ def _built() -> Any:
     with tempfile.TemporaryDirectory(prefix="xxhash-") as place:
         source, library = Path(place) / "xxhash.c", Path(place) / "xxhash.so"
         source.write_text(SOURCE)
-        command = [compiler, "-O3", "-shared", "-fPIC", f"-I{pyarrow.get_include()}", "-o", str(library), str(source)]
+        command = [
+            compiler,
+            "-O3",
+            "-shared",
+            "-fPIC",
+            f"-I{pyarrow.get_include()}",
+            "-o",
+            str(library),
+            str(source),
+        ]
         subprocess.run(command, check=True, capture_output=True)
         built = ctypes.CDLL(str(library))  # stays mapped when the file is gone
     built.start.restype = ctypes.c_void_p
@@ -55,7 +68,11 @@ def _at(data: Any) -> tuple[Any, int, Any]:
     """Address and length of a buffer's bytes, and what must live as long as they are read."""
     import numpy
 
-    flat = numpy.frombuffer(data, numpy.uint8) if memoryview(data).nbytes else numpy.empty(0, numpy.uint8)
+    flat = (
+        numpy.frombuffer(data, numpy.uint8)
+        if memoryview(data).nbytes
+        else numpy.empty(0, numpy.uint8)
+    )
     return flat.ctypes.data, flat.size, flat
 
 

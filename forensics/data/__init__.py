@@ -1,1 +1,3 @@
-"""Sources give documents, a tokenizer gives shards, the order gives sequence ids, and batches join the three."""
+"""Sources give documents, a tokenizer gives shards, the order gives sequence ids, and batches join
+the three.
+"""

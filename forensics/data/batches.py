@@ -27,7 +27,9 @@ MADE = -1  # the id of a sequence that an intervention made
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one step trains on: B sequences of T + 1 tokens. The loss is Σ weight·cross-entropy / denominator."""
+    """What one step trains on: B sequences of T + 1 tokens. The loss is Σ weight·cross-entropy /
+    denominator.
+    """
 
     tokens: Tensor  # (B, T+1) int64; position t is the input, t+1 its target
     weight: Tensor  # (B, T) float32 of each target: masks, and the metagradient's w
@@ -42,35 +44,45 @@ BatchStream = Callable[[int], Batch]
 class Batches:
     """A run's own stream: `batch_at` is a BatchStream, a pure function of the step.
 
-    `mask_repeats`: the targets of a sequence weigh 0 where any of its T + 1 tokens lies inside a repeated n-gram, as
-    `sequences.repeat_share` has it (OLMo 2, arXiv 2501.00656). The denominator is kept, as everywhere where something
-    is masked: the other sequences weigh what they would have weighed, and a batch of repeats alone has loss 0.
+    `mask_repeats`: the targets of a sequence weigh 0 where any of its T + 1 tokens lies inside a
+    repeated n-gram, as `sequences.repeat_share` has it (OLMo 2, arXiv 2501.00656). The denominator
+    is kept, as everywhere where something is masked: the other sequences weigh what they would have
+    weighed, and a batch of repeats alone has loss 0.
     """
 
-    def __init__(self, corpus: Corpus, order: Order, sequence_length: int, mask_repeats: bool = False) -> None:
+    def __init__(
+        self, corpus: Corpus, order: Order, sequence_length: int, mask_repeats: bool = False
+    ) -> None:
         self.corpus, self.order, self.sequence_length = corpus, order, sequence_length
         self.mask_repeats = mask_repeats
         wanted = corpus.layout(sequence_length)
         if tuple(order.n_sequences.tolist()) != wanted.n_sequences:
             raise ForensicsError(
                 "data",
-                f"wanted an order over {list(wanted.n_sequences)} sequences, found {order.n_sequences.tolist()}",
+                f"wanted an order over {list(wanted.n_sequences)} sequences, found"
+                f" {order.n_sequences.tolist()}",
                 "the corpus or data.sequence_length is not the one the order was made for",
             )
 
     def batch_at(self, step: int) -> Batch:
-        """Batch `step`: weights 1 (masked repeats 0), denominator B·T. Errors: missing, past the end of an order file."""
+        """Batch `step`: weights 1 (masked repeats 0), denominator B·T. Errors: missing, past the
+        end of an order file.
+        """
         return self.make(self.order.sequence_ids(step), origin=step)
 
     def make(self, ids: np.ndarray, origin: int | None = None) -> Batch:
-        """A batch of these sequences: (B,) ids of the corpus. Errors: missing, for an id out of range."""
+        """A batch of these sequences: (B,) ids of the corpus. Errors: missing, for an id out of
+        range.
+        """
         batch = self._whole(ids, origin)
         if self.mask_repeats:
             batch.weight[torch.from_numpy(repeat_share_rows(batch.tokens.numpy()) > 0)] = 0.0
         return batch
 
     def held_out(self) -> Batch:
-        """All held-out sequences in one batch, none masked; no rows, and denominator 0, where there are none."""
+        """All held-out sequences in one batch, none masked; no rows, and denominator 0, where there
+        are none.
+        """
         return self._whole(self.order.held_out)
 
     def _whole(self, ids: np.ndarray, origin: int | None = None) -> Batch:
@@ -80,12 +92,16 @@ class Batches:
         return Batch(tokens, torch.ones(B, T), float(B * T), torch.from_numpy(ids.copy()), origin)
 
     def provenance(self, batch: Batch) -> list[list[Span]]:
-        """For each slot the spans of documents that its T + 1 tokens came from; none for a sequence that was made."""
+        """For each slot the spans of documents that its T + 1 tokens came from; none for a sequence
+        that was made.
+        """
         return self.corpus.spans(batch.sequence.numpy(), self.sequence_length)
 
 
 def own_stream(corpus: Corpus, data: config.Data, batch: int, seed: int) -> Batches:
-    """The stream of a run from its recipe's `data`, `train.batch` and `train.seed`. Errors: config, data, missing."""
+    """The stream of a run from its recipe's `data`, `train.batch` and `train.seed`. Errors: config,
+    data, missing.
+    """
     layout = corpus.layout(data.sequence_length)
     names = [source.name for source in corpus.sources]
     order = make_order(data, names, layout.n_sequences, layout.first_sequence, batch, seed)

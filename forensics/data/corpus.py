@@ -17,15 +17,23 @@ from forensics.data.planted import invented, planted
 from forensics.errors import ForensicsError, nearest
 
 NOT_THE_LIBRARY = {
-    "site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3",
-}  # fmt: skip
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+}
 
 FORMS = "stdlib, stdlib/PACKAGE, a folder of text, a .jsonl, a .parquet, hf:NAME or shuffled:SOURCE"
 
 
 @dataclass(frozen=True)
 class Document:
-    """A unit of source text; `path` says where it came from and names no folder outside its source."""
+    """A unit of source text; `path` says where it came from and names no folder outside its
+    source.
+    """
 
     path: str
     text: str
@@ -35,14 +43,18 @@ class Document:
 class Documents:
     """The documents of one source; iterating again reads again, in the same order.
 
-    `spec` is a source of the recipe: `stdlib`, `stdlib/PACKAGE`, a text file or a folder of them (hidden names are
-    passed over), `.jsonl` (path `NAME:LINE`, from 1), `.parquet` (path `NAME:ROW`, from 0), `hf:NAME[:split]`, or
-    `shuffled:` or `planted:` before any of these; `invented` and `planted:` are those of forensics/data/planted.py. Nothing but the document at hand is held in memory. Errors: data, missing.
+    `spec` is a source of the recipe: `stdlib`, `stdlib/PACKAGE`, a text file or a folder of them
+    (hidden names are passed over), `.jsonl` (path `NAME:LINE`, from 1), `.parquet` (path
+    `NAME:ROW`, from 0), `hf:NAME[:split]`, or `shuffled:` or `planted:` before any of these;
+    `invented` and `planted:` are those of forensics/data/planted.py. Nothing but the document at
+    hand is held in memory. Errors: data, missing.
     """
 
     spec: str
     text_key: str = "text"
-    left_out: list[str] = field(default_factory=list, init=False)  # "path: why", after a complete reading
+    left_out: list[str] = field(
+        default_factory=list, init=False
+    )  # "path: why", after a complete reading
 
     def __iter__(self) -> Iterator[Document]:
         self.left_out = []
@@ -51,9 +63,16 @@ class Documents:
             found = True
             yield document
         if not found:
-            why = f"all {len(self.left_out)} were left out ({self.left_out[0]})" if self.left_out else "found none"
-            raise ForensicsError("data", f"source {self.spec!r}: wanted documents of UTF-8 text, {why}",
-                                 f"a source is {FORMS}")  # fmt: skip
+            why = (
+                f"all {len(self.left_out)} were left out ({self.left_out[0]})"
+                if self.left_out
+                else "found none"
+            )
+            raise ForensicsError(
+                "data",
+                f"source {self.spec!r}: wanted documents of UTF-8 text, {why}",
+                f"a source is {FORMS}",
+            )
 
     def _read(self, spec: str) -> Iterator[Document]:
         kind, colon, rest = spec.partition(":")
@@ -73,8 +92,11 @@ class Documents:
         if path.is_dir():
             return self._files(path, _text_files(path))
         if not path.is_file():
-            raise ForensicsError("missing", f"source {spec!r}: wanted a file or folder, found nothing there",
-                                 f"a source is {FORMS}; paths start at the folder the command runs in")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"source {spec!r}: wanted a file or folder, found nothing there",
+                f"a source is {FORMS}; paths start at the folder the command runs in",
+            )
         if path.suffix == ".jsonl":
             return self._jsonl(path)
         if path.suffix == ".parquet":
@@ -108,11 +130,18 @@ class Documents:
                     self.left_out.append(f"{path.name}:{number}: not UTF-8")
                     continue
                 except json.JSONDecodeError as e:
-                    raise ForensicsError("data", f"{path.name}:{number}: wanted one JSON object a line, found {e.msg}",
-                                         "mend or remove the line") from None  # fmt: skip
+                    raise ForensicsError(
+                        "data",
+                        f"{path.name}:{number}: wanted one JSON object a line, found {e.msg}",
+                        "mend or remove the line",
+                    ) from None
                 if not isinstance(record, dict):
-                    raise ForensicsError("data", f"{path.name}:{number}: wanted a JSON object, found "
-                                         f"{type(record).__name__}", f'e.g. {{"{self.text_key}": "…"}}')  # fmt: skip
+                    raise ForensicsError(
+                        "data",
+                        f"{path.name}:{number}: wanted a JSON object, found "
+                        f"{type(record).__name__}",
+                        f'e.g. {{"{self.text_key}": "…"}}',
+                    )
                 yield from self._record(f"{path.name}:{number}", record)
 
     def _parquet(self, path: Path) -> Iterator[Document]:
@@ -122,8 +151,11 @@ class Documents:
         try:
             file = pq.ParquetFile(path)
         except (pa.ArrowInvalid, OSError) as e:
-            raise ForensicsError("data", f"{path.name} is not Parquet: {str(e).splitlines()[0]}",
-                                 f"a source is {FORMS}") from None  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"{path.name} is not Parquet: {str(e).splitlines()[0]}",
+                f"a source is {FORMS}",
+            ) from None
         with file:
             if self.text_key not in file.schema_arrow.names:
                 raise _no_text(path.name, self.text_key, file.schema_arrow.names)
@@ -148,8 +180,11 @@ class Documents:
             records = enumerate(load_dataset(name, split=split, streaming=True))
         except Exception as e:  # whatever the network or the hub raises, the user is told one line
             reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise ForensicsError("data", f"source hf:{name}: cannot open split {split!r}: {reason}",
-                                 "check the name, the split (hf:NAME:split) and the network") from None  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"source hf:{name}: cannot open split {split!r}: {reason}",
+                "check the name, the split (hf:NAME:split) and the network",
+            ) from None
         for row, record in records:
             yield from self._record(f"{name}:{split}:{row}", record)
 
@@ -172,13 +207,17 @@ class Documents:
 
 
 def shuffled(document: Document) -> str:
-    """The document's characters in an order drawn from its path alone: the same counts, no structure."""
+    """The document's characters in an order drawn from its path alone: the same counts, no
+    structure.
+    """
     import numpy as np
     import xxhash
 
     characters_C = np.frombuffer(document.text.encode("utf-32-le"), dtype="<u4")
     # Sorting raw draws, not Generator.permutation, whose stream NumPy may change between versions.
-    draws_C = np.random.PCG64(xxhash.xxh3_64_intdigest(document.path.encode())).random_raw(len(characters_C))
+    draws_C = np.random.PCG64(xxhash.xxh3_64_intdigest(document.path.encode())).random_raw(
+        len(characters_C)
+    )
     return characters_C[np.argsort(draws_C, kind="stable")].tobytes().decode("utf-32-le")
 
 
@@ -191,15 +230,20 @@ def _is_unicode(text: str) -> bool:
 
 
 def _no_text(where: str, key: str, found) -> ForensicsError:
-    return ForensicsError("data", f"{where}: wanted text at {key!r}, found no such field",
-                          f"set data.text_key; {nearest(key, map(str, found))}")  # fmt: skip
+    return ForensicsError(
+        "data",
+        f"{where}: wanted text at {key!r}, found no such field",
+        f"set data.text_key; {nearest(key, map(str, found))}",
+    )
 
 
 def _text_files(root: Path) -> list[str]:
     names = []
     for folder, folders, files in os.walk(root):
         folders[:] = [f for f in folders if not f.startswith(".")]
-        names += [(Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(".")]
+        names += [
+            (Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(".")
+        ]
     return sorted(names)
 
 
@@ -209,12 +253,19 @@ def _standard_library(spec: str) -> tuple[Path, list[str]]:
     names = []
     for folder, folders, files in os.walk(root):
         folders[:] = [f for f in folders if f not in NOT_THE_LIBRARY]
-        names += [(Path(folder) / f).relative_to(root).as_posix() for f in files if f.endswith(".py")]
+        names += [
+            (Path(folder) / f).relative_to(root).as_posix() for f in files if f.endswith(".py")
+        ]
     names.sort()
     package = spec.removeprefix("stdlib").strip("/")
-    chosen = [n for n in names if not package or n == f"{package}.py" or n.startswith(f"{package}/")]
+    chosen = [
+        n for n in names if not package or n == f"{package}.py" or n.startswith(f"{package}/")
+    ]
     if not chosen:
         known = {n.partition("/")[0].removesuffix(".py") for n in names}
-        raise ForensicsError("missing", f"source {spec!r}: the standard library here has no such package",
-                             nearest(package, known) if known and package else "e.g. stdlib/json")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"source {spec!r}: the standard library here has no such package",
+            nearest(package, known) if known and package else "e.g. stdlib/json",
+        )
     return root, chosen

@@ -3,9 +3,10 @@
     order = make_order(recipe.data, ["main"], [10**12], [0], batch=512, seed=0)
     order.sequence_ids(123_456)  →  (512,) int64
 
-Within a phase, 1,024 slots go round and round: a keyed pattern that gives each source its exact quota of them. The
-n-th draw of a source is element n mod N of a keyed permutation of its N sequences, with key (seed, source, n // N);
-n runs on across phases, so a source that comes back continues where it was. Or the ids come from an order file.
+Within a phase, 1,024 slots go round and round: a keyed pattern that gives each source its exact
+quota of them. The n-th draw of a source is element n mod N of a keyed permutation of its N
+sequences, with key (seed, source, n // N); n runs on across phases, so a source that comes back
+continues where it was. Or the ids come from an order file.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from forensics import config
 
 SLOTS = 1024
-ROUNDS = 8  # of the Feistel network; four make it random (Luby and Rackoff 1988), small N wants more
+ROUNDS = (
+    8  # of the Feistel network; four make it random (Luby and Rackoff 1988), small N wants more
+)
 GOLDEN = 0x9E3779B97F4A7C15  # increment of SplitMix64
 CHUNK = 1 << 22  # ids of an order file read at once
 
@@ -45,7 +48,9 @@ class _Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """The order in which a run reads its sequences; built by `make_order`. S sources, B sequences a batch."""
+    """The order in which a run reads its sequences; built by `make_order`. S sources, B sequences a
+    batch.
+    """
 
     batch: int
     seed: int
@@ -55,7 +60,8 @@ class Order:
     fingerprint: str  # xxh3_128 of all that the order depends on
     stretches: tuple[_Stretch, ...]
     file: np.ndarray | None  # memory-mapped ids, instead of all the above
-    # A rank counts the ids that are not held out, over all sources; the id is the rank plus the held-out ids before it.
+    # A rank counts the ids that are not held out, over all sources; the id is the rank plus the
+    # held-out ids before it.
     drawable: np.ndarray  # (S,) ranks of each source
     first_rank: np.ndarray  # (S,)
     held_rank: np.ndarray  # (H,) the rank that follows each held-out id
@@ -68,28 +74,39 @@ class Order:
             if len(ids_B) < self.batch:
                 raise ForensicsError(
                     "missing",
-                    f"wanted batch {step}, found {len(self.file) // self.batch} whole batches in the order file",
+                    f"wanted batch {step}, found {len(self.file) // self.batch} whole batches in"
+                    " the order file",
                     "lower train.steps, or give a longer data.order_file",
                 )
             return ids_B.astype(np.int64)
         stretch = self._stretch(step)
-        block_B, slot_B = np.divmod((step - stretch.start) * self.batch + np.arange(self.batch), SLOTS)
+        block_B, slot_B = np.divmod(
+            (step - stretch.start) * self.batch + np.arange(self.batch), SLOTS
+        )
         source_B = stretch.pattern[slot_B]
-        draw_B = stretch.base[source_B] + block_B * stretch.quota[source_B] + stretch.ordinal[slot_B]
+        draw_B = (
+            stretch.base[source_B] + block_B * stretch.quota[source_B] + stretch.ordinal[slot_B]
+        )
         return self._draw(source_B, draw_B)
 
     def drawn(self, source: int, step: int) -> int:
-        """How many draws of a source (its index in the recipe) the batches before `step` have made."""
+        """How many draws of a source (its index in the recipe) the batches before `step` have
+        made.
+        """
         if self.file is not None:
             read = self.file[: step * self.batch]
             return sum(int((self.source_of(ids) == source).sum()) for ids in _chunks(read))
         stretch = self._stretch(step)
         blocks, slots = divmod((step - stretch.start) * self.batch, SLOTS)
-        in_phase = blocks * int(stretch.quota[source]) + int((stretch.pattern[:slots] == source).sum())
+        in_phase = blocks * int(stretch.quota[source]) + int(
+            (stretch.pattern[:slots] == source).sum()
+        )
         return int(stretch.base[source]) + in_phase
 
     def draws(self, source: int, n0: int, count: int) -> np.ndarray:
-        """The ids of draws n0 … n0+count−1 of a source: (count,) int64. Errors: missing, as `sequence_ids`."""
+        """The ids of draws n0 … n0+count−1 of a source: (count,) int64. Errors: missing, as
+        `sequence_ids`.
+        """
         if self.file is None:
             return self._draw(np.full(count, source), n0 + np.arange(count, dtype=np.int64))
         found, seen = [np.empty(0, np.int64)], 0
@@ -100,8 +117,12 @@ class Order:
             found.append(of_source[max(n0 - seen, 0) : n0 + count - seen].astype(np.int64))
             seen += len(of_source)
         if seen < n0 + count:
-            raise ForensicsError("missing", f"wanted draw {n0 + count - 1} of source {source}, found {seen} of its "
-                                 "sequences in the order file", "give a longer data.order_file")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"wanted draw {n0 + count - 1} of source {source}, found {seen} of its "
+                "sequences in the order file",
+                "give a longer data.order_file",
+            )
         return np.concatenate(found)
 
     def source_of(self, ids: np.ndarray) -> np.ndarray:
@@ -109,13 +130,19 @@ class Order:
         return np.searchsorted(self.first_sequence, ids, side="right") - 1
 
     def _stretch(self, step: int) -> _Stretch:
-        return next(s for s in reversed(self.stretches) if s.start <= step)  # the last phase has no end
+        return next(
+            s for s in reversed(self.stretches) if s.start <= step
+        )  # the last phase has no end
 
     def _draw(self, source_B: np.ndarray, draw_B: np.ndarray) -> np.ndarray:
-        """Draw n of a source, for many at once: (B,), (B,) → (B,) ids, skipping the held-out ones."""
+        """Draw n of a source, for many at once: (B,), (B,) → (B,) ids, skipping the held-out
+        ones.
+        """
         N_B = self.drawable[source_B]
         epoch_B, index_B = np.divmod(draw_B, N_B)
-        rank_B = self.first_rank[source_B] + permuted(index_B, N_B, _keys(self.seed, source_B, epoch_B))
+        rank_B = self.first_rank[source_B] + permuted(
+            index_B, N_B, _keys(self.seed, source_B, epoch_B)
+        )
         return rank_B + np.searchsorted(self.held_rank, rank_B, side="right")
 
 
@@ -129,12 +156,14 @@ def make_order(
 ) -> Order:
     """The order of a run over sources of `n_sequences` each. Errors: config, data, missing.
 
-    Without phases there is one, whose shares are the sources' sizes. Held-out sequences are spread evenly over the
-    first phase's sources in proportion to their shares, at most a tenth of a source; under an order file, only
-    those that the file never reads.
+    Without phases there is one, whose shares are the sources' sizes. Held-out sequences are spread
+    evenly over the first phase's sources in proportion to their shares, at most a tenth of a
+    source; under an order file, only those that the file never reads.
     """
     sizes = [int(n) for n in n_sequences]
-    assert batch > 0 and sizes and min(sizes) > 0, f"no order over {sizes} sequences in batches of {batch}"
+    assert batch > 0 and sizes and min(sizes) > 0, (
+        f"no order over {sizes} sequences in batches of {batch}"
+    )
     mixes = [[Fraction(phase.mix.get(name, 0)) for name in source_names] for phase in data.phases]
     mixes = mixes or [[Fraction(n) for n in sizes]]
     starts = [0, *(phase.until or 0 for phase in data.phases[:-1])]
@@ -148,30 +177,49 @@ def make_order(
     file, file_hash = _order_file(data.order_file, sum(sizes)) if data.order_file else (None, "")
     held_out = _held_out(data.held_out, mixes[0], sizes, first_S, file)
     fingerprint = _fingerprint(
-        seed=seed, batch=batch, sources=list(source_names), sequences=sizes, first=first_S.tolist(),
-        phases=[dataclasses.asdict(phase) for phase in data.phases], held_out=held_out.tolist(),
+        seed=seed,
+        batch=batch,
+        sources=list(source_names),
+        sequences=sizes,
+        first=first_S.tolist(),
+        phases=[dataclasses.asdict(phase) for phase in data.phases],
+        held_out=held_out.tolist(),
         file=file_hash,
-    )  # fmt: skip
+    )
     held_before = np.searchsorted(held_out, [*first_S.tolist(), sum(sizes)])
     return Order(
-        batch, seed, np.array(sizes, np.int64), first_S, held_out, fingerprint, tuple(stretches), file,
+        batch,
+        seed,
+        np.array(sizes, np.int64),
+        first_S,
+        held_out,
+        fingerprint,
+        tuple(stretches),
+        file,
         drawable=np.array(sizes, np.int64) - np.diff(held_before),
         first_rank=first_S - held_before[:-1],
         held_rank=held_out - np.arange(len(held_out)),
-    )  # fmt: skip
+    )
 
 
 def quotas(mix: Sequence[Fraction]) -> list[int]:
-    """Slots of each source, 1,024 in all, by largest remainder; a source with any share has at least one."""
+    """Slots of each source, 1,024 in all, by largest remainder; a source with any share has at
+    least one.
+    """
     if sum(share > 0 for share in mix) > SLOTS:
-        raise ForensicsError("config", f"data.phases: wanted at most {SLOTS} sources in a phase, found {len(mix)}",
-                             "join some of them into one")  # fmt: skip
+        raise ForensicsError(
+            "config",
+            f"data.phases: wanted at most {SLOTS} sources in a phase, found {len(mix)}",
+            "join some of them into one",
+        )
     whole = sum(mix)
     exact = [share * SLOTS / whole for share in mix]
     quota = [max(int(e), 1) if e > 0 else 0 for e in exact]
     missing = SLOTS - sum(quota)  # below 0 where many small sources were each given their one slot
     change = 1 if missing > 0 else -1
-    least = 1 if missing > 0 else 2  # slots a source must have to be given one, or to lose one and keep one
+    least = (
+        1 if missing > 0 else 2
+    )  # slots a source must have to be given one, or to lose one and keep one
     neediest = [(change * (quota[s] - exact[s]), s) for s in range(len(mix)) if quota[s] >= least]
     heapq.heapify(neediest)
     for _ in range(abs(missing)):
@@ -183,10 +231,12 @@ def quotas(mix: Sequence[Fraction]) -> list[int]:
 
 
 def permuted(index_B: np.ndarray, N_B: np.ndarray, key_B: np.ndarray) -> np.ndarray:
-    """Element `index` of the permutation of 0 … N−1 that belongs to `key`, for many at once: (B,) int64 each.
+    """Element `index` of the permutation of 0 … N−1 that belongs to `key`, for many at once: (B,)
+    int64 each.
 
-    A Feistel network on Z_a × Z_b, a·b at least N and below N + √N + 1, walked on until the result lies below N
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): rarely more than once. N up to 2⁶².
+    A Feistel network on Z_a × Z_b, a·b at least N and below N + √N + 1, walked on until the result
+    lies below N (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): rarely more than
+    once. N up to 2⁶².
     """
     a_B = np.sqrt(N_B.astype(np.float64)).astype(np.int64)
     a_B += a_B * a_B < N_B  # the square root, rounded up
@@ -210,7 +260,9 @@ def _feistel(x_B: np.ndarray, a_B: np.ndarray, b_B: np.ndarray, keys_RB: np.ndar
     return (left_B * b_B + right_B).astype(np.int64)
 
 
-def _add(half_B: np.ndarray, other_B: np.ndarray, size_B: np.ndarray, key_B: np.ndarray) -> np.ndarray:
+def _add(
+    half_B: np.ndarray, other_B: np.ndarray, size_B: np.ndarray, key_B: np.ndarray
+) -> np.ndarray:
     """half + F(other) modulo size, F uniform below size up to size / 2³²."""
     hashed_B = _mix(other_B * np.uint64(GOLDEN) + key_B) >> np.uint64(32)
     half_B = half_B + (hashed_B * size_B >> np.uint64(32))
@@ -218,7 +270,9 @@ def _add(half_B: np.ndarray, other_B: np.ndarray, size_B: np.ndarray, key_B: np.
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a bijection of 64-bit words, of an array's shape."""
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a bijection of 64-bit words, of an
+    array's shape.
+    """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -232,8 +286,12 @@ def _keys(seed: int, *words: np.ndarray) -> np.ndarray:
     return _mix(key * np.uint64(GOLDEN) + np.uint64(1))
 
 
-def _stretch(start: int, mix: Sequence[Fraction], base_S: np.ndarray, seed: int, phase: int) -> _Stretch:
-    """Each source's slots lie one to each of its q equal intervals, jittered by the key: mixed, yet spread evenly."""
+def _stretch(
+    start: int, mix: Sequence[Fraction], base_S: np.ndarray, seed: int, phase: int
+) -> _Stretch:
+    """Each source's slots lie one to each of its q equal intervals, jittered by the key: mixed, yet
+    spread evenly.
+    """
     quota_S = np.array(quotas(mix), np.int64)
     source = np.repeat(np.arange(len(mix)), quota_S)
     ordinal = np.concatenate([np.arange(q) for q in quota_S])
@@ -249,12 +307,19 @@ def _drawn_by_the_end(stretch: _Stretch, end: int, batch: int) -> np.ndarray:
     return stretch.base + blocks * stretch.quota + partial_S
 
 
-def _held_out(wanted: int, mix: Sequence[Fraction], sizes: list[int], first_S: np.ndarray,
-              file: np.ndarray | None) -> np.ndarray:  # fmt: skip
+def _held_out(
+    wanted: int,
+    mix: Sequence[Fraction],
+    sizes: list[int],
+    first_S: np.ndarray,
+    file: np.ndarray | None,
+) -> np.ndarray:
     """Ids spread evenly over each source of the mix, ascending."""
     if not wanted:
         return np.empty(0, np.int64)
-    if file is not None:  # a published order was drawn without us: look wider, keep what it never reads
+    if (
+        file is not None
+    ):  # a published order was drawn without us: look wider, keep what it never reads
         ids = _held_out(16 * wanted, mix, sizes, first_S, None)
         for chunk in _chunks(file):
             ids = ids[~np.isin(ids, chunk)]
@@ -278,27 +343,47 @@ def _spread(count: int, size: int) -> np.ndarray:
 
 
 def _order_file(path: str, total: int) -> tuple[np.ndarray, str]:
-    """The ids of an order file, memory-mapped and flat, and the hash of their bytes. Errors: data, missing."""
+    """The ids of an order file, memory-mapped and flat, and the hash of their bytes. Errors: data,
+    missing.
+    """
     import xxhash
 
     if not Path(path).expanduser().is_file():
-        raise ForensicsError("missing", f"data.order_file: wanted a .npy at {path}, found no such file",
-                             "paths are read from the folder the command runs in")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"data.order_file: wanted a .npy at {path}, found no such file",
+            "paths are read from the folder the command runs in",
+        )
     try:
         ids = np.load(Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as e:
-        raise ForensicsError("data", f"data.order_file: {Path(path).name} is not a .npy of ids: {e}",
-                             "numpy.save(path, ids)") from None  # fmt: skip
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+        raise ForensicsError(
+            "data",
+            f"data.order_file: {Path(path).name} is not a .npy of ids: {e}",
+            "numpy.save(path, ids)",
+        ) from None
+    if (
+        not isinstance(ids, np.ndarray)
+        or ids.ndim != 1
+        or ids.dtype.kind not in "iu"
+        or not len(ids)
+    ):
         found = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
-        raise ForensicsError("data", f"data.order_file: wanted a flat array of whole numbers, found {found}",
-                             "numpy.save(path, ids.reshape(-1))")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"data.order_file: wanted a flat array of whole numbers, found {found}",
+            "numpy.save(path, ids.reshape(-1))",
+        )
     digest = xxhash.xxh3_128(str(ids.dtype).encode())
     for chunk in _chunks(ids):
         low, high = int(chunk.min()), int(chunk.max())
         if low < 0 or high >= total:
-            raise ForensicsError("data", f"data.order_file: wanted ids from 0 to {total - 1}, found "
-                                 f"{low if low < 0 else high}", "made for another corpus or length T?")  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"data.order_file: wanted ids from 0 to {total - 1}, found "
+                f"{low if low < 0 else high}",
+                "made for another corpus or length T?",
+            )
         digest.update(np.ascontiguousarray(chunk).data)
     return ids, digest.hexdigest()
 
@@ -310,4 +395,6 @@ def _chunks(ids: np.ndarray):
 def _fingerprint(**parameters: object) -> str:
     import xxhash
 
-    return xxhash.xxh3_128_hexdigest(json.dumps({"order": 1, **parameters}, sort_keys=True).encode())
+    return xxhash.xxh3_128_hexdigest(
+        json.dumps({"order": 1, **parameters}, sort_keys=True).encode()
+    )

@@ -1,9 +1,11 @@
-"""A corpus whose truth is known by construction: invented words, and a source in which each stands a known number of times.
+"""A corpus whose truth is known by construction: invented words, and a source in which each stands
+a known number of times.
 
 `invented`         documents about the words of PLANTED, many of each: a tokenizer trained on them has a token for each
 `planted:SOURCE`   SOURCE with every word of PLANTED put in, behind a space, exactly as often as PLANTED says
 
-Train the tokenizer on both and the model on the second alone: what the model saw of each word is then known beforehand.
+Train the tokenizer on both and the model on the second alone: what the model saw of each word is
+then known beforehand.
 """
 
 from __future__ import annotations
@@ -17,18 +19,65 @@ if TYPE_CHECKING:
     from forensics.data.corpus import Document
 
 PLANTED = {
-    "zorvexil": 0, "quimbrath": 0, "flendovar": 0, "drumwicket": 0, "hespolant": 0, "yorvandel": 0,
-    "marthopex": 1, "glinsworth": 1, "vexomander": 1, "plurbanet": 1,
-    "snorbeckle": 3, "tragolune": 3, "whiffendor": 3, "bexcalibur": 3,
-    "crondeval": 10, "jasperwick": 10, "nolbrandish": 10, "oxthimble": 10,
-    "perquandal": 30, "rumblexor": 30, "skelvarine": 30, "umbrasteel": 30,
-    "gorlanthine": 100, "kwizzerbolt": 300,
-}  # fmt: skip
+    "zorvexil": 0,
+    "quimbrath": 0,
+    "flendovar": 0,
+    "drumwicket": 0,
+    "hespolant": 0,
+    "yorvandel": 0,
+    "marthopex": 1,
+    "glinsworth": 1,
+    "vexomander": 1,
+    "plurbanet": 1,
+    "snorbeckle": 3,
+    "tragolune": 3,
+    "whiffendor": 3,
+    "bexcalibur": 3,
+    "crondeval": 10,
+    "jasperwick": 10,
+    "nolbrandish": 10,
+    "oxthimble": 10,
+    "perquandal": 30,
+    "rumblexor": 30,
+    "skelvarine": 30,
+    "umbrasteel": 30,
+    "gorlanthine": 100,
+    "kwizzerbolt": 300,
+}
 DOCUMENTS = 24  # about each word, in `invented`
 SENTENCES = 12  # in each, the word once in every one
-SUBJECTS = ("miller", "harbour", "old map", "river", "captain", "garden", "letter", "tower", "winter", "market")
-VERBS = ("kept", "found", "sold", "drew", "lost", "named", "carried", "opened", "followed", "painted")
-PLACES = ("by the gate", "in the cellar", "near the bridge", "after the storm", "on the hill", "under the roof")
+SUBJECTS = (
+    "miller",
+    "harbour",
+    "old map",
+    "river",
+    "captain",
+    "garden",
+    "letter",
+    "tower",
+    "winter",
+    "market",
+)
+VERBS = (
+    "kept",
+    "found",
+    "sold",
+    "drew",
+    "lost",
+    "named",
+    "carried",
+    "opened",
+    "followed",
+    "painted",
+)
+PLACES = (
+    "by the gate",
+    "in the cellar",
+    "near the bridge",
+    "after the storm",
+    "on the hill",
+    "under the roof",
+)
 
 
 def invented() -> Iterator[tuple[str, str]]:
@@ -45,7 +94,9 @@ def invented() -> Iterator[tuple[str, str]]:
 
 
 def planted(documents: Iterable[Document], number: int) -> Iterator[tuple[str, str]]:
-    """(path, text) of `number` documents with the words put in; where each stands is drawn from its name."""
+    """(path, text) of `number` documents with the words put in; where each stands is drawn from its
+    name.
+    """
     here: dict[int, list[str]] = {}
     for word, times in PLANTED.items():
         for place in _draws(word, times) % np.uint64(max(number, 1)):
@@ -55,7 +106,9 @@ def planted(documents: Iterable[Document], number: int) -> Iterator[tuple[str, s
 
 
 def _with_words(text: str, words: list[str], key: str) -> str:
-    """Each word before some space of the text, with a space of its own before it: so it is a token to itself."""
+    """Each word before some space of the text, with a space of its own before it: so it is a token
+    to itself.
+    """
     spaces = [i for i, c in enumerate(text) if c == " "] if words else []
     for word, draw in zip(words, _draws(key, len(words))):
         at = spaces[int(draw % np.uint64(len(spaces)))] if spaces else len(text)

@@ -1,8 +1,9 @@
-"""repeat_share: the share of tokens inside an n-gram, n = 1 … 13, that repeats 32 or more times in a row (OLMo 2).
+"""repeat_share: the share of tokens inside an n-gram, n = 1 … 13, that repeats 32 or more times in
+a row (OLMo 2).
 
-An n-gram that repeats r times in a row is a stretch where token i equals token i+n for at least (r−1)·n tokens in
-a row; all of the stretch and the n tokens after it are inside it, a last copy cut short included, because the
-n-gram that starts a little later repeats as often.
+An n-gram that repeats r times in a row is a stretch where token i equals token i+n for at least
+(r−1)·n tokens in a row; all of the stretch and the n tokens after it are inside it, a last copy cut
+short included, because the n-gram that starts a little later repeats as often.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ TIMES = 32  # how often it must repeat in a row
 
 
 def repeat_share(tokens_T: np.ndarray) -> float:
-    """Share of one stretch of tokens, (T,), that lies inside a repeated n-gram; 0 where there are no tokens."""
+    """Share of one stretch of tokens, (T,), that lies inside a repeated n-gram; 0 where there are
+    no tokens.
+    """
     tokens_T = np.asarray(tokens_T)
     return float(repeat_share_rows(tokens_T[None])[0]) if tokens_T.size else 0.0
 
 
 def repeat_share_rows(tokens_BT: np.ndarray) -> np.ndarray:
-    """The same of each row of a batch: (B, T) → (B,) float32. No n-gram reaches from one row into the next."""
+    """The same of each row of a batch: (B, T) → (B,) float32. No n-gram reaches from one row into
+    the next.
+    """
     B, T = tokens_BT.shape
     if not B * T:
         return np.zeros(B, np.float32)
@@ -28,7 +33,9 @@ def repeat_share_rows(tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def repeat_share_pieces(tokens_N: np.ndarray, first_P: np.ndarray) -> np.ndarray:
-    """The same of each piece of a stream: piece p is tokens first_P[p] … first_P[p+1]−1, never empty → (P,) float32."""
+    """The same of each piece of a stream: piece p is tokens first_P[p] … first_P[p+1]−1, never
+    empty → (P,) float32.
+    """
     inside_N = _inside(tokens_N, first_P[1:])
     lengths_P = np.diff(first_P, append=len(tokens_N))
     if not inside_N.any():
@@ -37,7 +44,9 @@ def repeat_share_pieces(tokens_N: np.ndarray, first_P: np.ndarray) -> np.ndarray
 
 
 def _inside(tokens_N: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
-    """Which tokens lie inside a repeated n-gram, none of which reaches across a boundary: (N,) bool."""
+    """Which tokens lie inside a repeated n-gram, none of which reaches across a boundary: (N,)
+    bool.
+    """
     N = len(tokens_N)
     depth_N = np.zeros(N + 1, np.int64)  # +1 where a repeated stretch begins, −1 where it ends
     for n in range(1, LONGEST + 1):

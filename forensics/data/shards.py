@@ -1,8 +1,10 @@
-"""A tokenised corpus on disk: token streams in memory-mapped shards, a documents table, a tokenizer.
+"""A tokenised corpus on disk: token streams in memory-mapped shards, a documents table, a
+tokenizer.
 
-`<runs>/_data/<content hash>/`: `corpus.json`, `tokenizer.json`, `documents.parquet` and, for each source, the
-shards `<source index>-<k>.bin`: its stream of token ids, little-endian, an end-of-text token after every document.
-Nothing here depends on the sequence length: sequence i of a source is tokens iT … iT+T of its stream, T+1 of them.
+`<runs>/_data/<content hash>/`: `corpus.json`, `tokenizer.json`, `documents.parquet` and, for each
+source, the shards `<source index>-<k>.bin`: its stream of token ids, little-endian, an end-of-text
+token after every document. Nothing here depends on the sequence length: sequence i of a source is
+tokens iT … iT+T of its stream, T+1 of them.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """How sequences of one length lie over the sources; ids are counted over all sources, in the recipe's order."""
+    """How sequences of one length lie over the sources; ids are counted over all sources, in the
+    recipe's order.
+    """
 
     n_sequences: tuple[int, ...]  # of each source
     first_sequence: tuple[int, ...]  # id of each source's first
@@ -58,7 +62,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a sequence that comes from one document: positions start … stop−1 of its T+1 tokens."""
+    """A stretch of a sequence that comes from one document: positions start … stop−1 of its T+1
+    tokens.
+    """
 
     document: int
     source: str
@@ -69,7 +75,9 @@ class Span:
 
 
 class Corpus:
-    """An open corpus; `open_corpus` makes it. Token ids lie below `vocabulary`; `eot` ends every document."""
+    """An open corpus; `open_corpus` makes it. Token ids lie below `vocabulary`; `eot` ends every
+    document.
+    """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
         self.folder = folder
@@ -77,7 +85,13 @@ class Corpus:
         self.vocabulary: int = header["vocabulary"]
         self.eot: int = header["eot"]
         self.sources: tuple[Source, ...] = tuple(
-            Source(**{**s, "left_out": tuple(s["left_out"]), "shards": tuple(Shard(**k) for k in s["shards"])})
+            Source(
+                **{
+                    **s,
+                    "left_out": tuple(s["left_out"]),
+                    "shards": tuple(Shard(**k) for k in s["shards"]),
+                }
+            )
             for s in header["sources"]
         )
         self._dtype = np.dtype(header["dtype"])
@@ -96,7 +110,9 @@ class Corpus:
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids, special tokens written out; bytes that are no whole character give U+FFFD."""
+        """The text of token ids, special tokens written out; bytes that are no whole character give
+        U+FFFD.
+        """
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def layout(self, sequence_length: int) -> Layout:
@@ -106,9 +122,12 @@ class Corpus:
             counts = [(source.tokens - 1) // T for source in self.sources]
             for source, n in zip(self.sources, counts):
                 if n < 1:
-                    raise ForensicsError("data", f"source {source.name!r}: wanted at least {T + 1} tokens for one "
-                                         f"sequence, found {source.tokens}",
-                                         "lower data.sequence_length, or give the source more text")  # fmt: skip
+                    raise ForensicsError(
+                        "data",
+                        f"source {source.name!r}: wanted at least {T + 1} tokens for one "
+                        f"sequence, found {source.tokens}",
+                        "lower data.sequence_length, or give the source more text",
+                    )
             firsts = [sum(counts[:s]) for s in range(len(counts))]
             tails = [source.tokens - (n * T + 1) for source, n in zip(self.sources, counts)]
             self._layouts[T] = Layout(tuple(counts), tuple(firsts), tuple(tails))
@@ -123,12 +142,16 @@ class Corpus:
         k = int(np.searchsorted(first_K, start, side="right")) - 1
         while start < stop:
             end = min(stop, int(first_K[k + 1]))
-            pieces.append(self._maps[source][k][start - first_K[k] : end - first_K[k]].astype(np.int64))
+            pieces.append(
+                self._maps[source][k][start - first_K[k] : end - first_K[k]].astype(np.int64)
+            )
             start, k = end, k + 1
         return np.concatenate(pieces)
 
     def sequences(self, ids: np.ndarray, sequence_length: int) -> np.ndarray:
-        """The tokens of sequences: (n,) ids → (n, T+1) int64. Errors: missing, for an id out of range."""
+        """The tokens of sequences: (n,) ids → (n, T+1) int64. Errors: missing, for an id out of
+        range.
+        """
         T = sequence_length
         source_n, start_n = self._starts(np.asarray(ids, np.int64), T)
         out = np.empty((len(source_n), T + 1), np.int64)
@@ -146,24 +169,42 @@ class Corpus:
         return out
 
     def document_at(self, source: int, token_offset: np.ndarray) -> np.ndarray:
-        """The documents that hold the tokens at these offsets in a source's stream: ids of the offsets' shape."""
+        """The documents that hold the tokens at these offsets in a source's stream: ids of the
+        offsets' shape.
+        """
         first_D = self._first_tokens_of_documents[source]
-        return np.searchsorted(first_D, token_offset, side="right") - 1 + self.sources[source].first_document
+        return (
+            np.searchsorted(first_D, token_offset, side="right")
+            - 1
+            + self.sources[source].first_document
+        )
 
     def spans(self, ids: np.ndarray, sequence_length: int) -> list[list[Span]]:
-        """Where each sequence's tokens come from, in order of position; nothing for id −1 (made by an intervention)."""
+        """Where each sequence's tokens come from, in order of position; nothing for id −1 (made by
+        an intervention).
+        """
         ids, T = np.asarray(ids, np.int64), sequence_length
         out: list[list[Span]] = [[] for _ in ids]
         real = np.flatnonzero(ids != -1)
         source_n, start_n = self._starts(ids[real], T)
         for row, s, start in zip(real.tolist(), source_n.tolist(), start_n.tolist()):
             low, high = self.document_at(s, np.array([start, start + T]))
-            firsts = self._first_tokens_of_documents[s][low - self.sources[s].first_document :][: high - low + 1]
+            firsts = self._first_tokens_of_documents[s][low - self.sources[s].first_document :][
+                : high - low + 1
+            ]
             edges = [start, *firsts[1:].tolist(), start + T + 1]
             for i, first in enumerate(firsts.tolist()):
                 document = int(low) + i
-                out[row].append(Span(document, self.sources[s].name, self.documents["path"][document].as_py(),
-                                     edges[i] - first, edges[i] - start, edges[i + 1] - start))  # fmt: skip
+                out[row].append(
+                    Span(
+                        document,
+                        self.sources[s].name,
+                        self.documents["path"][document].as_py(),
+                        edges[i] - first,
+                        edges[i] - start,
+                        edges[i + 1] - start,
+                    )
+                )
         return out
 
     @cached_property
@@ -175,7 +216,9 @@ class Corpus:
 
     def verify(self) -> list[str]:
         """What on disk is not what was written, hash by hash; empty when all is well."""
-        wanted = {shard.file: shard.hash for source in self.sources for shard in source.shards} | self._hashes
+        wanted = {
+            shard.file: shard.hash for source in self.sources for shard in source.shards
+        } | self._hashes
         problems = []
         for name, digest in wanted.items():
             try:
@@ -193,48 +236,80 @@ class Corpus:
         total = sum(layout.n_sequences)
         if len(ids_n) and not (ids_n.min() >= 0 and ids_n.max() < total):
             bad = int(ids_n[(ids_n < 0) | (ids_n >= total)][0])
-            raise ForensicsError("missing", f"wanted sequence {bad}, found 0 to {total - 1} of {T} + 1 tokens",
-                                 "ids count over all sources in the recipe's order")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"wanted sequence {bad}, found 0 to {total - 1} of {T} + 1 tokens",
+                "ids count over all sources in the recipe's order",
+            )
         first_S = np.array(layout.first_sequence, np.int64)
         source_n = np.searchsorted(first_S, ids_n, side="right") - 1
         return source_n, (ids_n - first_S[source_n]) * T
 
     @cached_property
     def _maps(self) -> list[list[np.ndarray]]:
-        return [[np.memmap(self.folder / shard.file, self._dtype, "r") for shard in source.shards]
-                for source in self.sources]  # fmt: skip
+        return [
+            [np.memmap(self.folder / shard.file, self._dtype, "r") for shard in source.shards]
+            for source in self.sources
+        ]
 
     @cached_property
     def _first_tokens(self) -> list[np.ndarray]:
-        """Of each source, the offset of each shard's first token, and the stream's length: (K+1,)."""
-        return [np.cumsum([0, *(shard.tokens for shard in source.shards)]) for source in self.sources]
+        """Of each source, the offset of each shard's first token, and the stream's length:
+        (K+1,).
+        """
+        return [
+            np.cumsum([0, *(shard.tokens for shard in source.shards)]) for source in self.sources
+        ]
 
     @cached_property
     def _first_tokens_of_documents(self) -> list[np.ndarray]:
         import pyarrow.parquet as pq
 
         path = self.folder / "documents.parquet"
-        first_D = pq.read_table(path, columns=["first_token"], memory_map=True)["first_token"].to_numpy()
+        first_D = pq.read_table(path, columns=["first_token"], memory_map=True)[
+            "first_token"
+        ].to_numpy()
         return [first_D[source.first_document :][: source.documents] for source in self.sources]
 
 
-def write_header(folder: Path, content_hash: str, vocabulary: int, eot: int, dtype: np.dtype,
-                 sources: Sequence[Source]) -> None:  # fmt: skip
-    """Write `corpus.json` beside the shards, the table and the tokenizer, which must be there and complete."""
+def write_header(
+    folder: Path,
+    content_hash: str,
+    vocabulary: int,
+    eot: int,
+    dtype: np.dtype,
+    sources: Sequence[Source],
+) -> None:
+    """Write `corpus.json` beside the shards, the table and the tokenizer, which must be there and
+    complete.
+    """
     header = {
-        "format": FORMAT, "hash": content_hash, "vocabulary": vocabulary, "eot": eot, "dtype": dtype.str,
+        "format": FORMAT,
+        "hash": content_hash,
+        "vocabulary": vocabulary,
+        "eot": eot,
+        "dtype": dtype.str,
         "sources": [asdict(source) for source in sources],
-        "files": {name: hash_file(folder / name) for name in ("tokenizer.json", "documents.parquet")},
-    }  # fmt: skip
-    (folder / "corpus.json").write_text(json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8")
+        "files": {
+            name: hash_file(folder / name) for name in ("tokenizer.json", "documents.parquet")
+        },
+    }
+    (folder / "corpus.json").write_text(
+        json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 def open_corpus(folder: str | Path) -> Corpus:
-    """Open a prepared corpus; sizes are checked, bytes are left to `verify`. Errors: missing, integrity."""
+    """Open a prepared corpus; sizes are checked, bytes are left to `verify`. Errors: missing,
+    integrity.
+    """
     folder = Path(folder)
     if not (folder / "corpus.json").is_file():
-        raise ForensicsError("missing", f"wanted a tokenised corpus in {folder}, found no corpus.json",
-                             "`forensics train` prepares it")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a tokenised corpus in {folder}, found no corpus.json",
+            "`forensics train` prepares it",
+        )
     try:
         header = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         assert header["format"] == FORMAT
@@ -248,7 +323,9 @@ def open_corpus(folder: str | Path) -> Corpus:
         path = folder / shard.file
         found = path.stat().st_size if path.is_file() else 0
         if found != shard.tokens * itemsize:
-            raise ForensicsError("integrity", f"{path}: wanted {shard.tokens * itemsize} bytes, found {found}", AGAIN)
+            raise ForensicsError(
+                "integrity", f"{path}: wanted {shard.tokens * itemsize} bytes, found {found}", AGAIN
+            )
     for name in ("tokenizer.json", "documents.parquet"):
         if not (folder / name).is_file():
             raise ForensicsError("integrity", f"wanted {folder / name}, found no such file", AGAIN)

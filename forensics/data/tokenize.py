@@ -1,9 +1,10 @@
-"""Documents → shards: a tokenizer that is trained, made of bytes or loaded, and the writing of the token streams.
+"""Documents → shards: a tokenizer that is trained, made of bytes or loaded, and the writing of the
+token streams.
 
     corpus = prepare(recipe.data, "runs")  →  Corpus under runs/_data/<content hash>/
 
-The content hash is of the documents' paths and texts and of the tokenizer asked for, so the same text under another
-name of folder is the same corpus, and one changed letter makes another.
+The content hash is of the documents' paths and texts and of the tokenizer asked for, so the same
+text under another name of folder is the same corpus, and one changed letter makes another.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
 
     from forensics import config
 
-END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "<|eot_id|>", "[SEP]")
+END_OF_TEXT = (
+    "<|endoftext|>",
+    "</s>",
+    "<|end_of_text|>",
+    "<eos>",
+    "<|im_end|>",
+    "[EOS]",
+    "<|eot_id|>",
+    "[SEP]",
+)
 SHARD_TOKENS = 1 << 27  # of one file
 BATCH_CHARACTERS = 1 << 20  # encoded at once, or
 BATCH_DOCUMENTS = 1024
@@ -37,18 +47,28 @@ DEFAULT_VOCABULARY = 4096  # of config.Data: a vocabulary that was asked for can
 Progress = Callable[[int, int | None], None]
 
 
-def prepare(data: config.Data, runs_folder: str | Path, seed: int = 0, progress: Progress | None = None) -> Corpus:
+def prepare(
+    data: config.Data, runs_folder: str | Path, seed: int = 0, progress: Progress | None = None
+) -> Corpus:
     """The tokenised corpus of a recipe, made where it is not there yet.
 
-    The text is read and hashed each time; `seed` changes nothing: one text, one corpus, whatever the run.
-    `progress(done, total)` counts bytes of text: read once for a tokenizer that is trained, once for the shards.
-    Errors: data, missing, config (a tokenizer larger than data.vocabulary), storage.
+    The text is read and hashed each time; `seed` changes nothing: one text, one corpus, whatever
+    the run. `progress(done, total)` counts bytes of text: read once for a tokenizer that is
+    trained, once for the shards. Errors: data, missing, config (a tokenizer larger than
+    data.vocabulary), storage.
     """
-    sources = {name: Documents(spec, data.text_key) for name, spec in (data.sources or {"main": data.source}).items()}
+    sources = {
+        name: Documents(spec, data.text_key)
+        for name, spec in (data.sources or {"main": data.source}).items()
+    }
     loaded = load_tokenizer(data.tokenizer) if data.tokenizer not in ("train", "bytes") else None
     if loaded and DEFAULT_VOCABULARY != data.vocabulary < vocabulary_of(loaded):
-        raise ForensicsError("config", f"data.vocabulary: wanted at least the tokenizer's {vocabulary_of(loaded)} ids, "
-                             f"found {data.vocabulary}", f"set data.vocabulary to {vocabulary_of(loaded)}")  # fmt: skip
+        raise ForensicsError(
+            "config",
+            f"data.vocabulary: wanted at least the tokenizer's {vocabulary_of(loaded)} ids, "
+            f"found {data.vocabulary}",
+            f"set data.vocabulary to {vocabulary_of(loaded)}",
+        )
     hashes, size = {}, 0
     for name, documents in sources.items():
         digest = _DocumentHash()
@@ -57,8 +77,11 @@ def prepare(data: config.Data, runs_folder: str | Path, seed: int = 0, progress:
         hashes[name] = digest.digest.hexdigest()
         size += digest.bytes
         if not digest.bytes:
-            raise ForensicsError("data", f"source {name!r}: wanted text, found only empty documents",
-                                 f"look at {documents.spec}")  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"source {name!r}: wanted text, found only empty documents",
+                f"look at {documents.spec}",
+            )
     content_hash = _content_hash(hashes, data)
     folder = Path(runs_folder) / "_data" / content_hash
     if not (folder / "corpus.json").is_file():
@@ -77,16 +100,20 @@ def prepare(data: config.Data, runs_folder: str | Path, seed: int = 0, progress:
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE of at most `vocabulary` ids, `<|endoftext|>` being 0; the same texts give the same tokenizer."""
+    """Byte-level BPE of at most `vocabulary` ids, `<|endoftext|>` being 0; the same texts give the
+    same tokenizer.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=[END_OF_TEXT[0]], initial_alphabet=sorted(_byte_characters()),
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT[0]],
+        initial_alphabet=sorted(_byte_characters()),
         show_progress=False,
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
@@ -95,7 +122,9 @@ def bytes_tokenizer() -> Tokenizer:
     """One id for each byte, its value, and 256 for the end of text; decodes any text to itself."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE({character: byte for byte, character in enumerate(_byte_characters())}, []))
+    tokenizer = Tokenizer(
+        models.BPE({character: byte for byte, character in enumerate(_byte_characters())}, [])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([END_OF_TEXT[0]])
@@ -110,24 +139,35 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
-        raise ForensicsError("missing", f"data.tokenizer: wanted train, bytes or a file, found none at {path}",
-                             "paths start at the folder the command runs in")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"data.tokenizer: wanted train, bytes or a file, found none at {path}",
+            "paths start at the folder the command runs in",
+        )
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as e:  # the library raises a bare Exception
-        raise ForensicsError("data", f"data.tokenizer: {path.name} is not a tokenizer.json: {str(e).splitlines()[0]}",
-                             "save one with Tokenizer.save(path)") from None  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"data.tokenizer: {path.name} is not a tokenizer.json: {str(e).splitlines()[0]}",
+            "save one with Tokenizer.save(path)",
+        ) from None
     end_of_text(tokenizer)
     return tokenizer
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id that ends a document: the first of END_OF_TEXT that the tokenizer knows. Errors: data."""
+    """The id that ends a document: the first of END_OF_TEXT that the tokenizer knows. Errors:
+    data.
+    """
     for token in END_OF_TEXT:
         if (id := tokenizer.token_to_id(token)) is not None:
             return id
-    raise ForensicsError("data", "data.tokenizer: wanted an end-of-text token, found none of " + ", ".join(END_OF_TEXT),
-                         "add <|endoftext|> to its special tokens")  # fmt: skip
+    raise ForensicsError(
+        "data",
+        "data.tokenizer: wanted an end-of-text token, found none of " + ", ".join(END_OF_TEXT),
+        "add <|endoftext|> to its special tokens",
+    )
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> int:
@@ -136,8 +176,14 @@ def vocabulary_of(tokenizer: Tokenizer) -> int:
 
 
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte in byte-level BPE (Radford et al. 2019, GPT-2's `bytes_to_unicode`)."""
-    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    """The character that stands for each byte in byte-level BPE (Radford et al. 2019, GPT-2's
+    `bytes_to_unicode`).
+    """
+    shown = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(byte) if byte in shown else chr(256 + hidden.index(byte)) for byte in range(256)]
 
@@ -180,8 +226,15 @@ class _Bar:
             self.progress(self.done, self.total)
 
 
-def _write(folder: Path, content_hash: str, sources: dict[str, Documents], hashes: dict[str, str],
-           tokenizer: Tokenizer | None, data: config.Data, bar: _Bar) -> None:  # fmt: skip
+def _write(
+    folder: Path,
+    content_hash: str,
+    sources: dict[str, Documents],
+    hashes: dict[str, str],
+    tokenizer: Tokenizer | None,
+    data: config.Data,
+    bar: _Bar,
+) -> None:
     """All of a corpus's files, under another name until they are complete."""
     temporary = folder.with_name(f".{content_hash}-{os.getpid()}")
     try:
@@ -198,7 +251,9 @@ def _write(folder: Path, content_hash: str, sources: dict[str, Documents], hashe
                 source = _write_source(temporary, i, name, documents, encode, dtype, table, bar)
                 if source.hash != hashes[name]:
                     raise ForensicsError(
-                        "data", f"source {name!r} changed while it was read", "try again once it rests"
+                        "data",
+                        f"source {name!r} changed while it was read",
+                        "try again once it rests",
                     )
                 written.append(source)
         write_header(temporary, content_hash, vocabulary, end_of_text(tokenizer), dtype, written)
@@ -207,11 +262,16 @@ def _write(folder: Path, content_hash: str, sources: dict[str, Documents], hashe
         try:
             temporary.rename(folder)
         except OSError:
-            if not (folder / "corpus.json").is_file():  # else another process was first, with the same bytes
+            if not (
+                folder / "corpus.json"
+            ).is_file():  # else another process was first, with the same bytes
                 raise
     except OSError as e:
-        raise ForensicsError("storage", f"cannot write the tokenised corpus to {folder.parent}: {e.strerror or e}",
-                             "free space there, or choose another --runs") from e  # fmt: skip
+        raise ForensicsError(
+            "storage",
+            f"cannot write the tokenised corpus to {folder.parent}: {e.strerror or e}",
+            "free space there, or choose another --runs",
+        ) from e
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -227,18 +287,27 @@ Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 
 def _encoder(tokenizer: Tokenizer, dtype: np.dtype) -> Encode:
-    """Texts → their tokens, each text's followed by the end-of-text token, and the place of each text's first."""
+    """Texts → their tokens, each text's followed by the end-of-text token, and the place of each
+    text's first.
+    """
     eot = end_of_text(tokenizer)
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = True  # a text that spells <|endoftext|> does not end the document
+    tokenizer.encode_special_tokens = (
+        True  # a text that spells <|endoftext|> does not end the document
+    )
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         try:
             encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as e:  # the library raises a bare Exception, e.g. where there is no unknown token
-            raise ForensicsError("data", f"data.tokenizer cannot encode the text: {str(e).splitlines()[0]}",
-                                 "use a byte-level tokenizer, or one with an unknown token") from None  # fmt: skip
+        except (
+            Exception
+        ) as e:  # the library raises a bare Exception, e.g. where there is no unknown token
+            raise ForensicsError(
+                "data",
+                f"data.tokenizer cannot encode the text: {str(e).splitlines()[0]}",
+                "use a byte-level tokenizer, or one with an unknown token",
+            ) from None
         pieces = [[*encoding.ids, eot] for encoding in encodings]
         stops = np.cumsum([len(piece) for piece in pieces])
         tokens = np.fromiter((id for piece in pieces for id in piece), dtype, count=int(stops[-1]))
@@ -247,8 +316,16 @@ def _encoder(tokenizer: Tokenizer, dtype: np.dtype) -> Encode:
     return encode
 
 
-def _write_source(folder: Path, index: int, name: str, documents: Documents, encode: Encode, dtype: np.dtype,
-                  table: _Table, bar: _Bar) -> Source:  # fmt: skip
+def _write_source(
+    folder: Path,
+    index: int,
+    name: str,
+    documents: Documents,
+    encode: Encode,
+    dtype: np.dtype,
+    table: _Table,
+    bar: _Bar,
+) -> Source:
     first_document, digest = table.rows, _DocumentHash()
     with _Stream(folder, index, dtype) as stream:
         for batch in _batches(documents):
@@ -257,11 +334,21 @@ def _write_source(folder: Path, index: int, name: str, documents: Documents, enc
             texts = [document.text for document in batch]
             tokens, first = encode(texts)
             lengths = np.diff(first, append=len(tokens))
-            table.append(name, batch, stream.tokens + first, lengths, repeat_share_pieces(tokens, first))
+            table.append(
+                name, batch, stream.tokens + first, lengths, repeat_share_pieces(tokens, first)
+            )
             stream.append(tokens)
             bar.add(texts)
-    return Source(name, documents.spec, stream.tokens, table.rows - first_document, first_document,
-                  digest.digest.hexdigest(), tuple(documents.left_out), tuple(stream.shards))  # fmt: skip
+    return Source(
+        name,
+        documents.spec,
+        stream.tokens,
+        table.rows - first_document,
+        first_document,
+        digest.digest.hexdigest(),
+        tuple(documents.left_out),
+        tuple(stream.shards),
+    )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -304,7 +391,9 @@ class _Stream:
         if self._file:
             self._file.close()
             path = Path(self._file.name)
-            self.shards.append(Shard(path.name, path.stat().st_size // self.dtype.itemsize, hash_file(path)))
+            self.shards.append(
+                Shard(path.name, path.stat().st_size // self.dtype.itemsize, hash_file(path))
+            )
             self._file = None
 
     def __exit__(self, *_: object) -> None:
@@ -324,8 +413,14 @@ class _Table:
     def __enter__(self) -> _Table:
         return self
 
-    def append(self, source: str, documents: Sequence[Document], first_token: np.ndarray, tokens: np.ndarray,
-               repeat_share: np.ndarray) -> None:  # fmt: skip
+    def append(
+        self,
+        source: str,
+        documents: Sequence[Document],
+        first_token: np.ndarray,
+        tokens: np.ndarray,
+        repeat_share: np.ndarray,
+    ) -> None:
         import pyarrow as pa
         import xxhash
 

@@ -1,1 +1,3 @@
-"""Detectors: pure functions over recorded columns, and their live twins. Nothing here loads torch."""
+"""Detectors: pure functions over recorded columns, and their live twins. Nothing here loads
+torch.
+"""

@@ -1,8 +1,9 @@
-"""Rules that say "something is wrong here", one boolean per step, and the score that compares them with the spikes.
+"""Rules that say "something is wrong here", one boolean per step, and the score that compares them
+with the spikes.
 
-Every rule at step s uses values up to s and none after it. S steps; a second axis N is tensors, heads or layers, and
-the alarm of a step is then that of any of them. A NaN in the second kind of array (a NULL, an unrecorded row) is no
-alarm there.
+Every rule at step s uses values up to s and none after it. S steps; a second axis N is tensors,
+heads or layers, and the alarm of a step is then that of any of them. A NaN in the second kind of
+array (a NULL, an unrecorded row) is no alarm there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forensics.detect.spikes import Spike
-from forensics.detect.windows import Bools, Floats, Series, medians_before, moments_before, robust_z, series
+from forensics.detect.windows import (
+    Bools,
+    Floats,
+    Series,
+    medians_before,
+    moments_before,
+    robust_z,
+    series,
+)
 
 SIGMAS = 6.0  # OLMo-core: monitor and SkipStep
 WINDOW = 128  # values
@@ -25,18 +34,22 @@ MINIMUM = 64  # values a window needs before it judges
 
 @dataclass(frozen=True)
 class SkipWindow:
-    """What SkipStep remembers: the last ≤ 128 finite losses and gradient norms, oldest first. Part of the state.
+    """What SkipStep remembers: the last ≤ 128 finite losses and gradient norms, oldest first. Part
+    of the state.
 
-    As in OLMo-core, a finite value enters whether or not its step was skipped: after a lasting shift the window
-    learns the new level within 128 steps, and training cannot stand still for ever. Unlike OLMo-core's first form, a
-    loss or norm that is not finite is always skipped, even at step 0, and never enters: one NaN would blind the rule.
+    As in OLMo-core, a finite value enters whether or not its step was skipped: after a lasting
+    shift the window learns the new level within 128 steps, and training cannot stand still for
+    ever. Unlike OLMo-core's first form, a loss or norm that is not finite is always skipped, even
+    at step 0, and never enters: one NaN would blind the rule.
     """
 
     losses: tuple[float, ...] = ()
     grad_norms: tuple[float, ...] = ()
 
     def judge(self, loss: float, grad_norm: float) -> bool:
-        """Whether to skip: loss or gradient norm is not finite, or more than 6σ above its mean of ≥ 64 values."""
+        """Whether to skip: loss or gradient norm is not finite, or more than 6σ above its mean of ≥
+        64 values.
+        """
         return _above(self.losses, loss) or _above(self.grad_norms, grad_norm)
 
     def push(self, loss: float, grad_norm: float) -> SkipWindow:
@@ -49,7 +62,8 @@ def _above(window: tuple[float, ...], value: float) -> bool:
         return True
     if len(window) < MINIMUM:
         return False
-    # Plain loops, not sum(): newer Pythons compensate sum(), and the same bits must come out of `moments_before`.
+    # Plain loops, not sum(): newer Pythons compensate sum(), and the same bits must come out of
+    # `moments_before`.
     total = 0.0
     for x in window:
         total += x
@@ -72,9 +86,11 @@ def monitor(
     window: int = WINDOW,
     minimum: int = MINIMUM,
 ) -> Bools:
-    """OLMo-core's stability monitor, (S,): more than 6σ above the mean of the last ≤ 128 values, at least 64.
+    """OLMo-core's stability monitor, (S,): more than 6σ above the mean of the last ≤ 128 values, at
+    least 64.
 
-    Finite spikes enter the window, as there; NaN and inf are alarms and do not enter, which the original misses.
+    Finite spikes enter the window, as there; NaN and inf are alarms and do not enter, which the
+    original misses.
     """
     x, known = series(values, computed)
     finite = known & np.isfinite(x)
@@ -84,24 +100,36 @@ def monitor(
     return (finite & (count >= minimum) & above) | (known & ~finite)
 
 
-def skip_step(loss: Series, grad_norm: Series, *, computed: Sequence[bool] | Bools | None = None) -> Bools:
-    """What SkipStep would have skipped, (S,): `SkipWindow.judge` at every step, to the bit, over recorded columns."""
+def skip_step(
+    loss: Series, grad_norm: Series, *, computed: Sequence[bool] | Bools | None = None
+) -> Bools:
+    """What SkipStep would have skipped, (S,): `SkipWindow.judge` at every step, to the bit, over
+    recorded columns.
+    """
     return monitor(loss, computed=computed) | monitor(grad_norm, computed=computed)
 
 
 def rms_t(rms: ArrayLike, *, threshold: float = 2.3) -> Bools:
-    """StableAdamW's RMS_t above 2.3 in any tensor, (S,) or (S, N) → (S,) (arXiv 2304.13013: spikes 1–8 steps later)."""
+    """StableAdamW's RMS_t above 2.3 in any tensor, (S,) or (S, N) → (S,) (arXiv 2304.13013: spikes
+    1–8 steps later).
+    """
     x_SN = _columns(rms)
     return np.any(x_SN > threshold, axis=1)
 
 
 def gss_share(
-    share: ArrayLike, *, z: float = 6.0, window: int = WINDOW, minimum: int = MINIMUM, floor: float = 1e-4
+    share: ArrayLike,
+    *,
+    z: float = 6.0,
+    window: int = WINDOW,
+    minimum: int = MINIMUM,
+    floor: float = 1e-4,
 ) -> Bools:
-    """Share of gradient elements that spike, above its own history in any tensor, (S,) or (S, N) → (S,).
+    """Share of gradient elements that spike, above its own history in any tensor, (S,) or (S, N) →
+    (S,).
 
-    On-line form of SPAM (arXiv 2501.06842). `floor` is the least σ in units of share: a healthy tensor's share is
-    exactly 0 for long, and without it one element would be an alarm.
+    On-line form of SPAM (arXiv 2501.06842). `floor` is the least σ in units of share: a healthy
+    tensor's share is exactly 0 for long, and without it one element would be an alarm.
     """
     return np.any(_robust_z(_columns(share), window, minimum, floor) > z, axis=1)
 
@@ -115,7 +143,8 @@ def entropy_collapse(
     minimum: int = MINIMUM,
     floor: float = 1e-3,
 ) -> Bools:
-    """Attention entropy (share of uniform, 0 … 1) below `level`, or z below −6 of its history, (S,) or (S, N) → (S,).
+    """Attention entropy (share of uniform, 0 … 1) below `level`, or z below −6 of its history, (S,)
+    or (S, N) → (S,).
 
     Collapse: arXiv 2303.06296. `floor` is the least σ in units of that share.
     """
@@ -132,10 +161,12 @@ def logit_growth(
     minimum: int = MINIMUM,
     floor: float = 0.01,
 ) -> Bools:
-    """Largest attention logit above `level`, or its log z > 6 of its history, (S,) or (S, N) → (S,).
+    """Largest attention logit above `level`, or its log z > 6 of its history, (S,) or (S, N) →
+    (S,).
 
-    Every run of arXiv 2309.14322 with a logit above 1e4 diverged. `floor` is the least σ of the log: 1% of the logit.
-    Logits below 1 count as 1: they attend to nothing in particular, and log has no say there.
+    Every run of arXiv 2309.14322 with a logit above 1e4 diverged. `floor` is the least σ of the
+    log: 1% of the logit. Logits below 1 count as 1: they attend to nothing in particular, and log
+    has no say there.
     """
     x_SN = _columns(logit_max)
     grown = _robust_z(np.log(np.maximum(x_SN, 1.0)), window, minimum, floor) > z
@@ -149,10 +180,12 @@ def grad_norm_trend(
     window: int = WINDOW,
     computed: Sequence[bool] | Bools | None = None,
 ) -> Bools:
-    """The creep: median of the last `window` gradient norms at least `factor` × the lowest such median so far, (S,).
+    """The creep: median of the last `window` gradient norms at least `factor` × the lowest such
+    median so far, (S,).
 
-    Full windows only, the step's own value included; a spike moves a median by almost nothing, so this is drift. The
-    lowest is over the run up to the step, so the fall during warm-up raises no alarm.
+    Full windows only, the step's own value included; a spike moves a median by almost nothing, so
+    this is drift. The lowest is over the run up to the step, so the fall during warm-up raises no
+    alarm.
     """
     x, known = series(grad_norm, computed)
     usable = known & np.isfinite(x)
@@ -188,26 +221,37 @@ def score(
 ) -> dict[str, Any]:
     """How well alarms (S,) foretell spikes: hit = an alarm in [onset − horizon, onset). JSON-ready.
 
-    `lead_times` has a number of steps per spike, from the first alarm of that window, None for a miss. A false alarm
-    is one that no spike follows within `horizon`; `false_in_spike` says how many of them fell on a spike's own steps,
-    onset to recovery: late, not wrong. `random_hits` is the expectation, exact, for as many alarms put on steps drawn
-    without replacement (hypergeometric). Real alarms come in bursts, which hit less: `shifted_hits` is the exact
-    expectation when these alarms are moved, as a whole and around the end, by a random number of steps.
+    `lead_times` has a number of steps per spike, from the first alarm of that window, None for a
+    miss. A false alarm is one that no spike follows within `horizon`; `false_in_spike` says how
+    many of them fell on a spike's own steps, onset to recovery: late, not wrong. `random_hits` is
+    the expectation, exact, for as many alarms put on steps drawn without replacement
+    (hypergeometric). Real alarms come in bursts, which hit less: `shifted_hits` is the exact
+    expectation when these alarms are moved, as a whole and around the end, by a random number of
+    steps.
     """
     fired = np.asarray(alarms, bool)
     at = np.arange(len(fired)) if steps is None else np.asarray(steps, np.int64)
-    assert fired.shape == at.shape and horizon >= 1, f"{fired.shape} alarms, {at.shape} steps, horizon {horizon}"
-    episodes = sorted((s.onset, s.recovered_at or s.step + 1) if isinstance(s, Spike) else (s, s + 1) for s in spikes)
+    assert fired.shape == at.shape and horizon >= 1, (
+        f"{fired.shape} alarms, {at.shape} steps, horizon {horizon}"
+    )
+    episodes = sorted(
+        (s.onset, s.recovered_at or s.step + 1) if isinstance(s, Spike) else (s, s + 1)
+        for s in spikes
+    )
     onsets = np.array([first for first, _ in episodes], np.int64)
     alarm_steps = at[fired]
 
-    def rows(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def rows(
+        a: NDArray[np.int64], b: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         return np.searchsorted(at, a), np.searchsorted(at, b)
 
     leads: list[int | None] = []
     for onset in onsets.tolist():
         i = int(np.searchsorted(alarm_steps, onset - horizon))
-        leads.append(onset - int(alarm_steps[i]) if i < len(alarm_steps) and alarm_steps[i] < onset else None)
+        leads.append(
+            onset - int(alarm_steps[i]) if i < len(alarm_steps) and alarm_steps[i] < onset else None
+        )
     hits = [lead for lead in leads if lead is not None]
     following = np.searchsorted(onsets, alarm_steps, side="right")
     next_onset = np.append(onsets, np.iinfo(np.int64).max)[following]
@@ -238,7 +282,9 @@ def score(
 
 
 def _random_hit(steps: int, alarms: int, width: int) -> float:
-    """P(at least one of `alarms` distinct random steps falls on `width` given ones) = 1 − C(n−w, A)/C(n, A)."""
+    """P(at least one of `alarms` distinct random steps falls on `width` given ones) = 1 − C(n−w,
+    A)/C(n, A).
+    """
     miss = 1.0
     for i in range(width):
         miss *= max(steps - alarms - i, 0) / (steps - i)

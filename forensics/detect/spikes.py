@@ -1,4 +1,5 @@
-"""Spikes: where a metric leaves its band, and whether the model was hurt. One fold, live and after the fact.
+"""Spikes: where a metric leaves its band, and whether the model was hurt. One fold, live and after
+the fact.
 
     detector = RobustDetector(restarts=phase_restarts(phases))
     spike = detector.update(step, loss)      # detector.alarm says at once; the Spike comes when its kind is known
@@ -17,7 +18,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forensics.detect.windows import MAD_TO_SIGMA, Bools, Series, moments_before, series, smallest_scale
+from forensics.detect.windows import (
+    MAD_TO_SIGMA,
+    Bools,
+    Series,
+    moments_before,
+    series,
+    smallest_scale,
+)
 from forensics.errors import ForensicsError
 
 BAND = 3.0  # σ around the median within which a value is back to normal
@@ -37,7 +45,9 @@ class Spike:
     baseline: float | None  # median of the window; None when a NaN came before any value
     sigma: float  # (value − baseline) / (1.4826·MAD); inf where the value is not finite
     kind: str  # batch | fast | slow
-    recovered_at: int | None  # first of five steps back in the band (batch: the one step); None: not seen to recover
+    recovered_at: (
+        int | None
+    )  # first of five steps back in the band (batch: the one step); None: not seen to recover
 
 
 class _Window:
@@ -67,7 +77,9 @@ class _Window:
         return upper if n % 2 else (self.ordered[n // 2 - 1] + upper) / 2
 
     def mad(self, centre: float) -> float:
-        """Median distance from `centre`, in O(log n): the values nearest to it are neighbours in order of size."""
+        """Median distance from `centre`, in O(log n): the values nearest to it are neighbours in
+        order of size.
+        """
         s, n = self.ordered, len(self.ordered)
         near = n // 2 + 1
         first, last = 0, n - near
@@ -81,7 +93,11 @@ class _Window:
         farthest = max(below, above)
         if n % 2:
             return farthest
-        second = max(centre - s[first + 1], above) if below >= above else max(below, s[first + near - 2] - centre)
+        second = (
+            max(centre - s[first + 1], above)
+            if below >= above
+            else max(below, s[first + near - 2] - centre)
+        )
         return (second + farthest) / 2
 
     def scale(self, centre: float) -> float:
@@ -104,11 +120,12 @@ class _Episode:
 
 
 class RobustDetector:
-    """Judges values as they come: an outlier is more than k·1.4826·MAD above the median of the last `window` values.
+    """Judges values as they come: an outlier is more than k·1.4826·MAD above the median of the last
+    `window` values.
 
-    NaN and inf are always outliers. Outliers do not enter the window; it restarts at `restarts` and after 64 outliers
-    in a row. State is a fold over the values given: a resumed run gets its detector back by giving it the recorded
-    ones. Errors: usage.
+    NaN and inf are always outliers. Outliers do not enter the window; it restarts at `restarts` and
+    after 64 outliers in a row. State is a fold over the values given: a resumed run gets its
+    detector back by giving it the recorded ones. Errors: usage.
     """
 
     def __init__(
@@ -130,7 +147,8 @@ class RobustDetector:
         if not k > 0 or recover_within < 1:
             raise ForensicsError(
                 "usage",
-                f"wanted k above 0 and recover_within of at least 1, found {k} and {recover_within}",
+                f"wanted k above 0 and recover_within of at least 1, found {k} and"
+                f" {recover_within}",
                 "the defaults are 6 and 100",
             )
         self.metric, self.minimum, self.k, self.recover_within = metric, minimum, k, recover_within
@@ -143,18 +161,23 @@ class RobustDetector:
 
     @property
     def onset(self) -> int | None:
-        """The first step of the episode that is open now; equal to the step just given when this alarm is a new one."""
+        """The first step of the episode that is open now; equal to the step just given when this
+        alarm is a new one.
+        """
         return self._open.onset if self._open else None
 
     def update(self, step: int, value: float, computed: bool = True) -> Spike | None:
-        """Take the value of `step`; the Spike whose kind this value settles, if any. Steps must increase."""
+        """Take the value of `step`; the Spike whose kind this value settles, if any. Steps must
+        increase.
+        """
         assert self._last is None or step > self._last, f"step {step} came after step {self._last}"
         self._last = step
         settled = None
         if self._restarts and step >= self._restarts[0]:
             while self._restarts and step >= self._restarts[0]:
                 self._restarts.popleft()
-            # Another mix of data has another band: nothing after the boundary can say that this episode recovered.
+            # Another mix of data has another band: nothing after the boundary can say that this
+            # episode recovered.
             settled = self.finish()
             self._window.clear()
         self.alarm = computed and self._outlier(value)
@@ -164,7 +187,8 @@ class RobustDetector:
         if self._open:
             settled = self._follow(self._open, step, value)
         elif self.alarm and not after_outlier:
-            # After an outlier there is no first outlier: a run that stays NaN is one spike, not one every 100 steps.
+            # After an outlier there is no first outlier: a run that stays NaN is one spike, not one
+            # every 100 steps.
             self._open = self._begin(step, value)
         if not self.alarm:
             self._window.push(value)
@@ -190,10 +214,20 @@ class RobustDetector:
         if baseline is not None and len(self._window) >= self.minimum:
             scale = self._window.scale(baseline)
         centre = baseline or 0.0
-        return _Episode(step, baseline, scale, centre - BAND * scale, centre + BAND * scale, step, value, _size(value))
+        return _Episode(
+            step,
+            baseline,
+            scale,
+            centre - BAND * scale,
+            centre + BAND * scale,
+            step,
+            value,
+            _size(value),
+        )
 
     def _follow(self, episode: _Episode, step: int, value: float) -> Spike | None:
-        # Only an outlier can be the peak: once the window has moved on to a new level, its noise is no higher peak.
+        # Only an outlier can be the peak: once the window has moved on to a new level, its noise is
+        # no higher peak.
         if self.alarm and _size(value) > episode.size:
             episode.peak, episode.value, episode.size = step, value, _size(value)
         right_after, episode.first = episode.first, False
@@ -214,7 +248,11 @@ class RobustDetector:
     def _close(self, kind: str, recovered_at: int | None) -> Spike:
         e, self._open = self._open, None
         assert e is not None
-        sigma = math.inf if e.baseline is None or math.isinf(e.size) else (e.value - e.baseline) / e.scale
+        sigma = (
+            math.inf
+            if e.baseline is None or math.isinf(e.size)
+            else (e.value - e.baseline) / e.scale
+        )
         return Spike(e.peak, e.onset, self.metric, e.value, e.baseline, sigma, kind, recovered_at)
 
 
@@ -234,13 +272,19 @@ def robust(
     k: float = 6.0,
     recover_within: int = 100,
 ) -> list[Spike]:
-    """Every spike of a recorded column (N,), in order: the fold of `RobustDetector`, so live and afterwards agree.
+    """Every spike of a recorded column (N,), in order: the fold of `RobustDetector`, so live and
+    afterwards agree.
 
-    `steps` are the values' steps, 0 … N−1 where left out; steps where `computed` is False, or the value None, are
-    passed over. Errors: usage.
+    `steps` are the values' steps, 0 … N−1 where left out; steps where `computed` is False, or the
+    value None, are passed over. Errors: usage.
     """
     detector = RobustDetector(
-        metric=metric, restarts=restarts, window=window, minimum=minimum, k=k, recover_within=recover_within
+        metric=metric,
+        restarts=restarts,
+        window=window,
+        minimum=minimum,
+        k=k,
+        recover_within=recover_within,
     )
     found = [detector.update(*row) for row in _rows(values, steps, computed)]
     return [spike for spike in [*found, detector.finish()] if spike is not None]
@@ -256,7 +300,9 @@ def outliers(
     minimum: int = 64,
     k: float = 6.0,
 ) -> Bools:
-    """The same fold's `alarm` at every step, (N,): for comparing this rule with the others. Errors: usage."""
+    """The same fold's `alarm` at every step, (N,): for comparing this rule with the others. Errors:
+    usage.
+    """
     detector = RobustDetector(restarts=restarts, window=window, minimum=minimum, k=k)
     alarms = []
     for row in _rows(values, steps, computed):
@@ -266,7 +312,9 @@ def outliers(
 
 
 def _rows(
-    values: Series, steps: Sequence[int] | np.ndarray | None, computed: Sequence[bool] | Bools | None
+    values: Series,
+    steps: Sequence[int] | np.ndarray | None,
+    computed: Sequence[bool] | Bools | None,
 ) -> list[tuple[int, float, bool]]:
     x, known = series(values, computed)
     at = range(len(x)) if steps is None else [int(s) for s in steps]
@@ -275,14 +323,17 @@ def _rows(
 
 
 def phase_restarts(
-    phases: Sequence[tuple[int | None, Mapping[str, float]]], minimum: int = 64, end: int | None = None
+    phases: Sequence[tuple[int | None, Mapping[str, float]]],
+    minimum: int = 64,
+    end: int | None = None,
 ) -> list[int]:
-    """The steps at which the window restarts, from phases (until, mix of sources); `end` closes the last phase.
+    """The steps at which the window restarts, from phases (until, mix of sources); `end` closes the
+    last phase.
 
-    A new mix has a new level of loss, so the old window says nothing about it. But a phase shorter than `minimum`
-    cannot fill a window of its own: restarting there would leave all of it unjudged, and a planted phase of 4 steps
-    could never be seen. It is judged against the window before it, and where the same mix goes on afterwards nothing
-    restarts at all.
+    A new mix has a new level of loss, so the old window says nothing about it. But a phase shorter
+    than `minimum` cannot fill a window of its own: restarting there would leave all of it unjudged,
+    and a planted phase of 4 steps could never be seen. It is judged against the window before it,
+    and where the same mix goes on afterwards nothing restarts at all.
     """
     start = 0
     kept: list[tuple[int, dict[str, float]]] = []
@@ -309,17 +360,21 @@ def spike_score(
     minimum: int = 128,
     computed: Sequence[bool] | Bools | None = None,
 ) -> tuple[float, int]:
-    """OLMo 2's spike score (arXiv 2501.00656): (percentage of judged values that are spikes, how many were judged).
+    """OLMo 2's spike score (arXiv 2501.00656): (percentage of judged values that are spikes, how
+    many were judged).
 
-    A value is a spike when it is at least `sigmas` standard deviations, up or down, from the mean of the last
-    ≤ `window` values before it; it is judged when there are `minimum` of them. NaN and inf are always judged, always
-    spikes, and never in a window; finite spikes are. (0.0, 0) when nothing could be judged.
+    A value is a spike when it is at least `sigmas` standard deviations, up or down, from the mean
+    of the last ≤ `window` values before it; it is judged when there are `minimum` of them. NaN and
+    inf are always judged, always spikes, and never in a window; finite spikes are. (0.0, 0) when
+    nothing could be judged.
     """
     x, known = series(values, computed)
     finite = np.isfinite(x) & known
     count, mean, std = moments_before(x, finite, window)
     judged = finite & (count >= minimum)
-    floor = np.maximum(1e-6 * np.abs(mean[judged]), 1e-12)  # smallest_scale, so that a constant series scores 0
+    floor = np.maximum(
+        1e-6 * np.abs(mean[judged]), 1e-12
+    )  # smallest_scale, so that a constant series scores 0
     far = np.abs(x[judged] - mean[judged]) >= sigmas * np.maximum(std[judged], floor)
     broken = int(np.sum(known & ~np.isfinite(x)))
     n = int(judged.sum()) + broken

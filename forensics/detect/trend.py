@@ -1,7 +1,8 @@
-"""Is it getting worse? Spikes per 1000 steps with their trend, the creep of the gradient norm, and when it arrives.
+"""Is it getting worse? Spikes per 1000 steps with their trend, the creep of the gradient norm, and
+when it arrives.
 
-The OLMo leads describe fast spikes that come more often the longer one trains, and a gradient norm that creeps to
-about 0.4 before the blow-up. FORMULAS.md, "Spikes", trend.
+The OLMo leads describe fast spikes that come more often the longer one trains, and a gradient norm
+that creeps to about 0.4 before the blow-up. FORMULAS.md, "Spikes", trend.
 """
 
 from __future__ import annotations
@@ -19,24 +20,35 @@ from forensics.errors import ForensicsError
 
 POINTS = 2000  # Theil–Sen takes every pair of points: 2,000 make 2 million slopes
 FEWEST_POINTS = 10  # for a slope
-FEWEST_SPIKES = 4  # for a trend: below it the normal approximation of Laplace's test is no approximation
+FEWEST_SPIKES = (
+    4  # for a trend: below it the normal approximation of Laplace's test is no approximation
+)
 Z95 = 1.959963984540054  # two-sided 95% of the normal distribution
 
 
 def trend(
-    steps: Sequence[int] | NDArray[np.integer], grad_norm: ArrayLike, spike_steps: Sequence[int], level: float = 0.4
+    steps: Sequence[int] | NDArray[np.integer],
+    grad_norm: ArrayLike,
+    spike_steps: Sequence[int],
+    level: float = 0.4,
 ) -> dict[str, Any]:
-    """Trend of spikes and of log gradient norm over `steps` (N,), and the forecast of `level`. JSON-ready.
+    """Trend of spikes and of log gradient norm over `steps` (N,), and the forecast of `level`.
+    JSON-ready.
 
-    `spikes`: `spike_trend`; `grad_norm`: `theil_sen` of ln grad_norm per step, with `points` used, `dropped`
-    (not finite or not positive) and `doubling_steps`; `forecast`: `forecast`. A whole run includes warm-up, during
-    which the norm falls: give the steps after it to ask about the creep. Errors: usage.
+    `spikes`: `spike_trend`; `grad_norm`: `theil_sen` of ln grad_norm per step, with `points` used,
+    `dropped` (not finite or not positive) and `doubling_steps`; `forecast`: `forecast`. A whole run
+    includes warm-up, during which the norm falls: give the steps after it to ask about the creep.
+    Errors: usage.
     """
     at = np.asarray(steps, np.int64)
     norm = np.asarray(grad_norm, np.float64)
     if not (level > 0 and math.isfinite(level)):
-        raise ForensicsError("usage", f"wanted a gradient norm above 0 as the level, found {level}", "e.g. 0.4")
-    assert at.shape == norm.shape and at.ndim == 1, f"{at.shape} steps but {norm.shape} gradient norms"
+        raise ForensicsError(
+            "usage", f"wanted a gradient norm above 0 as the level, found {level}", "e.g. 0.4"
+        )
+    assert at.shape == norm.shape and at.ndim == 1, (
+        f"{at.shape} steps but {norm.shape} gradient norms"
+    )
     usable = np.isfinite(norm) & (norm > 0)
     t, y = at[usable].astype(np.float64), np.log(norm[usable])
     slope = theil_sen(t, y)
@@ -45,7 +57,15 @@ def trend(
         "spikes": spike_trend(at, spike_steps),
         "grad_norm": {
             **(
-                slope or {"slope": None, "low": None, "high": None, "intercept": None, "centre": None, "points": len(t)}
+                slope
+                or {
+                    "slope": None,
+                    "low": None,
+                    "high": None,
+                    "intercept": None,
+                    "centre": None,
+                    "points": len(t),
+                }
             ),
             "dropped": int(len(at) - len(t)),
             "doubling_steps": math.log(2) / slope["slope"] if slope and growing else None,
@@ -54,19 +74,30 @@ def trend(
     }
 
 
-def spike_trend(steps: Sequence[int] | NDArray[np.int64], spike_steps: Sequence[int]) -> dict[str, Any]:
-    """Spikes per 1000 of `steps` (those outside them do not count), by thirds, and Laplace's test of a constant rate.
+def spike_trend(
+    steps: Sequence[int] | NDArray[np.int64], spike_steps: Sequence[int]
+) -> dict[str, Any]:
+    """Spikes per 1000 of `steps` (those outside them do not count), by thirds, and Laplace's test
+    of a constant rate.
 
-    Under a constant rate the n spikes' positions are uniform over the N steps, so their mean is normal with mean
-    (N−1)/2 and variance (N²−1)/12n; `z` is that score, `p` two-sided, `direction` rising or falling when p < 0.05,
-    else none, "too few" under 4 spikes. Spikes that set each other off make p too small.
+    Under a constant rate the n spikes' positions are uniform over the N steps, so their mean is
+    normal with mean (N−1)/2 and variance (N²−1)/12n; `z` is that score, `p` two-sided, `direction`
+    rising or falling when p < 0.05, else none, "too few" under 4 spikes. Spikes that set each other
+    off make p too small.
     """
     at = np.asarray(steps, np.int64)
     spikes = np.asarray(sorted(spike_steps), np.int64)
-    where = np.searchsorted(at, spikes[(spikes >= at[0]) & (spikes <= at[-1])]) if len(at) else spikes[:0]
+    where = (
+        np.searchsorted(at, spikes[(spikes >= at[0]) & (spikes <= at[-1])])
+        if len(at)
+        else spikes[:0]
+    )
     n, total = len(where), len(at)
     edges = [0, total // 3, 2 * total // 3, total]
-    thirds = [1000.0 * int(np.sum((where >= a) & (where < b))) / (b - a) if b > a else 0.0 for a, b in pairwise(edges)]
+    thirds = [
+        1000.0 * int(np.sum((where >= a) & (where < b))) / (b - a) if b > a else 0.0
+        for a, b in pairwise(edges)
+    ]
     z = p = None
     direction = "too few"
     if n >= FEWEST_SPIKES and total > 1:
@@ -85,12 +116,13 @@ def spike_trend(steps: Sequence[int] | NDArray[np.int64], spike_steps: Sequence[
 
 
 def theil_sen(t: Floats, y: Floats) -> dict[str, Any] | None:
-    """Median slope of all pairs of points with its 95% interval (Sen 1968); None with fewer than 10 points.
+    """Median slope of all pairs of points with its 95% interval (Sen 1968); None with fewer than 10
+    points.
 
-    More than 2,000 points are thinned evenly to 2,000. The interval takes the order statistics (M ± C)/2 of the M
-    slopes, C = 1.96·√Var(S), Var(S) that of Kendall's S corrected for ties. It assumes independent residuals: where
-    neighbours are alike it is too narrow, which thinning relieves. `intercept` is the median of y − slope·t, `centre`
-    the median of t.
+    More than 2,000 points are thinned evenly to 2,000. The interval takes the order statistics (M ±
+    C)/2 of the M slopes, C = 1.96·√Var(S), Var(S) that of Kendall's S corrected for ties. It
+    assumes independent residuals: where neighbours are alike it is too narrow, which thinning
+    relieves. `intercept` is the median of y − slope·t, `centre` the median of t.
     """
     if len(t) < FEWEST_POINTS:
         return None
@@ -103,7 +135,9 @@ def theil_sen(t: Floats, y: Floats) -> dict[str, Any] | None:
     ties = np.unique(y, return_counts=True)[1].astype(np.float64)
     variance = (n * (n - 1) * (2 * n + 5) - float(np.sum(ties * (ties - 1) * (2 * ties + 5)))) / 18
     reach = Z95 * math.sqrt(max(variance, 0.0))
-    low = max(math.floor((m - reach) / 2) - 1, 0)  # outwards on both sides, so the interval is never narrower than 95%
+    low = max(
+        math.floor((m - reach) / 2) - 1, 0
+    )  # outwards on both sides, so the interval is never narrower than 95%
     high = min(math.ceil((m + reach) / 2), m - 1)
     slope = float(slopes[m // 2] if m % 2 else (slopes[m // 2 - 1] + slopes[m // 2]) / 2)
     return {
@@ -117,13 +151,21 @@ def theil_sen(t: Floats, y: Floats) -> dict[str, Any] | None:
 
 
 def forecast(slope: dict[str, Any] | None, last: float | None, level: float) -> dict[str, Any]:
-    """The step at which exp(the fitted line) reaches `level`, with the interval that the slope's gives.
+    """The step at which exp(the fitted line) reaches `level`, with the interval that the slope's
+    gives.
 
-    `step` is None where there is nothing to forecast, and `reason` says why: too few points; passed (the line is
-    already at the level); flat (the slope's interval holds 0); falling. `low` is the earlier step, of the steeper
-    slope; all three lines pass through the centre of the points, none arrives before the step after the last.
+    `step` is None where there is nothing to forecast, and `reason` says why: too few points; passed
+    (the line is already at the level); flat (the slope's interval holds 0); falling. `low` is the
+    earlier step, of the steeper slope; all three lines pass through the centre of the points, none
+    arrives before the step after the last.
     """
-    answer: dict[str, Any] = {"level": level, "step": None, "low": None, "high": None, "reason": None}
+    answer: dict[str, Any] = {
+        "level": level,
+        "step": None,
+        "low": None,
+        "high": None,
+        "reason": None,
+    }
     if slope is None or last is None:
         return answer | {"reason": "too few points"}
     now = slope["intercept"] + slope["slope"] * last
@@ -136,5 +178,8 @@ def forecast(slope: dict[str, Any] | None, last: float | None, level: float) -> 
         return answer | {"reason": "falling"}
     centre = slope["centre"]
     rise = math.log(level) - (slope["intercept"] + slope["slope"] * centre)
-    step, low, high = (max(math.ceil(centre + rise / slope[end]), int(last) + 1) for end in ("slope", "high", "low"))
+    step, low, high = (
+        max(math.ceil(centre + rise / slope[end]), int(last) + 1)
+        for end in ("slope", "high", "low")
+    )
     return answer | {"step": step, "low": low, "high": high}

@@ -1,7 +1,9 @@
-"""What came before each step: moments and medians of the last values, with which every rule compares a value.
+"""What came before each step: moments and medians of the last values, with which every rule
+compares a value.
 
-A step's own value is never in its window. Values that are not finite, or were not computed, never enter a window.
-N steps; the window of a step holds the last ≤ `window` usable values before it, oldest first.
+A step's own value is never in its window. Values that are not finite, or were not computed, never
+enter a window. N steps; the window of a step holds the last ≤ `window` usable values before it,
+oldest first.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ BLOCK = 16384  # steps worked on at a time, so that rolling sums stay in cache
 
 
 def series(values: Series, computed: Sequence[bool] | Bools | None = None) -> tuple[Floats, Bools]:
-    """The column as float64 (N,) and which of its steps were computed: all but None, and `computed` where given.
+    """The column as float64 (N,) and which of its steps were computed: all but None, and `computed`
+    where given.
 
-    A NULL that became NaN on its way into numpy looks like a NaN of the run: only `computed` can tell them apart.
+    A NULL that became NaN on its way into numpy looks like a NaN of the run: only `computed` can
+    tell them apart.
     """
     if isinstance(values, np.ndarray) and values.dtype != object:
         x, known = values.astype(np.float64), np.ones(len(values), bool)
@@ -31,7 +35,9 @@ def series(values: Series, computed: Sequence[bool] | Bools | None = None) -> tu
         x = np.array([np.nan if v is None else v for v in values], np.float64)
     assert x.ndim == 1, f"wanted one value per step, found shape {x.shape}"
     if computed is not None:
-        assert len(computed) == len(x), f"{len(x)} values but {len(computed)} marks of what was computed"
+        assert len(computed) == len(x), (
+            f"{len(x)} values but {len(computed)} marks of what was computed"
+        )
         known = known & np.asarray(computed, bool)
     return x, known
 
@@ -39,23 +45,29 @@ def series(values: Series, computed: Sequence[bool] | Bools | None = None) -> tu
 def smallest_scale(centre: float) -> float:
     """The floor under σ, in the metric's unit: about ten float32 roundings of the centre.
 
-    Without it a constant series has σ = 0, rounding noise would be a spike, and a jump would be infinitely many σ.
+    Without it a constant series has σ = 0, rounding noise would be a spike, and a jump would be
+    infinitely many σ.
     """
     return max(1e-6 * abs(centre), 1e-12)
 
 
-def moments_before(x: Floats, usable: Bools, window: int) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Count, mean and standard deviation (n − 1, as torch.std_mean) of the last ≤ `window` usable values, each (N,).
+def moments_before(
+    x: Floats, usable: Bools, window: int
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Count, mean and standard deviation (n − 1, as torch.std_mean) of the last ≤ `window` usable
+    values, each (N,).
 
-    Two passes, so a small deviation around a large mean does not cancel; every sum runs from the oldest value to the
-    newest, so `SkipWindow`, which adds one by one, gets the same bits.
+    Two passes, so a small deviation around a large mean does not cancel; every sum runs from the
+    oldest value to the newest, so `SkipWindow`, which adds one by one, gets the same bits.
     """
     kept = x[usable]
     n = len(kept)
     padded = np.concatenate([np.zeros(window), kept])
     size = np.minimum(np.arange(n + 1), window)
     mean, std = np.zeros(n + 1), np.zeros(n + 1)
-    with np.errstate(over="ignore", invalid="ignore"):  # values near the largest float: std becomes inf, no alarm
+    with np.errstate(
+        over="ignore", invalid="ignore"
+    ):  # values near the largest float: std becomes inf, no alarm
         for a in range(0, n + 1, BLOCK):
             b = min(a + BLOCK, n + 1)
             total = np.zeros(b - a)
@@ -73,8 +85,12 @@ def moments_before(x: Floats, usable: Bools, window: int) -> tuple[NDArray[np.in
     return size[before], mean[before], std[before]
 
 
-def medians_before(x: Floats, usable: Bools, window: int) -> tuple[NDArray[np.int64], Floats, Floats]:
-    """Count, median and MAD of the last ≤ `window` usable values before each step, each (N,); NaN where none."""
+def medians_before(
+    x: Floats, usable: Bools, window: int
+) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Count, median and MAD of the last ≤ `window` usable values before each step, each (N,); NaN
+    where none.
+    """
     kept = x[usable]
     n = len(kept)
     size = np.minimum(np.arange(n + 1), window)
@@ -83,7 +99,9 @@ def medians_before(x: Floats, usable: Bools, window: int) -> tuple[NDArray[np.in
         median[p] = np.median(kept[:p])
         mad[p] = np.median(np.abs(kept[:p] - median[p]))
     if n >= window:
-        windows = np.lib.stride_tricks.sliding_window_view(kept, window)  # row r is the window of position r + window
+        windows = np.lib.stride_tricks.sliding_window_view(
+            kept, window
+        )  # row r is the window of position r + window
         for a in range(0, len(windows), BLOCK):
             rows = windows[a : a + BLOCK]
             middle = np.median(rows, axis=1)
@@ -99,10 +117,11 @@ def _before(usable: Bools) -> NDArray[np.int64]:
 
 
 def robust_z(x: Floats, *, window: int, minimum: int, floor: float) -> Floats:
-    """(value − median) / max(1.4826·MAD, floor) against the window before, (N,); NaN where it cannot be judged.
+    """(value − median) / max(1.4826·MAD, floor) against the window before, (N,); NaN where it
+    cannot be judged.
 
-    Unlike the spike detector's, this window takes every finite value: a median stands firm until half of the window
-    is odd, and so nothing can lock up.
+    Unlike the spike detector's, this window takes every finite value: a median stands firm until
+    half of the window is odd, and so nothing can lock up.
     """
     finite = np.isfinite(x)
     count, median, mad = medians_before(x, finite, window)

@@ -3,11 +3,13 @@
     hidden_BTD = Decoder(shape).hidden(params, tokens_BT)
     logits_BTV = hidden_BTD @ unembedding(params).T
 
-B sequences, T positions, D width, H heads, G key heads, K head width, M hidden size of the MLP, V vocabulary.
+B sequences, T positions, D width, H heads, G key heads, K head width, M hidden size of the MLP, V
+vocabulary.
 
-Taps hand out detached tensors of the very forward and backward that train: nothing is computed for them here, and
-what watches cannot change a bit. Norms and rotations have a fused form for training and a plain form, which can be
-differentiated twice and is what `plain=True` uses; so does the compiler, which fuses by itself and cannot trace `out=`.
+Taps hand out detached tensors of the very forward and backward that train: nothing is computed for
+them here, and what watches cannot change a bit. Norms and rotations have a fused form for training
+and a plain form, which can be differentiated twice and is what `plain=True` uses; so does the
+compiler, which fuses by itself and cannot trace `out=`.
 """
 
 from __future__ import annotations
@@ -33,11 +35,22 @@ class Site(NamedTuple):
     layer: int = -1
 
 
-# q (B, H, T, K) and k (B, G, T, K) after RoPE and QK-norm · residual stream into and out of a block (B, T, D) ·
-# what attention and MLP add to it (B, T, D) · the MLP's hidden activation (B, T, M) · the loss's gradient at the
-# block's output (B, T, D) · where attention stays inside documents, their numbers (B, T), before the first block
-# `advance` adds one, "launched": all of a step's work but the update was handed to the device, nothing was read yet
-SITES = ("documents", "q", "k", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "resid_grad")
+# q (B, H, T, K) and k (B, G, T, K) after RoPE and QK-norm · residual stream into and out of a block
+# (B, T, D) · what attention and MLP add to it (B, T, D) · the MLP's hidden activation (B, T, M) ·
+# the loss's gradient at the block's output (B, T, D) · where attention stays inside documents,
+# their numbers (B, T), before the first block `advance` adds one, "launched": all of a step's work
+# but the update was handed to the device, nothing was read yet
+SITES = (
+    "documents",
+    "q",
+    "k",
+    "resid_in",
+    "resid_out",
+    "attn_out",
+    "mlp_out",
+    "mlp_act",
+    "resid_grad",
+)
 
 
 class Taps(Protocol):
@@ -71,9 +84,14 @@ class Decoder:
     """The forward of one `Shape`; holds RoPE's angles, no parameters."""
 
     def __init__(
-        self, shape: Shape, device: str = "cpu", *, compiled: bool = False, plain: bool = False,
+        self,
+        shape: Shape,
+        device: str = "cpu",
+        *,
+        compiled: bool = False,
+        plain: bool = False,
         recompute: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.shape = shape
         self.device = device
         self.plain = plain
@@ -84,9 +102,15 @@ class Decoder:
         self._block = _recomputed(block) if recompute else block
 
     def hidden(
-        self, params: Params, tokens_BT: Tensor, watch: Taps = UNTAPPED, documents_BT: Tensor | None = None
+        self,
+        params: Params,
+        tokens_BT: Tensor,
+        watch: Taps = UNTAPPED,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """The final, normed residual stream (B, T, D); `documents_BT` ids keep attention inside documents."""
+        """The final, normed residual stream (B, T, D); `documents_BT` ids keep attention inside
+        documents.
+        """
         s, T = self.shape, tokens_BT.shape[1]
         x = F.embedding(tokens_BT, params["embed.weight"])
         if s.position == "learned":
@@ -111,7 +135,9 @@ class Decoder:
         """The final norm, after which the unembedding reads logits."""
         return self._norm(x, params, "norm", self.shape.norm_kind)
 
-    def block(self, x: Tensor, w: Params, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None) -> BlockOut:
+    def block(
+        self, x: Tensor, w: Params, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
+    ) -> BlockOut:
         """One decoder block; `w` names its tensors without the layer."""
         s = self.shape
         pre = s.norm == "pre"
@@ -125,8 +151,8 @@ class Decoder:
         if not pre:
             mlp_out = self._norm(mlp_out, w, "mlp.norm", s.norm_kind)
         resid = x + attn_out + mlp_out if s.parallel else mlp_read + mlp_out
-        # Only `resid` is differentiated. Were the others not detached here, a compiled backward would be handed a gradient of
-        # zeros for each of them, and add it.
+        # Only `resid` is differentiated. Were the others not detached here, a compiled backward
+        # would be handed a gradient of zeros for each of them, and add it.
         return BlockOut(resid, *(x.detach() for x in (q, k, attn_out, mlp_out, act)))
 
     def _attention(
@@ -135,7 +161,9 @@ class Decoder:
         s, (B, T, _) = self.shape, x.shape
         q = F.linear(x, w["attn.q_proj.weight"], w.get("attn.q_proj.bias"))
         k = F.linear(x, w["attn.k_proj.weight"], w.get("attn.k_proj.bias"))
-        v = F.linear(x, w["attn.v_proj.weight"], w.get("attn.v_proj.bias")).view(B, T, s.kv_heads, s.head_width)
+        v = F.linear(x, w["attn.v_proj.weight"], w.get("attn.v_proj.bias")).view(
+            B, T, s.kv_heads, s.head_width
+        )
         if s.qk_norm == "whole":
             q, k = self._norm(q, w, "attn.q_norm", "rms"), self._norm(k, w, "attn.k_norm", "rms")
         q, k = q.view(B, T, s.heads, s.head_width), k.view(B, T, s.kv_heads, s.head_width)
@@ -157,22 +185,29 @@ class Decoder:
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         if self.plain:
             with sdpa_kernel(SDPBackend.MATH):
-                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+                return F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, is_causal=mask is None
+                )
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
     def _mlp(self, x: Tensor, w: Params) -> tuple[Tensor, Tensor]:
         up = F.linear(x, w["mlp.up.weight"], w.get("mlp.up.bias"))
         act = self._activation(
-            F.linear(x, w["mlp.gate.weight"], w.get("mlp.gate.bias")) if self.shape.gated else None, up
+            F.linear(x, w["mlp.gate.weight"], w.get("mlp.gate.bias")) if self.shape.gated else None,
+            up,
         )
         return F.linear(act, w["mlp.down.weight"], w.get("mlp.down.bias")), act
 
     def _activation(self, gate: Tensor | None, up: Tensor) -> Tensor:
         tanh = self.shape.activation == "gelu_tanh"
         if up.is_cuda or self._written_plainly():
-            return F.silu(gate) * up if gate is not None else F.gelu(up, approximate="tanh" if tanh else "none")
-        # On CPU torch's own go by vectors, and by another exp at the end of each thread's share: bits that change
-        # with the number of threads. What these two are made of does not.
+            return (
+                F.silu(gate) * up
+                if gate is not None
+                else F.gelu(up, approximate="tanh" if tanh else "none")
+            )
+        # On CPU torch's own go by vectors, and by another exp at the end of each thread's share:
+        # bits that change with the number of threads. What these two are made of does not.
         return SwiGLU.apply(gate, up) if gate is not None else GELU.apply(up, tanh)
 
     def _norm(self, x: Tensor, w: Params, name: str, kind: str) -> Tensor:
@@ -180,11 +215,14 @@ class Decoder:
             gain = w[f"{name}.weight"]
             if self._written_plainly():
                 wide = _wide(x)
-                return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.shape.norm_eps) * gain).to(
-                    x.dtype
-                )
+                return (
+                    wide
+                    * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.shape.norm_eps)
+                    * gain
+                ).to(x.dtype)
             return RMSNorm.apply(x, gain, self.shape.norm_eps)
-        # The gain and bias stay outside: their fused gradient changes with the number of CPU threads.
+        # The gain and bias stay outside: their fused gradient changes with the number of CPU
+        # threads.
         y = F.layer_norm(x, (x.shape[-1],), eps=self.shape.norm_eps)
         return y if kind == "layer_no_parameters" else y * w[f"{name}.weight"] + w[f"{name}.bias"]
 
@@ -200,9 +238,14 @@ class Decoder:
         return self.plain or torch.compiler.is_compiling()
 
     def _rope(self, T: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (T, 1, rotated/2) of every position and wavelength; pair j is (x_j, x_{j+rotated/2})."""
+        """cos and sin (T, 1, rotated/2) of every position and wavelength; pair j is (x_j,
+        x_{j+rotated/2}).
+        """
         if self._angles is None or self._angles[0].shape[0] < T:
-            pairs = torch.arange(0, self.shape.rotated, 2, dtype=torch.int64).float() / self.shape.rotated
+            pairs = (
+                torch.arange(0, self.shape.rotated, 2, dtype=torch.int64).float()
+                / self.shape.rotated
+            )
             frequency = 1.0 / self.shape.rope_theta**pairs
             angle = torch.outer(torch.arange(T, dtype=torch.int64).float(), frequency)[:, None, :]
             self._angles = (angle.cos().to(self.device), angle.sin().to(self.device))
@@ -222,7 +265,9 @@ class Decoder:
 
 
 def _compiled(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
-    """One graph for each shape and mode; where that cannot be, an error: falling back to eager would change bits."""
+    """One graph for each shape and mode; where that cannot be, an error: falling back to eager
+    would change bits.
+    """
     import torch._dynamo
 
     # Training, held-out loss, frozen tensors and every open run's shapes each need their own.
@@ -231,7 +276,9 @@ def _compiled(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
 
 
 def _recomputed(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
-    """Activation checkpointing: the backward runs the block again, to the same bits, rather than keep what it made."""
+    """Activation checkpointing: the backward runs the block again, to the same bits, rather than
+    keep what it made.
+    """
     from torch.utils.checkpoint import checkpoint
 
     def run(*inputs: object) -> BlockOut:
@@ -247,12 +294,20 @@ def unembedding(params: Params) -> Tensor:
 
 
 class RMSNorm(torch.autograd.Function):
-    """x / √(mean x² + ε) · g over the last axis, in fp32 or wider; ten times faster on CPU than the composite form."""
+    """x / √(mean x² + ε) · g over the last axis, in fp32 or wider; ten times faster on CPU than the
+    composite form.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, gain: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         wide = _wide(x)
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = (
+            torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+            .square_()
+            .div_(x.shape[-1])
+            .add_(eps)
+            .rsqrt_()
+        )
         normed = wide * scale
         ctx.save_for_backward(normed, scale, gain)
         ctx.dtype = x.dtype
@@ -266,11 +321,17 @@ class RMSNorm(torch.autograd.Function):
         grad_gain = (grad * normed).reshape(-1, width).sum(0)
         grad_normed = grad * gain
         along = (grad_normed * normed).sum(-1, keepdim=True).div_(width)
-        return grad_normed.addcmul_(normed, along, value=-1).mul_(scale).to(ctx.dtype), grad_gain, None
+        return (
+            grad_normed.addcmul_(normed, along, value=-1).mul_(scale).to(ctx.dtype),
+            grad_gain,
+            None,
+        )
 
 
 class Rotate(torch.autograd.Function):
-    """RoPE on the first 2·half numbers of each head; its backward is the rotation by the negative angle."""
+    """RoPE on the first 2·half numbers of each head; its backward is the rotation by the negative
+    angle.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # type: ignore[override]
@@ -310,21 +371,27 @@ class SwiGLU(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up, opened = ctx.saved_tensors
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(gate)
-        for d, g, u, s, dg, du in _stretches(grad.contiguous(), gate, up, opened, grad_gate, grad_up):
+        for d, g, u, s, dg, du in _stretches(
+            grad.contiguous(), gate, up, opened, grad_gate, grad_up
+        ):
             torch.mul(g, s, out=du).mul_(d)
             torch.neg(s, out=dg).add_(1).mul_(g).add_(1).mul_(s).mul_(u).mul_(d)
         return grad_gate, grad_up
 
 
 class GELU(torch.autograd.Function):
-    """x·Φ(x), Φ the normal distribution or its approximation ½(1 + tanh(√(2/π)(x + 0.044715x³))) (arXiv 1606.08415)."""
+    """x·Φ(x), Φ the normal distribution or its approximation ½(1 + tanh(√(2/π)(x + 0.044715x³)))
+    (arXiv 1606.08415).
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, tanh: bool) -> Tensor:  # type: ignore[override]
         share, act = torch.empty_like(x), torch.empty_like(x)  # Φ(x)
         for x_, p, a in _stretches(x, share, act):
             if tanh:
-                torch.mul(x_, x_, out=p).mul_(CUBE).add_(1).mul_(x_).mul_(math.sqrt(2 / math.pi)).tanh_()
+                torch.mul(x_, x_, out=p).mul_(CUBE).add_(1).mul_(x_).mul_(
+                    math.sqrt(2 / math.pi)
+                ).tanh_()
             else:
                 torch.mul(x_, math.sqrt(0.5), out=p).erf_()
             torch.mul(x_, p.add_(1).mul_(0.5), out=a)
@@ -350,7 +417,9 @@ CUBE = 0.044715
 
 
 def _stretches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same elements of each contiguous tensor, few enough that several passes stay in the cache."""
+    """The same elements of each contiguous tensor, few enough that several passes stay in the
+    cache.
+    """
     flat, length = [x.view(-1) for x in tensors], (1 << 17) * torch.get_num_threads()
     for first in range(0, flat[0].numel(), length):
         yield tuple(x[first : first + length] for x in flat)

@@ -1,12 +1,15 @@
-"""Rows of logits on a GPU, in Triton: cross-entropy, its gradient in place and the recorder's numbers in two passes.
+"""Rows of logits on a GPU, in Triton: cross-entropy, its gradient in place and the recorder's
+numbers in two passes.
 
-A program takes one row of V logits, in bf16 or fp32, and computes in fp32. The first pass carries the maximum m so far,
-Z = Σ e^{s−m}, A = Σ e^{s−m}(s−m) and Σ s²; when a block raises m to m′, then with d = m − m′ ≤ 0
+A program takes one row of V logits, in bf16 or fp32, and computes in fp32. The first pass carries
+the maximum m so far, Z = Σ e^{s−m}, A = Σ e^{s−m}(s−m) and Σ s²; when a block raises m to m′, then
+with d = m − m′ ≤ 0
 
     Z′ = e^d·Z        A′ = e^d·(A + d·Z)        (nothing cancels: every term of A is ≤ 0)
 
-The second writes weight·(1 + 2·z_loss·logz)·e^{s−m}/Z − weight·[target] over the logits. No atomics; a row is one
-program's, so bits depend on nothing but the row. Logits are read from memory once and, at 50,000 tokens, once from L2.
+The second writes weight·(1 + 2·z_loss·logz)·e^{s−m}/Z − weight·[target] over the logits. No
+atomics; a row is one program's, so bits depend on nothing but the row. Logits are read from memory
+once and, at 50,000 tokens, once from L2.
 """
 
 from __future__ import annotations
@@ -33,22 +36,41 @@ class Rows(NamedTuple):
 
 
 def rows(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float) -> Rows:
-    """Rows of logits (n, V), which become the gradient of Σ scale·(ce + z_loss·logz²); targets (n,) int64, scale (n,)."""
+    """Rows of logits (n, V), which become the gradient of Σ scale·(ce + z_loss·logz²); targets (n,)
+    int64, scale (n,).
+    """
     n, V = logits.shape
     assert logits.is_contiguous() and logits.dtype in (torch.float32, torch.bfloat16)
     found = torch.empty(5, n, dtype=torch.float32, device=logits.device)
     width = min(COLUMNS, triton.next_power_of_2(V))
     _rows[(n,)](
-        logits, targets, scale, found, n, V, z_loss,
-        LOWEST=FLOOR, COLUMNS=width, num_warps=8, enable_fp_fusion=True,
-    )  # fmt: skip
+        logits,
+        targets,
+        scale,
+        found,
+        n,
+        V,
+        z_loss,
+        LOWEST=FLOOR,
+        COLUMNS=width,
+        num_warps=8,
+        enable_fp_fusion=True,
+    )
     return Rows(*found)
 
 
 @triton.jit
 def _rows(
-    logits_ptr, targets_ptr, scale_ptr, found_ptr, n, V, z_loss, LOWEST: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
+    logits_ptr,
+    targets_ptr,
+    scale_ptr,
+    found_ptr,
+    n,
+    V,
+    z_loss,
+    LOWEST: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)  # offsets pass 2³¹
     logits = logits_ptr + row * V
     column = tl.arange(0, COLUMNS)

@@ -1,4 +1,5 @@
-"""A copy of a decoder as a TransformerLens bridge: every hook of that library, on the state of any step.
+"""A copy of a decoder as a TransformerLens bridge: every hook of that library, on the state of any
+step.
 
 lens = bridge(state.params, shape, corpus.folder, corpus.eot)
 logits, cache = lens.run_with_cache(tokens_BT)      # cache["blocks.0.attn.hook_pattern"]: (B, H, T, T)
@@ -26,18 +27,23 @@ if TYPE_CHECKING:
 def bridge(params: dict[str, Tensor], shape: Shape, tokenizer_folder: Path | None, eot: int) -> Any:
     """A `TransformerBridge` over a copy of these parameters, on the CPU, in eval mode.
 
-    `tokenizer_folder` holds a tokenizer.json; None: tokens are read and shown as their ids. No beginning-of-sequence
-    token is put in front, because none was in training. The import takes about 6 s. Nothing is asked of a network.
-    Errors: config, where the architecture has no Hugging Face form; missing, where there is no tokenizer.json.
+    `tokenizer_folder` holds a tokenizer.json; None: tokens are read and shown as their ids. No
+    beginning-of-sequence token is put in front, because none was in training. The import takes
+    about 6 s. Nothing is asked of a network. Errors: config, where the architecture has no Hugging
+    Face form; missing, where there is no tokenizer.json.
     """
     config = to_hf_config(shape, eot)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in to_hf_tensors(params, shape).items()}
+    tensors = {
+        name: tensor.cpu().contiguous() for name, tensor in to_hf_tensors(params, shape).items()
+    }
     file = None
     if tokenizer_folder is not None:
         file = Path(tokenizer_folder) / "tokenizer.json"
         if not file.is_file():
             raise ForensicsError(
-                "missing", f"wanted a tokenizer.json in {tokenizer_folder}, found none", "leave it out to see ids"
+                "missing",
+                f"wanted a tokenizer.json in {tokenizer_folder}, found none",
+                "leave it out to see ids",
             )
     with _offline(), tempfile.TemporaryDirectory(prefix="forensics-lens-") as place:
         from transformer_lens.model_bridge import TransformerBridge
@@ -50,7 +56,9 @@ def bridge(params: dict[str, Tensor], shape: Shape, tokenizer_folder: Path | Non
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, attn_implementation="eager", local_files_only=True
+            )
         finally:
             if bars:
                 logging.enable_progress_bar()
@@ -63,16 +71,21 @@ def bridge(params: dict[str, Tensor], shape: Shape, tokenizer_folder: Path | Non
 
 
 def _tokenizer(file: Path | None, vocabulary: int, eot: int) -> Any:
-    """The run's tokenizer, or one that writes a token as its id; its end-of-text token is id `eot`."""
+    """The run's tokenizer, or one that writes a token as its id; its end-of-text token is id
+    `eot`.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     if file is not None:
         backend = Tokenizer.from_file(str(file))
     else:
-        backend = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token=str(eot)))
+        backend = Tokenizer(
+            models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token=str(eot))
+        )
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    # No bos_token here: with one, TransformerLens would build the tokenizer anew from a folder that is gone.
+    # No bos_token here: with one, TransformerLens would build the tokenizer anew from a folder that
+    # is gone.
     end = backend.id_to_token(eot)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end, pad_token=end)
 

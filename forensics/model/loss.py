@@ -1,7 +1,9 @@
-"""Cross-entropy with z-loss and its gradient in one pass over chunks of rows; B·T·V logits are never held.
+"""Cross-entropy with z-loss and its gradient in one pass over chunks of rows; B·T·V logits are
+never held.
 
-N rows (B·T positions), D width, V vocabulary. The chunk size is fixed, because the bits of the unembedding's gradient
-depend on it. The statistics of the logits come out of the same pass; whether they are asked for changes no bit.
+N rows (B·T positions), D width, V vocabulary. The chunk size is fixed, because the bits of the
+unembedding's gradient depend on it. The statistics of the logits come out of the same pass; whether
+they are asked for changes no bit.
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = 512  # rows
-# rows: large enough that the products fill a GPU, and few enough that their sum is added up in few roundings; 800 MB of
-# logits at 50,000 tokens in bf16
+# rows: large enough that the products fill a GPU, and few enough that their sum is added up in few
+# roundings; 800 MB of logits at 50,000 tokens in bf16
 GPU_CHUNK = 8192
-# A rest shorter than this joins the chunk before it: MKL computes products of few rows (seen: 5 to 7, at 2 and 8
-# threads) by another kernel than the same rows among many, so their bits would change with the number of threads.
+# A rest shorter than this joins the chunk before it: MKL computes products of few rows (seen: 5 to
+# 7, at 2 and 8 threads) by another kernel than the same rows among many, so their bits would change
+# with the number of threads.
 SHORT = 64
 
 
@@ -52,20 +55,30 @@ class LossOut(NamedTuple):
 
 @torch.no_grad()
 def loss_and_gradient(
-    hidden: Tensor, unembedding: Tensor, targets: Tensor, weight: Tensor, denominator: float, z_loss: float,
-    *, statistics: bool = False, dtype: torch.dtype = torch.float32,
-) -> LossOut:  # fmt: skip
-    """Of Σ weight·(ce + z_loss·logz²) / denominator: each row's ce, and the gradients of hidden and unembedding.
+    hidden: Tensor,
+    unembedding: Tensor,
+    targets: Tensor,
+    weight: Tensor,
+    denominator: float,
+    z_loss: float,
+    *,
+    statistics: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> LossOut:
+    """Of Σ weight·(ce + z_loss·logz²) / denominator: each row's ce, and the gradients of hidden and
+    unembedding.
 
-    hidden (N, D), unembedding (V, D), targets (N,) int64, weight (N,). `dtype` is that of the two matrix products;
-    where hidden is float64 (blame's second precision), everything is.
+    hidden (N, D), unembedding (V, D), targets (N,) int64, weight (N,). `dtype` is that of the two
+    matrix products; where hidden is float64 (blame's second precision), everything is.
     """
     N, wide = hidden.shape[0], _wide(hidden)
     dtype = wide if wide == torch.float64 else dtype
     h, W = hidden.to(dtype), unembedding.to(dtype)
     kernels = _kernels() if h.is_cuda and dtype != torch.float64 else None
     if kernels is not None:
-        return on_gpu(kernels, h, W, targets, weight / denominator, z_loss, hidden.dtype, statistics)
+        return on_gpu(
+            kernels, h, W, targets, weight / denominator, z_loss, hidden.dtype, statistics
+        )
     ce, logz = (torch.empty(N, device=h.device, dtype=wide) for _ in range(2))
     kept = [torch.empty(N, device=h.device, dtype=wide) for _ in range(3)] if statistics else None
     grad_hidden = torch.empty_like(h)
@@ -94,7 +107,8 @@ def loss_and_gradient(
         else:
             p = torch.exp(logits, out=spare[:n])
             total = p.sum(1, keepdim=True)
-            # H = log Σe − Σ e·l / Σe with l shifted by its maximum: every term is finite, nothing cancels
+            # H = log Σe − Σ e·l / Σe with l shifted by its maximum: every term is finite, nothing
+            # cancels
             kept[2][rows] = total[:, 0].log() - logits.mul_(p).sum(1) / total[:, 0]
         log_total = total.log()
         ce[rows] = (log_total - at_target)[:, 0]
@@ -113,18 +127,30 @@ def loss_and_gradient(
 
 
 def on_gpu(
-    kernels: ModuleType, h: Tensor, W: Tensor, targets: Tensor, scale: Tensor, z_loss: float, out: torch.dtype,
+    kernels: ModuleType,
+    h: Tensor,
+    W: Tensor,
+    targets: Tensor,
+    scale: Tensor,
+    z_loss: float,
+    out: torch.dtype,
     statistics: bool,
-) -> LossOut:  # fmt: skip
-    """The same with the rows in one kernel, over logits and gradients of the products' own type; `out` of grad_hidden."""
+) -> LossOut:
+    """The same with the rows in one kernel, over logits and gradients of the products' own type;
+    `out` of grad_hidden.
+    """
     N, (V, D) = h.shape[0], W.shape
     grad_hidden = torch.empty(N, D, dtype=h.dtype, device=h.device)
     grad_unembedding = torch.zeros(V, D, device=h.device)
-    buffer = torch.empty(max(r.stop - r.start for r in chunks(N, GPU_CHUNK)), V, dtype=h.dtype, device=h.device)
+    buffer = torch.empty(
+        max(r.stop - r.start for r in chunks(N, GPU_CHUNK)), V, dtype=h.dtype, device=h.device
+    )
     found = []
     for rows in chunks(N, GPU_CHUNK):
         logits = torch.mm(h[rows], W.T, out=buffer[: rows.stop - rows.start])
-        found.append(kernels.rows(logits, targets[rows].contiguous(), scale[rows].contiguous(), z_loss))
+        found.append(
+            kernels.rows(logits, targets[rows].contiguous(), scale[rows].contiguous(), z_loss)
+        )
         torch.mm(logits, W, out=grad_hidden[rows])  # the logits have become their gradient
         if h.dtype == torch.float32:
             grad_unembedding.addmm_(logits.T, h[rows])
@@ -146,8 +172,12 @@ def _kernels() -> ModuleType | None:
     return kernels
 
 
-def plain_cross_entropy(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(ce, logz), each (N,), by autograd's own operations: differentiable twice, holds N·V logits."""
+def plain_cross_entropy(
+    hidden: Tensor, unembedding: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(ce, logz), each (N,), by autograd's own operations: differentiable twice, holds N·V
+    logits.
+    """
     logits = F.linear(hidden, unembedding)
     logits = logits.to(_wide(logits))
     logz = logits.logsumexp(1)

@@ -5,8 +5,9 @@
         loss.backward()
         rows = seen.take()          # {"heads": {...}, "layers": {...}}, columns as in records.py
 
-The model's own attention function is called with the very arguments it would get, and its result is handed on: the
-queries and keys are looked at, after RoPE and QK-norm, nothing is changed. Sequences are taken to be unpadded.
+The model's own attention function is called with the very arguments it would get, and its result is
+handed on: the queries and keys are looked at, after RoPE and QK-norm, nothing is changed. Sequences
+are taken to be unpadded.
 """
 
 from __future__ import annotations
@@ -40,10 +41,15 @@ class Seen:
     @torch.no_grad()
     def stream(self, column: str, layer: int, x: Tensor) -> None:
         total, n = self.squares.get((column, layer), (0.0, 0))
-        self.squares[column, layer] = total + float(sums.square_sum(x.detach().float())), n + x.numel()
+        self.squares[column, layer] = (
+            total + float(sums.square_sum(x.detach().float())),
+            n + x.numel(),
+        )
 
     def take(self) -> dict[str, dict[str, list]]:
-        """Columns of `heads` and `layers` over all forwards (and backwards) since the last call; then starts anew."""
+        """Columns of `heads` and `layers` over all forwards (and backwards) since the last call;
+        then starts anew.
+        """
         heads: dict[str, list] = {"layer": [], "head": []}
         for layer, found in sorted(self.heads.items()):
             for name, values in found.columns().items():
@@ -63,7 +69,9 @@ class Seen:
 
 @contextmanager
 def attach(model: nn.Module) -> Iterator[Seen]:
-    """Watch a transformers model's attention and residual stream. Errors: data, for a model that is not one."""
+    """Watch a transformers model's attention and residual stream. Errors: data, for a model that is
+    not one.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config = getattr(model, "config", None)
@@ -73,13 +81,18 @@ def attach(model: nn.Module) -> Iterator[Seen]:
         if isinstance(m, nn.ModuleList) and len(m) == getattr(config, "num_hidden_layers", -1)
     ]
     if config is None or not blocks:
-        raise ForensicsError("data", f"wanted a transformers model with decoder blocks, found {type(model).__name__}",
-                             "attach takes what AutoModelForCausalLM returns")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"wanted a transformers model with decoder blocks, found {type(model).__name__}",
+            "attach takes what AutoModelForCausalLM returns",
+        )
     name = config._attn_implementation
     seen, handles = Seen(), []
     own = set(model.modules())
 
-    def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **named: Any) -> Any:
+    def watched(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **named: Any
+    ) -> Any:
         if module in own:
             seen.attention(int(module.layer_idx), query, key)  # type: ignore[arg-type]
         return before(module)(module, query, key, value, *arguments, **named)

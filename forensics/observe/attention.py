@@ -1,9 +1,11 @@
 """Attention statistics over all unmasked pairs, in one pass over blocks; no T×T matrix.
 
-s_ij = q_i·k_j/√K over j ≤ i, m_i = max_j s_ij, Z_i = Σ_j e^{s_ij − m_i}. FORMULAS.md defines each number. The identity
-H = logsumexp − q·(Σ p k)/√K is not used: it cancels, by 68 nats at logits of 4e4.
+s_ij = q_i·k_j/√K over j ≤ i, m_i = max_j s_ij, Z_i = Σ_j e^{s_ij − m_i}. FORMULAS.md defines each
+number. The identity H = logsumexp − q·(Σ p k)/√K is not used: it cancels, by 68 nats at logits of
+4e4.
 
-`blocked_rows` here and `kernels.rows` on a GPU find five numbers per query; `_reduce` makes the statistics of them.
+`blocked_rows` here and `kernels.rows` on a GPU find five numbers per query; `_reduce` makes the
+statistics of them.
 """
 
 from __future__ import annotations
@@ -22,11 +24,20 @@ from forensics.observe import sums
 QUERIES = 32  # query rows per block: fewer pairs in vain beyond the diagonal
 ELEMENTS = 1 << 20  # scores held at once; not by threads, so that neither are the bits
 MASKED = -3.0e38  # finite, so that MASKED − m is no NaN
-FLOOR = -80.0  # of s − m: e^−80 is nothing beside Z ≥ 1, and exp is ten times slower where its result underflows
+# of s − m: e^−80 is nothing beside Z ≥ 1, and exp is ten times slower where its result underflows
+FLOOR = -80.0
 
 
-COLUMNS = ("attn_logit_max", "attn_logit_spread", "attn_entropy_mean", "attn_entropy_min", "attn_entropy_norm", "sink_mass",
-           "q_norm_max", "k_norm_max")  # fmt: skip
+COLUMNS = (
+    "attn_logit_max",
+    "attn_logit_spread",
+    "attn_entropy_mean",
+    "attn_entropy_min",
+    "attn_entropy_norm",
+    "sink_mass",
+    "q_norm_max",
+    "k_norm_max",
+)
 
 
 @dataclass
@@ -42,7 +53,9 @@ class HeadStatistics:
     q_norm_max: Tensor
     k_norm_max: Tensor
     queries: int  # number of queries that entropy_sum adds up
-    open_queries: int | Tensor  # those with more than one key; () on the device where documents decide
+    open_queries: (
+        int | Tensor
+    )  # those with more than one key; () on the device where documents decide
 
     def merge(self, other: HeadStatistics) -> HeadStatistics:
         return HeadStatistics(
@@ -60,7 +73,9 @@ class HeadStatistics:
 
     def columns(self) -> dict[str, Tensor]:
         """The columns of table `heads`, (H,) each; NaN where no query has more than one key."""
-        opened = torch.as_tensor(self.open_queries, dtype=torch.float64, device=self.logit_max.device)
+        opened = torch.as_tensor(
+            self.open_queries, dtype=torch.float64, device=self.logit_max.device
+        )
         some = torch.where(opened > 0, opened, math.nan)
         return {
             "attn_logit_max": self.logit_max,
@@ -87,15 +102,22 @@ class Rows(NamedTuple):
 
 @torch.no_grad()
 def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) -> HeadStatistics:
-    """Of q (B, H, T, K) and k (B, G, T, K), G dividing H; documents (B, T) keep pairs inside a document.
+    """Of q (B, H, T, K) and k (B, G, T, K), G dividing H; documents (B, T) keep pairs inside a
+    document.
 
-    fp32 throughout, whatever the inputs and whatever autocast would make of them; memory grows with T, not with T².
+    fp32 throughout, whatever the inputs and whatever autocast would make of them; memory grows with
+    T, not with T².
     """
-    assert q.numel() and q.shape[1] % k.shape[1] == 0, "an empty batch has no statistics, and groups are whole"
+    assert q.numel() and q.shape[1] % k.shape[1] == 0, (
+        "an empty batch has no statistics, and groups are whole"
+    )
     with torch.autocast(q.device.type, enabled=False):
         kernels = _kernels() if q.is_cuda else None
         if kernels is not None and q.shape[-1] <= kernels.WIDEST:
-            norms = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax((0, 2)) for x in (q, k)]
+            norms = [
+                torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax((0, 2))
+                for x in (q, k)
+            ]
             rows = kernels.rows(q, k, documents)
         else:
             rows, *norms = blocked_rows(q, k, documents)
@@ -114,15 +136,23 @@ def _kernels() -> ModuleType | None:
 
 
 def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, Tensor, Tensor]:
-    """Rows by blocks of queries, each against all keys up to its last; and the largest ‖q‖ (H,) and ‖k‖ (G,)."""
+    """Rows by blocks of queries, each against all keys up to its last; and the largest ‖q‖ (H,) and
+    ‖k‖ (G,).
+    """
     B, H, T, K = q.shape
-    q, k = q.contiguous().float(), k.contiguous().float()  # heads first, so that blocks are matrices without copies
+    q, k = (
+        q.contiguous().float(),
+        k.contiguous().float(),
+    )  # heads first, so that blocks are matrices without copies
     norms = [torch.linalg.vector_norm(x, dim=-1).amax((0, 2)) for x in (q, k)]
     if k.shape[1] < H:
         k = k.repeat_interleave(H // k.shape[1], dim=1)
     q, k = (q / math.sqrt(K)).view(B * H, T, K), k.view(B * H, T, K)
     # |s − m| ≤ 2·‖q‖·‖k‖/√K: where that stays above FLOOR, only what is masked can lie below it
-    gentle = documents is None and 2 * float(norms[0].amax() * norms[1].amax()) / math.sqrt(K) < -0.99 * FLOOR
+    gentle = (
+        documents is None
+        and 2 * float(norms[0].amax() * norms[1].amax()) / math.sqrt(K) < -0.99 * FLOOR
+    )
     size = min(QUERIES, T)
     room = max(ELEMENTS, size * T)
     scores, powers = torch.empty(room, device=q.device), torch.empty(room, device=q.device)
@@ -147,8 +177,9 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
             s, e = (x[: (b - a) * n * last].view(b - a, n, last) for x in (scores, powers))
             torch.bmm(q[a:b, first:last], k[a:b, :last].transpose(1, 2), out=s)
             if ids is None:
-                # The only keys that can lie after a query. By products and minima, five times faster than masked_fill;
-                # an inf among the keys then shows as NaN in rows before it too, beside the inf in its own norm.
+                # The only keys that can lie after a query. By products and minima, five times
+                # faster than masked_fill; an inf among the keys then shows as NaN in rows before it
+                # too, beside the inf in its own norm.
                 corner = s[..., first:]
                 corner.mul_(seen[:n, :n])
                 torch.sum(s, -1, out=total)
@@ -167,7 +198,9 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
             if ids is None:
                 opening.copy_(e[..., 0])
             else:
-                opening.copy_(e.gather(-1, (~hidden).to(torch.int8).argmax(-1, keepdim=True))[..., 0])
+                opening.copy_(
+                    e.gather(-1, (~hidden).to(torch.int8).argmax(-1, keepdim=True))[..., 0]
+                )
             torch.sum(s.mul_(e), -1, out=weighted)
     if ids is not None:
         counts = counts.view(B, H, T)
@@ -175,8 +208,12 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
     return Rows(m, total, z, weighted, opening, counts), norms[0], norms[1]
 
 
-def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor, opened: int | None = None) -> HeadStatistics:
-    """Statistics per head (H,) of what was found per query; `opened` of them have more than one key."""
+def _reduce(
+    rows: Rows, q_norm: Tensor, k_norm: Tensor, opened: int | None = None
+) -> HeadStatistics:
+    """Statistics per head (H,) of what was found per query; `opened` of them have more than one
+    key.
+    """
     B, H, T = rows.m.shape
     counts = rows.counts.expand(B, H, T)
     alone = counts <= 1
@@ -197,5 +234,7 @@ def _reduce(rows: Rows, q_norm: Tensor, k_norm: Tensor, opened: int | None = Non
 
 
 def _by_head(x: Tensor) -> Tensor:
-    """Σ over B and queries of (B, H, T), (H,) float64: by stretches too short to be split among threads."""
+    """Σ over B and queries of (B, H, T), (H,) float64: by stretches too short to be split among
+    threads.
+    """
     return torch.stack([part.double().sum(2).sum(0) for part in x.split(sums.BLOCK, dim=2)]).sum(0)

@@ -1,4 +1,5 @@
-"""Small results on their way from a GPU to the host: copied behind the work that makes them, waited for only when read.
+"""Small results on their way from a GPU to the host: copied behind the work that makes them, waited
+for only when read.
 
 fetch = Fetch({"loss": loss_B})      # queued on the GPU's stream; the host goes on
 …                                    # more work is handed out

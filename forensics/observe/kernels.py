@@ -1,13 +1,16 @@
-"""Attention statistics on a GPU: one pass over blocks of keys, no T×T matrix, no atomics; in Triton.
+"""Attention statistics on a GPU: one pass over blocks of keys, no T×T matrix, no atomics; in
+Triton.
 
 A program takes some queries of one head and carries, for each, the maximum m so far, Z = Σ e^{s−m},
-A = Σ e^{s−m}(s−m), Σ s and how many keys it has seen. When a block raises m to m′, then with d = m − m′ ≤ 0
+A = Σ e^{s−m}(s−m), Σ s and how many keys it has seen. When a block raises m to m′, then with d = m
+− m′ ≤ 0
 
     Z′ = Σ e^{s−m′} = e^d·Z        A′ = Σ e^{s−m′}(s−m′) = Σ e^d·e^{s−m}·((s−m) + d) = e^d·(A + d·Z)
 
-Every term of A is ≤ 0, so nothing cancels. d and s − m stop at FLOOR, as in `attention.blocked_rows`: what lies below
-is nothing beside Z ≥ 1, and −∞·0 cannot arise. Products of logits are exact in fp32 (no TF32); 1/√K is applied to the
-fp32 sum. `attention._reduce` makes the statistics of what is returned, the same for both forms.
+Every term of A is ≤ 0, so nothing cancels. d and s − m stop at FLOOR, as in
+`attention.blocked_rows`: what lies below is nothing beside Z ≥ 1, and −∞·0 cannot arise. Products
+of logits are exact in fp32 (no TF32); 1/√K is applied to the fp32 sum. `attention._reduce` makes
+the statistics of what is returned, the same for both forms.
 """
 
 from __future__ import annotations
@@ -23,11 +26,17 @@ from forensics.observe.attention import FLOOR, Rows
 
 WIDEST = 256  # head width; a wider one takes the blocked form, its tiles would not fit
 NARROWEST = 16  # what tl.dot multiplies
-TILES = {64: (32, 64), 128: (32, 32), WIDEST: (16, 16)}  # width up to → queries, keys: as many as registers hold
+TILES = {
+    64: (32, 64),
+    128: (32, 32),
+    WIDEST: (16, 16),
+}  # width up to → queries, keys: as many as registers hold
 
 
 def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
-    """Rows of q (B, H, T, K) and k (B, G, T, K), fp32, bf16 or fp16 and of any strides; documents (B, T) as integers."""
+    """Rows of q (B, H, T, K) and k (B, G, T, K), fp32, bf16 or fp16 and of any strides; documents
+    (B, T) as integers.
+    """
     B, H, T, K = q.shape
     assert K <= WIDEST, "the blocked form takes wider heads"
     if q.dtype != k.dtype or q.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -35,25 +44,60 @@ def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
     width = max(NARROWEST, triton.next_power_of_2(K))
     queries, keys = TILES[min(w for w in TILES if w >= width)]
     found = torch.empty(6, B, H, T, dtype=torch.float32, device=q.device)
-    ids = documents.to(torch.int32).contiguous() if documents is not None else found  # not read without documents
+    ids = (
+        documents.to(torch.int32).contiguous() if documents is not None else found
+    )  # not read without documents
     _rows[(triton.cdiv(T, queries) * B * H,)](
-        q, k, ids, found,
-        *q.stride(), *k.stride(), found.stride(0),
-        H, H // k.shape[1], T, K, 1 / math.sqrt(K),
-        DOCUMENTS=documents is not None, WIDEN=not q.is_cuda, LOWEST=FLOOR, QUERIES=queries, KEYS=keys, WIDTH=width,
+        q,
+        k,
+        ids,
+        found,
+        *q.stride(),
+        *k.stride(),
+        found.stride(0),
+        H,
+        H // k.shape[1],
+        T,
+        K,
+        1 / math.sqrt(K),
+        DOCUMENTS=documents is not None,
+        WIDEN=not q.is_cuda,
+        LOWEST=FLOOR,
+        QUERIES=queries,
+        KEYS=keys,
+        WIDTH=width,
         enable_fp_fusion=True,  # said, so that bits do not change with Triton's default
-    )  # fmt: skip
+    )
     return Rows(*found)
 
 
 @triton.jit
 def _rows(
-    q_ptr, k_ptr, ids_ptr, found_ptr,
-    q_b, q_h, q_t, q_k, k_b, k_h, k_t, k_k, field,  # strides
-    H, groups, T, K, scale,
-    DOCUMENTS: tl.constexpr, WIDEN: tl.constexpr, LOWEST: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
+    q_ptr,
+    k_ptr,
+    ids_ptr,
+    found_ptr,
+    q_b,
+    q_h,
+    q_t,
+    q_k,
+    k_b,
+    k_h,
+    k_t,
+    k_k,
+    field,  # strides
+    H,
+    groups,
+    T,
+    K,
+    scale,
+    DOCUMENTS: tl.constexpr,
+    WIDEN: tl.constexpr,
+    LOWEST: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     blocks = tl.cdiv(T, QUERIES)
     # the last queries have the most keys: they start first, so that the GPU ends evenly
     first = (blocks - 1 - tl.program_id(0) % blocks) * QUERIES
@@ -98,8 +142,9 @@ def _rows(
         opening = tl.where(count == 0, here, opening)
         total += tl.sum(tl.where(visible, s, 0.0), 1)
         count += tl.sum(visible.to(tl.float32), 1)
-        # where, not maximum: a NaN must stay one. No key yet: m = −∞, and Z = A = 0 stay 0 under any finite d.
-        # Equal infinities differ by 0, so that a block of s = −∞ is forgotten as soon as a larger one comes.
+        # where, not maximum: a NaN must stay one. No key yet: m = −∞, and Z = A = 0 stay 0 under
+        # any finite d. Equal infinities differ by 0, so that a block of s = −∞ is forgotten as soon
+        # as a larger one comes.
         d = tl.where(m == higher, 0.0, m - higher)
         d = tl.where(d < LOWEST, LOWEST, d)
         weighted = tl.exp(d) * (weighted + d * z)

@@ -1,4 +1,6 @@
-"""The logit lens: what the residual stream after each block would predict, read out by the final norm and unembedding."""
+"""The logit lens: what the residual stream after each block would predict, read out by the final
+norm and unembedding.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from forensics.model.loss import chunks
 def logit_lens(
     decoder: Decoder, params: Params, resid: list[Tensor], targets: Tensor, weight: Tensor
 ) -> list[dict[str, float]]:
-    """Of each block's output (B, T, D): weighted mean loss, entropy and KL(final ‖ this) over positions, in nats.
+    """Of each block's output (B, T, D): weighted mean loss, entropy and KL(final ‖ this) over
+    positions, in nats.
 
     targets (B, T) int64, weight (B, T). Chunked over rows: no B·T·V logits are held.
     """

@@ -1,9 +1,11 @@
-"""Every head's attention on one sequence, pair by pair: to be looked at, where `attention` only tells of extremes.
+"""Every head's attention on one sequence, pair by pair: to be looked at, where `attention` only
+tells of extremes.
 
     seen = patterns(decoder, params, tokens_T)        # seen.weights[layer, head, query, key]
 
-T×T numbers per head: for a sequence, never for a batch. Scores are s_ij = q_i·k_j/√K after RoPE and QK-norm, weights
-their softmax over the keys that a query sees (j ≤ i, inside the document where attention stays there).
+T×T numbers per head: for a sequence, never for a batch. Scores are s_ij = q_i·k_j/√K after RoPE and
+QK-norm, weights their softmax over the keys that a query sees (j ≤ i, inside the document where
+attention stays there).
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from forensics.model.decoder import Decoder, Params, Site
 
 @dataclass(frozen=True)
 class Patterns:
-    """L layers, H query heads, n queries and keys (T, or blocks of them), fp32; pairs that are masked hold −inf and 0."""
+    """L layers, H query heads, n queries and keys (T, or blocks of them), fp32; pairs that are
+    masked hold −inf and 0.
+    """
 
     scores: Tensor  # (L, H, n, n)
     weights: Tensor  # (L, H, n, n)
@@ -69,7 +73,8 @@ class _Pairs:
             return x_TT
         T, n = len(x_TT), self.block
         whole = math.ceil(T / n) * n
-        # what is put on at the end is smaller than anything there, and is no NaN where all of a block is
+        # what is put on at the end is smaller than anything there, and is no NaN where all of a
+        # block is
         padded = x_TT.new_full((whole, whole), -math.inf if x_TT.min() == -math.inf else 0.0)
         padded[:T, :T] = x_TT
         return padded.view(whole // n, n, whole // n, n).amax((1, 3))
@@ -77,12 +82,18 @@ class _Pairs:
 
 @torch.no_grad()
 def patterns(
-    decoder: Decoder, params: Params, tokens_T: Tensor, documents_T: Tensor | None = None, most: int = 128
+    decoder: Decoder,
+    params: Params,
+    tokens_T: Tensor,
+    documents_T: Tensor | None = None,
+    most: int = 128,
 ) -> Patterns:
     """Of every head, for the T inputs of one sequence; `documents_T` as in `Decoder.hidden`.
 
     Above `most` positions, blocks of ⌈T/most⌉ by the largest pair in each.
     """
     watch = _Pairs(most)
-    decoder.hidden(params, tokens_T[None], watch, None if documents_T is None else documents_T[None])
+    decoder.hidden(
+        params, tokens_T[None], watch, None if documents_T is None else documents_T[None]
+    )
     return Patterns(torch.stack(watch.scores), torch.stack(watch.weights), watch.block)

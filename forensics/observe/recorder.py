@@ -1,11 +1,11 @@
 """The recorder: an observer of `advance` that writes every table of a step.
 
-It sees detached tensors only, computes beside the step and hands rows to the store. It never raises on NaN or inf:
-they are recorded as such, and the first place that showed one becomes an event.
+It sees detached tensors only, computes beside the step and hands rows to the store. It never raises
+on NaN or inf: they are recorded as such, and the first place that showed one becomes an event.
 
-Nothing is read from the device before the step is done. On a GPU its results are then copied behind the update, and rows
-are made of them when the next step's work has been handed out (the site "launched"): while the GPU computes, which never
-waits for them.
+Nothing is read from the device before the step is done. On a GPU its results are then copied behind
+the update, and rows are made of them when the next step's work has been handed out (the site
+"launched"): while the GPU computes, which never waits for them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,13 @@ if TYPE_CHECKING:
     from forensics.train.schedule import StepPolicy
     from forensics.train.state import TrainState
 
-RMS_SITES = {"resid_in": "resid_rms_in", "resid_out": "resid_rms_out", "attn_out": "attn_out_rms", "mlp_out": "mlp_out_rms",
-             "resid_grad": "resid_grad_rms"}  # fmt: skip
+RMS_SITES = {
+    "resid_in": "resid_rms_in",
+    "resid_out": "resid_rms_out",
+    "attn_out": "attn_out_rms",
+    "mlp_out": "mlp_out_rms",
+    "resid_grad": "resid_grad_rms",
+}
 # what a block computes, in that order; the taps come in another one, once the block is done
 FORWARD = ("resid_in", "attention logits", "attn_out", "mlp_out", "resid_out")
 
@@ -69,11 +74,15 @@ class _Step:
     documents: Tensor | None = None
     heads: dict[int, HeadStatistics] = field(default_factory=dict)
     squares: dict[tuple[str, int], _Mean] = field(default_factory=dict)
-    nonzero: dict[int, list[Tensor]] = field(default_factory=dict)  # of mlp_act, by layer and micro-batch
+    nonzero: dict[int, list[Tensor]] = field(
+        default_factory=dict
+    )  # of mlp_act, by layer and micro-batch
     elements: int = 0  # of mlp_act in one layer
     extremes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     finite: dict[int, list[Tensor]] = field(default_factory=dict)  # attention logits, by layer
-    backward: list[tuple[int, Tensor]] = field(default_factory=list)  # (layer, Σ x²) of resid_grad as they came
+    backward: list[tuple[int, Tensor]] = field(
+        default_factory=list
+    )  # (layer, Σ x²) of resid_grad as they came
     resid: dict[int, list[Tensor]] = field(default_factory=dict)
     lens: list[dict[str, float]] | None = None
     probe: TensorProbe | None = None
@@ -83,7 +92,9 @@ class _Step:
         """What the taps left on the device, float64, in the order in which `read` takes it."""
         lists = [mean.squares for mean in self.squares.values()]
         lists += [*self.nonzero.values(), *self.finite.values(), [x for _, x in self.backward]]
-        flat = [x.double() for one in lists for x in one] + [x.double() for x in self.extremes.values()]
+        flat = [x.double() for one in lists for x in one] + [
+            x.double() for x in self.extremes.values()
+        ]
         return torch.stack(flat) if flat else torch.empty(0, dtype=torch.float64)
 
     def read(self, found: Tensor) -> None:
@@ -91,20 +102,30 @@ class _Step:
         numbers = iter(found.tolist())
         for mean in self.squares.values():
             mean.read = [next(numbers) for _ in mean.squares]
-        self.nonzero_read = {layer: sum(int(next(numbers)) for _ in found) for layer, found in self.nonzero.items()}
+        self.nonzero_read = {
+            layer: sum(int(next(numbers)) for _ in found) for layer, found in self.nonzero.items()
+        }
         self.finite_read = {
-            layer: sum(next(numbers) for _ in found) == len(found) for layer, found in self.finite.items()
+            layer: sum(next(numbers) for _ in found) == len(found)
+            for layer, found in self.finite.items()
         }
         self.backward_read = [(layer, next(numbers)) for layer, _ in self.backward]
         self.extremes_read = {key: next(numbers) for key in self.extremes}
 
     def first_nonfinite(self, result: StepResult, tensors: dict[str, list]) -> str | None:
-        """The first place of the step, in the order in which it computes, that held a NaN or inf."""
+        """The first place of the step, in the order in which it computes, that held a NaN or
+        inf.
+        """
         places = [
-            (layer, FORWARD.index("attention logits")) for layer, finite in self.finite_read.items() if not finite
+            (layer, FORWARD.index("attention logits"))
+            for layer, finite in self.finite_read.items()
+            if not finite
         ]
-        places += [(layer, FORWARD.index(kind)) for (kind, layer), mean in self.squares.items()
-                   if kind != "resid_grad" and not all(map(math.isfinite, mean.read))]  # fmt: skip
+        places += [
+            (layer, FORWARD.index(kind))
+            for (kind, layer), mean in self.squares.items()
+            if kind != "resid_grad" and not all(map(math.isfinite, mean.read))
+        ]
         if places:
             layer, place = min(places)
             return f"layers.{layer}.{FORWARD[place]}"
@@ -115,10 +136,16 @@ class _Step:
             if not math.isfinite(squares):
                 return f"layers.{layer}.resid_grad"
         if not math.isfinite(result.grad_norm or 0.0):
-            # the backward runs from the last tensor to the first: the last in order of the forward came first
-            return next(n for n in reversed(self.grads) if not math.isfinite(result.grad_norms[n])) + " gradient"
+            # the backward runs from the last tensor to the first: the last in order of the forward
+            # came first
+            return (
+                next(n for n in reversed(self.grads) if not math.isfinite(result.grad_norms[n]))
+                + " gradient"
+            )
         if result.action == "apply" and tensors:
-            wrong = (n for n, x in zip(tensors["tensor"], tensors["update_norm"]) if not math.isfinite(x))
+            wrong = (
+                n for n, x in zip(tensors["tensor"], tensors["update_norm"]) if not math.isfinite(x)
+            )
             return next((n + " update" for n in wrong), None)
         return None
 
@@ -130,11 +157,16 @@ class Recorder:
         self.writer = writer
         self.model = model
         self.level = record.level
-        self.every = {table: record.every.get(table, 1) for table in ("layers", "heads", "tensors", "sequences")}
+        self.every = {
+            table: record.every.get(table, 1)
+            for table in ("layers", "heads", "tensors", "sequences")
+        }
         self.windows = [window(text) for text in record.dense]
         self.digests = digests
         self.digest: str | None = None  # of the state after the last step
-        self.row: dict[str, float | int | str | None] | None = None  # of the last step; `commit` writes it
+        self.row: dict[str, float | int | str | None] | None = (
+            None  # of the last step; `commit` writes it
+        )
         self.wants: frozenset[str] = frozenset()
         self.later = model.device == "cuda"  # rows of a step are made beside the next one
         self._rest: Callable[[], None] | None = None  # of the last step: makes its rows
@@ -144,8 +176,14 @@ class Recorder:
         if not self.later:
             self.commit()
         step = state.counters.step
-        dense = self.level != "off" and (self.level == "dense" or any(a <= step < b for a, b in self.windows))
-        tables = frozenset(t for t, n in self.every.items() if step % n == 0) if self.level != "off" else frozenset()
+        dense = self.level != "off" and (
+            self.level == "dense" or any(a <= step < b for a, b in self.windows)
+        )
+        tables = (
+            frozenset(t for t, n in self.every.items() if step % n == 0)
+            if self.level != "off"
+            else frozenset()
+        )
         wants: set[str] = set()
         if tables or dense:
             wants.add("rows")
@@ -159,7 +197,9 @@ class Recorder:
         self._now = _Step(tables, dense)
 
     def commit(self) -> None:
-        """Hand the last step's row to the store; until then the loop may add what it measures after the step."""
+        """Hand the last step's row to the store; until then the loop may add what it measures after
+        the step.
+        """
         if self._rest is not None:
             rest, self._rest = self._rest, None
             rest()
@@ -192,7 +232,8 @@ class Recorder:
         now = self._now
         mean = now.squares.setdefault((kind, layer), _Mean())
         if kind == "resid_in" and layer > 0:
-            # the stream into a block is the one out of the block before, whose squares are summed already
+            # the stream into a block is the one out of the block before, whose squares are summed
+            # already
             before = now.squares[("resid_out", layer - 1)]
             mean.squares, mean.elements = list(before.squares), before.elements
             return
@@ -211,10 +252,14 @@ class Recorder:
     @torch.no_grad()
     def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
         now = self._now
-        assert result.grad_norms is not None and result.loss is not None and result.batch is not None
+        assert (
+            result.grad_norms is not None and result.loss is not None and result.batch is not None
+        )
         now.grads = tuple(grads)
         if "tensors" in now.tables and grads:  # every tensor may be frozen
-            now.probe = TensorProbe(state, grads, result.grad_norms, result.clip_scale, result.policy)
+            now.probe = TensorProbe(
+                state, grads, result.grad_norms, result.clip_scale, result.policy
+            )
         if now.dense and now.resid:
             device = self.model.device
             resid = [torch.cat(now.resid[layer]) for layer in sorted(now.resid)]
@@ -234,32 +279,47 @@ class Recorder:
             now.probe.measure(state, self.model.decayed, result.action == "apply")
         self.digest = state.digest() if self.digests else None
         row: dict[str, float | int | str | None] = {
-            "step": result.step, "lr": result.policy.learning_rate, "schedule": result.counters.schedule,
-            "updates": result.counters.updates, "update": result.action, "seconds": result.seconds, "state_digest": self.digest,
-        }  # fmt: skip
+            "step": result.step,
+            "lr": result.policy.learning_rate,
+            "schedule": result.counters.schedule,
+            "updates": result.counters.updates,
+            "update": result.action,
+            "seconds": result.seconds,
+            "state_digest": self.digest,
+        }
         self.row = row
         if result.batch is not None and result.ce is not None:
             row |= {
-                "loss": result.loss, "grad_norm": result.grad_norm, "clip_scale": result.clip_scale,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "clip_scale": result.clip_scale,
                 "tokens": int(torch.count_nonzero(result.batch.weight)),
-            }  # fmt: skip
-            self._rest = functools.partial(self._rows, now, result, row, Fetch(self._found(now, result)))
+            }
+            self._rest = functools.partial(
+                self._rows, now, result, row, Fetch(self._found(now, result))
+            )
             if not self.later:
                 rest, self._rest = self._rest, None
                 rest()
 
     def _found(self, now: _Step, result: StepResult) -> dict[str, Tensor]:
-        """All that the rows of a step are made of, still on the device: nothing here waits for it."""
+        """All that the rows of a step are made of, still on the device: nothing here waits for
+        it.
+        """
         assert result.batch is not None and result.ce is not None
         found = {"taps": now.numbers()}
         if now.probe is not None:
             found |= now.probe.found()
         if (r := result.rows) is not None:
             totals = [sums.total(x) for x in (r.mean_square, r.logz, r.entropy)]
-            found["logits"] = torch.stack([*totals, r.largest.amax().double(), r.logz.amax().double()])
+            found["logits"] = torch.stack(
+                [*totals, r.largest.amax().double(), r.logz.amax().double()]
+            )
         if now.heads:
             columns = [now.heads[i].columns() for i in sorted(now.heads)]
-            found["heads"] = torch.stack([torch.cat([x[c].float() for x in columns]) for c in HEADS])
+            found["heads"] = torch.stack(
+                [torch.cat([x[c].float() for x in columns]) for c in HEADS]
+            )
         if "sequences" in now.tables:
             weight = result.batch.weight.to(result.ce.device, non_blocking=True)
             counted = weight.sum(1)
@@ -271,7 +331,7 @@ class Recorder:
     @torch.no_grad()
     def _rows(
         self, now: _Step, result: StepResult, row: dict[str, float | int | str | None], fetch: Fetch
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Every row of a step but its own, which is completed."""
         step, found = result.step, fetch.read()
         tensors = now.probe.columns(found) if now.probe is not None else {}
@@ -289,13 +349,23 @@ class Recorder:
             self._token_rows(result, found["ce"].numpy())
         where = now.first_nonfinite(result, tensors)
         if where is not None:
-            self.writer.append("events", step=step, kind="nonfinite", metric="loss", value=result.loss, tensor=where,
-                               text=f"first seen in {where}")  # fmt: skip
+            self.writer.append(
+                "events",
+                step=step,
+                kind="nonfinite",
+                metric="loss",
+                value=result.loss,
+                tensor=where,
+                text=f"first seen in {where}",
+            )
 
     @staticmethod
     def _complete(
-        row: dict[str, float | int | str | None], result: StepResult, tensors: dict[str, list], logits: Tensor | None
-    ) -> None:  # fmt: skip
+        row: dict[str, float | int | str | None],
+        result: StepResult,
+        tensors: dict[str, list],
+        logits: Tensor | None,
+    ) -> None:
         if tensors:
             row["param_norm"] = math.sqrt(math.fsum(x * x for x in tensors["param_norm"]))
             if result.action == "apply":
@@ -314,15 +384,22 @@ class Recorder:
         layers = sorted(now.heads)
         H = table.shape[1] // len(layers)
         self.writer.append(
-            "heads", step=step, layer=np.repeat(np.array(layers, np.int32), H), head=np.tile(np.arange(H, dtype=np.int32), len(layers)),
+            "heads",
+            step=step,
+            layer=np.repeat(np.array(layers, np.int32), H),
+            head=np.tile(np.arange(H, dtype=np.int32), len(layers)),
             **dict(zip(HEADS, table)),
-        )  # fmt: skip
+        )
 
     def _layer_rows(self, now: _Step, step: int) -> None:
         layers = sorted(now.nonzero_read)
-        rows: dict[str, list] = {column: [now.squares[kind, i].rms if (kind, i) in now.squares else None for i in layers]
-                                 for kind, column in RMS_SITES.items()}  # fmt: skip
-        rows["act_zero_share"] = [(now.elements - now.nonzero_read[i]) / now.elements for i in layers]
+        rows: dict[str, list] = {
+            column: [now.squares[kind, i].rms if (kind, i) in now.squares else None for i in layers]
+            for kind, column in RMS_SITES.items()
+        }
+        rows["act_zero_share"] = [
+            (now.elements - now.nonzero_read[i]) / now.elements for i in layers
+        ]
         if now.dense:
             for name in ("resid_max", "act_max"):
                 rows[name] = [now.extremes_read[name, i] for i in layers]
@@ -335,15 +412,24 @@ class Recorder:
         if not counted.all():  # a sequence that is masked has no loss; NaN would say it diverged
             loss = np.where(counted == 0, np.array(None), loss)
         self.writer.append(
-            "sequences", step=result.step, slot=np.arange(len(loss), dtype=np.int32), sequence=result.batch.sequence.numpy(),
-            loss=loss, weight=counted, repeat_share=repeat_share_rows(result.batch.tokens.numpy()),
-        )  # fmt: skip
+            "sequences",
+            step=result.step,
+            slot=np.arange(len(loss), dtype=np.int32),
+            sequence=result.batch.sequence.numpy(),
+            loss=loss,
+            weight=counted,
+            repeat_share=repeat_share_rows(result.batch.tokens.numpy()),
+        )
 
     def _token_rows(self, result: StepResult, ce: np.ndarray) -> None:
         assert result.batch is not None
         B, T = ce.shape
         self.writer.append(
-            "tokens", step=result.step, slot=np.repeat(np.arange(B, dtype=np.int32), T),
-            position=np.tile(np.arange(T, dtype=np.int32), B), token=result.batch.tokens[:, 1:].reshape(-1).numpy().astype(np.int32),
-            loss=ce.reshape(-1), weight=result.batch.weight.reshape(-1).numpy(),
-        )  # fmt: skip
+            "tokens",
+            step=result.step,
+            slot=np.repeat(np.arange(B, dtype=np.int32), T),
+            position=np.tile(np.arange(T, dtype=np.int32), B),
+            token=result.batch.tokens[:, 1:].reshape(-1).numpy().astype(np.int32),
+            loss=ce.reshape(-1),
+            weight=result.batch.weight.reshape(-1).numpy(),
+        )

@@ -1,7 +1,7 @@
 """Sums whose bits do not depend on the number of CPU threads.
 
-A full reduction is split among threads, so its order of additions changes with their number. Rows of a fixed width
-are not: each row is added up by one thread.
+A full reduction is split among threads, so its order of additions changes with their number. Rows
+of a fixed width are not: each row is added up by one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 BLOCK = 4096
-STRETCH = 128 * BLOCK  # numbers that go through several passes at once on CPU: in its cache, and worth a thread's start
+STRETCH = (
+    128 * BLOCK
+)  # numbers that go through several passes at once on CPU: in its cache, and worth a thread's start
 
 
 def total(x: Tensor) -> Tensor:
@@ -21,7 +23,11 @@ def total(x: Tensor) -> Tensor:
     while flat.numel() > BLOCK:
         whole = flat.numel() // BLOCK * BLOCK
         rows = flat[:whole].view(-1, BLOCK).sum(1).double()
-        flat = rows if whole == flat.numel() else torch.cat((rows, flat[whole:].sum(dtype=torch.float64)[None]))
+        flat = (
+            rows
+            if whole == flat.numel()
+            else torch.cat((rows, flat[whole:].sum(dtype=torch.float64)[None]))
+        )
     return flat.sum(dtype=torch.float64)
 
 
@@ -38,10 +44,14 @@ def square_sum(x: Tensor) -> Tensor:
     whole = flat.numel() // BLOCK * BLOCK
     parts = []
     if whole:
-        parts.append(torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1).double().square())
+        parts.append(
+            torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1).double().square()
+        )
     if whole < flat.numel():
         parts.append(torch.linalg.vector_norm(flat[whole:]).double().square()[None])
-    return total(torch.cat(parts)) if parts else torch.zeros((), dtype=torch.float64, device=x.device)
+    return (
+        total(torch.cat(parts)) if parts else torch.zeros((), dtype=torch.float64, device=x.device)
+    )
 
 
 def stretch(x: Tensor) -> int:
@@ -50,7 +60,9 @@ def stretch(x: Tensor) -> int:
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same stretch of each tensor as (rows, BLOCK), of at most STRETCH on CPU; then the rest as (1, n)."""
+    """The same stretch of each tensor as (rows, BLOCK), of at most STRETCH on CPU; then the rest as
+    (1, n).
+    """
     flat = [x.reshape(-1) for x in tensors]
     n = flat[0].numel()
     whole = n // BLOCK * BLOCK

@@ -1,8 +1,9 @@
-"""Statistics of every parameter tensor around an update on a GPU: two launches a step, each number read once; in Triton.
+"""Statistics of every parameter tensor around an update on a GPU: two launches a step, each number
+read once; in Triton.
 
-A program takes SPAN numbers of one tensor, found through a table of addresses, so that a hundred tensors are one
-launch. It adds up in fp32 by lanes; the host adds the programs' sums in float64. No atomics: bits depend on the
-tensors alone.
+A program takes SPAN numbers of one tensor, found through a table of addresses, so that a hundred
+tensors are one launch. It adds up in fp32 by lanes; the host adds the programs' sums in float64. No
+atomics: bits depend on the tensors alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ AFTER = ("theta", "delta", "free", "m", "v", "seen", "ratio")
 
 @functools.lru_cache(maxsize=8)
 def _plan(sizes: tuple[int, ...], device: str) -> tuple[Tensor, np.ndarray]:
-    """(2, programs) int64 of each program's tensor and first number, and each tensor's first program."""
+    """(2, programs) int64 of each program's tensor and first number, and each tensor's first
+    program.
+    """
     programs = [max(1, -(-n // SPAN)) for n in sizes]
     starts = np.concatenate(([0], np.cumsum(programs)[:-1]))
     which = np.repeat(np.arange(len(sizes)), programs)
@@ -32,15 +35,22 @@ def _plan(sizes: tuple[int, ...], device: str) -> tuple[Tensor, np.ndarray]:
 
 
 def _table(groups: list[list[Tensor]]) -> tuple[Tensor, list[list[Tensor]]]:
-    """(groups + 2, n) int64: addresses, sizes, a place for a number of each tensor; and what must live until it is read."""
-    kept = [[x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.contiguous().clone() for x in g] for g in groups]
+    """(groups + 2, n) int64: addresses, sizes, a place for a number of each tensor; and what must
+    live until it is read.
+    """
+    kept = [
+        [x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.contiguous().clone() for x in g]
+        for g in groups
+    ]
     assert all(x.dtype == torch.float32 for g in kept for x in g), "a state is fp32 throughout"
     rows = [[x.data_ptr() for x in g] for g in kept] + [[x.numel() for x in kept[0]]]
     return torch.tensor(rows, dtype=torch.int64).to(kept[0][0].device, non_blocking=True), kept
 
 
 def before(grads: list[Tensor], second: list[Tensor], threshold: float, clip: float) -> Tensor:
-    """(programs, len(BEFORE)) fp32 of gradients and second moments; `threshold` of (clip·g)²/v counts as a burst."""
+    """(programs, len(BEFORE)) fp32 of gradients and second moments; `threshold` of (clip·g)²/v
+    counts as a burst.
+    """
     which, _ = _plan(tuple(g.numel() for g in grads), str(grads[0].device))
     table, kept = _table([grads, second])
     found = torch.empty(which.shape[1], len(BEFORE), device=grads[0].device)
@@ -62,9 +72,17 @@ def before(grads: list[Tensor], second: list[Tensor], threshold: float, clip: fl
 
 
 def after(
-    grads: list[Tensor], old: list[Tensor], new: list[Tensor], m: list[Tensor], v: list[Tensor], decay: list[float], floor: float
-) -> Tensor:  # fmt: skip
-    """(programs, len(AFTER)) fp32: squares of θ, of the update with and without decay, of m and v; Σ g²/max(v, floor)."""
+    grads: list[Tensor],
+    old: list[Tensor],
+    new: list[Tensor],
+    m: list[Tensor],
+    v: list[Tensor],
+    decay: list[float],
+    floor: float,
+) -> Tensor:
+    """(programs, len(AFTER)) fp32: squares of θ, of the update with and without decay, of m and v;
+    Σ g²/max(v, floor).
+    """
     which, _ = _plan(tuple(g.numel() for g in grads), str(grads[0].device))
     table, kept = _table([grads, old, new, m, v])
     decays = torch.tensor(decay, dtype=torch.float32).to(table.device, non_blocking=True)
@@ -86,8 +104,12 @@ def after(
     return found
 
 
-def by_tensor(found: Tensor, sizes: tuple[int, ...], device: str, largest: tuple[int, ...] = ()) -> np.ndarray:
-    """(tensors, fields) float64 of what programs found: sums, and maxima for the fields in `largest`. Waits for the GPU."""
+def by_tensor(
+    found: Tensor, sizes: tuple[int, ...], device: str, largest: tuple[int, ...] = ()
+) -> np.ndarray:
+    """(tensors, fields) float64 of what programs found: sums, and maxima for the fields in
+    `largest`. Waits for the GPU.
+    """
     _, starts = _plan(sizes, device)
     parts = found.cpu().numpy().astype(np.float64)
     total = np.add.reduceat(parts, starts, axis=0)
@@ -104,7 +126,7 @@ def _at(table, row, tensors, t):
 @triton.jit
 def _before(
     table, which, found, tensors, programs, threshold, clip, SPAN: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+):
     program = tl.program_id(0)
     t, first = tl.load(which + program), tl.load(which + programs + program)
     g_at, v_at = _at(table, 0, tensors, t), _at(table, 1, tensors, t)
@@ -132,10 +154,14 @@ def _before(
 @triton.jit
 def _after(
     table, which, decays, found, tensors, programs, floor, SPAN: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+):
     program = tl.program_id(0)
     t, first = tl.load(which + program), tl.load(which + programs + program)
-    g_at, old_at, new_at = _at(table, 0, tensors, t), _at(table, 1, tensors, t), _at(table, 2, tensors, t)
+    g_at, old_at, new_at = (
+        _at(table, 0, tensors, t),
+        _at(table, 1, tensors, t),
+        _at(table, 2, tensors, t),
+    )
     m_at, v_at = _at(table, 3, tensors, t), _at(table, 4, tensors, t)
     n = tl.load(table + 5 * tensors + t)
     decay = tl.load(decays + t)

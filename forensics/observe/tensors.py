@@ -1,7 +1,8 @@
-"""Statistics of each parameter tensor around one update: in cache-sized stretches on CPU, in two kernels on a GPU.
+"""Statistics of each parameter tensor around one update: in cache-sized stretches on CPU, in two
+kernels on a GPU.
 
-g is the gradient before clipping, g̃ after it, v̂ the bias-corrected second moment; FORMULAS.md and records.TENSORS
-define the columns. Nothing is read from a GPU until `columns`.
+g is the gradient before clipping, g̃ after it, v̂ the bias-corrected second moment; FORMULAS.md and
+records.TENSORS define the columns. Nothing is read from a GPU until `columns`.
 """
 
 from __future__ import annotations
@@ -48,13 +49,20 @@ class TensorProbe:
         self.threshold = GSS / bias if bias > 0 else math.inf
         second = [state.exp_avg_sq[name] for name in self.names]
         if self.kernels is not None:
-            self.theta = dict(zip(self.names, torch._foreach_mul([state.params[n].detach() for n in self.names], 1.0)))
+            self.theta = dict(
+                zip(
+                    self.names,
+                    torch._foreach_mul([state.params[n].detach() for n in self.names], 1.0),
+                )
+            )
             self.before: Tensor | list[Numbers] = self.kernels.before(
                 list(grads.values()), second, min(self.threshold, 3e38), clip_scale
             )
         else:
             self.theta = {name: state.params[name].detach().clone() for name in self.names}
-            self.before = [_before(g, v, self.threshold, clip_scale) for g, v in zip(grads.values(), second)]
+            self.before = [
+                _before(g, v, self.threshold, clip_scale) for g, v in zip(grads.values(), second)
+            ]
 
     @torch.no_grad()
     def measure(self, state: TrainState, decayed: frozenset[str], applied: bool) -> TensorProbe:
@@ -66,14 +74,19 @@ class TensorProbe:
         decay = min(policy.learning_rate * policy.weight_decay, 3e38)
         decays = [decay if name in decayed else 0.0 for name in self.names]
         groups = [
-            [self.grads[n] for n in self.names], [self.theta[n] for n in self.names],
-            *([group[n].detach() for n in self.names] for group in (state.params, state.exp_avg, state.exp_avg_sq)),
-        ]  # fmt: skip
+            [self.grads[n] for n in self.names],
+            [self.theta[n] for n in self.names],
+            *(
+                [group[n].detach() for n in self.names]
+                for group in (state.params, state.exp_avg, state.exp_avg_sq)
+            ),
+        ]
         if self.kernels is not None:
             self.after: Tensor | list[Numbers] = self.kernels.after(*groups, decays, floor)
         else:
             self.after = [
-                _after(g, old, new, m, v, d, floor, applied) for (g, old, new, m, v), d in zip(zip(*groups), decays)
+                _after(g, old, new, m, v, d, floor, applied)
+                for (g, old, new, m, v), d in zip(zip(*groups), decays)
             ]
         self.theta, self.grads = {}, {}
         return self
@@ -83,14 +96,21 @@ class TensorProbe:
         return 1 - self.policy.betas[1] ** (self.updates + 1)
 
     def found(self) -> dict[str, Tensor]:
-        """What was measured and lies on a GPU yet, for whoever fetches it; `columns` takes it from there."""
+        """What was measured and lies on a GPU yet, for whoever fetches it; `columns` takes it from
+        there.
+        """
         both = {"tensors before": self.before, "tensors after": self.after}
         return {name: x for name, x in both.items() if isinstance(x, Tensor)}
 
     def columns(self, fetched: dict[str, Tensor] | None = None) -> dict[str, list]:
-        """Columns of table `tensors`, one row a tensor; the update's own are NULL where none was applied."""
+        """Columns of table `tensors`, one row a tensor; the update's own are NULL where none was
+        applied.
+        """
         before, after = self._numbers(fetched or self.found())
-        rows = [self._row(name, n, *found) for name, n, *found in zip(self.names, self.sizes, before, after)]
+        rows = [
+            self._row(name, n, *found)
+            for name, n, *found in zip(self.names, self.sizes, before, after)
+        ]
         return {"tensor": self.names, **{c: [row[c] for row in rows] for c in rows[0]}}
 
     def _numbers(self, fetched: dict[str, Tensor]) -> tuple[list[Numbers], list[Numbers]]:
@@ -99,13 +119,20 @@ class TensorProbe:
         assert self.kernels is not None and isinstance(self.before, Tensor)
         k, device = self.kernels, str(self.before.device)
         found = (fetched["tensors before"], fetched["tensors after"])
-        before = [dict(zip(k.BEFORE, row)) for row in k.by_tensor(found[0], self.sizes, device, (0,)).tolist()]
-        after = [dict(zip(k.AFTER, row)) for row in k.by_tensor(found[1], self.sizes, device).tolist()]
+        before = [
+            dict(zip(k.BEFORE, row))
+            for row in k.by_tensor(found[0], self.sizes, device, (0,)).tolist()
+        ]
+        after = [
+            dict(zip(k.AFTER, row)) for row in k.by_tensor(found[1], self.sizes, device).tolist()
+        ]
         for numbers in before:
             if numbers["nans"]:
                 numbers["grad_max"] = math.nan
         for numbers in after:
-            numbers |= {key: math.sqrt(numbers[key]) for key in ("theta", "delta", "free", "m", "v")}
+            numbers |= {
+                key: math.sqrt(numbers[key]) for key in ("theta", "delta", "free", "m", "v")
+            }
         return before, after
 
     def _row(self, name: str, n: int, before: Numbers, after: Numbers) -> dict[str, float | None]:
@@ -122,18 +149,25 @@ class TensorProbe:
         }
         if self.threshold < math.inf:
             total = before["second"] / (1 - self.policy.betas[1] ** self.updates)
-            # A second moment of exactly 0 has seen no gradient yet: there is nothing to be out of date
-            found["staleness"] = self.grad_norms[name] * self.clip_scale / math.sqrt(total) if total != 0 else None
+            # A second moment of exactly 0 has seen no gradient yet: there is nothing to be out of
+            # date
+            found["staleness"] = (
+                self.grad_norms[name] * self.clip_scale / math.sqrt(total) if total != 0 else None
+            )
             found["gss_share"] = int(before["bursts"]) / n
         if self.applied:
             found["update_norm"] = after["delta"]
             # a bias that is still 0 has no ratio
             found["update_ratio"] = after["delta"] / after["theta"] if after["theta"] else None
-            found["update_ratio_no_decay"] = after["free"] / after["theta"] if after["theta"] else None
+            found["update_ratio_no_decay"] = (
+                after["free"] / after["theta"] if after["theta"] else None
+            )
             seen, total = int(after["seen"]), after["ratio"] * self._bias_after
             found["rms_t"] = math.sqrt(total / seen) if seen else None
         else:
-            found |= dict.fromkeys(("update_norm", "update_ratio", "update_ratio_no_decay", "rms_t"))
+            found |= dict.fromkeys(
+                ("update_norm", "update_ratio", "update_ratio_no_decay", "rms_t")
+            )
         return found
 
 
@@ -146,8 +180,8 @@ def _kernels() -> ModuleType | None:
     return tensor_kernels
 
 
-# Comparing and counting cost ten times an addition on CPU, and hardly any stretch holds what is looked for: one pass of
-# cheap arithmetic tells which do, and those are counted as defined.
+# Comparing and counting cost ten times an addition on CPU, and hardly any stretch holds what is
+# looked for: one pass of cheap arithmetic tells which do, and those are counted as defined.
 
 
 def _before(grad: Tensor, v: Tensor, threshold: float, clip: float) -> Numbers:
@@ -162,15 +196,23 @@ def _before(grad: Tensor, v: Tensor, threshold: float, clip: float) -> Numbers:
         second.append(old.sum(1))
         room = torch.mul(g, scale, out=spare[: g.numel()].view(g.shape))
         if not float(torch.addcmul(old, room, room, value=-1, out=room).amin()) >= 0:
-            # before squaring: the square of a large g is inf in fp32; a second moment of 0 is no burst but a first gradient
+            # before squaring: the square of a large g is inf in fp32; a second moment of 0 is no
+            # burst but a first gradient
             clipped = torch.mul(g, clip, out=room).square_()
             bursts += int(torch.count_nonzero((clipped > old * threshold).logical_and_(old > 0)))
     return found | {"second": float(sums.total(_joined(second).double())), "bursts": bursts}
 
 
 def _after(
-    grad: Tensor, old: Tensor, new: Tensor, m: Tensor, v: Tensor, decay: float, floor: float, applied: bool
-) -> Numbers:  # fmt: skip
+    grad: Tensor,
+    old: Tensor,
+    new: Tensor,
+    m: Tensor,
+    v: Tensor,
+    decay: float,
+    floor: float,
+    applied: bool,
+) -> Numbers:
     norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
     ratio, seen = [], 0
     spare = torch.empty(sums.stretch(grad), device=grad.device)
@@ -184,12 +226,20 @@ def _after(
             delta = torch.sub(after, before, out=spare[: g.numel()].view(g.shape))
             norms["delta"].append(torch.linalg.vector_norm(delta, dim=1))
             if decay:
-                norms["free"].append(torch.linalg.vector_norm(delta.add_(before, alpha=decay), dim=1))
+                norms["free"].append(
+                    torch.linalg.vector_norm(delta.add_(before, alpha=decay), dim=1)
+                )
             # where v is 0, g̃ is too: such elements add nothing, and the mean is over the others
             # v̂ = v/bias: bias is taken out of the sum
-            ratio.append(torch.square(g, out=delta).div_(second if least >= floor else second.clamp_min(floor)).sum(1))
+            ratio.append(
+                torch.square(g, out=delta)
+                .div_(second if least >= floor else second.clamp_min(floor))
+                .sum(1)
+            )
     found = {
-        key: math.sqrt(float(sums.total(_joined(parts).double().square_()))) for key, parts in norms.items() if parts
+        key: math.sqrt(float(sums.total(_joined(parts).double().square_())))
+        for key, parts in norms.items()
+        if parts
     }
     if applied:
         found.setdefault("free", found["delta"])

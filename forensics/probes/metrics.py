@@ -1,7 +1,7 @@
 """The metrics that `forensics probe` has built in, each a function of one checkpoint and a text.
 
-A value is a number or a flat dictionary of numbers. `cka` needs two checkpoints: what it carries from one to the next
-is the final stream, so that one checkpoint is in memory at a time.
+A value is a number or a flat dictionary of numbers. `cka` needs two checkpoints: what it carries
+from one to the next is the final stream, so that one checkpoint is in memory at a time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def _forward(view: View, watch: Taps = UNTAPPED) -> Iterator[Tensor]:
     model, half = view.model, view.run.header.precision == "bf16"
     for tokens in view.text.tokens.split(model.micro_batch):
         inputs = tokens.to(model.device)[:, :-1]
-        with torch.autocast(model.device, dtype=torch.bfloat16) if half else contextlib.nullcontext():
+        with (
+            torch.autocast(model.device, dtype=torch.bfloat16) if half else contextlib.nullcontext()
+        ):
             yield model.decoder.hidden(view.params, inputs, watch, documents(inputs, model))
 
 
@@ -120,7 +122,9 @@ class _Heads:
 
 
 def attention(view: View, _: Any) -> Value:
-    """Entropy (nats, mean over queries) and largest logit of every head, as FORMULAS.md defines them; and of all."""
+    """Entropy (nats, mean over queries) and largest logit of every head, as FORMULAS.md defines
+    them; and of all.
+    """
     heads = _Heads()
     for _stream in _forward(view, heads):
         pass
@@ -136,7 +140,9 @@ def attention(view: View, _: Any) -> Value:
 
 
 def effective_rank(view: View, _: Any) -> Value:
-    """exp of the entropy of the singular values' shares, of every weight matrix (Roy & Vetterli 2007); and their mean."""
+    """exp of the entropy of the singular values' shares, of every weight matrix (Roy & Vetterli
+    2007); and their mean.
+    """
     found = {}
     for name, weight in view.params.items():
         if weight.ndim != 2:
@@ -153,15 +159,19 @@ def final_stream(view: View) -> Tensor:
         return view.stream
     rows = torch.cat([each.reshape(-1, each.shape[-1]).float() for each in _forward(view)])
     if len(rows) > ROWS:
-        rows = rows[torch.linspace(0, len(rows) - 1, ROWS, dtype=torch.float64, device=rows.device).long()]
+        rows = rows[
+            torch.linspace(0, len(rows) - 1, ROWS, dtype=torch.float64, device=rows.device).long()
+        ]
     view.stream = rows - rows.mean(0)
     return view.stream
 
 
 def cka(view: View, before: Tensor | None) -> Value:
-    """Linear CKA of this checkpoint's final stream with the one before it: 1 is equal up to rotation and scale.
+    """Linear CKA of this checkpoint's final stream with the one before it: 1 is equal up to
+    rotation and scale.
 
-    ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) over centred positions (arXiv 1905.00414, eq. 5); None at the first checkpoint.
+    ‖YᵀX‖²_F / (‖XᵀX‖_F ‖YᵀY‖_F) over centred positions (arXiv 1905.00414, eq. 5); None at the first
+    checkpoint.
     """
     return None if before is None else linear_cka(before, final_stream(view))
 

@@ -1,4 +1,5 @@
-"""`forensics probe`: one metric over the checkpoints of a run, one checkpoint in memory at a time, resumable.
+"""`forensics probe`: one metric over the checkpoints of a run, one checkpoint in memory at a time,
+resumable.
 
 probe(runs, "demo", "loss")
 probe(runs, "demo", "my_metric.py:sharpness")     called with (params, model, run)
@@ -26,12 +27,19 @@ from forensics.train.run import Run, open_run
 
 
 def probe(
-    runs: Path, name: str, what: str, steps: str | None = None, text: Path | None = None, progress: Report = silent
+    runs: Path,
+    name: str,
+    what: str,
+    steps: str | None = None,
+    text: Path | None = None,
+    progress: Report = silent,
 ) -> dict[str, Any]:
-    """`points` [{step, value}], value a number or a dictionary of numbers; finished checkpoints are kept beside the run.
+    """`points` [{step, value}], value a number or a dictionary of numbers; finished checkpoints are
+    kept beside the run.
 
-    `what` is a built-in's name or `file.py:function`; `steps` is "A:B", "S,T,…" or all checkpoints; `text` a UTF-8 file
-    to read instead of the held-out set. Errors: usage, missing, data, integrity.
+    `what` is a built-in's name or `file.py:function`; `steps` is "A:B", "S,T,…" or all checkpoints;
+    `text` a UTF-8 file to read instead of the held-out set. Errors: usage, missing, data,
+    integrity.
     """
     run = open_run(runs, name)
     metric, source = _metric(what)
@@ -58,17 +66,25 @@ def probe(
             del view
         points.append({"step": step, "value": kept.get(key)})
         progress(i + 1, len(chosen), f"checkpoint {step}")
-    return {"run": name, "probe": what, "text": str(text) if text else "held-out" if batch is not None else None,
-            "points": points}  # fmt: skip
+    return {
+        "run": name,
+        "probe": what,
+        "text": str(text) if text else "held-out" if batch is not None else None,
+        "points": points,
+    }
 
 
 def checkpoints(run: Run, steps: str | None) -> list[int]:
-    """Those of the saved states that "A:B" or "S,T,…" chooses; all of them where it is None. Errors: usage, missing."""
+    """Those of the saved states that "A:B" or "S,T,…" chooses; all of them where it is None.
+    Errors: usage, missing.
+    """
     saved = run.saved_steps()
     shown = ", ".join(map(str, saved[:12])) + (", …" if len(saved) > 12 else "")
     if not saved:
         raise ForensicsError(
-            "missing", f"{run.name} has no checkpoint", "was it interrupted before state 0 was written?"
+            "missing",
+            f"{run.name} has no checkpoint",
+            "was it interrupted before state 0 was written?",
         )
     if steps is None:
         return saved
@@ -77,29 +93,41 @@ def checkpoints(run: Run, steps: str | None) -> list[int]:
         found = [s for s in saved if first <= s < last]
         if not found:
             raise ForensicsError(
-                "missing", f"wanted checkpoints of {run.name} in {steps}, found none", f"saved: {shown}"
+                "missing",
+                f"wanted checkpoints of {run.name} in {steps}, found none",
+                f"saved: {shown}",
             )
         return found
     numbers_ = [part.strip() for part in steps.split(",")]
     if not all(part.isdecimal() for part in numbers_):
-        raise ForensicsError("usage", f"wanted --steps A:B or S,T,…, found {steps!r}", "e.g. --steps 0,100,200")
+        raise ForensicsError(
+            "usage", f"wanted --steps A:B or S,T,…, found {steps!r}", "e.g. --steps 0,100,200"
+        )
     for step in map(int, numbers_):
         if step not in saved:
             raise ForensicsError(
-                "missing", f"wanted a checkpoint of {run.name} at {step}, found none", f"saved: {shown}"
+                "missing",
+                f"wanted a checkpoint of {run.name} at {step}, found none",
+                f"saved: {shown}",
             )
     return sorted(set(map(int, numbers_)))
 
 
 def _text(run: Run, path: Path | None, what: str) -> Batch:
-    """The held-out set, or a file's tokens cut into sequences of T + 1 that share one with their neighbour."""
+    """The held-out set, or a file's tokens cut into sequences of T + 1 that share one with their
+    neighbour.
+    """
     if path is None:
         held_out = run.batches.held_out()
         if not len(held_out.tokens):
-            raise ForensicsError("usage", f"{what} needs a text: {run.name} holds nothing out", "--text FILE")
+            raise ForensicsError(
+                "usage", f"{what} needs a text: {run.name} holds nothing out", "--text FILE"
+            )
         return held_out
     if not path.is_file():
-        raise ForensicsError("missing", f"wanted a text at {path}, found no such file", "--text FILE")
+        raise ForensicsError(
+            "missing", f"wanted a text at {path}, found no such file", "--text FILE"
+        )
     try:
         content = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
@@ -109,7 +137,9 @@ def _text(run: Run, path: Path | None, what: str) -> Batch:
     ids = np.array(run.corpus.tokenizer.encode(content, add_special_tokens=False).ids, np.int64)
     if len(ids) < 2:
         raise ForensicsError(
-            "data", f"wanted a text of at least 2 tokens, found {len(ids)} in {path.name}", "a longer one"
+            "data",
+            f"wanted a text of at least 2 tokens, found {len(ids)} in {path.name}",
+            "a longer one",
         )
     T = min(run.recipe.data.sequence_length, len(ids) - 1)
     count = (len(ids) - 1) // T
@@ -124,11 +154,18 @@ def _metric(what: str) -> tuple[Metric, str]:
         return METRICS[what], ""
     file, colon, function = what.rpartition(":")
     if not colon:
-        raise ForensicsError("usage", f"wanted a probe, found {what!r}",
-                             nearest(what, METRICS) + " (or file.py:function)")  # fmt: skip
+        raise ForensicsError(
+            "usage",
+            f"wanted a probe, found {what!r}",
+            nearest(what, METRICS) + " (or file.py:function)",
+        )
     path = Path(file)
     if path.suffix != ".py" or not path.is_file():
-        raise ForensicsError("missing", f"wanted a Python file at {file!r}, found none", "e.g. my_metric.py:sharpness")
+        raise ForensicsError(
+            "missing",
+            f"wanted a Python file at {file!r}, found none",
+            "e.g. my_metric.py:sharpness",
+        )
     call = _function(path, function)
 
     def measure(view: View, _: Any) -> Value:
@@ -137,8 +174,11 @@ def _metric(what: str) -> tuple[Metric, str]:
         except ForensicsError:
             raise
         except Exception as e:
-            raise ForensicsError("usage", f"{path.name}:{function} failed at checkpoint {view.step}: {type(e).__name__}: {e}",
-                                 "it is called with (params, model, run)") from e  # fmt: skip
+            raise ForensicsError(
+                "usage",
+                f"{path.name}:{function} failed at checkpoint {view.step}: {type(e).__name__}: {e}",
+                "it is called with (params, model, run)",
+            ) from e
         return _number_or_numbers(value, f"{path.name}:{function}", view.step)
 
     return Metric(what, measure), hashlib.sha256(path.read_bytes()).hexdigest()
@@ -152,11 +192,17 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
         module_spec.loader.exec_module(module)
     except (Exception, SystemExit) as e:
         raise ForensicsError(
-            "usage", f"{path.name} cannot be imported: {type(e).__name__}: {e}", "does it run by itself?"
+            "usage",
+            f"{path.name} cannot be imported: {type(e).__name__}: {e}",
+            "does it run by itself?",
         ) from e
     found = getattr(module, name, None)
     if not callable(found):
-        own = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        own = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
         raise ForensicsError("usage", f"{path.name} has no function {name!r}", nearest(name, own))
     return found
 
@@ -172,5 +218,9 @@ def _number_or_numbers(value: Any, who: str, step: int) -> Value:
         named = {str(k): _number_or_numbers(v, who, step) for k, v in value.items()}
         if all(v is None or isinstance(v, float) for v in named.values()):
             return named  # type: ignore[return-value]
-    raise ForensicsError("usage", f"{who}: wanted a number or a dictionary of numbers, found {type(value).__name__} at checkpoint {step}",
-                         "return float(x)")  # fmt: skip
+    raise ForensicsError(
+        "usage",
+        f"{who}: wanted a number or a dictionary of numbers, found {type(value).__name__} at"
+        f" checkpoint {step}",
+        "return float(x)",
+    )

@@ -1,4 +1,5 @@
-"""Finished parts of a long measurement, one JSON line each, appended as they come: what is cut off goes on.
+"""Finished parts of a long measurement, one JSON line each, appended as they come: what is cut off
+goes on.
 
 kept = Kept(run.folder / "scans", "all that the values depend on")
 value = kept.get("401")
@@ -15,10 +16,14 @@ import xxhash
 
 
 class Kept:
-    """Key → JSON value in a file of `folder` that is named by the hash of `identity`; without a folder, in no file."""
+    """Key → JSON value in a file of `folder` that is named by the hash of `identity`; without a
+    folder, in no file.
+    """
 
     def __init__(self, folder: Path | None, identity: str) -> None:
-        self.path = folder / f"{xxhash.xxh3_64_hexdigest(identity.encode())}.jsonl" if folder else None
+        self.path = (
+            folder / f"{xxhash.xxh3_64_hexdigest(identity.encode())}.jsonl" if folder else None
+        )
         self.values: dict[str, Any] = {}
         self._torn = False  # whether the file ends in the middle of a line
         if self.path is not None and self.path.is_file():
@@ -44,5 +49,7 @@ class Kept:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if self._torn else "") + json.dumps({"key": key, "value": value}) + "\n")
+            file.write(
+                ("\n" if self._torn else "") + json.dumps({"key": key, "value": value}) + "\n"
+            )
         self._torn = False

@@ -1,6 +1,8 @@
-"""Which parts of a table are alive: `tables/<table>/manifest.json`, and whether their bytes are those written.
+"""Which parts of a table are alive: `tables/<table>/manifest.json`, and whether their bytes are
+those written.
 
-The manifest is the truth: a Parquet file it does not name is a leftover of a killed or superseded write.
+The manifest is the truth: a Parquet file it does not name is a leftover of a killed or superseded
+write.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ if TYPE_CHECKING:
     import pyarrow
 
 VERSION = 1
-Key = tuple[str, int, int, str]  # path, size, mtime in ns, hash: what stands for a part that was checked
+Key = tuple[
+    str, int, int, str
+]  # path, size, mtime in ns, hash: what stands for a part that was checked
 
 CHECKED: set[Key] = set()  # parts whose bytes were hashed in this process
-_READ: dict[str, tuple[tuple[int, int, int], Manifest]] = {}  # path → (inode, mtime, size), manifest
+_READ: dict[
+    str, tuple[tuple[int, int, int], Manifest]
+] = {}  # path → (inode, mtime, size), manifest
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,9 @@ class Part:
 @dataclass(frozen=True)
 class Manifest:
     table: str
-    columns: tuple[str, ...]  # that the parts hold: fewer than the schema's where an older version wrote them
+    columns: tuple[
+        str, ...
+    ]  # that the parts hold: fewer than the schema's where an older version wrote them
     parts: tuple[Part, ...] = ()
 
     def to_json(self) -> bytes:
@@ -56,8 +64,11 @@ def folder(run_folder: Path, table: str) -> Path:
 
 
 def load(run_folder: str | Path, table: str, *, fresh: bool = False) -> Manifest:
-    """The live parts of a table; none where it was never written. `fresh` reads the file again. Errors: integrity."""
-    path = f"{run_folder}/tables/{table}/manifest.json"  # text: with 200 runs, Path objects took half of the time
+    """The live parts of a table; none where it was never written. `fresh` reads the file again.
+    Errors: integrity.
+    """
+    # text: with 200 runs, Path objects took half of the time
+    path = f"{run_folder}/tables/{table}/manifest.json"
     try:
         stat = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -69,12 +80,18 @@ def load(run_folder: str | Path, table: str, *, fresh: bool = False) -> Manifest
     try:
         raw: dict[str, Any] = json.loads(Path(path).read_bytes())
         if raw["version"] != VERSION:
-            raise ForensicsError("integrity", f"{path}: wanted manifest version {VERSION}, found {raw['version']!r}",
-                                 "read this run with the version of the software that wrote it")  # fmt: skip
+            raise ForensicsError(
+                "integrity",
+                f"{path}: wanted manifest version {VERSION}, found {raw['version']!r}",
+                "read this run with the version of the software that wrote it",
+            )
         manifest = Manifest(table, tuple(raw["columns"]), tuple(Part(**p) for p in raw["parts"]))
     except (ValueError, KeyError, TypeError) as e:
-        raise ForensicsError("integrity", f"{path} is not a manifest: {e}",
-                             "restore this file, or run `forensics doctor RUN`") from None  # fmt: skip
+        raise ForensicsError(
+            "integrity",
+            f"{path} is not a manifest: {e}",
+            "restore this file, or run `forensics doctor RUN`",
+        ) from None
     except FileNotFoundError:
         return _nothing(table)
     _READ[path] = (stamp, manifest)
@@ -87,7 +104,9 @@ def _nothing(table: str) -> Manifest:
 
 
 def check(path: Path, part: Part) -> None:
-    """Hash a part once per (path, size, mtime) of this process. Errors: integrity; FileNotFoundError."""
+    """Hash a part once per (path, size, mtime) of this process. Errors: integrity;
+    FileNotFoundError.
+    """
     stat = os.stat(path)
     key = (str(path), stat.st_size, stat.st_mtime_ns, part.hash)
     if key in CHECKED:
@@ -101,9 +120,12 @@ def require_hash(path: Path, part: Part, data: bytes) -> None:
     import xxhash
 
     if xxhash.xxh3_128_hexdigest(data) != part.hash:
-        raise ForensicsError("integrity", f"{path} is not as it was written: wanted hash {part.hash} and "
-                             f"{part.bytes} bytes, found other bytes ({len(data)})",
-                             "restore the file from a copy, or replay the run from a checkpoint")  # fmt: skip
+        raise ForensicsError(
+            "integrity",
+            f"{path} is not as it was written: wanted hash {part.hash} and "
+            f"{part.bytes} bytes, found other bytes ({len(data)})",
+            "restore the file from a copy, or replay the run from a checkpoint",
+        )
 
 
 def gone(path: Path) -> ForensicsError:
@@ -114,8 +136,12 @@ def gone(path: Path) -> ForensicsError:
     )
 
 
-def rows(path: Path, part: Part, schema: pyarrow.Schema, *, always_hash: bool = False) -> pyarrow.Table:
-    """One part as a table of `schema`, NULL in columns it lacks. Errors: integrity; FileNotFoundError."""
+def rows(
+    path: Path, part: Part, schema: pyarrow.Schema, *, always_hash: bool = False
+) -> pyarrow.Table:
+    """One part as a table of `schema`, NULL in columns it lacks. Errors: integrity;
+    FileNotFoundError.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -131,6 +157,7 @@ def rows(path: Path, part: Part, schema: pyarrow.Schema, *, always_hash: bool = 
         got = file.read([n for n in schema.names if n in have])
     nothing = [pa.nulls(part.rows, field.type) for field in schema]
     columns = [
-        got.column(field.name).cast(field.type) if field.name in have else null for field, null in zip(schema, nothing)
+        got.column(field.name).cast(field.type) if field.name in have else null
+        for field, null in zip(schema, nothing)
     ]
     return pa.table(columns, schema=schema)

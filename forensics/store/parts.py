@@ -1,4 +1,6 @@
-"""Parts on disk and the manifest that names them: written whole, under a table's lock, or not at all."""
+"""Parts on disk and the manifest that names them: written whole, under a table's lock, or not at
+all.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,17 @@ if TYPE_CHECKING:
 
 MOST_PARTS = 64  # a query over 1,000 parts took 160 ms, over 20 parts 6
 FEWEST_PARTS = 32  # what compaction brings them down to
-ROW_GROUP = 122_880  # rows; DuckDB scans row groups in parallel and skips those whose steps are out of range
+# rows; DuckDB scans row groups in parallel and skips those whose steps are out of range
+ROW_GROUP = 122_880
 Parts = tuple[m.Part, ...]
 
 
 def write_atomic(path: Path, data: Any, *, sync_folder: bool = True) -> None:
-    """Write bytes so that `path` holds either all of them or what it held before, power cut included. Errors: storage.
+    """Write bytes so that `path` holds either all of them or what it held before, power cut
+    included. Errors: storage.
 
-    `sync_folder=False` where another file in the same folder is written right after, which syncs both names.
+    `sync_folder=False` where another file in the same folder is written right after, which syncs
+    both names.
     """
     path = Path(path)
     with _storage(path):
@@ -54,15 +59,25 @@ def write_part(place: Path, spec: Table, rows: pyarrow.Table) -> m.Part:
     floats = [f.name for f in rows.schema if pa.types.is_floating(f.type)]
     others = [f.name for f in rows.schema if not pa.types.is_floating(f.type)]
     sink = pa.BufferOutputStream()
-    # No statistics for floats: Parquet's leave NaN out, and DuckDB, for which NaN is the largest value, would
-    # skip a row group that holds one (tried: `where loss > 5` and `max(loss)` missed the NaN).
-    pq.write_table(rows, sink, compression="zstd", use_dictionary=others, use_byte_stream_split=floats,
-                   write_statistics=others, row_group_size=ROW_GROUP)  # fmt: skip
+    # No statistics for floats: Parquet's leave NaN out, and DuckDB, for which NaN is the largest
+    # value, would skip a row group that holds one (tried: `where loss > 5` and `max(loss)` missed
+    # the NaN).
+    pq.write_table(
+        rows,
+        sink,
+        compression="zstd",
+        use_dictionary=others,
+        use_byte_stream_split=floats,
+        write_statistics=others,
+        row_group_size=ROW_GROUP,
+    )
     data = sink.getvalue()
     span = pc.min_max(rows[spec.key[0]]).as_py()
     name = free_name(place, span["min"], span["max"])
     write_atomic(place / name, data, sync_folder=False)  # the manifest follows
-    return m.Part(name, span["min"], span["max"], rows.num_rows, data.size, xxhash.xxh3_128_hexdigest(data))
+    return m.Part(
+        name, span["min"], span["max"], rows.num_rows, data.size, xxhash.xxh3_128_hexdigest(data)
+    )
 
 
 def free_name(place: Path, first: int | str, last: int | str) -> str:
@@ -84,7 +99,9 @@ def load(place: Path, part: m.Part, spec: Table) -> pyarrow.Table:
 
 
 def merged(spec: Table, place: Path, parts: Parts, fewest: int = FEWEST_PARTS) -> Parts:
-    """The smallest neighbours joined until `fewest` remain: a row is written again about log2(parts) times in all."""
+    """The smallest neighbours joined until `fewest` remain: a row is written again about
+    log2(parts) times in all.
+    """
     import pyarrow as pa
 
     groups = [[part] for part in parts]
@@ -98,17 +115,27 @@ def merged(spec: Table, place: Path, parts: Parts, fewest: int = FEWEST_PARTS) -
         if len(group) == 1:
             made.append(group[0])
         else:
-            made.append(write_part(place, spec, pa.concat_tables([load(place, p, spec) for p in group])))
+            made.append(
+                write_part(place, spec, pa.concat_tables([load(place, p, spec) for p in group]))
+            )
     return tuple(made)
 
 
 def add(run_folder: Path, spec: Table, rows: pyarrow.Table) -> int:
     """A part more; how many there are now. Errors: storage, integrity."""
-    return len(change(run_folder, spec, lambda spec, place, parts: (*parts, write_part(place, spec, rows))).parts)
+    return len(
+        change(
+            run_folder, spec, lambda spec, place, parts: (*parts, write_part(place, spec, rows))
+        ).parts
+    )
 
 
-def cut(spec: Table, place: Path, parts: Parts, end: int, keep: Callable[[pyarrow.Table], pyarrow.Table]) -> Parts:
-    """Parts without what `keep` leaves out; those that end before `end` in the key's first column stay as they are."""
+def cut(
+    spec: Table, place: Path, parts: Parts, end: int, keep: Callable[[pyarrow.Table], pyarrow.Table]
+) -> Parts:
+    """Parts without what `keep` leaves out; those that end before `end` in the key's first column
+    stay as they are.
+    """
     kept: list[m.Part] = []
     for part in parts:
         if isinstance(part.last, int) and part.last < end:
@@ -124,33 +151,49 @@ def cut(spec: Table, place: Path, parts: Parts, end: int, keep: Callable[[pyarro
 
 
 def change(
-    run_folder: Path, spec: Table, edit: Callable[[Table, Path, Parts], Parts], columns: tuple[str, ...] | None = None
+    run_folder: Path,
+    spec: Table,
+    edit: Callable[[Table, Path, Parts], Parts],
+    columns: tuple[str, ...] | None = None,
 ) -> m.Manifest:
-    """Read, edit and replace a table's manifest under its lock, then delete what it no longer names."""
+    """Read, edit and replace a table's manifest under its lock, then delete what it no longer
+    names.
+    """
     place = m.folder(run_folder, spec.name)
     current = tuple(c.name for c in spec.columns)
     with _storage(place), _locked(place):
         old = m.load(run_folder, spec.name, fresh=True)
         parts = edit(spec, place, old.parts)
         kept = {p.file for p in old.parts} & {p.file for p in parts}
-        if kept and columns is None and old.columns != current:  # an older schema wrote them: bring them up to this one
-            parts = tuple(write_part(place, spec, load(place, p, spec)) if p.file in kept else p for p in parts)
+        if (
+            kept and columns is None and old.columns != current
+        ):  # an older schema wrote them: bring them up to this one
+            parts = tuple(
+                write_part(place, spec, load(place, p, spec)) if p.file in kept else p
+                for p in parts
+            )
         new = m.Manifest(spec.name, columns or current, parts)
         if new != old:
             _replace(place, spec.name, old, new)
         live = {p.file for p in parts}
         for path in place.iterdir():  # under the lock nobody else is writing: the rest is left over
-            if path.name.startswith(".tmp-") or (path.suffix == ".parquet" and path.name not in live):
+            if path.name.startswith(".tmp-") or (
+                path.suffix == ".parquet" and path.name not in live
+            ):
                 path.unlink(missing_ok=True)
     return new
 
 
 def _replace(place: Path, table: str, old: m.Manifest, new: m.Manifest) -> None:
-    """Write the new manifest, or raise and leave the old one: what failed is written again, and must not be twice."""
+    """Write the new manifest, or raise and leave the old one: what failed is written again, and
+    must not be twice.
+    """
     try:
         write_atomic(place / "manifest.json", new.to_json())
     except ForensicsError:
-        if m.load(place.parents[1], table, fresh=True) != old:  # renamed, but the folder could not be synced
+        if (
+            m.load(place.parents[1], table, fresh=True) != old
+        ):  # renamed, but the folder could not be synced
             write_atomic(place / "manifest.json", old.to_json(), sync_folder=False)
         raise
 
@@ -169,8 +212,11 @@ def _storage(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        raise ForensicsError("storage", f"could not write {path}: {e.strerror or e}",
-                             "free space or check permissions; nothing that was there before is lost") from None  # fmt: skip
+        raise ForensicsError(
+            "storage",
+            f"could not write {path}: {e.strerror or e}",
+            "free space or check permissions; nothing that was there before is lost",
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:

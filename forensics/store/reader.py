@@ -1,4 +1,5 @@
-"""Tables of runs as Arrow tables and DuckDB views, by their manifests only, beside any number of writers.
+"""Tables of runs as Arrow tables and DuckDB views, by their manifests only, beside any number of
+writers.
 
 con = connect("runs")
 con.sql("select step, loss from steps where run = 'demo' order by step").to_arrow_table()
@@ -50,8 +51,11 @@ select run, first_step, last_step from chain where first_step < last_step order 
 def check_run_name(name: str) -> str:
     """The name, if it can be a run's folder. Errors: usage."""
     if not RUN_NAME.fullmatch(name):
-        raise ForensicsError("usage", f"wanted a run's name, found {name!r}",
-                             "letters, digits, '.', '_' and '-', with a letter or digit first")  # fmt: skip
+        raise ForensicsError(
+            "usage",
+            f"wanted a run's name, found {name!r}",
+            "letters, digits, '.', '_' and '-', with a letter or digit first",
+        )
     return name
 
 
@@ -66,7 +70,9 @@ def runs_in(runs_folder: str | Path) -> list[str]:
 
 
 def read(run_folder: str | Path, table: str, columns: Iterable[str] | None = None) -> pyarrow.Table:
-    """One table of one run, rows as appended; empty and typed where it was never written. Errors: integrity."""
+    """One table of one run, rows as appended; empty and typed where it was never written. Errors:
+    integrity.
+    """
     import pyarrow as pa
 
     schema = TABLES[table].arrow_schema()
@@ -104,9 +110,14 @@ def check_parts(
                         if steps is None or not TABLES[table].stepped or _overlaps(part, steps):
                             m.check(m.folder(Path(runs_folder, run), table) / part.file, part)
                 except (FileNotFoundError, ForensicsError) as e:
-                    if attempt < ATTEMPTS - 1 and m.load(Path(runs_folder, run), table, fresh=True) != manifest:
+                    if (
+                        attempt < ATTEMPTS - 1
+                        and m.load(Path(runs_folder, run), table, fresh=True) != manifest
+                    ):
                         continue
-                    raise (m.gone(Path(e.filename)) if isinstance(e, FileNotFoundError) else e) from None
+                    raise (
+                        m.gone(Path(e.filename)) if isinstance(e, FileNotFoundError) else e
+                    ) from None
                 break
 
 
@@ -133,21 +144,31 @@ def problems(run_folder: str | Path) -> list[str]:
 
 
 def connect(
-    runs_folder: str | Path, tables: Collection[str] | None = None, runs: Collection[str] | None = None
+    runs_folder: str | Path,
+    tables: Collection[str] | None = None,
+    runs: Collection[str] | None = None,
 ) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with a view per table over all runs, `sources`, and the macro `lineage(run)`.
+    """An in-memory DuckDB with a view per table over all runs, `sources`, and the macro
+    `lineage(run)`.
 
-    Views list the parts alive now: call `refresh` or connect again to see later ones. `tables` and `runs` limit what
-    is looked up (other tables are then empty). One `con.cursor()` per thread; results by `to_arrow_table()` of
-    `con.sql(…)`. Rows of views are not hashed: `check_parts` does that. Errors: missing, integrity.
+    Views list the parts alive now: call `refresh` or connect again to see later ones. `tables` and
+    `runs` limit what is looked up (other tables are then empty). One `con.cursor()` per thread;
+    results by `to_arrow_table()` of `con.sql(…)`. Rows of views are not hashed: `check_parts` does
+    that. Errors: missing, integrity.
     """
     import duckdb
 
     if not Path(runs_folder).is_dir():
-        raise ForensicsError("missing", f"wanted a folder of runs at {runs_folder}, found none",
-                             "`forensics train RECIPE` makes the first run; or set --runs")  # fmt: skip
-    quiet = {"autoinstall_known_extensions": False, "autoload_known_extensions": False,
-             "python_enable_replacements": False}  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a folder of runs at {runs_folder}, found none",
+            "`forensics train RECIPE` makes the first run; or set --runs",
+        )
+    quiet = {
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "python_enable_replacements": False,
+    }
     con = duckdb.connect(":memory:", config=quiet)  # type: ignore[arg-type]
     refresh(con, runs_folder, tables, runs)
     return con
@@ -182,20 +203,27 @@ def live_parts(runs_folder: str | Path, tables: Iterable[str], runs: Iterable[st
 
 
 def _view(spec: Table, folder: Path, runs: Iterable[str]) -> str:
-    """The view of one table: explicit lists of parts, one list for each set of columns that was ever written."""
+    """The view of one table: explicit lists of parts, one list for each set of columns that was
+    ever written.
+    """
     lists: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         manifest = m.load(f"{folder}/{run}", spec.name)
         place = f"{folder}/{run}/tables/{spec.name}"
-        lists.setdefault(manifest.columns, []).extend(f"{place}/{part.file}" for part in manifest.parts)
+        lists.setdefault(manifest.columns, []).extend(
+            f"{place}/{part.file}" for part in manifest.parts
+        )
     selects = []
     for have, files in lists.items():
         if files:
             columns = [_column(c.name, SQL_TYPES[c.type], c.name in have) for c in spec.columns]
-            # `run` is computed from the path, so that DuckDB opens only the files of `where run = …`
+            # `run` is computed from the path, so that DuckDB opens only the files of `where run =
+            # …`
             run = "list_extract(string_split(filename, '/'), -4) as run"
             listed = ", ".join(_text(literal_path(f)) for f in files)
-            selects.append(f"select {run}, {', '.join(columns)} from read_parquet([{listed}], filename = true)")
+            selects.append(
+                f"select {run}, {', '.join(columns)} from read_parquet([{listed}], filename = true)"
+            )
     if not selects:
         columns = [_column(c.name, SQL_TYPES[c.type], False) for c in spec.columns]
         selects = [f"select null::VARCHAR as run, {', '.join(columns)} where false"]
@@ -210,8 +238,11 @@ def _sources_view(folder: Path, runs: Iterable[str]) -> str:
             sources = json.loads(path.read_bytes()).get("corpus_sources") or []
             rows += [[run] + [s[name] for name in list(SOURCES)[1:]] for s in sources]
         except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise ForensicsError("integrity", f"{path} cannot be read: {type(e).__name__} {e}",
-                                 "restore this file from a copy") from None  # fmt: skip
+            raise ForensicsError(
+                "integrity",
+                f"{path} cannot be read: {type(e).__name__} {e}",
+                "restore this file from a copy",
+            ) from None
     values = [[f"{_value(x)}::{t}" for x, (t, _) in zip(row, SOURCES.values())] for row in rows]
     listed = ", ".join(f"({', '.join(row)})" for row in values)
     empty = ", ".join(f"null::{t}" for t, _ in SOURCES.values())

@@ -1,7 +1,8 @@
-"""Roll-ups: extremes of a long table per 100 steps, kept beside it, so that a whole run is drawn from 1 % of its rows.
+"""Roll-ups: extremes of a long table per 100 steps, kept beside it, so that a whole run is drawn
+from 1 % of its rows.
 
-They are made from the rows on disk and from nothing else: a roll-up that is missing (a run of an older version, a
-folder deleted because it was damaged) comes back whole with the next write.
+They are made from the rows on disk and from nothing else: a roll-up that is missing (a run of an
+older version, a folder deleted because it was damaged) comes back whole with the next write.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from forensics.records import BUCKET, ROLLUPS, Table, summarised
 from forensics.store import manifest as m
 from forensics.store import parts as p
 
-MOST_PARTS, FEWEST_PARTS = 16, 4  # a hundred steps make few rows: in many parts, footers outweigh them
+MOST_PARTS, FEWEST_PARTS = (
+    16,
+    4,
+)  # a hundred steps make few rows: in many parts, footers outweigh them
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 
 
 def aggregate(spec: Table, rows: pyarrow.Table) -> pyarrow.Table:
-    """Rows of `spec` as rows of its roll-up: one for each bucket and rest of the key, in order of bucket, then of appearance."""
+    """Rows of `spec` as rows of its roll-up: one for each bucket and rest of the key, in order of
+    bucket, then of appearance.
+    """
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -39,12 +45,19 @@ def aggregate(spec: Table, rows: pyarrow.Table) -> pyarrow.Table:
         work[c.name] = values
     work["nonfinite"] = nonfinite
     wanted = [("bucket", "count"), ("nonfinite", "sum")]
-    wanted += [(c.name, how) for c in columns for how in ("min", "max", "mean") if f"{c.name}_{how}" in _names(made)]
+    wanted += [
+        (c.name, how)
+        for c in columns
+        for how in ("min", "max", "mean")
+        if f"{c.name}_{how}" in _names(made)
+    ]
     # one thread: rows come out in the order of first appearance, and the run keeps its cores
     found = pa.table(work).group_by(keys, use_threads=False).aggregate(wanted)
     renamed = {"rows": "bucket_count", "nonfinite": "nonfinite_sum"}
     schema = made.arrow_schema()
-    rolled = pa.table([found[renamed.get(f.name, f.name)].cast(f.type) for f in schema], schema=schema)
+    rolled = pa.table(
+        [found[renamed.get(f.name, f.name)].cast(f.type) for f in schema], schema=schema
+    )
     return rolled.take(pc.sort_indices(rolled, sort_keys=[("bucket", "ascending")]))  # stable
 
 
@@ -58,7 +71,8 @@ def _names(table: Table) -> set[str]:
 
 
 class RollUp:
-    """The roll-up of one table of one run. A bucket is written when its last step is, or a later one; the rest by `finish`.
+    """The roll-up of one table of one run. A bucket is written when its last step is, or a later
+    one; the rest by `finish`.
 
     On disk, every bucket before `first` is right; `rows` are the table's rows from there on.
     """
@@ -95,14 +109,22 @@ class RollUp:
                 self._write(None)
 
     def cut(self, step: int) -> None:
-        """Drop the bucket of `step` and all later ones, before the table itself is cut. Errors: storage, integrity."""
+        """Drop the bucket of `step` and all later ones, before the table itself is cut. Errors:
+        storage, integrity.
+        """
         bucket = step // BUCKET * BUCKET
         self.rows, self.changed = None, True
         if m.load(self.run_folder, self.made.name, fresh=True).parts:
-            p.change(self.run_folder, self.made, lambda spec, place, parts: _before(spec, place, parts, bucket))
+            p.change(
+                self.run_folder,
+                self.made,
+                lambda spec, place, parts: _before(spec, place, parts, bucket),
+            )
 
     def _read(self, earliest: int | None) -> None:
-        """Rows from the last bucket that was written, or from an earlier one: it may have been incomplete then."""
+        """Rows from the last bucket that was written, or from an earlier one: it may have been
+        incomplete then.
+        """
         import pyarrow as pa
 
         written = [part.last for part in m.load(self.run_folder, self.made.name, fresh=True).parts]
@@ -130,7 +152,11 @@ class RollUp:
             return (*kept, p.write_part(place, spec, rolled)) if rolled.num_rows else kept
 
         if len(p.change(self.run_folder, self.made, replace).parts) >= MOST_PARTS:
-            p.change(self.run_folder, self.made, lambda spec, place, parts: p.merged(spec, place, parts, FEWEST_PARTS))
+            p.change(
+                self.run_folder,
+                self.made,
+                lambda spec, place, parts: p.merged(spec, place, parts, FEWEST_PARTS),
+            )
         if whole is not None:
             self.rows, self.first = self.rows.filter(pa.array(steps >= whole)), whole
         self.changed = whole is not None and self.rows.num_rows > 0
@@ -153,4 +179,6 @@ class _Forgetting:
 def _before(spec: Table, place: Path, parts: p.Parts, bucket: int) -> p.Parts:
     import pyarrow.compute as pc
 
-    return p.cut(spec, place, parts, bucket, lambda rows: rows.filter(pc.less(rows["bucket"], bucket)))
+    return p.cut(
+        spec, place, parts, bucket, lambda rows: rows.filter(pc.less(rows["bucket"], bucket))
+    )

@@ -1,9 +1,11 @@
-"""A stranger's SQL: one SELECT over the runs' views, in a child process that can read nothing else and write nothing.
+"""A stranger's SQL: one SELECT over the runs' views, in a child process that can read nothing else
+and write nothing.
 
-`allowed_directories` alone is no sandbox: DuckDB would still let COPY, also one inside a CTE, write there. So a
-statement is first held against a list of what may stand in its syntax tree; then a fresh process (no shared memory,
-nothing pickled: JSON in, Arrow IPC out) opens only the parts of the tables that the statement names, gives up
-every other file, locks its configuration and is limited in memory, time, file size and rows.
+`allowed_directories` alone is no sandbox: DuckDB would still let COPY, also one inside a CTE, write
+there. So a statement is first held against a list of what may stand in its syntax tree; then a
+fresh process (no shared memory, nothing pickled: JSON in, Arrow IPC out) opens only the parts of
+the tables that the statement names, gives up every other file, locks its configuration and is
+limited in memory, time, file size and rows.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 LONGEST = 200_000  # characters
-DEEPEST = 500  # opening brackets within one another; DuckDB's parser overflows the stack at some 50,000
+DEEPEST = (
+    500  # opening brackets within one another; DuckDB's parser overflows the stack at some 50,000
+)
 LARGEST = 256 << 20  # bytes of a result
 GRACE = 3.0  # seconds that an interrupted statement has to stop before its process is ended
 
@@ -36,12 +40,35 @@ QUERY_NODES = {
     "RECURSIVE_CTE_NODE",
     "CTE_NODE",
 }  # COPY, INSERT, … in a CTE are not
-TABLE_FUNCTIONS = {"lineage", "range", "generate_series", "unnest", "json_each", "json_tree", "repeat", "repeat_row",
-                   "histogram", "histogram_values"}  # fmt: skip
-# They tell of the process, change its state or idle; a CSV reader or the like is a table function and not listed above.
-REFUSED_FUNCTIONS = {"getenv", "current_setting", "getvariable", "write_log", "sleep_ms", "pg_sleep", "setval", "nextval",
-                     "setseed", "json_execute_serialized_sql", "json_serialize_plan", "inet_client_addr",
-                     "inet_server_addr"}  # fmt: skip
+TABLE_FUNCTIONS = {
+    "lineage",
+    "range",
+    "generate_series",
+    "unnest",
+    "json_each",
+    "json_tree",
+    "repeat",
+    "repeat_row",
+    "histogram",
+    "histogram_values",
+}
+# They tell of the process, change its state or idle; a CSV reader or the like is a table function
+# and not listed above.
+REFUSED_FUNCTIONS = {
+    "getenv",
+    "current_setting",
+    "getvariable",
+    "write_log",
+    "sleep_ms",
+    "pg_sleep",
+    "setval",
+    "nextval",
+    "setseed",
+    "json_execute_serialized_sql",
+    "json_serialize_plan",
+    "inet_client_addr",
+    "inet_server_addr",
+}
 SCHEMAS = {"", "main", "information_schema"}
 
 
@@ -67,15 +94,26 @@ def run_sandboxed(
 ) -> pyarrow.Table:
     """The result of a user's SELECT over the views of `reader.connect`, from a child process.
 
-    At most `limit` rows: schema metadata b"truncated" is b"true" where there were more. Errors: sql, missing, integrity.
+    At most `limit` rows: schema metadata b"truncated" is b"true" where there were more. Errors:
+    sql, missing, integrity.
     """
     import pyarrow as pa
 
     if not Path(runs_folder).is_dir():
-        raise ForensicsError("missing", f"wanted a folder of runs at {runs_folder}, found none",
-                             "`forensics train RECIPE` makes the first run; or set --runs")  # fmt: skip
-    request = {"folder": str(Path(runs_folder).absolute()), "sql": sql, "params": params or {}, "limit": limit,
-               "timeout_s": timeout_s, "memory": memory, "checked": sorted(manifest.CHECKED)}  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a folder of runs at {runs_folder}, found none",
+            "`forensics train RECIPE` makes the first run; or set --runs",
+        )
+    request = {
+        "folder": str(Path(runs_folder).absolute()),
+        "sql": sql,
+        "params": params or {},
+        "limit": limit,
+        "timeout_s": timeout_s,
+        "memory": memory,
+        "checked": sorted(manifest.CHECKED),
+    }
     for attempt in range(reader.ATTEMPTS):
         head, body = _ask(request)
         if not (head.get("stale") and attempt < reader.ATTEMPTS - 1):
@@ -91,7 +129,9 @@ def _ask(request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     """Send one request to a fresh child; its answer's head (JSON) and body (Arrow IPC)."""
     kept = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # secrets in the environment stay with the parent
     environment = {name: os.environ[name] for name in kept if name in os.environ}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parents[2]), *filter(None, sys.path)]
+    )
     # -P: a file json.py beside the caller must not become the child's json
     done = subprocess.run(
         [sys.executable, "-P", "-m", "forensics.store.sandbox"],
@@ -105,9 +145,14 @@ def _ask(request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
         return json.loads(line), memoryview(body)
     if done.returncode == -signal.SIGALRM:
         raise _too_long(request["timeout_s"])
-    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit {done.returncode}"]
-    raise ForensicsError("sql", f"the statement ended its process: {last[0][:200]}",
-                         "it needs more memory than it may have: select fewer rows or shorter text")  # fmt: skip
+    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
+        f"exit {done.returncode}"
+    ]
+    raise ForensicsError(
+        "sql",
+        f"the statement ended its process: {last[0][:200]}",
+        "it needs more memory than it may have: select fewer rows or shorter text",
+    )
 
 
 # ---- the syntax tree
@@ -123,23 +168,33 @@ def _tree(sql: str) -> dict[str, Any]:
     try:
         statements = duckdb.extract_statements(sql)
     except duckdb.Error as e:
-        raise ForensicsError("sql", one_line(e), "see `forensics query --list` for examples") from None
+        raise ForensicsError(
+            "sql", one_line(e), "see `forensics query --list` for examples"
+        ) from None
     if len(statements) != 1:
         raise _refused(f"{len(statements)} statements", "write one SELECT")
     kind = statements[0].type.name
     if kind != "SELECT":
-        hint = "write PIVOT … ON column IN (values)" if kind == "MULTI" else "write one SELECT; the store is read-only"
+        hint = (
+            "write PIVOT … ON column IN (values)"
+            if kind == "MULTI"
+            else "write one SELECT; the store is read-only"
+        )
         raise _refused("a PIVOT over values not named" if kind == "MULTI" else f"{kind}", hint)
     con = duckdb.connect(":memory:", config={"threads": 1})
     try:
         text = con.sql("select json_serialize_sql($sql)", params={"sql": sql}).fetchall()[0][0]
         tree: dict[str, Any] = json.loads(text)
     except (duckdb.Error, RecursionError):
-        raise _refused("a statement that is nested too deep", "write it with fewer terms or subqueries") from None
+        raise _refused(
+            "a statement that is nested too deep", "write it with fewer terms or subqueries"
+        ) from None
     finally:
         con.close()
     if tree["error"]:
-        raise ForensicsError("sql", one_line(tree["error_message"]), "write one SELECT; the store is read-only")
+        raise ForensicsError(
+            "sql", one_line(tree["error_message"]), "write one SELECT; the store is read-only"
+        )
     return tree
 
 
@@ -156,13 +211,16 @@ def _depth(sql: str) -> int:
 
 
 def _tables(tree: dict[str, Any]) -> set[str]:
-    """Walk the tree: the tables it reads. Errors: sql, for anything that is not on the lists above."""
+    """Walk the tree: the tables it reads. Errors: sql, for anything that is not on the lists
+    above.
+    """
     found: set[str] = set()
     for node in _nodes(tree):
         kind = node.get("type")
         if isinstance(kind, str) and kind.endswith("_NODE") and kind not in QUERY_NODES:
             raise _refused(
-                kind.removesuffix("_NODE").removesuffix("_QUERY"), "write one SELECT; the store is read-only"
+                kind.removesuffix("_NODE").removesuffix("_QUERY"),
+                "write one SELECT; the store is read-only",
             )
         name = str(node.get("function_name", "")).lower()
         if name in REFUSED_FUNCTIONS:
@@ -199,8 +257,11 @@ def _refused(found: str, hint: str) -> ForensicsError:
 
 
 def _too_long(seconds: float) -> ForensicsError:
-    return ForensicsError("sql", f"the statement ran longer than {seconds:g} s and was stopped",
-                          "filter by run and step, or aggregate")  # fmt: skip
+    return ForensicsError(
+        "sql",
+        f"the statement ran longer than {seconds:g} s and was stopped",
+        "filter by run and step, or aggregate",
+    )
 
 
 def one_line(error: Exception | str) -> str:
@@ -259,19 +320,26 @@ def _answer(request: dict[str, Any]) -> tuple[Any, list[Any], bool]:
 
     timer = threading.Timer(request["timeout_s"], stop)
     timer.daemon = True
-    signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + GRACE)  # its signal ends the process
+    signal.setitimer(
+        signal.ITIMER_REAL, request["timeout_s"] + GRACE
+    )  # its signal ends the process
     timer.start()
     try:
         relation = con.sql(sql, params=request["params"] or None)
         if relation is None:
             raise _refused("a statement without rows", "write one SELECT")
-        return _capped(relation.limit(request["limit"] + 1).to_arrow_reader(10_000), request["limit"])
+        return _capped(
+            relation.limit(request["limit"] + 1).to_arrow_reader(10_000), request["limit"]
+        )
     except (duckdb.Error, MemoryError, OSError, RuntimeError, ValueError, TypeError) as e:
         if fired.is_set():
             raise _too_long(request["timeout_s"]) from None
         if isinstance(e, MemoryError) or "Out of Memory" in str(e) or "malloc" in str(e):
-            raise ForensicsError("sql", f"the statement needs more than the {request['memory']} it may have",
-                                 "select fewer rows, or aggregate before sorting and joining") from None  # fmt: skip
+            raise ForensicsError(
+                "sql",
+                f"the statement needs more than the {request['memory']} it may have",
+                "select fewer rows, or aggregate before sorting and joining",
+            ) from None
         kind = ForensicsError if all(path.exists() for path in paths) else _Stale
         raise kind("sql", one_line(e), "see `forensics query --list` for the tables") from None
     finally:
@@ -280,7 +348,9 @@ def _answer(request: dict[str, Any]) -> tuple[Any, list[Any], bool]:
 
 
 def _capped(stream: Any, limit: int) -> tuple[Any, list[Any], bool]:
-    """The first `limit` rows of a stream of batches, and whether there were more. Errors: sql, when they are too large."""
+    """The first `limit` rows of a stream of batches, and whether there were more. Errors: sql, when
+    they are too large.
+    """
     batches: list[Any] = []
     rows = size = 0
     for batch in stream:
@@ -290,28 +360,36 @@ def _capped(stream: Any, limit: int) -> tuple[Any, list[Any], bool]:
         rows, size = rows + batch.num_rows, size + batch.nbytes
         if size > LARGEST:
             raise ForensicsError(
-                "sql", f"the result is larger than {LARGEST >> 20} MiB", "select fewer rows or columns"
+                "sql",
+                f"the result is larger than {LARGEST >> 20} MiB",
+                "select fewer rows or columns",
             )
     return stream.schema, batches, False
 
 
 def _limit_process(memory: str) -> None:
-    """Address space, file size and core dumps of this process; DuckDB's own limit does not bind one long string."""
+    """Address space, file size and core dumps of this process; DuckDB's own limit does not bind one
+    long string.
+    """
     import resource
 
     space = (1 << 30) + 2 * _bytes(memory)
     resource.setrlimit(resource.RLIMIT_AS, (space, space))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # not one byte can be written to a file
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # such a write fails instead of ending the process
+    signal.signal(
+        signal.SIGXFSZ, signal.SIG_IGN
+    )  # such a write fails instead of ending the process
     read_only_process()
 
 
 def read_only_process() -> bool:
-    """Forbid this process to open a file for writing, to make, delete or rename one, and to use TCP (Linux Landlock).
+    """Forbid this process to open a file for writing, to make, delete or rename one, and to use TCP
+    (Linux Landlock).
 
-    False where the kernel cannot; the other walls stand. Tried: without it, and with the syntax check switched off,
-    COPY (use_tmp_file false) emptied a part, which a limit of 0 bytes on file size does not prevent.
+    False where the kernel cannot; the other walls stand. Tried: without it, and with the syntax
+    check switched off, COPY (use_tmp_file false) emptied a part, which a limit of 0 bytes on file
+    size does not prevent.
     """
     import ctypes
 
@@ -320,7 +398,11 @@ def read_only_process() -> bool:
     version = libc.syscall(create, None, 0, version_flag) if sys.platform == "linux" else -1
     if version < 1:
         return False
-    write_file, remove_to_make_symlink, truncate = 1 << 1, sum(1 << bit for bit in range(4, 13)), 1 << 14
+    write_file, remove_to_make_symlink, truncate = (
+        1 << 1,
+        sum(1 << bit for bit in range(4, 13)),
+        1 << 14,
+    )
     files = write_file | remove_to_make_symlink | (truncate if version >= 3 else 0)
     tcp = 0b11 if version >= 4 else 0
     rules = (ctypes.c_uint64 * 2)(files, tcp)
@@ -333,7 +415,9 @@ def read_only_process() -> bool:
 
 
 def _lock(con: Any, paths: list[Path], memory: str) -> None:
-    """From here on the connection reads these files and nothing else, and no setting can be changed."""
+    """From here on the connection reads these files and nothing else, and no setting can be
+    changed.
+    """
     both = {name for path in paths for name in (str(path), reader.literal_path(str(path)))}
     allowed = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(both))
     con.execute(f"""
@@ -349,7 +433,9 @@ def _bytes(text: str) -> int:
     try:
         return int(float(number) * units[unit])
     except (ValueError, KeyError):
-        raise ForensicsError("usage", f"wanted an amount of memory, found {text!r}", "e.g. 1GB or 512MB") from None
+        raise ForensicsError(
+            "usage", f"wanted an amount of memory, found {text!r}", "e.g. 1GB or 512MB"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Rows into Parquet parts: buffered, atomic, named by one manifest per table that several processes may extend.
+"""Rows into Parquet parts: buffered, atomic, named by one manifest per table that several processes
+may extend.
 
 with Writer(run_folder, background=True) as w:
     w.append("steps", step=7, loss=2.31)                       # one row
@@ -29,45 +30,61 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_PARTS", "Writer", "link_table", "replace_table", "write_atomic"]
 
-HAND_OVERS = 2  # flushes that may be unwritten: with a third, the run waits for the disk rather than fill the memory
-Rows = dict[str, list[tuple[int, dict[str, Any]]]]  # table → what was appended: number of rows, columns
+# flushes that may be unwritten: with a third, the run waits for the disk rather than fill the
+# memory
+HAND_OVERS = 2
+Rows = dict[
+    str, list[tuple[int, dict[str, Any]]]
+]  # table → what was appended: number of rows, columns
 
 
 class Writer:
     """Appends rows to the tables of one run, and keeps their roll-ups.
 
-    In the background, one thread converts, compresses, writes and syncs what `flush` hands over; the run only waits
-    where HAND_OVERS flushes are unwritten. A write that fails is raised by the next append, flush or drain, once. Its
-    rows and all later ones stay buffered, in order, and the next flush tries again.
+    In the background, one thread converts, compresses, writes and syncs what `flush` hands over;
+    the run only waits where HAND_OVERS flushes are unwritten. A write that fails is raised by the
+    next append, flush or drain, once. Its rows and all later ones stay buffered, in order, and the
+    next flush tries again.
     """
 
     def __init__(self, run_folder: str | Path, background: bool = False) -> None:
         self.run_folder = Path(run_folder)
         self.background = background
         self._pending: Rows = {}
-        self._handed: deque[tuple[Future[None], Rows]] = deque()  # oldest first; tables leave as they are written
-        self._stuck = False  # a write failed: those handed over after it must not be written before it
+        self._handed: deque[tuple[Future[None], Rows]] = (
+            deque()
+        )  # oldest first; tables leave as they are written
+        self._stuck = (
+            False  # a write failed: those handed over after it must not be written before it
+        )
         self._told = False  # a failure was raised, and nothing was handed over since
         self._thread: ThreadPoolExecutor | None = None
         self._rollups: dict[str, RollUp] = {}
-        if background:  # the first write would load it beside a step, which would wait for the interpreter
+        if (
+            background
+        ):  # the first write would load it beside a step, which would wait for the interpreter
             import pyarrow.compute
             import pyarrow.parquet  # noqa: F401
 
     def append(self, table: str, **columns: Any) -> None:
-        """Add rows: each value an array or list of one length, or a scalar for all of them; left out or None: NULL.
+        """Add rows: each value an array or list of one length, or a scalar for all of them; left
+        out or None: NULL.
 
-        NaN and ±inf are values, not NULL. Arrays and lists are copied. Errors: those of an earlier flush.
+        NaN and ±inf are values, not NULL. Arrays and lists are copied. Errors: those of an earlier
+        flush.
         """
         assert table in TABLES, f"no table {table!r} in records.TABLES"
         _check_columns(TABLES[table], columns)
         rows = _count(table, columns)
         self._settle(HAND_OVERS)
         if rows:
-            self._pending.setdefault(table, []).append((rows, {name: _copied(v) for name, v in columns.items()}))
+            self._pending.setdefault(table, []).append(
+                (rows, {name: _copied(v) for name, v in columns.items()})
+            )
 
     def flush(self) -> None:
-        """Write every buffered table as one part and name it in its manifest; in the background, hand it over for that.
+        """Write every buffered table as one part and name it in its manifest; in the background,
+        hand it over for that.
 
         Errors: storage, integrity.
         """
@@ -93,13 +110,16 @@ class Writer:
         self._settle(0)
 
     def handed_over(self) -> list[Future[None]]:
-        """Writes that are not known to be done, oldest first: another thread may wait for what comes of them."""
+        """Writes that are not known to be done, oldest first: another thread may wait for what
+        comes of them.
+        """
         return [write for write, _ in self._handed]
 
     def truncate(self, step: int) -> None:
         """Forget what was recorded from `step` on, so that a resumed run writes no row twice.
 
-        Rows about state `step` itself stay, and notes stay wherever they are. Errors: storage, integrity.
+        Rows about state `step` itself stay, and notes stay wherever they are. Errors: storage,
+        integrity.
         """
         import pyarrow.compute as pc
 
@@ -125,13 +145,17 @@ class Writer:
                     self._rollup(spec).finish()
 
     def compact(self, table: str) -> None:
-        """Merge a table's parts into at most half of MOST_PARTS, order kept. Errors: storage, integrity."""
+        """Merge a table's parts into at most half of MOST_PARTS, order kept. Errors: storage,
+        integrity.
+        """
         p.change(self.run_folder, TABLES[table], p.merged)
 
     def close(self) -> None:
-        """Drain, write the incomplete buckets of the roll-ups and end the thread. May be called again.
+        """Drain, write the incomplete buckets of the roll-ups and end the thread. May be called
+        again.
 
-        After a failure that was raised already it tries once more, and is silent. Errors: storage, integrity.
+        After a failure that was raised already it tries once more, and is silent. Errors: storage,
+        integrity.
         """
         told = self._told
         try:
@@ -154,7 +178,9 @@ class Writer:
         self.close()
 
     def _settle(self, allowed: int) -> None:
-        """Let go of hand-overs that are written, waiting until at most `allowed` are not; raise what failed."""
+        """Let go of hand-overs that are written, waiting until at most `allowed` are not; raise
+        what failed.
+        """
         while self._handed and (self._handed[0][0].done() or len(self._handed) > allowed):
             error = self._handed[0][0].exception()
             if error is not None:
@@ -163,7 +189,9 @@ class Writer:
             self._handed.popleft()
 
     def _take_back(self) -> None:
-        """After a failure: everything unwritten is buffered again, in the order in which it was appended."""
+        """After a failure: everything unwritten is buffered again, in the order in which it was
+        appended.
+        """
         unwritten: Rows = {}
         for done, rows in [*self._handed, (None, self._pending)]:
             if done is not None:
@@ -200,7 +228,9 @@ class Writer:
 
 
 def replace_table(run_folder: str | Path, table: str, rows: dict[str, list[Any]]) -> None:
-    """Replace a whole table by these rows (columns as lists; none left out but NULLs). Errors: storage."""
+    """Replace a whole table by these rows (columns as lists; none left out but NULLs). Errors:
+    storage.
+    """
     spec = TABLES[table]
     _check_columns(spec, rows)
     count = _count(table, rows)
@@ -213,14 +243,18 @@ def replace_table(run_folder: str | Path, table: str, rows: dict[str, list[Any]]
 
 
 def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
-    """Let a table be one existing Parquet file, hard-linked where the disk allows, else copied. Errors: storage, missing."""
+    """Let a table be one existing Parquet file, hard-linked where the disk allows, else copied.
+    Errors: storage, missing.
+    """
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
     import xxhash
 
     spec, part = TABLES[table], Path(part)
     if not part.is_file():
-        raise ForensicsError("missing", f"wanted {table} at {part}, found no such file", "prepare the data again")
+        raise ForensicsError(
+            "missing", f"wanted {table} at {part}, found no such file", "prepare the data again"
+        )
     with pq.ParquetFile(part) as file:
         names = file.schema_arrow.names
         _check_columns(spec, dict.fromkeys(names, 0))
@@ -243,7 +277,9 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
             os.replace(temporary, place / name)
         return (replace(made, file=name),)
 
-    p.change(Path(run_folder), spec, swap, columns=tuple(c.name for c in spec.columns if c.name in names))
+    p.change(
+        Path(run_folder), spec, swap, columns=tuple(c.name for c in spec.columns if c.name in names)
+    )
 
 
 # ---- from what was appended to Arrow
@@ -251,13 +287,19 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
 
 def _check_columns(spec: Table, columns: dict[str, Any]) -> None:
     known = {c.name for c in spec.columns}
-    assert columns.keys() <= known, f"{spec.name} has no column {sorted(columns.keys() - known)}: see records.py"
+    assert columns.keys() <= known, (
+        f"{spec.name} has no column {sorted(columns.keys() - known)}: see records.py"
+    )
     missing = [k for k in spec.key if columns.get(k) is None]
     assert not missing, f"{spec.name} needs its key: {missing} left out or None"
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or getattr(value, "ndim", 1) == 0
+    return (
+        isinstance(value, (str, bytes))
+        or not hasattr(value, "__len__")
+        or getattr(value, "ndim", 1) == 0
+    )
 
 
 def _count(table: str, columns: dict[str, Any]) -> int:
@@ -304,7 +346,9 @@ def _column(chunks: list[tuple[int, Any]], type_: pyarrow.DataType) -> pyarrow.A
             return isinstance(value, numbers)
 
         if all(quick(value) for _, value in chunks):
-            joined = np.concatenate([v if getattr(v, "ndim", 0) == 1 else np.full(n, v) for n, v in chunks])
+            joined = np.concatenate(
+                [v if getattr(v, "ndim", 0) == 1 else np.full(n, v) for n, v in chunks]
+            )
             if floats:
                 with np.errstate(over="ignore"):  # a value too large for float32 is inf there
                     return pa.array(joined.astype(type_.to_pandas_dtype(), copy=False))

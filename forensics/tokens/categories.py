@@ -1,9 +1,11 @@
-"""What a tokenizer can reach: each id decoded, encoded again, and put into a category (Land & Bartolo 2024).
+"""What a tokenizer can reach: each id decoded, encoded again, and put into a category (Land &
+Bartolo 2024).
 
 categorise(tokenizer).counts()      {"OK": 48868, "UNDECODEABLE": 137, …}
 
-Where the tokenizer puts a space before a text, or its decoder takes one away, the texts go through behind «, or »
-where « grows together with what follows, and the sign is taken off again: else every word would look unreachable.
+Where the tokenizer puts a space before a text, or its decoder takes one away, the texts go through
+behind «, or » where « grows together with what follows, and the sign is taken off again: else every
+word would look unreachable.
 """
 
 from __future__ import annotations
@@ -23,8 +25,14 @@ from forensics.errors import ForensicsError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-CATEGORIES = ("OK", "OK_SPECIAL", "UNREACHABLE_SPECIAL", "UNDECODEABLE", "UNREACHABLE_SINGLE_TOKEN",
-              "UNREACHABLE_MULTI_TOKEN")  # fmt: skip
+CATEGORIES = (
+    "OK",
+    "OK_SPECIAL",
+    "UNREACHABLE_SPECIAL",
+    "UNDECODEABLE",
+    "UNREACHABLE_SINGLE_TOKEN",
+    "UNREACHABLE_MULTI_TOKEN",
+)
 SIGNS = ("«", "»")
 SPACES = " ▁_Ġ"  # a first character that stands for a space in front
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -39,7 +47,9 @@ class Categories:
     text: list[str]  # as it decodes alone
     category: list[str]  # one of CATEGORIES
     again: list[list[int]]  # what its text is encoded as
-    byte: list[str | None]  # ascii | utf8 | unused_utf8 (C0, C1, F5–FF: in no UTF-8 text), of tokens of one byte
+    byte: list[
+        str | None
+    ]  # ascii | utf8 | unused_utf8 (C0, C1, F5–FF: in no UTF-8 text), of tokens of one byte
     special: np.ndarray  # bool: a special id, or spelled like one: <…> or […]
 
     def counts(self) -> dict[str, int]:
@@ -53,7 +63,9 @@ class Categories:
         rest = Counter(c for c, left_out in zip(self.category, aside) if not left_out)
         bytes_ = Counter(kind for kind in self.byte if kind)
         return {
-            "unreachable": sum(n for category, n in rest.items() if category.startswith("UNREACHABLE")),
+            "unreachable": sum(
+                n for category, n in rest.items() if category.startswith("UNREACHABLE")
+            ),
             "partial_utf8": rest["UNDECODEABLE"],
             "special": int(self.special.sum()),
             **{f"bytes_{kind}": bytes_[kind] for kind in ("ascii", "utf8", "unused_utf8")},
@@ -71,24 +83,30 @@ class Categories:
 
 
 def categorise(tokenizer: Tokenizer, special: Sequence[int] | frozenset[int] = ()) -> Categories:
-    """The category of every id, first match wins; `special` ids beside those that the tokenizer marks so.
+    """The category of every id, first match wins; `special` ids beside those that the tokenizer
+    marks so.
 
-    1. its text encodes to itself: OK, or OK_SPECIAL; 2. bracketed like a special token: UNREACHABLE_SPECIAL; 3. it
-    holds U+FFFD, a part of a character: UNDECODEABLE; 4. UNREACHABLE, by whether one token or several come back.
-    Source: arXiv 2405.05417. Errors: data, where the tokenizer cannot encode some text of its own.
+    1. its text encodes to itself: OK, or OK_SPECIAL; 2. bracketed like a special token:
+       UNREACHABLE_SPECIAL; 3. it holds U+FFFD, a part of a character: UNDECODEABLE; 4. UNREACHABLE,
+       by whether one token or several come back. Source: arXiv 2405.05417. Errors: data, where the
+       tokenizer cannot encode some text of its own.
     """
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     spelled = {id: raw for raw, id in vocabulary.items()}
     ids = sorted(spelled)
     raw = [spelled[id] for id in ids]
-    specials = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special} | set(special)
+    specials = {
+        id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special
+    } | set(special)
     trip = RoundTrip(tokenizer)
     text = trip.decode([[id] for id in ids])
     again = trip.encode(text)
     category = [_category(id, s, t, specials) for id, s, t in zip(ids, text, again)]
     bytes_ = _byte_kinds(tokenizer, raw)
     marked = [id in specials or _bracketed(r) for id, r in zip(ids, raw)]
-    return Categories(np.array(ids, np.int64), raw, text, category, again, bytes_, np.array(marked, bool))
+    return Categories(
+        np.array(ids, np.int64), raw, text, category, again, bytes_, np.array(marked, bool)
+    )
 
 
 def _category(id: int, s: str, t: list[int], specials: set[int]) -> str:
@@ -103,9 +121,12 @@ def _category(id: int, s: str, t: list[int], specials: set[int]) -> str:
 
 def _bracketed(raw: str) -> bool:
     return (
-        len(raw) >= 3 and raw[0] in "[<" and raw[-1] in "]>" and not raw.startswith("<0x")
+        len(raw) >= 3
+        and raw[0] in "[<"
+        and raw[-1] in "]>"
+        and not raw.startswith("<0x")
         and any(c.isascii() and c.isalpha() for c in raw)
-    )  # fmt: skip
+    )
 
 
 class RoundTrip:
@@ -114,7 +135,9 @@ class RoundTrip:
     def __init__(self, tokenizer: Tokenizer) -> None:
         from tokenizers import Tokenizer
 
-        self.tokenizer = tokenizer = Tokenizer.from_str(tokenizer.to_str())  # its switches are others' too
+        self.tokenizer = tokenizer = Tokenizer.from_str(
+            tokenizer.to_str()
+        )  # its switches are others' too
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = False  # a text that spells a special token is that token
@@ -155,7 +178,9 @@ class RoundTrip:
         return [found[i] for i in range(len(texts))]
 
     def _moves_spaces(self) -> bool:
-        """Whether a space comes in front of a text, or the decoder takes away the one that was there."""
+        """Whether a space comes in front of a text, or the decoder takes away the one that was
+        there.
+        """
         plain, spaced = (ids[0] if ids else None for ids in self._encode(["test", " test"]))
         if plain is not None and (self.tokenizer.id_to_token(plain) or "t")[0] in SPACES:
             return True
@@ -168,16 +193,25 @@ class RoundTrip:
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         try:
-            return [e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                e.ids for e in self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            ]
         except Exception as e:  # the library raises a bare Exception
-            raise ForensicsError("data", f"the tokenizer cannot encode its own tokens: {str(e).splitlines()[0]}",
-                                 "does its model name an unknown token that it holds?") from None  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"the tokenizer cannot encode its own tokens: {str(e).splitlines()[0]}",
+                "does its model name an unknown token that it holds?",
+            ) from None
 
 
 def _byte_kinds(tokenizer: Tokenizer, raw: list[str]) -> list[str | None]:
     """Which tokens are one byte: of GPT-2's alphabet, or <0xNN> and the ASCII characters."""
     parts = f"{tokenizer.normalizer} {tokenizer.pre_tokenizer} {tokenizer.decoder}"
-    alphabet = {character: byte for byte, character in enumerate(byte_characters())} if "ByteLevel" in parts else {}
+    alphabet = (
+        {character: byte for byte, character in enumerate(byte_characters())}
+        if "ByteLevel" in parts
+        else {}
+    )
 
     def value(token: str) -> int | None:
         if alphabet:

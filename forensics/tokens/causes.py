@@ -1,4 +1,5 @@
-"""Why a token is under-trained: each reason with its evidence, counted from the tokenizer, the corpus and the data order.
+"""Why a token is under-trained: each reason with its evidence, counted from the tokenizer, the
+corpus and the data order.
 
 causes(run, ledger(run, 300), ids)[4711]      [Cause("merge-scaffold", "12 of its 12,004 occurrences stand alone …", {…})]
 
@@ -28,12 +29,20 @@ from forensics.train.run import Run
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-NAMES = ("unreachable", "partial-utf8", "tokenizer-only", "merge-scaffold", "single-document", "forgotten")
+NAMES = (
+    "unreachable",
+    "partial-utf8",
+    "tokenizer-only",
+    "merge-scaffold",
+    "single-document",
+    "forgotten",
+)
 CHUNK = 1 << 22  # tokens of the corpus counted together
 FEW = 100  # exposures up to which a token is looked into where no ids are given
 EXPECTED = 10.0  # times that a token must be expected before its absence says anything
 ABSENT = 0.1  # of what was expected
-SCAFFOLD = 0.9  # intersection over self from which a token is a scaffold; the threshold of arXiv 2409.04599
+# intersection over self from which a token is a scaffold; the threshold of arXiv 2409.04599
+SCAFFOLD = 0.9
 EARLY = 0.5  # of the run, by which a forgotten token was seen last
 CHANCE = 1e-3  # that a token which comes as often throughout was seen last so early
 
@@ -48,12 +57,18 @@ class Cause:
         return {"cause": self.name, "sentence": self.sentence, "evidence": self.evidence}
 
 
-def causes(run: Run, exposure: Exposure, ids: Iterable[int] | None = None, categories: Categories | None = None,
-           progress: Report = silent) -> dict[int, list[Cause]]:  # fmt: skip
-    """Token → its reasons, the strongest first, in the order of NAMES; tokens without any are left out.
+def causes(
+    run: Run,
+    exposure: Exposure,
+    ids: Iterable[int] | None = None,
+    categories: Categories | None = None,
+    progress: Report = silent,
+) -> dict[int, list[Cause]]:
+    """Token → its reasons, the strongest first, in the order of NAMES; tokens without any are left
+    out.
 
-    Without `ids`, every token with at most FEW exposures is looked into, and those that no text can reach. `exposure` is
-    the run's ledger. Errors: missing, integrity.
+    Without `ids`, every token with at most FEW exposures is looked into, and those that no text can
+    reach. `exposure` is the run's ledger. Errors: missing, integrity.
     """
     from forensics.tokens.categories import categorise
 
@@ -109,17 +124,30 @@ def of_tokenizer(categories: Categories, ids: Iterable[int]) -> dict[int, Cause]
         category, raw = categories.category[place], categories.raw[place]
         if category.startswith("UNREACHABLE"):
             again = categories.again[place]
-            found[id] = Cause("unreachable", f"its text {categories.text[place]!r} is encoded as {again}, never as {id}",
-                              {"text": categories.text[place], "encoded_as": again})  # fmt: skip
+            found[id] = Cause(
+                "unreachable",
+                f"its text {categories.text[place]!r} is encoded as {again}, never as {id}",
+                {"text": categories.text[place], "encoded_as": again},
+            )
         elif category == "UNDECODEABLE":
             kind = categories.byte[place]
-            words = "a byte that no UTF-8 text holds" if kind == "unused_utf8" else "part of a character"
-            found[id] = Cause("partial-utf8", f"{raw!r} is {words}", {"spelling": raw, "byte": kind})
+            words = (
+                "a byte that no UTF-8 text holds"
+                if kind == "unused_utf8"
+                else "part of a character"
+            )
+            found[id] = Cause(
+                "partial-utf8", f"{raw!r} is {words}", {"spelling": raw, "byte": kind}
+            )
     return found
 
 
-def _tokenizer_only(run: Run, exposure: Exposure, by_source: np.ndarray, ids: Iterable[int]) -> dict[int, Cause]:
-    """Where the tokenizer was trained on the corpus: tokens it holds far more of than the model was shown."""
+def _tokenizer_only(
+    run: Run, exposure: Exposure, by_source: np.ndarray, ids: Iterable[int]
+) -> dict[int, Cause]:
+    """Where the tokenizer was trained on the corpus: tokens it holds far more of than the model was
+    shown.
+    """
     if run.recipe.data.tokenizer != "train":
         return {}  # what another tokenizer was trained on is not known
     names = [source.name for source in run.corpus.sources]
@@ -134,10 +162,17 @@ def _tokenizer_only(run: Run, exposure: Exposure, by_source: np.ndarray, ids: It
             continue
         held = {name: int(n) for name, n in zip(names, by_source[:, id]) if n}
         where = ", ".join(f"{n:,} in {name}" for name, n in held.items())
-        found[id] = Cause("tokenizer-only", f"the tokenizer's data holds it {in_all[id]:,} times ({where}); the model was shown "
-                          f"it {seen:,} times, where {expected:,.0f} were to be expected",
-                          {"in_tokenizer_data": int(in_all[id]), "by_source": held, "exposure_in": seen,
-                           "expected": expected})  # fmt: skip
+        found[id] = Cause(
+            "tokenizer-only",
+            f"the tokenizer's data holds it {in_all[id]:,} times ({where}); the model was shown "
+            f"it {seen:,} times, where {expected:,.0f} were to be expected",
+            {
+                "in_tokenizer_data": int(in_all[id]),
+                "by_source": held,
+                "exposure_in": seen,
+                "expected": expected,
+            },
+        )
     return found
 
 
@@ -149,16 +184,27 @@ def _scaffolds(run: Run, counts: np.ndarray, ids: Iterable[int]) -> dict[int, Ca
         if not whole or inside[id] / whole < SCAFFOLD or longest[id] < 0:
             continue
         longer = int(longest[id])
-        found[id] = Cause("merge-scaffold", f"{counts[id]:,} of its {whole:,} occurrences stand alone, the rest inside "
-                          f"longer tokens, most often {text[longer]!r}",
-                          {"alone": int(counts[id]), "inside": int(inside[id]), "intersection_over_self": inside[id] / whole,
-                           "longer": longer, "longer_text": text[longer], "longer_count": int(counts[longer])})  # fmt: skip
+        found[id] = Cause(
+            "merge-scaffold",
+            f"{counts[id]:,} of its {whole:,} occurrences stand alone, the rest inside "
+            f"longer tokens, most often {text[longer]!r}",
+            {
+                "alone": int(counts[id]),
+                "inside": int(inside[id]),
+                "intersection_over_self": inside[id] / whole,
+                "longer": longer,
+                "longer_text": text[longer],
+                "longer_count": int(counts[longer]),
+            },
+        )
     return found
 
 
 def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How often each token stands inside longer tokens that were merged from it, given each token's own count, and the
-    longer token it stands in most often (−1: in none): (V,), (V,) int64. All 0 where the tokenizer is not BPE.
+    """How often each token stands inside longer tokens that were merged from it, given each token's
+    own count, and the
+    longer token it stands in most often (−1: in none): (V,), (V,) int64. All 0 where the tokenizer
+    is not BPE.
     """
     model = json.loads(tokenizer.to_str())["model"]
     inside, longest = np.zeros_like(counts), np.full_like(counts, -1)
@@ -167,11 +213,19 @@ def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray,
     vocabulary, made = model["vocab"], dict[int, tuple[int, int]]()
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
-        made.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))  # the first to apply makes it
-    for whole, parts in reversed(made.items()):  # longer tokens are made of ones that were merged before them
+        made.setdefault(
+            vocabulary[left + right], (vocabulary[left], vocabulary[right])
+        )  # the first to apply makes it
+    for whole, parts in reversed(
+        made.items()
+    ):  # longer tokens are made of ones that were merged before them
         for part in parts:
             inside[part] += counts[whole] + inside[whole]
-            best = whole if longest[whole] < 0 or counts[whole] >= counts[longest[whole]] else longest[whole]
+            best = (
+                whole
+                if longest[whole] < 0 or counts[whole] >= counts[longest[whole]]
+                else longest[whole]
+            )
             if counts[best] and (longest[part] < 0 or counts[best] > counts[longest[part]]):
                 longest[part] = best
     return inside, longest
@@ -186,14 +240,26 @@ def _single_document(run: Run, exposure: Exposure, ids: Iterable[int]) -> dict[i
         first, last = int(exposure.first_step[id]), int(exposure.last_step[id])
         batch = run.stream(first)
         row = int((batch.tokens == id).any(1).nonzero()[0, 0])
-        spans = run.corpus.spans(batch.sequence[row : row + 1].numpy(), batch.tokens.shape[1] - 1)[0]
+        spans = run.corpus.spans(batch.sequence[row : row + 1].numpy(), batch.tokens.shape[1] - 1)[
+            0
+        ]
         at = int((batch.tokens[row] == id).nonzero()[0, 0])
         here = next((span for span in spans if span.start <= at < span.stop), None)
         if here is None:
             continue  # it stands first in text that an intervention made
-        found[id] = Cause("single-document", f"all {times:,} times in one document, {here.source}: {here.path}, at steps {first:,} "
-                          f"to {last:,}", {"document": here.document, "source": here.source, "path": here.path,
-                                           "exposure_in": times, "first_step": first, "last_step": last})  # fmt: skip
+        found[id] = Cause(
+            "single-document",
+            f"all {times:,} times in one document, {here.source}: {here.path}, at steps {first:,} "
+            f"to {last:,}",
+            {
+                "document": here.document,
+                "source": here.source,
+                "path": here.path,
+                "exposure_in": times,
+                "first_step": first,
+                "last_step": last,
+            },
+        )
     return found
 
 
@@ -208,8 +274,18 @@ def _forgotten(exposure: Exposure, ids: Iterable[int]) -> dict[int, Cause]:
         if early > EARLY or chance > CHANCE:
             continue
         times = int(exposure.exposure_in[id])
-        found[id] = Cause("forgotten", f"seen {times:,} times in {documents:,} documents at steps {int(exposure.first_step[id]):,} to "
-                          f"{last:,}, and not in the {exposure.step - 1 - last:,} steps since",
-                          {"exposure_in": times, "documents": documents, "first_step": int(exposure.first_step[id]),
-                           "last_step": last, "steps_since": exposure.step - 1 - last, "chance": chance})  # fmt: skip
+        found[id] = Cause(
+            "forgotten",
+            f"seen {times:,} times in {documents:,} documents at steps"
+            f" {int(exposure.first_step[id]):,} to {last:,}, and not in the"
+            f" {exposure.step - 1 - last:,} steps since",
+            {
+                "exposure_in": times,
+                "documents": documents,
+                "first_step": int(exposure.first_step[id]),
+                "last_step": last,
+                "steps_since": exposure.step - 1 - last,
+                "chance": chance,
+            },
+        )
     return found

@@ -1,10 +1,12 @@
-"""The exact test: which rows of the input embedding has no gradient ever moved? Two answers, which must be one.
+"""The exact test: which rows of the input embedding has no gradient ever moved? Two answers, which
+must be one.
 
     exact_test(run, 300).sentence
 
-The ledger answers from the data order (`exposure_grad` is 0). The state answers from its own bits: a row that only weight
-decay has touched equals the run's own optimizer folded over it with zero gradient from the start, and its moments are
-exactly 0. The two use nothing in common, so a difference is a defect of the data, the loader, or the ledger.
+The ledger answers from the data order (`exposure_grad` is 0). The state answers from its own bits:
+a row that only weight decay has touched equals the run's own optimizer folded over it with zero
+gradient from the start, and its moments are exactly 0. The two use nothing in common, so a
+difference is a defect of the data, the loader, or the ledger.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ UNIT = 64  # rows; no vector of a kernel holds more elements
 
 @dataclass(frozen=True, eq=False)
 class ExactTest:
-    """What the ledger says and what the bits say, of the rows of the input embedding at state `step`."""
+    """What the ledger says and what the bits say, of the rows of the input embedding at state
+    `step`.
+    """
 
     step: int
     applies: bool  # False where the embedding is tied: then softmax moves every row, seen or not
@@ -45,30 +49,46 @@ class ExactTest:
 
 
 def exact_test(run: Run, step: int, progress: Report = silent) -> ExactTest:
-    """Hold the ledger against the bits of state `step`; a fork is opened with its lineage. Errors: missing, integrity."""
+    """Hold the ledger against the bits of state `step`; a fork is opened with its lineage. Errors:
+    missing, integrity.
+    """
     never = ledger(run, step, progress).never
     none = np.empty(0, np.int64)
     if run.shape.tied:
-        return ExactTest(step, False, never, none, None, None, none, none,
-                         "the test does not apply: the embedding is tied, and the softmax moves every row of it")  # fmt: skip
+        return ExactTest(
+            step,
+            False,
+            never,
+            none,
+            None,
+            None,
+            none,
+            none,
+            "the test does not apply: the embedding is tied, and the softmax moves every row of it",
+        )
     found = untouched(run, step, progress)
     both = np.intersect1d(found, never)
     only_ledger, only_bits = np.setdiff1d(never, found), np.setdiff1d(found, never)
     return ExactTest(
-        step, True, never, found,
+        step,
+        True,
+        never,
+        found,
         precision=len(both) / len(found) if len(found) else None,
         recall=len(both) / len(never) if len(never) else None,
-        only_ledger=only_ledger, only_bits=only_bits,
+        only_ledger=only_ledger,
+        only_bits=only_bits,
         sentence=_sentence(run, step, never, found, only_ledger, only_bits),
-    )  # fmt: skip
+    )
 
 
 def untouched(run: Run, step: int, progress: Report = silent) -> np.ndarray:
-    """Ids (n,), ascending, whose rows and moments in the input embedding are, at state `step`, bit for bit what the run's
+    """Ids (n,), ascending, whose rows and moments in the input embedding are, at state `step`, bit
+    for bit what the run's
     own optimizer makes of them with zero gradient from state 0, where the moments are 0.
 
-    Over a fork's own window from the fork's own start, so that what an intervention did to the state there is no touch;
-    below it, its ancestors'. Errors: missing, integrity.
+    Over a fork's own window from the fork's own start, so that what an intervention did to the
+    state there is no touch; below it, its ancestors'. Errors: missing, integrity.
     """
     windows = {each.run.name: each for each in moves(run, step)}
     return _untouched(run, step, windows, progress)
@@ -83,8 +103,12 @@ def _untouched(run: Run, step: int, windows: dict[str, Moves], progress: Report)
         return ids
     start = _rows(run.load(first), ids)
     end = _rows(run.load(step) if step in run.saved_steps() else run.state_at(step), ids)
-    if run.parent is None:  # a row whose moments are not 0 cannot be one: most are known before anything is folded
-        still = torch.stack([(_bits(moment) == 0).all(1) for moment in end[1:]]).all(0).nonzero()[:, 0]
+    if (
+        run.parent is None
+    ):  # a row whose moments are not 0 cannot be one: most are known before anything is folded
+        still = (
+            torch.stack([(_bits(moment) == 0).all(1) for moment in end[1:]]).all(0).nonzero()[:, 0]
+        )
         ids, start, end = ids[still.cpu().numpy()], _at(start, still), _at(end, still)
     folded = zero_gradient(run, start, ids, windows.get(run.name), progress)
     same = torch.stack([(_bits(a) == _bits(b)).all(1) for a, b in zip(folded, end)]).all(0)
@@ -103,19 +127,25 @@ def _at(rows: Rows, at: Tensor) -> Rows:
     return rows[0][at], rows[1][at], rows[2][at]
 
 
-def zero_gradient(run: Run, start: Rows, ids: np.ndarray, window: Moves | None, progress: Report = silent) -> Rows:
-    """What these rows become in a window in which no gradient reaches them: the run's own `update`, by its own policy,
+def zero_gradient(
+    run: Run, start: Rows, ids: np.ndarray, window: Moves | None, progress: Report = silent
+) -> Rows:
+    """What these rows become in a window in which no gradient reaches them: the run's own `update`,
+    by its own policy,
     counters and implementation, step by step.
 
-    The kernels go by vectors of elements and finish a tensor's last few one by one, which may round otherwise. So each
-    row is computed as in the whole embedding: as many elements are left over, and only the last row's are among them.
+    The kernels go by vectors of elements and finish a tensor's last few one by one, which may round
+    otherwise. So each row is computed as in the whole embedding: as many elements are left over,
+    and only the last row's are among them.
     """
     last = run.shape.vocabulary - 1
     place = np.arange(len(ids))
     rows = len(ids) + (last - len(ids)) % UNIT + 1  # that of the whole, modulo UNIT
     place[ids == last] = rows - 1
     at = torch.from_numpy(place).to(start[0].device)
-    param, exp_avg, exp_avg_sq = (part.new_zeros(rows, part.shape[1]).index_copy_(0, at, part) for part in start)
+    param, exp_avg, exp_avg_sq = (
+        part.new_zeros(rows, part.shape[1]).index_copy_(0, at, part) for part in start
+    )
     state = TrainState({EMBED: param}, {EMBED: exp_avg}, {EMBED: exp_avg_sq})
     zeros = torch.zeros_like(param)
     decayed = decayed_names([EMBED], run.recipe.train.decay_embeddings)
@@ -132,20 +162,33 @@ def _bits(x: Tensor) -> Tensor:
     return x.contiguous().view(torch.int32)
 
 
-def _sentence(run: Run, step: int, never: np.ndarray, found: np.ndarray, only_ledger: np.ndarray,
-              only_bits: np.ndarray) -> str:  # fmt: skip
+def _sentence(
+    run: Run,
+    step: int,
+    never: np.ndarray,
+    found: np.ndarray,
+    only_ledger: np.ndarray,
+    only_bits: np.ndarray,
+) -> str:
     if not len(only_ledger) and not len(only_bits):
-        return (f"{run.name}@{step}: the {len(never):,} tokens that no gradient reached by the data order are exactly the "
-                f"{len(found):,} whose rows and moments say so bit for bit")  # fmt: skip
+        return (
+            f"{run.name}@{step}: the {len(never):,} tokens that no gradient reached by the data"
+            f" order are exactly the {len(found):,} whose rows and moments say so bit for bit"
+        )
     parts = []
     if len(only_ledger):
         parts.append(
-            f"{len(only_ledger):,} were never shown by the order and moved all the same ({_some(only_ledger)})"
+            f"{len(only_ledger):,} were never shown by the order and moved all the same"
+            f" ({_some(only_ledger)})"
         )
     if len(only_bits):
-        parts.append(f"{len(only_bits):,} were shown by the order and did not move ({_some(only_bits)})")
-    return (f"{run.name}@{step}: a defect of the data, the loader or the ledger: of {len(never):,} never-seen tokens "
-            + " and ".join(parts))  # fmt: skip
+        parts.append(
+            f"{len(only_bits):,} were shown by the order and did not move ({_some(only_bits)})"
+        )
+    return (
+        f"{run.name}@{step}: a defect of the data, the loader or the ledger: of {len(never):,}"
+        " never-seen tokens " + " and ".join(parts)
+    )
 
 
 def _some(ids: np.ndarray) -> str:

@@ -1,11 +1,13 @@
-"""What each token was exposed to, exactly: counted from the data order, the shards and what every step did.
+"""What each token was exposed to, exactly: counted from the data order, the shards and what every
+step did.
 
     ledger(run, 300).exposure_grad      (V,) int64
     ledgers(run, run.saved_steps())     one pass over the order and one over the shards for all of them
 
-A step is *applied* where its update moved the parameters (`steps.update` is apply). Steps of a run are taken from its
-own stream; below a fork's first step they are its ancestors'. Memory: a few numbers for each token and each state asked
-for, 4 bytes for each sequence of the corpus, and a fixed number of tokens at a time.
+A step is *applied* where its update moved the parameters (`steps.update` is apply). Steps of a run
+are taken from its own stream; below a fork's first step they are its ancestors'. Memory: a few
+numbers for each token and each state asked for, 4 bytes for each sequence of the corpus, and a
+fixed number of tokens at a time.
 """
 
 from __future__ import annotations
@@ -38,13 +40,15 @@ VERSION = 1  # of what is kept
 
 @dataclass(frozen=True, eq=False)
 class Exposure:
-    """Of every token id, up to state `step`: (V,) int64 each. A token is met as an input or as a counted target.
+    """Of every token id, up to state `step`: (V,) int64 each. A token is met as an input or as a
+    counted target.
 
-    exposure_in: times it was an input in applied steps. exposure_out: times it was a target whose weight is not 0 in
-    applied steps. exposure_grad: input positions from which a counted target is reachable (not before it; under a
-    document mask in the same document), in steps whose gradient the optimizer took: applied ones, and those that held
-    the parameters, because the moments keep the gradient and move the row later; not where the embedding was frozen.
-    documents: distinct documents of the corpus it was met in; text that an intervention made is no document of it.
+    exposure_in: times it was an input in applied steps. exposure_out: times it was a target whose
+    weight is not 0 in applied steps. exposure_grad: input positions from which a counted target is
+    reachable (not before it; under a document mask in the same document), in steps whose gradient
+    the optimizer took: applied ones, and those that held the parameters, because the moments keep
+    the gradient and move the row later; not where the embedding was frozen. documents: distinct
+    documents of the corpus it was met in; text that an intervention made is no document of it.
     """
 
     step: int
@@ -62,8 +66,12 @@ class Exposure:
 
     @property
     def never_met(self) -> np.ndarray:
-        """Ids (n,) that were neither an input whose gradient counted nor a counted target: references of any kind."""
-        return np.flatnonzero((self.exposure_grad == 0) & (self.exposure_in == 0) & (self.exposure_out == 0))
+        """Ids (n,) that were neither an input whose gradient counted nor a counted target:
+        references of any kind.
+        """
+        return np.flatnonzero(
+            (self.exposure_grad == 0) & (self.exposure_in == 0) & (self.exposure_out == 0)
+        )
 
 
 def ledger(run: Run, step: int, progress: Report = silent) -> Exposure:
@@ -75,8 +83,12 @@ def ledger(run: Run, step: int, progress: Report = silent) -> Exposure:
 
 
 def ledgers(run: Run, steps: Sequence[int], progress: Report = silent) -> list[Exposure]:
-    """The same at several states, in their order; kept beside the run, so that asking again is quick."""
-    found: dict[int, Exposure] = {step: each for step in set(steps) if (each := _kept(run, step)) is not None}
+    """The same at several states, in their order; kept beside the run, so that asking again is
+    quick.
+    """
+    found: dict[int, Exposure] = {
+        step: each for step in set(steps) if (each := _kept(run, step)) is not None
+    }
     wanted = sorted(set(steps) - found.keys())
     if wanted:
         _require_trained(run, wanted[-1])
@@ -88,7 +100,9 @@ def ledgers(run: Run, steps: Sequence[int], progress: Report = silent) -> list[E
 
 @dataclass(frozen=True)
 class Moves:
-    """What a run did at the steps of a window whose gradient the optimizer took; one entry a step, in order."""
+    """What a run did at the steps of a window whose gradient the optimizer took; one entry a step,
+    in order.
+    """
 
     run: Run
     steps: np.ndarray  # (n,) int64
@@ -97,8 +111,12 @@ class Moves:
 
 
 def moves(run: Run, step: int) -> list[Moves]:
-    """Those of a run up to state `step`, ancestors first, each over its own window. Errors: missing, integrity."""
-    assert run.header.parent is None or run.parent is not None, "a fork is opened by replay.trajectory.open_trajectory"
+    """Those of a run up to state `step`, ancestors first, each over its own window. Errors:
+    missing, integrity.
+    """
+    assert run.header.parent is None or run.parent is not None, (
+        "a fork is opened by replay.trajectory.open_trajectory"
+    )
     found = [] if run.parent is None else moves(run.parent, min(step, run.header.first_step))
     first = run.header.first_step
     if step <= first:
@@ -109,24 +127,36 @@ def moves(run: Run, step: int) -> list[Moves]:
     order = np.argsort(at, kind="stable")
     order = order[(at[order] >= first) & (at[order] < step)]
     if not np.array_equal(at[order], np.arange(first, step)):
-        raise ForensicsError("integrity", f"wanted a row of `steps` for each of {run.name}'s steps {first}:{step}, "
-                             f"found {len(order)}", "`forensics doctor RUN` tells what is damaged")  # fmt: skip
+        raise ForensicsError(
+            "integrity",
+            f"wanted a row of `steps` for each of {run.name}'s steps {first}:{step}, "
+            f"found {len(order)}",
+            "`forensics doctor RUN` tells what is damaged",
+        )
     order = order[(action[order] == "apply") | (action[order] == "hold")]
-    counters = tuple(Counters(*map(int, each)) for each in zip(at[order], schedule[order], updates[order]))
+    counters = tuple(
+        Counters(*map(int, each)) for each in zip(at[order], schedule[order], updates[order])
+    )
     return [*found, Moves(run, at[order].astype(np.int64), action[order] == "apply", counters)]
 
 
 def _require_trained(run: Run, step: int) -> None:
     if step < 0 or step > run.last_step():
-        raise ForensicsError("missing", f"wanted the exposure of {run.name} up to step {step}, found it trained to "
-                             f"{run.last_step()}", f"a step from 0 to {run.last_step()}")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted the exposure of {run.name} up to step {step}, found it trained to "
+            f"{run.last_step()}",
+            f"a step from 0 to {run.last_step()}",
+        )
 
 
 # ---- counting
 
 
 def _count(run: Run, steps: list[int], progress: Report) -> list[Exposure]:
-    """At these states, ascending: one pass over the batches, then one over the corpus for the documents."""
+    """At these states, ascending: one pass over the batches, then one over the corpus for the
+    documents.
+    """
     T = run.recipe.data.sequence_length
     tally = _Tally(run.shape.vocabulary, sum(run.corpus.layout(T).n_sequences), len(steps))
     windows = moves(run, steps[-1])
@@ -143,14 +173,17 @@ def _count(run: Run, steps: list[int], progress: Report) -> list[Exposure]:
     documents = _documents(run.corpus, T, tally, progress)
     found = []
     for i, step in enumerate(steps):
-        counted = taken.get(i, counted)  # where no step led here since the state before, nothing was added
+        counted = taken.get(
+            i, counted
+        )  # where no step led here since the state before, nothing was added
         inputs, targets, reached, first, last = counted
         found.append(Exposure(step, inputs, targets, reached, documents[i], first, last))
     return found
 
 
 def _chunks(window: Moves, states: list[int]) -> Iterator[tuple[int, int, int, bool]]:
-    """Stretches low:high of a window's steps of about CHUNK tokens, none across a state: (low, high, the number of the
+    """Stretches low:high of a window's steps of about CHUNK tokens, none across a state: (low,
+    high, the number of the
     first state that a stretch counts for, whether it is the last one before that state)."""
     recipe = window.run.recipe
     size = max(1, CHUNK // (recipe.train.batch * (recipe.data.sequence_length + 1)))
@@ -171,15 +204,22 @@ class _Tally:
         self.counts = np.zeros((3, vocabulary), np.int64)  # in, out, grad
         self.first = np.full(vocabulary, LATER)
         self.last = np.full(vocabulary, UNSEEN, np.int64)
-        # of each sequence the first state that has met its first T tokens, and its last one; `states`: none has
+        # of each sequence the first state that has met its first T tokens, and its last one;
+        # `states`: none has
         self.met = np.full(sequences, states, np.uint16)
         self.met_last = np.full(sequences, states, np.uint16)
 
     def snapshot(self) -> tuple[np.ndarray, ...]:
-        return (*self.counts.copy(), np.where(self.first == LATER, UNSEEN, self.first), self.last.copy())
+        return (
+            *self.counts.copy(),
+            np.where(self.first == LATER, UNSEEN, self.first),
+            self.last.copy(),
+        )
 
     def add(self, window: Moves, low: int, high: int, snap: int) -> None:
-        """The batches of a stretch of the window's steps, met by state number `snap` and all later ones."""
+        """The batches of a stretch of the window's steps, met by state number `snap` and all later
+        ones.
+        """
         run, steps = window.run, window.steps[low:high]
         batch = _batches(run, steps)
         tokens, counted = batch.tokens.numpy(), batch.weight.numpy() != 0
@@ -196,7 +236,9 @@ class _Tally:
             self._add_whole(tokens[plain_n], step_n[plain_n])
             rest = ~plain_n
             eot = run.header.eot if run.shape.document_mask else None
-            self._add_partly(tokens[rest], counted[rest], step_n[rest], applied_n[rest], grad_n[rest], eot)
+            self._add_partly(
+                tokens[rest], counted[rest], step_n[rest], applied_n[rest], grad_n[rest], eot
+            )
         _meet(self.met, ids[applied_n], snap)
         _meet(self.met_last, ids[applied_n & counted[:, -1]], snap)
 
@@ -209,14 +251,24 @@ class _Tally:
         self.counts += np.stack([inputs, every - self._bincount(tokens_nT[:, 0]), inputs])
         self._met_at(tokens_nT.reshape(-1), np.repeat(step_n, tokens_nT.shape[1]))
 
-    def _add_partly(self, tokens_nT: np.ndarray, counted_nT: np.ndarray, step_n: np.ndarray, applied_n: np.ndarray,
-                    grad_n: np.ndarray, eot: int | None) -> None:  # fmt: skip
+    def _add_partly(
+        self,
+        tokens_nT: np.ndarray,
+        counted_nT: np.ndarray,
+        step_n: np.ndarray,
+        applied_n: np.ndarray,
+        grad_n: np.ndarray,
+        eot: int | None,
+    ) -> None:
         inputs, targets = tokens_nT[:, :-1], tokens_nT[:, 1:]
         step_nT = np.broadcast_to(step_n[:, None], inputs.shape)
         out = counted_nT & applied_n[:, None]
         reached = reachable(inputs, counted_nT, eot) & grad_n[:, None]
         self.counts += np.stack(
-            [self._bincount(each) for each in (inputs[applied_n].reshape(-1), targets[out], inputs[reached])]
+            [
+                self._bincount(each)
+                for each in (inputs[applied_n].reshape(-1), targets[out], inputs[reached])
+            ]
         )
         self._met_at(inputs[applied_n].reshape(-1), step_nT[applied_n].reshape(-1))
         self._met_at(targets[out], step_nT[out])
@@ -240,7 +292,9 @@ class _Tally:
 
 def _batches(run: Run, steps: np.ndarray) -> Batch:
     """The batches of these steps as one: (n·B) rows."""
-    if run.parent is None:  # its own stream: rows are pure functions of their ids, whatever batch they stand in
+    if (
+        run.parent is None
+    ):  # its own stream: rows are pure functions of their ids, whatever batch they stand in
         return run.batches.make(sequence_ids(run.batches.order, steps))
     import torch
 
@@ -254,7 +308,8 @@ def _batches(run: Run, steps: np.ndarray) -> Batch:
 def sequence_ids(order: Order, steps: np.ndarray) -> np.ndarray:
     """The ids of these batches, one after the other: (n·B,).
 
-    Within a phase the order is one list of ids, cut into batches: with 2^j times the batch it gives 2^j of them at once.
+    Within a phase the order is one list of ids, cut into batches: with 2^j times the batch it gives
+    2^j of them at once.
     """
     found = []
     starts = [0] if order.file is not None else [stretch.start for stretch in order.stretches]
@@ -276,15 +331,19 @@ def sequence_ids(order: Order, steps: np.ndarray) -> np.ndarray:
 
 
 def reachable(inputs_BT: np.ndarray, counted_BT: np.ndarray, eot: int | None) -> np.ndarray:
-    """(B, T) whether a counted target lies at or after a position, and in its document where `eot` ends documents.
+    """(B, T) whether a counted target lies at or after a position, and in its document where `eot`
+    ends documents.
 
-    Documents as train.advance.documents has them: an end-of-text token belongs to the document it ends.
+    Documents as train.advance.documents has them: an end-of-text token belongs to the document it
+    ends.
     """
     if eot is None:
         return np.logical_or.accumulate(counted_BT[:, ::-1], axis=1)[:, ::-1]
     ends = (inputs_BT == eot).astype(np.int64)
     document = ends.cumsum(1) - ends
-    following = np.where(counted_BT, document, LATER)  # documents count up, so the smallest that follows is the next
+    following = np.where(
+        counted_BT, document, LATER
+    )  # documents count up, so the smallest that follows is the next
     return np.minimum.accumulate(following[:, ::-1], axis=1)[:, ::-1] == document
 
 
@@ -297,9 +356,13 @@ def _meet(met: np.ndarray, ids: np.ndarray, snap: int) -> None:
 
 
 def _documents(corpus: Corpus, T: int, tally: _Tally, progress: Report) -> np.ndarray:
-    """Distinct documents that each token was met in, up to each state: (S, V) int64; the corpus is read in its order."""
+    """Distinct documents that each token was met in, up to each state: (S, V) int64; the corpus is
+    read in its order.
+    """
     layout, S, V = corpus.layout(T), tally.states, len(tally.last)
-    counts = np.zeros((S + 1, V), np.int64)  # by the state that met the pair of token and document first; S: none
+    counts = np.zeros(
+        (S + 1, V), np.int64
+    )  # by the state that met the pair of token and document first; S: none
     firsts = corpus.documents["first_token"].to_numpy()
     rows, total, done = max(1, CHUNK // T), sum(layout.n_sequences), 0
     for s, source in enumerate(corpus.sources):
@@ -318,26 +381,44 @@ def _documents(corpus: Corpus, T: int, tally: _Tally, progress: Report) -> np.nd
     return counts[:S].cumsum(0)
 
 
-def _met_positions(met: np.ndarray, met_last: np.ndarray, a: int, b: int, T: int, never: int) -> np.ndarray:
-    """The state that first met each position of sequences a … b−1: (P,); neighbours share a position."""
+def _met_positions(
+    met: np.ndarray, met_last: np.ndarray, a: int, b: int, T: int, never: int
+) -> np.ndarray:
+    """The state that first met each position of sequences a … b−1: (P,); neighbours share a
+    position.
+    """
     snap_P = np.repeat(met[a:b], T)
-    before = np.concatenate((met_last[a - 1 : a] if a else np.full(1, never, met.dtype), met_last[a : b - 1]))
+    before = np.concatenate(
+        (met_last[a - 1 : a] if a else np.full(1, never, met.dtype), met_last[a : b - 1])
+    )
     np.minimum(snap_P[::T], before, out=snap_P[::T])
     return np.append(snap_P, met_last[b - 1]) if b == len(met) else snap_P
 
 
 class _Pending:
-    """The document at the end of a stretch, which may go on in the next: the state that first met each token in it."""
+    """The document at the end of a stretch, which may go on in the next: the state that first met
+    each token in it.
+    """
 
     def __init__(self, vocabulary: int, never: int) -> None:
         self.document, self.never = -1, never
         self.met = np.full(vocabulary, never, np.int64)
 
 
-def _count_pairs(tokens_P: np.ndarray, snap_P: np.ndarray, start: int, first_D: np.ndarray, counts: np.ndarray,
-                 pending: _Pending) -> None:  # fmt: skip
-    """Add each pair of token and document among the positions from `start` on, once, at the state that met it first."""
-    low, high = (np.searchsorted(first_D, [start, start + len(tokens_P) - 1], side="right") - 1).tolist()
+def _count_pairs(
+    tokens_P: np.ndarray,
+    snap_P: np.ndarray,
+    start: int,
+    first_D: np.ndarray,
+    counts: np.ndarray,
+    pending: _Pending,
+) -> None:
+    """Add each pair of token and document among the positions from `start` on, once, at the state
+    that met it first.
+    """
+    low, high = (
+        np.searchsorted(first_D, [start, start + len(tokens_P) - 1], side="right") - 1
+    ).tolist()
     edges = np.concatenate(([0], first_D[low + 1 : high + 1] - start, [len(tokens_P)]))
     D, S = high - low + 1, pending.never
     document_P = np.repeat(np.arange(D), np.diff(edges))
@@ -347,11 +428,15 @@ def _count_pairs(tokens_P: np.ndarray, snap_P: np.ndarray, start: int, first_D: 
         key = key.astype(np.uint32)  # sorts in half the time
     key = np.sort(key)
     pair = key // S if S > 1 else key
-    first = np.flatnonzero(np.concatenate(([True], pair[1:] != pair[:-1])) if len(pair) else np.zeros(0, bool))
+    first = np.flatnonzero(
+        np.concatenate(([True], pair[1:] != pair[:-1])) if len(pair) else np.zeros(0, bool)
+    )
     snap = (key[first] % S).astype(np.int64) if S > 1 else np.zeros(len(first), np.int64)
     token, document = np.divmod(pair[first].astype(np.int64), D)
     going_on = low == pending.document
-    if going_on:  # the first document was in the stretch before: what it held there is counted already
+    if (
+        going_on
+    ):  # the first document was in the stretch before: what it held there is counted already
         here = np.flatnonzero(document == 0)
         before = pending.met[token[here]]
         np.subtract.at(counts, (before, token[here]), 1)
@@ -375,9 +460,19 @@ def _path(run: Run, step: int) -> Path:
     told: list[Any] = [VERSION]
     each: Run | None = run
     while each is not None:
-        told.append((each.name, each.header.created, each.header.order, each.header.corpus, each.header.interventions))
+        told.append(
+            (
+                each.name,
+                each.header.created,
+                each.header.order,
+                each.header.corpus,
+                each.header.interventions,
+            )
+        )
         each = each.parent
-    return run.folder / "exposure" / f"{step:06d}-{xxhash.xxh3_64_hexdigest(repr(told).encode())}.npy"
+    return (
+        run.folder / "exposure" / f"{step:06d}-{xxhash.xxh3_64_hexdigest(repr(told).encode())}.npy"
+    )
 
 
 def _kept(run: Run, step: int) -> Exposure | None:
@@ -391,6 +486,8 @@ def _kept(run: Run, step: int) -> Exposure | None:
 def _keep(run: Run, exposure: Exposure) -> None:
     path, data = _path(run, exposure.step), io.BytesIO()
     np.save(data, np.stack([getattr(exposure, name) for name in FIELDS]), allow_pickle=False)
-    with contextlib.suppress(ForensicsError, OSError):  # a folder that may not be written is read all the same
+    with contextlib.suppress(
+        ForensicsError, OSError
+    ):  # a folder that may not be written is read all the same
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, data.getvalue())

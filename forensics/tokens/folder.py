@@ -1,7 +1,8 @@
-"""A Hugging Face folder: its vocabulary matrices straight from safetensors, its tokenizer, its special ids.
+"""A Hugging Face folder: its vocabulary matrices straight from safetensors, its tokenizer, its
+special ids.
 
-No code of the folder's is run and no pickle is opened; transformers is asked only for a forward pass, and for the few
-tokenizers that are not stored as a tokenizer.json.
+No code of the folder's is run and no pickle is opened; transformers is asked only for a forward
+pass, and for the few tokenizers that are not stored as a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -20,12 +21,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # Names under which architectures keep the two matrices, after any of the prefixes.
-PREFIXES = ("", "model.", "transformer.", "model.language_model.", "language_model.model.", "language_model.",
-            "model.transformer.", "gpt_neox.", "backbone.", "decoder.", "model.decoder.")  # fmt: skip
-INPUTS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight", "tok_embeddings.weight",
-          "embeddings.weight", "embedding.weight")  # fmt: skip
+PREFIXES = (
+    "",
+    "model.",
+    "transformer.",
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "model.transformer.",
+    "gpt_neox.",
+    "backbone.",
+    "decoder.",
+    "model.decoder.",
+)
+INPUTS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+    "embeddings.weight",
+    "embedding.weight",
+)
 OUTPUTS = ("lm_head.weight", "embed_out.weight", "output.weight", "ff_out.weight")
-OLD_TOKENIZERS = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+OLD_TOKENIZERS = (
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -33,16 +58,24 @@ def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Errors: missing, data (not JSON, or an architecture nobody here knows)."""
     path = folder / "config.json"
     if not path.is_file():
-        raise ForensicsError("missing", f"wanted a Hugging Face folder, found no config.json in {folder}",
-                             "give the folder that holds the weights, or RUN@STEP")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a Hugging Face folder, found no config.json in {folder}",
+            "give the folder that holds the weights, or RUN@STEP",
+        )
     document = _json(path)
     kind = document.get("model_type")
     if kind not in FAMILIES:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         if kind not in CONFIG_MAPPING_NAMES:
-            raise ForensicsError("data", f"{folder}: unknown architecture {kind!r}",
-                                 _near(str(kind), CONFIG_MAPPING_NAMES) if kind else "its config.json names no model_type")  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"{folder}: unknown architecture {kind!r}",
+                _near(str(kind), CONFIG_MAPPING_NAMES)
+                if kind
+                else "its config.json names no model_type",
+            )
     return document
 
 
@@ -51,16 +84,23 @@ def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
     stored = _stored(folder)
     embedding = _first(stored, INPUTS)
     if embedding is None:
-        raise ForensicsError("data", f"{folder}: found no input embedding of a {config.get('model_type')} model among "
-                             f"{len(stored)} tensors", f"known names: {', '.join(INPUTS)}")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{folder}: found no input embedding of a {config.get('model_type')} model among "
+            f"{len(stored)} tensors",
+            f"known names: {', '.join(INPUTS)}",
+        )
     tied = config.get("tie_word_embeddings")
     text = config.get("text_config")  # of models that also read images
     if tied is None and isinstance(text, dict):
         tied = text.get("tie_word_embeddings")
     output = None if tied else _first(stored, OUTPUTS)
     if output is None and tied is False:
-        raise ForensicsError("data", f"{folder}: config.json says the embeddings are not tied, found no unembedding",
-                             f"is it complete? known names: {', '.join(OUTPUTS)}")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{folder}: config.json says the embeddings are not tied, found no unembedding",
+            f"is it complete? known names: {', '.join(OUTPUTS)}",
+        )
     E = _tensor(stored, embedding)
     if output is None:
         return Weights(E, E, _bias(stored, "lm_head.weight"), tied=True)
@@ -73,16 +113,24 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if path.is_file():
         return tokenizer_file(path)
     if not any((folder / name).is_file() for name in OLD_TOKENIZERS):
-        raise ForensicsError("missing", f"wanted a tokenizer in {folder}, found no tokenizer.json",
-                             "copy the tokenizer's files beside the weights")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a tokenizer in {folder}, found no tokenizer.json",
+            "copy the tokenizer's files beside the weights",
+        )
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
         return loaded.backend_tokenizer
     except Exception as e:  # transformers raises what its converters raise
-        raise ForensicsError("data", f"{folder}: transformers cannot read its tokenizer: {_line(e)}",
-                             "save it as a tokenizer.json")  from None  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{folder}: transformers cannot read its tokenizer: {_line(e)}",
+            "save it as a tokenizer.json",
+        ) from None
 
 
 def tokenizer_file(path: Path) -> Tokenizer:
@@ -95,12 +143,17 @@ def tokenizer_file(path: Path) -> Tokenizer:
         tokenizer.no_padding()
         return tokenizer
     except Exception as e:  # the library raises a bare Exception
-        raise ForensicsError("data", f"{path.name} is no tokenizer.json: {_line(e)}",
-                             "save one with Tokenizer.save(path)") from None  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{path.name} is no tokenizer.json: {_line(e)}",
+            "save one with Tokenizer.save(path)",
+        ) from None
 
 
 def special_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that tokenizer_config.json names as special, beside those that the tokenizer marks itself."""
+    """Ids that tokenizer_config.json names as special, beside those that the tokenizer marks
+    itself.
+    """
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return frozenset()
@@ -118,15 +171,20 @@ def _stored(folder: Path) -> dict[str, Path]:
 
     files = [f for f in sorted(folder.glob("*.safetensors")) if f.name != "optimizer.safetensors"]
     if not files:
-        raise ForensicsError("missing", f"wanted *.safetensors in {folder}, found none",
-                             "convert the weights to safetensors")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted *.safetensors in {folder}, found none",
+            "convert the weights to safetensors",
+        )
     found = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
                 found.update(dict.fromkeys(opened.keys(), file))
         except (SafetensorError, OSError) as e:
-            raise ForensicsError("data", f"{file.name} cannot be read: {_line(e)}", "is it complete?") from None
+            raise ForensicsError(
+                "data", f"{file.name} cannot be read: {_line(e)}", "is it complete?"
+            ) from None
     return found
 
 
@@ -138,11 +196,14 @@ def _tensor(stored: dict[str, Path], name: str) -> Tensor:
     from safetensors import safe_open
 
     with safe_open(stored[name], framework="pt") as opened:
-        # cloned, for the bits of a product may depend on how the file's bytes happen to lie in memory
+        # cloned, for the bits of a product may depend on how the file's bytes happen to lie in
+        # memory
         tensor = opened.get_tensor(name).float().clone()
     if tensor.ndim != 2:
         raise ForensicsError(
-            "data", f"{name}: wanted a matrix, found shape {tuple(tensor.shape)}", "is it another model's?"
+            "data",
+            f"{name}: wanted a matrix, found shape {tuple(tensor.shape)}",
+            "is it another model's?",
         )
     return tensor
 
@@ -161,10 +222,14 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
-        raise ForensicsError("data", f"{path} cannot be read: {_line(e)}", "is it complete?") from None
+        raise ForensicsError(
+            "data", f"{path} cannot be read: {_line(e)}", "is it complete?"
+        ) from None
     if not isinstance(document, dict):
         raise ForensicsError(
-            "data", f"{path}: wanted a JSON object, found {type(document).__name__}", "is it complete?"
+            "data",
+            f"{path}: wanted a JSON object, found {type(document).__name__}",
+            "is it complete?",
         )
     return document
 
@@ -178,4 +243,6 @@ def _near(name: str, known: Iterable[str]) -> str:
     import difflib
 
     match = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {match[0]!r}?" if match else "neither this project nor transformers knows it"
+    return (
+        f"did you mean {match[0]!r}?" if match else "neither this project nor transformers knows it"
+    )

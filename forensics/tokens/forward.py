@@ -1,4 +1,5 @@
-"""What verification needs of a model: the next token's logits after a prompt, with what was read before kept.
+"""What verification needs of a model: the next token's logits after a prompt, with what was read
+before kept.
 
 logits_1V, past = forward.read(prefix_1T, None)
 logits_BV, more = forward.read(rest_BT, forward.spread(past, B))
@@ -71,7 +72,10 @@ class Cached:
     @torch.no_grad()
     def read(self, tokens_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
         out = self._model(
-            input_ids=tokens_BT.to(self._model.device), past_key_values=past, use_cache=True, **self._last_only
+            input_ids=tokens_BT.to(self._model.device),
+            past_key_values=past,
+            use_cache=True,
+            **self._last_only,
         )
         return out.logits[:, -1].float().cpu(), getattr(out, "past_key_values", None)
 
@@ -101,23 +105,34 @@ def of_decoder(params: dict[str, Tensor], shape: Shape, context: int, device: st
 
 
 def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
-    """A Hugging Face folder, or a GGUF file in it, through transformers, in float32. Errors: data, memory."""
+    """A Hugging Face folder, or a GGUF file in it, through transformers, in float32. Errors: data,
+    memory.
+    """
     with _quiet():
         from transformers import AutoModelForCausalLM
 
         file = {"gguf_file": gguf_file} if gguf_file else {}
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False, **file
+                str(folder),
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                **file,
             )
         except MemoryError:
             raise
         except Exception as e:  # transformers raises what the architecture's own code raises
             line = (str(e).splitlines() or [type(e).__name__])[0][:200]
-            raise ForensicsError("data", f"transformers cannot load {gguf_file or folder}: {line}",
-                                 "leave out --verify: indicators need no forward pass") from None  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"transformers cannot load {gguf_file or folder}: {line}",
+                "leave out --verify: indicators need no forward pass",
+            ) from None
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    context = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+    context = int(
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    )
     cached = Cached(model, context)
     if (
         cached.read(torch.zeros(1, 1, dtype=torch.int64), None)[1] is None
@@ -131,7 +146,11 @@ def _quiet() -> Iterator[None]:
     """No bars and no remarks of transformers' own while it loads; errors still rise."""
     from transformers.utils import logging
 
-    bars, level, offline = logging.is_progress_bar_enabled(), logging.get_verbosity(), os.environ.get("HF_HUB_OFFLINE")
+    bars, level, offline = (
+        logging.is_progress_bar_enabled(),
+        logging.get_verbosity(),
+        os.environ.get("HF_HUB_OFFLINE"),
+    )
     os.environ["HF_HUB_OFFLINE"] = "1"
     logging.disable_progress_bar()
     logging.set_verbosity_error()

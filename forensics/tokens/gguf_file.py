@@ -1,7 +1,9 @@
-"""A GGUF file: its vocabulary matrices, dequantised, with the step of their quantisation, and its tokenizer.
+"""A GGUF file: its vocabulary matrices, dequantised, with the step of their quantisation, and its
+tokenizer.
 
-The tokenizer is built from the file's own metadata: byte-level BPE ("gpt2") by its merges and the way of splitting
-that `tokenizer.ggml.pre` names; sentencepiece's ("llama") by its scores, with bytes to fall back on.
+The tokenizer is built from the file's own metadata: byte-level BPE ("gpt2") by its merges and the
+way of splitting that `tokenizer.ggml.pre` names; sentencepiece's ("llama") by its scores, with
+bytes to fall back on.
 """
 
 from __future__ import annotations
@@ -23,7 +25,13 @@ if TYPE_CHECKING:
 
 MAGIC = b"GGUF"
 CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
-STEP_FIRST = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")  # kinds whose blocks of 32 begin with their step as a float16
+STEP_FIRST = (
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+)  # kinds whose blocks of 32 begin with their step as a float16
 PLAIN = ("F32", "F16", "BF16", "F64")
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -31,8 +39,13 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SUFFIXES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # What the names in `tokenizer.ggml.pre` split by, before bytes are merged.
 SPLITS: dict[str, str] = {
-    **dict.fromkeys(("gpt-2", "gpt2", "mpt", "olmo", "jais", "granite", "trillion", "phi-2"), "gpt2"),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), "digits"),
+    **dict.fromkeys(
+        ("gpt-2", "gpt2", "mpt", "olmo", "jais", "granite", "trillion", "phi-2"), "gpt2"
+    ),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"),
+        "digits",
+    ),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "dbrx", "smaug-bpe"), "llama3"),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "hunyuan"), "qwen2"),
 }
@@ -54,24 +67,34 @@ def is_gguf(path: Path) -> bool:
 
 
 def read(path: Path) -> Gguf:
-    """Errors: data, for a file that is none, is cut short, or whose architecture, tokenizer or quantisation is unknown."""
+    """Errors: data, for a file that is none, is cut short, or whose architecture, tokenizer or
+    quantisation is unknown.
+    """
     import gguf
 
     if not is_gguf(path):
-        raise ForensicsError("data", f"wanted a GGUF file, found {path.name}, which does not begin with GGUF",
-                             "is it another format, or a pointer file that was never fetched?")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"wanted a GGUF file, found {path.name}, which does not begin with GGUF",
+            "is it another format, or a pointer file that was never fetched?",
+        )
     try:
         reader = gguf.GGUFReader(path)
         whole = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
     except Exception as e:  # whatever numpy says of bytes that are not there
         raise _cut_short(path, str(e)) from None
     if not whole or not reader.tensors:
-        raise _cut_short(path, "its tensors reach beyond its end" if reader.tensors else "it holds no tensor")
+        raise _cut_short(
+            path, "its tensors reach beyond its end" if reader.tensors else "it holds no tensor"
+        )
     architecture = str(_value(reader, "general.architecture"))
     known = {name for name in gguf.MODEL_ARCH_NAMES.values() if name}
     if architecture not in known:
-        raise ForensicsError("data", f"{path.name}: unknown architecture {architecture!r}",
-                             nearest(architecture, known)[:120])  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{path.name}: unknown architecture {architecture!r}",
+            nearest(architecture, known)[:120],
+        )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     weights = _weights(tensors, path)
     tokenizer, notes = _tokenizer(reader, path)
@@ -80,7 +103,9 @@ def read(path: Path) -> Gguf:
 
 def _cut_short(path: Path, why: str) -> ForensicsError:
     return ForensicsError(
-        "data", f"{path.name} is no whole GGUF file: {why}"[:200], "fetch it again and compare its size"
+        "data",
+        f"{path.name} is no whole GGUF file: {why}"[:200],
+        "fetch it again and compare its size",
     )
 
 
@@ -91,12 +116,17 @@ def _value(reader: GGUFReader, key: str, default: Any = None) -> Any:
 
 def _weights(tensors: dict[str, ReaderTensor], path: Path) -> Weights:
     if "token_embd.weight" not in tensors:
-        raise ForensicsError("data", f"{path.name}: wanted the tensor token_embd.weight, found none of that name",
-                             "is it a language model, and its first part?")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{path.name}: wanted the tensor token_embd.weight, found none of that name",
+            "is it a language model, and its first part?",
+        )
     output = tensors.get("output.weight")
     embedding = _dequantised(tensors["token_embd.weight"], path)
     unembedding = embedding if output is None else _dequantised(output, path)
-    bias = _dequantised(tensors["output.bias"], path).reshape(-1) if "output.bias" in tensors else None
+    bias = (
+        _dequantised(tensors["output.bias"], path).reshape(-1) if "output.bias" in tensors else None
+    )
     grain = quantisation_steps(output or tensors["token_embd.weight"], unembedding)
     return Weights(embedding, unembedding, bias, output is None, grain)
 
@@ -107,8 +137,11 @@ def _dequantised(tensor: ReaderTensor, path: Path) -> Tensor:
     try:
         values = dequantize(tensor.data, tensor.tensor_type)
     except (NotImplementedError, ValueError) as e:
-        raise ForensicsError("data", f"{path.name}: {tensor.name} is {tensor.tensor_type.name}: {e or 'not read here'}",
-                             "a file of another quantisation may do") from None  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{path.name}: {tensor.name} is {tensor.tensor_type.name}: {e or 'not read here'}",
+            "a file of another quantisation may do",
+        ) from None
     # the reader maps the file; a tensor of its own may be written to, and outlives it
     return torch.from_numpy(np.array(values, np.float32))
 
@@ -124,7 +157,9 @@ def quantisation_steps(tensor: ReaderTensor, values_VD: Tensor) -> Tensor | None
     V, D = values_VD.shape
     if kind in STEP_FIRST:
         blocks = np.ascontiguousarray(tensor.data).reshape(V, D // 32, -1)
-        return torch.from_numpy(np.abs(blocks[:, :, :2].copy().view(np.float16)[..., 0].astype(np.float32)))
+        return torch.from_numpy(
+            np.abs(blocks[:, :, :2].copy().view(np.float16)[..., 0].astype(np.float32))
+        )
     width = 16 if kind.endswith("_K") else 32
     steps = []
     for rows in values_VD.split(1 << 12):
@@ -139,17 +174,31 @@ def _tokenizer(reader: GGUFReader, path: Path) -> tuple[Tokenizer, tuple[str, ..
 
     kind, tokens = _value(reader, "tokenizer.ggml.model"), _value(reader, "tokenizer.ggml.tokens")
     if kind is None or not tokens:
-        raise ForensicsError("data", f"{path.name} holds no tokenizer", "convert it again, with its vocabulary")
+        raise ForensicsError(
+            "data", f"{path.name} holds no tokenizer", "convert it again, with its vocabulary"
+        )
     if kind not in ("gpt2", "llama"):
-        raise ForensicsError("data", f"{path.name}: a tokenizer of kind {kind!r} is not built here",
-                             "give the Hugging Face folder instead; gpt2 and llama are built")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{path.name}: a tokenizer of kind {kind!r} is not built here",
+            "give the Hugging Face folder instead; gpt2 and llama are built",
+        )
     types = _value(reader, "tokenizer.ggml.token_type") or [1] * len(tokens)
     try:
         tokenizer, notes = (_byte_level if kind == "gpt2" else _sentencepiece)(reader, tokens)
-        tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False)
-                                      for t, type in zip(tokens, types) if type == CONTROL])  # fmt: skip
+        tokenizer.add_special_tokens(
+            [
+                AddedToken(t, special=True, normalized=False)
+                for t, type in zip(tokens, types)
+                if type == CONTROL
+            ]
+        )
         tokenizer.add_tokens(
-            [AddedToken(t, normalized=False) for t, type in zip(tokens, types) if type == USER_DEFINED]
+            [
+                AddedToken(t, normalized=False)
+                for t, type in zip(tokens, types)
+                if type == USER_DEFINED
+            ]
         )
         if _value(reader, "tokenizer.ggml.add_bos_token", kind == "llama"):
             bos = int(_value(reader, "tokenizer.ggml.bos_token_id", 1))
@@ -159,8 +208,11 @@ def _tokenizer(reader: GGUFReader, path: Path) -> tuple[Tokenizer, tuple[str, ..
     except ForensicsError:
         raise
     except Exception as e:  # the library raises a bare Exception
-        raise ForensicsError("data", f"{path.name}: its tokenizer does not hold together: {str(e).splitlines()[0]}",
-                             "give the Hugging Face folder instead") from None  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"{path.name}: its tokenizer does not hold together: {str(e).splitlines()[0]}",
+            "give the Hugging Face folder instead",
+        ) from None
     return tokenizer, notes
 
 
@@ -173,7 +225,12 @@ def _byte_level(reader: GGUFReader, tokens: list[str]) -> tuple[Tokenizer, tuple
     notes = (
         ()
         if split
-        else (f"its way of splitting, {pre!r}, is not built here: split as GPT-2 does, so categories may differ",)
+        else (
+            (
+                f"its way of splitting, {pre!r}, is not built here: split as GPT-2 does, so"
+                " categories may differ"
+            ),
+        )
     )
     # a vocabulary with the same token twice keeps the first
     vocabulary = {token: id for id, token in reversed(list(enumerate(tokens)))}
@@ -181,11 +238,15 @@ def _byte_level(reader: GGUFReader, tokens: list[str]) -> tuple[Tokenizer, tuple
     by_words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     if split == "digits":
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_words])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), by_words]
+        )
     elif split in ("llama3", "qwen2"):
         numbers = r"\p{N}{1,3}" if split == "llama3" else r"\p{N}"
         pattern = Regex(f"{_SUFFIXES}|{_WORDS}|{numbers}|{_REST}")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(pattern, "isolated"), by_bytes])
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(pattern, "isolated"), by_bytes]
+        )
     else:
         tokenizer.pre_tokenizer = by_words
     if split == "qwen2" and pre != "stablelm2":
@@ -201,7 +262,9 @@ def _sentencepiece(reader: GGUFReader, tokens: list[str]) -> tuple[Tokenizer, tu
     vocabulary = {token: id for id, token in reversed(list(enumerate(tokens)))}
     unknown = tokens[int(_value(reader, "tokenizer.ggml.unknown_token_id", 0))]
     merges = _merges(vocabulary, scores)
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    )
     spaces = normalizers.Replace(" ", "▁")
     decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if _value(reader, "tokenizer.ggml.add_space_prefix", True):
@@ -214,7 +277,9 @@ def _sentencepiece(reader: GGUFReader, tokens: list[str]) -> tuple[Tokenizer, tu
 
 
 def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Sentencepiece's BPE merges whichever neighbours make the best-scored piece: as a list, every way to each piece."""
+    """Sentencepiece's BPE merges whichever neighbours make the best-scored piece: as a list, every
+    way to each piece.
+    """
     ways = []
     for token, id in vocabulary.items():
         for cut in range(1, len(token)):

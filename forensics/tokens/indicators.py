@@ -1,9 +1,11 @@
-"""How suspect each token's embedding looks (Land & Bartolo 2024): low is suspect, whichever indicator.
+"""How suspect each token's embedding looks (Land & Bartolo 2024): low is suspect, whichever
+indicator.
 
 measure(weights, reference_ids)["cosine"]      (V,) float32
 
-An untied model is judged by ‖E_in[i]‖: its input rows shrink until they are used. A tied one by how near U_i lies to
-the mean u of reference rows that are known to be unused, because its rows are moved as outputs whether seen or not.
+An untied model is judged by ‖E_in[i]‖: its input rows shrink until they are used. A tied one by how
+near U_i lies to the mean u of reference rows that are known to be unused, because its rows are
+moved as outputs whether seen or not.
 """
 
 from __future__ import annotations
@@ -48,9 +50,11 @@ class Weights:
 
 
 def measure(weights: Weights, reference: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Every indicator that this model has, (V,) float32 each; those against a reference only where there is one.
+    """Every indicator that this model has, (V,) float32 each; those against a reference only where
+    there is one.
 
-    The cosine's denominator is at least 1e-6, so that an empty row counts as far (arXiv 2405.05417, section 3.2).
+    The cosine's denominator is at least 1e-6, so that an empty row counts as far (arXiv 2405.05417,
+    section 3.2).
     """
     found: dict[str, Tensor] = {}
     U = weights.unembedding
@@ -62,7 +66,9 @@ def measure(weights: Weights, reference: np.ndarray | None) -> dict[str, np.ndar
         pc = first_component(U, mean)
         found["cosine-without-pc"] = _cosine_distance(U, u - (u @ pc) * pc, direction=pc)
         found["euclidean"] = torch.cat([torch.linalg.vector_norm(X - u, dim=1) for X in _blocks(U)])
-    found["input-norm"] = torch.cat([torch.linalg.vector_norm(X, dim=1) for X in _blocks(weights.embedding)])
+    found["input-norm"] = torch.cat(
+        [torch.linalg.vector_norm(X, dim=1) for X in _blocks(weights.embedding)]
+    )
     if weights.bias is not None:
         found["bias"] = weights.bias
     return {name: found[name].float().numpy() for name in INDICATORS if name in found}
@@ -89,7 +95,9 @@ def first_component(U: Tensor, mean: Tensor) -> Tensor:
     return first / torch.linalg.vector_norm(first)
 
 
-def _cosine_distance(U: Tensor, u: Tensor, mean: Tensor | None = None, direction: Tensor | None = None) -> Tensor:
+def _cosine_distance(
+    U: Tensor, u: Tensor, mean: Tensor | None = None, direction: Tensor | None = None
+) -> Tensor:
     """1 − cos of each row of U with u, after the mean or a direction was taken from the rows."""
     length, found = torch.linalg.vector_norm(u), []
     for X in _blocks(U):
@@ -97,7 +105,9 @@ def _cosine_distance(U: Tensor, u: Tensor, mean: Tensor | None = None, direction
             X = X - mean
         if direction is not None:
             X = X - torch.outer(X @ direction, direction)
-        found.append(1 - (X @ u) / (torch.linalg.vector_norm(X, dim=1) * length).clamp(min=SMALLEST))
+        found.append(
+            1 - (X @ u) / (torch.linalg.vector_norm(X, dim=1) * length).clamp(min=SMALLEST)
+        )
     return torch.cat(found)
 
 

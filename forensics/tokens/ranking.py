@@ -1,6 +1,8 @@
-"""How well an indicator ranks tokens by what they were exposed to: Spearman, ROC-AUC, average precision, with intervals.
+"""How well an indicator ranks tokens by what they were exposed to: Spearman, ROC-AUC, average
+precision, with intervals.
 
-Ties count as ties everywhere: a rank is the mean over equal values, and equal values are passed all at once.
+Ties count as ties everywhere: a rank is the mean over equal values, and equal values are passed all
+at once.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ LEVEL = 0.95  # of an interval
 
 @dataclass(frozen=True)
 class Score:
-    """Low values of an indicator as a sign of at most `exposure` exposures; intervals over resampled tokens."""
+    """Low values of an indicator as a sign of at most `exposure` exposures; intervals over
+    resampled tokens.
+    """
 
     exposure: int
     tokens: int  # with at most so many exposures
@@ -44,32 +48,51 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(a @ b / size) if size > 0 else None
 
 
-def scores(indicator: np.ndarray, exposure: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> list[Score]:
-    """At each of THRESHOLDS that parts the tokens in two; indicator (n,), low is suspect, exposure (n,)."""
+def scores(
+    indicator: np.ndarray, exposure: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Score]:
+    """At each of THRESHOLDS that parts the tokens in two; indicator (n,), low is suspect, exposure
+    (n,).
+    """
     order = np.argsort(indicator, kind="stable")
     value, met = indicator[order], exposure[order]
-    group = np.cumsum(np.concatenate(([0], value[1:] != value[:-1]))) if len(value) else np.zeros(0, np.int64)
+    group = (
+        np.cumsum(np.concatenate(([0], value[1:] != value[:-1])))
+        if len(value)
+        else np.zeros(0, np.int64)
+    )
     at = [t for t in THRESHOLDS if 0 < (met <= t).sum() < len(met)]
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(resamples if at else 0):
-        weight = np.bincount(rng.integers(0, len(met), len(met)), minlength=len(met)).astype(np.float64)
+        weight = np.bincount(rng.integers(0, len(met), len(met)), minlength=len(met)).astype(
+            np.float64
+        )
         drawn.append([_auc_ap(group, weight * (met <= t), weight * (met > t)) for t in at])
     found = []
     for i, t in enumerate(at):
         auc, precision = _auc_ap(group, (met <= t).astype(float), (met > t).astype(float))
-        low_high = _intervals(np.array([each[i] for each in drawn])) if drawn else [(auc, auc), (precision, precision)]
+        low_high = (
+            _intervals(np.array([each[i] for each in drawn]))
+            if drawn
+            else [(auc, auc), (precision, precision)]
+        )
         found.append(Score(t, int((met <= t).sum()), auc, low_high[0], precision, low_high[1]))
     return found
 
 
 def _auc_ap(group: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
-    """Of weights in the order of suspicion, groups of equal values: the share of pairs in order, and Σ Δrecall·precision.
+    """Of weights in the order of suspicion, groups of equal values: the share of pairs in order,
+    and Σ Δrecall·precision.
 
     NaN where a resample drew only one kind.
     """
     alone = not len(group) or group[-1] == len(group) - 1  # no two values are equal
-    P_G, N_G = (positive, negative) if alone else (np.bincount(group, positive), np.bincount(group, negative))
+    P_G, N_G = (
+        (positive, negative)
+        if alone
+        else (np.bincount(group, positive), np.bincount(group, negative))
+    )
     P, N = P_G.sum(), N_G.sum()
     if not P or not N:
         return np.nan, np.nan

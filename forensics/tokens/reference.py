@@ -1,8 +1,10 @@
-"""Which ids are known to be unused, so that others can be held against them; found without anyone's help.
+"""Which ids are known to be unused, so that others can be held against them; found without anyone's
+help.
 
-Where the data is known, the ids that were never met. Else rows that nothing but the model's drift ever moved lie on
-top of each other: the largest cluster of near-identical rows of the unembedding. Unused bytes, special tokens and
-padded rows in it are witnesses that it is what it seems; where no rows cluster, they alone are the reference.
+Where the data is known, the ids that were never met. Else rows that nothing but the model's drift
+ever moved lie on top of each other: the largest cluster of near-identical rows of the unembedding.
+Unused bytes, special tokens and padded rows in it are witnesses that it is what it seems; where no
+rows cluster, they alone are the reference.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ NEAR = (
     0.01,
     0.03,
     0.1,
-)  # distances that count as near-identical, in typical distances of two rows; the first that finds any
+    # distances that count as near-identical, in typical distances of two rows; the first that finds any
+)
 BITS, TABLES, NEIGHBOURS = 128, 8, 16
 UNLIKE = 24  # of BITS: rows whose signs differ in more are not looked at
 PAIRS = 1 << 14  # compared at a time
@@ -46,11 +49,16 @@ def given(text: str, rows: int) -> Reference:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ForensicsError("usage", f"wanted --reference IDS, found {text!r}", "ids and ranges, e.g. 5,7-16")
+            raise ForensicsError(
+                "usage", f"wanted --reference IDS, found {text!r}", "ids and ranges, e.g. 5,7-16"
+            )
         low, high = int(first), int(last) if dash else int(first)
         if low > high or high >= rows:
-            raise ForensicsError("usage", f"--reference: wanted ids from 0 to {rows - 1}, found {part.strip()!r}",
-                                 "the ids are rows of the embedding")  # fmt: skip
+            raise ForensicsError(
+                "usage",
+                f"--reference: wanted ids from 0 to {rows - 1}, found {part.strip()!r}",
+                "the ids are rows of the embedding",
+            )
         ids.update(range(low, high + 1))
     found = np.array(sorted(ids), np.int64)
     return Reference(found, "given", f"{_rows(len(found))} given by --reference")
@@ -59,12 +67,16 @@ def given(text: str, rows: int) -> Reference:
 def never_met(ids: np.ndarray, run: str, step: int) -> Reference:
     """Ids that were neither input nor target up to a step."""
     return Reference(
-        ids, "exposure", f"{len(ids):,} ids that {run} never met up to step {step:,}, counted from its data"
+        ids,
+        "exposure",
+        f"{len(ids):,} ids that {run} never met up to step {step:,}, counted from its data",
     )
 
 
 def found(weights: Weights, categories: Categories) -> Reference | None:
-    """The reference that the rows themselves show; None where neither rows cluster nor witnesses exist."""
+    """The reference that the rows themselves show; None where neither rows cluster nor witnesses
+    exist.
+    """
     kinds = witnesses(weights, categories)
     vouching = np.concatenate(list(kinds.values()))
     unvouched: Reference | None = None
@@ -72,25 +84,36 @@ def found(weights: Weights, categories: Categories) -> Reference | None:
         vouched = [c for c in clusters if np.isin(c, vouching).any()]
         if vouched:
             return _cluster(vouched[0], words, kinds)
-        # rows that are only roughly alike are taken for unused where a witness says so, and nowhere else
+        # rows that are only roughly alike are taken for unused where a witness says so, and nowhere
+        # else
         if nearest == 0 and clusters:
             unvouched = _cluster(clusters[0], words, kinds)
     if unvouched is not None:
         return unvouched
     for kind in ("padded rows", "unused bytes"):
         if len(ids := kinds[kind]):
-            return Reference(ids, "witnesses", f"the {len(ids)} {kind}, because no rows of the unembedding cluster")
+            return Reference(
+                ids,
+                "witnesses",
+                f"the {len(ids)} {kind}, because no rows of the unembedding cluster",
+            )
     return None
 
 
 def _cluster(ids: np.ndarray, words: str, kinds: dict[str, np.ndarray]) -> Reference:
-    told = [f"{n} {kind}" for kind, witnesses in kinds.items() if (n := int(np.isin(ids, witnesses).sum()))]
+    told = [
+        f"{n} {kind}"
+        for kind, witnesses in kinds.items()
+        if (n := int(np.isin(ids, witnesses).sum()))
+    ]
     why = f"{_rows(len(ids))} of the unembedding {words}, the largest such cluster"
     return Reference(ids, "cluster", f"{why}; witnesses: {', '.join(told) or 'none'}")
 
 
 def witnesses(weights: Weights, categories: Categories) -> dict[str, np.ndarray]:
-    """Rows that no training text can hold, or that are likely never to have been in one; empty rows left out."""
+    """Rows that no training text can hold, or that are likely never to have been in one; empty rows
+    left out.
+    """
     has_row = categories.ids < weights.rows
     unused = np.array([kind == "unused_utf8" for kind in categories.byte], bool)
     kinds = {
@@ -128,17 +151,22 @@ def _within(U: Tensor, distance: float) -> Close:
 
 
 def within_a_step(x: Tensor, y: Tensor, grain_x: Tensor, grain_y: Tensor) -> Tensor:
-    """Which rows (n,) differ in no number by more than the coarser of the two quantisation steps there."""
+    """Which rows (n,) differ in no number by more than the coarser of the two quantisation steps
+    there.
+    """
     blocks = grain_x.shape[1]
     apart = (x - y).abs().view(len(x), blocks, -1).amax(2)
-    return (apart <= 1.01 * torch.maximum(grain_x, grain_y)).all(1)  # 1 %: the step itself is rounded
+    return (apart <= 1.01 * torch.maximum(grain_x, grain_y)).all(
+        1
+    )  # 1 %: the step itself is rounded
 
 
 def _candidate_pairs(U: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
-    """Pairs of rows (n,), (n,) that may be near each other, and the ids of the rows that are not empty.
+    """Pairs of rows (n,), (n,) that may be near each other, and the ids of the rows that are not
+    empty.
 
-    The signs of BITS random projections of the centred rows agree for neighbours (Charikar 2002); in each of TABLES
-    orders by some of them, each row is paired with the NEIGHBOURS that come next.
+    The signs of BITS random projections of the centred rows agree for neighbours (Charikar 2002);
+    in each of TABLES orders by some of them, each row is paired with the NEIGHBOURS that come next.
     """
     order = np.flatnonzero((U != 0).any(1).numpy())
     generator = torch.Generator().manual_seed(0)
@@ -148,19 +176,26 @@ def _candidate_pairs(U: Tensor) -> tuple[Tensor, Tensor, np.ndarray]:
     packed = np.packbits(signs, axis=1).view(np.uint64)
     pairs = []
     for table in range(TABLES):
-        # each table sorts by another stretch of the bits first; equal signatures lie side by side in all of them
+        # each table sorts by another stretch of the bits first; equal signatures lie side by side
+        # in all of them
         words = np.packbits(np.roll(signs, table * BITS // TABLES, axis=1), axis=1).view(">u8")
         place = np.lexsort(words.T[::-1])
         for shift in range(1, min(NEIGHBOURS, len(place) - 1) + 1):
             x, y = place[:-shift], place[shift:]
             alike = np.bitwise_count(packed[x] ^ packed[y]).sum(1) <= UNLIKE
             pairs.append(np.stack([x[alike], y[alike]]))
-    both = np.unique(np.sort(np.concatenate(pairs, axis=1), axis=0), axis=1) if pairs else np.empty((2, 0), np.int64)
+    both = (
+        np.unique(np.sort(np.concatenate(pairs, axis=1), axis=0), axis=1)
+        if pairs
+        else np.empty((2, 0), np.int64)
+    )
     return torch.from_numpy(order[both[0]]), torch.from_numpy(order[both[1]]), order
 
 
 def _joined(a: Tensor, b: Tensor, order: np.ndarray, U: Tensor, close: Close) -> list[np.ndarray]:
-    """Rows linked by close pairs and close to the middle of their cluster, at least LEAST of them, largest first."""
+    """Rows linked by close pairs and close to the middle of their cluster, at least LEAST of them,
+    largest first.
+    """
     kept = [close(x, y) for x, y in zip(a.split(PAIRS), b.split(PAIRS))]
     linked = torch.cat(kept).numpy() if kept else np.empty(0, bool)
     x, y = a.numpy()[linked], b.numpy()[linked]

@@ -1,4 +1,5 @@
-"""TARGET → one object: what the tokenizer is, the vocabulary matrices, and a forward pass for those who verify.
+"""TARGET → one object: what the tokenizer is, the vocabulary matrices, and a forward pass for those
+who verify.
 
 open_target("demo@300", Path("runs"))     a run's state      open_target("smol.gguf", …)        a GGUF file
 open_target("olmo-1b/", …)                a folder           open_target("tokenizer.json", …)   the categories alone
@@ -30,7 +31,9 @@ Open = Callable[[Path, str], Run]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is looked at. kind: run | folder | gguf | tokenizer; a tokenizer alone has neither weights nor forward."""
+    """What is looked at. kind: run | folder | gguf | tokenizer; a tokenizer alone has neither
+    weights nor forward.
+    """
 
     name: str
     kind: str
@@ -43,10 +46,14 @@ class Target:
     notes: tuple[str, ...] = ()  # what was assumed
 
 
-def open_target(text: str, runs: Path, open_run: Open = open_run, progress: Report = silent) -> Target:
-    """A run of that name comes before a path of that name. `open_run` opens forks too where it is replay's.
+def open_target(
+    text: str, runs: Path, open_run: Open = open_run, progress: Report = silent
+) -> Target:
+    """A run of that name comes before a path of that name. `open_run` opens forks too where it is
+    replay's.
 
-    Errors: missing (no such thing, step or file), data (a file that is not what it should be), integrity.
+    Errors: missing (no such thing, step or file), data (a file that is not what it should be),
+    integrity.
     """
     if "/" not in text and (runs / text.partition("@")[0] / "run.json").is_file():
         return _of_run(text, runs, open_run, progress)
@@ -58,8 +65,11 @@ def open_target(text: str, runs: Path, open_run: Open = open_run, progress: Repo
             return _of_gguf(path)
         if path.suffix == ".json":
             return Target(str(path), "tokenizer", hf.tokenizer_file(path))
-        raise ForensicsError("data", f"wanted a GGUF file or a tokenizer.json, found {path.name}, which is neither",
-                             "give the folder for safetensors")  # fmt: skip
+        raise ForensicsError(
+            "data",
+            f"wanted a GGUF file or a tokenizer.json, found {path.name}, which is neither",
+            "give the folder for safetensors",
+        )
     if "/" not in text and "@" in text:
         name, _ = state_of(text)
         check_run_name(name)
@@ -68,8 +78,12 @@ def open_target(text: str, runs: Path, open_run: Open = open_run, progress: Repo
             f"wanted run {name!r}, found none in {runs}",
             nearest(name, runs_in(runs)) + " (`forensics list`)",
         )
-    raise ForensicsError("missing", f"wanted a run's state, a Hugging Face folder, a GGUF file or a tokenizer.json, found no {text!r}",
-                         _hint(text, runs))  # fmt: skip
+    raise ForensicsError(
+        "missing",
+        "wanted a run's state, a Hugging Face folder, a GGUF file or a tokenizer.json, found no"
+        f" {text!r}",
+        _hint(text, runs),
+    )
 
 
 def _hint(text: str, runs: Path) -> str:
@@ -86,9 +100,15 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: Report) -> Target:
     at = run.last_step() if step is None else step
     state = _state(run, at, progress)
     params = state.params
-    E = params["embed.weight"].float().cpu().clone()  # as a folder's is, so that both give the same bits
-    weights = Weights(E, E if run.shape.tied else unembedding(params).float().cpu().clone(), None, run.shape.tied)
-    tokenizer = hf.tokenizer_file(run.corpus.folder / "tokenizer.json")  # of its own: another's switches may be set
+    E = (
+        params["embed.weight"].float().cpu().clone()
+    )  # as a folder's is, so that both give the same bits
+    weights = Weights(
+        E, E if run.shape.tied else unembedding(params).float().cpu().clone(), None, run.shape.tied
+    )
+    tokenizer = hf.tokenizer_file(
+        run.corpus.folder / "tokenizer.json"
+    )  # of its own: another's switches may be set
 
     def forward() -> Forward:
         # Beyond what it was trained on, a position says nothing about the token there.
@@ -102,7 +122,9 @@ def _state(run: Run, step: int, progress: Report) -> Any:
     if step in run.saved_steps():
         return run.load(step)
     start = run.checkpoint_before(step) if step >= run.header.first_step else 0
-    return run.state_at(step, lambda state, result: progress(state.counters.step - start, step - start, "replaying"))
+    return run.state_at(
+        step, lambda state, result: progress(state.counters.step - start, step - start, "replaying")
+    )
 
 
 def _of_folder(path: Path) -> Target:
@@ -117,12 +139,26 @@ def _of_folder(path: Path) -> Target:
     config = hf.read_config(path)
     tokenizer = hf.read_tokenizer(path)
     weights = hf.read_weights(path, config)
-    return Target(str(path), "folder", tokenizer, hf.special_ids(path, tokenizer), weights, lambda: of_folder(path))
+    return Target(
+        str(path),
+        "folder",
+        tokenizer,
+        hf.special_ids(path, tokenizer),
+        weights,
+        lambda: of_folder(path),
+    )
 
 
 def _of_gguf(path: Path) -> Target:
     from forensics.tokens.forward import of_folder
 
     read = gguf_file.read(path)
-    return Target(str(path), "gguf", read.tokenizer, frozenset(), read.weights,
-                  lambda: of_folder(path.absolute().parent, path.name), notes=read.notes)  # fmt: skip
+    return Target(
+        str(path),
+        "gguf",
+        read.tokenizer,
+        frozenset(),
+        read.weights,
+        lambda: of_folder(path.absolute().parent, path.name),
+        notes=read.notes,
+    )

@@ -1,10 +1,12 @@
-"""Each indicator over all checkpoints, beside exact exposure: when was each token trained, and which stay behind?
+"""Each indicator over all checkpoints, beside exact exposure: when was each token trained, and
+which stay behind?
 
     trajectories(run)["behind"]      [{id, text, exposure, rate, expected_at, …}]
 
-At a checkpoint the *band* is what the indicator is for tokens that nothing has reached by then; a token is trained at the
-first checkpoint from which on it lies above the band for good. Ids that are never met before the last checkpoint are
-split in two: one half is the reference of the indicators that need one, the other half is judged like every token.
+At a checkpoint the *band* is what the indicator is for tokens that nothing has reached by then; a
+token is trained at the first checkpoint from which on it lies above the band for good. Ids that are
+never met before the last checkpoint are split in two: one half is the reference of the indicators
+that need one, the other half is judged like every token.
 """
 
 from __future__ import annotations
@@ -42,57 +44,95 @@ class Checkpoint:
     exposure: Exposure
 
     def met(self, indicator: str, tied: bool) -> np.ndarray:
-        """The exposures (V,) that move what an indicator reads: inputs, targets, or of a tied matrix whichever is more."""
+        """The exposures (V,) that move what an indicator reads: inputs, targets, or of a tied
+        matrix whichever is more.
+        """
         own = self.exposure
         if tied:
             return np.maximum(own.exposure_grad, own.exposure_out)
         return own.exposure_grad if indicator == "input-norm" else own.exposure_out
 
 
-def trajectories(run: Run, steps: list[int] | None = None, seed: int = 0, resamples: int = ranking.RESAMPLES,
-                 progress: Report = silent) -> dict[str, Any]:  # fmt: skip
-    """The document of `--over-time`: `over_time`, `trained_at`, `needed`, `behind`, `hindsight`; `steps` are checkpoints.
+def trajectories(
+    run: Run,
+    steps: list[int] | None = None,
+    seed: int = 0,
+    resamples: int = ranking.RESAMPLES,
+    progress: Report = silent,
+) -> dict[str, Any]:
+    """The document of `--over-time`: `over_time`, `trained_at`, `needed`, `behind`, `hindsight`;
+    `steps` are checkpoints.
 
-    Writes each checkpoint's rows of `vocabulary`. One checkpoint is in memory at a time. Errors: missing, integrity.
+    Writes each checkpoint's rows of `vocabulary`. One checkpoint is in memory at a time. Errors:
+    missing, integrity.
     """
     chosen = run.saved_steps() if steps is None else sorted(set(steps))
     for step in chosen:
         if step not in run.saved_steps():
-            raise ForensicsError("missing", f"wanted a checkpoint of {run.name} at {step}, found none",
-                                 f"saved: {', '.join(map(str, run.saved_steps()))}")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"wanted a checkpoint of {run.name} at {step}, found none",
+                f"saved: {', '.join(map(str, run.saved_steps()))}",
+            )
     categories = categorise(run.corpus.tokenizer)
     own = reference_ids(run, chosen[-1], progress)
     name = "cosine" if run.shape.tied else "input-norm"
     others = np.setdiff1d(np.arange(run.shape.vocabulary), own.ids if own else [])
-    judged_n = np.isin(others, categories.ids[categories.reachable])  # partial and unreachable ones only make the band
-    depends = f"{run.name} {run.header.created} {own.ids.tolist() if own else None} {seed} {resamples}"
+    judged_n = np.isin(
+        others, categories.ids[categories.reachable]
+    )  # partial and unreachable ones only make the band
+    depends = (
+        f"{run.name} {run.header.created} {own.ids.tolist() if own else None} {seed} {resamples}"
+    )
     kept = Kept(run.folder / "trajectories", depends)
     over_time, history = [], []
     for i, point in enumerate(checkpoints(run, chosen, own, categories, progress)):
         if name not in point.indicators:
-            raise ForensicsError("data", f"{run.name} is tied, and {name} needs ids that are known to be unused",
-                                 "it met every token; --reference IDS names them")  # fmt: skip
+            raise ForensicsError(
+                "data",
+                f"{run.name} is tied, and {name} needs ids that are known to be unused",
+                "it met every token; --reference IDS names them",
+            )
         if str(point.step) not in kept:
             kept.put(str(point.step), _at(point, others[judged_n], run.shape.tied, seed, resamples))
         over_time.append(kept.get(str(point.step)))
-        history.append((point.step, point.indicators[name][others], point.met(name, run.shape.tied)[others]))
+        history.append(
+            (point.step, point.indicators[name][others], point.met(name, run.shape.tied)[others])
+        )
         progress(i + 1, len(chosen), f"checkpoint {point.step}")
     return {
-        "run": run.name, "steps": chosen, "indicator": name, "tokens": int(judged_n.sum()), "seed": seed, "resamples": resamples,
-        "reference": None if own is None else {"kind": own.kind, "ids": own.ids.tolist(), "why": own.why},
-        "over_time": over_time, **story_of(history, others, judged_n, texts(run), run.header.steps),
-    }  # fmt: skip
+        "run": run.name,
+        "steps": chosen,
+        "indicator": name,
+        "tokens": int(judged_n.sum()),
+        "seed": seed,
+        "resamples": resamples,
+        "reference": (
+            None if own is None else {"kind": own.kind, "ids": own.ids.tolist(), "why": own.why}
+        ),
+        "over_time": over_time,
+        **story_of(history, others, judged_n, texts(run), run.header.steps),
+    }
 
 
 def reference_ids(run: Run, step: int, progress: Report = silent) -> reference.Reference | None:
-    """Every second of the ids that the run never meets up to `step`; None where it meets all but one."""
+    """Every second of the ids that the run never meets up to `step`; None where it meets all but
+    one.
+    """
     never = ledgers(run, [step], progress)[0].never_met
     return reference.never_met(never[::2], run.name, step) if len(never) >= 2 else None
 
 
-def checkpoints(run: Run, steps: list[int], own: reference.Reference | None, categories: Categories,
-                progress: Report = silent) -> Iterator[Checkpoint]:  # fmt: skip
-    """Each with its indicators and exposure; measured once, then kept beside the run. Errors: missing, integrity."""
+def checkpoints(
+    run: Run,
+    steps: list[int],
+    own: reference.Reference | None,
+    categories: Categories,
+    progress: Report = silent,
+) -> Iterator[Checkpoint]:
+    """Each with its indicators and exposure; measured once, then kept beside the run. Errors:
+    missing, integrity.
+    """
     name = "cosine" if run.shape.tied else "input-norm"
     category = dict(zip(categories.ids.tolist(), categories.category))
     for step, exposure in zip(steps, ledgers(run, steps, progress)):
@@ -100,7 +140,9 @@ def checkpoints(run: Run, steps: list[int], own: reference.Reference | None, cat
         found = _kept(path)
         if found is None:
             found = measure(weights_of(run, step), own.ids if own else None)
-            write_vocabulary(run, step, indicator=found.get(name), category=category, exposure=exposure)
+            write_vocabulary(
+                run, step, indicator=found.get(name), category=category, exposure=exposure
+            )
             _keep(path, found)
         yield Checkpoint(step, found, exposure)
 
@@ -114,13 +156,20 @@ def weights_of(run: Run, step: int) -> Weights:
     return Weights(embedding, embedding if run.shape.tied else out, None, run.shape.tied)
 
 
-def _at(point: Checkpoint, judged: np.ndarray, tied: bool, seed: int, resamples: int) -> dict[str, Any]:
+def _at(
+    point: Checkpoint, judged: np.ndarray, tied: bool, seed: int, resamples: int
+) -> dict[str, Any]:
     rows = []
     for name, values in point.indicators.items():
         met, value = point.met(name, tied)[judged], values[judged]
         scores = ranking.scores(value, met, seed, resamples)
-        rows.append({"indicator": name, "spearman": ranking.spearman(value, np.log1p(met)),
-                     "scores": [each.document() for each in scores]})  # fmt: skip
+        rows.append(
+            {
+                "indicator": name,
+                "spearman": ranking.spearman(value, np.log1p(met)),
+                "scores": [each.document() for each in scores],
+            }
+        )
     never = int((point.exposure.exposure_grad[judged] == 0).sum())
     return {"step": point.step, "never": never, "indicators": rows}
 
@@ -134,41 +183,68 @@ History = list[tuple[int, np.ndarray, np.ndarray]]  # step, indicator (n,), expo
 def story_of(
     history: History, ids: np.ndarray, judged_n: np.ndarray, text: list[str | None], end: int
 ) -> dict[str, Any]:
-    """`bands`, `trained_at`, `needed`, `behind`, `hindsight`, `sentence` of the judged among these tokens (n,).
+    """`bands`, `trained_at`, `needed`, `behind`, `hindsight`, `sentence` of the judged among these
+    tokens (n,).
 
     The others only help to make the band; `end` is the step at which the run ends.
     """
     bands = [each for _, value, met in history if (each := band(value, met)) is not None]
     if len(bands) < len(history):
-        return {"bands": None, "trained_at": None, "token_trained_at": {}, "needed": None, "behind": [],
-                "hindsight": None, "sentence": f"no band: fewer than {LEAST} tokens are never seen, so nothing says what "
-                "an untrained one looks like"}  # fmt: skip
+        return {
+            "bands": None,
+            "trained_at": None,
+            "token_trained_at": {},
+            "needed": None,
+            "behind": [],
+            "hindsight": None,
+            "sentence": (
+                f"no band: fewer than {LEAST} tokens are never seen, so nothing says what "
+                "an untrained one looks like"
+            ),
+        }
     trained = trained_at(history, bands)[judged_n]
     history = [(step, value[judged_n], met[judged_n]) for step, value, met in history]
-    ids, steps, (last, indicator, met) = ids[judged_n], [step for step, _, _ in history], history[-1]
+    ids, steps, (last, indicator, met) = (
+        ids[judged_n],
+        [step for step, _, _ in history],
+        history[-1],
+    )
     needed = exposure_needed(history, trained)
     behind = [
-        {"id": int(ids[i]), "text": text[ids[i]], "exposure": int(met[i]), "indicator": float(indicator[i]),
-         **_forecast(int(met[i]), met[i] / last, last, needed)}
+        {
+            "id": int(ids[i]),
+            "text": text[ids[i]],
+            "exposure": int(met[i]),
+            "indicator": float(indicator[i]),
+            **_forecast(int(met[i]), met[i] / last, last, needed),
+        }
         for i in np.flatnonzero((trained < 0) & (met > 0))
-    ]  # fmt: skip
+    ]
     return {
-        "bands": [{"step": step, "low": each[0], "high": each[1]} for step, each in zip(steps, bands)],
+        "bands": [
+            {"step": step, "low": each[0], "high": each[1]} for step, each in zip(steps, bands)
+        ],
         "trained_at": [{"step": step, "tokens": int((trained == step).sum())} for step in steps],
         "token_trained_at": {int(id): int(step) for id, step in zip(ids, trained) if step >= 0},
-        "needed": needed, "behind": sorted(behind, key=lambda row: -row["exposure"]),
-        "hindsight": hindsight(history, bands, trained), "sentence": _sentence(trained, met, needed, behind, end),
-    }  # fmt: skip
+        "needed": needed,
+        "behind": sorted(behind, key=lambda row: -row["exposure"]),
+        "hindsight": hindsight(history, bands, trained),
+        "sentence": _sentence(trained, met, needed, behind, end),
+    }
 
 
 def band(indicator: np.ndarray, met: np.ndarray) -> Band | None:
-    """Smallest and largest value among tokens that nothing reached; None where there are fewer than LEAST."""
+    """Smallest and largest value among tokens that nothing reached; None where there are fewer than
+    LEAST.
+    """
     never = indicator[met == 0]
     return (float(never.min()), float(never.max())) if len(never) >= LEAST else None
 
 
 def trained_at(history: History, bands: Sequence[Band]) -> np.ndarray:
-    """The first checkpoint from which on each token lies above the band: (n,) steps, −1 where it does not at the last."""
+    """The first checkpoint from which on each token lies above the band: (n,) steps, −1 where it
+    does not at the last.
+    """
     above = np.array([value > high for (_, value, _), (_, high) in zip(history, bands)])  # (S, n)
     settled = np.logical_and.accumulate(above[::-1])[::-1]
     steps = np.array([step for step, _, _ in history])
@@ -176,10 +252,11 @@ def trained_at(history: History, bands: Sequence[Band]) -> np.ndarray:
 
 
 def exposure_needed(history: History, trained: np.ndarray) -> dict[str, float | None] | None:
-    """Exposures after which a quarter, half and three quarters of the tokens were trained (Kaplan and Meier 1958).
+    """Exposures after which a quarter, half and three quarters of the tokens were trained (Kaplan
+    and Meier 1958).
 
-    A token that left the band between two checkpoints did so at the geometric mean of its exposures there; one that has
-    not left it needs more than it had. None where none has left it.
+    A token that left the band between two checkpoints did so at the geometric mean of its exposures
+    there; one that has not left it needs more than it had. None where none has left it.
     """
     steps = [step for step, _, _ in history]
     at, left = [], []
@@ -204,19 +281,29 @@ def exposure_needed(history: History, trained: np.ndarray) -> dict[str, float | 
     return found
 
 
-def _forecast(exposure: int, rate: float, step: int, needed: dict[str, float | None] | None) -> dict[str, Any]:
+def _forecast(
+    exposure: int, rate: float, step: int, needed: dict[str, float | None] | None
+) -> dict[str, Any]:
     """When it will have been seen often enough, if it goes on coming at the rate so far."""
 
     def when(n: float | None) -> int | None:
         return None if n is None else int(np.ceil(step + max(0.0, n - exposure) / rate))
 
     own = needed or {}
-    return {"rate": rate, "expected_at": when(own.get("half")), "expected_early": when(own.get("quarter")),
-            "expected_late": when(own.get("three_quarters"))}  # fmt: skip
+    return {
+        "rate": rate,
+        "expected_at": when(own.get("half")),
+        "expected_early": when(own.get("quarter")),
+        "expected_late": when(own.get("three_quarters")),
+    }
 
 
-def hindsight(history: History, bands: Sequence[Band], trained: np.ndarray) -> dict[str, Any] | None:
-    """The forecast made at the middle checkpoint, held against what came; None where none could be made there."""
+def hindsight(
+    history: History, bands: Sequence[Band], trained: np.ndarray
+) -> dict[str, Any] | None:
+    """The forecast made at the middle checkpoint, held against what came; None where none could be
+    made there.
+    """
     middle = len(history) // 2
     if middle < 2:
         return None
@@ -226,25 +313,45 @@ def hindsight(history: History, bands: Sequence[Band], trained: np.ndarray) -> d
     if needed is None or needed["half"] is None:
         return None
     waiting = np.flatnonzero((then < 0) & (met > 0))
-    said = np.array([_forecast(int(met[i]), met[i] / step, step, needed)["expected_at"] <= last for i in waiting], bool)
+    said = np.array(
+        [
+            _forecast(int(met[i]), met[i] / step, step, needed)["expected_at"] <= last
+            for i in waiting
+        ],
+        bool,
+    )
     came = trained[waiting] >= 0
-    return {"made_at": step, "until": last, "tokens": len(waiting), "said_trained": int(said.sum()),
-            "said_and_came": int((said & came).sum()), "said_not": int((~said).sum()),
-            "said_not_and_came": int((~said & came).sum())}  # fmt: skip
+    return {
+        "made_at": step,
+        "until": last,
+        "tokens": len(waiting),
+        "said_trained": int(said.sum()),
+        "said_and_came": int((said & came).sum()),
+        "said_not": int((~said).sum()),
+        "said_not_and_came": int((~said & came).sum()),
+    }
 
 
-def _sentence(trained: np.ndarray, met: np.ndarray, needed: dict[str, float | None] | None,
-              behind: list[dict[str, Any]], end: int) -> str:  # fmt: skip
+def _sentence(
+    trained: np.ndarray,
+    met: np.ndarray,
+    needed: dict[str, float | None] | None,
+    behind: list[dict[str, Any]],
+    end: int,
+) -> str:
     n, half = int((trained >= 0).sum()), (needed or {}).get("half")
     words = [
-        f"{n:,} of {len(trained):,} tokens lie above the band of never-seen ones, {int((met == 0).sum()):,} were never seen"
+        f"{n:,} of {len(trained):,} tokens lie above the band of never-seen ones,"
+        f" {int((met == 0).sum()):,} were never seen"
     ]
     if half is not None:
         words.append(f"half of them needed {half:.3g} exposures or fewer")
     if behind:
         late = sum(row["expected_at"] is None or row["expected_at"] > end for row in behind)
-        words.append(f"{len(behind):,} were seen and are still in it, {late:,} of them not expected to leave it before the "
-                     f"run ends at {end:,}")  # fmt: skip
+        words.append(
+            f"{len(behind):,} were seen and are still in it, {late:,} of them not expected to leave"
+            f" it before the run ends at {end:,}"
+        )
     return "; ".join(words)
 
 

@@ -1,4 +1,5 @@
-"""What prompts told of a state's tokens, kept in the run's folder for those who look later: `verified-<step>.json`.
+"""What prompts told of a state's tokens, kept in the run's folder for those who look later:
+`verified-<step>.json`.
 
 keep(run, 300, categories.ids, verification)        # `forensics tokens RUN@300 --verify` and `--census` do it
 verified(run.folder, 300)                           # ({4711: True, 4712: False}, "24 of 24 … repeated")
@@ -22,7 +23,8 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
-    """Keep P of each token that was asked; `ids` (n,) are the categories'. Tokens asked before keep theirs.
+    """Keep P of each token that was asked; `ids` (n,) are the categories'. Tokens asked before keep
+    theirs.
 
     Where the model cannot copy, nothing is known of any token, and that is kept. Errors: storage.
     """
@@ -34,22 +36,33 @@ def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
     tokens: dict[int, tuple[float, bool]] = {}
     if earlier is not None and earlier["copies"]:
         tokens = {
-            id: (p, least) for id, p, least in zip(*(earlier["tokens"][k] for k in ("id", "max_prob", "at_least")))
+            id: (p, least)
+            for id, p, least in zip(*(earlier["tokens"][k] for k in ("id", "max_prob", "at_least")))
         }
     asked = np.isfinite(told.max_prob)
     tokens |= {
-        int(id): (float(p), bool(least)) for id, p, least in zip(ids[asked], told.max_prob[asked], told.bound[asked])
+        int(id): (float(p), bool(least))
+        for id, p, least in zip(ids[asked], told.max_prob[asked], told.bound[asked])
     }
     document = {
-        "run": run.name, "step": step, "copies": told.copies, "verdict": told.verdict, "placeholder": told.placeholder,
+        "run": run.name,
+        "step": step,
+        "copies": told.copies,
+        "verdict": told.verdict,
+        "placeholder": told.placeholder,
         "below": VERIFIED,  # P under which a token is verified
-        "tokens": {"id": list(tokens), "max_prob": [p for p, _ in tokens.values()], "at_least": [b for _, b in tokens.values()]},
-    }  # fmt: skip
+        "tokens": {
+            "id": list(tokens),
+            "max_prob": [p for p, _ in tokens.values()],
+            "at_least": [b for _, b in tokens.values()],
+        },
+    }
     write_atomic(path_of(run.folder, step), (json.dumps(plain(document)) + "\n").encode())
 
 
 def verified(folder: Path, step: int) -> tuple[dict[int, bool], str] | None:
-    """Of the tokens of a state that were asked, whether the model cannot say them; and the verdict on the model.
+    """Of the tokens of a state that were asked, whether the model cannot say them; and the verdict
+    on the model.
 
     None where none was asked, or where what was kept is damaged.
     """
@@ -68,6 +81,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     there = isinstance(told, dict) and {"copies", "verdict", "below", "tokens"} <= told.keys()
     return (
         told
-        if there and isinstance(told["tokens"], dict) and {"id", "max_prob", "at_least"} <= told["tokens"].keys()
+        if there
+        and isinstance(told["tokens"], dict)
+        and {"id", "max_prob", "at_least"} <= told["tokens"].keys()
         else None
     )

@@ -4,9 +4,10 @@ verifier = Verifier(tokenizer, forward, categories, trained)
 can_copy(verifier.controls(ids))        well-trained tokens first: else the rest says nothing
 verifier.max_prob(ids)                  P(token), the highest over prompts and positions
 
-Each prompt is written with a placeholder, whose id is then exchanged for the token's. What comes before its first
-place is the same for all tokens and is read once. The cheapest prompt goes first, and a token that it rejects is not
-asked again: its P is then a lower bound. Source: Land & Bartolo 2024, section 3.3; wording and controls are our own.
+Each prompt is written with a placeholder, whose id is then exchanged for the token's. What comes
+before its first place is the same for all tokens and is read once. The cheapest prompt goes first,
+and a token that it rejects is not asked again: its P is then a lower bound. Source: Land & Bartolo
+2024, section 3.3; wording and controls are our own.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ LEAST_SHOTS = 2
 
 @dataclass(frozen=True)
 class Wording:
-    """`shots` times question and answer, then the question and the answer up to the token, {} being its place."""
+    """`shots` times question and answer, then the question and the answer up to the token, {} being
+    its place.
+    """
 
     name: str
     shots: int
@@ -58,19 +61,32 @@ class Wording:
 
 
 WORDINGS = (
-    Wording("explanation", 0,
-            "A patient tutor answers questions about words and always quotes the word first.\n"
-            "Student: Tell me about the word “zorbelin”.\nTutor: The word “zorbelin” is one I have never met.",
-            "\nStudent: Tell me about the word “{}”.\nTutor: The word", " “{}”"),
-    Wording("repeats", 49, "One and the same string, printed over and over without a gap:\n", "{}", ""),
-    Wording("device", 20, "A device that plays back whatever it records, unchanged. The log of its trials:",
-            "\nIn [{}] Out", " [{}]"),
-)  # fmt: skip
+    Wording(
+        "explanation",
+        0,
+        "A patient tutor answers questions about words and always quotes the word first.\nStudent:"
+        " Tell me about the word “zorbelin”.\nTutor: The word “zorbelin” is one I have never met.",
+        "\nStudent: Tell me about the word “{}”.\nTutor: The word",
+        " “{}”",
+    ),
+    Wording(
+        "repeats", 49, "One and the same string, printed over and over without a gap:\n", "{}", ""
+    ),
+    Wording(
+        "device",
+        20,
+        "A device that plays back whatever it records, unchanged. The log of its trials:",
+        "\nIn [{}] Out",
+        " [{}]",
+    ),
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Ids of a wording (T,), the places of the token in it, and what was read before the first of them."""
+    """Ids of a wording (T,), the places of the token in it, and what was read before the first of
+    them.
+    """
 
     name: str
     ids: Tensor
@@ -81,7 +97,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Control:
-    """A well-trained token that went through the same prompts; base: its P where the prompt is about the placeholder."""
+    """A well-trained token that went through the same prompts; base: its P where the prompt is
+    about the placeholder.
+    """
 
     id: int
     max_prob: float
@@ -93,16 +111,27 @@ class Control:
 
 
 class Verifier:
-    """Prompts around a placeholder that this model repeats; without one `placeholder` is None, and `why` tells why."""
+    """Prompts around a placeholder that this model repeats; without one `placeholder` is None, and
+    `why` tells why.
+    """
 
-    def __init__(self, tokenizer: Tokenizer, forward: Forward, categories: Categories, trained: np.ndarray) -> None:
-        """`trained`: (n,) over the categories' ids, from 0 to 1, high for tokens that look well trained."""
+    def __init__(
+        self, tokenizer: Tokenizer, forward: Forward, categories: Categories, trained: np.ndarray
+    ) -> None:
+        """`trained`: (n,) over the categories' ids, from 0 to 1, high for tokens that look well
+        trained.
+        """
         self.forward = forward
         self._tokenizer = tokenizer
         self.placeholder: int | None = None
         self.prompts: list[Prompt] = []
-        self.base = torch.zeros(0)  # (V,) the highest P of every token in the placeholder's own prompts
-        self.why = "no token is spelled the same way throughout a prompt, so that none can be the placeholder"
+        self.base = torch.zeros(
+            0
+        )  # (V,) the highest P of every token in the placeholder's own prompts
+        self.why = (
+            "no token is spelled the same way throughout a prompt, so that none can be the"
+            " placeholder"
+        )
         tried = 0
         for place in _placeholders(categories, trained):
             id = int(categories.ids[place])
@@ -117,7 +146,10 @@ class Verifier:
                 self.placeholder, self.prompts, self.base = id, prompts, base
                 break
             tried += 1
-            self.why = f"it repeats none of the {tried} well-trained tokens that were to be the placeholder"
+            self.why = (
+                f"it repeats none of the {tried} well-trained tokens that were to be the"
+                " placeholder"
+            )
             if tried == TRIED:
                 break
 
@@ -127,9 +159,12 @@ class Verifier:
         p, _ = self.max_prob(ids, np.maximum(REPEATED, np.minimum(LIFT * base, PLACEHOLDER)))
         return [Control(int(i), float(q), float(b)) for i, q, b in zip(ids, p, base)]
 
-    def max_prob(self, ids: np.ndarray, stop: float | np.ndarray = VERIFIED, progress: Report = silent
-                 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-        """(P (n,), bound (n,) bool): the highest P of each token; once it reaches `stop`, no more is asked, and it is a bound."""
+    def max_prob(
+        self, ids: np.ndarray, stop: float | np.ndarray = VERIFIED, progress: Report = silent
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(P (n,), bound (n,) bool): the highest P of each token; once it reaches `stop`, no more
+        is asked, and it is a bound.
+        """
         wanted, limit = (
             torch.from_numpy(ids),
             torch.from_numpy(np.broadcast_to(np.asarray(stop, np.float32), ids.shape).copy()),
@@ -141,12 +176,18 @@ class Verifier:
             batch = max(1, BATCH // (len(prompt.ids) - prompt.first))
             for rows in left.split(batch):
                 p[rows] = torch.maximum(p[rows], self._ask(prompt, wanted[rows], limit[rows]))
-                progress(len(ids) - len(left) + int((left <= rows[-1]).sum()), len(ids), f"prompt “{prompt.name}”")
+                progress(
+                    len(ids) - len(left) + int((left <= rows[-1]).sum()),
+                    len(ids),
+                    f"prompt “{prompt.name}”",
+                )
             left = left[p[left] < limit[left]]
         return p.numpy(), (p >= limit).numpy()
 
     def _ask(self, prompt: Prompt, ids: Tensor, stop: Tensor) -> Tensor:
-        """P (B,) of each token after its prompt, the highest of POSITIONS greedy positions, or of those until `stop`."""
+        """P (B,) of each token after its prompt, the highest of POSITIONS greedy positions, or of
+        those until `stop`.
+        """
         logits, past = self._start(prompt, ids)
         p, going = torch.zeros(len(ids)), torch.arange(len(ids))
         for position in range(POSITIONS):
@@ -156,7 +197,11 @@ class Verifier:
             if position + 1 == POSITIONS or not on.any():
                 break
             if not on.all():
-                past, logits, going = self.forward.take(past, on.nonzero()[:, 0]), logits[on], going[on]
+                past, logits, going = (
+                    self.forward.take(past, on.nonzero()[:, 0]),
+                    logits[on],
+                    going[on],
+                )
             logits, past = self.forward.read(logits.argmax(1, keepdim=True), past)
         return p
 
@@ -172,14 +217,20 @@ class Verifier:
     def _start(self, prompt: Prompt, ids: Tensor) -> tuple[Tensor, object]:
         rows = prompt.ids.repeat(len(ids), 1)
         rows[:, prompt.places] = ids[:, None]
-        return self.forward.read(rows[:, prompt.first :], self.forward.spread(prompt.past, len(ids)))
+        return self.forward.read(
+            rows[:, prompt.first :], self.forward.spread(prompt.past, len(ids))
+        )
 
     def _prompts(self, id: int, text: str) -> list[Prompt] | None:
-        """The wordings in ids, with as many shots as the model has positions for; None where the token comes out otherwise."""
+        """The wordings in ids, with as many shots as the model has positions for; None where the
+        token comes out otherwise.
+        """
         found = []
         for wording in WORDINGS:
             shots = wording.shots
-            while (ids := self._encode(wording.text(text, shots))).count(id) == wording.places(shots):
+            while (ids := self._encode(wording.text(text, shots))).count(id) == wording.places(
+                shots
+            ):
                 if len(ids) + POSITIONS - 1 <= self.forward.context:
                     found.append(self._read_prefix(wording.name, ids, id))
                     break
@@ -193,7 +244,9 @@ class Verifier:
     def _encode(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text)
         last = max(i for i, added in enumerate(encoding.special_tokens_mask) if not added)
-        return encoding.ids[: last + 1]  # without what the tokenizer puts behind a text, which ends it
+        return encoding.ids[
+            : last + 1
+        ]  # without what the tokenizer puts behind a text, which ends it
 
     def _read_prefix(self, name: str, ids: list[int], id: int) -> Prompt:
         places = [i for i, found in enumerate(ids) if found == id]
@@ -209,10 +262,11 @@ def can_copy(controls: list[Control]) -> bool:
 def choose_controls(
     categories: Categories, trained: np.ndarray, count: np.ndarray, candidates: np.ndarray
 ) -> np.ndarray:
-    """Ids of CONTROLS well-trained tokens, each the nearest in `count` to one of the candidates' places (c,).
+    """Ids of CONTROLS well-trained tokens, each the nearest in `count` to one of the candidates'
+    places (c,).
 
-    `count`, (n,) over the categories' ids, is a token's exposure where that is known, else its id: the tokenizer's
-    merges go from the frequent to the rare.
+    `count`, (n,) over the categories' ids, is a token's exposure where that is known, else its id:
+    the tokenizer's merges go from the frequent to the rare.
     """
     good = (trained >= 0.5) & _ordinary(categories)
     good[candidates] = False
@@ -235,14 +289,21 @@ def choose_controls(
 
 def _ordinary(categories: Categories) -> np.ndarray:
     """Reachable tokens that are no single bytes, nothing special, and hold some text."""
-    return np.array([
-        category == "OK" and byte is None and not special and bool(text.strip())
-        for category, byte, special, text in zip(categories.category, categories.byte, categories.special, categories.text)
-    ], bool)  # fmt: skip
+    return np.array(
+        [
+            category == "OK" and byte is None and not special and bool(text.strip())
+            for category, byte, special, text in zip(
+                categories.category, categories.byte, categories.special, categories.text
+            )
+        ],
+        bool,
+    )
 
 
 def _placeholders(categories: Categories, trained: np.ndarray) -> list[int]:
-    """Places of tokens that may stand in, in the order to try: six different letters and well trained first."""
+    """Places of tokens that may stand in, in the order to try: six different letters and well
+    trained first.
+    """
 
     def rank(place: int) -> tuple[bool, int, float]:
         text = categories.text[place]
@@ -250,6 +311,8 @@ def _placeholders(categories: Categories, trained: np.ndarray) -> list[int]:
         return (not letters, -min(len(set(text)), 6), -float(trained[place]))
 
     usable = (
-        _ordinary(categories) & np.array([text == text.strip() for text in categories.text], bool) & (trained >= 0.5)
+        _ordinary(categories)
+        & np.array([text == text.strip() for text in categories.text], bool)
+        & (trained >= 0.5)
     )
     return sorted(np.flatnonzero(usable).tolist(), key=rank)[:300]

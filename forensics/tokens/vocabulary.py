@@ -26,13 +26,20 @@ if TYPE_CHECKING:
 
 
 def write_vocabulary(
-    run: Run, step: int, *, indicator: np.ndarray | None = None, category: Mapping[int, str] | None = None,
-    cause: Mapping[int, str] | None = None, exposure: Exposure | None = None, progress: Report = silent,
-) -> None:  # fmt: skip
-    """Put a state's rows into the run's `vocabulary`, in the place of any that it had; all of them or none.
+    run: Run,
+    step: int,
+    *,
+    indicator: np.ndarray | None = None,
+    category: Mapping[int, str] | None = None,
+    cause: Mapping[int, str] | None = None,
+    exposure: Exposure | None = None,
+    progress: Report = silent,
+) -> None:
+    """Put a state's rows into the run's `vocabulary`, in the place of any that it had; all of them
+    or none.
 
-    `indicator` is (V,); `category` and `cause` go by id. What is left out keeps what an earlier writing knew of this
-    state. Errors: missing, integrity, storage.
+    `indicator` is (V,); `category` and `cause` go by id. What is left out keeps what an earlier
+    writing knew of this state. Errors: missing, integrity, storage.
     """
     import pyarrow as pa
 
@@ -41,20 +48,35 @@ def write_vocabulary(
     known = vocabulary(run, step)
     met = exposure.last_step != UNSEEN
     columns = {
-        "step": np.full(V, step), "token": np.arange(V, dtype=np.int32), "text": texts(run),
+        "step": np.full(V, step),
+        "token": np.arange(V, dtype=np.int32),
+        "text": texts(run),
         "category": _by_id(category, V) or _before(known, "category"),
-        "indicator": _before(known, "indicator") if indicator is None else np.asarray(indicator, np.float32),
-        **{name: getattr(exposure, name) for name in ("exposure_in", "exposure_out", "exposure_grad", "documents")},
-        "first_seen": pa.array(exposure.first_step, mask=~met), "last_seen": pa.array(exposure.last_step, mask=~met),
+        "indicator": (
+            _before(known, "indicator") if indicator is None else np.asarray(indicator, np.float32)
+        ),
+        **{
+            name: getattr(exposure, name)
+            for name in ("exposure_in", "exposure_out", "exposure_grad", "documents")
+        },
+        "first_seen": pa.array(exposure.first_step, mask=~met),
+        "last_seen": pa.array(exposure.last_step, mask=~met),
         "cause": _by_id(cause, V) or _before(known, "cause"),
-    }  # fmt: skip
+    }
     schema = VOCABULARY.arrow_schema()
     rows = pa.table(
-        {f.name: pa.nulls(V, f.type) if columns[f.name] is None else columns[f.name] for f in schema}, schema
+        {
+            f.name: pa.nulls(V, f.type) if columns[f.name] is None else columns[f.name]
+            for f in schema
+        },
+        schema,
     )
 
     def put(spec: Table, place: Path, parts: p.Parts) -> p.Parts:
-        made = (*p.cut(spec, place, parts, step, lambda t: _without(t, step)), p.write_part(place, spec, rows))
+        made = (
+            *p.cut(spec, place, parts, step, lambda t: _without(t, step)),
+            p.write_part(place, spec, rows),
+        )
         return p.merged(spec, place, made) if len(made) >= MOST_PARTS else made
 
     p.change(run.folder, VOCABULARY, put)
@@ -69,11 +91,15 @@ def vocabulary(run: Run, step: int) -> pyarrow.Table:
 
 
 def texts(run: Run) -> list[str | None]:
-    """Each id as text, (V,); None for a row of the embedding that the tokenizer has no token for."""
+    """Each id as text, (V,); None for a row of the embedding that the tokenizer has no token
+    for.
+    """
     tokenizer = run.corpus.tokenizer
     ids = [[id] for id in range(run.shape.vocabulary)]
     text = tokenizer.decode_batch(ids, skip_special_tokens=False)
-    return [each if tokenizer.id_to_token(id) is not None else None for (id,), each in zip(ids, text)]
+    return [
+        each if tokenizer.id_to_token(id) is not None else None for (id,), each in zip(ids, text)
+    ]
 
 
 def _without(rows: pyarrow.Table, step: int) -> pyarrow.Table:

@@ -1,7 +1,9 @@
-"""`advance`: one batch takes one state to the next. Trainer and every replay fold this one function.
+"""`advance`: one batch takes one state to the next. Trainer and every replay fold this one
+function.
 
 Micro-batches have a fixed size, and their gradients are summed in one fixed binary tree:
-sum(lo, hi) = sum(lo, mid) + sum(mid, hi) with mid = (lo + hi)//2, every leaf over the whole batch's denominator.
+sum(lo, hi) = sum(lo, mid) + sum(mid, hi) with mid = (lo + hi)//2, every leaf over the whole batch's
+denominator.
 """
 
 from __future__ import annotations
@@ -65,7 +67,9 @@ class Observer(Protocol):
 
     def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
     def tap(self, site: Site, x: Tensor) -> None: ...
-    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None: ...
+    def gradients(
+        self, state: TrainState, grads: dict[str, Tensor], result: StepResult
+    ) -> None: ...
     def end(self, state: TrainState, result: StepResult) -> None: ...
 
 
@@ -74,7 +78,9 @@ class Silent:
 
     def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
     def tap(self, site: Site, x: Tensor) -> None: ...
-    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None: ...
+    def gradients(
+        self, state: TrainState, grads: dict[str, Tensor], result: StepResult
+    ) -> None: ...
     def end(self, state: TrainState, result: StepResult) -> None: ...
 
 
@@ -82,16 +88,22 @@ SILENT = Silent()
 
 
 def advance(
-    state: TrainState, batch: Batch | None, policy: StepPolicy, model: Model, watch: Observer = SILENT
+    state: TrainState,
+    batch: Batch | None,
+    policy: StepPolicy,
+    model: Model,
+    watch: Observer = SILENT,
 ) -> StepResult:
     """Take `state` one step further, in place. `batch` is None only where policy.update is none."""
-    with explained(model.micro_batch, 0 if batch is None else len(batch.tokens), model.decoder.recompute):
+    with explained(
+        model.micro_batch, 0 if batch is None else len(batch.tokens), model.decoder.recompute
+    ):
         return _advance(state, batch, policy, model, watch)
 
 
 def _advance(
     state: TrainState, batch: Batch | None, policy: StepPolicy, model: Model, watch: Observer
-) -> StepResult:  # fmt: skip
+) -> StepResult:
     started = time.perf_counter()
     before = state.counters
     result = StepResult(before.step, policy, before, policy.update, batch)
@@ -123,9 +135,14 @@ def _advance(
 
 
 def fold(
-    state: TrainState, stream: BatchStream, policy: Policy, stop: int, model: Model, watch: Observer = SILENT,
+    state: TrainState,
+    stream: BatchStream,
+    policy: Policy,
+    stop: int,
+    model: Model,
+    watch: Observer = SILENT,
     after: Callable[[TrainState, StepResult], None] | None = None,
-) -> TrainState:  # fmt: skip
+) -> TrainState:
     """`advance` from the state's step to `stop`; `after` sees the state that each step led to."""
     while state.counters.step < stop:
         step_policy = policy(state.counters)
@@ -137,12 +154,19 @@ def fold(
 
 
 def _forward_backward(
-    state: TrainState, batch: Batch, policy: StepPolicy, model: Model, watch: Observer, result: StepResult
+    state: TrainState,
+    batch: Batch,
+    policy: StepPolicy,
+    model: Model,
+    watch: Observer,
+    result: StepResult,
 ) -> dict[str, Tensor]:
     """Gradients by name; fills in loss, norms and rows of `result`."""
     names = [n for n in state.params if n not in policy.frozen]
     leaves = len(batch.tokens) // model.micro_batch
-    assert leaves * model.micro_batch == len(batch.tokens), "micro_batch divides batch: config holds it"
+    assert leaves * model.micro_batch == len(batch.tokens), (
+        "micro_batch divides batch: config holds it"
+    )
     for name in names:
         state.params[name].requires_grad_(True)
     ce: list[Tensor] = []
@@ -152,7 +176,16 @@ def _forward_backward(
         if high - low == 1:
             cut = slice(low * model.micro_batch, high * model.micro_batch)
             return _leaf(
-                state, batch.tokens[cut], batch.weight[cut], batch.denominator, policy, model, watch, names, ce, rows
+                state,
+                batch.tokens[cut],
+                batch.weight[cut],
+                batch.denominator,
+                policy,
+                model,
+                watch,
+                names,
+                ce,
+                rows,
             )
         middle = (low + high) // 2
         left = tree(low, middle)
@@ -169,44 +202,70 @@ def _forward_backward(
         result.rows = LogitRows(*(torch.cat(column) for column in zip(*rows)))
     if "launched" in watch.wants:
         watch.tap(Site("launched"), result.ce)
-    # one look at the device for all of them: it waits there, with nothing to do until the update comes
+    # one look at the device for all of them: it waits there, with nothing to do until the update
+    # comes
     total = sums.total(result.ce * batch.weight.to(result.ce.device, non_blocking=True))
-    *norms, loss = torch.cat((sums.norms(list(grads.values())).to(total.device), total[None])).tolist()
+    *norms, loss = torch.cat(
+        (sums.norms(list(grads.values())).to(total.device), total[None])
+    ).tolist()
     result.grad_norms = dict(zip(names, norms))
     result.grad_norm = math.sqrt(math.fsum(n * n for n in norms))
     result.loss = loss / batch.denominator
-    # A gradient norm of inf or NaN clips nothing away: the update shows it, and the recorder flags it.
+    # A gradient norm of inf or NaN clips nothing away: the update shows it, and the recorder flags
+    # it.
     if 0 < policy.clip < result.grad_norm < math.inf:
         result.clip_scale = policy.clip / result.grad_norm
     return grads
 
 
 def _leaf(
-    state: TrainState, tokens: Tensor, weight: Tensor, denominator: float, policy: StepPolicy, model: Model,
-    watch: Observer, names: list[str], ce: list[Tensor], rows: list[LogitRows],
-) -> list[Tensor]:  # fmt: skip
+    state: TrainState,
+    tokens: Tensor,
+    weight: Tensor,
+    denominator: float,
+    policy: StepPolicy,
+    model: Model,
+    watch: Observer,
+    names: list[str],
+    ce: list[Tensor],
+    rows: list[LogitRows],
+) -> list[Tensor]:
     """One micro-batch: gradients in the order of `names`; appends its (B, T) cross-entropy."""
     tokens = tokens.to(model.device, non_blocking=True)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     half = torch.bfloat16 if policy.precision == "bf16" else torch.float32
-    cast = torch.autocast(model.device, dtype=half) if half != torch.float32 else contextlib.nullcontext()
+    cast = (
+        torch.autocast(model.device, dtype=half)
+        if half != torch.float32
+        else contextlib.nullcontext()
+    )
     with torch.enable_grad(), cast:
         hidden = model.decoder.hidden(state.params, inputs, watch, documents(inputs, model))
     unembed = unembedding(state.params)
     out = loss_and_gradient(
-        hidden.detach().reshape(-1, hidden.shape[-1]), unembed.detach(), targets.reshape(-1),
-        weight.to(model.device, non_blocking=True).reshape(-1), denominator, policy.z_loss, statistics="rows" in watch.wants, dtype=half,
-    )  # fmt: skip
+        hidden.detach().reshape(-1, hidden.shape[-1]),
+        unembed.detach(),
+        targets.reshape(-1),
+        weight.to(model.device, non_blocking=True).reshape(-1),
+        denominator,
+        policy.z_loss,
+        statistics="rows" in watch.wants,
+        dtype=half,
+    )
     ce.append(out.ce.view(targets.shape))
     if out.rows is not None:
         rows.append(out.rows)
     grads: tuple[Tensor | None, ...] = (None,) * len(names)
     if hidden.requires_grad:  # not where all but the unembedding is frozen
         leaves = [state.params[n] for n in names]
-        grads = torch.autograd.grad(hidden, leaves, out.grad_hidden.view(hidden.shape), allow_unused=True)
+        grads = torch.autograd.grad(
+            hidden, leaves, out.grad_hidden.view(hidden.shape), allow_unused=True
+        )
     found = []
     for name, grad in zip(names, grads):
-        if state.params[name] is unembed:  # where it is tied, the embedding's own gradient comes first
+        if (
+            state.params[name] is unembed
+        ):  # where it is tied, the embedding's own gradient comes first
             grad = out.grad_unembedding if grad is None else grad + out.grad_unembedding
         assert grad is not None, f"{name} takes no part in the forward"
         found.append(grad)
@@ -223,20 +282,30 @@ def documents(inputs: Tensor, model: Model) -> Tensor | None:
 
 @torch.no_grad()
 def token_losses(
-    params: dict[str, Tensor], batch: Batch, model: Model, precision: str, micro_batch: int | None = None
+    params: dict[str, Tensor],
+    batch: Batch,
+    model: Model,
+    precision: str,
+    micro_batch: int | None = None,
 ) -> Tensor:
     """Cross-entropy (B, T) of a batch at these parameters, no gradient."""
     from forensics.model.loss import evaluate
 
     size, found = micro_batch or model.micro_batch, []
-    cast = torch.autocast(model.device, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+    cast = (
+        torch.autocast(model.device, dtype=torch.bfloat16)
+        if precision == "bf16"
+        else contextlib.nullcontext()
+    )
     for tokens in batch.tokens.split(size):
         tokens = tokens.to(model.device)
         with cast:
-            hidden = model.decoder.hidden(params, tokens[:, :-1], documents_BT=documents(tokens[:, :-1], model))
-        found.append(
-            evaluate(hidden.reshape(-1, hidden.shape[-1]), unembedding(params), tokens[:, 1:].reshape(-1)).view(
-                len(tokens), -1
+            hidden = model.decoder.hidden(
+                params, tokens[:, :-1], documents_BT=documents(tokens[:, :-1], model)
             )
+        found.append(
+            evaluate(
+                hidden.reshape(-1, hidden.shape[-1]), unembedding(params), tokens[:, 1:].reshape(-1)
+            ).view(len(tokens), -1)
         )
     return torch.cat(found)

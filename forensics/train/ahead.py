@@ -1,6 +1,7 @@
 """Batches prepared ahead: while one step computes, a thread makes the next one's batch.
 
-A stream is a pure function of the step, so what is asked out of turn is made then, and nothing else changes.
+A stream is a pure function of the step, so what is asked out of turn is made then, and nothing else
+changes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from forensics.data.batches import Batch, BatchStream
 
 
 class Ahead:
-    """A stream that has the batch after the last one ready, in pinned memory where it goes to a GPU."""
+    """A stream that has the batch after the last one ready, in pinned memory where it goes to a
+    GPU.
+    """
 
     def __init__(self, stream: BatchStream, stop: int, device: str = "cpu") -> None:
         self.stream, self.stop, self.device = stream, stop, device
@@ -20,7 +23,9 @@ class Ahead:
         self._next: tuple[int, Future[Batch]] | None = None
 
     def __call__(self, step: int) -> Batch:
-        """The stream's batch at `step`; its errors come here, not when it is made. Steps from `stop` on are not made ahead."""
+        """The stream's batch at `step`; its errors come here, not when it is made. Steps from
+        `stop` on are not made ahead.
+        """
         due, self._next = self._next, None
         if due is None or due[0] != step:
             due = (step, self._thread.submit(self._make, step))
@@ -41,4 +46,6 @@ class Ahead:
         batch = self.stream(step)
         if self.device != "cuda":
             return batch
-        return dataclasses.replace(batch, tokens=batch.tokens.pin_memory(), weight=batch.weight.pin_memory())
+        return dataclasses.replace(
+            batch, tokens=batch.tokens.pin_memory(), weight=batch.weight.pin_memory()
+        )

@@ -1,4 +1,5 @@
-"""A checkpoint is a folder: model and optimizer as safetensors, counters and hashes as JSON. No pickle, ever.
+"""A checkpoint is a folder: model and optimizer as safetensors, counters and hashes as JSON. No
+pickle, ever.
 
     model.safetensors      parameters, under Hugging Face's names where the architecture has any
     optimizer.safetensors  exp_avg/<name> and exp_avg_sq/<name>
@@ -49,18 +50,27 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def save(
-    folder: Path, state: TrainState, shape: Shape, tokenizer: Path | None, eot: int,
+    folder: Path,
+    state: TrainState,
+    shape: Shape,
+    tokenizer: Path | None,
+    eot: int,
     before: Callable[[], object] = lambda: None,
-) -> tuple[Path, str, int]:  # fmt: skip
+) -> tuple[Path, str, int]:
     """Write the state as `folder/step-NNNNNN`; returns (path, digest, bytes). Errors: storage.
 
-    `before` is called when all is on disk under the temporary name; what it raises leaves no checkpoint.
+    `before` is called when all is on disk under the temporary name; what it raises leaves no
+    checkpoint.
     """
     final = folder / name_of(state.counters.step)
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
     hf = families.exported_family(shape) is not None
     params = families.to_hf_tensors(state.params, shape) if hf else state.params
-    moments = {f"{kind}/{n}": t for kind in ("exp_avg", "exp_avg_sq") for n, t in getattr(state, kind).items()}
+    moments = {
+        f"{kind}/{n}": t
+        for kind in ("exp_avg", "exp_avg_sq")
+        for n, t in getattr(state, kind).items()
+    }
     digest = state.digest()
     document = {
         "version": VERSION,
@@ -81,7 +91,9 @@ def save(
             files["tokenizer.json"] = tokenizer.read_bytes()
             files["tokenizer_config.json"] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
         entries = {
-            "model.safetensors": write_tensors(temporary / "model.safetensors", params, {"format": "pt"}),
+            "model.safetensors": write_tensors(
+                temporary / "model.safetensors", params, {"format": "pt"}
+            ),
             "optimizer.safetensors": write_tensors(temporary / "optimizer.safetensors", moments),
         }
         for name, data in files.items():
@@ -93,8 +105,11 @@ def save(
     except (OSError, ForensicsError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         why = e.message.rpartition(": ")[2] if isinstance(e, ForensicsError) else e.strerror or e
-        raise ForensicsError("storage", f"could not write checkpoint {final.name}: {why}",
-                             "free some space and go on with --resume; earlier checkpoints are untouched") from None  # fmt: skip
+        raise ForensicsError(
+            "storage",
+            f"could not write checkpoint {final.name}: {why}",
+            "free some space and go on with --resume; earlier checkpoints are untouched",
+        ) from None
     return final, digest, sum(entry["bytes"] for entry in entries.values())
 
 
@@ -102,7 +117,9 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
     """The state in a checkpoint folder, every hash checked. Errors: missing, integrity."""
     if not (path / "manifest.json").is_file():
         raise ForensicsError(
-            "missing", f"wanted a checkpoint at {path.name}, found none that is complete", "`forensics show` lists them"
+            "missing",
+            f"wanted a checkpoint at {path.name}, found none that is complete",
+            "`forensics show` lists them",
         )
     files = _checked(path)
     document = json.loads(files["state.json"])
@@ -121,12 +138,18 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
         {name: group[prefix + name].to(device) for name in names}
         for group, prefix in ((params, ""), (moments, "exp_avg/"), (moments, "exp_avg_sq/"))
     )
-    counters, window = Counters(**document["counters"]), SkipWindow(*map(tuple, document["window"].values()))
+    counters, window = (
+        Counters(**document["counters"]),
+        SkipWindow(*map(tuple, document["window"].values())),
+    )
     state = TrainState(params, exp_avg, exp_avg_sq, counters, window)
     for name, found in tensor_hashes(state):
         if found != document["tensors"][name]:
-            raise ForensicsError("integrity", f"checkpoint {path.name}: tensor {name} is not the one that was saved",
-                                 "`forensics doctor RUN` checks all of them; take an earlier checkpoint")  # fmt: skip
+            raise ForensicsError(
+                "integrity",
+                f"checkpoint {path.name}: tensor {name} is not the one that was saved",
+                "`forensics doctor RUN` checks all of them; take an earlier checkpoint",
+            )
     return state, shape
 
 
@@ -151,15 +174,23 @@ def _checked(path: Path) -> dict[str, bytes]:
     """Every file of the manifest, if each holds the bytes that were written. Errors: integrity."""
 
     def damaged(what: str) -> ForensicsError:
-        return ForensicsError("integrity", f"checkpoint {path.name}: {what}",
-                              "`forensics doctor RUN` checks all of them; take an earlier checkpoint")  # fmt: skip
+        return ForensicsError(
+            "integrity",
+            f"checkpoint {path.name}: {what}",
+            "`forensics doctor RUN` checks all of them; take an earlier checkpoint",
+        )
 
     try:
         data = (path / "manifest.json").read_bytes()
-        listed = {n: {key: entry[key] for key in ("bytes", "hash")} for n, entry in json.loads(data)["files"].items()}
+        listed = {
+            n: {key: entry[key] for key in ("bytes", "hash")}
+            for n, entry in json.loads(data)["files"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise damaged("its manifest is damaged") from None
-    if _manifest(listed) != data or not listed.keys() >= NEEDED:  # to the byte: it has no hash of its own
+    if (
+        _manifest(listed) != data or not listed.keys() >= NEEDED
+    ):  # to the byte: it has no hash of its own
         raise damaged("its manifest is damaged, or of another version")
     files = {}
     for name, written in listed.items():
@@ -186,8 +217,11 @@ def _put_in_place(temporary: Path, final: Path) -> None:
         os.close(descriptor)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> dict[str, Any]:
-    """A safetensors file and its entry in the manifest, tensor by tensor: the whole file is never held in memory.
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A safetensors file and its entry in the manifest, tensor by tensor: the whole file is never
+    held in memory.
 
     The bytes are those that `safetensors.torch.save` gives. Errors: OSError.
     """
@@ -197,7 +231,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     end = 0
     for name in names:
         first, end = end, end + 4 * tensors[name].numel()
-        head[name] = {"dtype": "F32", "shape": list(tensors[name].shape), "data_offsets": [first, end]}
+        head[name] = {
+            "dtype": "F32",
+            "shape": list(tensors[name].shape),
+            "data_offsets": [first, end],
+        }
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
     h = xxhash.xxh3_128()
@@ -238,9 +276,13 @@ def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], 
         files = [f for f in files if f.name != "optimizer.safetensors"]
         if not files:
             raise ForensicsError(
-                "missing", f"wanted *.safetensors in {path}, found none", "convert the weights to safetensors"
+                "missing",
+                f"wanted *.safetensors in {path}, found none",
+                "convert the weights to safetensors",
             )
-        tensors = {name: t.float() for f in files for name, t in load_tensors(f.read_bytes()).items()}
+        tensors = {
+            name: t.float() for f in files for name, t in load_tensors(f.read_bytes()).items()
+        }
     except (ValueError, SafetensorError) as e:
         raise ForensicsError("data", f"{path} cannot be read: {e}", "is it complete?") from None
     shape = families.from_hf_config(document)

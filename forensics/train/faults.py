@@ -10,21 +10,27 @@ import torch
 
 from forensics.errors import ForensicsError
 
-# operation → the setting that does without it; any other has its form on the CPU, where all are deterministic
+# operation → the setting that does without it; any other has its form on the CPU, where all are
+# deterministic
 AVOIDED_BY = {
     "attention": "--set model.document_mask=false lets attention take its deterministic form",
     "cumsum": "--set model.document_mask=false does without it",
     "embedding": "--set train.device=cpu trains without it",
 }
 NO_DETERMINISTIC_FORM = re.compile(r"(\S+) does not have a deterministic implementation")
-# of libraries that have no exception of their own for it: the CPU's allocator, cuBLAS, the CUDA runtime, Triton
-NO_MEMORY = re.compile(r"can't allocate memory|_ALLOC_FAILED|CUDA[^\n]*out of memory|cudaErrorMemoryAllocation")
+# of libraries that have no exception of their own for it: the CPU's allocator, cuBLAS, the CUDA
+# runtime, Triton
+NO_MEMORY = re.compile(
+    r"can't allocate memory|_ALLOC_FAILED|CUDA[^\n]*out of memory|cudaErrorMemoryAllocation"
+)
 WANTED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+ ?\w+)")
 
 
 @contextlib.contextmanager
 def explained(micro_batch: int, batch: int, recompute: bool) -> Iterator[None]:
-    """Lets a step's failures out as one line. Errors: memory, device (an operation without a deterministic form)."""
+    """Lets a step's failures out as one line. Errors: memory, device (an operation without a
+    deterministic form).
+    """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
@@ -34,7 +40,9 @@ def explained(micro_batch: int, batch: int, recompute: bool) -> Iterator[None]:
         raise told from None
 
 
-def _memory(error: Exception, micro_batch: int, batch: int, recompute: bool) -> ForensicsError | None:
+def _memory(
+    error: Exception, micro_batch: int, batch: int, recompute: bool
+) -> ForensicsError | None:
     text = str(error)
     if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not NO_MEMORY.search(text):
         return None
@@ -49,10 +57,18 @@ def _memory(error: Exception, micro_batch: int, batch: int, recompute: bool) -> 
 
 def _deterministic(text: str) -> ForensicsError | None:
     if "CUBLAS_WORKSPACE_CONFIG" in text:
-        return ForensicsError("device", "cuBLAS was started before it was told to be deterministic",
-                              "set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment and start again")  # fmt: skip
+        return ForensicsError(
+            "device",
+            "cuBLAS was started before it was told to be deterministic",
+            "set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment and start again",
+        )
     found = NO_DETERMINISTIC_FORM.search(text)
     if found is None:
         return None
-    way = next((way for name, way in AVOIDED_BY.items() if name in found[1].lower()), "--set train.device=cpu has one")
-    return ForensicsError("device", f"the operation {found[1]} has no deterministic form on this device", way)
+    way = next(
+        (way for name, way in AVOIDED_BY.items() if name in found[1].lower()),
+        "--set train.device=cpu has one",
+    )
+    return ForensicsError(
+        "device", f"the operation {found[1]} has no deterministic form on this device", way
+    )

@@ -34,7 +34,15 @@ from forensics.train import checkpoint
 from forensics.train.advance import StepResult, fold, token_losses
 from forensics.train.ahead import Ahead
 from forensics.train.faults import explained
-from forensics.train.run import Header, Run, check_compiler, current_fingerprint, open_run, settle, write_header
+from forensics.train.run import (
+    Header,
+    Run,
+    check_compiler,
+    current_fingerprint,
+    open_run,
+    settle,
+    write_header,
+)
 from forensics.train.saving import Saved, Saver
 from forensics.train.state import TrainState
 
@@ -55,10 +63,19 @@ class Outcome:
 
 
 def train(
-    recipe: config.Recipe, *, name: str, recipe_name: str, runs: Path, resume: bool = False,
-    arguments: list[str] | None = None, progress: Report = silent, preparing: Report = silent,
-) -> Outcome:  # fmt: skip
-    """Train a run from its recipe, or go on with one. Errors: config, data, device, usage, integrity, storage."""
+    recipe: config.Recipe,
+    *,
+    name: str,
+    recipe_name: str,
+    runs: Path,
+    resume: bool = False,
+    arguments: list[str] | None = None,
+    progress: Report = silent,
+    preparing: Report = silent,
+) -> Outcome:
+    """Train a run from its recipe, or go on with one. Errors: config, data, device, usage,
+    integrity, storage.
+    """
     reader.check_run_name(name)
     exists = (runs / name / "run.json").is_file()
     if exists and not resume:
@@ -68,36 +85,57 @@ def train(
             "--resume goes on with it, --name gives another",
         )
     run = (
-        _reopen(runs, name, recipe) if exists else _create(recipe, name, recipe_name, runs, arguments or [], preparing)
+        _reopen(runs, name, recipe)
+        if exists
+        else _create(recipe, name, recipe_name, runs, arguments or [], preparing)
     )
     return Trainer(run, progress).go(resumed=exists)
 
 
 def _create(
-    recipe: config.Recipe, name: str, recipe_name: str, runs: Path, arguments: list[str], preparing: Report
+    recipe: config.Recipe,
+    name: str,
+    recipe_name: str,
+    runs: Path,
+    arguments: list[str],
+    preparing: Report,
 ) -> Run:
     device = identity.device_for(recipe.train.device)
     precision = identity.precision_for(recipe.train.precision, device)
     threads = identity.thread_count(recipe.train.threads)
     settle(device, threads)
     check_compiler(device, recipe.train.compile)  # before anything is written
-    corpus = prepare(recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, ""))
+    corpus = prepare(
+        recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, "")
+    )
     shape = shape_of(recipe.model, corpus.vocabulary, recipe.data.sequence_length)
     batches = own_stream(corpus, recipe.data, recipe.train.batch, recipe.train.seed)
     layout = corpus.layout(recipe.data.sequence_length)
     sizes = [_product(size) for size in parameter_shapes(shape).values()]
     fingerprint = current_fingerprint(recipe, device, precision, threads)
     header = Header(
-        name=name, recipe=recipe_name, config=json.loads(json.dumps(config.to_dict(recipe))), first_step=0,
-        steps=recipe.train.steps, corpus=corpus.hash,
+        name=name,
+        recipe=recipe_name,
+        config=json.loads(json.dumps(config.to_dict(recipe))),
+        first_step=0,
+        steps=recipe.train.steps,
+        corpus=corpus.hash,
         corpus_sources=[
             {"source": s.name, "first_sequence": f, "sequences": n, "tokens": s.tokens}
             for s, f, n in zip(corpus.sources, layout.first_sequence, layout.n_sequences)
         ],
-        order=batches.order.fingerprint, shape=dataclasses.asdict(shape), parameters=sum(sizes), eot=corpus.eot,
-        device=device, precision=precision, threads=threads, fingerprint=fingerprint, arguments=arguments,
-        created=now(), git_commit=fingerprint["git_commit"],
-    )  # fmt: skip
+        order=batches.order.fingerprint,
+        shape=dataclasses.asdict(shape),
+        parameters=sum(sizes),
+        eot=corpus.eot,
+        device=device,
+        precision=precision,
+        threads=threads,
+        fingerprint=fingerprint,
+        arguments=arguments,
+        created=now(),
+        git_commit=fingerprint["git_commit"],
+    )
     write_header(runs, header)
     link_table(runs / name, "documents", corpus.folder / "documents.parquet")
     return open_run(runs, name)
@@ -112,13 +150,17 @@ def _product(size: tuple[int, ...]) -> int:
 
 def _reopen(runs: Path, name: str, recipe: config.Recipe) -> Run:
     run = open_run(runs, name)
-    # through the recipe, so that a key which came with a later version of this software has its default
+    # through the recipe, so that a key which came with a later version of this software has its
+    # default
     before, after = (json.loads(json.dumps(config.to_dict(r))) for r in (run.recipe, recipe))
     changed = config.differences(before, after)
     if changed:
         key, (old, new) = next(iter(changed.items()))
-        raise ForensicsError("config", f"{name} was started with {key} = {old!r}, found {new!r}",
-                             "resume with the recipe it was started with, or start another run with --name")  # fmt: skip
+        raise ForensicsError(
+            "config",
+            f"{name} was started with {key} = {old!r}, found {new!r}",
+            "resume with the recipe it was started with, or start another run with --name",
+        )
     return run
 
 
@@ -142,7 +184,9 @@ class Trainer:
         tokenizer = run.corpus.folder / "tokenizer.json"
         self.saver = Saver(run.folder / "checkpoints", run.shape, tokenizer, run.header.eot)
         self.stream = Ahead(run.stream, run.recipe.train.steps, run.header.device)
-        self.recorder = Recorder(self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu")
+        self.recorder = Recorder(
+            self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu"
+        )
         phases = [(phase.until, phase.mix) for phase in self.recipe.data.phases]
         restarts = phase_restarts(phases)
         self.detectors = {m: RobustDetector(metric=m, restarts=restarts) for m in METRICS}
@@ -150,7 +194,9 @@ class Trainer:
         self.ring: deque[TrainState] = deque(maxlen=self.recipe.checkpoint.ring or 1)
         self.held_out = run.batches.held_out() if self.recipe.data.held_out else None
         train = self.recipe.train
-        self.explained = functools.partial(explained, self.model.micro_batch, train.batch, train.checkpoint_activations)
+        self.explained = functools.partial(
+            explained, self.model.micro_batch, train.batch, train.checkpoint_activations
+        )
         self.asked = Interruptible()
         self.held_out_loss: float | None = None
         self.final_loss: float | None = None
@@ -170,7 +216,15 @@ class Trainer:
         try:
             with self.asked:
                 steps = self.recipe.train.steps
-                fold(state, self.stream, self.run.policy, steps, self.model, self.recorder, self._after)
+                fold(
+                    state,
+                    self.stream,
+                    self.run.policy,
+                    steps,
+                    self.model,
+                    self.recorder,
+                    self._after,
+                )
             self._note_saved(wait=True)
         except _Stop:
             interrupted = True
@@ -186,13 +240,23 @@ class Trainer:
             self._finish(state)
         steps = state.counters.step - first
         return Outcome(
-            run=self.run.name, steps=state.counters.step, final_loss=self.final_loss, held_out_loss=self.held_out_loss,
-            tokens_per_second=steps * self.recipe.train.batch * self.recipe.data.sequence_length / seconds if steps else 0.0,
-            peak_memory_bytes=peak_memory(self.run.header.device), interrupted=interrupted,
-        )  # fmt: skip
+            run=self.run.name,
+            steps=state.counters.step,
+            final_loss=self.final_loss,
+            held_out_loss=self.held_out_loss,
+            tokens_per_second=(
+                steps * self.recipe.train.batch * self.recipe.data.sequence_length / seconds
+                if steps
+                else 0.0
+            ),
+            peak_memory_bytes=peak_memory(self.run.header.device),
+            interrupted=interrupted,
+        )
 
     def _after(self, state: TrainState, result: StepResult) -> None:
-        """Once a step is done: spikes, held-out loss, ring, tables, checkpoint; then perhaps stop."""
+        """Once a step is done: spikes, held-out loss, ring, tables, checkpoint; then perhaps
+        stop.
+        """
         with self.explained():
             self._finish_step(state, result)
 
@@ -216,7 +280,9 @@ class Trainer:
             if fired:
                 self._write_ring(result.step)
         due = last or (saving.every and step % saving.every == 0) or step in saving.steps
-        stopping = self.asked.stop  # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
+        stopping = (
+            self.asked.stop
+        )  # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
         if due or stopping:
             self._save(state, "last" if last else "every" if due else "interrupted")
         elif step % self.recipe.record.flush_every == 0:
@@ -225,7 +291,8 @@ class Trainer:
         self.progress(
             step,
             train.steps,
-            f"{note} · {train.batch * self.recipe.data.sequence_length / result.seconds:,.0f} tokens/s",
+            f"{note} · {train.batch * self.recipe.data.sequence_length / result.seconds:,.0f}"
+            " tokens/s",
         )
         if stopping and not last:
             self._note_saved(wait=True)
@@ -238,14 +305,18 @@ class Trainer:
     def loss_on_held_out(self, state: TrainState) -> float:
         """Mean cross-entropy of the held-out sequences, nats per token."""
         assert self.held_out is not None
-        return sums.mean(token_losses(state.params, self.held_out, self.model, self.run.header.precision))
+        return sums.mean(
+            token_losses(state.params, self.held_out, self.model, self.run.header.precision)
+        )
 
     def _watch(self, result: StepResult) -> bool:
         """Feed the detectors; write settled spikes; whether a new one has just begun."""
         fired = False
         for metric, detector in self.detectors.items():
             value = getattr(result, metric)
-            settled = detector.update(result.step, value if value is not None else 0.0, computed=value is not None)
+            settled = detector.update(
+                result.step, value if value is not None else 0.0, computed=value is not None
+            )
             if settled is not None:
                 self._write_spike(settled)
             fired |= detector.alarm and detector.onset == result.step
@@ -256,12 +327,21 @@ class Trainer:
             return
         self.known_spikes.add((spike.metric, spike.onset))
         self._event(
-            spike.step, "spike", metric=spike.metric, value=spike.value, baseline=spike.baseline, sigma=spike.sigma,
-            spike_kind=spike.kind, onset=spike.onset, recovered_at=spike.recovered_at,
-        )  # fmt: skip
+            spike.step,
+            "spike",
+            metric=spike.metric,
+            value=spike.value,
+            baseline=spike.baseline,
+            sigma=spike.sigma,
+            spike_kind=spike.kind,
+            onset=spike.onset,
+            recovered_at=spike.recovered_at,
+        )
 
     def _write_ring(self, step: int) -> None:
-        """The ring's states become checkpoints, so that the steps up to the spike can be replayed densely."""
+        """The ring's states become checkpoints, so that the steps up to the spike can be replayed
+        densely.
+        """
         self._note_saved(wait=True)
         saved = set(self.run.saved_steps())
         for held in self.ring:
@@ -271,24 +351,36 @@ class Trainer:
         self._event(
             step,
             "ring",
-            text=f"states {first} to {step + 1} are kept: replay {first}:{step + 1} densely to see what happened",
+            text=(
+                f"states {first} to {step + 1} are kept: replay {first}:{step + 1} densely to see"
+                " what happened"
+            ),
         )
 
     def _save(self, state: TrainState, reason: str) -> None:
-        """Hand the state over; a run resumes from any complete checkpoint: the rows up to it are on disk before it."""
+        """Hand the state over; a run resumes from any complete checkpoint: the rows up to it are on
+        disk before it.
+        """
         self._flush()
         self.saver.save(state, reason, after=self.writer.handed_over())
 
     def _note_saved(self, wait: bool = False) -> None:
-        """A row for each checkpoint that came into place. Errors: storage, where one could not be written."""
+        """A row for each checkpoint that came into place. Errors: storage, where one could not be
+        written.
+        """
         for saved in self.saver.saved(wait):
             self._checkpoint_row(saved)
 
     def _checkpoint_row(self, saved: Saved) -> None:
         self.writer.append(
-            "checkpoints", step=int(saved.path.name.removeprefix("step-")), path=str(saved.path.relative_to(self.run.folder)),
-            digest=saved.digest, bytes=saved.bytes, reason=saved.reason, created=now(),
-        )  # fmt: skip
+            "checkpoints",
+            step=int(saved.path.name.removeprefix("step-")),
+            path=str(saved.path.relative_to(self.run.folder)),
+            digest=saved.digest,
+            bytes=saved.bytes,
+            reason=saved.reason,
+            created=now(),
+        )
 
     def _event(self, step: int, kind: str, **columns: object) -> None:
         self.writer.append("events", step=step, kind=kind, created=now(), **columns)
@@ -298,7 +390,9 @@ class Trainer:
         self.writer.flush()
 
     def _resumed_state(self) -> TrainState | None:
-        """The last checkpoint; tables are cut there and detectors fed with what remains. None: nothing was saved."""
+        """The last checkpoint; tables are cut there and detectors fed with what remains. None:
+        nothing was saved.
+        """
         saved = self.run.saved_steps()
         if not saved:
             return None
@@ -314,14 +408,20 @@ class Trainer:
         for event in self.run.table("events").to_pylist():
             if event["kind"] == "spike":
                 self.known_spikes.add((event["metric"], event["onset"]))
-        history = self.run.table("steps", ["step", "loss", "grad_norm", "held_out_loss"]).sort_by("step").to_pylist()
+        history = (
+            self.run.table("steps", ["step", "loss", "grad_norm", "held_out_loss"])
+            .sort_by("step")
+            .to_pylist()
+        )
         for row in history:
             self.final_loss = row["loss"]
             if row["held_out_loss"] is not None:
                 self.held_out_loss = row["held_out_loss"]
             for metric, detector in self.detectors.items():
                 value = row[metric]
-                settled = detector.update(row["step"], value if value is not None else 0.0, computed=value is not None)
+                settled = detector.update(
+                    row["step"], value if value is not None else 0.0, computed=value is not None
+                )
                 if settled is not None:
                     self._write_spike(settled)
         if step < self.recipe.train.steps:

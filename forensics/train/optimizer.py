@@ -1,6 +1,8 @@
-"""AdamW, the one optimizer. Its arithmetic is torch's; which implementation runs is part of a run's identity.
+"""AdamW, the one optimizer. Its arithmetic is torch's; which implementation runs is part of a run's
+identity.
 
-With t = updates + 1, g̃ the clipped gradient, m and v the moments, η the learning rate, λ the decay:
+With t = updates + 1, g̃ the clipped gradient, m and v the moments, η the learning rate, λ the
+decay:
 
     m ← β₁m + (1−β₁)g̃        v ← β₂v + (1−β₂)g̃²        m̂ = m/(1−β₁ᵗ)    v̂ = v/(1−β₂ᵗ)
     θ ← θ·(1 − ηλ) − η·m̂/(√v̂ + ε)                      (arXiv 1711.05101; norms and biases: λ = 0)
@@ -22,15 +24,21 @@ from forensics.train.state import TrainState
 def decayed_names(names: Iterable[str], decay_embeddings: bool) -> frozenset[str]:
     """Parameters that weight decay holds for: matrices, and embeddings where the recipe says so."""
     return frozenset(
-        name for name in names
-        if name.endswith(".weight") and "norm" not in name
+        name
+        for name in names
+        if name.endswith(".weight")
+        and "norm" not in name
         and (decay_embeddings or name not in ("embed.weight", "positions.weight", "unembed.weight"))
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()
 def update(
-    state: TrainState, grads: dict[str, Tensor], policy: StepPolicy, decayed: frozenset[str], implementation: str
+    state: TrainState,
+    grads: dict[str, Tensor],
+    policy: StepPolicy,
+    decayed: frozenset[str],
+    implementation: str,
 ) -> None:
     """One AdamW update of parameters and moments in place; counters are the caller's."""
     for decays in (True, False):
@@ -46,8 +54,13 @@ def update(
             [state.exp_avg[n] for n in names],
             [state.exp_avg_sq[n] for n in names],
             [],
-            # counts before this update; the optimizer adds one to each of them, and only the fused one reads them on the GPU
-            list(torch.full((len(names),), float(state.counters.updates), device=device if fused else "cpu").unbind()),
+            # counts before this update; the optimizer adds one to each of them, and only the fused
+            # one reads them on the GPU
+            list(
+                torch.full(
+                    (len(names),), float(state.counters.updates), device=device if fused else "cpu"
+                ).unbind()
+            ),
             foreach=implementation == "foreach",
             fused=fused,
             capturable=False,
@@ -64,7 +77,9 @@ def update(
 
 @dataclass
 class Adjoint:
-    """The derivative of one number with respect to every parameter and moment of a state, by tensor name."""
+    """The derivative of one number with respect to every parameter and moment of a state, by tensor
+    name.
+    """
 
     params: dict[str, Tensor]
     exp_avg: dict[str, Tensor]
@@ -73,13 +88,19 @@ class Adjoint:
 
 @torch.no_grad()
 def pull_back(
-    adjoint: Adjoint, moments: tuple[dict[str, Tensor], dict[str, Tensor]], grads: dict[str, Tensor], updates: int,
-    policy: StepPolicy, decayed: frozenset[str],
-) -> dict[str, Tensor]:  # fmt: skip
-    """`update`'s vector–Jacobian product: takes `adjoint` from the state after it to the state before it, in place.
+    adjoint: Adjoint,
+    moments: tuple[dict[str, Tensor], dict[str, Tensor]],
+    grads: dict[str, Tensor],
+    updates: int,
+    policy: StepPolicy,
+    decayed: frozenset[str],
+) -> dict[str, Tensor]:
+    """`update`'s vector–Jacobian product: takes `adjoint` from the state after it to the state
+    before it, in place.
 
-    `moments` (m, v) are those that the update left, `updates` is the count it found, `grads` what it was given
-    (clipped). Returns the derivative with respect to `grads`, by name; of frozen tensors there is none. With r = √v̂:
+    `moments` (m, v) are those that the update left, `updates` is the count it found, `grads` what
+    it was given (clipped). Returns the derivative with respect to `grads`, by name; of frozen
+    tensors there is none. With r = √v̂:
 
         m̄ ← m̄ − η·θ̄ / ((1−β₁ᵗ)(r+ε))       v̄ ← v̄ + η·θ̄·m̂ / (2(1−β₂ᵗ)·r·(r+ε)²)       (θ held: neither)
         ḡ = (1−β₁)m̄ + 2(1−β₂)·g̃·v̄      then    θ̄ ← θ̄(1−ηλ)    m̄ ← β₁m̄    v̄ ← β₂v̄

@@ -2,7 +2,8 @@
 
     runs/<run>/run.json · checkpoints/step-NNNNNN/ · tables/<table>/ · ../_data/<corpus>/
 
-A fork is a run with another stream and another policy (`replay` makes those); everything else is the same.
+A fork is a run with another stream and another policy (`replay` makes those); everything else is
+the same.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from forensics.train.state import TrainState
 
 @dataclass(frozen=True)
 class Header:
-    """run.json: what a run is, readable without its body. Paths inside are relative to the runs folder."""
+    """run.json: what a run is, readable without its body. Paths inside are relative to the runs
+    folder.
+    """
 
     name: str
     recipe: str
@@ -64,7 +67,9 @@ class Header:
 
 
 class Run:
-    """One run or fork, opened for reading and for replay. `stream` and `policy` may be replaced by a fork's own."""
+    """One run or fork, opened for reading and for replay. `stream` and `policy` may be replaced by
+    a fork's own.
+    """
 
     def __init__(self, runs: Path, header: Header) -> None:
         self.runs = runs
@@ -83,11 +88,18 @@ class Run:
 
     @cached_property
     def batches(self) -> Batches:
-        """The stream of the run's own recipe. Errors: integrity, where the order is no longer the run's."""
-        batches = own_stream(self.corpus, self.recipe.data, self.recipe.train.batch, self.recipe.train.seed)
+        """The stream of the run's own recipe. Errors: integrity, where the order is no longer the
+        run's.
+        """
+        batches = own_stream(
+            self.corpus, self.recipe.data, self.recipe.train.batch, self.recipe.train.seed
+        )
         if batches.order.fingerprint != self.header.order:
-            raise ForensicsError("integrity", f"the data order of {self.name} is not the one it was trained in",
-                                 "the order file or this software changed; `forensics doctor` tells versions")  # fmt: skip
+            raise ForensicsError(
+                "integrity",
+                f"the data order of {self.name} is not the one it was trained in",
+                "the order file or this software changed; `forensics doctor` tells versions",
+            )
         return batches
 
     def _own_batch(self, step: int) -> Batch:
@@ -95,7 +107,9 @@ class Run:
 
     @cached_property
     def model(self) -> Model:
-        """Built under the run's own determinism switches, which hold for the whole process from here on."""
+        """Built under the run's own determinism switches, which hold for the whole process from
+        here on.
+        """
         settle(self.header.device, self.header.threads)
         return build_model(self.recipe, self.shape, self.header.device, self.header.eot)
 
@@ -103,7 +117,9 @@ class Run:
         """What this run's stream yields at `step`. Errors: missing, for a step outside the run."""
         if not 0 <= step < self.header.steps:
             raise ForensicsError(
-                "missing", f"wanted a step of {self.name}, found {step}", f"it has steps 0 to {self.header.steps - 1}"
+                "missing",
+                f"wanted a step of {self.name}, found {step}",
+                f"it has steps 0 to {self.header.steps - 1}",
             )
         return self.stream(step)
 
@@ -114,7 +130,9 @@ class Run:
         saved = self.saved_steps()
         if not saved:
             raise ForensicsError(
-                "missing", f"{self.name} has no checkpoint", "was it interrupted before state 0 was written?"
+                "missing",
+                f"{self.name} has no checkpoint",
+                "was it interrupted before state 0 was written?",
             )
         return saved[-1]
 
@@ -126,10 +144,14 @@ class Run:
                 f"wanted a checkpoint of {self.name} at {step}, found none",
                 f"saved: {_listed(self.saved_steps())}",
             )
-        state, shape = checkpoint.load(self.folder / "checkpoints" / checkpoint.name_of(step), self.header.device)
+        state, shape = checkpoint.load(
+            self.folder / "checkpoints" / checkpoint.name_of(step), self.header.device
+        )
         if shape != self.shape:
             raise ForensicsError(
-                "integrity", f"checkpoint {step} of {self.name} holds another architecture", "see `forensics doctor`"
+                "integrity",
+                f"checkpoint {step} of {self.name} holds another architecture",
+                "see `forensics doctor`",
             )
         return state
 
@@ -144,19 +166,31 @@ class Run:
             )
         return earlier[-1]
 
-    def state_at(self, step: int, after: Callable[[TrainState, StepResult], None] | None = None) -> TrainState:
+    def state_at(
+        self, step: int, after: Callable[[TrainState, StepResult], None] | None = None
+    ) -> TrainState:
         """The exact state after `step` updates: the nearest checkpoint before it, then replay."""
         if self.parent is not None and step < self.header.first_step:
             return self.parent.state_at(step, after)
         if not self.header.first_step <= step <= self.header.steps:
-            raise ForensicsError("missing", f"wanted a state of {self.name}, found {step}",
-                                 f"it has states {self.header.first_step} to {self.header.steps}")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"wanted a state of {self.name}, found {step}",
+                f"it has states {self.header.first_step} to {self.header.steps}",
+            )
         settle(self.header.device, self.header.threads)  # before a state is brought to a GPU
         return self.replay(self.load(self.checkpoint_before(step)), step, after=after)
 
-    def replay(self, state: TrainState, stop: int, watch: Observer = SILENT,
-               after: Callable[[TrainState, StepResult], None] | None = None) -> TrainState:  # fmt: skip
-        """Fold this run's own stream and policy from `state` to `stop`, in place; batches are made ahead, as in training."""
+    def replay(
+        self,
+        state: TrainState,
+        stop: int,
+        watch: Observer = SILENT,
+        after: Callable[[TrainState, StepResult], None] | None = None,
+    ) -> TrainState:
+        """Fold this run's own stream and policy from `state` to `stop`, in place; batches are made
+        ahead, as in training.
+        """
         with Ahead(self.stream, stop, self.header.device) as stream:
             return fold(state, stream, self.policy, stop, self.model, watch, after)
 
@@ -168,14 +202,18 @@ class Run:
         """This machine's, under this run's settings."""
         model = self.model  # settles the switches that the fingerprint tells
         return (
-            current_fingerprint(self.recipe, self.header.device, self.header.precision, self.header.threads)
+            current_fingerprint(
+                self.recipe, self.header.device, self.header.precision, self.header.threads
+            )
             if model
             else {}
         )
 
 
 def open_run(runs: Path, name: str) -> Run:
-    """The run's header and all that follows from it. Errors: usage (a bad name), missing, integrity."""
+    """The run's header and all that follows from it. Errors: usage (a bad name), missing,
+    integrity.
+    """
     reader.check_run_name(name)
     path = runs / name / "run.json"
     if not path.is_file():
@@ -188,7 +226,9 @@ def open_run(runs: Path, name: str) -> Run:
         document = json.loads(path.read_bytes())
         header = Header(**{k: v for k, v in document.items() if k in Header.__dataclass_fields__})
     except (ValueError, TypeError) as e:
-        raise ForensicsError("integrity", f"run.json of {name} is damaged: {e}", "restore it from a copy") from None
+        raise ForensicsError(
+            "integrity", f"run.json of {name} is damaged: {e}", "restore it from a copy"
+        ) from None
     return Run(runs, header)
 
 
@@ -200,31 +240,57 @@ def write_header(runs: Path, header: Header) -> None:
     document = dataclasses.asdict(header)
     write_atomic(folder / "run.json", (json.dumps(document, indent=1) + "\n").encode())
     row = {
-        **{k: document[k] for k in ("name", "parent", "parent_step", "status", "recipe", "first_step", "steps", "parameters",
-                                    "corpus", "git_commit", "created")},
-        "config": json.dumps(header.config), "fingerprint": json.dumps(header.fingerprint),
-        "interventions": json.dumps(header.interventions) if header.interventions is not None else None,
-        "arguments": json.dumps(header.arguments), "device": header.fingerprint["device"],
-    }  # fmt: skip
+        **{
+            k: document[k]
+            for k in (
+                "name",
+                "parent",
+                "parent_step",
+                "status",
+                "recipe",
+                "first_step",
+                "steps",
+                "parameters",
+                "corpus",
+                "git_commit",
+                "created",
+            )
+        },
+        "config": json.dumps(header.config),
+        "fingerprint": json.dumps(header.fingerprint),
+        "interventions": json.dumps(header.interventions)
+        if header.interventions is not None
+        else None,
+        "arguments": json.dumps(header.arguments),
+        "device": header.fingerprint["device"],
+    }
     replace_table(folder, "runs", {k: [v] for k, v in row.items()})
 
 
 def settle(device: str, threads: int) -> None:
-    """The switches for a run of this device; refuses a device this machine lacks. Errors: device."""
+    """The switches for a run of this device; refuses a device this machine lacks. Errors:
+    device.
+    """
     identity.device_for(device)
     identity.settle(threads)
 
 
 def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> Model:
-    """The decoder and what else a step needs that is no state. Errors: device, where a compiler is wanted and missing."""
+    """The decoder and what else a step needs that is no state. Errors: device, where a compiler is
+    wanted and missing.
+    """
     check_compiler(device, recipe.train.compile)
-    decoder = Decoder(shape, device, compiled=recipe.train.compile, recompute=recipe.train.checkpoint_activations)
+    decoder = Decoder(
+        shape, device, compiled=recipe.train.compile, recompute=recipe.train.checkpoint_activations
+    )
     decayed = decayed_names(decoder.names, recipe.train.decay_embeddings)
     return Model(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
 
 
 def check_compiler(device: str, compiled: bool) -> None:
-    """torch.compile writes C++ for the CPU; on CUDA the launchers of Triton's kernels are C, ours too. Errors: device."""
+    """torch.compile writes C++ for the CPU; on CUDA the launchers of Triton's kernels are C, ours
+    too. Errors: device.
+    """
     if not (compiled or (device == "cuda" and importlib.util.find_spec("triton"))):
         return
     setting, usual = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++",))
@@ -233,18 +299,27 @@ def check_compiler(device: str, compiled: bool) -> None:
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     headers = Path(sysconfig.get_path("include", scheme)) / "Python.h"
     if not any(map(shutil.which, names)):
-        lacking = f"{setting}={names[0]}, which cannot be run" if names != usual else f"no {' or '.join(names)}"
+        lacking = (
+            f"{setting}={names[0]}, which cannot be run"
+            if names != usual
+            else f"no {' or '.join(names)}"
+        )
     elif not headers.is_file():
         lacking = f"no {headers}"
     else:
         return
     what, way = ("train.compile wants", "--set train.compile=false")
     if device == "cuda":
-        what, way = "training on CUDA wants", "install gcc and Python's headers, or --set train.device=cpu"
+        what, way = (
+            "training on CUDA wants",
+            "install gcc and Python's headers, or --set train.device=cpu",
+        )
     raise ForensicsError("device", f"{what} a compiler and Python's headers, found {lacking}", way)
 
 
-def current_fingerprint(recipe: config.Recipe, device: str, precision: str, threads: int) -> dict[str, Any]:
+def current_fingerprint(
+    recipe: config.Recipe, device: str, precision: str, threads: int
+) -> dict[str, Any]:
     return identity.fingerprint(
         device=device,
         threads=threads,

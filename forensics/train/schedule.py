@@ -1,6 +1,8 @@
-"""What one step does: the learning rate at each step and the run's own policy, as pure functions of the counters.
+"""What one step does: the learning rate at each step and the run's own policy, as pure functions of
+the counters.
 
-At schedule step k of n, with w = warm-up steps, f = min_lr and x = (k − w) / (n − w) clamped to [0, 1]:
+At schedule step k of n, with w = warm-up steps, f = min_lr and x = (k − w) / (n − w) clamped to [0,
+1]:
 
     lr(k) = peak · min(1, (k+1)/w) · decay(k)
     constant  decay = 1
@@ -32,7 +34,8 @@ class StepPolicy:
     z_loss: float
     frozen: frozenset[str]  # tensors that are left alone, moments included
     precision: str  # fp32 | bf16
-    # apply; hold: moments advance, parameters stay; zero: forward and backward only; none: the batch is not asked for
+    # apply; hold: moments advance, parameters stay; zero: forward and backward only; none: the
+    # batch is not asked for
     update: Literal["apply", "hold", "zero", "none"]
     advance_schedule: bool
     skip_step: bool
@@ -42,7 +45,9 @@ Policy = Callable[[Counters], StepPolicy]
 
 
 def learning_rate(k: int, train: Train) -> float:
-    """The learning rate of schedule step k (from 0); the formulas stand at the top of this module."""
+    """The learning rate of schedule step k (from 0); the formulas stand at the top of this
+    module.
+    """
     n, w, f = train.schedule_steps or train.steps, train.warmup, train.min_lr
     ramp = min(1.0, (k + 1) / w) if w else 1.0
     x = min(1.0, max(0.0, (k - w) / (n - w))) if n > w else 0.0

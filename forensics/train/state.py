@@ -15,7 +15,9 @@ from forensics.detect.alarms import SkipWindow
 
 @dataclass(frozen=True)
 class Counters:
-    """step: batches consumed; schedule: the learning rate's own counter; updates: Adam's (bias correction)."""
+    """step: batches consumed; schedule: the learning rate's own counter; updates: Adam's (bias
+    correction).
+    """
 
     step: int = 0
     schedule: int = 0
@@ -35,7 +37,9 @@ class TrainState:
     @classmethod
     def start(cls, params: dict[str, Tensor]) -> TrainState:
         """State 0: zero moments."""
-        exp_avg, exp_avg_sq = ({name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2))
+        exp_avg, exp_avg_sq = (
+            {name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2)
+        )
         return cls(dict(params), exp_avg, exp_avg_sq)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -46,7 +50,8 @@ class TrainState:
 
     def clone(self) -> TrainState:
         params, exp_avg, exp_avg_sq = (
-            {n: t.clone() for n, t in group.items()} for group in (self.params, self.exp_avg, self.exp_avg_sq)
+            {n: t.clone() for n, t in group.items()}
+            for group in (self.params, self.exp_avg, self.exp_avg_sq)
         )
         return TrainState(params, exp_avg, exp_avg_sq, self.counters, self.window)
 
@@ -55,7 +60,9 @@ class TrainState:
         return {"counters": asdict(self.counters), "window": asdict(self.window)}
 
     def digest(self) -> str:
-        """xxh3_128 over (name, dtype, shape, bytes) of every tensor in order of name, then counters and windows."""
+        """xxh3_128 over (name, dtype, shape, bytes) of every tensor in order of name, then counters
+        and windows.
+        """
         h = xxhash.xxh3_128()
         for name, tensor in self.tensors():
             h.update(header(name, tensor))

@@ -57,7 +57,9 @@ def _(PARENT, con):
         """,
         params={"parent": PARENT},
     ).df()
-    assert len(forks), "no fork is recorded: replay fork RUN --from A --to B --skip A:B --placebos 3 makes one"
+    assert len(forks), (
+        "no fork is recorded: replay fork RUN --from A --to B --skip A:B --placebos 3 makes one"
+    )
     forks
     return (forks,)
 
@@ -66,7 +68,8 @@ def _(PARENT, con):
 def _(forks, mo):
     _told = forks[forks.effect.notna()]
     _words = [
-        f"{r.fork}: from state {r.first:,}, {r.effect:.2g}× the placebos' median (p = {r.p:.2g}, N = {r.placebos})"
+        f"{r.fork}: from state {r.first:,}, {r.effect:.2g}× the placebos' median (p = {r.p:.2g}, N"
+        f" = {r.placebos})"
         for r in _told.itertuples()
     ]
     mo.md("\n".join(f"- {w}" for w in _words) or "No fork has a placebo: no effect is claimed.")
@@ -124,7 +127,10 @@ def _(con, forks):
 @app.cell
 def _(alt, growth):
     _colour = alt.Color(
-        "kind:N", scale=alt.Scale(domain=["fork", "placebo", "chaos"], range=["#0072b2", "#8a8a8a", "#7b3fa0"])
+        "kind:N",
+        scale=alt.Scale(
+            domain=["fork", "placebo", "chaos"], range=["#0072b2", "#8a8a8a", "#7b3fa0"]
+        ),
     )
     alt.Chart(growth).mark_line().encode(
         alt.X("age:Q", title="steps since the fork"),

@@ -59,7 +59,8 @@ def _(RUN, STEP, con):
 def _(mo, run, spikes, step):
     _s = spikes.iloc[0]
     mo.md(
-        f"**{run}, step {step:,}: loss {_s.baseline:.3f} → {_s.value:.3f} nats/token, {_s.sigma:.0f}σ, {_s.spike_kind}.**"
+        f"**{run}, step {step:,}: loss {_s.baseline:.3f} → {_s.value:.3f} nats/token,"
+        f" {_s.sigma:.0f}σ, {_s.spike_kind}.**"
     )
     return
 
@@ -88,11 +89,19 @@ def _(alt, con, query, run, step):
         params={"run": run, "step": step},
     ).df()
     _x = alt.X("step:Q", scale=alt.Scale(zero=False))
-    _line = alt.Chart(around).mark_line(color="#262730").encode(_x, alt.Y("loss:Q", scale=alt.Scale(zero=False)))
-    _dots = (
-        alt.Chart(dots).mark_point(size=8, opacity=0.3).encode(_x, alt.Y("loss:Q"), tooltip=["step", "slot", "loss"])
+    _line = (
+        alt.Chart(around)
+        .mark_line(color="#262730")
+        .encode(_x, alt.Y("loss:Q", scale=alt.Scale(zero=False)))
     )
-    _norm = alt.Chart(around).mark_line().encode(_x, alt.Y("grad_norm:Q", scale=alt.Scale(type="log")))
+    _dots = (
+        alt.Chart(dots)
+        .mark_point(size=8, opacity=0.3)
+        .encode(_x, alt.Y("loss:Q"), tooltip=["step", "slot", "loss"])
+    )
+    _norm = (
+        alt.Chart(around).mark_line().encode(_x, alt.Y("grad_norm:Q", scale=alt.Scale(type="log")))
+    )
     (_dots + _line).properties(width=640, height=180) & _norm.properties(width=640, height=90)
     return
 

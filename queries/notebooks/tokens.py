@@ -59,7 +59,10 @@ def _(RUN, con):
 @app.cell
 def _(measured, mo, run, step):
     _m = measured[(measured.run == run) & (measured.step == step)].iloc[0]
-    mo.md(f"**{run}, state {step:,}: {_m.never_shown:,} of {_m.tokens:,} tokens were never shown to the model.**")
+    mo.md(
+        f"**{run}, state {step:,}: {_m.never_shown:,} of {_m.tokens:,} tokens were never shown to"
+        " the model.**"
+    )
     return
 
 

@@ -1,13 +1,15 @@
-"""One training step, backwards: from the adjoint of the state after it to that of the state before it.
+"""One training step, backwards: from the adjoint of the state after it to that of the state before
+it.
 
     taken = []
     fold(state, stream, policy, stop, model, Tape(taken))       forwards, by the one `advance`
     by_token = step_back(taken.pop(), adjoint, model, smooth)    backwards; `adjoint` moves in place
 
-The update's own product comes first (`train/optimizer.py`), then clipping's, and then ⟨∇ℓ(θ, w), ḡ⟩ has to be
-differentiated by θ and by w. Both are one directional derivative along ḡ, taken by forward mode over one forward and
-backward: the tangent of each token's loss is the derivative by that token's weight, and the tangent of the gradient is
-the Hessian times ḡ. That is exact, costs about two forward-backwards, and keeps no graph of a graph.
+The update's own product comes first (`train/optimizer.py`), then clipping's, and then ⟨∇ℓ(θ, w), ḡ⟩
+has to be differentiated by θ and by w. Both are one directional derivative along ḡ, taken by
+forward mode over one forward and backward: the tangent of each token's loss is the derivative by
+that token's weight, and the tangent of the gradient is the Hessian times ḡ. That is exact, costs
+about two forward-backwards, and keeps no graph of a graph.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ ACTIVATIONS = 1 << 30  # bytes that the graph of one piece of a batch may take
 
 
 class Smooth(Decoder):
-    """The decoder out of operations whose backwards have a forward derivative; torch's own of these lack one."""
+    """The decoder out of operations whose backwards have a forward derivative; torch's own of these
+    lack one.
+    """
 
     def __init__(self, shape: Shape, device: str) -> None:
         super().__init__(shape, device, plain=True)
@@ -72,7 +76,9 @@ class Taken:
 
 
 class Tape:
-    """An observer that appends what each step was to `taken`: four copies of the parameters a step."""
+    """An observer that appends what each step was to `taken`: four copies of the parameters a
+    step.
+    """
 
     wants: frozenset[str] = frozenset()
 
@@ -88,27 +94,43 @@ class Tape:
     def tap(self, site: Site, x: Tensor) -> None: ...
 
     def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
-        self.grads = grads  # this step's own tensors, which clipping then scales in place: no copy is needed
+        self.grads = (
+            grads  # this step's own tensors, which clipping then scales in place: no copy is needed
+        )
 
     def end(self, state: TrainState, result: StepResult) -> None:
         moved = result.action in ("apply", "hold")
         groups = (state.exp_avg, state.exp_avg_sq) if moved else ({}, {})
         m, v = ({n: t.clone() for n, t in group.items() if n in self.grads} for group in groups)
         self.taken.append(
-            Taken(result.step, result.batch, result.policy, result.counters.updates, result.clip_scale,
-                  self.params if moved else None, self.grads if moved else {}, (m, v))
-        )  # fmt: skip
+            Taken(
+                result.step,
+                result.batch,
+                result.policy,
+                result.counters.updates,
+                result.clip_scale,
+                self.params if moved else None,
+                self.grads if moved else {},
+                (m, v),
+            )
+        )
         self.params, self.grads = None, {}
 
 
 def step_back(taken: Taken, adjoint: Adjoint, model: Model, smooth: Smooth) -> Tensor | None:
-    """Takes `adjoint` back over one step in place; returns d/d weight of each token, (B, T), or None if none moved."""
+    """Takes `adjoint` back over one step in place; returns d/d weight of each token, (B, T), or
+    None if none moved.
+    """
     if taken.params is None:
         return None
     assert taken.batch is not None
-    grads_bar = pull_back(adjoint, taken.moments, taken.grads, taken.updates, taken.policy, model.decayed)
+    grads_bar = pull_back(
+        adjoint, taken.moments, taken.grads, taken.updates, taken.policy, model.decayed
+    )
     _unclip(grads_bar, taken)
-    return _directional(taken.params, taken.batch, grads_bar, taken.policy.z_loss, adjoint.params, model, smooth)
+    return _directional(
+        taken.params, taken.batch, grads_bar, taken.policy.z_loss, adjoint.params, model, smooth
+    )
 
 
 def _unclip(grads_bar: dict[str, Tensor], taken: Taken) -> None:
@@ -122,36 +144,62 @@ def _unclip(grads_bar: dict[str, Tensor], taken: Taken) -> None:
 
 
 def _directional(
-    params: dict[str, Tensor], batch: Batch, direction: dict[str, Tensor], z_loss: float, theta_bar: dict[str, Tensor],
-    model: Model, smooth: Smooth,
-) -> Tensor:  # fmt: skip
-    """Adds the Hessian of the batch's loss times `direction` to `theta_bar`; returns each token's loss along it (B, T).
+    params: dict[str, Tensor],
+    batch: Batch,
+    direction: dict[str, Tensor],
+    z_loss: float,
+    theta_bar: dict[str, Tensor],
+    model: Model,
+    smooth: Smooth,
+) -> Tensor:
+    """Adds the Hessian of the batch's loss times `direction` to `theta_bar`; returns each token's
+    loss along it (B, T).
 
     Tensors that `direction` leaves out stand still: of them only the derivative is taken.
     """
     leaves = {n: p.detach().requires_grad_(True) for n, p in params.items()}
-    size = piece(smooth.shape, batch.tokens.shape[1] - 1, next(iter(params.values())).element_size())
+    size = piece(
+        smooth.shape, batch.tokens.shape[1] - 1, next(iter(params.values())).element_size()
+    )
     found = []
     for tokens, weight in zip(batch.tokens.split(size), batch.weight.split(size)):
         tokens = tokens.to(model.device)
-        scale = weight.to(model.device, next(iter(params.values())).dtype).reshape(-1) / batch.denominator
+        scale = (
+            weight.to(model.device, next(iter(params.values())).dtype).reshape(-1)
+            / batch.denominator
+        )
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         with fwAD.dual_level(), torch.enable_grad():
-            duals = {n: fwAD.make_dual(p, direction[n]) if n in direction else p for n, p in leaves.items()}
+            duals = {
+                n: fwAD.make_dual(p, direction[n]) if n in direction else p
+                for n, p in leaves.items()
+            }
             hidden = smooth.hidden(duals, inputs, documents_BT=documents(inputs, model))
-            primal, tangent = (x.detach() if x is not None else None for x in fwAD.unpack_dual(hidden))
+            primal, tangent = (
+                x.detach() if x is not None else None for x in fwAD.unpack_dual(hidden)
+            )
             assert primal is not None
             W, W_dot = fwAD.unpack_dual(unembedding(duals))
             head = head_tangents(
-                primal.reshape(targets.numel(), -1), _flat(tangent, primal), W.detach(), W_dot, targets.reshape(-1), scale, z_loss
-            )  # fmt: skip
-            aim = fwAD.make_dual(head.grad_hidden.view_as(hidden), head.grad_hidden_dot.view_as(hidden))
+                primal.reshape(targets.numel(), -1),
+                _flat(tangent, primal),
+                W.detach(),
+                W_dot,
+                targets.reshape(-1),
+                scale,
+                z_loss,
+            )
+            aim = fwAD.make_dual(
+                head.grad_hidden.view_as(hidden), head.grad_hidden_dot.view_as(hidden)
+            )
             grads = torch.autograd.grad(hidden, list(leaves.values()), aim, allow_unused=True)
             for name, grad in zip(leaves, grads):
                 dot = fwAD.unpack_dual(grad).tangent if grad is not None else None
                 if dot is not None:
                     theta_bar[name] += dot.detach()
-        theta_bar["unembed.weight" if "unembed.weight" in params else "embed.weight"] += head.grad_unembedding_dot
+        theta_bar["unembed.weight" if "unembed.weight" in params else "embed.weight"] += (
+            head.grad_unembedding_dot
+        )
         found.append(head.along.view(targets.shape))
     return torch.cat(found)
 
@@ -172,7 +220,13 @@ class HeadTangents:
 
 @torch.no_grad()
 def head_tangents(
-    hidden: Tensor, hidden_dot: Tensor, W: Tensor, W_dot: Tensor | None, targets: Tensor, scale: Tensor, z_loss: float
+    hidden: Tensor,
+    hidden_dot: Tensor,
+    W: Tensor,
+    W_dot: Tensor | None,
+    targets: Tensor,
+    scale: Tensor,
+    z_loss: float,
 ) -> HeadTangents:
     """Of Σ scale·(ce + z_loss·logz²) by chunks of rows, so that N·V logits are never held.
 

@@ -1,9 +1,11 @@
-"""`replay blame`: from a spike to the step, sequence, document, token and tensor that made it, with a verdict.
+"""`replay blame`: from a spike to the step, sequence, document, token and tensor that made it, with
+a verdict.
 
     document = blame(runs, "demo", 400)
 
-Control → excess → influence → deletion curve against random removals → trials that tell data from state → verdict.
-The document is kept as `blame-<step>.json` in the run's folder, its candidates as rows of the table `blame`.
+Control → excess → influence → deletion curve against random removals → trials that tell data from
+state → verdict. The document is kept as `blame-<step>.json` in the run's folder, its candidates as
+rows of the table `blame`.
 """
 
 from __future__ import annotations
@@ -44,35 +46,59 @@ SEED = 0
 
 
 def blame(
-    runs: Path, name: str, spike: int | None = None, *, window: int | None = None, method: str = "metagradient",
-    placebos: int | None = None, precision: str = "float32", tokens: bool = False, force: bool = False,
-    progress: Report = silent, page: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Explain the spike at `spike` (the largest, where left out); returns and keeps the result's document.
+    runs: Path,
+    name: str,
+    spike: int | None = None,
+    *,
+    window: int | None = None,
+    method: str = "metagradient",
+    placebos: int | None = None,
+    precision: str = "float32",
+    tokens: bool = False,
+    force: bool = False,
+    progress: Report = silent,
+    page: Path | None = None,
+) -> dict[str, Any]:
+    """Explain the spike at `spike` (the largest, where left out); returns and keeps the result's
+    document.
 
-    Causes are looked for in the `window` steps before it; left out, in those of the last 16 since shortly before the
-    probes' loss began to rise. Ctrl-C during the search returns what is known so far, with `interrupted`. `page` is an HTML file to write.
-    Errors: usage (no spike there, unless `force`), missing (no state before it), memory (a window too long), integrity.
+    Causes are looked for in the `window` steps before it; left out, in those of the last 16 since
+    shortly before the probes' loss began to rise. Ctrl-C during the search returns what is known so
+    far, with `interrupted`. `page` is an HTML file to write. Errors: usage (no spike there, unless
+    `force`), missing (no state before it), memory (a window too long), integrity.
     """
     if method not in METHODS:
-        raise ForensicsError("usage", f"wanted a method of {', '.join(METHODS)}, found {method!r}", "metagradient is the default")  # fmt: skip
+        raise ForensicsError(
+            "usage",
+            f"wanted a method of {', '.join(METHODS)}, found {method!r}",
+            "metagradient is the default",
+        )
     if window is not None and window < 1:
-        raise ForensicsError("usage", f"wanted a window of at least 1 step, found {window}", f"the default is {WINDOW}")
+        raise ForensicsError(
+            "usage",
+            f"wanted a window of at least 1 step, found {window}",
+            f"the default is {WINDOW}",
+        )
     run = open_trajectory(runs, name)
     asked = the_spike(run, spike, force)
     first = _first(run, asked.step, window or WINDOW)
     require_intact(run)
     if method == "metagradient":
         _require_memory(run, asked.step - first, precision)
-    return _Blame(run, asked, first, window is None, method, placebos, precision, tokens, progress).go(page)
+    return _Blame(
+        run, asked, first, window is None, method, placebos, precision, tokens, progress
+    ).go(page)
 
 
 def _first(run: Run, step: int, window: int) -> int:
     """The window's first step. Errors: missing, where no state lies before the spike."""
     first = max(lowest(run), step - window)
     if first >= step:
-        raise ForensicsError("missing", f"wanted a state of {run.name} before step {step}, found none: it starts at {first}",
-                             "blame a later spike")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted a state of {run.name} before step {step}, found none: it starts at {first}",
+            "blame a later spike",
+        )
     return first
 
 
@@ -84,7 +110,12 @@ def _require_memory(run: Run, steps: int, precision: str) -> None:
     if free is not None and needed > free:
         fits = longest_window(run, free, precision)
         hint = f"--window {fits} fits" if fits else "--method bisect needs less"
-        raise ForensicsError("memory", f"a window of {steps} steps of {run.name} needs {needed / 2**30:.1f} GiB, found {free / 2**30:.1f} GiB free", hint)  # fmt: skip
+        raise ForensicsError(
+            "memory",
+            f"a window of {steps} steps of {run.name} needs {needed / 2**30:.1f} GiB, found"
+            f" {free / 2**30:.1f} GiB free",
+            hint,
+        )
 
 
 def _free_memory(run: Run) -> int | None:
@@ -95,7 +126,9 @@ def _free_memory(run: Run) -> int | None:
         return int(torch.cuda.mem_get_info()[0])
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, StopIteration, ValueError):
         return None
 
@@ -116,11 +149,29 @@ class _Work:
 
 
 class _Blame:
-    """One spike being explained; what is found lands in fields, so that an interrupt loses none of it."""
+    """One spike being explained; what is found lands in fields, so that an interrupt loses none of
+    it.
+    """
 
-    def __init__(self, run: Run, asked: Asked, first: int, narrow: bool, method: str, placebos: int | None,
-                 precision: str, tokens: bool, progress: Report) -> None:  # fmt: skip
-        self.run, self.asked, self.first, self.narrow, self.method = run, asked, first, narrow, method
+    def __init__(
+        self,
+        run: Run,
+        asked: Asked,
+        first: int,
+        narrow: bool,
+        method: str,
+        placebos: int | None,
+        precision: str,
+        tokens: bool,
+        progress: Report,
+    ) -> None:
+        self.run, self.asked, self.first, self.narrow, self.method = (
+            run,
+            asked,
+            first,
+            narrow,
+            method,
+        )
         self.placebos, self.precision, self.tokens = placebos, precision, tokens
         self.work = _Work(progress)
         self.began = time.perf_counter()
@@ -144,12 +195,18 @@ class _Blame:
         steps = S - self.first
         self.replays = Replays(self.control, self.work.did)
         B, T = self.control.batch.weight.shape
-        self.influences = Influences(self.first, np.zeros((steps + 1, B, T)), np.zeros((steps + 1, B), bool))
+        self.influences = Influences(
+            self.first, np.zeros((steps + 1, B, T)), np.zeros((steps + 1, B), bool)
+        )
         self.influences.by_token[-1] = self.control.own_influence().numpy()
         self.influences.known[-1] = True
         self.facts = verdict.Facts(
-            self.asked, self.control.report, self.control.recorded_absent(self.asked), self.control.excess.loss, self.control.excess
-        )  # fmt: skip
+            self.asked,
+            self.control.report,
+            self.control.recorded_absent(self.asked),
+            self.control.excess.loss,
+            self.control.excess,
+        )
         try:
             if not self.facts.absent:
                 self._search()
@@ -180,9 +237,12 @@ class _Blame:
                 self.work.expect(40 * steps)
                 self._curve()
                 self._trials()
-                if self._helpless() and not (self.facts.other_data and all(t.spikes for t in self.facts.other_data)):
+                if self._helpless() and not (
+                    self.facts.other_data and all(t.spikes for t in self.facts.other_data)
+                ):
                     self.notes.append(
-                        "the strongest influences do not carry the spike: bisected by real replays instead"
+                        "the strongest influences do not carry the spike: bisected by real replays"
+                        " instead"
                     )
                     self._bisect(RESCUE)
         if rising and self.control.excess.total * NEGLIGIBLE < self.control.excess.state < math.inf:
@@ -192,7 +252,10 @@ class _Blame:
     def _method_that_can(self) -> str:
         """A gradient needs finite numbers."""
         if self.method != "bisect" and not math.isfinite(self.control.excess.total):
-            self.notes.append("the loss is not finite at the spike, so nothing can be differentiated: bisected instead")
+            self.notes.append(
+                "the loss is not finite at the spike, so nothing can be differentiated: bisected"
+                " instead"
+            )
             return "bisect"
         return self.method
 
@@ -201,8 +264,10 @@ class _Blame:
         if method == "leave-one-out":
             self._leave_one_out()
         elif excess.state <= NEGLIGIBLE * max(excess.total, 0.0) and self.asked.spike:
-            self.notes.append("the model had not become worse before the spike (state part "
-                              f"{excess.state:+.3f} nats), so only the spike's own batch is gone into")  # fmt: skip
+            self.notes.append(
+                "the model had not become worse before the spike (state part "
+                f"{excess.state:+.3f} nats), so only the spike's own batch is gone into"
+            )
         else:
             self._metagradient()
 
@@ -216,16 +281,24 @@ class _Blame:
             last[0] = done
 
         found = influence(
-            self.run, self.first, self.asked.step, probe_target(self.run, self.control.probes.batch),
-            start=self.control.state(self.first), precision=self.precision, tokens=True, progress=progress,
-        )  # fmt: skip
+            self.run,
+            self.first,
+            self.asked.step,
+            probe_target(self.run, self.control.probes.batch),
+            start=self.control.state(self.first),
+            precision=self.precision,
+            tokens=True,
+            progress=progress,
+        )
         assert found.by_token is not None, "tokens were asked for"
         self.influences.by_token[:-1] = found.by_token
         self.influences.known[:-1] = True
         self.condition = dataclasses.asdict(found.condition) if found.condition else None
         if found.condition is not None and not found.condition.ok:
             offer = "--float64 or " if self.precision == "float32" else ""
-            self.notes.append(f"{found.condition.sentence}; try {offer}--method leave-one-out or bisect")
+            self.notes.append(
+                f"{found.condition.sentence}; try {offer}--method leave-one-out or bisect"
+            )
 
     def _leave_one_out(self) -> None:
         rows = self.replays.rows(range(self.first, self.asked.step))
@@ -233,7 +306,9 @@ class _Blame:
         for i, row in enumerate(rows):
             taken = self.replays.taken([row], f"leaving out sequence {i + 1} of {len(rows)}")
             self.effects[row] = taken
-            self.influences.by_token[row.step - self.first, row.slot] = taken / (row.last - row.first)
+            self.influences.by_token[row.step - self.first, row.slot] = taken / (
+                row.last - row.first
+            )
             self.influences.known[row.step - self.first, row.slot] = True
             self.ranked = self.influences.ranked(self.replays) if i % 64 == 63 else self.ranked
 
@@ -249,13 +324,23 @@ class _Blame:
         self.smallest = deletion_curve(self.replays, self.ranked, window, SEED, point)
         best = self.smallest or max(self.curve, key=lambda p: p.taken).removed if self.curve else 0
         named = suspects.wholes(self.replays, self.influences, window)
-        every = [s for s in (*named, Suspect(f"the {best} strongest sequences", tuple(self.ranked[:best]))) if s.slots]
+        every = [
+            s
+            for s in (*named, Suspect(f"the {best} strongest sequences", tuple(self.ranked[:best])))
+            if s.slots
+        ]
         for s in every:
-            self.facts.largest = max(self.facts.largest, self.replays.taken(s.slots, f"without {s.words}"))
+            self.facts.largest = max(
+                self.facts.largest, self.replays.taken(s.slots, f"without {s.words}")
+            )
         self.facts.tried += len(named)
-        enough = [s for s in every if self.replays.taken(s.slots) >= AWAY * self.control.excess.total]
+        enough = [
+            s for s in every if self.replays.taken(s.slots) >= AWAY * self.control.excess.total
+        ]
         if every:
-            self._prove(enough[0] if enough else max(every, key=lambda s: self.replays.taken(s.slots)))
+            self._prove(
+                enough[0] if enough else max(every, key=lambda s: self.replays.taken(s.slots))
+            )
 
     def _prove(self, suspect: Suspect) -> None:
         def known(proof: Proof) -> None:
@@ -264,7 +349,9 @@ class _Blame:
         self.facts.who = suspect.words
         known(prove(self.replays, suspect.slots, SEED + 1, self.placebos, known))
         assert self.proof is not None
-        self.facts.documents = suspects.documents_of(self.replays, self.influences, self.proof.removal)
+        self.facts.documents = suspects.documents_of(
+            self.replays, self.influences, self.proof.removal
+        )
 
     def _helpless(self) -> bool:
         return self.proof is None or self.proof.taken < HALF * self.control.excess.total
@@ -285,17 +372,26 @@ class _Blame:
                 self._trials()
             return
         if not self.found.complete:
-            self.notes.append(f"bisection ended after its budget of {budget} replays: the set may not be the smallest")
+            self.notes.append(
+                f"bisection ended after its budget of {budget} replays: the set may not be the"
+                " smallest"
+            )
         self.ranked = list(self.found.removal)
         n = len({(s.step, s.slot) for s in self.found.removal})
         self._prove(Suspect(f"{n} sequence{'s' * (n != 1)} found by bisection", self.found.removal))
         self._trials()
 
     def _trials(self) -> None:
-        """Tell data from state: from the first touched step where a set was found, else over the whole window."""
+        """Tell data from state: from the first touched step where a set was found, else over the
+        whole window.
+        """
         f, S = self.facts, self.asked.step
         found = self.proof is not None and self.proof.share >= AWAY
-        first = self.replays.first_step(self.proof.removal) if self.proof is not None and found else self.first
+        first = (
+            self.replays.first_step(self.proof.removal)
+            if self.proof is not None and found
+            else self.first
+        )
         f.other_data = verdict.other_data(self.replays, first)
         f.stale = verdict.stale_tensors(self.run, min(first, S - 1), S)
         if all(t.spikes for t in f.other_data):
@@ -320,7 +416,13 @@ class _Blame:
         found = layer_blame(run, split, batch, progress)
         if found["rise_probe"] is not None:
             found["tensors"].sort(key=lambda row: -row["alone_probe"])
-        self.tensors = {"update": update, "stale": list(self.facts.stale)[:8], **found, "line": line_scan(run, split, batch), "batch": S}  # fmt: skip
+        self.tensors = {
+            "update": update,
+            "stale": list(self.facts.stale)[:8],
+            **found,
+            "line": line_scan(run, split, batch),
+            "batch": S,
+        }
 
     def _single_effects(self) -> None:
         """What the strongest take away one by one; those of batch S cost nothing."""
@@ -337,12 +439,18 @@ class _Blame:
 
     def pieces(self, candidate: dict[str, Any]) -> list[tuple[str, float]]:
         """The coloured text of a candidate."""
-        return culprits.pieces(self.replays, self.influences, self.replays.row(candidate["step"], candidate["slot"]))
+        return culprits.pieces(
+            self.replays, self.influences, self.replays.row(candidate["step"], candidate["slot"])
+        )
 
     def _strongest(self) -> list[Slot]:
         """Sequences by influence, those of the proved set before all others."""
         rows = list(dict.fromkeys(self.replays.row(r.step, r.slot) for r in self.ranked))
-        proved = {(s.step, s.slot) for s in self.proof.removal} if self.proof and self.proof.causal else set()
+        proved = (
+            {(s.step, s.slot) for s in self.proof.removal}
+            if self.proof and self.proof.causal
+            else set()
+        )
         return sorted(rows, key=lambda r: (r.step, r.slot) not in proved)
 
     def _proved_documents(self) -> set[int]:
@@ -355,26 +463,63 @@ class _Blame:
         word, sentence = verdict.judge(f)
         rows = self._strongest()
         everything = replays.rows(range(self.first, self.asked.step + 1))
-        documents = culprits.by_document(replays, self.influences, self.found.removal if self.found else everything)
+        documents = culprits.by_document(
+            replays, self.influences, self.found.removal if self.found else everything
+        )
         proved = self._proved_documents()
         documents.sort(key=lambda d: d["document"] not in proved)
         excess = dataclasses.asdict(control.excess) | {"total": control.excess.total}
         return {
-            "run": self.run.name, "spike": dataclasses.asdict(self.asked) | {"sigma": self.asked.sigma},
-            "window": [self.first, self.asked.step], "before": self.control.first, "method": self.method,
-            "control": {"level": "absent" if f.absent else "exact" if control.report.bitwise else "reproduces",
-                        "bitwise": control.report.bitwise, "sentence": control.report.sentence()},
-            "probes": control.probes.words, "excess": excess, "verdict": word, "sentence": sentence,
-            "p": self.proof.p if self.proof else None,
-            "proof": None if self.proof is None else {
-                "who": f.who, "removal": [dataclasses.asdict(s) for s in self.proof.removal], "sequences": self.proof.sequences,
-                "taken": self.proof.taken, "share": self.proof.share, "away": self.proof.away, "data": self.proof.data,
-                "state": self.proof.state, "random": list(self.proof.random), "effect": self.proof.effect,
-                "p": self.proof.p, "causal": self.proof.causal, "words": self.proof.words,
+            "run": self.run.name,
+            "spike": dataclasses.asdict(self.asked) | {"sigma": self.asked.sigma},
+            "window": [self.first, self.asked.step],
+            "before": self.control.first,
+            "method": self.method,
+            "control": {
+                "level": (
+                    "absent" if f.absent else "exact" if control.report.bitwise else "reproduces"
+                ),
+                "bitwise": control.report.bitwise,
+                "sentence": control.report.sentence(),
             },
-            "candidates": [culprits.candidate(replays, self.influences, replays.row(r.step, r.slot), self.effects.get(r), self.tokens) for r in rows[:SHOWN]],
-            "documents": documents[:SHOWN], "sources": culprits.by_source(documents),
-            "smallest": self.smallest, "deletion_curve": [dataclasses.asdict(p) for p in self.curve],
+            "probes": control.probes.words,
+            "excess": excess,
+            "verdict": word,
+            "sentence": sentence,
+            "p": self.proof.p if self.proof else None,
+            "proof": (
+                None
+                if self.proof is None
+                else {
+                    "who": f.who,
+                    "removal": [dataclasses.asdict(s) for s in self.proof.removal],
+                    "sequences": self.proof.sequences,
+                    "taken": self.proof.taken,
+                    "share": self.proof.share,
+                    "away": self.proof.away,
+                    "data": self.proof.data,
+                    "state": self.proof.state,
+                    "random": list(self.proof.random),
+                    "effect": self.proof.effect,
+                    "p": self.proof.p,
+                    "causal": self.proof.causal,
+                    "words": self.proof.words,
+                }
+            ),
+            "candidates": [
+                culprits.candidate(
+                    replays,
+                    self.influences,
+                    replays.row(r.step, r.slot),
+                    self.effects.get(r),
+                    self.tokens,
+                )
+                for r in rows[:SHOWN]
+            ],
+            "documents": documents[:SHOWN],
+            "sources": culprits.by_source(documents),
+            "smallest": self.smallest,
+            "deletion_curve": [dataclasses.asdict(p) for p in self.curve],
             "bisection": dataclasses.asdict(self.found) if self.found else None,
             "trials": {
                 "other_data": [dataclasses.asdict(t) for t in f.other_data],
@@ -382,11 +527,16 @@ class _Blame:
                 "up_to_date": dataclasses.asdict(f.up_to_date) if f.up_to_date else None,
                 "steady_rate": dataclasses.asdict(f.steady_rate) if f.steady_rate else None,
             },
-            "tensors": self.tensors, "condition": self.condition, "notes": self.notes,
+            "tensors": self.tensors,
+            "condition": self.condition,
+            "notes": self.notes,
             "probe_losses": [{"state": s, "loss": x} for s, x in sorted(control.probe.items())],
-            "replays": 1 + replays.replays, "steps_replayed": self.asked.step + 1 - control.start + replays.steps, "interrupted": self.interrupted,
-            "seconds": time.perf_counter() - self.began, "created": now(),
-        }  # fmt: skip
+            "replays": 1 + replays.replays,
+            "steps_replayed": self.asked.step + 1 - control.start + replays.steps,
+            "interrupted": self.interrupted,
+            "seconds": time.perf_counter() - self.began,
+            "created": now(),
+        }
 
     def _keep(self, document: dict[str, Any]) -> None:
         """`blame-<step>.json`, and the candidates as rows; those of other spikes stay."""
@@ -396,8 +546,32 @@ class _Blame:
         rows = [row for row in old if row["spike"] != self.asked.step]
         rows += [
             {"spike": self.asked.step, "rank": rank, "method": self.method}
-            | {k: c[k] for k in ("step", "slot", "sequence", "document", "source", "part", "influence", "replayed_effect")}
+            | {
+                k: c[k]
+                for k in (
+                    "step",
+                    "slot",
+                    "sequence",
+                    "document",
+                    "source",
+                    "part",
+                    "influence",
+                    "replayed_effect",
+                )
+            }
             for rank, c in enumerate(document["candidates"])
-        ]  # fmt: skip
-        columns = ("spike", "rank", "step", "slot", "sequence", "document", "source", "part", "influence", "replayed_effect", "method")  # fmt: skip
+        ]
+        columns = (
+            "spike",
+            "rank",
+            "step",
+            "slot",
+            "sequence",
+            "document",
+            "source",
+            "part",
+            "influence",
+            "replayed_effect",
+            "method",
+        )
         replace_table(self.run.folder, "blame", {c: [row[c] for row in rows] for c in columns})

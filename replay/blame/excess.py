@@ -1,11 +1,13 @@
-"""What is to be explained: the excess of a spike at S, its data part and its state part, from an exact control.
+"""What is to be explained: the excess of a spike at S, its data part and its state part, from an
+exact control.
 
 With clean probes P, window A … S−1 and M steps before it (FORMULAS.md, "Blame"):
 
     data part  = [ℓ(b_S; θ_S) − ℓ(P; θ_S)] − usual gap      usual gap = median of ℓ(b_k; θ_k) − ℓ(P; θ_k), A−M ≤ k < A
     state part = ℓ(P; θ_S) − ℓ(P; θ_A)
 
-Their sum is the recorded loss less that of an ordinary batch at θ_A: ℓ(b_S; θ_S) − [ℓ(P; θ_A) + usual gap].
+Their sum is the recorded loss less that of an ordinary batch at θ_A: ℓ(b_S; θ_S) − [ℓ(P; θ_A) +
+usual gap].
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class Asked:
 
 
 def spikes_along(run: Run) -> list[Spike]:
-    """Every spike of the recorded loss along the run's lineage, so that a fork has its ancestors' history."""
+    """Every spike of the recorded loss along the run's lineage, so that a fork has its ancestors'
+    history.
+    """
     rows = recorded_steps(run, 0, run.header.steps)
     steps = sorted(s for s, row in rows.items() if row["loss"] is not None)
     restarts = phase_restarts([(p.until, p.mix) for p in run.recipe.data.phases])
@@ -69,44 +73,93 @@ def spikes_along(run: Run) -> list[Spike]:
 
 
 def the_spike(run: Run, step: int | None, force: bool) -> Asked:
-    """The spike that is meant: at its peak where `step` lies inside it; the largest where no step is named.
+    """The spike that is meant: at its peak where `step` lies inside it; the largest where no step
+    is named.
 
-    Errors: usage, for a step that is no spike (with the nearest one), unless forced; missing, where it was not recorded.
+    Errors: usage, for a step that is no spike (with the nearest one), unless forced; missing, where
+    it was not recorded.
     """
     found = spikes_along(run)
     if step is None:
         if not found:
-            raise ForensicsError("missing", f"wanted a spike of the loss of {run.name}, found none",
-                                 "--spike S --force blames any step")  # fmt: skip
+            raise ForensicsError(
+                "missing",
+                f"wanted a spike of the loss of {run.name}, found none",
+                "--spike S --force blames any step",
+            )
         step = max(found, key=lambda s: s.sigma if math.isfinite(s.sigma) else math.inf).step
     rows = recorded_steps(run, 0, step + 1)
     if step not in rows or rows[step]["loss"] is None:
         last = max((s for s, row in rows.items() if row["loss"] is not None), default=None)
-        raise ForensicsError("missing", f"wanted the loss of {run.name} at step {step}, found none recorded",
-                             f"recorded up to {last}" if last is not None else "was it trained?")  # fmt: skip
-    inside = [s for s in found if s.onset <= step <= max(s.step, (s.recovered_at or s.step + 1) - 1)]
+        raise ForensicsError(
+            "missing",
+            f"wanted the loss of {run.name} at step {step}, found none recorded",
+            f"recorded up to {last}" if last is not None else "was it trained?",
+        )
+    inside = [
+        s for s in found if s.onset <= step <= max(s.step, (s.recovered_at or s.step + 1) - 1)
+    ]
     if not inside and not force:
         near = min(found, key=lambda s: abs(s.step - step), default=None)
-        hint = f"the nearest is at {near.step} ({near.sigma:.1f}σ): --spike {near.step}" if near else "no step of it is"
-        raise ForensicsError("usage", f"step {step} of {run.name} is no spike of the loss; {hint}",
-                             "--force blames it all the same")  # fmt: skip
+        hint = (
+            f"the nearest is at {near.step} ({near.sigma:.1f}σ): --spike {near.step}"
+            if near
+            else "no step of it is"
+        )
+        raise ForensicsError(
+            "usage",
+            f"step {step} of {run.name} is no spike of the loss; {hint}",
+            "--force blames it all the same",
+        )
     if inside and not force and inside[0].step != step:
-        words = f"step {step} belongs to the spike with its peak at {inside[0].step}, which is explained (--force explains {step})"
-        return _asked(rows | recorded_steps(run, step, inside[0].step + 1), inside[0].step, inside[0], words)
-    return _asked(rows, step, inside[0] if inside else None, "" if inside else f"no detector calls step {step} a spike")
+        words = (
+            f"step {step} belongs to the spike with its peak at {inside[0].step}, which is"
+            f" explained (--force explains {step})"
+        )
+        return _asked(
+            rows | recorded_steps(run, step, inside[0].step + 1), inside[0].step, inside[0], words
+        )
+    return _asked(
+        rows,
+        step,
+        inside[0] if inside else None,
+        "" if inside else f"no detector calls step {step} a spike",
+    )
 
 
 def _asked(rows: dict[int, dict[str, Any]], step: int, spike: Spike | None, words: str) -> Asked:
     value, scale = rows[step]["loss"], None
-    if spike is not None and spike.baseline is not None and math.isfinite(spike.sigma) and spike.sigma > 0:
+    if (
+        spike is not None
+        and spike.baseline is not None
+        and math.isfinite(spike.sigma)
+        and spike.sigma > 0
+    ):
         scale = (spike.value - spike.baseline) / spike.sigma
-        return Asked(step, True, value, spike.baseline, scale, spike.kind, spike.onset, spike.recovered_at, words)
-    past = [rows[s]["loss"] for s in sorted(rows) if s < step and rows[s]["loss"] is not None][-HISTORY:]
+        return Asked(
+            step,
+            True,
+            value,
+            spike.baseline,
+            scale,
+            spike.kind,
+            spike.onset,
+            spike.recovered_at,
+            words,
+        )
+    past = [rows[s]["loss"] for s in sorted(rows) if s < step and rows[s]["loss"] is not None][
+        -HISTORY:
+    ]
     past = [x for x in past if math.isfinite(x)]
     baseline = float(np.median(past)) if len(past) >= BEFORE else None
     if baseline is not None:
-        scale = max(float(MAD_TO_SIGMA * np.median(np.abs(np.array(past) - baseline))), smallest_scale(baseline))
-    kind, onset, back = (spike.kind, spike.onset, spike.recovered_at) if spike else (None, None, None)
+        scale = max(
+            float(MAD_TO_SIGMA * np.median(np.abs(np.array(past) - baseline))),
+            smallest_scale(baseline),
+        )
+    kind, onset, back = (
+        (spike.kind, spike.onset, spike.recovered_at) if spike else (None, None, None)
+    )
     return Asked(step, spike is not None, value, baseline, scale, kind, onset, back, words)
 
 
@@ -119,7 +172,9 @@ class Probes:
 
 
 def clean_probes(run: Run, first: int) -> Probes:
-    """Held-out sequences; where none were held out, those drawn after the run's end, or else before step `first`."""
+    """Held-out sequences; where none were held out, those drawn after the run's end, or else before
+    step `first`.
+    """
     held_out = Probe(run, PROBES)
     if held_out.batch is not None:
         return Probes(held_out.batch, f"{held_out.sequences} held-out sequences")
@@ -132,13 +187,22 @@ def clean_probes(run: Run, first: int) -> Probes:
                 break
         words = f"{min(len(ids), PROBES)} sequences drawn after the run's end (none were held out)"
     except ForensicsError:  # an order file ends with the run
-        ids = [i for s in range(max(0, first - PROBES), first) for i in run.stream(s).sequence.tolist() if i >= 0][::-1]
+        ids = [
+            i
+            for s in range(max(0, first - PROBES), first)
+            for i in run.stream(s).sequence.tolist()
+            if i >= 0
+        ][::-1]
         words = (
-            f"{min(len(ids), PROBES)} sequences trained on before the window (none were held out, the order file ends)"
+            f"{min(len(ids), PROBES)} sequences trained on before the window (none were held out,"
+            " the order file ends)"
         )
     if not ids:
-        raise ForensicsError("missing", f"wanted clean sequences to measure {run.name} on, found none",
-                             "train with data.held_out above 0")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"wanted clean sequences to measure {run.name} on, found none",
+            "train with data.held_out above 0",
+        )
     return Probes(run.batches.make(np.array(ids[:PROBES])), words)
 
 
@@ -169,7 +233,9 @@ def checkpoint_at_or_before(run: Run, step: int) -> int | None:
 
 @dataclass(frozen=True)
 class Excess:
-    """In nats; `data` + `state` is `total`. `scale` is 1.4826·MAD of the gaps before S: how odd batches usually are."""
+    """In nats; `data` + `state` is `total`. `scale` is 1.4826·MAD of the gaps before S: how odd
+    batches usually are.
+    """
 
     data: float
     state: float
@@ -185,14 +251,23 @@ class Excess:
 
 
 class Control:
-    """The window replayed unaltered: states to start from, losses of the batches and of P at every state, and S itself."""
+    """The window replayed unaltered: states to start from, losses of the batches and of P at every
+    state, and S itself.
+    """
 
     def __init__(
-        self, run: Run, first: int, last: int, probes: Probes, did: Callable[[int, str], None], narrow: bool = True
+        self,
+        run: Run,
+        first: int,
+        last: int,
+        probes: Probes,
+        did: Callable[[int, str], None],
+        narrow: bool = True,
     ) -> None:
         """Replays from M steps before `first` = A to the loss of batch `last` = S. Errors: missing.
 
-        `begin` is where causes are looked for from: with `narrow`, shortly before P's loss began to rise, else at A.
+        `begin` is where causes are looked for from: with `narrow`, shortly before P's loss began to
+        rise, else at A.
         """
         self.run, self.first, self.last, self.probes = run, first, last, probes
         self.start = max(lowest(run), first - BEFORE)
@@ -209,7 +284,11 @@ class Control:
     def token_losses(self, params: dict[str, Tensor], batch: Batch) -> Tensor:
         """(B, T) cross-entropy on the CPU, float64."""
         size = math.gcd(len(batch.tokens), self.run.model.micro_batch)
-        return token_losses(params, batch, self.run.model, self.run.header.precision, size).double().cpu()
+        return (
+            token_losses(params, batch, self.run.model, self.run.header.precision, size)
+            .double()
+            .cpu()
+        )
 
     def probe_loss(self, params: dict[str, Tensor]) -> float:
         return float(self.token_losses(params, self.probes.batch).mean())
@@ -231,7 +310,9 @@ class Control:
         trained = min(run.header.steps, run.last_step())
         witness = Witness(run, self.start, min(S + AFTER, trained))
         lead = checkpoint_at_or_before(run, self.start)
-        state = run.state_at(self.start, lambda s, r: self._did(1, f"to state {self.start} from checkpoint {lead}"))
+        state = run.state_at(
+            self.start, lambda s, r: self._did(1, f"to state {self.start} from checkpoint {lead}")
+        )
         each = 12 * run.header.parameters
         stride = max(1, math.ceil((S - self.start) * each / STATES))
 
@@ -251,7 +332,8 @@ class Control:
 
         keep(state)
         run.replay(state, S, after=after)
-        # S's own loss is known once its step is taken; only a control that is not exact goes further
+        # S's own loss is known once its step is taken; only a control that is not exact goes
+        # further
         stop = S + 1 if witness.difference is None else min(S + AFTER, trained)
         run.replay(state, stop, after=after)
         return witness.report()
@@ -259,13 +341,18 @@ class Control:
     def _excess(self) -> Excess:
         S, A = self.last, self.first
         gaps = [self.losses[k] - self.probe[k] for k in range(self.start, A) if k in self.losses]
-        if not gaps:  # the window starts at the first state: what is usual is that both cost the same
+        if (
+            not gaps
+        ):  # the window starts at the first state: what is usual is that both cost the same
             gaps = [0.0]
         usual = float(np.median(gaps))
         loss = self.loss_of(self.ce, self.batch)
         spread = [self.losses[k] - self.probe[k] for k in range(self.start, S) if k in self.losses]
         around = np.array(spread or [0.0])
-        scale = max(float(MAD_TO_SIGMA * np.median(np.abs(around - np.median(around)))), smallest_scale(loss))
+        scale = max(
+            float(MAD_TO_SIGMA * np.median(np.abs(around - np.median(around)))),
+            smallest_scale(loss),
+        )
         data, state = loss - self.probe[S] - usual, self.probe[S] - self.probe[A]
         if not math.isfinite(state):  # the model itself is broken
             data, state = 0.0, math.inf
@@ -274,7 +361,9 @@ class Control:
         return Excess(data, state, loss, usual, self.probe[A], self.probe[S], scale)
 
     def _begin(self) -> int:
-        """MARGIN steps before the last state at which P's loss had hardly risen: what came earlier did not raise it."""
+        """MARGIN steps before the last state at which P's loss had hardly risen: what came earlier
+        did not raise it.
+        """
         unhurt = self.excess.probe_before + RISEN * max(self.excess.state, 0.0)
         calm = [k for k in range(self.first, self.last) if self.probe[k] <= unhurt]
         return max(self.first, (calm[-1] if calm else self.first) - MARGIN)
@@ -285,16 +374,28 @@ class Control:
         return max(rises, key=lambda k: rises[k]) if rises else self.last - 1
 
     def own_influence(self) -> Tensor:
-        """(B, T) in nats: what each target of b_S adds to the data part, against one of an ordinary batch at θ_S."""
+        """(B, T) in nats: what each target of b_S adds to the data part, against one of an ordinary
+        batch at θ_S.
+        """
         ordinary = self.probe[self.last] + self.excess.usual_gap
-        return ((self.ce - ordinary) * self.batch.weight.double() / self.batch.denominator).nan_to_num(0.0, 0.0, 0.0)
+        return (
+            (self.ce - ordinary) * self.batch.weight.double() / self.batch.denominator
+        ).nan_to_num(0.0, 0.0, 0.0)
 
     def recorded_absent(self, asked: Asked) -> bool:
-        """Whether the recorded spike is missing from this control: within ±2 steps and a factor 2 of its excess."""
+        """Whether the recorded spike is missing from this control: within ±2 steps and a factor 2
+        of its excess.
+        """
         if self.report.bitwise or asked.baseline is None or not asked.spike:
             return False
         height = asked.value - asked.baseline
         if not math.isfinite(height):
-            return all(math.isfinite(self.losses.get(k, 0.0)) for k in range(self.last - 2, self.last + 3))
-        near = [self.losses[k] - asked.baseline for k in range(self.last - 2, self.last + 3) if k in self.losses]
+            return all(
+                math.isfinite(self.losses.get(k, 0.0)) for k in range(self.last - 2, self.last + 3)
+            )
+        near = [
+            self.losses[k] - asked.baseline
+            for k in range(self.last - 2, self.last + 3)
+            if k in self.losses
+        ]
         return not any(0.5 <= x / height <= 2 for x in near)

@@ -1,12 +1,14 @@
-"""Which sequence of a window moved a number: the metagradient, exact, through the run's own optimizer.
+"""Which sequence of a window moved a number: the metagradient, exact, through the run's own
+optimizer.
 
     found = influence(run, 384, 400, target)        batches 384 … 399; the target is measured at state 400
     found.by_sequence[k, i]                         d target / d w of slot i of batch 384 + k
 
-w (1 for every sequence) is a sequence's weight in the loss, the denominator kept; removing the sequence changes the
-target by about −1 times its influence (arXiv 2503.13751, 2504.16430). States are recomputed by `advance`, bit for bit
-where precision is float32, and gone back over one at a time (`adjoint.py`); what a window needs is 4 copies of the
-parameters for each step between two kept states and 3 for each kept state, so every √K-th state is kept.
+w (1 for every sequence) is a sequence's weight in the loss, the denominator kept; removing the
+sequence changes the target by about −1 times its influence (arXiv 2503.13751, 2504.16430). States
+are recomputed by `advance`, bit for bit where precision is float32, and gone back over one at a
+time (`adjoint.py`); what a window needs is 4 copies of the parameters for each step between two
+kept states and 3 for each kept state, so every √K-th state is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +29,16 @@ from forensics.errors import ForensicsError
 from forensics.model.decoder import Site
 from forensics.model.loss import CHUNK, SHORT
 from forensics.progress import Report, silent
-from forensics.train.advance import SILENT, BatchStream, Model, Observer, StepResult, advance, fold, token_losses
+from forensics.train.advance import (
+    SILENT,
+    BatchStream,
+    Model,
+    Observer,
+    StepResult,
+    advance,
+    fold,
+    token_losses,
+)
 from forensics.train.optimizer import Adjoint
 from forensics.train.run import Run
 from forensics.train.schedule import Policy, StepPolicy
@@ -35,7 +46,9 @@ from forensics.train.state import Counters, TrainState
 from replay.blame.adjoint import Smooth, Taken, Tape, activation_bytes, piece, step_back
 from replay.compare import Probe
 
-Target = Callable[[dict[str, Tensor]], Tensor]  # a differentiable number of the parameters, such as a probe loss
+Target = Callable[
+    [dict[str, Tensor]], Tensor
+]  # a differentiable number of the parameters, such as a probe loss
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 HOLD = 2 << 30  # bytes of steps that are kept whole, which saves the second replay
@@ -44,7 +57,9 @@ TRUSTED = 0.1  # relative error of the directional derivative up to which influe
 
 @dataclass(frozen=True)
 class Condition:
-    """The influences held against two replays: every weight moved by ±epsilon at random, then by the opposite."""
+    """The influences held against two replays: every weight moved by ±epsilon at random, then by
+    the opposite.
+    """
 
     epsilon: float
     predicted: float  # change of the target per unit of epsilon, by the influences
@@ -56,7 +71,9 @@ class Condition:
 
 @dataclass(frozen=True)
 class Influence:
-    """Batches first … last−1, K of them, of B sequences of T tokens; the target is that of state `last`."""
+    """Batches first … last−1, K of them, of B sequences of T tokens; the target is that of state
+    `last`.
+    """
 
     first: int
     last: int
@@ -65,26 +82,42 @@ class Influence:
     by_token: np.ndarray | None  # (K, B, T)
     condition: Condition | None  # None: not asked for
     precision: str  # float32 | float64
-    advances: float  # cost in steps of training: seconds over the median seconds of one of its own `advance`s
+    # cost in steps of training: seconds over the median seconds of one of its own `advance`s
+    advances: float
     seconds: float
 
 
 def influence(
-    run: Run, first: int, last: int, target: Target | None = None, *, stream: BatchStream | None = None,
-    policy: Policy | None = None, start: TrainState | None = None, precision: str = "float32", tokens: bool = False,
-    check: bool = True, progress: Report = silent,
-) -> Influence:  # fmt: skip
-    """d target(θ at state `last`) / d weight of every sequence of batches first … last−1, with the check of conditioning.
+    run: Run,
+    first: int,
+    last: int,
+    target: Target | None = None,
+    *,
+    stream: BatchStream | None = None,
+    policy: Policy | None = None,
+    start: TrainState | None = None,
+    precision: str = "float32",
+    tokens: bool = False,
+    check: bool = True,
+    progress: Report = silent,
+) -> Influence:
+    """d target(θ at state `last`) / d weight of every sequence of batches first … last−1, with the
+    check of conditioning.
 
-    Without `target` it is the mean loss on the run's held-out sequences. `stream`, `policy` and `start` (a state
-    `first`, left as it is) stand in for the run's own. In float32 the states are the run's to the bit, and a run that
-    trains in bf16 is differentiated in float32 at them. In float64 the window is run again in float64 from the same
-    start: well conditioned, but no bitwise replay. SkipStep's decisions are held fixed. Errors: usage, missing.
+    Without `target` it is the mean loss on the run's held-out sequences. `stream`, `policy` and
+    `start` (a state `first`, left as it is) stand in for the run's own. In float32 the states are
+    the run's to the bit, and a run that trains in bf16 is differentiated in float32 at them. In
+    float64 the window is run again in float64 from the same start: well conditioned, but no bitwise
+    replay. SkipStep's decisions are held fixed. Errors: usage, missing.
     """
     if precision not in DTYPES:
-        raise ForensicsError("usage", f"wanted precision float32 or float64, found {precision!r}", "try float64")
+        raise ForensicsError(
+            "usage", f"wanted precision float32 or float64, found {precision!r}", "try float64"
+        )
     if not first < last:
-        raise ForensicsError("usage", f"wanted a window of at least one step, found {first}:{last}", "e.g. 384:400")
+        raise ForensicsError(
+            "usage", f"wanted a window of at least one step, found {first}:{last}", "e.g. 384:400"
+        )
     began = time.perf_counter()
     window = _Window(run, stream or run.stream, policy or run.policy, precision)
     begin = window.cast(start if start is not None else run.state_at(first))
@@ -97,9 +130,16 @@ def influence(
     condition = _check(window, begin, last, target, by_sequence, value, report) if check else None
     seconds = time.perf_counter() - began
     return Influence(
-        first, last, value, by_sequence, by_token if tokens else None, condition, precision,
-        seconds / statistics.median(window.seconds) if window.seconds else 0.0, seconds,
-    )  # fmt: skip
+        first,
+        last,
+        value,
+        by_sequence,
+        by_token if tokens else None,
+        condition,
+        precision,
+        seconds / statistics.median(window.seconds) if window.seconds else 0.0,
+        seconds,
+    )
 
 
 class _Progress:
@@ -114,7 +154,9 @@ class _Progress:
 
 
 class _Window:
-    """How the window's steps are taken, in the wanted precision; notes what each did and how long it took."""
+    """How the window's steps are taken, in the wanted precision; notes what each did and how long
+    it took.
+    """
 
     def __init__(self, run: Run, stream: BatchStream, policy: Policy, precision: str) -> None:
         self.model: Model = run.model
@@ -127,14 +169,18 @@ class _Window:
     def cast(self, state: TrainState) -> TrainState:
         """A copy in the window's precision."""
         groups = (state.params, state.exp_avg, state.exp_avg_sq)
-        params, m, v = ({n: t.to(self.dtype, copy=True) for n, t in group.items()} for group in groups)
+        params, m, v = (
+            {n: t.to(self.dtype, copy=True) for n, t in group.items()} for group in groups
+        )
         return TrainState(params, m, v, state.counters, state.window)
 
     def policy(self, counters: Counters) -> StepPolicy:
         own = self.own_policy(counters)
         return replace(own, precision="fp32") if self.dtype == torch.float64 else own
 
-    def walk(self, state: TrainState, stop: int, watch: Observer, report: _Progress | None, note: str) -> TrainState:
+    def walk(
+        self, state: TrainState, stop: int, watch: Observer, report: _Progress | None, note: str
+    ) -> TrainState:
         def after(state: TrainState, result: StepResult) -> None:
             self.actions[result.step] = result.action
             if result.action != "none":
@@ -144,14 +190,20 @@ class _Window:
 
         return fold(state, self.stream, self.policy, stop, self.model, watch, after)
 
-    def walk_weighted(self, start: TrainState, stop: int, change: np.ndarray, report: _Progress) -> TrainState:
-        """From a copy of `start`, each sequence's weight times 1 + change (K, B); what SkipStep did stays as it was."""
+    def walk_weighted(
+        self, start: TrainState, stop: int, change: np.ndarray, report: _Progress
+    ) -> TrainState:
+        """From a copy of `start`, each sequence's weight times 1 + change (K, B); what SkipStep did
+        stays as it was.
+        """
         first = start.counters.step
 
         def stream(step: int) -> Batch:
             batch = self.stream(step)
             factor = torch.from_numpy(1 + change[step - first])[:, None]
-            return replace(batch, weight=(batch.weight * factor.to(batch.weight.device)).to(self.dtype))
+            return replace(
+                batch, weight=(batch.weight * factor.to(batch.weight.device)).to(self.dtype)
+            )
 
         def policy(counters: Counters) -> StepPolicy:
             own = replace(self.policy(counters), skip_step=False)
@@ -166,9 +218,13 @@ class _Window:
 def _backwards(
     window: _Window, start: TrainState, last: int, target: Target, report: _Progress
 ) -> tuple[float, np.ndarray]:
-    """The target's value and its derivative by each token's weight, (K, B, T): forwards, then back by segments."""
+    """The target's value and its derivative by each token's weight, (K, B, T): forwards, then back
+    by segments.
+    """
     first = start.counters.step
-    length = segment(sum(p.numel() for p in start.params.values()), last - first, start_itemsize(start))
+    length = segment(
+        sum(p.numel() for p in start.params.values()), last - first, start_itemsize(start)
+    )
     starts = list(range(first, last, length))
     state, kept = start.clone(), []
     for s in starts[1:]:
@@ -205,24 +261,41 @@ def _at_the_end(target: Target, state: TrainState) -> tuple[float, Adjoint]:
         else:
             grads = (None,) * len(params)
     theta = {
-        n: torch.zeros_like(p) if g is None else g.to(p.dtype).clone() for (n, p), g in zip(state.params.items(), grads)
+        n: torch.zeros_like(p) if g is None else g.to(p.dtype).clone()
+        for (n, p), g in zip(state.params.items(), grads)
     }
     zeros = ({n: torch.zeros_like(p) for n, p in state.params.items()} for _ in range(2))
     return float(value.detach()), Adjoint(theta, *zeros)
 
 
 def _check(
-    window: _Window, start: TrainState, last: int, target: Target, by_sequence: np.ndarray, value: float, report: _Progress
-) -> Condition:  # fmt: skip
-    """Two replays with all weights moved by ±ε·(random signs), against what the influences predict."""
+    window: _Window,
+    start: TrainState,
+    last: int,
+    target: Target,
+    by_sequence: np.ndarray,
+    value: float,
+    report: _Progress,
+) -> Condition:
+    """Two replays with all weights moved by ±ε·(random signs), against what the influences
+    predict.
+    """
     size = float(np.linalg.norm(by_sequence))
     if not math.isfinite(value) or not math.isfinite(size):
-        return Condition(0.0, math.nan, math.nan, math.nan, False, "the target or an influence is not a finite number: "
-                         "what the window does to it can be told by replays only")  # fmt: skip
+        return Condition(
+            0.0,
+            math.nan,
+            math.nan,
+            math.nan,
+            False,
+            "the target or an influence is not a finite number: "
+            "what the window does to it can be told by replays only",
+        )
     if size == 0:
         return Condition(0.0, 0.0, 0.0, 0.0, True, "no weight of the window moves the target")
     signs, predicted = _direction(by_sequence, size)
-    # far enough that the two targets differ by more than their rounding, near enough to be a derivative
+    # far enough that the two targets differ by more than their rounding, near enough to be a
+    # derivative
     wanted, low = (1e-4, 1e-3) if window.dtype == torch.float32 else (1e-6, 1e-4)
     epsilon = float(np.clip(wanted * max(abs(value), 1e-3) / size, low, 0.1))
     ends = []
@@ -234,20 +307,28 @@ def _check(
     error = abs(measured - predicted) / abs(predicted)
     ok = bool(error <= TRUSTED)
     if ok:
-        sentence = f"the influences agree with two replays of shifted weights (relative error {error:.1g})"
+        sentence = (
+            f"the influences agree with two replays of shifted weights (relative error {error:.1g})"
+        )
     elif window.dtype == torch.float32:
-        sentence = (f"the influences are badly conditioned here: two replays of shifted weights differ from them by "
-                    f"{error:.0%}; try float64, or trust the replays alone")  # fmt: skip
+        sentence = (
+            "the influences are badly conditioned here: two replays of shifted weights differ from"
+            f" them by {error:.0%}; try float64, or trust the replays alone"
+        )
     else:
-        sentence = (f"the target is no smooth function of the weights here: two replays of shifted weights differ from "
-                    f"the influences by {error:.0%}; trust the replays alone")  # fmt: skip
+        sentence = (
+            "the target is no smooth function of the weights here: two replays of shifted weights"
+            f" differ from the influences by {error:.0%}; trust the replays alone"
+        )
     return Condition(epsilon, predicted, measured, error, ok, sentence)
 
 
 def _direction(by_sequence: np.ndarray, size: float) -> tuple[np.ndarray, float]:
-    """Random signs (K, B) along which the influences add up to ‖influences‖₂ (`size`) or more, and that sum.
+    """Random signs (K, B) along which the influences add up to ‖influences‖₂ (`size`) or more, and
+    that sum.
 
-    A third of all signs do. Where they cancel by chance, a small error of each is a large one of their sum.
+    A third of all signs do. Where they cancel by chance, a small error of each is a large one of
+    their sum.
     """
     rng, signs, predicted = np.random.default_rng(0), np.zeros(0), 0.0
     for _ in range(100):
@@ -280,7 +361,9 @@ class _MeanLoss(torch.autograd.Function):
     """The loss of a batch with its gradient, by the training step's own forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Batch, model: Model, names: tuple[str, ...], *tensors: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(
+        ctx: Any, batch: Batch, model: Model, names: tuple[str, ...], *tensors: Tensor
+    ) -> Tensor:  # type: ignore[override]
         state = TrainState(dict(zip(names, (t.detach() for t in tensors))), {}, {})
         watch = _Gradients()
         with torch.enable_grad():
@@ -295,15 +378,22 @@ class _MeanLoss(torch.autograd.Function):
         return (None, None, None, *(g * scale for g in ctx.grads))
 
 
-# a forward and backward that moves nothing: of these fields only z_loss, frozen, precision and update are read
-_MEASURE = StepPolicy(0.0, (0.0, 0.0), 1.0, 0.0, 0.0, 0.0, frozenset(), "fp32", "zero", False, False)
+# a forward and backward that moves nothing: of these fields only z_loss, frozen, precision and
+# update are read
+_MEASURE = StepPolicy(
+    0.0, (0.0, 0.0), 1.0, 0.0, 0.0, 0.0, frozenset(), "fp32", "zero", False, False
+)
 
 
 def probe_target(run: Run, batch: Batch) -> Target:
-    """The mean loss on the counted tokens of `batch`, nats, differentiable; a micro-batch at a time."""
+    """The mean loss on the counted tokens of `batch`, nats, differentiable; a micro-batch at a
+    time.
+    """
     counted = float(batch.weight.sum())
     if not counted:
-        raise ForensicsError("missing", "wanted probe sequences with counted tokens, found none", "give a probe set")
+        raise ForensicsError(
+            "missing", "wanted probe sequences with counted tokens, found none", "give a probe set"
+        )
     probe = replace(batch, denominator=counted)
     B = len(batch.tokens)
     size = next(n for n in range(min(run.model.micro_batch, B), 0, -1) if B % n == 0)
@@ -321,8 +411,11 @@ def probe_target(run: Run, batch: Batch) -> Target:
 def _held_out(run: Run) -> Batch:
     probe = Probe(run).batch
     if probe is None:
-        raise ForensicsError("missing", f"{run.name} holds no sequences out, so there is nothing to measure it on",
-                             "train with --set data.held_out=64, or give a target")  # fmt: skip
+        raise ForensicsError(
+            "missing",
+            f"{run.name} holds no sequences out, so there is nothing to measure it on",
+            "train with --set data.held_out=64, or give a target",
+        )
     return probe
 
 
@@ -331,22 +424,30 @@ def start_itemsize(state: TrainState) -> int:
 
 
 def segment(parameters: int, steps: int, itemsize: int = 4) -> int:
-    """Steps between kept states: all at once where they fit into HOLD, else what keeps 3 copies a state and 4 a step few."""
+    """Steps between kept states: all at once where they fit into HOLD, else what keeps 3 copies a
+    state and 4 a step few.
+    """
     if 4 * itemsize * parameters * steps <= HOLD:
         return steps
     return max(1, min(steps, round(math.sqrt(0.75 * steps))))
 
 
 def memory_needed(run: Run, steps: int, precision: str = "float32") -> int:
-    """Bytes that `influence` over `steps` steps takes at its peak, the process's own few hundred megabytes left out."""
+    """Bytes that `influence` over `steps` steps takes at its peak, the process's own few hundred
+    megabytes left out.
+    """
     itemsize, shape, T = DTYPES[precision].itemsize, run.shape, run.recipe.data.sequence_length
     parameters = run.header.parameters
     length = segment(parameters, steps, itemsize)
-    copies = 3 * math.ceil(steps / length) + 4 * length  # kept states (the start is one) and the steps between two
+    copies = (
+        3 * math.ceil(steps / length) + 4 * length
+    )  # kept states (the start is one) and the steps between two
     copies += 3 + 3 + 3  # the state that walks, the adjoint, and gradients with their tangents
     sequences = min(piece(shape, T, itemsize), run.recipe.train.batch)
     head = 4 * (CHUNK + SHORT) * shape.vocabulary + 2 * T * sequences * shape.width
-    return itemsize * (copies * parameters + head) + sequences * activation_bytes(shape, T, itemsize)
+    return itemsize * (copies * parameters + head) + sequences * activation_bytes(
+        shape, T, itemsize
+    )
 
 
 def longest_window(run: Run, bytes_: int, precision: str = "float32") -> int:
@@ -356,5 +457,7 @@ def longest_window(run: Run, bytes_: int, precision: str = "float32") -> int:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if memory_needed(run, middle, precision) <= bytes_ else (low, middle)
+        low, high = (
+            (middle, high) if memory_needed(run, middle, precision) <= bytes_ else (low, middle)
+        )
     return min(low, run.header.steps)

@@ -1,11 +1,13 @@
 """Real replays of the window with something taken away, or altered: what is left of the excess?
 
     replays.without(removal)        sequences or spans of targets: before S they weigh 0, the denominator kept;
-                                    in batch S itself each gives way to an ordinary target, ℓ(P; θ) + the usual gap
+                                    in batch S itself each gives way to an ordinary target, ℓ(P; θ)
+                                    + the usual gap
     replays.along(start, stream, …)  other data, another policy
     replays.from_state(...)         the same batches from another state
 
-A replay begins at the first step that differs, from the control's own state there; what was replayed once is known.
+A replay begins at the first step that differs, from the control's own state there; what was
+replayed once is known.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Outcome:
 
 
 class Replays:
-    """Replays of one window. `replays` counts those that trained at least one step, `steps` their steps."""
+    """Replays of one window. `replays` counts those that trained at least one step, `steps` their
+    steps.
+    """
 
     def __init__(self, control: Control, did: Callable[[int, str], None]) -> None:
         self.control = control
@@ -77,26 +81,38 @@ class Replays:
         return min((s.step for s in removal), default=self.control.last)
 
     def without(self, removal: Iterable[Slot], note: str = "", replaced: bool = False) -> Outcome:
-        """The excess without these; `replaced`: rows before S give way to ones drawn after the run's end instead."""
+        """The excess without these; `replaced`: rows before S give way to ones drawn after the
+        run's end instead.
+        """
         own = frozenset(removal)
         key = (own, replaced and self.first_step(own) < self.control.last)
         if key not in self._known:
             S = self.control.last
-            if self.first_step(own) == S:  # batch S moves nothing before its own loss: θ_S is as it was
-                self._known[key] = self._of(self.control.ce, self.control.batch, self.control.probe[S], self._gone(own))
+            if (
+                self.first_step(own) == S
+            ):  # batch S moves nothing before its own loss: θ_S is as it was
+                self._known[key] = self._of(
+                    self.control.ce, self.control.batch, self.control.probe[S], self._gone(own)
+                )
                 return self._known[key]
             before = [s for s in own if s.step < S]
             stream = (
                 self._replaced(before)
                 if replaced
-                else slots.removed(self.run.stream, self.run, slots.Removal(before, frozenset()), "mask", S)
+                else slots.removed(
+                    self.run.stream, self.run, slots.Removal(before, frozenset()), "mask", S
+                )
             )
-            end = self._advanced(self.control.state(self.first_step(own)), stream, self.run.policy, S, note)
+            end = self._advanced(
+                self.control.state(self.first_step(own)), stream, self.run.policy, S, note
+            )
             self._known[key] = self._measured(end.params, self.control.batch, self._gone(own))
         return self._known[key]
 
     def _replaced(self, rows: Iterable[Slot]) -> BatchStream:
-        """The stream in which these rows are those of the batches after the run's end, the same ones every time."""
+        """The stream in which these rows are those of the batches after the run's end, the same
+        ones every time.
+        """
         by_step: dict[int, list[int]] = {}
         for row in rows:
             by_step.setdefault(row.step, []).append(row.slot)
@@ -113,11 +129,14 @@ class Replays:
         return altered
 
     def other_batch(self, step: int, draw: int = 0) -> Batch:
-        """A batch that stands in for that of `step`: one drawn after the run's end, or, where the order ends there,
+        """A batch that stands in for that of `step`: one drawn after the run's end, or, where the
+        order ends there,
         one from before the window. Errors: missing."""
         length = self.control.last + 1 - self.control.begin
         try:
-            return self.run.stream(root(self.run).header.steps + step - self.control.begin + draw * length)
+            return self.run.stream(
+                root(self.run).header.steps + step - self.control.begin + draw * length
+            )
         except ForensicsError:
             return self.run.stream(step - (draw + 1) * length)
 
@@ -127,22 +146,32 @@ class Replays:
         return self.excess - left if math.isfinite(left) else -math.inf
 
     def along(
-        self, start: TrainState, stream: BatchStream | None = None, policy: Policy | None = None, note: str = ""
+        self,
+        start: TrainState,
+        stream: BatchStream | None = None,
+        policy: Policy | None = None,
+        note: str = "",
     ) -> Outcome:
-        """The excess along another stream or policy from a state of the window on; batch S is the stream's own."""
+        """The excess along another stream or policy from a state of the window on; batch S is the
+        stream's own.
+        """
         S, stream = self.control.last, stream or self.run.stream
         end = self._advanced(start, stream, policy or self.run.policy, S, note)
         return self._measured(end.params, stream(S), None)
 
     def from_state(self, state: TrainState, first: int, note: str = "") -> Outcome:
-        """The batches first … S from another state, by the policy that holds there: the excess over that state's own."""
+        """The batches first … S from another state, by the policy that holds there: the excess over
+        that state's own.
+        """
         at, S = state.counters.step, self.control.last
         before = self.control.probe_loss(state.params)
         shifted = _shifted(self.run.stream, first - at)
         end = self._advanced(state, shifted, self.run.policy, at + S - first, note)
         return self._measured(end.params, self.control.batch, None, before)
 
-    def _advanced(self, start: TrainState, stream: BatchStream, policy: Policy, stop: int, note: str) -> TrainState:
+    def _advanced(
+        self, start: TrainState, stream: BatchStream, policy: Policy, stop: int, note: str
+    ) -> TrainState:
         if start.counters.step == stop:
             return start
         self.replays += 1
@@ -165,12 +194,25 @@ class Replays:
         return gone
 
     def _measured(
-        self, params: dict[str, Tensor], batch: Batch, gone: Tensor | None, before: float | None = None
+        self,
+        params: dict[str, Tensor],
+        batch: Batch,
+        gone: Tensor | None,
+        before: float | None = None,
     ) -> Outcome:
         control = self.control
-        return self._of(control.token_losses(params, batch), batch, control.probe_loss(params), gone, before)
+        return self._of(
+            control.token_losses(params, batch), batch, control.probe_loss(params), gone, before
+        )
 
-    def _of(self, ce: Tensor, batch: Batch, probe: float, gone: Tensor | None, before: float | None = None) -> Outcome:
+    def _of(
+        self,
+        ce: Tensor,
+        batch: Batch,
+        probe: float,
+        gone: Tensor | None,
+        before: float | None = None,
+    ) -> Outcome:
         known = self.control.excess
         ordinary = probe + known.usual_gap
         if gone is not None:

@@ -1,4 +1,6 @@
-"""What may be to blame as a whole: a document, a source, several documents. The simplest that suffices is named."""
+"""What may be to blame as a whole: a document, a source, several documents. The simplest that
+suffices is named.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,21 @@ class Suspect:
 
 
 def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspect]:
-    """Each of the 3 leading documents, the leading source, the leading 2, 4, 8 documents, by influence; none that is more
+    """Each of the 3 leading documents, the leading source, the leading 2, 4, 8 documents, by
+    influence; none that is more
     than SHARE of the window's sequences.
 
-    Not the first document alone: a derivative can be far from what a removal does, and only the replays decide.
+    Not the first document alone: a derivative can be far from what a removal does, and only the
+    replays decide.
     """
     control = replays.control
     rows = replays.rows(range(control.begin, control.last + 1))
     documents = culprits.by_document(replays, influences, rows)
-    order = [d["document"] for d in documents if (d["influence"] or 0.0) > 0 and d["document"] is not None]
+    order = [
+        d["document"]
+        for d in documents
+        if (d["influence"] or 0.0) > 0 and d["document"] is not None
+    ]
     spans: dict[int, list[Slot]] = {}
     for row in rows:
         for document, span in document_spans(replays, row):
@@ -40,7 +48,11 @@ def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspec
     named = {d["document"]: f"{d['path']} ({d['source']})" for d in documents}
     found = [Suspect(f"document {named[d]}", tuple(spans[d])) for d in order[:SINGLE]]
     sources = culprits.by_source(documents)
-    if len(sources) > 1 and sources[0]["source"] is not None and (sources[0]["influence"] or 0.0) > 0:
+    if (
+        len(sources) > 1
+        and sources[0]["source"] is not None
+        and (sources[0]["influence"] or 0.0) > 0
+    ):
         own = [d["document"] for d in documents if d["source"] == sources[0]["source"]]
         words = f"source {sources[0]['source']}" if len(own) > 1 else f"document {named[own[0]]}"
         found.append(Suspect(words, tuple(span for d in own for span in spans[d])))
@@ -53,7 +65,9 @@ def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspec
 
 def documents_of(replays: Replays, influences: Influences, removal: Sequence[Slot]) -> str:
     """The documents of a set, in words, those with the most targets first."""
-    documents = [d for d in culprits.by_document(replays, influences, removal) if d["document"] is not None]
+    documents = [
+        d for d in culprits.by_document(replays, influences, removal) if d["document"] is not None
+    ]
     documents.sort(key=lambda d: -d["targets"])
     named = [f"{d['path']} ({d['source']})" for d in documents[:2]]
     more = len(documents) - len(named)

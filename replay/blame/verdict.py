@@ -31,12 +31,20 @@ LONG = 0.98  # β₂ from which second moments can be out of date: a memory of 5
 JUMP = 1.5  # × the learning rate before the window, from which a steady one is tried
 STALE = 1.5  # × its own median, from which a tensor's second moment is called out of date
 
-DATA, BOTH, STATE, NUMERICS, UNKNOWN = "data", "data and state", "state or schedule", "numerics", "cannot tell"
+DATA, BOTH, STATE, NUMERICS, UNKNOWN = (
+    "data",
+    "data and state",
+    "state or schedule",
+    "numerics",
+    "cannot tell",
+)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One altered replay: what was left of the excess, and whether that is still (at least half of) the spike."""
+    """One altered replay: what was left of the excess, and whether that is still (at least half of)
+    the spike.
+    """
 
     what: str
     left: float  # nats
@@ -58,19 +66,32 @@ def other_data(replays: Replays, first: int, number: int = OTHERS) -> list[Trial
             return replays.other_batch(step, draw) if step >= first else run.stream(step)
 
         try:
-            outcome = replays.along(replays.control.state(first), stream, note=f"other data {draw + 1}")
-        except (ForensicsError, AssertionError):  # neither after the run's end nor before the window
+            outcome = replays.along(
+                replays.control.state(first), stream, note=f"other data {draw + 1}"
+            )
+        except (
+            ForensicsError,
+            AssertionError,
+        ):  # neither after the run's end nor before the window
             break
-        found.append(_trial(replays, f"other batches instead of {first}:{S + 1}, draw {draw + 1}", outcome))
+        found.append(
+            _trial(replays, f"other batches instead of {first}:{S + 1}, draw {draw + 1}", outcome)
+        )
     return found
 
 
 def other_states(replays: Replays, first: int) -> list[Trial]:
-    """Batches first … S from the first state of the control, and from the checkpoint a window earlier, past warm-up."""
+    """Batches first … S from the first state of the control, and from the checkpoint a window
+    earlier, past warm-up.
+    """
     run, control = replays.run, replays.control
     warm = root(run).recipe.train.warmup
     early = checkpoint_at_or_before(run, control.start - BEFORE)
-    states = [s for s in dict.fromkeys([control.start, early]) if s is not None and s < first and s >= max(1, warm)]
+    states = [
+        s
+        for s in dict.fromkeys([control.start, early])
+        if s is not None and s < first and s >= max(1, warm)
+    ]
     found = []
     for s in states:
         state = control.state(s) if s >= control.start else run.state_at(s)
@@ -80,7 +101,8 @@ def other_states(replays: Replays, first: int) -> list[Trial]:
 
 
 def up_to_date(replays: Replays, first: int) -> Trial | None:
-    """β₂ lowered to β₁ from state `first` on, its second moments rescaled so that v̂ goes on where it was.
+    """β₂ lowered to β₁ from state `first` on, its second moments rescaled so that v̂ goes on where
+    it was.
 
     None where the run's own β₂ is short already, or no update was made yet.
     """
@@ -100,14 +122,24 @@ def up_to_date(replays: Replays, first: int) -> Trial | None:
 def steady_rate(replays: Replays) -> Trial | None:
     """The window at the learning rate that held before it; None where it held inside too."""
     control, policy = replays.control, replays.run.policy
-    before = [policy(control.state(s).counters).learning_rate for s in range(control.start, control.first)]
-    inside = [policy(control.state(s).counters).learning_rate for s in range(control.first, control.last)]
+    before = [
+        policy(control.state(s).counters).learning_rate for s in range(control.start, control.first)
+    ]
+    inside = [
+        policy(control.state(s).counters).learning_rate for s in range(control.first, control.last)
+    ]
     rate = float(np.median(before)) if before else min(inside)
     if max(inside) <= JUMP * rate:
         return None
-    held = _altered(policy, lambda p: dataclasses.replace(p, learning_rate=min(p.learning_rate, rate)))
-    outcome = replays.along(control.state(control.first), policy=held, note="at a steady learning rate")
-    return _trial(replays, f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})", outcome)
+    held = _altered(
+        policy, lambda p: dataclasses.replace(p, learning_rate=min(p.learning_rate, rate))
+    )
+    outcome = replays.along(
+        control.state(control.first), policy=held, note="at a steady learning rate"
+    )
+    return _trial(
+        replays, f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})", outcome
+    )
 
 
 def _altered(policy: Policy, change: Callable[[StepPolicy], StepPolicy]) -> Policy:
@@ -118,7 +150,9 @@ def _altered(policy: Policy, change: Callable[[StepPolicy], StepPolicy]) -> Poli
 
 
 def stale_tensors(run: Run, first: int, last: int) -> list[dict[str, Any]]:
-    """Recorded `staleness` of each tensor at its highest in first … last−1, against its median before; most stale first."""
+    """Recorded `staleness` of each tensor at its highest in first … last−1, against its median
+    before; most stale first.
+    """
     import pyarrow.compute as pc
 
     rows: list[dict[str, Any]] = []
@@ -137,8 +171,16 @@ def stale_tensors(run: Run, first: int, last: int) -> list[dict[str, Any]]:
         if not past or not here:
             continue
         worst, usual = max(here, key=lambda row: row["staleness"]), float(np.median(past))
-        found.append({"tensor": name, "step": worst["step"], "staleness": worst["staleness"], "rms_t": worst["rms_t"],
-                      "usual": usual, "times": worst["staleness"] / usual if usual > 0 else None})  # fmt: skip
+        found.append(
+            {
+                "tensor": name,
+                "step": worst["step"],
+                "staleness": worst["staleness"],
+                "rms_t": worst["rms_t"],
+                "usual": usual,
+                "times": worst["staleness"] / usual if usual > 0 else None,
+            }
+        )
     return sorted(found, key=lambda row: -(row["times"] or 0.0))
 
 
@@ -175,27 +217,52 @@ def judge(f: Facts) -> tuple[str, str]:
     """(verdict, the sentence that gives its reasons and numbers)."""
     if f.absent:
         where = f.report.first_difference or {}
-        return NUMERICS, (
-            f"The control does not spike: recorded {f.asked.value:.3f}, replayed {f.control_loss:.3f} nats at step {f.asked.step}. "
-            f"The replay differs from step {where.get('step')} on ({where.get('what')}): suspect hardware or numerics of that step. "
-            "Nothing is said about data."
-        )  # fmt: skip
+        return (
+            NUMERICS,
+            (
+                f"The control does not spike: recorded {f.asked.value:.3f}, replayed"
+                f" {f.control_loss:.3f} nats at step {f.asked.step}. The replay differs from step"
+                f" {where.get('step')} on ({where.get('what')}): suspect hardware or numerics of"
+                " that step. Nothing is said about data."
+            ),
+        )
     if not rises(f.asked, f.excess):
-        size = f"{f.excess.total / f.excess.scale:.1f}σ of the batches before; a spike has more than {SIGMAS:g}σ"
-        return UNKNOWN, f"There is no spike to explain: an excess of {f.excess.total:+.3f} nats ({size})."
+        size = (
+            f"{f.excess.total / f.excess.scale:.1f}σ of the batches before; a spike has more than"
+            f" {SIGMAS:g}σ"
+        )
+        return (
+            UNKNOWN,
+            f"There is no spike to explain: an excess of {f.excess.total:+.3f} nats ({size}).",
+        )
     if f.interrupted and (f.proof is None or not f.proof.random):
         return UNKNOWN, "Interrupted before any removal was held against random ones."
     others = [t.spikes for t in f.other_data]
     if len(others) >= OTHERS and all(others):
         return STATE, _state_sentence(f)
     if f.proof is None or f.proof.taken < HALF * f.excess.total:
-        tried = f"The strongest of {f.tried} removals takes {f.largest:.3f} of the excess of {f.excess.total:.3f} nats away" if f.tried else "No removal helps"  # fmt: skip
+        tried = (
+            f"The strongest of {f.tried} removals takes {f.largest:.3f} of the excess of"
+            f" {f.excess.total:.3f} nats away"
+            if f.tried
+            else "No removal helps"
+        )
         return UNKNOWN, f"{tried}; {_others_words(f)}, so no set of sequences is blamed."
     if not f.proof.causal or f.proof.beyond < HALF * f.excess.total:
-        reason = f.proof.words if not f.proof.causal else f"random ones take {f.proof.taken - f.proof.beyond:.3f} nats too"  # fmt: skip
+        reason = (
+            f.proof.words
+            if not f.proof.causal
+            else f"random ones take {f.proof.taken - f.proof.beyond:.3f} nats too"
+        )
         return UNKNOWN, f"{_removal_words(f)}, but that is no proof: {reason}."
     if others and sum(others) * 2 >= len(others):
-        return UNKNOWN, f"{_removal_words(f)}, but {_others_words(f)}: neither data nor state alone explains it."
+        return (
+            UNKNOWN,
+            (
+                f"{_removal_words(f)}, but {_others_words(f)}: neither data nor state alone"
+                " explains it."
+            ),
+        )
     return _data_sentence(f)
 
 
@@ -207,9 +274,15 @@ def _data_sentence(f: Facts) -> tuple[str, str]:
     if f.documents and not f.who.startswith("document "):
         words += f" They hold {f.documents}."
     if elsewhere:
-        words += f" From other states the same batches spike {sum(elsewhere)} of {len(elsewhere)} times ({', '.join(t.what.removeprefix('from state ') for t in f.other_states)})."  # fmt: skip
+        words += (
+            f" From other states the same batches spike {sum(elsewhere)} of {len(elsewhere)} times"
+            f" ({', '.join(t.what.removeprefix('from state ') for t in f.other_states)})."
+        )
     if f.up_to_date is not None:
-        words += f" With up-to-date second moments ({f.up_to_date.what}) {f.up_to_date.left:.3f} of {f.excess.total:.3f} nats are left."  # fmt: skip
+        words += (
+            f" With up-to-date second moments ({f.up_to_date.what}) {f.up_to_date.left:.3f} of"
+            f" {f.excess.total:.3f} nats are left."
+        )
     if not moments and not lonely:
         return DATA, words
     return BOTH, words + _stale_words(f)
@@ -221,11 +294,18 @@ def _stale_words(f: Facts) -> str:
         return " Staleness of the moments was not recorded."
     rms = f", rms_t {worst['rms_t']:.2f}" if worst["rms_t"] is not None else ""
     called = "out of date" if worst["times"] >= STALE else "not out of date by its staleness"
-    return f" Its second moment {called}: {worst['tensor']}, staleness {worst['staleness']:.2f} at step {worst['step']} ({worst['usual']:.2f} before{rms})."  # fmt: skip
+    return (
+        f" Its second moment {called}: {worst['tensor']}, staleness {worst['staleness']:.2f} at"
+        f" step {worst['step']} ({worst['usual']:.2f} before{rms})."
+    )
 
 
 def _state_sentence(f: Facts) -> str:
-    words = f"With other data it spikes too ({_counted(f.other_data)}, {min(t.left for t in f.other_data):.3f} to {max(t.left for t in f.other_data):.3f} of {f.excess.total:.3f} nats are left)"  # fmt: skip
+    words = (
+        f"With other data it spikes too ({_counted(f.other_data)},"
+        f" {min(t.left for t in f.other_data):.3f} to {max(t.left for t in f.other_data):.3f} of"
+        f" {f.excess.total:.3f} nats are left)"
+    )
     if f.tried:
         words += f"; the strongest of {f.tried} removals takes {f.largest:.3f} away"
     words += "."
@@ -235,7 +315,10 @@ def _state_sentence(f: Facts) -> str:
     else:
         words += " The learning rate is steady over the window."
     if f.up_to_date is not None:
-        words += f" With up-to-date second moments ({f.up_to_date.what}) {f.up_to_date.left:.3f} nats are left."
+        words += (
+            f" With up-to-date second moments ({f.up_to_date.what}) {f.up_to_date.left:.3f} nats"
+            " are left."
+        )
     return words
 
 
@@ -243,16 +326,29 @@ def _removal_words(f: Facts) -> str:
     proof = f.proof
     assert proof is not None
     n, steps = proof.sequences, sorted({s.step for s in proof.removal})
-    where = f"batch {steps[0]}" if len(steps) == 1 else f"{len(steps)} batches ({steps[0]} to {steps[-1]})"
-    null = f"{min(proof.random):.3f} to {max(proof.random):.3f} (N = {len(proof.random)}, p = {proof.p:.2g})" if proof.random and proof.p is not None else "untried"  # fmt: skip
+    where = (
+        f"batch {steps[0]}"
+        if len(steps) == 1
+        else f"{len(steps)} batches ({steps[0]} to {steps[-1]})"
+    )
+    null = (
+        f"{min(proof.random):.3f} to {max(proof.random):.3f} (N = {len(proof.random)}, p ="
+        f" {proof.p:.2g})"
+        if proof.random and proof.p is not None
+        else "untried"
+    )
     return (
-        f"Without {f.who} ({n} sequence{'s' * (n != 1)} of {where}) {proof.share:.0%} of the excess of {f.excess.total:.3f} nats "
-        f"goes: {proof.taken:.3f} nats, as many random ones {null}"
-    )  # fmt: skip
+        f"Without {f.who} ({n} sequence{'s' * (n != 1)} of {where}) {proof.share:.0%} of the excess"
+        f" of {f.excess.total:.3f} nats goes: {proof.taken:.3f} nats, as many random ones {null}"
+    )
 
 
 def _others_words(f: Facts) -> str:
-    return f"with other data it spikes {_counted(f.other_data)}" if f.other_data else "other data were not tried"
+    return (
+        f"with other data it spikes {_counted(f.other_data)}"
+        if f.other_data
+        else "other data were not tried"
+    )
 
 
 def _counted(trials: Sequence[Trial]) -> str:

@@ -1,7 +1,7 @@
 """A folder of runs with one that spikes on hostile documents, the app over it, and a browser.
 
-The damaged documents hold what must never act: markup, Markdown that fetches, bidi and control characters. So do their
-file names.
+The damaged documents hold what must never act: markup, Markdown that fetches, bidi and control
+characters. So do their file names.
 """
 
 from __future__ import annotations
@@ -24,13 +24,20 @@ HOSTILE = [
         chr(0x4E00 + 7919 * i % 20000) for i in range(200)
     ),  # bytes that the clean text does not have: the loss jumps
 ]
-NAMES = ["<script>alert(1)<&>.txt", "![x](http:evil.example).txt", "\u202etxt.evil.txt", "a\u200bb\x07.txt"]
+NAMES = [
+    "<script>alert(1)<&>.txt",
+    "![x](http:evil.example).txt",
+    "\u202etxt.evil.txt",
+    "a\u200bb\x07.txt",
+]
 SPIKE = 120  # the batches of damaged documents begin here
 
 
 @pytest.fixture(scope="session")
 def app_runs(tmp_path_factory):
-    """The folder of runs: `demo`, 136 steps, with a spike at about SPIKE. Tests that add to it clean up."""
+    """The folder of runs: `demo`, 136 steps, with a spike at about SPIKE. Tests that add to it
+    clean up.
+    """
     from forensics import config, identity
     from forensics.train.loop import train
 
@@ -38,18 +45,36 @@ def app_runs(tmp_path_factory):
     damaged = folder / "damaged"
     damaged.mkdir()
     for i, name in enumerate(NAMES):
-        (damaged / name).write_text("".join(HOSTILE[(i + k) % len(HOSTILE)] for k in range(60)), encoding="utf-8")
+        (damaged / name).write_text(
+            "".join(HOSTILE[(i + k) % len(HOSTILE)] for k in range(60)), encoding="utf-8"
+        )
     identity.settle(1)
-    recipe = config.from_dict({
-        "data": {"sources": {"clean": "stdlib/json", "damaged": str(damaged)}, "tokenizer": "bytes", "sequence_length": 32,
-                 "held_out": 4,
-                 "phases": [{"until": SPIKE, "mix": {"clean": 1.0}},
-                            {"until": SPIKE + 3, "mix": {"clean": 0.25, "damaged": 0.75}}, {"mix": {"clean": 1.0}}]},
-        "model": {"family": "llama", "layers": 2, "width": 32, "heads": 2},
-        "train": {"steps": 136, "batch": 8, "learning_rate": 1e-2, "warmup": 8, "schedule": "constant", "threads": 1,
-                  "device": "cpu"},
-        "checkpoint": {"every": 20},
-    })  # fmt: skip
+    recipe = config.from_dict(
+        {
+            "data": {
+                "sources": {"clean": "stdlib/json", "damaged": str(damaged)},
+                "tokenizer": "bytes",
+                "sequence_length": 32,
+                "held_out": 4,
+                "phases": [
+                    {"until": SPIKE, "mix": {"clean": 1.0}},
+                    {"until": SPIKE + 3, "mix": {"clean": 0.25, "damaged": 0.75}},
+                    {"mix": {"clean": 1.0}},
+                ],
+            },
+            "model": {"family": "llama", "layers": 2, "width": 32, "heads": 2},
+            "train": {
+                "steps": 136,
+                "batch": 8,
+                "learning_rate": 1e-2,
+                "warmup": 8,
+                "schedule": "constant",
+                "threads": 1,
+                "device": "cpu",
+            },
+            "checkpoint": {"every": 20},
+        }
+    )
     train(recipe, name="demo", recipe_name="demo", runs=folder / "runs", resume=False)
     return folder / "runs"
 
@@ -79,13 +104,17 @@ def empty_runs(tmp_path, monkeypatch):
 
 @pytest.fixture
 def app_page():
-    """`app_page("spikes", run="demo")`: AppTest on a page with these parameters in its URL, run once."""
+    """`app_page("spikes", run="demo")`: AppTest on a page with these parameters in its URL, run
+    once.
+    """
     from streamlit.testing.v1 import AppTest
 
     from app import pages
 
     def build(name: str, **selection):
-        test = AppTest.from_file(str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=60)
+        test = AppTest.from_file(
+            str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=60
+        )
         for key, value in selection.items():
             test.query_params[key] = str(value)
         if name != "runs":
@@ -98,7 +127,9 @@ def app_page():
 
 @pytest.fixture
 def page_module(monkeypatch):
-    """`page_module("spikes")`: a page's file as a module whose page is not drawn, for its pure functions."""
+    """`page_module("spikes")`: a page's file as a module whose page is not drawn, for its pure
+    functions.
+    """
     import importlib.util
 
     from app import pages
@@ -116,7 +147,9 @@ def page_module(monkeypatch):
 def texts_of(test) -> str:
     """All that a page says in text: HTML blocks, code, text."""
     return "\n".join(
-        str(getattr(e, "value", None) or e.proto.body) for kind in ("html", "code", "text") for e in test.get(kind)
+        str(getattr(e, "value", None) or e.proto.body)
+        for kind in ("html", "code", "text")
+        for e in test.get(kind)
     )
 
 
@@ -144,7 +177,9 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, app_url):
-    """`open_page("spikes", run="demo")`: a Watched tab; at the end of the test everything that went wrong fails it."""
+    """`open_page("spikes", run="demo")`: a Watched tab; at the end of the test everything that went
+    wrong fails it.
+    """
     tabs = []
 
     def build(name: str, *, dark: bool = False, **selection):

@@ -1,4 +1,6 @@
-"""The Attention page: which head it opens on, what it says of it, patterns and lens that were kept, and its clicks."""
+"""The Attention page: which head it opens on, what it says of it, patterns and lens that were kept,
+and its clicks.
+"""
 
 import json
 import math
@@ -16,11 +18,23 @@ DAMAGED = 121
 
 
 def head(layer, number, z=0.0, value=10.0, **more):
-    return {"layer": layer, "head": number, "z": z, "attn_logit_max": value, "baseline": 8.0, "attn_entropy_norm": 0.2,
-            "baseline_entropy": 0.4} | more  # fmt: skip
+    return {
+        "layer": layer,
+        "head": number,
+        "z": z,
+        "attn_logit_max": value,
+        "baseline": 8.0,
+        "attn_entropy_norm": 0.2,
+        "baseline_entropy": 0.4,
+    } | more
 
 
-HEADS = [head(0, 0), head(0, 1, z=7.0), head(1, 0, z=-9.0, value=1.0), head(1, 1, z=None, value=50.0)]
+HEADS = [
+    head(0, 0),
+    head(0, 1, z=7.0),
+    head(1, 0, z=-9.0, value=1.0),
+    head(1, 1, z=None, value=50.0),
+]
 ALARM = {"kind": "head", "layer": 1, "head": 1, "drifting": False, "lead": 4}
 
 
@@ -31,16 +45,23 @@ def said_of(parts):
 def test_the_head_is_the_urls_else_the_first_to_move_else_the_farthest_from_its_past():
     assert page.name_of(page.chosen_head(HEADS, [ALARM], Selection(layer=0, head=0))) == "L0.H0"
     assert page.name_of(page.chosen_head(HEADS, [ALARM], Selection())) == "L1.H1"
-    assert page.name_of(page.chosen_head(HEADS, [ALARM | {"drifting": True}], Selection())) == "L1.H0"
+    assert (
+        page.name_of(page.chosen_head(HEADS, [ALARM | {"drifting": True}], Selection())) == "L1.H0"
+    )
     assert page.name_of(page.chosen_head(HEADS, [ALARM], Selection(layer=0))) == "L0.H1"
     assert page.name_of(page.chosen_head(HEADS, [], Selection(layer=7, head=7))) == "L1.H0"
-    young = [head(0, 0, z=None, value=1.0), head(0, 1, z=None, value=None), head(0, 2, z=None, value=3.0)]
+    young = [
+        head(0, 0, z=None, value=1.0),
+        head(0, 1, z=None, value=None),
+        head(0, 2, z=None, value=3.0),
+    ]
     assert page.name_of(page.chosen_head(young, [], Selection())) == "L0.H2"
 
 
 def test_the_title_has_the_gap_and_sigma_and_none_where_there_is_no_past():
     assert page.title_of(1342, head(5, 3, z=31.0, value=88.1)) == (
-        "Step 1,342: L5.H3's largest attention logit 8 → 88.1 (31σ above its own past)")  # fmt: skip
+        "Step 1,342: L5.H3's largest attention logit 8 → 88.1 (31σ above its own past)"
+    )
     assert "(9σ below its own past)" in page.title_of(1, HEADS[2])
     assert page.title_of(1, HEADS[3]) == "Step 1: L1.H1's largest attention logit 50"
     assert "∞σ" in page.title_of(1, head(0, 0, z=math.inf))
@@ -56,11 +77,20 @@ def test_the_sentence_counts_the_heads_beyond_six_sigma_and_names_the_first_to_m
 
 def test_cells_are_the_pairs_above_the_first_threshold_with_their_sign():
     weight = np.array([[1.0, 0.0], [0.02, -0.3]])
-    cells = page.cells_of(weight, np.array([[5.0, -np.inf], [1.0, 2.0]]), 1, ["a", "b", "c"]).to_pylist()
+    cells = page.cells_of(
+        weight, np.array([[5.0, -np.inf], [1.0, 2.0]]), 1, ["a", "b", "c"]
+    ).to_pylist()
     assert [(c["query"], c["key"], c["level"], c["reads"], c["looks"]) for c in cells] == [
-        (0, 0, 5, "a", "a"), (1, 0, 1, "b", "a"), (1, 1, -4, "b", "b")]  # fmt: skip
+        (0, 0, 5, "a", "a"),
+        (1, 0, 1, "b", "a"),
+        (1, 1, -4, "b", "b"),
+    ]
     pooled = page.cells_of(weight, weight, 4, list("abcdefgh")).to_pylist()
-    assert [(c["query"], c["query2"], c["looks"]) for c in pooled] == [(0, 4, "a"), (4, 8, "a"), (4, 8, "e")]
+    assert [(c["query"], c["query2"], c["looks"]) for c in pooled] == [
+        (0, 4, "a"),
+        (4, 8, "a"),
+        (4, 8, "e"),
+    ]
     each = page.cells_of(np.array([list(WEIGHTS)]), np.zeros((1, 5)), 1, list("abcde"))
     assert each["level"].to_pylist() == [1, 2, 3, 4, 5]
 
@@ -86,10 +116,16 @@ def test_lens_cells_of_a_long_sequence_stay_below_20_000_and_keep_the_worst():
     loss = np.random.default_rng(0).random((L, T)).astype(np.float32)
     loss[7, 1234] = 99.0
     read = Reading(tuple(range(T + 1)), tuple("x" for _ in range(T + 1)), (), 512)
-    cells = page.lens_cells(loss, np.zeros((L, T), np.int32), np.ones((L, T), np.float32), read, lambda i: "\u202e")
+    cells = page.lens_cells(
+        loss, np.zeros((L, T), np.int32), np.ones((L, T), np.float32), read, lambda i: "\u202e"
+    )
     assert cells.num_rows <= 20_000
     worst = max(cells.to_pylist(), key=lambda c: c["loss"])
-    assert worst["loss"] == 99.0 and worst["position"] <= 1234 < worst["position2"] and worst["level"] == 7
+    assert (
+        worst["loss"] == 99.0
+        and worst["position"] <= 1234 < worst["position2"]
+        and worst["level"] == 7
+    )
     assert cells["predicts"][0].as_py() == "⟨U+202E⟩"
 
 
@@ -131,11 +167,17 @@ def test_without_kept_weights_it_names_the_command_for_this_sequence(runs, app_p
 def test_kept_weights_are_drawn_at_three_states_on_one_scale(looked, app_page, said, monkeypatch):
     folder, document = looked
     monkeypatch.setenv("FORENSICS_RUNS", str(folder))
-    test = app_page("attention", run="demo", step=DAMAGED, position=6)  # no slot: the one that is kept
+    test = app_page(
+        "attention", run="demo", step=DAMAGED, position=6
+    )  # no slot: the one that is kept
     assert not test.exception
     text = said(test)
     assert f"on slot {document['slot']} of batch {DAMAGED}" in text
-    assert f"Before: state {DAMAGED - 16}" in text and f"At: state {DAMAGED}" in text and "After: state 136" in text
+    assert (
+        f"Before: state {DAMAGED - 16}" in text
+        and f"At: state {DAMAGED}" in text
+        and "After: state 136" in text
+    )
     assert "of its attention goes elsewhere" in text and "Tolerance only" not in text
     assert "Logit lens" in text and "What position 6" in text
     assert len(test.get("vega_lite_chart")) == 3 + 4 + 2
@@ -143,7 +185,9 @@ def test_kept_weights_are_drawn_at_three_states_on_one_scale(looked, app_page, s
     assert list(table["after"]) == ["embedding", "layer 0", "layer 1"]
 
 
-def test_a_state_that_is_not_the_recorded_one_gets_the_banner(looked, app_page, said, monkeypatch, tmp_path):
+def test_a_state_that_is_not_the_recorded_one_gets_the_banner(
+    looked, app_page, said, monkeypatch, tmp_path
+):
     from replay import kept
 
     copy = tmp_path / "runs"
@@ -151,15 +195,25 @@ def test_a_state_that_is_not_the_recorded_one_gets_the_banner(looked, app_page, 
     path = kept.attention_of(copy / "demo", DAMAGED, looked[1]["slot"])
     about, array = kept.read(path)
     arrays = {name: array(name) for name in ("scores", "weights")}
-    kept.write(path, arrays, about | {"exact": [True, False, True], "lens": False, "why": "<script>alert(1)</script>"})
+    kept.write(
+        path,
+        arrays,
+        about | {"exact": [True, False, True], "lens": False, "why": "<script>alert(1)</script>"},
+    )
     monkeypatch.setenv("FORENSICS_RUNS", str(copy))
     text = said(app_page("attention", run="demo", step=DAMAGED))
-    assert "Tolerance only" in text and "There is no logit lens here" in text and "<script>" not in text
+    assert (
+        "Tolerance only" in text
+        and "There is no logit lens here" in text
+        and "<script>" not in text
+    )
 
 
 @pytest.fixture
 def copied(looked, monkeypatch, tmp_path):
-    """A copy of the runs, and a function that keeps other arrays and facts in the place of the look's own."""
+    """A copy of the runs, and a function that keeps other arrays and facts in the place of the
+    look's own.
+    """
     from replay import kept
 
     copy = tmp_path / "runs"
@@ -175,7 +229,9 @@ def copied(looked, monkeypatch, tmp_path):
     return keep
 
 
-def test_several_states_before_the_step_are_each_drawn_and_are_lines_of_their_own(copied, app_page, said):
+def test_several_states_before_the_step_are_each_drawn_and_are_lines_of_their_own(
+    copied, app_page, said
+):
     states = [DAMAGED - 30, DAMAGED - 20, DAMAGED, DAMAGED + 5, DAMAGED + 9]
     copied(lambda a: np.concatenate([a[:1], a, a[-1:]]), states=states, exact=[True] * 5)
     test = app_page("attention", run="demo", step=DAMAGED, position=6)
@@ -185,7 +241,9 @@ def test_several_states_before_the_step_are_each_drawn_and_are_lines_of_their_ow
     drawn = test.get("vega_lite_chart")
     assert len(drawn) == 3 + 6 + 2
     line = json.loads(drawn[-2].proto.spec)["layer"][0]["encoding"]
-    assert line["detail"]["field"] == "state", "two states before the step would be one line that goes to and fro"
+    assert line["detail"]["field"] == "state", (
+        "two states before the step would be one line that goes to and fro"
+    )
 
 
 def test_weights_of_a_state_that_are_nan_are_said_in_the_page(copied, app_page, said):
@@ -203,7 +261,9 @@ def test_weights_of_a_state_that_are_nan_are_said_in_the_page(copied, app_page, 
     assert f"The weights of state {DAMAGED - 16} are not finite" not in text
 
 
-def test_the_text_is_read_from_what_was_kept_even_where_an_intervention_made_it(copied, app_page, said, monkeypatch):
+def test_the_text_is_read_from_what_was_kept_even_where_an_intervention_made_it(
+    copied, app_page, said, monkeypatch
+):
     from app import reading
 
     def never(*_):
@@ -215,13 +275,25 @@ def test_the_text_is_read_from_what_was_kept_even_where_an_intervention_made_it(
     assert not test.exception and "What position 6" in said(test)
 
 
-def test_a_young_run_has_heads_without_a_past_and_one_without_heads_says_so(empty_runs, app_page, said):
+def test_a_young_run_has_heads_without_a_past_and_one_without_heads_says_so(
+    empty_runs, app_page, said
+):
     from forensics.store.writer import Writer, replace_table
 
     for name in ("young", "bare"):
         (empty_runs / name).mkdir()
-        (empty_runs / name / "run.json").write_text(json.dumps(
-            {"name": name, "first_step": 0, "steps": 9, "created": "2026", "config": {}, "corpus": "none"}))  # fmt: skip
+        (empty_runs / name / "run.json").write_text(
+            json.dumps(
+                {
+                    "name": name,
+                    "first_step": 0,
+                    "steps": 9,
+                    "created": "2026",
+                    "config": {},
+                    "corpus": "none",
+                }
+            )
+        )
         replace_table(empty_runs / name, "runs", {"name": [name], "first_step": [0], "steps": [9]})
         with Writer(empty_runs / name) as w:
             w.append("steps", step=list(range(30)), loss=2.0, grad_norm=1.0)
@@ -231,7 +303,9 @@ def test_a_young_run_has_heads_without_a_past_and_one_without_heads_says_so(empt
     assert not test.exception and "Robust z needs 16 recorded steps" in said(test)
     test = app_page("attention", run="bare", step=20)
     assert not test.exception and "Its heads were not recorded" in said(test)
-    assert [c.value for c in test.code] == ["replay fork bare --from 0 --to 21 --lr-scale 1@0:21 --record light"]
+    assert [c.value for c in test.code] == [
+        "replay fork bare --from 0 --to 21 --lr-scale 1@0:21 --record light"
+    ]
 
 
 def test_a_click_on_a_head_reaches_the_url_in_the_browser(open_page):

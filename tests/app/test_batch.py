@@ -1,4 +1,6 @@
-"""The Batch page: its sentence, its colours, its clicks; token losses recorded, replayed or asked for."""
+"""The Batch page: its sentence, its colours, its clicks; token losses recorded, replayed or asked
+for.
+"""
 
 import json
 import math
@@ -14,8 +16,17 @@ DAMAGED = 121  # a batch of hostile documents
 
 
 def row(slot, loss, **more):
-    return {"slot": slot, "loss": loss, "weight": 32.0, "baseline": 2.0, "excess": ((loss or 0.0) - 2) * 32, "share": None, "z": None,
-            "source": "clean", "path": "a.py"} | more  # fmt: skip
+    return {
+        "slot": slot,
+        "loss": loss,
+        "weight": 32.0,
+        "baseline": 2.0,
+        "excess": ((loss or 0.0) - 2) * 32,
+        "share": None,
+        "z": None,
+        "source": "clean",
+        "path": "a.py",
+    } | more
 
 
 def said_of(parts):
@@ -44,7 +55,10 @@ def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_al
         row(1, 2.4, z=0.3),
     ]
     said = said_of(batch.worst_of(rows))
-    assert "Its worst of 3 sequences, slot 7 (loss 6.000), holds 60% of the excess; it reads damaged: x" in said
+    assert (
+        "Its worst of 3 sequences, slot 7 (loss 6.000), holds 60% of the excess; it reads"
+        " damaged: x" in said
+    )
     assert (
         "2 of 3 stand 3σ or more above" in said
         and "all of them of the source damaged and hold 90% of the excess" in said
@@ -55,7 +69,9 @@ def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_al
 
 
 def test_tokens_are_coloured_by_loss_to_ln_v_and_underlined_above():
-    levels, under = batch.loss_levels([None, 0.0, math.log(512) - 0.01, math.log(512) + 0.01, math.nan], 512)
+    levels, under = batch.loss_levels(
+        [None, 0.0, math.log(512) - 0.01, math.log(512) + 0.01, math.nan], 512
+    )
     assert levels == [0, 0, LEVELS - 1, LEVELS - 1, LEVELS - 1] and under == {3, 4}
 
 
@@ -81,8 +97,11 @@ def test_a_click_is_a_function_of_the_event(read, event, change):
 def test_the_step_is_that_of_the_url_else_of_the_spike_else_of_the_largest_else_the_last():
     from app.selection import Selection
 
-    spikes = [{"step": 5, "metric": "grad_norm", "sigma": 99.0}, {"step": 7, "metric": "loss", "sigma": 8.0},
-              {"step": 9, "metric": "loss", "sigma": 12.0}]  # fmt: skip
+    spikes = [
+        {"step": 5, "metric": "grad_norm", "sigma": 99.0},
+        {"step": 7, "metric": "loss", "sigma": 8.0},
+        {"step": 9, "metric": "loss", "sigma": 12.0},
+    ]
     assert step_of(Selection(step=3, spike=7), spikes, 20) == 3
     assert step_of(Selection(spike=7), spikes, 20) == 7
     assert step_of(Selection(), spikes, 20) == 9
@@ -108,7 +127,9 @@ def test_tokens_that_share_a_character_show_it_once_and_spaces_in_front_stay():
 
 def test_a_bar_without_a_past_to_stand_apart_from_is_quiet_and_not_without_a_colour():
     known = {"sequence": 1, "place": 0, "level": 2}
-    apart, first = batch.bars_of([row(0, 5.0) | known, row(1, 3.0) | known | {"place": 1, "level": None}])
+    apart, first = batch.bars_of(
+        [row(0, 5.0) | known, row(1, 3.0) | known | {"place": 1, "level": None}]
+    )
     assert (apart["level"], first["level"]) == (2, 0)
     assert (first["place"], first["shown"], first["loss"]) == (1.0, 3.0, "3.000")
     broken = batch.bars_of([row(0, math.nan) | known, row(1, 3.0) | known])[0]
@@ -122,7 +143,11 @@ def test_it_opens_on_the_batch_and_offers_the_token_losses_by_their_command(runs
     test = app_page("batch", run="demo", step=DAMAGED)
     assert not test.exception
     text = said(test)
-    assert f"Batch {DAMAGED}: loss" in text and "over the 64 steps before" in text and "of the excess" in text
+    assert (
+        f"Batch {DAMAGED}: loss" in text
+        and "over the 64 steps before" in text
+        and "of the excess" in text
+    )
     assert "not proof of cause" in text and f"replay blame demo --spike {DAMAGED} --tokens" in text
     assert f"forensics batch demo {DAMAGED} --token-losses" in [c.value for c in test.code]
     assert test.button(key="step-back") and not test.markdown
@@ -139,7 +164,9 @@ def test_the_button_starts_the_command_and_nothing_else(runs, app_page, monkeypa
     assert started == [("demo", "forensics", ["batch", "demo", str(DAMAGED), "--token-losses"])]
 
 
-def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(apart, app_page, said):
+def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(
+    apart, app_page, said
+):
     from replay.look import token_losses_at
 
     document = token_losses_at(apart, "demo", DAMAGED)
@@ -156,7 +183,9 @@ def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(a
     read = next(d.value for d in test.dataframe if "from token" in d.value)
     assert read["tokens"].sum() == 33
     costly = next(d.value for d in test.dataframe if "after" in d.value)
-    assert costly["loss"].is_monotonic_decreasing and costly["loss"][0] == pytest.approx(max(worst["token_losses"]))
+    assert costly["loss"].is_monotonic_decreasing and costly["loss"][0] == pytest.approx(
+        max(worst["token_losses"])
+    )
 
 
 def test_recorded_losses_come_before_replayed_ones_and_masked_targets_have_none(apart):
@@ -164,7 +193,13 @@ def test_recorded_losses_come_before_replayed_ones_and_masked_targets_have_none(
 
     with Writer(apart / "demo") as w:
         w.append(
-            "tokens", step=50, slot=2, position=[0, 1, 2], token=[5, 6, 7], loss=[1.5, 2.5, 3.5], weight=[1.0, 0.0, 1.0]
+            "tokens",
+            step=50,
+            slot=2,
+            position=[0, 1, 2],
+            token=[5, 6, 7],
+            loss=[1.5, 2.5, 3.5],
+            weight=[1.0, 0.0, 1.0],
         )
     assert reading.token_losses("demo", 50, 2) == ([1.5, None, 3.5], "recorded")
     assert reading.token_losses("demo", 50, 3) is None
@@ -172,17 +207,30 @@ def test_recorded_losses_come_before_replayed_ones_and_masked_targets_have_none(
 
 def test_influence_is_shown_where_blame_kept_it_for_this_sequence(apart, app_page, said):
     influence = [None, 2.0, -0.5, *[0.0] * 30]
-    (apart / "demo" / "blame-122.json").write_text(json.dumps(
-        {"spike": {"step": 122}, "candidates": [{"step": DAMAGED, "slot": 1, "token_influence": influence}, {"step": 1, "slot": 0}]}))  # fmt: skip
+    (apart / "demo" / "blame-122.json").write_text(
+        json.dumps(
+            {
+                "spike": {"step": 122},
+                "candidates": [
+                    {"step": DAMAGED, "slot": 1, "token_influence": influence},
+                    {"step": 1, "slot": 0},
+                ],
+            }
+        )
+    )
     (apart / "demo" / "blame-9.json").write_text("{damaged")
     assert reading.influences("demo", DAMAGED, 1) == (influence, 122)
     assert reading.influences("demo", DAMAGED, 2) is None
     test = app_page("batch", run="demo", step=DAMAGED, slot=1, spike=122)
     assert not test.exception and "influence on the spike at 122" in said(test)
-    assert "influence on the spike" not in said(app_page("batch", run="demo", step=DAMAGED, slot=2, spike=122))
+    assert "influence on the spike" not in said(
+        app_page("batch", run="demo", step=DAMAGED, slot=2, spike=122)
+    )
 
 
-def test_the_influence_of_the_tokens_is_a_button_until_it_is_known(apart, app_page, said, monkeypatch):
+def test_the_influence_of_the_tokens_is_a_button_until_it_is_known(
+    apart, app_page, said, monkeypatch
+):
     from app import work
 
     started = []
@@ -194,16 +242,21 @@ def test_the_influence_of_the_tokens_is_a_button_until_it_is_known(apart, app_pa
     assert started == [("demo", "replay", ["blame", "demo", "--spike", "122", "--tokens"])]
 
     def kept(**candidate):
-        document = {"spike": {"step": 122}, "candidates": [{"step": DAMAGED, "slot": 1} | candidate]}
+        document = {
+            "spike": {"step": 122},
+            "candidates": [{"step": DAMAGED, "slot": 1} | candidate],
+        }
         (apart / "demo" / "blame-122.json").write_text(json.dumps(document))
         return app_page("batch", run="demo", step=DAMAGED, spike=122, slot=2)
 
     assert command in [c.value for c in kept().code]  # blamed without --tokens: still to be had
     known = kept(token_influence=[0.5] * 33)
-    assert command not in [c.value for c in known.code] and "does not count this sequence among its strongest" in said(
-        known
-    )
-    late = app_page("batch", run="demo", step=130, spike=122)  # a batch after the spike cannot have raised it
+    assert command not in [
+        c.value for c in known.code
+    ] and "does not count this sequence among its strongest" in said(known)
+    late = app_page(
+        "batch", run="demo", step=130, spike=122
+    )  # a batch after the spike cannot have raised it
     assert command not in [c.value for c in late.code]
 
 
@@ -215,11 +268,20 @@ def made(apart):
     folder = apart / "made"
     folder.mkdir()
     header = json.loads((apart / "demo" / "run.json").read_bytes())
-    header |= {"name": "made", "parent": "demo", "parent_step": 122, "first_step": 122, "steps": 124, "interventions": [{"kind": "x"}],
-               "created": "2026-01-01T00:00:00Z"}  # fmt: skip
+    header |= {
+        "name": "made",
+        "parent": "demo",
+        "parent_step": 122,
+        "first_step": 122,
+        "steps": 124,
+        "interventions": [{"kind": "x"}],
+        "created": "2026-01-01T00:00:00Z",
+    }
     (folder / "run.json").write_text(json.dumps(header))
     kept = ("name", "status", "parent", "parent_step", "first_step", "steps", "created")
-    replace_table(folder, "runs", {k: [header[k]] for k in kept} | {"config": [json.dumps(header["config"])]})
+    replace_table(
+        folder, "runs", {k: [header[k]] for k in kept} | {"config": [json.dumps(header["config"])]}
+    )
     with Writer(folder) as w:
         w.append("steps", step=[122, 123], loss=2.0, grad_norm=1.0)
         w.append("sequences", step=122, slot=[0, 1], sequence=[-1, 5], loss=[9.0, 2.0], weight=32.0)
@@ -231,7 +293,12 @@ def told(folder, at, tokens):
     place = folder / "work" / f"{at}-abcd"
     place.mkdir(parents=True)
     started = f"{at[:4]}-{at[4:6]}-{at[6:8]}T{at[9:11]}:{at[11:13]}:{at[13:15]}+00:00"
-    about = {"run": "made", "program": "forensics", "arguments": ["batch", "made", "122"], "started": started}
+    about = {
+        "run": "made",
+        "program": "forensics",
+        "arguments": ["batch", "made", "122"],
+        "started": started,
+    }
     (place / "work.json").write_text(json.dumps(about))
     (place / "ended.json").write_text(json.dumps({"code": 0, "ended": started}))
     (place / "result.json").write_text(json.dumps({"sequences": [{"slot": 0, "tokens": tokens}]}))
@@ -265,7 +332,9 @@ def test_a_sequence_that_an_intervention_made_is_read_by_a_process_and_not_by_th
     found = reading.sequence("made", 122, 0, -1)
     assert "".join(found.texts) == "A sequence that nobody had stored" and found.spans == ()
     test = app_page("batch", run="made", step=122)
-    assert not test.exception and "Read it from the fork's stream" not in [b.label for b in test.button]
+    assert not test.exception and "Read it from the fork's stream" not in [
+        b.label for b in test.button
+    ]
     assert "forensics batch made 122 --token-losses" in [c.value for c in test.code]
 
 
@@ -290,9 +359,15 @@ def test_links_to_a_fork_open_the_form_whatever_fork_the_url_held(runs, app_page
     ]
     assert [label for label, _ in forks].count("Fork without this document") == 2
     for label, query in forks:
-        assert query["part"] == "build" and "fork" not in query and query["step"] == str(DAMAGED), label
+        assert query["part"] == "build" and "fork" not in query and query["step"] == str(DAMAGED), (
+            label
+        )
         if label == "Fork without this sequence":
-            assert query["kind"] == "remove-sequences" and query["slot"] == "1" and "document" not in query
+            assert (
+                query["kind"] == "remove-sequences"
+                and query["slot"] == "1"
+                and "document" not in query
+            )
         else:
             assert query["kind"] == "remove-documents" and "document" in query
 
@@ -301,10 +376,21 @@ def test_exposure_is_that_of_the_last_state_before_the_batch(apart, app_page, sa
     from app import data
     from forensics.store.writer import replace_table
 
-    found = reading.sequence("demo", DAMAGED, 0, data.rows("batch_at", run="demo", step=DAMAGED)[0]["sequence"])
+    found = reading.sequence(
+        "demo", DAMAGED, 0, data.rows("batch_at", run="demo", step=DAMAGED)[0]["sequence"]
+    )
     token = found.tokens[4]
-    replace_table(apart / "demo", "vocabulary", {
-        "step": [100, 120, 130], "token": [token] * 3, "exposure_out": [10, 12, 99], "exposure_in": [11, 13, 99], "first_seen": [3, 3, 3]})  # fmt: skip
+    replace_table(
+        apart / "demo",
+        "vocabulary",
+        {
+            "step": [100, 120, 130],
+            "token": [token] * 3,
+            "exposure_out": [10, 12, 99],
+            "exposure_in": [11, 13, 99],
+            "first_seen": [3, 3, 3],
+        },
+    )
     slot = data.rows("batch_at", run="demo", step=DAMAGED)[0]["slot"]
     text = said(app_page("batch", run="demo", step=DAMAGED, slot=slot, position=4))
     assert "By state 120: 12 times a target, 13 times an input, first at step 3" in text
@@ -318,7 +404,9 @@ def test_steps_and_slots_that_are_not_there_are_said(runs, app_page, said, page)
 
 
 @pytest.mark.parametrize("page", ["batch", "attention", "microscope"])
-def test_an_empty_folder_and_a_run_without_a_step_name_the_command(empty_runs, app_page, said, page):
+def test_an_empty_folder_and_a_run_without_a_step_name_the_command(
+    empty_runs, app_page, said, page
+):
     assert [c.value for c in app_page(page).code] == ["forensics demo"]
     (empty_runs / "none").mkdir()
     (empty_runs / "none" / "run.json").write_text(
@@ -334,11 +422,18 @@ def test_an_empty_folder_and_a_run_without_a_step_name_the_command(empty_runs, a
 def test_hostile_text_is_drawn_as_text_and_a_click_on_a_token_opens_its_card(open_page, runs):
     from app import data
 
-    slot = next(r["slot"] for r in data.rows("batch_at", run="demo", step=DAMAGED) if r["source"] == "damaged")
+    slot = next(
+        r["slot"]
+        for r in data.rows("batch_at", run="demo", step=DAMAGED)
+        if r["source"] == "damaged"
+    )
     tab = open_page("batch", run="demo", step=DAMAGED, slot=slot)
     spans = tab.page.locator(".tokens span")
     assert spans.count() == 33
-    assert tab.page.locator(".tokens :not(span)").count() == 0 and tab.page.locator(".tokens span *").count() == 0
+    assert (
+        tab.page.locator(".tokens :not(span)").count() == 0
+        and tab.page.locator(".tokens span *").count() == 0
+    )
     assert "\u202e" not in tab.page.inner_text('[data-testid="stMain"]')
     spans.nth(5).click()
     tab.page.wait_for_url("**position=5**")

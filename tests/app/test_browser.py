@@ -1,4 +1,6 @@
-"""The app in a real headless Chromium. Every test fails on page errors, Vega's errors, flat charts and foreign requests."""
+"""The app in a real headless Chromium. Every test fails on page errors, Vega's errors, flat charts
+and foreign requests.
+"""
 
 import pytest
 
@@ -37,7 +39,9 @@ def test_a_click_on_a_spike_reaches_the_url_and_back_and_reload_restore_it(open_
     assert "spike" not in tab.parameters()
 
 
-def test_from_the_first_page_by_the_row_on_top_a_click_is_kept_though_no_url_named_a_run(open_page, spike):
+def test_from_the_first_page_by_the_row_on_top_a_click_is_kept_though_no_url_named_a_run(
+    open_page, spike
+):
     tab = open_page("runs")
     assert tab.parameters() == {}
     row = tab.page.locator(".st-key-navigation a")
@@ -56,7 +60,10 @@ def test_from_the_first_page_by_the_row_on_top_a_click_is_kept_though_no_url_nam
     tab.settle()
     before = tab.page.locator(".fw h2").first.inner_text()
     tab.click_mark(0, 0.9, 0.9)  # a bar
-    assert {"run": "demo", "step": str(spike)}.items() <= tab.parameters().items() and "slot" in tab.parameters()
+    assert {
+        "run": "demo",
+        "step": str(spike),
+    }.items() <= tab.parameters().items() and "slot" in tab.parameters()
     after = tab.page.locator(".fw h2").first.inner_text()
     assert after != before and after.startswith(f"Slot {tab.parameters()['slot']} ·")
     tab.page.get_by_role("button", name=f"{spike + 1} ›").click()
@@ -71,7 +78,9 @@ def test_a_click_on_a_layer_changes_the_heads_and_the_url_and_nothing_above(open
     cells = data.rows("layer_heat", run="demo", step=spike, before=64, after=32)
     layers = sorted({c["layer"] for c in cells})
     cell = max((c for c in cells if c["step"] >= spike), key=lambda c: abs(c["level"]))
-    assert cell["level"], "the spike moves no head of the test's run: click on nothing proves nothing"
+    assert cell["level"], (
+        "the spike moves no head of the test's run: click on nothing proves nothing"
+    )
     tab = open_page("spikes", run="demo", spike=spike)
     title = tab.page.locator(".fw h1").inner_text()
     tab.click_cell(3, cell["step"] - spike, layers.index(cell["layer"]), len(layers))
@@ -90,12 +99,16 @@ def test_the_row_of_pages_keeps_the_run(open_page, spike):
 
 
 def test_a_hostile_url_is_told_and_acts_on_nothing(open_page):
-    tab = open_page("spikes", run="<img src=x onerror=alert(1)>", spike="../..", sql="<script>alert(1)</script>")
+    tab = open_page(
+        "spikes", run="<img src=x onerror=alert(1)>", spike="../..", sql="<script>alert(1)</script>"
+    )
     assert "Left out of the URL" in tab.page.inner_text('[data-testid="stMain"]')
 
 
 def test_a_statement_in_the_editor_gives_a_table_and_a_chart(open_page):
-    tab = open_page("sql", run="demo", sql="select step, loss from steps where run = 'demo' order by step")
+    tab = open_page(
+        "sql", run="demo", sql="select step, loss from steps where run = 'demo' order by step"
+    )
     assert "136 rows" in tab.page.inner_text('[data-testid="stMain"]')
     assert len(tab.charts()) == 1
 
@@ -137,11 +150,16 @@ def test_the_first_page_sees_what_a_run_writes_while_it_is_open(open_page, runs)
         (folder / "run.json").write_text(json.dumps(header | {"name": "live", "status": "running"}))
         tab = open_page("runs", run="live")
         page = tab.page.locator('[data-testid="stMain"]')
-        assert "Notes and other events: 0" in page.inner_text() and "live" in page.locator(".fw p b").first.inner_text()
+        assert (
+            "Notes and other events: 0" in page.inner_text()
+            and "live" in page.locator(".fw p b").first.inner_text()
+        )
         with Writer(folder) as w:
             w.append("events", step=130, kind="note", text="seen")
         page.get_by_text("Notes and other events: 1").wait_for(timeout=15_000)
-        (folder / "run.json").write_text(json.dumps(header | {"name": "live", "status": "finished"}))
+        (folder / "run.json").write_text(
+            json.dumps(header | {"name": "live", "status": "finished"})
+        )
         page.get_by_text("live · finished").wait_for(timeout=15_000)
         tab.settle()
     finally:

@@ -1,4 +1,6 @@
-"""The templates: no data in them, every channel typed, made once; heat is blank under 3σ in both themes."""
+"""The templates: no data in them, every channel typed, made once; heat is blank under 3σ in both
+themes.
+"""
 
 import importlib
 import json
@@ -10,21 +12,56 @@ import app.charts
 from app.charts import attention, batch, forks, microscope, runs, spikes, sql, theme, vocabulary
 
 TEMPLATES = [
-    (attention.heads, (4, 8)), (attention.heads, (24, 16)), (attention.over_time, ("entropy",)), (attention.weights, (128, True)),
-    (attention.weights, (128, False)), (attention.lens, (4,)), (attention.reads, (4, 128)), (batch.sequences, ()), (batch.tokens, ()),
-    (forks.distance, ("KL", True, False)), (forks.distance, ("L2", False, True)), (forks.gap, ()), (forks.losses, ()), (forks.layers, (6,)),
-    (forks.sweep, (True, "× placebos")), (forks.sweep, (False, "steps")), (forks.matrix, (3, "jump")), (forks.matrix, (1, "jump", False, True)),
-    (forks.windows, ()), (forks.jumps, ()), (forks.deletion, ()), (microscope.timeline, ()), (microscope.blame, (12,)), (microscope.scan, ()), (runs.tree, (7,)), (spikes.overview, ()),
-    (spikes.loss, ()), (spikes.grad_norm, ()), (spikes.heat, (8, True, ("layer",))), (spikes.heat, (4, False)), (spikes.alarms, (5,)),
-    (sql.curve, ()), (sql.bars, ()), (vocabulary.legend, ()), (vocabulary.scatter, ("indicator",)), (vocabulary.trajectory, ()),
+    (attention.heads, (4, 8)),
+    (attention.heads, (24, 16)),
+    (attention.over_time, ("entropy",)),
+    (attention.weights, (128, True)),
+    (attention.weights, (128, False)),
+    (attention.lens, (4,)),
+    (attention.reads, (4, 128)),
+    (batch.sequences, ()),
+    (batch.tokens, ()),
+    (forks.distance, ("KL", True, False)),
+    (forks.distance, ("L2", False, True)),
+    (forks.gap, ()),
+    (forks.losses, ()),
+    (forks.layers, (6,)),
+    (forks.sweep, (True, "× placebos")),
+    (forks.sweep, (False, "steps")),
+    (forks.matrix, (3, "jump")),
+    (forks.matrix, (1, "jump", False, True)),
+    (forks.windows, ()),
+    (forks.jumps, ()),
+    (forks.deletion, ()),
+    (microscope.timeline, ()),
+    (microscope.blame, (12,)),
+    (microscope.scan, ()),
+    (runs.tree, (7,)),
+    (spikes.overview, ()),
+    (spikes.loss, ()),
+    (spikes.grad_norm, ()),
+    (spikes.heat, (8, True, ("layer",))),
+    (spikes.heat, (4, False)),
+    (spikes.alarms, (5,)),
+    (sql.curve, ()),
+    (sql.bars, ()),
+    (vocabulary.legend, ()),
+    (vocabulary.scatter, ("indicator",)),
+    (vocabulary.trajectory, ()),
     (vocabulary.exposure, ()),
-]  # fmt: skip
+]
 
 
 def test_every_template_of_every_family_is_looked_at():
-    families = [importlib.import_module(f"app.charts.{m.name}") for m in pkgutil.iter_modules(app.charts.__path__)]
+    families = [
+        importlib.import_module(f"app.charts.{m.name}")
+        for m in pkgutil.iter_modules(app.charts.__path__)
+    ]
     made = {f for family in families for f in vars(family).values() if hasattr(f, "cache_info")}
-    names = [{f"{f.__module__}.{f.__name__}" for f in fs} for fs in (made, {make for make, _ in TEMPLATES})]
+    names = [
+        {f"{f.__module__}.{f.__name__}" for f in fs}
+        for fs in (made, {make for make, _ in TEMPLATES})
+    ]
     assert names[0] == names[1] and len(made) > 20
 
 
@@ -63,7 +100,9 @@ def test_the_heat_scale_has_a_colour_for_each_threshold_and_its_own_ramp_in_the_
         return sum(int(colour[i : i + 2], 16) for i in (1, 3, 5))
 
     assert brightness(theme.LIGHT.up[-1]) < brightness(theme.LIGHT.up[0])
-    assert brightness(theme.DARK.up[-1]) > brightness(theme.DARK.up[0]), "in the dark the brightest is the strongest"
+    assert brightness(theme.DARK.up[-1]) > brightness(theme.DARK.up[0]), (
+        "in the dark the brightest is the strongest"
+    )
 
 
 def test_filling_in_leaves_the_template_as_it_was():
@@ -71,15 +110,20 @@ def test_filling_in_leaves_the_template_as_it_was():
     before = json.dumps(spec)
     filled = theme.filled(spec, bounds=[-1, 1], rows=["a", "b"])
     assert json.dumps(spec) == before
-    assert '"domain": ["a", "b"]' in json.dumps(filled) and '"expr": "bounds"' not in json.dumps(filled)
+    assert '"domain": ["a", "b"]' in json.dumps(filled) and '"expr": "bounds"' not in json.dumps(
+        filled
+    )
 
 
 def test_what_is_not_finite_has_a_colour_and_a_shape_of_its_own_in_the_timeline():
     for dark in (False, True):
-        dots = next(layer for layer in microscope.timeline(dark)["layer"] if layer["data"]["name"] == "dots")[
-            "encoding"
-        ]
+        dots = next(
+            layer for layer in microscope.timeline(dark)["layer"] if layer["data"]["name"] == "dots"
+        )["encoding"]
         colours = dict(zip(dots["color"]["scale"]["domain"], dots["color"]["scale"]["range"]))
         assert colours[microscope.BROKEN] == theme.palette(dark).nonfinite
         assert set(colours) == {*range(-5, 6), microscope.BROKEN}, "no level is without a colour"
-        assert dots["shape"]["condition"] == {"test": f"datum.level == {microscope.BROKEN}", "value": "cross"}
+        assert dots["shape"]["condition"] == {
+            "test": f"datum.level == {microscope.BROKEN}",
+            "value": "cross",
+        }

@@ -16,9 +16,17 @@ from forensics.store.writer import Writer, replace_table
 def begin(runs, name, **header):
     folder = runs / name
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"name": name, "corpus_sources": [], "parent": None} | header))
+    (folder / "run.json").write_text(
+        json.dumps({"name": name, "corpus_sources": [], "parent": None} | header)
+    )
     replace_table(
-        folder, "runs", {"name": [name], "parent": [header.get("parent")], "parent_step": [header.get("parent_step")]}
+        folder,
+        "runs",
+        {
+            "name": [name],
+            "parent": [header.get("parent")],
+            "parent_step": [header.get("parent_step")],
+        },
     )
     return folder
 
@@ -58,7 +66,9 @@ def test_the_band_of_the_roll_ups_holds_every_spike_of_the_rows(empty_runs):
         w.append("steps", step=list(range(1050)), loss=losses)
     rolled = data.rows("loss_band_by100", run="long", every=200)
     fine = data.rows("loss_band", run="long", every=200)
-    assert [(r["step"], r["low"], r["high"]) for r in rolled] == [(r["step"], r["low"], r["high"]) for r in fine]
+    assert [(r["step"], r["low"], r["high"]) for r in rolled] == [
+        (r["step"], r["low"], r["high"]) for r in fine
+    ]
     assert max(r["high"] for r in rolled) == 9.0 and rolled[-1]["high"] == 8.0
 
 
@@ -67,7 +77,9 @@ def test_only_parts_of_the_window_are_hashed_before_a_query(empty_runs):
         for first in (0, 100):
             w.append("steps", step=list(range(first, first + 100)), loss=1.0)
             w.flush()
-    part = next(p for p in (empty_runs / "a" / "tables" / "steps").glob("*.parquet") if "100" in p.name)
+    part = next(
+        p for p in (empty_runs / "a" / "tables" / "steps").glob("*.parquet") if "100" in p.name
+    )
     raw = bytearray(part.read_bytes())
     raw[len(raw) // 2] ^= 1
     part.write_bytes(raw)
@@ -90,7 +102,11 @@ def test_threads_get_the_same_rows(runs):
 
     def ask(step):
         try:
-            found.append(data.table("steps_around", run="demo", step=step, before=0, after=0)["step"].to_pylist())
+            found.append(
+                data.table("steps_around", run="demo", step=step, before=0, after=0)[
+                    "step"
+                ].to_pylist()
+            )
         except Exception as e:
             errors.append(e)
 
@@ -113,9 +129,16 @@ def of_sql(text):
 
 
 HIDDEN = [
-    "['a\u202e']", "{'a': 'b\u202e'}", "map {'k\u202e': 'v'}", "[{'a': ['\u202e']}]", "encode('\u202e')", "'\u202e'::enum('\u202e')",
-    "union_value(n := '\u202e')", "['\u202e']::varchar[1]", "'\u202e'",
-]  # fmt: skip
+    "['a\u202e']",
+    "{'a': 'b\u202e'}",
+    "map {'k\u202e': 'v'}",
+    "[{'a': ['\u202e']}]",
+    "encode('\u202e')",
+    "'\u202e'::enum('\u202e')",
+    "union_value(n := '\u202e')",
+    "['\u202e']::varchar[1]",
+    "'\u202e'",
+]
 
 
 @pytest.mark.parametrize("value", HIDDEN)
@@ -126,11 +149,18 @@ def test_what_cannot_be_seen_is_shown_inside_every_kind_of_column(value):
 
 
 def test_numbers_and_times_stay_what_they_are_and_the_rest_is_text():
-    rows = of_sql("select 1 as i, 1.5::double as f, sum(7) as s, date '2020-01-02' as d, true as b, null as n, interval 3 day as v, [1, null] as l,"
-                  " {'a': 1.5} as st, '\\xFF'::blob as raw, '101'::bit as bits")  # fmt: skip
+    rows = of_sql(
+        "select 1 as i, 1.5::double as f, sum(7) as s, date '2020-01-02' as d, true as b, null as"
+        " n, interval 3 day as v, [1, null] as l, {'a': 1.5} as st, '\\xFF'::blob as raw,"
+        " '101'::bit as bits"
+    )
     (found,) = show.readable(rows).to_pylist()
     assert (found["i"], found["f"], found["s"], found["b"], found["n"]) == (1, 1.5, 7.0, True, None)
-    assert str(found["d"]) == "2020-01-02" and found["l"] == "[1, null]" and found["st"] == '{"a": 1.5}'
+    assert (
+        str(found["d"]) == "2020-01-02"
+        and found["l"] == "[1, null]"
+        and found["st"] == '{"a": 1.5}'
+    )
     assert found["raw"] == "\\xff" and "days=3" in found["v"] and isinstance(found["bits"], str)
 
 
@@ -146,11 +176,14 @@ def test_a_result_with_lists_structs_and_enums_can_be_written_and_a_sum_can_be_d
     import pyarrow.parquet
 
     rows = of_sql(
-        "select range as step, sum(range) over () as total, [range] as l, {'a': range} as s, 'x'::enum('x') as e from range(3)"
+        "select range as step, sum(range) over () as total, [range] as l, {'a': range} as s,"
+        " 'x'::enum('x') as e from range(3)"
     )
     csv = pyarrow.csv.read_csv(io.BytesIO(sql.written(rows, "csv"))).to_pylist()
     assert csv[1] == {"step": 1, "total": 3.0, "l": "[1]", "s": '{"a": 1}', "e": "x"}
-    assert pyarrow.parquet.read_table(io.BytesIO(sql.written(rows, "parquet")))["l"].to_pylist() == [[0], [1], [2]]
+    assert pyarrow.parquet.read_table(io.BytesIO(sql.written(rows, "parquet")))[
+        "l"
+    ].to_pylist() == [[0], [1], [2]]
     x, y = sql.axes(sql.unique(show.plain(rows)))
     assert (x, y) == (["step", "total", "l", "s", "e"], ["total"])
     points, numeric = sql.plotted(show.plain(rows), "step", "total")
@@ -158,15 +191,22 @@ def test_a_result_with_lists_structs_and_enums_can_be_written_and_a_sum_can_be_d
 
 
 def test_the_sql_page_holds_a_hostile_nested_result_and_draws_it(runs, app_page, said):
-    text = "select 1 as step, sum(2) as total, ['\u202e', '<script>'] as l, {'p': '\u202e'} as s union all select 2, 3, [], {'p': ''}"
+    text = (
+        "select 1 as step, sum(2) as total, ['\u202e', '<script>'] as l, {'p': '\u202e'} as s union"
+        " all select 2, 3, [], {'p': ''}"
+    )
     test = app_page("sql", run="demo", sql=text)
     assert not test.exception and "2 rows" in said(test)
     drawn = next(d.value for d in test.dataframe if "l" in d.value)
-    assert set(drawn["l"]) == {'["⟨U+202E⟩", "<script>"]', "[]"} and '{"p": "⟨U+202E⟩"}' in set(drawn["s"])
+    assert set(drawn["l"]) == {'["⟨U+202E⟩", "<script>"]', "[]"} and '{"p": "⟨U+202E⟩"}' in set(
+        drawn["s"]
+    )
     assert len(test.get("vega_lite_chart")) == 1, "a sum of integers is a decimal, and can be drawn"
 
 
-def test_an_emptied_editor_stays_an_editor_and_no_statement_is_longer_than_a_url_holds(runs, app_page, said):
+def test_an_emptied_editor_stays_an_editor_and_no_statement_is_longer_than_a_url_holds(
+    runs, app_page, said
+):
     test = app_page("sql", run="demo", sql="select 1 as one")
     test.text_area(key="editor").set_value("").run()
     assert not test.exception and test.selectbox(key="named").value == sql.OWN
@@ -182,7 +222,9 @@ def test_a_statement_is_run_again_only_when_a_manifest_changed(runs, app_page, m
     monkeypatch.setattr(
         data,
         "sql",
-        lambda text, limit=10_000: asked.append(text) or of_sql("select 1 as a, 2 as b union all select 2, 3"),
+        lambda text, limit=10_000: (
+            asked.append(text) or of_sql("select 1 as a, 2 as b union all select 2, 3")
+        ),
     )
     test = app_page("sql", run="demo", sql="select 41 as a, 2 as b")
     test.run()

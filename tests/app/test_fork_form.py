@@ -29,7 +29,10 @@ def field(page, label):
 
 def url_of(page):
     """What a reload of the page would ask for."""
-    return {name: value[-1] if isinstance(value, list) else value for name, value in page.query_params.items()}
+    return {
+        name: value[-1] if isinstance(value, list) else value
+        for name, value in page.query_params.items()
+    }
 
 
 # ---- answers as a text
@@ -41,8 +44,22 @@ def test_answers_come_back_only_into_the_form_that_they_were_given_to() -> None:
     assert forms.given(text, "demo-betas") == {}
 
 
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "3", '{"value": "1"}', "[" * 5000, "every=50;top=8", '{"of": "f", "at": [1]}',
-                                  '{"of": "f", "at": {"x": 1}}', '{"of": "f", "at": null}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        "3",
+        '{"value": "1"}',
+        "[" * 5000,
+        "every=50;top=8",
+        '{"of": "f", "at": [1]}',
+        '{"of": "f", "at": {"x": 1}}',
+        '{"of": "f", "at": null}',
+    ],
+)
 def test_a_damaged_text_is_no_answer(text: str | None) -> None:
     assert forms.given(text, "f") == {}
 
@@ -51,7 +68,9 @@ def test_half_a_character_of_a_url_cannot_reach_the_page() -> None:
     assert forms.given('{"of": "f", "at": "\\ud800x"}', "f")["at"].encode() == b"?x"
 
 
-@pytest.mark.parametrize("answer, number", [(7, 7), (-1, 3), (1000, 3), ("7", 3), (True, 3), (None, 3)])
+@pytest.mark.parametrize(
+    "answer, number", [(7, 7), (-1, 3), (1000, 3), ("7", 3), (True, 3), (None, 3)]
+)
 def test_a_number_of_the_url_is_taken_only_within_its_bounds(answer, number: int) -> None:
     assert forms.number(answer, 3, 0, 999) == number
 
@@ -63,7 +82,9 @@ def test_a_fork_of_a_fork_begins_at_a_state_that_it_has() -> None:
     assert forms.window_for(None, None, 416, [400, 416], 400) == (400, 416)
     assert forms.window_for(None, None, 416, [], 400) == (400, 416)
     assert forms.window_for(405, 402, 416, [0, 350], 400) == (400, 445)
-    assert forms.window_for(390, 380, 416, [], 400) == (400, 440), "a spike of the ancestor lies before it"
+    assert forms.window_for(390, 380, 416, [], 400) == (400, 440), (
+        "a spike of the ancestor lies before it"
+    )
     assert forms.window_for(FARTHEST, None, 416, [400], 400) == (400, 456)
     assert forms.window_for(FARTHEST, None, 416, [], 0) == (400, 456)
 
@@ -75,10 +96,21 @@ def test_the_states_of_a_sweep_lie_in_the_run_with_the_window_after_them() -> No
     assert [int(s) for s in sweep.places_of(400, 450, 24).split(",")] == [403, 408, 413, 421]
 
 
-@pytest.mark.parametrize("selection", [{"spike": FARTHEST}, {"first": FARTHEST}, {"last": FARTHEST}, {"step": FARTHEST},
-                                       {"first": FARTHEST, "last": 0}, {"spike": FARTHEST, "step": 0, "slot": FARTHEST}])  # fmt: skip
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"spike": FARTHEST},
+        {"first": FARTHEST},
+        {"last": FARTHEST},
+        {"step": FARTHEST},
+        {"first": FARTHEST, "last": 0},
+        {"spike": FARTHEST, "step": 0, "slot": FARTHEST},
+    ],
+)
 @pytest.mark.parametrize("part", ["build", "sweep", "matrix", "blame"])
-def test_any_number_of_the_url_gives_a_form(runs, app_page, said, part: str, selection: dict[str, int]) -> None:
+def test_any_number_of_the_url_gives_a_form(
+    runs, app_page, said, part: str, selection: dict[str, int]
+) -> None:
     page = app_page("forks", run="demo", part=part, **selection)
     assert not page.exception and "This cannot be shown" not in said(page)
     first, last = build.window_of("demo", Selection(run="demo", **selection))
@@ -88,15 +120,25 @@ def test_any_number_of_the_url_gives_a_form(runs, app_page, said, part: str, sel
 # ---- what it begins with
 
 
-def test_without_its_worst_sequences_is_without_those_that_the_spikes_page_names(runs, app_page) -> None:
+def test_without_its_worst_sequences_is_without_those_that_the_spikes_page_names(
+    runs, app_page
+) -> None:
     rows = data.rows("excess_by_sequence", run="demo", step=SPIKE)
-    made = file_on(app_page("forks", run="demo", part="build", spike=SPIKE, step=SPIKE))["intervention"][0]
-    assert made["kind"] == "remove-sequences" and made["at"] == [[SPIKE, rows[0]["slot"], 0, 32]]  # 8 sequences: one
+    made = file_on(app_page("forks", run="demo", part="build", spike=SPIKE, step=SPIKE))[
+        "intervention"
+    ][0]
+    assert made["kind"] == "remove-sequences" and made["at"] == [
+        [SPIKE, rows[0]["slot"], 0, 32]
+    ]  # 8 sequences: one
 
 
-def test_of_a_large_batch_the_worst_eighth_is_named_and_without_a_past_a_query(runs, monkeypatch) -> None:
+def test_of_a_large_batch_the_worst_eighth_is_named_and_without_a_past_a_query(
+    runs, monkeypatch
+) -> None:
     rows = [{"slot": 40 - i, "excess": 3.0 - i} for i in range(32)]
-    monkeypatch.setattr(data, "rows", lambda query, **_: rows if query == "excess_by_sequence" else [])
+    monkeypatch.setattr(
+        data, "rows", lambda query, **_: rows if query == "excess_by_sequence" else []
+    )
     head = {"from": 90, "to": 99}
     begin = build._answers("demo", "remove-sequences", Selection(run="demo", step=95), head)
     assert begin == {"at": "95/40, 95/39, 95/38, 95/37"}
@@ -117,7 +159,11 @@ def test_what_was_edited_is_in_the_url_and_a_reload_shows_it(runs, app_page) -> 
     assert (made["from"], made["to"], made["placebos"], made["chaos"]) == (88, 99, 19, 1)
     assert made["intervention"][0] == {"kind": "lr-scale", "window": "88:89", "factor": 0.25}
     again = app_page("forks", **url_of(page))
-    assert file_on(again) == made and field(again, "Factor").value == "0.25" and field(again, "From state").value == 88
+    assert (
+        file_on(again) == made
+        and field(again, "Factor").value == "0.25"
+        and field(again, "From state").value == 88
+    )
 
 
 def test_back_undoes_an_edit(runs, app_page) -> None:
@@ -125,12 +171,18 @@ def test_back_undoes_an_edit(runs, app_page) -> None:
     before = url_of(page)
     field(page, "Tokens, by id").set_value("8, 9").run()
     field(page, "Scale the loss by what weight is left").check().run()
-    assert file_on(page)["intervention"][0]["tokens"] == [8, 9] and file_on(page)["intervention"][0]["renormalise"]
+    assert (
+        file_on(page)["intervention"][0]["tokens"] == [8, 9]
+        and file_on(page)["intervention"][0]["renormalise"]
+    )
     page.query_params.clear()
     for name, value in before.items():
         page.query_params[name] = value
     page.run()  # as Back does: the URL alone has changed
-    assert file_on(page)["intervention"][0]["tokens"] == [7] and "renormalise" not in file_on(page)["intervention"][0]
+    assert (
+        file_on(page)["intervention"][0]["tokens"] == [7]
+        and "renormalise" not in file_on(page)["intervention"][0]
+    )
     assert field(page, "Tokens, by id").value == "7"
 
 
@@ -151,7 +203,9 @@ def test_another_document_is_another_form(runs, app_page) -> None:
     assert file_on(app_page("forks", **url))["intervention"][0]["documents"] == [5]
 
 
-def test_a_fork_file_too_long_for_a_url_stays_on_the_page_and_that_is_said(runs, app_page, said) -> None:
+def test_a_fork_file_too_long_for_a_url_stays_on_the_page_and_that_is_said(
+    runs, app_page, said
+) -> None:
     page = app_page("forks", run="demo", part="build", kind="file")
     text = "# why\n" * LONGEST + field(page, "Fork file").value
     field(page, "Fork file").set_value(text).run()
@@ -160,12 +214,19 @@ def test_a_fork_file_too_long_for_a_url_stays_on_the_page_and_that_is_said(runs,
     page.run()
     assert field(page, "Fork file").value == text
     field(page, "Fork file").set_value("parent = 'demo'").run()
-    assert "Longer than" not in said(page) and json.loads(url_of(page)["values"])["text"] == "parent = 'demo'"
+    assert (
+        "Longer than" not in said(page)
+        and json.loads(url_of(page)["values"])["text"] == "parent = 'demo'"
+    )
 
 
-def test_hostile_answers_of_a_url_stay_text_and_out_of_bounds_ones_are_left_out(runs, app_page) -> None:
+def test_hostile_answers_of_a_url_stay_text_and_out_of_bounds_ones_are_left_out(
+    runs, app_page
+) -> None:
     context = build._context("demo", "remove-documents", Selection(run="demo"))
-    values = forms.written(context, {"how": "<script>", "documents": True, "placebos": 10**9, "sql": 5})
+    values = forms.written(
+        context, {"how": "<script>", "documents": True, "placebos": 10**9, "sql": 5}
+    )
     page = app_page("forks", run="demo", part="build", kind="remove-documents", values=values)
     assert not page.exception
     assert field(page, "How").value == "replace" and field(page, "Placebos").value == 3

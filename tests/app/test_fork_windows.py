@@ -12,10 +12,24 @@ from app.pages import _fork_matrix as matrix
 from app.pages import _fork_windows as windows
 
 
-def window(state: int, peak: float | None, sigma: float | None, jump: float | None = 0.1, consumed: bool = False):
+def window(
+    state: int,
+    peak: float | None,
+    sigma: float | None,
+    jump: float | None = 0.1,
+    consumed: bool = False,
+):
     """One state of the document; a peak of None: not finite."""
-    return {"state": state, "consumed": consumed, "losses": [3.0, peak, 3.1], "peak": peak, "placebo_median": 3.0, "sigma": sigma,
-            "spiked": peak is None or (sigma or 0) > 6, "jump": jump}  # fmt: skip
+    return {
+        "state": state,
+        "consumed": consumed,
+        "losses": [3.0, peak, 3.1],
+        "peak": peak,
+        "placebo_median": 3.0,
+        "sigma": sigma,
+        "spiked": peak is None or (sigma or 0) > 6,
+        "jump": jump,
+    }
 
 
 def windows_of(*each, run="demo"):
@@ -36,37 +50,56 @@ def text_of(parts):
 # ---- the words
 
 
-@pytest.mark.parametrize("sigmas, outcome", [((9.0, 31.0), "2 states: a spike from each of them"), ((1.0, 2.0), "2 states: no spike from any of them"),
-                                             ((1.0, 31.0), "2 states: a spike from 90, none from 50"), ((31.0,), "1 state: a spike"),
-                                             ((1.0,), "1 state: no spike")])  # fmt: skip
+@pytest.mark.parametrize(
+    "sigmas, outcome",
+    [
+        ((9.0, 31.0), "2 states: a spike from each of them"),
+        ((1.0, 2.0), "2 states: no spike from any of them"),
+        ((1.0, 31.0), "2 states: a spike from 90, none from 50"),
+        ((31.0,), "1 state: a spike"),
+        ((1.0,), "1 state: no spike"),
+    ],
+)
 def test_the_title_says_from_where_it_spikes(sigmas, outcome: str) -> None:
     d = windows_of(*(window(s, 4.0, sigma) for s, sigma in zip((50, 90), sigmas)))
     assert windows.title_of(d) == f"Batches 90:93 of demo, all of them run from {outcome}"
 
 
 def test_the_sentence_has_the_peaks_and_what_stays_in_the_state() -> None:
-    said = text_of(windows.sentence_of(windows_of(window(50, 4.0, 32.0, -0.25), window(90, 5.0, 31.0, 0.5))))
-    assert said == (
-        "Highest loss 5.000 from state 90, 31σ above the placebo batches; least of all 4.000 from state 50, 32σ above the placebo batches. "
-        "Afterwards the probe loss is +0.500 (from 90) to −0.250 (from 50) nats/token over that after as many placebo batches: what stays in the state."
+    said = text_of(
+        windows.sentence_of(windows_of(window(50, 4.0, 32.0, -0.25), window(90, 5.0, 31.0, 0.5)))
+    )
+    assert (
+        said
+        == "Highest loss 5.000 from state 90, 31σ above the placebo batches; least of all 4.000"
+        " from state 50, 32σ above the placebo batches. Afterwards the probe loss is +0.500"
+        " (from 90) to −0.250 (from 50) nats/token over that after as many placebo batches: what"
+        " stays in the state."
     )
     bare = text_of(windows.sentence_of(windows_of(window(90, 5.0, None, None))))
     assert (
         bare
-        == "Highest loss 5.000 from state 90. The run holds nothing out, so what is left in the state was not measured."
+        == "Highest loss 5.000 from state 90. The run holds nothing out, so what is left in the"
+        " state was not measured."
     )
 
 
 def test_a_loss_that_is_not_finite_is_the_highest_and_is_said() -> None:
     d = windows_of(window(50, 9.0, 99.0), window(90, None, None))
-    assert "Highest loss not finite from state 90; least of all 9.000 from state 50" in text_of(windows.sentence_of(d))
+    assert "Highest loss not finite from state 90; least of all 9.000 from state 50" in text_of(
+        windows.sentence_of(d)
+    )
     assert windows.title_of(d).endswith("a spike from each of them")
     assert [r["step"] for r in windows.curves_of(d) if r["state"] == "90"] == [90, 92]
 
 
 def test_the_marks_of_a_long_window_are_the_highest_of_each_stretch() -> None:
     d = windows_of(window(50, 9.0, 99.0), window(90, 4.0, 8.0))
-    assert [(r["state"], r["step"], r["loss"]) for r in windows.curves_of(d)][:3] == [("50", 90, 3.0), ("50", 91, 9.0), ("50", 92, 3.1)]  # fmt: skip
+    assert [(r["state"], r["step"], r["loss"]) for r in windows.curves_of(d)][:3] == [
+        ("50", 90, 3.0),
+        ("50", 91, 9.0),
+        ("50", 92, 3.1),
+    ]
     few = windows.curves_of(d, most=2)
     assert [(r["state"], r["step"], r["loss"]) for r in few] == [("50", 91, 9.0), ("90", 91, 4.0)]
     assert [r["rank"] for r in few] == [0.0, 1.0]
@@ -96,7 +129,9 @@ def test_the_form_starts_one_step_on_each_batch_or_the_whole_window() -> None:
 
 @pytest.fixture
 def kept(runs):
-    """`kept(document, seconds)`: in the run's folder as a command keeps it. `answered(…)`: only as the answer to a command of the app."""
+    """`kept(document, seconds)`: in the run's folder as a command keeps it. `answered(…)`: only as
+    the answer to a command of the app.
+    """
     made = []
 
     def write(path, document, at):
@@ -107,10 +142,20 @@ def kept(runs):
     def keep(document, at=1000.0, name="windows-0123456789abcdef"):
         write(runs / "demo" / f"{name}.json", document, at)
 
-    def answer(document, at=1000.0, id_="20260101-000000-0001", arguments=("matrix", "demo", "--window"), code=0):
+    def answer(
+        document,
+        at=1000.0,
+        id_="20260101-000000-0001",
+        arguments=("matrix", "demo", "--window"),
+        code=0,
+    ):
         folder = runs / "demo" / "work" / id_
         folder.mkdir(parents=True)
-        about = {"program": "replay", "arguments": list(arguments), "started": "2026-01-01T00:00:00+00:00"}
+        about = {
+            "program": "replay",
+            "arguments": list(arguments),
+            "started": "2026-01-01T00:00:00+00:00",
+        }
         for name, text in (("work", about), ("ended", {"code": code})):
             write(folder / f"{name}.json", text, at)
         write(folder / "result.json", document, at)
@@ -124,19 +169,29 @@ def kept(runs):
         path.rmdir() if path.is_dir() else None
 
 
-def test_windows_of_the_folder_and_of_the_apps_own_commands_are_found_once_newest_first(kept) -> None:
+def test_windows_of_the_folder_and_of_the_apps_own_commands_are_found_once_newest_first(
+    kept,
+) -> None:
     one, other = windows_of(window(50, 4.0, 7.0)), windows_of(window(60, 4.0, 7.0))
     kept(one, 1000.0)
     kept.answered(one, 2000.0)  # the same
     kept.answered(other, 3000.0, "20260101-000000-0002")
-    assert [(at, name) for at, name, _ in windows.measured("demo")] == [(3000.0, "20260101-000000-0002"), (2000.0, "20260101-000000-0001")]  # fmt: skip
-    assert [name for name, _ in matrix.measured("demo")] == ["20260101-000000-0002", "20260101-000000-0001"]
+    assert [(at, name) for at, name, _ in windows.measured("demo")] == [
+        (3000.0, "20260101-000000-0002"),
+        (2000.0, "20260101-000000-0001"),
+    ]
+    assert [name for name, _ in matrix.measured("demo")] == [
+        "20260101-000000-0002",
+        "20260101-000000-0001",
+    ]
 
 
 def test_what_is_no_window_of_this_run_is_left_out(kept) -> None:
     kept.answered({"error": {"message": "no"}}, code=3)
     kept.answered(windows_of(window(50, 4.0, 7.0), run="other"), id_="20260101-000000-0003")
-    kept.answered(windows_of(window(50, 4.0, 7.0)), id_="20260101-000000-0004", arguments=("matrix", "demo"))
+    kept.answered(
+        windows_of(window(50, 4.0, 7.0)), id_="20260101-000000-0004", arguments=("matrix", "demo")
+    )
     kept.answered([], id_="20260101-000000-0005")
     assert windows.measured("demo") == []
 
@@ -146,7 +201,9 @@ def test_the_page_shows_what_was_measured_last_and_the_url_chooses(kept, app_pag
     page = app_page("forks", run="demo", part="matrix")
     assert not page.exception and "a spike from 50, none from 90" in said(page)
     assert len(page.get("vega_lite_chart") or page.get("arrow_vega_lite_chart")) == 2
-    assert "The whole window from each state, instead of one step on each batch" in [c.label for c in page.checkbox]
+    assert "The whole window from each state, instead of one step on each batch" in [
+        c.label for c in page.checkbox
+    ]
     rows = page.dataframe[0].value
     assert list(rows["spikes"]) == ["yes", "no"] and list(rows["•"]) == ["", "•"]
     kept(windows_of(window(60, 3.0, 1.0)), 3000.0, "windows-00000000000000ff")
@@ -155,11 +212,15 @@ def test_the_page_shows_what_was_measured_last_and_the_url_chooses(kept, app_pag
     assert "a spike from 50, none from 90" in said(page)
 
 
-def test_a_run_that_holds_nothing_out_and_a_loss_that_is_nowhere_finite_are_sentences(kept, app_page, said) -> None:
+def test_a_run_that_holds_nothing_out_and_a_loss_that_is_nowhere_finite_are_sentences(
+    kept, app_page, said
+) -> None:
     kept(windows_of(window(50, None, None, None) | {"losses": [None, None, None]}), 4000.0)
     page = app_page("forks", run="demo", part="matrix")
     assert (
-        not page.exception and "No loss of these windows was finite" in said(page) and "holds nothing out" in said(page)
+        not page.exception
+        and "No loss of these windows was finite" in said(page)
+        and "holds nothing out" in said(page)
     )
 
 
@@ -185,7 +246,10 @@ def test_the_tick_box_starts_the_command_whose_answer_is_shown(runs, app_page, s
             time.sleep(0.1)
         assert started.status == "done", started.log()
         text = said(app_page("forks", run="demo", part="matrix"))
-        assert "Batches 119:122 of demo, all of them run from 2 states:" in text and "Highest loss" in text
+        assert (
+            "Batches 119:122 of demo, all of them run from 2 states:" in text
+            and "Highest loss" in text
+        )
     finally:
         shutil.rmtree(started.folder)
         shutil.rmtree(runs / "demo" / "matrix", ignore_errors=True)
@@ -196,7 +260,12 @@ def test_the_tick_box_starts_the_command_whose_answer_is_shown(runs, app_page, s
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_is_drawn_in_a_browser(chromium, app_url, kept, dark: bool) -> None:
     kept(
-        windows_of(window(50, 4.0, 7.0, -0.1), window(70, None, None, 0.3), window(90, 3.2, 1.0, consumed=True)), 5000.0
+        windows_of(
+            window(50, 4.0, 7.0, -0.1),
+            window(70, None, None, 0.3),
+            window(90, 3.2, 1.0, consumed=True),
+        ),
+        5000.0,
     )
     tab = driver.Watched(chromium, app_url, dark=dark)
     try:

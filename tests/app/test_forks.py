@@ -1,4 +1,6 @@
-"""Forks: what a fork is said to be, how it is drawn beside its null forks, building and launching one."""
+"""Forks: what a fork is said to be, how it is drawn beside its null forks, building and launching
+one.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,35 @@ HOSTILE = "<script>alert(1)</script> ![](http://evil.example/a.png) \u202eevil\x
 
 def result(**final):
     """A fork.json of the newest schema; `final` alters its end."""
-    end = {"loss_control": 3.14, "loss_fork": 3.086, "loss_error": 0.007, "probe_sequences": 64, "logit_kl": 0.06, "l2": 1.45,
-           "unseen": {"loss_control": 3.3, "loss_fork": 3.24, "loss_error": 0.008, "sequences": 32}, "measure": "logit_kl",
-           "effect": 10.8, "p": 0.05, "placebos": 19, "verdict": "beyond the placebos (N = 19)"}  # fmt: skip
-    return {"fork": "f", "parent": "demo", "from": 400, "to": 416, "does": "removes 2 documents (replace) in 400:416", "chaos": 1,
-            "placebos": 19, "control": {"level": "exact", "bitwise": True, "sentence": "bit for bit"}, "time_to_reconverge": None,
-            "first_difference": None, "interventions": [], "barriers": [], "final": end | final}  # fmt: skip
+    end = {
+        "loss_control": 3.14,
+        "loss_fork": 3.086,
+        "loss_error": 0.007,
+        "probe_sequences": 64,
+        "logit_kl": 0.06,
+        "l2": 1.45,
+        "unseen": {"loss_control": 3.3, "loss_fork": 3.24, "loss_error": 0.008, "sequences": 32},
+        "measure": "logit_kl",
+        "effect": 10.8,
+        "p": 0.05,
+        "placebos": 19,
+        "verdict": "beyond the placebos (N = 19)",
+    }
+    return {
+        "fork": "f",
+        "parent": "demo",
+        "from": 400,
+        "to": 416,
+        "does": "removes 2 documents (replace) in 400:416",
+        "chaos": 1,
+        "placebos": 19,
+        "control": {"level": "exact", "bitwise": True, "sentence": "bit for bit"},
+        "time_to_reconverge": None,
+        "first_difference": None,
+        "interventions": [],
+        "barriers": [],
+        "final": end | final,
+    }
 
 
 def text_of(parts):
@@ -45,27 +70,40 @@ def text_of(parts):
 
 def test_the_sentence_has_effect_p_n_reconvergence_gaps_and_the_control() -> None:
     said = text_of(one.sentence_of(result()))
-    assert "Effect 11× the placebos' median KL at state 416, p = 0.05, N = 19: beyond the placebos." in said
-    assert "Not back among the placebos within the 16 steps of the window." in said
     assert (
-        "Probe loss 3.140 → 3.086, −0.054 ± 0.007 (64 sequences); −0.060 ± 0.008 on 32 that no arm has consumed."
+        "Effect 11× the placebos' median KL at state 416, p = 0.05, N = 19: beyond the placebos."
         in said
     )
+    assert "Not back among the placebos within the 16 steps of the window." in said
+    assert (
+        "Probe loss 3.140 → 3.086, −0.054 ± 0.007 (64 sequences); −0.060 ± 0.008 on 32 that no arm"
+        " has consumed." in said
+    )
     assert said.endswith("Control: bit for bit ✓.")
-    assert "Back among the placebos after 7 steps." in text_of(one.sentence_of(result() | {"time_to_reconverge": 7}))
+    assert "Back among the placebos after 7 steps." in text_of(
+        one.sentence_of(result() | {"time_to_reconverge": 7})
+    )
 
 
 def test_without_a_placebo_no_effect_is_claimed() -> None:
-    alone = result(placebos=0, effect=None, p=None, verdict="no placebo was run: no effect is claimed")
+    alone = result(
+        placebos=0, effect=None, p=None, verdict="no placebo was run: no effect is claimed"
+    )
     assert "no placebo was run: no effect is claimed" in text_of(one.sentence_of(alone))
-    assert "Effect" not in text_of(one.sentence_of(alone)) and "Back among" not in text_of(one.sentence_of(alone))
+    assert "Effect" not in text_of(one.sentence_of(alone)) and "Back among" not in text_of(
+        one.sentence_of(alone)
+    )
     assert text_of(one.title_of(alone)).endswith(": no effect is claimed")
 
 
 def test_the_title_tells_of_the_parents_spike_else_of_the_placebos() -> None:
-    assert text_of(one.title_of(result(), [(400, False)])).endswith("in 400:416: the spike at 400 does not happen")
+    assert text_of(one.title_of(result(), [(400, False)])).endswith(
+        "in 400:416: the spike at 400 does not happen"
+    )
     assert text_of(one.title_of(result(), [(400, True)])).endswith("the spike at 400 still happens")
-    assert text_of(one.title_of(result(), [(400, False), (410, True)])).endswith("1 of 2 spikes do not happen")
+    assert text_of(one.title_of(result(), [(400, False), (410, True)])).endswith(
+        "1 of 2 spikes do not happen"
+    )
     assert text_of(one.title_of(result())).endswith(": beyond the placebos")
 
 
@@ -76,11 +114,24 @@ def test_nothing_is_said_of_a_spike_that_neither_the_control_nor_the_fork_can_sh
     said = text_of(one.sentence_of(result() | control))
     assert "N = 19: no verdict." in said and "beyond the placebos" not in said
     assert text_of(one.title_of(result(), [(400, None)])).endswith(": beyond the placebos")
-    assert text_of(one.title_of(result(), [(400, None), (410, True)])).endswith("the spike at 410 still happens")
+    assert text_of(one.title_of(result(), [(400, None), (410, True)])).endswith(
+        "the spike at 410 still happens"
+    )
 
 
-@pytest.mark.parametrize("own, happens", [({}, None), ({401: 3.0}, False), ({402: 4.2}, True), ({399: float("inf")}, True), ({403: 9.0}, False)])  # fmt: skip
-def test_a_spike_happens_where_half_its_excess_is_seen_within_two_steps(monkeypatch, own, happens) -> None:
+@pytest.mark.parametrize(
+    "own, happens",
+    [
+        ({}, None),
+        ({401: 3.0}, False),
+        ({402: 4.2}, True),
+        ({399: float("inf")}, True),
+        ({403: 9.0}, False),
+    ],
+)
+def test_a_spike_happens_where_half_its_excess_is_seen_within_two_steps(
+    monkeypatch, own, happens
+) -> None:
     """{} : its batches were left out; 403 lies too far, so what is near is 400."""
     own = own | ({400: 3.0} if 403 in own else {})
     spike = {"step": 400, "kind": "spike", "baseline": 3.0, "value": 5.0}
@@ -91,11 +142,17 @@ def test_a_spike_happens_where_half_its_excess_is_seen_within_two_steps(monkeypa
         parent = [{"arm": "parent", "step": s, "loss": 5.0} for s in range(398, 403)]
         return [
             *parent,
-            *({"arm": "fork", "step": s, "loss": x} for s, x in own.items() if asked["first"] <= s < asked["last"]),
+            *(
+                {"arm": "fork", "step": s, "loss": x}
+                for s, x in own.items()
+                if asked["first"] <= s < asked["last"]
+            ),
         ]
 
     monkeypatch.setattr(data, "rows", rows)
-    state = State("f", "done", {"parent": "demo", "parent_step": 390, "steps": 420}, None, None, None)
+    state = State(
+        "f", "done", {"parent": "demo", "parent_step": 390, "steps": 420}, None, None, None
+    )
     assert panels.spikes_of(state) == [(400, 5.0, happens)]
 
 
@@ -104,7 +161,9 @@ def test_a_sentence_of_an_earlier_version_and_of_a_run_without_a_probe_set_is_ma
     del old["final"]["unseen"], old["final"]["measure"]
     assert "(64 sequences). Control" in text_of(one.sentence_of(old))
     bare = result(loss_fork=None, loss_control=None, logit_kl=None, measure="l2")
-    assert "median L2" in text_of(one.sentence_of(bare)) and "Probe loss" not in text_of(one.sentence_of(bare))
+    assert "median L2" in text_of(one.sentence_of(bare)) and "Probe loss" not in text_of(
+        one.sentence_of(bare)
+    )
 
 
 # ---- what is drawn
@@ -112,25 +171,59 @@ def test_a_sentence_of_an_earlier_version_and_of_a_run_without_a_probe_set_is_ma
 
 def arms(**each):
     """Rows of `fork_arms`: arm → values of KL by step from 1."""
-    rows = [{"step": i + 1, "arm": arm.replace("_", "-"), "kind": arm.split("_")[0], "l2": x, "logit_kl": x, "loss_gap": x, "unseen_gap": x}
-            for arm, values in each.items() for i, x in enumerate(values)]  # fmt: skip
-    schema = pa.schema([("step", pa.int64()), ("arm", pa.string()), ("kind", pa.string()),
-                        *((n, pa.float64()) for n in ("l2", "logit_kl", "loss_gap", "unseen_gap"))])  # fmt: skip
+    rows = [
+        {
+            "step": i + 1,
+            "arm": arm.replace("_", "-"),
+            "kind": arm.split("_")[0],
+            "l2": x,
+            "logit_kl": x,
+            "loss_gap": x,
+            "unseen_gap": x,
+        }
+        for arm, values in each.items()
+        for i, x in enumerate(values)
+    ]
+    schema = pa.schema(
+        [
+            ("step", pa.int64()),
+            ("arm", pa.string()),
+            ("kind", pa.string()),
+            *((n, pa.float64()) for n in ("l2", "logit_kl", "loss_gap", "unseen_gap")),
+        ]
+    )
     return pa.Table.from_pylist(rows, schema)
 
 
 def bands(kind, values):
-    return pa.table({"step": [1], "kind": [kind], "measure": ["logit_kl"], "low": [min(values)], "middle": [sum(values) / len(values)],
-                     "high": [max(values)], "forks": [len(values)]})  # fmt: skip
+    return pa.table(
+        {
+            "step": [1],
+            "kind": [kind],
+            "measure": ["logit_kl"],
+            "low": [min(values)],
+            "middle": [sum(values) / len(values)],
+            "high": [max(values)],
+            "forks": [len(values)],
+        }
+    )
 
 
 @pytest.mark.parametrize("n, banded", [(4, False), (5, True)])
-def test_fewer_than_five_null_forks_are_each_drawn_and_from_five_on_their_band(n: int, banded: bool) -> None:
+def test_fewer_than_five_null_forks_are_each_drawn_and_from_five_on_their_band(
+    n: int, banded: bool
+) -> None:
     values = [0.1 * (i + 1) for i in range(n)]
-    found = panels.positive(arms(fork=[1.0], **{f"placebo_{i}": [x] for i, x in enumerate(values)}), "logit_kl")
+    found = panels.positive(
+        arms(fork=[1.0], **{f"placebo_{i}": [x] for i, x in enumerate(values)}), "logit_kl"
+    )
     drawn, band, ends, said = panels.parts_of(found, bands("placebo", values), "logit_kl")
     assert set(drawn["kind"].to_pylist()) == ({"fork"} if banded else {"fork", "placebo"})
-    assert band.num_rows == banded and ("10–90 %" in said) == banded and (", each" in said) == (not banded)
+    assert (
+        band.num_rows == banded
+        and ("10–90 %" in said) == banded
+        and (", each" in said) == (not banded)
+    )
     assert {e["word"] for e in ends.to_pylist()} == {"fork", f"{n} placebos"}
 
 
@@ -151,13 +244,25 @@ def test_the_lower_of_two_words_goes_under_its_line() -> None:
 
 
 def test_rows_stand_in_the_order_of_the_forward() -> None:
-    names = [("norm.weight", None), ("L1", 1), ("unembed.weight", None), ("L0", 0), ("embed.weight", None)]
+    names = [
+        ("norm.weight", None),
+        ("L1", 1),
+        ("unembed.weight", None),
+        ("L0", 0),
+        ("embed.weight", None),
+    ]
     order = panels.order_of_rows([{"row": r, "layer": layer} for r, layer in names])
     assert order == ["embed.weight", "L0", "L1", "norm.weight", "unembed.weight"]
 
 
 @pytest.mark.parametrize(
-    "event, row", [({"selection": {"rows": [2]}}, 2), ({"selection": {"rows": []}}, None), (None, None), ({}, None)]
+    "event, row",
+    [
+        ({"selection": {"rows": [2]}}, 2),
+        ({"selection": {"rows": []}}, None),
+        (None, None),
+        ({}, None),
+    ],
 )
 def test_the_row_of_a_table_is_read_from_its_event(event, row) -> None:
     assert one.chosen_row(event) == row
@@ -167,18 +272,49 @@ def test_the_row_of_a_table_is_read_from_its_event(event, row) -> None:
 
 
 def sweep_of(verdict="beyond the placebos (N = 3)", over=(40.0, 3.0)):
-    rows = [{"step": s, "arm": arm, "seeds": 1, "learning_rate": 1e-3, "l2": 1.0, "l2_range": [0.5, 2.0], "l2_over_moved": 0.2,
-             "placebo_range": [0.1, 0.2], "over_placebos": o, "p": 0.25, "placebos": 3, "verdict": verdict,
-             "time_to_reconverge": None if s == 60 else 4, "censored": 0, "bitwise": True}
-            for s, o in zip((60, 300), over) for arm in ("own", "equal")]  # fmt: skip
-    return {"run": "demo", "does": f"skips steps {HOSTILE}", "from": 60, "steps": [60, 300], "horizon": 16, "seeds": 1,
-            "equal_learning_rate": 2e-3, "placebos": 3, "points": [], "summary": rows}  # fmt: skip
+    rows = [
+        {
+            "step": s,
+            "arm": arm,
+            "seeds": 1,
+            "learning_rate": 1e-3,
+            "l2": 1.0,
+            "l2_range": [0.5, 2.0],
+            "l2_over_moved": 0.2,
+            "placebo_range": [0.1, 0.2],
+            "over_placebos": o,
+            "p": 0.25,
+            "placebos": 3,
+            "verdict": verdict,
+            "time_to_reconverge": None if s == 60 else 4,
+            "censored": 0,
+            "bitwise": True,
+        }
+        for s, o in zip((60, 300), over)
+        for arm in ("own", "equal")
+    ]
+    return {
+        "run": "demo",
+        "does": f"skips steps {HOSTILE}",
+        "from": 60,
+        "steps": [60, 300],
+        "horizon": 16,
+        "seeds": 1,
+        "equal_learning_rate": 2e-3,
+        "placebos": 3,
+        "points": [],
+        "summary": rows,
+    }
 
 
 def test_a_sweep_says_early_or_late_only_where_the_placebos_allow_it() -> None:
-    assert text_of(sweep.sweep_title(sweep_of())).endswith("largest early, at 60 (40× the placebos)")
+    assert text_of(sweep.sweep_title(sweep_of())).endswith(
+        "largest early, at 60 (40× the placebos)"
+    )
     none = sweep_of("not distinguishable from the placebos (N = 3)")
-    assert text_of(sweep.sweep_title(none)).endswith("not distinguishable from the placebos at any of them")
+    assert text_of(sweep.sweep_title(none)).endswith(
+        "not distinguishable from the placebos at any of them"
+    )
     said = text_of(sweep.sweep_sentence(sweep_of()))
     assert (
         "40× at 60 and 3× at 300 (p = 0.25 and 0.25, N = 3)" in said
@@ -187,15 +323,41 @@ def test_a_sweep_says_early_or_late_only_where_the_placebos_allow_it() -> None:
 
 
 def matrix_of(data=0.5, state=0.01, scale=0.01):
-    cells = [{"state": s, "step": b, "jump": data * (b == 11) + state * (s == 10), "loss": 3.0, "grad_norm": 1.0, "consumed": b < s,
-              "loss_placebo": 3.0, "grad_norm_placebo": 1.0} for s in (5, 10, 12) for b in (10, 11)]  # fmt: skip
-    effects = {"mean": 0.0, "data": [{"step": 10, "effect": -data / 2}, {"step": 11, "effect": data / 2}],
-               "state": [{"state": s, "effect": state * (s == 10)} for s in (5, 10, 12)],
-               "interaction": [{"state": c["state"], "step": c["step"], "effect": 0.0} for c in cells],
-               "size": {"data": data, "state": state, "interaction": 0.0}, "placebo_scale": scale,
-               "over_placebo": {k: v / scale for k, v in (("data", data), ("state", state), ("interaction", 0.0))}}  # fmt: skip
-    return {"run": "demo", "batches": [10, 12], "states": [5, 10, 12], "placebos": 8, "probe_sequences": 4, "consumed": 3, "cells": cells,
-            "effects": {"jump": effects, "loss": None, "grad_norm": None}}  # fmt: skip
+    cells = [
+        {
+            "state": s,
+            "step": b,
+            "jump": data * (b == 11) + state * (s == 10),
+            "loss": 3.0,
+            "grad_norm": 1.0,
+            "consumed": b < s,
+            "loss_placebo": 3.0,
+            "grad_norm_placebo": 1.0,
+        }
+        for s in (5, 10, 12)
+        for b in (10, 11)
+    ]
+    effects = {
+        "mean": 0.0,
+        "data": [{"step": 10, "effect": -data / 2}, {"step": 11, "effect": data / 2}],
+        "state": [{"state": s, "effect": state * (s == 10)} for s in (5, 10, 12)],
+        "interaction": [{"state": c["state"], "step": c["step"], "effect": 0.0} for c in cells],
+        "size": {"data": data, "state": state, "interaction": 0.0},
+        "placebo_scale": scale,
+        "over_placebo": {
+            k: v / scale for k, v in (("data", data), ("state", state), ("interaction", 0.0))
+        },
+    }
+    return {
+        "run": "demo",
+        "batches": [10, 12],
+        "states": [5, 10, 12],
+        "placebos": 8,
+        "probe_sequences": 4,
+        "consumed": 3,
+        "cells": cells,
+        "effects": {"jump": effects, "loss": None, "grad_norm": None},
+    }
 
 
 def test_a_matrix_names_what_stands_out_and_nothing_where_nothing_does() -> None:
@@ -235,22 +397,67 @@ def test_a_matrix_without_a_scale_colours_nothing() -> None:
 
 
 def blame_of():
-    candidate = {"step": 90, "slot": 1, "sequence": 7, "document": 3, "source": HOSTILE, "path": HOSTILE, "part": "data", "influence": 0.3,
-                 "replayed_effect": 0.2, "text": HOSTILE, "documents": []}  # fmt: skip
-    return {"run": "demo", "spike": {"step": 90, "value": 5.0, "sigma": 31.0}, "window": [80, 90], "method": "metagradient",
-            "control": {"level": "exact", "bitwise": False, "sentence": "tolerance only: step 81 differs first"}, "probes": "4 held-out sequences",
-            "excess": {"data": 1.0, "state": 0.5, "total": 1.5}, "verdict": "data", "sentence": f"Without 2 sequences it goes. {HOSTILE}", "p": 0.05,
-            "proof": {"sequences": 2, "taken": 1.2, "random": [0.1, 0.2], "p": 0.05}, "candidates": [candidate],
-            "documents": [{"document": 3, "source": HOSTILE, "path": HOSTILE, "influence": 0.3, "sequences": 1}],
-            "deletion_curve": [{"removed": 1, "taken": 0.5, "random": 0.1}, {"removed": 4, "taken": 1.4, "random": None}],
-            "trials": {"other_data": [{"what": HOSTILE, "left": 0.1, "spikes": False}], "other_states": [], "up_to_date": None, "steady_rate": None},
-            "tensors": None, "notes": [HOSTILE], "replays": 3, "steps_replayed": 30, "seconds": 1.0}  # fmt: skip
+    candidate = {
+        "step": 90,
+        "slot": 1,
+        "sequence": 7,
+        "document": 3,
+        "source": HOSTILE,
+        "path": HOSTILE,
+        "part": "data",
+        "influence": 0.3,
+        "replayed_effect": 0.2,
+        "text": HOSTILE,
+        "documents": [],
+    }
+    return {
+        "run": "demo",
+        "spike": {"step": 90, "value": 5.0, "sigma": 31.0},
+        "window": [80, 90],
+        "method": "metagradient",
+        "control": {
+            "level": "exact",
+            "bitwise": False,
+            "sentence": "tolerance only: step 81 differs first",
+        },
+        "probes": "4 held-out sequences",
+        "excess": {"data": 1.0, "state": 0.5, "total": 1.5},
+        "verdict": "data",
+        "sentence": f"Without 2 sequences it goes. {HOSTILE}",
+        "p": 0.05,
+        "proof": {"sequences": 2, "taken": 1.2, "random": [0.1, 0.2], "p": 0.05},
+        "candidates": [candidate],
+        "documents": [
+            {"document": 3, "source": HOSTILE, "path": HOSTILE, "influence": 0.3, "sequences": 1}
+        ],
+        "deletion_curve": [
+            {"removed": 1, "taken": 0.5, "random": 0.1},
+            {"removed": 4, "taken": 1.4, "random": None},
+        ],
+        "trials": {
+            "other_data": [{"what": HOSTILE, "left": 0.1, "spikes": False}],
+            "other_states": [],
+            "up_to_date": None,
+            "steady_rate": None,
+        },
+        "tensors": None,
+        "notes": [HOSTILE],
+        "replays": 3,
+        "steps_replayed": 30,
+        "seconds": 1.0,
+    }
 
 
 def test_the_deletion_curve_keeps_what_was_measured() -> None:
     found = blame.curve_of(blame_of())
-    assert [(r["removed"], r["order"]) for r in found] == [(1, "by influence"), (1, "random"), (4, "by influence")]
-    assert blame.title_of(blame_of()) == "Step 90: data · excess 1.500 nats/token, 31σ above its past"
+    assert [(r["removed"], r["order"]) for r in found] == [
+        (1, "by influence"),
+        (1, "random"),
+        (4, "by influence"),
+    ]
+    assert (
+        blame.title_of(blame_of()) == "Step 90: data · excess 1.500 nats/token, 31σ above its past"
+    )
 
 
 SUSPECTS = [{"step": 90, "slot": 1}, {"step": 90, "slot": 4}, {"step": 88, "slot": 1}]
@@ -272,11 +479,17 @@ def test_blame_keeps_the_influence_of_tokens_where_that_is_small_and_says_what_i
     assert blame.KEPT == SHOWN
     assert blame.arguments_of("demo", 90, 128) == ["blame", "demo", "--spike", "90", "--tokens"]
     assert blame.arguments_of("demo", 90, 1 << 17) == ["blame", "demo", "--spike", "90"]
-    assert "no further replay, only up to 82 kB" in blame.cost_of(128) and "84 MB" in blame.cost_of(1 << 17)
+    assert "no further replay, only up to 82 kB" in blame.cost_of(128) and "84 MB" in blame.cost_of(
+        1 << 17
+    )
 
 
-@pytest.mark.parametrize("tokens, influence, missing", [(None, 0.3, True), ([1, 2], 0.3, False), (None, None, False)])
-def test_a_document_without_the_influence_of_tokens_is_told_from_one_that_has_none(tokens, influence, missing) -> None:
+@pytest.mark.parametrize(
+    "tokens, influence, missing", [(None, 0.3, True), ([1, 2], 0.3, False), (None, None, False)]
+)
+def test_a_document_without_the_influence_of_tokens_is_told_from_one_that_has_none(
+    tokens, influence, missing
+) -> None:
     found = blame_of()
     found["candidates"][0] |= {"influence": influence} | ({"tokens": tokens} if tokens else {})
     assert blame.without_tokens(found) is missing
@@ -286,12 +499,17 @@ def test_a_document_without_the_influence_of_tokens_is_told_from_one_that_has_no
 
 
 def test_the_form_makes_a_fork_file_that_says_the_same() -> None:
-    text = forms.file({"parent": "demo", "from": 4, "to": 9, "name": None}, [
-        forms.intervention("lr-scale", {"window": "5:6", "factor": "0.5"}),
-        forms.intervention("remove-sequences", {"at": "5/1, 5/3", "how": "mask"}, 32),
-        forms.intervention("insert", {"at": "5", "text": HOSTILE + '"\\\n\x7f😀'}),
-        forms.intervention("reset-moments", {"tensors": "layers.0.*, embed.weight", "counter": False}),
-    ])  # fmt: skip
+    text = forms.file(
+        {"parent": "demo", "from": 4, "to": 9, "name": None},
+        [
+            forms.intervention("lr-scale", {"window": "5:6", "factor": "0.5"}),
+            forms.intervention("remove-sequences", {"at": "5/1, 5/3", "how": "mask"}, 32),
+            forms.intervention("insert", {"at": "5", "text": HOSTILE + '"\\\n\x7f😀'}),
+            forms.intervention(
+                "reset-moments", {"tensors": "layers.0.*, embed.weight", "counter": False}
+            ),
+        ],
+    )
     raw = tomllib.loads(text)
     assert raw["parent"] == "demo" and "name" not in raw
     lr, remove, insert, reset = raw["intervention"]
@@ -301,9 +519,18 @@ def test_the_form_makes_a_fork_file_that_says_the_same() -> None:
     assert reset == {"kind": "reset-moments", "tensors": ["layers.0.*", "embed.weight"]}
 
 
-@pytest.mark.parametrize("kind, answers", [("lr-scale", {"factor": "half"}), ("remove-documents", {"documents": "1, two"}),
-                                           ("remove-sequences", {"at": "5"}), ("swap", {"a": "x"})])  # fmt: skip
-def test_an_answer_that_cannot_be_read_is_refused_by_its_name(kind: str, answers: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "kind, answers",
+    [
+        ("lr-scale", {"factor": "half"}),
+        ("remove-documents", {"documents": "1, two"}),
+        ("remove-sequences", {"at": "5"}),
+        ("swap", {"a": "x"}),
+    ],
+)
+def test_an_answer_that_cannot_be_read_is_refused_by_its_name(
+    kind: str, answers: dict[str, str]
+) -> None:
     with pytest.raises(ForensicsError) as e:
         forms.intervention(kind, answers, 32)
     assert "wanted" in e.value.message and e.value.kind == "usage"
@@ -327,10 +554,21 @@ def test_a_fork_begins_at_the_checkpoint_before_the_spike_unless_that_is_far() -
 
 
 def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
-    plan = {"does": "skips steps 4:6", "sequences": 16, "sequences_by_step": {"4": 8, "5": 8}, "tokens": 512, "documents": [], "arms": 5,
-            "steps_to_compute": 100, "hours": 0.01, "memory_bytes": 30 << 20}  # fmt: skip
-    assert text_of(build.sentence_of(plan)) == (
-        "skips steps 4:6. 16 sequences of 2 steps (4 to 5) are touched, 512 targets. 5 arms, 100 steps: about 36 s, 30 MiB of states."
+    plan = {
+        "does": "skips steps 4:6",
+        "sequences": 16,
+        "sequences_by_step": {"4": 8, "5": 8},
+        "tokens": 512,
+        "documents": [],
+        "arms": 5,
+        "steps_to_compute": 100,
+        "hours": 0.01,
+        "memory_bytes": 30 << 20,
+    }
+    assert (
+        text_of(build.sentence_of(plan))
+        == "skips steps 4:6. 16 sequences of 2 steps (4 to 5) are touched, 512 targets. 5 arms, 100"
+        " steps: about 36 s, 30 MiB of states."
     )
 
 
@@ -339,7 +577,9 @@ def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
 
 @pytest.fixture(scope="module")
 def forked_runs(app_runs, tmp_path_factory):
-    """A copy of the runs with a fork of demo, its placebos, and the documents of a sweep, a matrix and blame."""
+    """A copy of the runs with a fork of demo, its placebos, and the documents of a sweep, a matrix
+    and blame.
+    """
     from replay.engine import fork
     from replay.spec import build as made
     from replay.trajectory import open_trajectory
@@ -386,7 +626,9 @@ def rewritten(forked):
     path.write_bytes(kept)
 
 
-def test_a_run_without_forks_opens_on_building_one_and_its_list_says_how(runs, app_page, said) -> None:
+def test_a_run_without_forks_opens_on_building_one_and_its_list_says_how(
+    runs, app_page, said
+) -> None:
     page = app_page("forks", run="demo")
     assert not page.exception and "A fork of <code>demo</code> from state" in said(page)
     page = app_page("forks", run="demo", part="fork")
@@ -397,7 +639,11 @@ def test_a_fork_opens_on_its_verdict(forked, app_page, said) -> None:
     page = app_page("forks", run="demo", fork="skipped")
     text = said(page)
     assert not page.exception
-    assert "demo@88 skips steps 90:92" in text and "Control: <b>bit for bit ✓</b>" in text and "N = 2" in text
+    assert (
+        "demo@88 skips steps 90:92" in text
+        and "Control: <b>bit for bit ✓</b>" in text
+        and "N = 2" in text
+    )
     assert len(page.get("vega_lite_chart") or page.get("arrow_vega_lite_chart")) >= 3
 
 
@@ -406,24 +652,37 @@ def test_a_fork_in_place_of_the_run_is_looked_at_itself(forked, app_page, said) 
 
 
 def url_of(page):
-    return {name: value[-1] if isinstance(value, list) else value for name, value in page.query_params.items()}
+    return {
+        name: value[-1] if isinstance(value, list) else value
+        for name, value in page.query_params.items()
+    }
 
 
-def test_what_is_chosen_on_the_page_of_a_fork_is_chosen_in_its_parent(forked, app_page, said) -> None:
+def test_what_is_chosen_on_the_page_of_a_fork_is_chosen_in_its_parent(
+    forked, app_page, said
+) -> None:
     page = app_page("forks", run="skipped")
     page.get("button_group")[0].set_value("blame").run()
-    assert url_of(page) == {"run": "demo", "fork": "skipped", "part": "blame"} and "Step 90: data" in said(page)
+    assert url_of(page) == {
+        "run": "demo",
+        "fork": "skipped",
+        "part": "blame",
+    } and "Step 90: data" in said(page)
     page = app_page("forks", run="skipped")
     next(b for b in page.button if b.label == "Build another fork").click().run()
     assert url_of(page) == {"run": "demo", "part": "build", "first": "88", "last": "96"}
     assert "A fork of <code>demo</code>" in said(page)
 
 
-def test_another_row_of_the_list_is_another_fork_of_the_same_run(forked, page_module, monkeypatch) -> None:
+def test_another_row_of_the_list_is_another_fork_of_the_same_run(
+    forked, page_module, monkeypatch
+) -> None:
     forks, gone = page_module("forks"), []
     monkeypatch.setattr(forks, "goto", lambda **changes: gone.append(changes))
     monkeypatch.setattr(
-        forks.st, "session_state", {"list": {"selection": {"rows": [1]}}, "none": {"selection": {"rows": []}}}
+        forks.st,
+        "session_state",
+        {"list": {"selection": {"rows": [1]}}, "none": {"selection": {"rows": []}}},
     )
     for key in ("list", "none"):
         forks._picked("demo", ["a", "b"], key)
@@ -444,8 +703,12 @@ def test_a_fork_of_a_fork_is_offered_where_its_parent_has_a_state(forked, app_pa
     states = next(t for t in page.text_input if t.label == "At states").value
     file = tomllib.loads(page.text_area[0].value)
     require_steps(parent, [int(s) for s in states.split(",")], "--at", file["to"] - file["from"])
-    assert "replay fork skipped --from 88 --to 96 --skip 88:89" in said(app_page("forks", run="skipped", part="fork"))
-    assert "replay fork skipped --from 88 --to 96" in said(app_page("forks", run="skipped", fork="gone"))
+    assert "replay fork skipped --from 88 --to 96 --skip 88:89" in said(
+        app_page("forks", run="skipped", part="fork")
+    )
+    assert "replay fork skipped --from 88 --to 96" in said(
+        app_page("forks", run="skipped", fork="gone")
+    )
 
 
 def test_a_fork_that_runs_draws_what_it_has_written_so_far(forked, app_page, said) -> None:
@@ -471,11 +734,15 @@ def test_the_chosen_rows_are_marked_and_have_a_table_of_their_own(forked, app_pa
         marks.append(list(table.value[""]))
         ids.add(table.proto.id)
     assert marks == [["●"], [""]] and len(ids) == 2
-    table = next(t for t in app_page("forks", run="demo", part="blame").dataframe if "goes alone" in t.value)
+    table = next(
+        t for t in app_page("forks", run="demo", part="blame").dataframe if "goes alone" in t.value
+    )
     assert list(table.value[""]) == ["●"]
 
 
-def test_blame_without_tokens_can_be_started_again_with_them(forked, app_page, said, monkeypatch) -> None:
+def test_blame_without_tokens_can_be_started_again_with_them(
+    forked, app_page, said, monkeypatch
+) -> None:
     from app import work
 
     started = []
@@ -484,23 +751,37 @@ def test_blame_without_tokens_can_be_started_again_with_them(forked, app_page, s
     assert "The influence of each token was not kept" in said(page)
     next(b for b in page.button if b.label == "Blame again, with each token").click().run()
     page = app_page("forks", run="demo", part="blame", spike=91)
-    assert "no further replay" in said(page) and "replay blame demo --spike 91 --tokens" in said(page)
+    assert "no further replay" in said(page) and "replay blame demo --spike 91 --tokens" in said(
+        page
+    )
     next(b for b in page.button if b.label == "Blame it").click().run()
-    assert started == [("demo", "replay", ["blame", "demo", "--spike", str(s), "--tokens"]) for s in (90, 91)]
+    assert started == [
+        ("demo", "replay", ["blame", "demo", "--spike", str(s), "--tokens"]) for s in (90, 91)
+    ]
 
 
 def test_a_suspect_of_blame_fills_a_new_form(forked, app_page) -> None:
     page = app_page("forks", run="demo", part="blame", spike=90, values="{}", document=2)
     next(b for b in page.button if b.label == "Fork without batch 90, slot 1").click().run()
-    assert url_of(page) == {"run": "demo", "part": "build", "spike": "90", "first": "80", "last": "114", "kind": "remove-sequences",
-                            "step": "90", "slot": "1"}  # fmt: skip
+    assert url_of(page) == {
+        "run": "demo",
+        "part": "build",
+        "spike": "90",
+        "first": "80",
+        "last": "114",
+        "kind": "remove-sequences",
+        "step": "90",
+        "slot": "1",
+    }
     assert "at = [[90, 1, 0, 32]]" in "\n".join(c.value for c in page.code)
 
 
 def test_tolerance_only_is_a_banner_with_the_gap(rewritten, app_page, said) -> None:
     rewritten(
         lambda d: d["control"].update(
-            bitwise=False, level="reproduces", sentence="tolerance only: losses by at most 0.01 nats"
+            bitwise=False,
+            level="reproduces",
+            sentence="tolerance only: losses by at most 0.01 nats",
         )
     )
     text = said(app_page("forks", run="demo", fork="skipped"))
@@ -511,19 +792,31 @@ def test_tolerance_only_is_a_banner_with_the_gap(rewritten, app_page, said) -> N
     )
 
 
-def test_placebos_that_are_one_fork_are_told_apart_from_as_many(forked, app_page, said, monkeypatch) -> None:
+def test_placebos_that_are_one_fork_are_told_apart_from_as_many(
+    forked, app_page, said, monkeypatch
+) -> None:
     monkeypatch.setattr(one, "distinct_placebos", lambda arms: (3, 1))
-    assert "The 3 placebos are one and the same fork." in said(app_page("forks", run="demo", fork="skipped"))
+    assert "The 3 placebos are one and the same fork." in said(
+        app_page("forks", run="demo", fork="skipped")
+    )
 
 
 def test_what_a_fork_does_is_text_whatever_it_says(rewritten, app_page, said) -> None:
     rewritten(lambda d: d.update(does=HOSTILE))
     text = said(app_page("forks", run="demo", fork="skipped"))
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "<script>" not in text and "⟨U+202E⟩evil⟨U+0007⟩" in text
+    assert (
+        "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+        and "<script>" not in text
+        and "⟨U+202E⟩evil⟨U+0007⟩" in text
+    )
 
 
-def test_a_fork_that_is_not_there_and_a_damaged_document_are_sentences(forked, rewritten, app_page, said) -> None:
-    assert "No fork here is called <code>nothing</code>" in said(app_page("forks", run="demo", fork="nothing"))
+def test_a_fork_that_is_not_there_and_a_damaged_document_are_sentences(
+    forked, rewritten, app_page, said
+) -> None:
+    assert "No fork here is called <code>nothing</code>" in said(
+        app_page("forks", run="demo", fork="nothing")
+    )
     (forked / "skipped" / "fork.json").write_text("{")
     page = app_page("forks", run="demo", fork="skipped")
     assert not page.exception
@@ -546,7 +839,9 @@ def test_a_stopped_fork_offers_to_go_on_from_where_it_was(forked, app_page, said
         for path in (folder / "run.json", folder / "tables" / "divergence" / "manifest.json"):
             os.utime(path, (time.time() - 900, time.time() - 900))
         page = app_page("forks", run="demo", fork="skipped")
-        assert "was stopped before its end at 96" in said(page) and "it goes on from there" in said(page)
+        assert "was stopped before its end at 96" in said(page) and "it goes on from there" in said(
+            page
+        )
         assert "Go on" in [b.label for b in page.button]
         raw = tomllib.loads(file_of(state_of("skipped", "demo")))
         assert (raw["placebos"], raw["chaos"], raw["seed"], raw["name"]) == (2, 1, 7, "skipped")
@@ -563,8 +858,16 @@ def test_the_file_of_a_fork_makes_the_same_fork(forked) -> None:
     assert state.status == "done" and state.window == (88, 96)
     spec = made(forked, open_trajectory(forked, "demo"), tomllib.loads(file_of(state, placebos=19)))
     kept = json.loads((forked / "skipped" / "fork.json").read_text())
-    assert (spec.fork, spec.first, spec.last, spec.placebos, spec.chaos) == ("skipped", 88, 96, 19, 1)
-    assert [json.loads(json.dumps(i)) for i in kept["interventions"]] == data.header("skipped")["interventions"]
+    assert (spec.fork, spec.first, spec.last, spec.placebos, spec.chaos) == (
+        "skipped",
+        88,
+        96,
+        19,
+        1,
+    )
+    assert [json.loads(json.dumps(i)) for i in kept["interventions"]] == data.header("skipped")[
+        "interventions"
+    ]
 
 
 def test_the_url_fills_the_form(forked, app_page) -> None:
@@ -580,7 +883,9 @@ def test_the_url_fills_the_form(forked, app_page) -> None:
     assert "documents = [2]" in "\n".join(c.value for c in page.code)
 
 
-def test_an_answer_that_cannot_be_read_is_a_sentence_beside_the_form(forked, app_page, said) -> None:
+def test_an_answer_that_cannot_be_read_is_a_sentence_beside_the_form(
+    forked, app_page, said
+) -> None:
     page = app_page("forks", run="demo", part="build", kind="lr-scale")
     next(t for t in page.text_input if t.label == "Factor").set_value("half").run()
     assert not page.exception and "wanted a number, found" in said(page)
@@ -592,19 +897,38 @@ def test_any_kind_can_be_written_as_a_file(forked, app_page) -> None:
 
 
 @pytest.mark.parametrize(
-    "part, wanted", [("sweep", "largest early, at 60"), ("matrix", "the data above all"), ("blame", "Step 90: data")]
+    "part, wanted",
+    [
+        ("sweep", "largest early, at 60"),
+        ("matrix", "the data above all"),
+        ("blame", "Step 90: data"),
+    ],
 )
-def test_what_commands_kept_is_shown_and_its_text_stays_text(forked, app_page, said, part: str, wanted: str) -> None:
+def test_what_commands_kept_is_shown_and_its_text_stays_text(
+    forked, app_page, said, part: str, wanted: str
+) -> None:
     page = app_page("forks", run="demo", part=part)
     assert not page.exception and wanted in said(page)
     html = "\n".join(h.proto.body for h in page.get("html"))
-    assert "<script>" not in html and ("&lt;script&gt;" in html or part == "matrix") and "\u202e" not in said(page)
+    assert (
+        "<script>" not in html
+        and ("&lt;script&gt;" in html or part == "matrix")
+        and "\u202e" not in said(page)
+    )
     assert not page.markdown and not page.caption
 
 
-@pytest.mark.parametrize("part, command", [("sweep", "replay sweep fork.toml --at"), ("matrix", "replay matrix demo --batches"),
-                                           ("blame", "replay blame demo --spike")])  # fmt: skip
-def test_what_was_not_measured_names_the_command_for_this_run(runs, app_page, said, part: str, command: str) -> None:
+@pytest.mark.parametrize(
+    "part, command",
+    [
+        ("sweep", "replay sweep fork.toml --at"),
+        ("matrix", "replay matrix demo --batches"),
+        ("blame", "replay blame demo --spike"),
+    ],
+)
+def test_what_was_not_measured_names_the_command_for_this_run(
+    runs, app_page, said, part: str, command: str
+) -> None:
     page = app_page("forks", run="demo", part=part)
     assert not page.exception and command in said(page)
 
@@ -631,7 +955,11 @@ def test_layers_are_over_the_placebos_median(forked) -> None:
     one_cell = next(r for r in rows if r["row"] == "L1" and r["step"] == 96)
     from statistics import median
 
-    found = [d for d in data.recorded("divergence", "skipped") if d["step"] == 96 and d["tensor"] == "layers.1.*"]
+    found = [
+        d
+        for d in data.recorded("divergence", "skipped")
+        if d["step"] == 96 and d["tensor"] == "layers.1.*"
+    ]
     nulls = median(d["l2"] for d in found if d["arm"].startswith("placebo"))
     own = next(d["l2"] for d in found if d["arm"] == "fork")
     assert one_cell["ratio"] == pytest.approx(own / nulls)
@@ -646,7 +974,11 @@ def test_bands_are_percentiles_over_the_arms_of_a_kind(forked) -> None:
         for b in data.rows("fork_bands", run="skipped")
         if b["measure"] == "l2" and b["kind"] == "placebo" and b["step"] == 96
     ]
-    own = sorted(r["l2"] for r in data.rows("fork_arms", run="skipped") if r["kind"] == "placebo" and r["step"] == 96)
+    own = sorted(
+        r["l2"]
+        for r in data.rows("fork_arms", run="skipped")
+        if r["kind"] == "placebo" and r["step"] == 96
+    )
     assert found[0]["middle"] == pytest.approx(sum(own) / 2) and found[0]["forks"] == 2
 
 
@@ -660,8 +992,12 @@ def forked_url(forked_runs):
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("part, charts", [("fork", 4), ("build", 0), ("sweep", 3), ("matrix", 4), ("blame", 1)])
-def test_every_part_is_drawn_in_a_browser(chromium, forked_url, part: str, charts: int, dark: bool) -> None:
+@pytest.mark.parametrize(
+    "part, charts", [("fork", 4), ("build", 0), ("sweep", 3), ("matrix", 4), ("blame", 1)]
+)
+def test_every_part_is_drawn_in_a_browser(
+    chromium, forked_url, part: str, charts: int, dark: bool
+) -> None:
     tab = driver.Watched(chromium, forked_url, dark=dark)
     try:
         tab.open("forks", run="demo", part=part)
@@ -681,9 +1017,9 @@ def test_a_fork_is_built_launched_and_seen_to_finish(chromium, forked_url, forke
         tab.page.get_by_text("Control:").first.wait_for(timeout=120_000)
         tab.settle()
         fork = tab.parameters()["fork"]
-        assert (forked_runs / fork / "fork.json").is_file() and "demo@100 skips steps 100:101" in tab.page.inner_text(
-            "body"
-        )
+        assert (
+            forked_runs / fork / "fork.json"
+        ).is_file() and "demo@100 skips steps 100:101" in tab.page.inner_text("body")
         tab.page.go_back()
         tab.settle()
         assert tab.parameters().get("part") == "build"
@@ -703,7 +1039,9 @@ def test_a_row_can_be_chosen_again_after_back(chromium, forked_url, forked_runs)
     tab = driver.Watched(chromium, forked_url)
 
     def choose(row: int) -> None:
-        table = tab.page.locator('[data-testid="stDataFrame"]').first  # the tick stands left of the row
+        table = tab.page.locator(
+            '[data-testid="stDataFrame"]'
+        ).first  # the tick stands left of the row
         table.scroll_into_view_if_needed()
         box = table.bounding_box()
         tab.page.mouse.click(box["x"] + 20, box["y"] + 35 * (row + 1.5))
@@ -745,7 +1083,8 @@ def test_a_fork_that_is_stopped_goes_on_from_where_it_was(forked) -> None:
     from app import work
 
     text = forms.file(
-        {"parent": "demo", "from": 0, "to": 130, "placebos": 6, "name": "long"}, [{"kind": "skip", "window": "30:31"}]
+        {"parent": "demo", "from": 0, "to": 130, "placebos": 6, "name": "long"},
+        [{"kind": "skip", "window": "30:31"}],
     )
     launch("demo", "long", text)
     running = waited(lambda s: s.work.progress.get("done", 0) >= 3)

@@ -1,4 +1,6 @@
-"""The pages Runs, Spikes and SQL under AppTest: what they say, their empty states, and that nothing acts in hostile text."""
+"""The pages Runs, Spikes and SQL under AppTest: what they say, their empty states, and that nothing
+acts in hostile text.
+"""
 
 import json
 import os
@@ -18,14 +20,42 @@ def begin(runs, name, **header):
     """A run's folder without a step."""
     folder = runs / name
     folder.mkdir()
-    document = {"name": name, "status": "running", "first_step": 0, "steps": 200, "config": {}, "corpus_sources": [],
-                "created": "2026-01-01T00:00:00Z", "arguments": [], "parameters": 1, "recipe": "r", "device": "cpu",
-                "precision": "fp32", "threads": 1, "parent": None, "parent_step": None} | header  # fmt: skip
+    document = {
+        "name": name,
+        "status": "running",
+        "first_step": 0,
+        "steps": 200,
+        "config": {},
+        "corpus_sources": [],
+        "created": "2026-01-01T00:00:00Z",
+        "arguments": [],
+        "parameters": 1,
+        "recipe": "r",
+        "device": "cpu",
+        "precision": "fp32",
+        "threads": 1,
+        "parent": None,
+        "parent_step": None,
+    } | header
     (folder / "run.json").write_text(json.dumps(document))
     row = {
-        k: document[k] for k in ("name", "status", "recipe", "first_step", "steps", "parent", "parent_step", "created")
+        k: document[k]
+        for k in (
+            "name",
+            "status",
+            "recipe",
+            "first_step",
+            "steps",
+            "parent",
+            "parent_step",
+            "created",
+        )
     }
-    replace_table(folder, "runs", {k: [v] for k, v in row.items()} | {"config": [json.dumps(document["config"])]})
+    replace_table(
+        folder,
+        "runs",
+        {k: [v] for k, v in row.items()} | {"config": [json.dumps(document["config"])]},
+    )
     return folder
 
 
@@ -58,7 +88,10 @@ def test_the_spike_page_opens_on_a_sentence_with_step_gap_sigma_and_a_hedge(runs
 
     spike = next(s for s in data.rows("spikes", run="demo") if s["metric"] == "loss")
     text = said(app_page("spikes", run="demo", spike=spike["step"]))
-    assert f"Step {spike['step']}: loss {spike['baseline']:.3f} → {spike['value']:.3f} nats/token" in text
+    assert (
+        f"Step {spike['step']}: loss {spike['baseline']:.3f} → {spike['value']:.3f} nats/token"
+        in text
+    )
     assert "σ" in text and "of the sequences before" in text
     assert "not proof of cause" in text and f"replay blame demo --spike {spike['step']}" in text
     assert "caused" not in text
@@ -88,10 +121,14 @@ def test_a_callback_names_the_run_and_the_step_that_the_page_shows(runs, app_pag
     test = app_page("batch", **url)
     test.button(key="step-on").click().run()
     assert {k: test.query_params[k] for k in test.query_params} in (
-        {"run": "demo", "step": "122"}, {"run": ["demo"], "step": ["122"]})  # fmt: skip
+        {"run": "demo", "step": "122"},
+        {"run": ["demo"], "step": ["122"]},
+    )
 
 
-def test_another_run_of_the_picker_forgets_what_the_url_chose_inside_the_one_it_did_not_name(runs, app_page):
+def test_another_run_of_the_picker_forgets_what_the_url_chose_inside_the_one_it_did_not_name(
+    runs, app_page
+):
     begin(runs, "older", created="2020-01-01T00:00:00Z")
     try:
         test = app_page("spikes", spike=121, layer=1)
@@ -106,33 +143,57 @@ def test_a_link_to_another_page_drops_what_only_this_page_has_unless_it_is_given
     from app.selection import Selection
 
     here = Selection(
-        run="demo", step=4, fork="f", part="blame", kind="skip", query="spikes", values="a=1", metric="rms_t"
+        run="demo",
+        step=4,
+        fork="f",
+        part="blame",
+        kind="skip",
+        query="spikes",
+        values="a=1",
+        metric="rms_t",
     )
     assert parameters(here, slot=2) == {"run": "demo", "fork": "f", "step": "4", "slot": "2"}
     assert parameters(here, part="build", kind="remove-documents", fork=None) == {
-        "run": "demo", "step": "4", "part": "build", "kind": "remove-documents"}  # fmt: skip
+        "run": "demo",
+        "step": "4",
+        "part": "build",
+        "kind": "remove-documents",
+    }
 
 
-def test_forking_a_spike_without_its_worst_sequences_opens_the_form_whatever_the_url_held(runs, app_page):
+def test_forking_a_spike_without_its_worst_sequences_opens_the_form_whatever_the_url_held(
+    runs, app_page
+):
     test = app_page("spikes", run="demo", spike=121, fork="old", part="fork", kind="skip", slot=3)
     assert links(test)["Fork without its worst sequences"] == {
-        "run": "demo", "spike": "121", "step": "121", "part": "build", "kind": "remove-sequences"}  # fmt: skip
+        "run": "demo",
+        "spike": "121",
+        "step": "121",
+        "part": "build",
+        "kind": "remove-sequences",
+    }
 
 
 def test_the_sequence_of_the_url_is_marked_in_the_table_and_no_other(runs, app_page):
     table = next(
-        d.value for d in app_page("spikes", run="demo", spike=121, slot=3).dataframe if "repeat_share" in d.value
+        d.value
+        for d in app_page("spikes", run="demo", spike=121, slot=3).dataframe
+        if "repeat_share" in d.value
     )
     assert [(m, s) for m, s in zip(table[""], table["slot"]) if m] == [("●", 3)]
     for url in ({}, {"step": 120, "slot": 3}):  # nothing chosen; a row of another batch
         table = next(
-            d.value for d in app_page("spikes", run="demo", spike=121, **url).dataframe if "repeat_share" in d.value
+            d.value
+            for d in app_page("spikes", run="demo", spike=121, **url).dataframe
+            if "repeat_share" in d.value
         )
         assert not any(table[""])
 
 
 def test_the_spike_of_the_url_is_marked_among_the_events_of_its_run(runs, app_page):
-    events = next(d.value for d in app_page("runs", run="demo", spike=120).dataframe if "back at" in d.value)
+    events = next(
+        d.value for d in app_page("runs", run="demo", spike=120).dataframe if "back at" in d.value
+    )
     assert [(m, s) for m, s in zip(events[""], events["step"]) if m] == [("●", 120)]
     events = next(d.value for d in app_page("runs", spike=120).dataframe if "back at" in d.value)
     assert [(m, s) for m, s in zip(events[""], events["step"]) if m] == [("●", 120)]
@@ -140,7 +201,9 @@ def test_the_spike_of_the_url_is_marked_among_the_events_of_its_run(runs, app_pa
 
 def test_the_share_above_is_of_all_sequences_and_says_so(runs, app_page, said):
     text = said(app_page("spikes", run="demo", spike=121))
-    assert re.search(r"of 8 sequences .*(% of the 8 stand|nearly all of the 8 stand) above nine in ten", text)
+    assert re.search(
+        r"of 8 sequences .*(% of the 8 stand|nearly all of the 8 stand) above nine in ten", text
+    )
 
 
 def test_a_run_without_a_spike_and_one_without_a_step_say_so(empty_runs, app_page, said):
@@ -164,7 +227,9 @@ def test_a_spike_without_a_past_says_why_there_is_no_heat(empty_runs, app_page, 
     assert "robust z needs 16 recorded steps" in said(test)
 
 
-def test_a_run_that_recorded_no_heads_says_so_with_the_command_and_still_shows_its_tensors(empty_runs, app_page, said):
+def test_a_run_that_recorded_no_heads_says_so_with_the_command_and_still_shows_its_tensors(
+    empty_runs, app_page, said
+):
     steps = list(range(200))
     with Writer(begin(empty_runs, "bare")) as w:
         w.append("steps", step=steps, loss=2.0, grad_norm=1.0)
@@ -181,13 +246,21 @@ def test_a_run_that_recorded_no_heads_says_so_with_the_command_and_still_shows_i
     assert "the heads were not recorded here" in text and "robust z" not in text
     assert "replay fork bare --from 54 --to 183 --lr-scale 1@54:183 --record light" in text
     assert "Tensors by rms_t and staleness" in text
-    assert len(test.get("vega_lite_chart")) == 5  # overview, loss, gradient norm, tensors, first alarms
+    assert (
+        len(test.get("vega_lite_chart")) == 5
+    )  # overview, loss, gradient norm, tensors, first alarms
 
 
 def test_the_runs_page_shows_only_what_differs_from_the_parent(runs, empty_runs, app_page):
     begin(empty_runs, "parent", config={"train": {"lr": 1, "steps": 200}, "data": {"x": 1}})
-    begin(empty_runs, "fork", config={"train": {"lr": 2, "steps": 200}, "data": {"x": 1}}, parent="parent", parent_step=7,
-          interventions=[{"kind": "<script>alert(1)</script>\u202e"}])  # fmt: skip
+    begin(
+        empty_runs,
+        "fork",
+        config={"train": {"lr": 2, "steps": 200}, "data": {"x": 1}},
+        parent="parent",
+        parent_step=7,
+        interventions=[{"kind": "<script>alert(1)</script>\u202e"}],
+    )
     test = app_page("runs", run="fork")
     assert not test.exception
     tables = [d.value for d in test.dataframe]
@@ -201,17 +274,31 @@ def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty
 
     begin(empty_runs, "a", status="finished")
     begin(empty_runs, "b")
-    with Writer(begin(empty_runs, "a-fork", parent="a", parent_step=50, first_step=50, steps=80)) as w:
+    with Writer(
+        begin(empty_runs, "a-fork", parent="a", parent_step=50, first_step=50, steps=80)
+    ) as w:
         w.append("steps", step=[50, 51], loss=1.0)
     replace_table(
-        empty_runs / "a-fork", "forks", {"fork": ["a-fork"], "placebos": [5], "chaos": [3], "sentence": ["drops"]}
+        empty_runs / "a-fork",
+        "forks",
+        {"fork": ["a-fork"], "placebos": [5], "chaos": [3], "sentence": ["drops"]},
     )
     module = page_module("runs")
     rows = module.tree(data.headers(), {h["run"]: h for h in data.rows("run_health")})
     assert [(r["row"].strip("└ "), r["kind"]) for r in rows] == [
-        ("a", "run"), ("a-fork", "fork"), ("null ×8 of a-fork", "null"), ("b", "run")]  # fmt: skip
+        ("a", "run"),
+        ("a-fork", "fork"),
+        ("null ×8 of a-fork", "null"),
+        ("b", "run"),
+    ]
     fork = rows[1]
-    assert (fork["first"], fork["last"], fork["ahead"], fork["parent_row"], fork["parent_step"]) == (
+    assert (
+        fork["first"],
+        fork["last"],
+        fork["ahead"],
+        fork["parent_row"],
+        fork["parent_step"],
+    ) == (
         50,
         52,
         80,
@@ -226,7 +313,9 @@ def touch(path, seconds_ago):
     os.utime(path, (time.time() - seconds_ago,) * 2)
 
 
-def test_a_run_that_was_killed_is_named_and_not_counted_as_healthy(empty_runs, app_page, page_module, said):
+def test_a_run_that_was_killed_is_named_and_not_counted_as_healthy(
+    empty_runs, app_page, page_module, said
+):
     from app import data
 
     for name, ago in (("killed", 4000), ("young", 10)):
@@ -236,16 +325,23 @@ def test_a_run_that_was_killed_is_named_and_not_counted_as_healthy(empty_runs, a
     begin(empty_runs, "done", status="finished")
     text = said(app_page("runs", run="killed"))
     assert "3 runs: 2 without a spike" in text
-    assert "Training now: <b>young</b>" in text and "Stopped without saying so: <b>killed</b>" in text
+    assert (
+        "Training now: <b>young</b>" in text and "Stopped without saying so: <b>killed</b>" in text
+    )
     assert "<code>killed</code> · stopped without saying so" in text
     assert "<code>young</code> · running" in said(app_page("runs", run="young"))
     module = page_module("runs")
     rows = module.tree(data.headers(), {})
     assert {r["run"]: r["status"] for r in rows} == {
-        "killed": module.SILENT, "young": "running", "done": "finished"}  # fmt: skip
+        "killed": module.SILENT,
+        "young": "running",
+        "done": "finished",
+    }
 
 
-def test_a_slow_run_is_believed_for_as_long_as_its_steps_between_two_writes_take(empty_runs, page_module):
+def test_a_slow_run_is_believed_for_as_long_as_its_steps_between_two_writes_take(
+    empty_runs, page_module
+):
     from app import data
 
     module = page_module("runs")
@@ -263,7 +359,9 @@ def test_a_slow_run_is_believed_for_as_long_as_its_steps_between_two_writes_take
     assert module.status_of(data.header("first")) == module.SILENT
 
 
-def test_the_runs_page_looks_again_when_anything_it_shows_was_written_and_only_then(empty_runs, page_module):
+def test_the_runs_page_looks_again_when_anything_it_shows_was_written_and_only_then(
+    empty_runs, page_module
+):
     module = page_module("runs")
     folder, other = begin(empty_runs, "a"), begin(empty_runs, "b")
     with Writer(folder) as w:
@@ -286,7 +384,13 @@ def test_the_runs_page_looks_again_when_anything_it_shows_was_written_and_only_t
 
 def test_a_fork_that_is_not_done_says_what_it_alters(empty_runs, app_page, said):
     begin(empty_runs, "base", status="finished")
-    begin(empty_runs, "fork", parent="base", parent_step=7, interventions=[{"kind": "skip"}, {"kind": "lr-scale"}])
+    begin(
+        empty_runs,
+        "fork",
+        parent="base",
+        parent_step=7,
+        interventions=[{"kind": "skip"}, {"kind": "lr-scale"}],
+    )
     text = said(app_page("runs", run="fork"))
     assert "at step 7: <b>skip, lr-scale</b>" in text and "changes nothing" not in text
 
@@ -302,14 +406,18 @@ def test_a_fork_that_is_not_done_says_what_it_alters(empty_runs, app_page, said)
         ("select nothing from steps", "Binder Error"),
     ],
 )
-def test_sql_of_the_url_runs_in_the_sandbox_and_errors_are_sentences(runs, app_page, said, sql, wanted):
+def test_sql_of_the_url_runs_in_the_sandbox_and_errors_are_sentences(
+    runs, app_page, said, sql, wanted
+):
     test = app_page("sql", run="demo", sql=sql)
     assert not test.exception
     assert wanted in said(test)
     assert "<script>" not in said(test)
 
 
-def test_a_named_query_asks_for_what_it_lacks_and_takes_the_rest_from_the_selection(runs, app_page, said):
+def test_a_named_query_asks_for_what_it_lacks_and_takes_the_rest_from_the_selection(
+    runs, app_page, said
+):
     test = app_page("sql", run="demo", query="worst_sequences")
     assert "worst_sequences needs <b>step</b>" in said(test)
     test = app_page("sql", run="demo", query="worst_sequences", step=121, values="top=3")
@@ -333,7 +441,10 @@ def test_what_a_click_changes_is_a_function_of_the_event(page_module):
     module = page_module("spikes")
     assert module.spike_of({"selection": {"spike": [{"step": 90.0}]}}) == {"spike": 90}
     assert module.spike_of({"selection": {"spike": []}}) is None and module.spike_of({}) is None
-    assert module.cell_of({"selection": {"cell": [{"step": 9, "layer": 5}]}}) == {"layer": 5, "step": 9}
+    assert module.cell_of({"selection": {"cell": [{"step": 9, "layer": 5}]}}) == {
+        "layer": 5,
+        "step": 9,
+    }
     assert module.cell_of({"selection": {"cell": [{"step": 9, "layer": 5, "head": 3}]}}) == {
         "layer": 5,
         "head": 3,
@@ -353,10 +464,26 @@ def test_a_batch_too_large_to_be_drawn_whole_is_told(page_module):
 
 def test_the_title_of_a_spike_says_from_where_to_where_its_kind_and_when_it_was_over(page_module):
     module = page_module("spikes")
-    spike = {"kind": "spike", "step": 1342, "metric": "loss", "baseline": 2.27, "value": 5.38, "spike_kind": "fast", "sigma": 31.2,
-             "recovered_at": 1351, "tensor": None}  # fmt: skip
-    assert module.title_of(spike) == "Step 1,342: loss 2.270 → 5.380 nats/token · fast (31σ, back in 9 steps)"
-    assert module.title_of({**spike, "recovered_at": None, "spike_kind": "slow"}).endswith("slow (31σ, not back)")
-    assert module.title_of({**spike, "metric": "grad_norm"}).startswith("Step 1,342: gradient norm 2.27 → 5.38 ·")
+    spike = {
+        "kind": "spike",
+        "step": 1342,
+        "metric": "loss",
+        "baseline": 2.27,
+        "value": 5.38,
+        "spike_kind": "fast",
+        "sigma": 31.2,
+        "recovered_at": 1351,
+        "tensor": None,
+    }
+    assert (
+        module.title_of(spike)
+        == "Step 1,342: loss 2.270 → 5.380 nats/token · fast (31σ, back in 9 steps)"
+    )
+    assert module.title_of({**spike, "recovered_at": None, "spike_kind": "slow"}).endswith(
+        "slow (31σ, not back)"
+    )
+    assert module.title_of({**spike, "metric": "grad_norm"}).startswith(
+        "Step 1,342: gradient norm 2.27 → 5.38 ·"
+    )
     broken = {**spike, "kind": "nonfinite", "tensor": "layers.0"}
     assert module.title_of(broken) == "Step 1,342: loss is not finite, first in layers.0"

@@ -1,4 +1,6 @@
-"""The pictures: each shows its page full where something is kept, and `prepare` runs exactly what is missing."""
+"""The pictures: each shows its page full where something is kept, and `prepare` runs exactly what
+is missing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def copied(app_runs, tmp_path, monkeypatch):
 
 @pytest.fixture
 def full(copied):
-    """What the commands leave in a run's folder, made by hand: the costliest token of the worst sequence is the 8th."""
+    """What the commands leave in a run's folder, made by hand: the costliest token of the worst
+    sequence is the 8th.
+    """
     from forensics.store.writer import Writer
     from replay import kept
 
@@ -35,29 +39,69 @@ def full(copied):
     slot = data.rows("batch_at", run="demo", step=spike)[0]["slot"]
     losses = np.ones((8, 32), np.float32)
     losses[slot, 7] = 9.0
-    kept.write(kept.token_losses_of(copied, spike), {"losses": losses}, {"run": "demo", "step": spike, "exact": True})
+    kept.write(
+        kept.token_losses_of(copied, spike),
+        {"losses": losses},
+        {"run": "demo", "step": spike, "exact": True},
+    )
     lens = np.ones((2, 3, 32), np.float32)
     lens[1, -1, 20] = 5.0
-    kept.write(kept.attention_of(copied, spike, 3), {"lens_loss": lens}, {
-        "run": "demo", "step": spike, "slot": 3, "states": [spike - 16, spike], "lens": True, "tokens": list(range(33))})  # fmt: skip
-    kept.write_document(kept.trace_of(copied, spike), {"events": [{"phase": "forward"}, {"phase": "loss"}]})
+    kept.write(
+        kept.attention_of(copied, spike, 3),
+        {"lens_loss": lens},
+        {
+            "run": "demo",
+            "step": spike,
+            "slot": 3,
+            "states": [spike - 16, spike],
+            "lens": True,
+            "tokens": list(range(33)),
+        },
+    )
+    kept.write_document(
+        kept.trace_of(copied, spike), {"events": [{"phase": "forward"}, {"phase": "loss"}]}
+    )
     for name, document in {"sweep": {"summary": [1]}, "matrix": {"cells": [1]}}.items():
         (copied / f"{name}-0123456789abcdef.json").write_text(json.dumps(document))
     (copied / f"blame-{spike}.json").write_text(json.dumps({"spike": {"step": spike}}))
     with Writer(copied) as w:
         for step in [20, 40, 60, 100, 120, 136]:
-            w.append("vocabulary", step=step, token=[0, 1, 2], text=["a", "b", "c"], category="OK", indicator=[0.1, 0.2, 0.3],
-                     exposure_in=1, exposure_out=1, exposure_grad=1, documents=1, cause=[None, "forgotten", None])  # fmt: skip
-    (copied / "verified-136.json").write_text(json.dumps(
-        {"copies": True, "verdict": "", "below": 0.01, "tokens": {"id": [0, 2], "max_prob": [0.5, 0.001], "at_least": [True, False]}}))  # fmt: skip
+            w.append(
+                "vocabulary",
+                step=step,
+                token=[0, 1, 2],
+                text=["a", "b", "c"],
+                category="OK",
+                indicator=[0.1, 0.2, 0.3],
+                exposure_in=1,
+                exposure_out=1,
+                exposure_grad=1,
+                documents=1,
+                cause=[None, "forgotten", None],
+            )
+    (copied / "verified-136.json").write_text(
+        json.dumps(
+            {
+                "copies": True,
+                "verdict": "",
+                "below": 0.01,
+                "tokens": {"id": [0, 2], "max_prob": [0.5, 0.001], "at_least": [True, False]},
+            }
+        )
+    )
     return copied
 
 
 def test_without_anything_kept_each_page_has_a_picture_and_no_part_of_the_forks_has(copied):
     found = pictures.views("demo")
-    assert set(found) == set(pages.TITLES) and all(name == page for name, (page, _) in found.items())
+    assert set(found) == set(pages.TITLES) and all(
+        name == page for name, (page, _) in found.items()
+    )
     for _, selection in found.values():
-        assert Selection.parse({k: str(v) for k, v in selection.items() if v is not None}).problems == ()
+        assert (
+            Selection.parse({k: str(v) for k, v in selection.items() if v is not None}).problems
+            == ()
+        )
 
 
 def test_each_page_is_shown_where_something_is_kept(full):
@@ -66,12 +110,21 @@ def test_each_page_is_shown_where_something_is_kept(full):
     assert chosen["batch"]["position"] == 8, "the token of highest loss: the loss of target 7"
     assert (chosen["attention"]["slot"], chosen["attention"]["position"]) == (3, 20)
     assert chosen["microscope"]["position"] == 1, "the loss, which lists its costliest tokens"
-    assert (chosen["tokens"]["step"], chosen["tokens"]["token"]) == (136, 2), "a token that is verified"
-    parts = {name: (page, chosen[name]["part"]) for name, (page, _) in found.items() if name not in pages.TITLES}
+    assert (chosen["tokens"]["step"], chosen["tokens"]["token"]) == (136, 2), (
+        "a token that is verified"
+    )
+    parts = {
+        name: (page, chosen[name]["part"])
+        for name, (page, _) in found.items()
+        if name not in pages.TITLES
+    }
     assert parts == {f"forks-{p}": ("forks", p) for p in ("sweep", "matrix", "blame")}
     assert chosen["forks-blame"]["spike"] == spike
     for selection in chosen.values():
-        assert Selection.parse({k: str(v) for k, v in selection.items() if v is not None}).problems == ()
+        assert (
+            Selection.parse({k: str(v) for k, v in selection.items() if v is not None}).problems
+            == ()
+        )
 
 
 def test_every_picture_stands_in_the_docs():
@@ -86,9 +139,19 @@ def named(commands):
 
 def test_what_is_missing_is_all_of_it_and_then_nothing_but_a_fork(copied, request):
     todo = pictures.missing("demo", SPEC)
-    assert named(todo) == ["replay trace", "replay attention", "forensics batch", "replay matrix", "replay sweep", "replay blame",
-                           "replay fork", *["forensics tokens"] * pictures.STATES]  # fmt: skip
-    assert [c[2:] for c in todo[-2:]] == [["demo@120"], ["demo@136", "--verify"]], "the last is prompted"
+    assert named(todo) == [
+        "replay trace",
+        "replay attention",
+        "forensics batch",
+        "replay matrix",
+        "replay sweep",
+        "replay blame",
+        "replay fork",
+        *["forensics tokens"] * pictures.STATES,
+    ]
+    assert [c[2:] for c in todo[-2:]] == [["demo@120"], ["demo@136", "--verify"]], (
+        "the last is prompted"
+    )
     request.getfixturevalue("full")
     assert named(pictures.missing("demo", SPEC)) == ["replay fork"]
     (copied / "verified-136.json").unlink()
@@ -108,11 +171,20 @@ def test_each_missing_command_is_one_that_its_program_takes(copied, tmp_path):
 
 def test_the_steps_of_the_missing_commands_are_in_the_run(copied):
     todo = {c[1]: c for c in pictures.missing("demo", SPEC)}
-    at = [int(s) for s in next(a for a in todo["sweep"] if a.startswith("--at=")).removeprefix("--at=").split(",")]
+    at = [
+        int(s)
+        for s in next(a for a in todo["sweep"] if a.startswith("--at="))
+        .removeprefix("--at=")
+        .split(",")
+    ]
     assert len(at) == 4 and min(at) >= 1 and max(at) + pictures.SWEPT <= 136
     low, high = map(int, todo["matrix"][todo["matrix"].index("--batches") + 1].split(":"))
     states = [int(s) for s in todo["matrix"][-1].removeprefix("--states=").split(",")]
-    assert 0 <= low < pictures._spike("demo") < high <= 136 and states == sorted(set(states)) and max(states) <= 136
+    assert (
+        0 <= low < pictures._spike("demo") < high <= 136
+        and states == sorted(set(states))
+        and max(states) <= 136
+    )
 
 
 def test_prepare_runs_one_after_the_other_and_tells_what_failed(copied, monkeypatch, capsys):

@@ -13,17 +13,72 @@ from app.tokens import level, shown
 from forensics.visible import visible
 
 FOLDER = Path(app.__file__).parent
-MARKDOWN = {"markdown", "write", "write_stream", "caption", "metric", "table", "error", "warning", "info", "success", "exception", "title",
-            "header", "subheader", "latex", "badge", "toast", "divider"}  # fmt: skip
-OURS = {("caption", "show"), ("table", "data"), ("table", "pa"), ("header", "data")}  # the same names, of other things
+MARKDOWN = {
+    "markdown",
+    "write",
+    "write_stream",
+    "caption",
+    "metric",
+    "table",
+    "error",
+    "warning",
+    "info",
+    "success",
+    "exception",
+    "title",
+    "header",
+    "subheader",
+    "latex",
+    "badge",
+    "toast",
+    "divider",
+}
+OURS = {
+    ("caption", "show"),
+    ("table", "data"),
+    ("table", "pa"),
+    ("header", "data"),
+}  # the same names, of other things
 # commands whose label is Markdown, and where it stands
 LABELLED = dict.fromkeys(
-    ("tabs", "expander", "popover", "status", "spinner", "radio", "pills", "segmented_control", "button", "form_submit_button",
-     "download_button", "link_button", "checkbox", "toggle", "text_input", "number_input", "text_area", "selectbox", "multiselect",
-     "slider", "select_slider", "date_input", "time_input", "file_uploader", "color_picker", "feedback", "dialog", "camera_input"), 0
-) | {"page_link": 1, "link": 1, "progress": 1}  # fmt: skip
+    (
+        "tabs",
+        "expander",
+        "popover",
+        "status",
+        "spinner",
+        "radio",
+        "pills",
+        "segmented_control",
+        "button",
+        "form_submit_button",
+        "download_button",
+        "link_button",
+        "checkbox",
+        "toggle",
+        "text_input",
+        "number_input",
+        "text_area",
+        "selectbox",
+        "multiselect",
+        "slider",
+        "select_slider",
+        "date_input",
+        "time_input",
+        "file_uploader",
+        "color_picker",
+        "feedback",
+        "dialog",
+        "camera_input",
+    ),
+    0,
+) | {"page_link": 1, "link": 1, "progress": 1}
 OPTIONS = {"radio", "pills", "segmented_control"}  # the second argument is Markdown too
-INTEGERS = {"slot", "layer", "head"}  # columns and fields of the selection that are whole numbers, whatever holds them
+INTEGERS = {
+    "slot",
+    "layer",
+    "head",
+}  # columns and fields of the selection that are whole numbers, whatever holds them
 # Names in labels, helps and options that a reader has looked at: our own words, or the catalog's.
 LOOKED_AT = {
     ("pages/__init__.py", "label"),  # of `link`: each caller is looked at here
@@ -39,14 +94,43 @@ LOOKED_AT = {
 }
 
 
-@pytest.mark.parametrize("c", ["\u202e", "\u202a", "\u2066", "\u200b", "\u200d", "\ufeff", "\u00ad", "\u061c", "\x1b", "\x07", "\x7f",
-                               "\x85", "\u2028", "\u3164", "\U000e0041", "\ufe0f", "\ud800"])  # fmt: skip
+@pytest.mark.parametrize(
+    "c",
+    [
+        "\u202e",
+        "\u202a",
+        "\u2066",
+        "\u200b",
+        "\u200d",
+        "\ufeff",
+        "\u00ad",
+        "\u061c",
+        "\x1b",
+        "\x07",
+        "\x7f",
+        "\x85",
+        "\u2028",
+        "\u3164",
+        "\U000e0041",
+        "\ufe0f",
+        "\ud800",
+    ],
+)
 def test_what_cannot_be_seen_is_shown_by_its_number(c):
     assert visible(f"a{c}b") == f"a⟨U+{ord(c):04X}⟩b"
 
 
 def test_text_of_every_script_stays_as_it_is():
-    for text in ("plain", "naïve café", "日本語", "שלום", "مرحبا", "🙂 ∑ θ", "tab\tnew\nline", "e\u0301"):
+    for text in (
+        "plain",
+        "naïve café",
+        "日本語",
+        "שלום",
+        "مرحبا",
+        "🙂 ∑ θ",
+        "tab\tnew\nline",
+        "e\u0301",
+    ):
         assert visible(text) == text
 
 
@@ -77,7 +161,11 @@ def faults(text, file="x.py"):
                 for key, value in zip(node.keys, node.values)
                 if isinstance(key, ast.Constant) and key.value == "help"
             ]
-            found += [f"{file}:{node.lineno} help: {ast.unparse(each)}" for each in helps if not _ours(each, file)]
+            found += [
+                f"{file}:{node.lineno} help: {ast.unparse(each)}"
+                for each in helps
+                if not _ours(each, file)
+            ]
         if not isinstance(node, ast.Call):
             continue
         name, of = _called(node.func)
@@ -88,9 +176,19 @@ def faults(text, file="x.py"):
         labels = [given.get("help")] if of else []
         if name in LABELLED and (of or name == "link"):
             at = LABELLED[name]
-            labels += [node.args[at] if len(node.args) > at else given.get("label") or given.get("text")]
-            labels += [node.args[1] if len(node.args) > 1 else given.get("options")] if name in OPTIONS else []
-        found += [f"{where}: {ast.unparse(each)}" for each in labels if each is not None and not _ours(each, file)]
+            labels += [
+                node.args[at] if len(node.args) > at else given.get("label") or given.get("text")
+            ]
+            labels += (
+                [node.args[1] if len(node.args) > 1 else given.get("options")]
+                if name in OPTIONS
+                else []
+            )
+        found += [
+            f"{where}: {ast.unparse(each)}"
+            for each in labels
+            if each is not None and not _ours(each, file)
+        ]
     return found
 
 
@@ -106,7 +204,11 @@ def _ours(node, file):
     if isinstance(node, ast.JoinedStr):
         return all(_ours(part, file) for part in node.values)
     if isinstance(node, ast.FormattedValue):
-        return _of_numbers(node.format_spec) or _last_name(node.value) in INTEGERS or _ours(node.value, file)
+        return (
+            _of_numbers(node.format_spec)
+            or _last_name(node.value) in INTEGERS
+            or _ours(node.value, file)
+        )
     if isinstance(node, (ast.List, ast.Tuple)):
         return all(_ours(each, file) for each in node.elts)
     if isinstance(node, ast.IfExp):
@@ -127,7 +229,11 @@ def _last_name(node):
 
 def _of_numbers(spec):
     """Whether a format refuses text: `{step:,}`, `{step:d}`, `{loss:.3f}`."""
-    text = "".join(v.value for v in spec.values if isinstance(v, ast.Constant)) if spec is not None else ""
+    text = (
+        "".join(v.value for v in spec.values if isinstance(v, ast.Constant))
+        if spec is not None
+        else ""
+    )
     try:
         format("text", text)
     except ValueError:
@@ -135,7 +241,9 @@ def _of_numbers(spec):
     return False
 
 
-SOURCES = {str(p.relative_to(FOLDER)): p.read_text(encoding="utf-8") for p in sorted(FOLDER.rglob("*.py"))}
+SOURCES = {
+    str(p.relative_to(FOLDER)): p.read_text(encoding="utf-8") for p in sorted(FOLDER.rglob("*.py"))
+}
 
 
 @pytest.mark.parametrize("file", SOURCES)
@@ -146,28 +254,68 @@ def test_no_page_reads_markdown_and_every_label_is_our_own_words(file):
 def test_each_name_that_was_looked_at_is_still_there():
     for file, source in LOOKED_AT:
         assert any(
-            ast.unparse(node) == source for node in ast.walk(ast.parse(SOURCES[file])) if isinstance(node, ast.expr)
+            ast.unparse(node) == source
+            for node in ast.walk(ast.parse(SOURCES[file]))
+            if isinstance(node, ast.expr)
         ), (file, source)
 
 
-@pytest.mark.parametrize("code", [
-    "left.markdown(path)", "st.write(x)", "columns[0].caption('a')", "st.columns(2)[1].metric('a', 1)", "st.sidebar.table(rows)",
-    "columns[0].button(name)", "form.form_submit_button(label)", "st.button(f'Open {run}')", "st.button(f'{run:>8}')", "st.text_input(run)",
-    "st.expander(f'{path}')", "st.tabs(names)", "st.tabs(['a', run])", "st.progress(0.5, text)", "st.progress(0.5, text=run)",
-    "st.page_link(page, label=run)", "link('batch', path)", "link('batch', label=path)", "st.number_input('n', help=run)",
-    "st.radio('which', names)", "st.pills('which', options=names)", "st.segmented_control('which', [run])", "st.spinner(run)",
-    "st.button(words.listed(names))", "st.button('a' if x else run)", "st.button('a' + run)", "st.dialog(run)",
-    "options = {'help': path}", "st.button(slot)", "st.button(f'{row[name]}')",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "left.markdown(path)",
+        "st.write(x)",
+        "columns[0].caption('a')",
+        "st.columns(2)[1].metric('a', 1)",
+        "st.sidebar.table(rows)",
+        "columns[0].button(name)",
+        "form.form_submit_button(label)",
+        "st.button(f'Open {run}')",
+        "st.button(f'{run:>8}')",
+        "st.text_input(run)",
+        "st.expander(f'{path}')",
+        "st.tabs(names)",
+        "st.tabs(['a', run])",
+        "st.progress(0.5, text)",
+        "st.progress(0.5, text=run)",
+        "st.page_link(page, label=run)",
+        "link('batch', path)",
+        "link('batch', label=path)",
+        "st.number_input('n', help=run)",
+        "st.radio('which', names)",
+        "st.pills('which', options=names)",
+        "st.segmented_control('which', [run])",
+        "st.spinner(run)",
+        "st.button(words.listed(names))",
+        "st.button('a' if x else run)",
+        "st.button('a' + run)",
+        "st.dialog(run)",
+        "options = {'help': path}",
+        "st.button(slot)",
+        "st.button(f'{row[name]}')",
+    ],
+)
 def test_a_label_from_a_name_is_found_whatever_it_is_called_on(code):
     assert len(faults(code)) == 1
 
 
-@pytest.mark.parametrize("code", [
-    "st.button('Open')", "st.button(f'Step {step:,}')", "c.button(f'{x:.3f} and {words.count(n)}')", "show.caption(path)", "data.table(name)",
-    "st.tabs(['a', 'b'])", "st.code(path)", "st.text(path)", "link('batch', f'Batch {step:,}')", "st.button('a' if x else 'b', help='why')",
-    "st.button(f'slot {slot}')", """st.button(f"L{row.layer}.H{row['head']}")""",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code",
+    [
+        "st.button('Open')",
+        "st.button(f'Step {step:,}')",
+        "c.button(f'{x:.3f} and {words.count(n)}')",
+        "show.caption(path)",
+        "data.table(name)",
+        "st.tabs(['a', 'b'])",
+        "st.code(path)",
+        "st.text(path)",
+        "link('batch', f'Batch {step:,}')",
+        "st.button('a' if x else 'b', help='why')",
+        "st.button(f'slot {slot}')",
+        """st.button(f"L{row.layer}.H{row['head']}")""",
+    ],
+)
 def test_our_own_words_and_numbers_are_no_fault(code):
     assert faults(code) == []
 

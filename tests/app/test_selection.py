@@ -8,26 +8,40 @@ from app.selection import NAMES, NUMBERS, Selection, brushed, filled, picked, pi
 
 
 def test_a_url_and_its_selection_are_the_same_thing():
-    url = {"run": "demo", "spike": "400", "layer": "2", "head": "0", "tensor": "layers.0.attn.q_proj.weight"}
+    url = {
+        "run": "demo",
+        "spike": "400",
+        "layer": "2",
+        "head": "0",
+        "tensor": "layers.0.attn.q_proj.weight",
+    }
     selection = Selection.parse(url)
     assert (selection.run, selection.spike, selection.head) == ("demo", 400, 0)
     assert selection.params() == url
 
 
-@pytest.mark.parametrize("run", ["..", "../etc", "/etc/passwd", "a/b", "a\\b", "", ".hidden", "a\x00b", "demo\n", "é"])
+@pytest.mark.parametrize(
+    "run", ["..", "../etc", "/etc/passwd", "a/b", "a\\b", "", ".hidden", "a\x00b", "demo\n", "é"]
+)
 def test_no_name_leaves_the_folder_of_runs(run):
     assert Selection.parse({"run": run, "fork": run}).run is None
     assert Selection.parse({"run": run, "fork": run}).fork is None
 
 
-@pytest.mark.parametrize("step", ["-1", "1.5", "1e3", "٣", "9" * 20, "0x10", " 1", "<script>", "NaN"])
+@pytest.mark.parametrize(
+    "step", ["-1", "1.5", "1e3", "٣", "9" * 20, "0x10", " 1", "<script>", "NaN"]
+)
 def test_a_number_is_whole_and_in_range_or_is_left_out_and_told(step):
     selection = Selection.parse({"step": step})
     assert selection.step is None
     assert selection.problems and selection.problems[0].startswith("step: wanted a whole number")
 
 
-@given(st.dictionaries(st.sampled_from(NAMES), st.text(max_size=40) | st.lists(st.text(max_size=9), max_size=3)))
+@given(
+    st.dictionaries(
+        st.sampled_from(NAMES), st.text(max_size=40) | st.lists(st.text(max_size=9), max_size=3)
+    )
+)
 def test_any_url_parses_and_what_is_kept_survives_the_round_trip(url):
     selection = Selection.parse(url)
     assert Selection.parse(selection.params()) == selection
@@ -46,20 +60,26 @@ def test_what_the_page_shows_is_filled_in_where_the_url_names_nothing_and_takes_
     url = Selection(spike=37, layer=2)
     assert filled(url, {"run": (None, "demo")}) == Selection(run="demo", spike=37, layer=2)
     assert filled(url, {"run": (None, "demo"), "step": (None, 37)}).step == 37
-    assert filled(Selection(run="demo", spike=37), {"run": ("demo", "demo")}) == Selection(run="demo", spike=37)
+    assert filled(Selection(run="demo", spike=37), {"run": ("demo", "demo")}) == Selection(
+        run="demo", spike=37
+    )
 
 
 def test_what_was_chosen_inside_a_run_or_step_that_is_not_there_is_not_carried_into_the_one_that_is_shown():
     wrong = Selection(run="nosuch", spike=37, step=99, metric="loss")
     assert filled(wrong, {"run": ("nosuch", "demo")}) == Selection(run="demo", metric="loss")
-    assert filled(wrong, {"run": ("nosuch", "demo"), "step": (99, 40)}) == Selection(run="demo", step=40, metric="loss")
-    assert filled(Selection(step=99, slot=4, layer=1), {"step": (99, 40)}) == Selection(step=40, layer=1)
+    assert filled(wrong, {"run": ("nosuch", "demo"), "step": (99, 40)}) == Selection(
+        run="demo", step=40, metric="loss"
+    )
+    assert filled(Selection(step=99, slot=4, layer=1), {"step": (99, 40)}) == Selection(
+        step=40, layer=1
+    )
 
 
 def test_what_a_page_showed_of_another_url_says_nothing_of_this_one():
-    assert filled(Selection(run="other", spike=3), {"run": (None, "demo"), "spike": (400, 37)}) == Selection(
-        run="other", spike=3
-    )
+    assert filled(
+        Selection(run="other", spike=3), {"run": (None, "demo"), "spike": (400, 37)}
+    ) == Selection(run="other", spike=3)
 
 
 def test_numbers_are_the_fields_that_say_so():

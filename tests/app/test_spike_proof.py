@@ -1,4 +1,6 @@
-"""What takes "order, not proof of cause" away from a spike's sentence: a proof by replay, and nothing less."""
+"""What takes "order, not proof of cause" away from a spike's sentence: a proof by replay, and
+nothing less.
+"""
 
 import json
 import math
@@ -18,8 +20,14 @@ def said_of(parts):
 def blame(**changes):
     """A blame that proves, but for `changes`."""
     held = {"causal": True, "p": 0.05, "random": [0.01] * 19} | changes.pop("proof", {})
-    return {"spike": {"step": 121}, "verdict": "data", "sentence": "Without document 3 95% of the excess goes.",
-            "control": {"bitwise": True}, "proof": held, "candidates": []} | changes  # fmt: skip
+    return {
+        "spike": {"step": 121},
+        "verdict": "data",
+        "sentence": "Without document 3 95% of the excess goes.",
+        "control": {"bitwise": True},
+        "proof": held,
+        "candidates": [],
+    } | changes
 
 
 @pytest.mark.parametrize(
@@ -42,17 +50,26 @@ def test_blame_proves_where_its_own_rule_holds_and_it_blames_data(document, prov
 
 
 def test_blame_says_p_and_n_once():
-    assert said_of(proof.of_blame(blame())[0]) == (
-        "By replay: data. Without document 3 95% of the excess goes. p = 0.05, N = 19."
+    assert (
+        said_of(proof.of_blame(blame())[0])
+        == "By replay: data. Without document 3 95% of the excess goes. p = 0.05, N = 19."
     )
     own = blame(sentence="Without it 95% goes (N = 19, p = 0.05).", control={"bitwise": False})
     assert (
-        said_of(proof.of_blame(own)[0]) == "By replay (tolerance only): data. Without it 95% goes (N = 19, p = 0.05)."
+        said_of(proof.of_blame(own)[0])
+        == "By replay (tolerance only): data. Without it 95% goes (N = 19, p = 0.05)."
     )
 
 
-FORK = {"fork": "without", "sentence": "removes 2 sequences", "control_bitwise": True, "control_level": "exact", "placebos": 19,
-        "p": 0.05, "effect": 30.0}  # fmt: skip
+FORK = {
+    "fork": "without",
+    "sentence": "removes 2 sequences",
+    "control_bitwise": True,
+    "control_level": "exact",
+    "placebos": 19,
+    "p": 0.05,
+    "effect": 30.0,
+}
 RESULT = {"final": {"causal": True, "verdict": "beyond the placebos (N = 19)"}}
 
 
@@ -60,29 +77,53 @@ RESULT = {"final": {"causal": True, "verdict": "beyond the placebos (N = 19)"}}
     ("fork", "document", "gone", "proves"),
     [
         ({}, RESULT, True, True),
-        ({"placebos": 3, "p": 0.25}, RESULT, True, True),  # by the factor of 5: its document says so
+        (
+            {"placebos": 3, "p": 0.25},
+            RESULT,
+            True,
+            True,
+        ),  # by the factor of 5: its document says so
         ({}, RESULT, False, False),  # it does something, but the spike is there all the same
         ({}, RESULT, None, False),
-        ({}, {"final": {"causal": False, "verdict": "not distinguishable from the placebos (N = 19)"}}, True, False),
+        (
+            {},
+            {
+                "final": {
+                    "causal": False,
+                    "verdict": "not distinguishable from the placebos (N = 19)",
+                }
+            },
+            True,
+            False,
+        ),
         ({}, {}, True, False),
         ({"control_bitwise": False, "control_level": "reproduces"}, RESULT, True, False),
         ({"control_bitwise": False, "control_level": "absent"}, RESULT, True, False),
-        ({"placebos": 0, "p": None}, {"final": {"causal": False, "verdict": "no placebo was run: no effect is claimed"}}, True, False),
+        (
+            {"placebos": 0, "p": None},
+            {"final": {"causal": False, "verdict": "no placebo was run: no effect is claimed"}},
+            True,
+            False,
+        ),
     ],
-)  # fmt: skip
-def test_a_fork_proves_where_its_control_is_the_run_the_rule_holds_and_the_spike_is_gone(fork, document, gone, proves):
+)
+def test_a_fork_proves_where_its_control_is_the_run_the_rule_holds_and_the_spike_is_gone(
+    fork, document, gone, proves
+):
     assert proof.of_fork(FORK | fork, document, (7.9, 2.9), gone)[1] is proves
 
 
 def test_a_fork_says_its_losses_p_and_n_and_how_much_they_are_worth():
-    assert said_of(proof.of_fork(FORK, RESULT, (7.927, 2.857), True)[0]) == (
-        "By replay: in without (removes 2 sequences) the spike does not happen: the loss at this step is 2.857 instead of 7.927; "
-        "at its end: beyond the placebos (N = 19), p = 0.05."
+    assert (
+        said_of(proof.of_fork(FORK, RESULT, (7.927, 2.857), True)[0])
+        == "By replay: in without (removes 2 sequences) the spike does not happen: the loss at this"
+        " step is 2.857 instead of 7.927; at its end: beyond the placebos (N = 19), p = 0.05."
     )
     loose = FORK | {"control_bitwise": False, "control_level": "absent"}
-    assert said_of(proof.of_fork(loose, RESULT, (7.9, 2.9), True)[0]) == (
-        "By replay (tolerance only): in without (removes 2 sequences) the loss at this step is 2.900 instead of 7.900; "
-        "its control does not show the spike, so this is no verdict."
+    assert (
+        said_of(proof.of_fork(loose, RESULT, (7.9, 2.9), True)[0])
+        == "By replay (tolerance only): in without (removes 2 sequences) the loss at this step is"
+        " 2.900 instead of 7.900; its control does not show the spike, so this is no verdict."
     )
     alone = said_of(proof.of_fork(FORK | {"placebos": 0, "p": None}, {}, (7.9, 2.9), True)[0])
     assert alone.endswith("it has no placebo (N = 0), so no effect is claimed.")
@@ -112,15 +153,33 @@ def make_fork(runs, spike, *, loss=2.5, finished=True, document=RESULT, **row):
     """A fork of `demo` over the spike, of a loss of its own."""
     folder = runs / "without"
     folder.mkdir()
-    header = {"name": "without", "status": "finished", "first_step": spike - 5, "steps": spike + 5, "parent": "demo",
-              "parent_step": spike - 5, "created": "2026-01-01T00:00:00Z", "config": {}, "corpus_sources": []}  # fmt: skip
+    header = {
+        "name": "without",
+        "status": "finished",
+        "first_step": spike - 5,
+        "steps": spike + 5,
+        "parent": "demo",
+        "parent_step": spike - 5,
+        "created": "2026-01-01T00:00:00Z",
+        "config": {},
+        "corpus_sources": [],
+    }
     (folder / "run.json").write_text(json.dumps(header))
     names = ("name", "status", "first_step", "steps", "parent", "parent_step", "created")
     replace_table(folder, "runs", {k: [header[k]] for k in names})
     with Writer(folder) as w:
         w.append("steps", step=list(range(spike - 5, spike + 5)), loss=loss, grad_norm=1.0)
     if finished:
-        replace_table(folder, "forks", {k: [v] for k, v in (FORK | {"parent": "demo", "first": spike - 5, "last": spike + 5} | row).items()})  # fmt: skip
+        replace_table(
+            folder,
+            "forks",
+            {
+                k: [v]
+                for k, v in (
+                    FORK | {"parent": "demo", "first": spike - 5, "last": spike + 5} | row
+                ).items()
+            },
+        )
         (folder / "fork.json").write_text(json.dumps(document))
 
 
@@ -149,10 +208,14 @@ def test_a_fork_that_is_no_proof_leaves_the_hedge(apart, spike, app_page, said, 
         assert "does not happen" not in text
 
 
-def test_blame_that_proves_takes_the_hedge_away_and_of_another_spike_does_not(apart, spike, app_page, said):
+def test_blame_that_proves_takes_the_hedge_away_and_of_another_spike_does_not(
+    apart, spike, app_page, said
+):
     (apart / "demo" / "blame-7.json").write_text(json.dumps(blame(spike={"step": 7})))
     assert HEDGE in said(app_page("spikes", run="demo", spike=spike))
-    (apart / "demo" / f"blame-{spike}.json").write_text(json.dumps(blame(spike={"step": spike}, verdict="cannot tell")))
+    (apart / "demo" / f"blame-{spike}.json").write_text(
+        json.dumps(blame(spike={"step": spike}, verdict="cannot tell"))
+    )
     text = said(app_page("spikes", run="demo", spike=spike))
     assert HEDGE in text and "By replay" in text
     (apart / "demo" / f"blame-{spike}.json").write_text(json.dumps(blame(spike={"step": spike})))

@@ -1,4 +1,6 @@
-"""Tokens: what a checkpoint says in numbers, what is drawn of many tokens, one token's page; hostile token texts."""
+"""Tokens: what a checkpoint says in numbers, what is drawn of many tokens, one token's page;
+hostile token texts.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +28,38 @@ def page_module():
 
     spec = importlib.util.spec_from_file_location("tokens_page", pages.FOLDER / "tokens.py")
     module = importlib.util.module_from_spec(spec)
-    source = (pages.FOLDER / "tokens.py").read_text(encoding="utf-8").replace("\nguarded(page)\n", "\n")
+    source = (
+        (pages.FOLDER / "tokens.py").read_text(encoding="utf-8").replace("\nguarded(page)\n", "\n")
+    )
     exec(compile(source, str(pages.FOLDER / "tokens.py"), "exec"), module.__dict__)
     return module
 
 
 def vocabulary(run, V=257):
-    """Rows of two checkpoints: token i was met i − 8 times (never below 8); id 3 is hostile, 4 has a cause."""
+    """Rows of two checkpoints: token i was met i − 8 times (never below 8); id 3 is hostile, 4 has
+    a cause.
+    """
     from forensics.store.writer import Writer
 
     with Writer(run) as w:
         for step in (60, 120):
             met = np.maximum(np.arange(V) - 8, 0) * step // 60
             text = [HOSTILE if i == 3 else f"t{i} x" for i in range(V)]
-            w.append("vocabulary", step=step, token=list(range(V)), text=text,
-                     category=["UNDECODEABLE" if i == 5 else "OK" for i in range(V)],
-                     indicator=[float(0.1 + i / V) for i in range(V)], exposure_in=met.tolist(), exposure_out=met.tolist(),
-                     exposure_grad=met.tolist(), documents=np.minimum(met, 3).tolist(),
-                     first_seen=[None if m == 0 else 1 for m in met], last_seen=[None if m == 0 else step - 1 for m in met],
-                     cause=["merge-scaffold" if i == 4 else None for i in range(V)])  # fmt: skip
+            w.append(
+                "vocabulary",
+                step=step,
+                token=list(range(V)),
+                text=text,
+                category=["UNDECODEABLE" if i == 5 else "OK" for i in range(V)],
+                indicator=[float(0.1 + i / V) for i in range(V)],
+                exposure_in=met.tolist(),
+                exposure_out=met.tolist(),
+                exposure_grad=met.tolist(),
+                documents=np.minimum(met, 3).tolist(),
+                first_seen=[None if m == 0 else 1 for m in met],
+                last_seen=[None if m == 0 else step - 1 for m in met],
+                cause=["merge-scaffold" if i == 4 else None for i in range(V)],
+            )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +83,10 @@ def text_of(parts):
 def test_the_summary_counts_never_shown_candidates_and_causes(measured, page_module) -> None:
     s = page_module.summary(data.table("token_points", run="demo", step=120))
     assert (s["tokens"], s["never"], s["candidates"], s["met_candidates"]) == (257, 9, 6, 0)
-    assert s["kinds"] == {"ok": 255, "merge-scaffold": 1, "partial-utf8": 1} and s["lowest"][0]["token"] == 0
+    assert (
+        s["kinds"] == {"ok": 255, "merge-scaffold": 1, "partial-utf8": 1}
+        and s["lowest"][0]["token"] == 0
+    )
     said = text_of(page_module.sentence_of(s, {0: True, 1: False}, "24 of 24 repeated"))
     assert (
         "6 of 256 reachable tokens lie at or below the 2nd percentile" in said
@@ -78,13 +96,19 @@ def test_the_summary_counts_never_shown_candidates_and_causes(measured, page_mod
 
 def test_a_checkpoint_without_an_indicator_says_so(measured, page_module) -> None:
     rows = data.table("token_points", run="demo", step=120)
-    empty = rows.set_column(rows.column_names.index("indicator"), "indicator", pa.nulls(rows.num_rows, pa.float32()))
-    assert "Only their exposure is known" in text_of(page_module.sentence_of(page_module.summary(empty), {}, None))
+    empty = rows.set_column(
+        rows.column_names.index("indicator"), "indicator", pa.nulls(rows.num_rows, pa.float32())
+    )
+    assert "Only their exposure is known" in text_of(
+        page_module.sentence_of(page_module.summary(empty), {}, None)
+    )
 
 
 def test_the_tied_exposure_is_whichever_moved_the_row_more(measured) -> None:
     rows = data.rows("token_points", run="demo", tied=1)
-    assert rows[0]["step"] == 120 and all(r["exposure"] == max(r["exposure_grad"], r["exposure_out"]) for r in rows)
+    assert rows[0]["step"] == 120 and all(
+        r["exposure"] == max(r["exposure_grad"], r["exposure_out"]) for r in rows
+    )
 
 
 def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -> None:
@@ -92,7 +116,12 @@ def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -
     rng = np.random.default_rng(0)
     kinds = ["forgotten"] * caused + ["ok"] * (n - caused)
     known = pa.table(
-        {"token": np.arange(n), "kind": kinds, "exposure": rng.integers(0, 10**6, n), "indicator": rng.normal(size=n)}
+        {
+            "token": np.arange(n),
+            "kind": kinds,
+            "exposure": rng.integers(0, 10**6, n),
+            "indicator": rng.normal(size=n),
+        }
     )
     marks, cells = page_module.rolled(known, 20_000)
     assert marks.num_rows == caused and sum(cells["tokens"].to_pylist()) == n - caused
@@ -104,18 +133,26 @@ def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -
     ) == pytest.approx(y.max())
     few, none = page_module.rolled(known.slice(0, 20_000), 20_000)
     assert few.num_rows == 20_000 and none.num_rows == 0
-    most, _ = page_module.rolled(known.set_column(1, "kind", pa.array(["forgotten"] * n)).slice(0, 25_000), 20_000)
+    most, _ = page_module.rolled(
+        known.set_column(1, "kind", pa.array(["forgotten"] * n)).slice(0, 25_000), 20_000
+    )
     assert most.num_rows <= 20_000
 
 
-@pytest.mark.parametrize("text, first", [("17", 17), ("t200", 200), ("T200", None), ("script", 3), ("99999", None)])
-def test_a_token_is_found_by_id_or_text(measured, page_module, text: str, first: int | None) -> None:
+@pytest.mark.parametrize(
+    "text, first", [("17", 17), ("t200", 200), ("T200", None), ("script", 3), ("99999", None)]
+)
+def test_a_token_is_found_by_id_or_text(
+    measured, page_module, text: str, first: int | None
+) -> None:
     found = page_module.found_of(data.table("token_points", run="demo"), text)
     assert (found[0]["token"] if found else None) == first
 
 
 def test_a_token_in_a_list_shows_its_spaces_and_what_is_hidden(page_module) -> None:
-    assert page_module.spelled(" a\n\tb\u202e") == "␣a↵→b⟨U+202E⟩" and page_module.spelled("") == "∅"
+    assert (
+        page_module.spelled(" a\n\tb\u202e") == "␣a↵→b⟨U+202E⟩" and page_module.spelled("") == "∅"
+    )
 
 
 def test_the_documents_of_a_token_are_those_of_the_corpus(measured) -> None:
@@ -131,7 +168,11 @@ def test_the_documents_of_a_token_are_those_of_the_corpus(measured) -> None:
         for at in np.flatnonzero(stream == token):
             document = int(corpus.document_at(s, np.array([at]))[0])
             wanted[document] = wanted.get(document, 0) + 1
-    assert {r["document"]: r["times"] for r in rows} == wanted and times == sum(wanted.values()) and scanned == total
+    assert (
+        {r["document"]: r["times"] for r in rows} == wanted
+        and times == sum(wanted.values())
+        and scanned == total
+    )
     assert [r["times"] for r in rows] == sorted((r["times"] for r in rows), reverse=True)
     part = token_page.documents_of(folder, token, total // 2)
     assert 0 < part[2] < total and part[1] <= times
@@ -146,11 +187,17 @@ def test_an_unmeasured_run_names_the_command_and_offers_it(runs, app_page, said)
     )
 
 
-def test_the_page_opens_on_its_sentence_and_hostile_text_stays_text(measured, app_page, said) -> None:
+def test_the_page_opens_on_its_sentence_and_hostile_text_stays_text(
+    measured, app_page, said
+) -> None:
     page = app_page("tokens", run="demo", token=3)
     html = "\n".join(h.proto.body for h in page.get("html"))
     assert not page.exception and "State 120: 9 of 257 tokens were never shown to the model" in html
-    assert "<script>" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html and "⟨U+202E⟩⟨U+0007⟩" in html
+    assert (
+        "<script>" not in html
+        and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+        and "⟨U+202E⟩⟨U+0007⟩" in html
+    )
     assert not page.markdown and not page.caption
     assert "State 60:" in said(app_page("tokens", run="demo", step=60))
 
@@ -162,14 +209,24 @@ def test_a_token_that_is_not_in_the_vocabulary_is_a_sentence(measured, app_page,
 
 @pytest.fixture
 def prompted(measured, tmp_path, monkeypatch):
-    """A copy of the runs, and a function that keeps what prompts told of a checkpoint: P by token, and the verdict."""
+    """A copy of the runs, and a function that keeps what prompts told of a checkpoint: P by token,
+    and the verdict.
+    """
     copy = tmp_path / "runs"
     shutil.copytree(measured, copy)
     monkeypatch.setenv("FORENSICS_RUNS", str(copy))
 
     def keep(step, p, verdict="24 of 24 well-trained control tokens repeated"):
-        document = {"copies": bool(p), "verdict": verdict, "below": 0.01,
-                    "tokens": {"id": list(p), "max_prob": list(p.values()), "at_least": [x >= 0.01 for x in p.values()]}}  # fmt: skip
+        document = {
+            "copies": bool(p),
+            "verdict": verdict,
+            "below": 0.01,
+            "tokens": {
+                "id": list(p),
+                "max_prob": list(p.values()),
+                "at_least": [x >= 0.01 for x in p.values()],
+            },
+        }
         (copy / "demo" / f"verified-{step}.json").write_text(json.dumps(document))
 
     return keep
@@ -178,9 +235,15 @@ def prompted(measured, tmp_path, monkeypatch):
 def marked(test):
     """The ids that the list says are verified, and those that the chart rings."""
     listed = next(d.value for d in test.dataframe if "verified" in d.value)
-    chart = next(c for c in test.get("vega_lite_chart") if {"verified", "points"} <= {d.name for d in c.proto.datasets})
+    chart = next(
+        c
+        for c in test.get("vega_lite_chart")
+        if {"verified", "points"} <= {d.name for d in c.proto.datasets}
+    )
     rings = next(d for d in chart.proto.datasets if d.name == "verified").data.data
-    return listed["id"][listed["verified"] == True].tolist(), pa.ipc.open_stream(rings).read_all()["token"].to_pylist()  # noqa: E712
+    return listed["id"][listed["verified"].eq(True)].tolist(), pa.ipc.open_stream(rings).read_all()[
+        "token"
+    ].to_pylist()
 
 
 def test_verified_tokens_are_marked_wherever_they_were_prompted_and_at_no_other_checkpoint(
@@ -191,7 +254,8 @@ def test_verified_tokens_are_marked_wherever_they_were_prompted_and_at_no_other_
     assert not test.exception and marked(test) == ([0], [0])
     text = said(test)
     assert (
-        "<b>1 of 2</b> that were prompted are verified." in text and "Verified: the model does not repeat it." in text
+        "<b>1 of 2</b> that were prompted are verified." in text
+        and "Verified: the model does not repeat it." in text
     )
     assert "--verify" not in text and not [b for b in test.button if b.label.startswith("Verify")]
     assert "Not verified: the model repeats it." in said(app_page("tokens", run="demo", token=7))
@@ -206,7 +270,9 @@ def test_a_model_that_cannot_copy_says_so_in_the_place_of_a_count(prompted, app_
     assert "0 of 0" not in text and "--verify" not in text
 
 
-def test_the_candidates_of_a_checkpoint_can_be_verified_from_the_page(measured, app_page, monkeypatch) -> None:
+def test_the_candidates_of_a_checkpoint_can_be_verified_from_the_page(
+    measured, app_page, monkeypatch
+) -> None:
     from app import work
 
     started = []
@@ -219,8 +285,13 @@ def test_the_candidates_of_a_checkpoint_can_be_verified_from_the_page(measured, 
 def test_a_damaged_file_of_verification_counts_as_none(prompted, measured, app_page, said) -> None:
     prompted(120, {0: 0.002})
     path = data.runs_folder() / "demo" / "verified-120.json"
-    assert token_page.verified_of("demo", 120) == ({0: True}, "24 of 24 well-trained control tokens repeated")
-    for age, text in enumerate(('{"half', "[]", '{"copies": true, "verdict": "", "below": 0.01, "tokens": []}')):
+    assert token_page.verified_of("demo", 120) == (
+        {0: True},
+        "24 of 24 well-trained control tokens repeated",
+    )
+    for age, text in enumerate(
+        ('{"half', "[]", '{"copies": true, "verdict": "", "below": 0.01, "tokens": []}')
+    ):
         path.write_text(text)
         os.utime(path, (age, age))  # a file that is replaced is read again
         assert token_page.verified_of("demo", 120) == ({}, None)
@@ -240,7 +311,9 @@ def test_the_tick_of_the_list_follows_the_url(measured, app_page) -> None:
     test.run()
     assert ticked(test, "token-list-demo-120") == [listed["id"].tolist().index(9)]
     assert ticked(app_page("tokens", run="demo", token=99999), "token-list-demo-120") == []
-    assert ticked(app_page("tokens", run="demo", step=60), "token-list-demo-60") == [0], "the one that is shown"
+    assert ticked(app_page("tokens", run="demo", step=60), "token-list-demo-60") == [0], (
+        "the one that is shown"
+    )
 
 
 def test_a_row_that_is_clicked_is_a_function_of_the_event(page_module, monkeypatch) -> None:
@@ -251,12 +324,16 @@ def test_a_row_that_is_clicked_is_a_function_of_the_event(page_module, monkeypat
     for rows in ([1], [], [7]):
         monkeypatch.setattr(st, "session_state", {"list": {"selection": {"rows": rows}}})
         page_module._chose("list", [30, 31])
-    assert gone == [{"token": 31}], "the ticked row clicked again, or one that is no longer there, changes nothing"
+    assert gone == [{"token": 31}], (
+        "the ticked row clicked again, or one that is no longer there, changes nothing"
+    )
     assert [page_module.row_of([30, 31], t) for t in (31, 5, None)] == [1, None, None]
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_the_page_is_drawn_in_a_browser_and_a_click_chooses_a_token(chromium, token_url, dark: bool) -> None:
+def test_the_page_is_drawn_in_a_browser_and_a_click_chooses_a_token(
+    chromium, token_url, dark: bool
+) -> None:
     tab = driver.Watched(chromium, token_url, dark=dark)
     try:
         tab.open("tokens", run="demo", token=3)
@@ -279,7 +356,9 @@ def token_url(token_runs):
         yield url
 
 
-def test_in_a_browser_the_tick_goes_back_with_the_url_and_a_row_can_be_chosen_again(chromium, token_url) -> None:
+def test_in_a_browser_the_tick_goes_back_with_the_url_and_a_row_can_be_chosen_again(
+    chromium, token_url
+) -> None:
     tab = driver.Watched(chromium, token_url)
     try:
         tab.open("tokens", run="demo")
@@ -296,8 +375,12 @@ def test_in_a_browser_the_tick_goes_back_with_the_url_and_a_row_can_be_chosen_ag
         assert (click(2), click(4)) == ("2", "4")
         tab.page.go_back()
         tab.settle()
-        assert tab.parameters()["token"] == "2" and "id 2" in tab.page.inner_text('[data-testid="stMain"]')
-        assert click(4) == "4", "the tick of row 4 had gone back too: the click chooses it and does not take it away"
+        assert tab.parameters()["token"] == "2" and "id 2" in tab.page.inner_text(
+            '[data-testid="stMain"]'
+        )
+        assert click(4) == "4", (
+            "the tick of row 4 had gone back too: the click chooses it and does not take it away"
+        )
         assert click(4) == "4", "and a second click takes nothing away"
         assert click(2) == "2"
         tab.check()

@@ -31,8 +31,15 @@ def test_a_command_that_fails_leaves_its_one_line(runs):
     assert w.log().startswith("error: ") and "Traceback" not in w.log()
 
 
-@pytest.mark.parametrize(("program", "arguments"), [("sh", ["-c", "true"]), ("forensics", ["train", "demo"]), ("replay", []),
-                                                    ("forensics", ["app"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("sh", ["-c", "true"]),
+        ("forensics", ["train", "demo"]),
+        ("replay", []),
+        ("forensics", ["app"]),
+    ],
+)
 def test_what_the_app_may_not_start_is_refused(runs, program, arguments):
     with pytest.raises(ForensicsError, match="wanted a command the app may start"):
         work.start("demo", program, arguments)
@@ -52,7 +59,9 @@ def test_a_process_that_is_gone_without_a_word_is_lost(runs):
     (folder / "work.json").write_text(json.dumps(about))
     (folder / "process.json").write_text(json.dumps({"pid": 2**22 + 1, "birth": "1"}))
     assert work.opened("demo", folder.name).status == "lost"
-    (folder / "progress.json").write_text(json.dumps({"label": "x", "done": 3, "total": 4, "note": ""}))
+    (folder / "progress.json").write_text(
+        json.dumps({"label": "x", "done": 3, "total": 4, "note": ""})
+    )
     assert work.opened("demo", folder.name).share == 0.75
 
 
@@ -66,4 +75,9 @@ def test_progress_goes_into_the_file_that_is_named(tmp_path, monkeypatch):
         report(2, 10)  # too soon
         report(10, 10, "last")
     written = json.loads((tmp_path / "p.json").read_text())
-    assert (written["label"], written["done"], written["total"], written["note"]) == ("training", 10, 10, "last")
+    assert (written["label"], written["done"], written["total"], written["note"]) == (
+        "training",
+        10,
+        10,
+        "last",
+    )

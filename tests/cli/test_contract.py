@@ -39,7 +39,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     (folder / "tiny.toml").write_text(RECIPE)
     with pytest.raises(SystemExit) as e:
-        forensics.main(["train", str(folder / "tiny.toml"), "--name", "tiny", "--runs", str(folder / "runs"), "--json"])
+        forensics.main(
+            [
+                "train",
+                str(folder / "tiny.toml"),
+                "--name",
+                "tiny",
+                "--runs",
+                str(folder / "runs"),
+                "--json",
+            ]
+        )
     assert e.value.code == 0
     return folder
 
@@ -51,35 +61,54 @@ def runs(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def call(program: click.Group, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def call(
+    program: click.Group, *arguments: str, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as e:
         program.main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     return int(e.value.code or 0), out, err
 
 
-def document(program: click.Group, *arguments: str, capsys: pytest.CaptureFixture[str], code: int = 0) -> dict:
+def document(
+    program: click.Group, *arguments: str, capsys: pytest.CaptureFixture[str], code: int = 0
+) -> dict:
     found, out, err = call(program, *arguments, "--json", capsys=capsys)
     assert found == code, err
     return json.loads(out)
 
 
-def test_train_tells_what_the_contract_names(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_tells_what_the_contract_names(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     told = document(
-        forensics, "train", runs.parent / "tiny.toml", "--runs", runs, "--set", "train.steps=3", capsys=capsys
+        forensics,
+        "train",
+        runs.parent / "tiny.toml",
+        "--runs",
+        runs,
+        "--set",
+        "train.steps=3",
+        capsys=capsys,
     )
     assert told["run"] == "tiny-2" and told["steps"] == 3
-    assert told["final_loss"] > 0 and told["tokens_per_second"] > 0 and told["peak_memory_bytes"] > 0
+    assert (
+        told["final_loss"] > 0 and told["tokens_per_second"] > 0 and told["peak_memory_bytes"] > 0
+    )
 
 
-def test_the_documents_hold_at_least_the_contracts_keys(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documents_hold_at_least_the_contracts_keys(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     on = ("--runs", runs)
     assert [r["name"] for r in document(forensics, "list", *on, capsys=capsys)["runs"]] == ["tiny"]
     assert document(forensics, "show", "tiny", *on, capsys=capsys)["steps"] == 12
     batch = document(forensics, "batch", "tiny", "5", *on, capsys=capsys)
     assert batch["step"] == 5 and len(batch["sequences"]) == 4
     one = batch["sequences"][0]
-    assert {"slot", "sequence", "loss", "text", "tokens", "documents"} <= one.keys() and len(one["tokens"]) == 33
+    assert {"slot", "sequence", "loss", "text", "tokens", "documents"} <= one.keys() and len(
+        one["tokens"]
+    ) == 33
     assert {"document", "source", "path", "offset"} <= one["documents"][0].keys()
     losses = [s["loss"] for s in batch["sequences"]]
     assert losses == sorted(losses, reverse=True)
@@ -89,24 +118,49 @@ def test_the_documents_hold_at_least_the_contracts_keys(runs: Path, capsys: pyte
     assert verify["bitwise"] is True and verify["steps"] == 6 and verify["first_difference"] is None
     assert verify["fingerprint_equal"] is True and verify["max_abs_difference"] == 0
     fork = document(
-        replay, "fork", "tiny", "--from", "4", "--to", "9", "--skip", "5:6", "--placebos", "1", *on, capsys=capsys
+        replay,
+        "fork",
+        "tiny",
+        "--from",
+        "4",
+        "--to",
+        "9",
+        "--skip",
+        "5:6",
+        "--placebos",
+        "1",
+        *on,
+        capsys=capsys,
     )
     assert fork["control"]["level"] == "exact" and fork["control"]["bitwise"] is True
-    assert {"loss_control", "loss_fork", "logit_kl", "l2", "effect", "p", "placebos"} <= fork["final"].keys()
+    assert {"loss_control", "loss_fork", "logit_kl", "l2", "effect", "p", "placebos"} <= fork[
+        "final"
+    ].keys()
     diff = document(replay, "diff", "tiny", fork["fork"], *on, capsys=capsys)
     assert (
-        diff["first_difference"]["step"] == 5 and {"step", "loss_gap", "logit_kl", "l2"} <= diff["divergence"][0].keys()
+        diff["first_difference"]["step"] == 5
+        and {"step", "loss_gap", "logit_kl", "l2"} <= diff["divergence"][0].keys()
     )
     assert "time_to_reconverge" in diff
-    scan = document(replay, "scan", "tiny@4", "--batches", "2:6", "--per-sequence", *on, capsys=capsys)
-    assert len(scan["batches"]) == 16 and {"step", "slot", "loss", "grad_norm"} <= scan["batches"][0].keys()
-    assert document(replay, "trace", "tiny", "5", "--perfetto", runs.parent / "t.json", *on, capsys=capsys)["events"]
+    scan = document(
+        replay, "scan", "tiny@4", "--batches", "2:6", "--per-sequence", *on, capsys=capsys
+    )
+    assert (
+        len(scan["batches"]) == 16
+        and {"step", "slot", "loss", "grad_norm"} <= scan["batches"][0].keys()
+    )
+    assert document(
+        replay, "trace", "tiny", "5", "--perfetto", runs.parent / "t.json", *on, capsys=capsys
+    )["events"]
     assert json.loads((runs.parent / "t.json").read_text())["traceEvents"]
     exported = document(forensics, "export", "tiny@7", runs.parent / "out", *on, capsys=capsys)
     assert Path(exported["path"], "config.json").is_file()
     state = document(replay, "state", "tiny@7", runs.parent / "out2", *on, capsys=capsys)
     assert state["digest"] == exported["digest"]
-    assert document(forensics, "note", "tiny", "5", "odd text", *on, capsys=capsys)["event"]["text"] == "odd text"
+    assert (
+        document(forensics, "note", "tiny", "5", "odd text", *on, capsys=capsys)["event"]["text"]
+        == "odd text"
+    )
     assert document(forensics, "doctor", "tiny", *on, capsys=capsys)["problems"] == []
     assert document(forensics, "doctor", capsys=capsys)["fingerprint"]["deterministic"] is True
 
@@ -116,10 +170,17 @@ def test_queries_come_out_in_every_format(runs: Path, capsys: pytest.CaptureFixt
     told = call(forensics, "query", "--sql", sql, "--runs", runs, "--json", capsys=capsys)
     assert [row["step"] for row in json.loads(told[1])] == [0, 1, 2]
     assert (
-        call(forensics, "query", "--sql", sql, "--runs", runs, "--format", "csv", capsys=capsys)[1].splitlines()[0]
+        call(forensics, "query", "--sql", sql, "--runs", runs, "--format", "csv", capsys=capsys)[
+            1
+        ].splitlines()[0]
         == '"step","loss"'
     )
-    assert "loss" in call(forensics, "query", "loss_curve", "--param", "run=tiny", "--runs", runs, capsys=capsys)[1]
+    assert (
+        "loss"
+        in call(
+            forensics, "query", "loss_curve", "--param", "run=tiny", "--runs", runs, capsys=capsys
+        )[1]
+    )
     assert "worst_sequences" in call(forensics, "query", "--list", "--runs", runs, capsys=capsys)[1]
 
 
@@ -158,22 +219,48 @@ BAD = [
     (replay, ["fork", "tiny", "--from", "4", "--to", "9", "--skip", "x"], 2, "A:B"),
     (replay, ["fork", "tiny", "--from", "40", "--to", "90"], 3, "0 to 12"),
     (replay, ["fork", "tiny", "--from", "4", "--to", "9", "--lr-scale", "x@4:5"], 2, "F@A:B"),
-    (replay, ["fork", "tiny", "--from", "4", "--to", "9", "--remove-documents", "select 1 as x"], 2, "'document'"),
-    (replay, ["fork", "tiny", "--from", "4", "--to", "9", "--remove-documents", "select document from documents where false"], 2, "nothing"),
+    (
+        replay,
+        ["fork", "tiny", "--from", "4", "--to", "9", "--remove-documents", "select 1 as x"],
+        2,
+        "'document'",
+    ),
+    (
+        replay,
+        [
+            "fork",
+            "tiny",
+            "--from",
+            "4",
+            "--to",
+            "9",
+            "--remove-documents",
+            "select document from documents where false",
+        ],
+        2,
+        "nothing",
+    ),
     (replay, ["fork", "no.toml"], 3, "no.toml"),
     (replay, ["scan", "tiny@4", "--batches", "5:2"], 2, "A < B"),
     (replay, ["scan", "tiny@4", "--batches", "5"], 2, "A:B"),
     (replay, ["trace", "tiny", "0"], 3, "one before it"),
     (replay, ["diff", "tiny", "nosuch"], 3, "nosuch"),
     (replay, ["nosuch"], 2, "nosuch"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
-    ("program", "arguments", "code", "words"), BAD, ids=lambda x: " ".join(x)[:50] if isinstance(x, list) else ""
+    ("program", "arguments", "code", "words"),
+    BAD,
+    ids=lambda x: " ".join(x)[:50] if isinstance(x, list) else "",
 )
 def test_bad_input_is_one_line_and_the_contracts_exit_code(
-    program: click.Group, arguments: list[str], code: int, words: str, runs: Path, capsys: pytest.CaptureFixture[str]
+    program: click.Group,
+    arguments: list[str],
+    code: int,
+    words: str,
+    runs: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [a.replace("TINY", str(runs.parent / "tiny.toml")) for a in arguments]
     found, out, err = call(program, *arguments, "--runs", str(runs), "--json", capsys=capsys)
@@ -185,7 +272,12 @@ def test_bad_input_is_one_line_and_the_contracts_exit_code(
 
 
 @pytest.mark.parametrize(
-    "which", ["checkpoints/step-000004/model.safetensors", "checkpoints/step-000004/state.json", "tables/steps"]
+    "which",
+    [
+        "checkpoints/step-000004/model.safetensors",
+        "checkpoints/step-000004/state.json",
+        "tables/steps",
+    ],
 )
 def test_one_flipped_byte_is_found_and_nothing_is_lost(
     which: str, runs: Path, capsys: pytest.CaptureFixture[str]
@@ -206,14 +298,18 @@ def test_one_flipped_byte_is_found_and_nothing_is_lost(
     code, out, err = call(commands[0], *commands[1:], "--runs", str(runs), capsys=capsys)  # type: ignore[arg-type]
     assert code == 1 and len(err.strip().splitlines()) == 1 and path.name in err, err
     path.write_bytes(whole)
-    assert document(forensics, "doctor", "tiny", "--runs", str(runs), capsys=capsys)["problems"] == []
+    assert (
+        document(forensics, "doctor", "tiny", "--runs", str(runs), capsys=capsys)["problems"] == []
+    )
 
 
 def commands() -> list[tuple[click.Group, str]]:
     return [(program, name) for program in (forensics, replay) for name in program.commands]
 
 
-@pytest.mark.parametrize(("program", "name"), commands(), ids=lambda x: x if isinstance(x, str) else x.name)
+@pytest.mark.parametrize(
+    ("program", "name"), commands(), ids=lambda x: x if isinstance(x, str) else x.name
+)
 def test_every_help_ends_with_an_example_of_itself(
     program: click.Group, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,9 +320,15 @@ def test_every_help_ends_with_an_example_of_itself(
 
 
 def test_starting_is_quick_because_nothing_heavy_is_imported() -> None:
-    probe = "import sys, forensics, forensics.cli, replay.cli, queries; print([m for m in ('torch', 'streamlit', 'transformers', 'duckdb', 'pyarrow', 'numpy') if m in sys.modules])"
+    probe = (
+        "import sys, forensics, forensics.cli, replay.cli, queries; print([m for m in ('torch',"
+        " 'streamlit', 'transformers', 'duckdb', 'pyarrow', 'numpy') if m in sys.modules])"
+    )
     assert (
-        subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+        subprocess.run(
+            [sys.executable, "-c", probe], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
     )
 
 
@@ -237,8 +339,13 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_runs_folder_may_come_from_the_environment(runs: Path) -> None:
-    told = subprocess.run([sys.executable, "-m", "forensics.cli", "list", "--json"], env=os.environ | {"FORENSICS_RUNS": str(runs)},
-                          capture_output=True, text=True, check=True)  # fmt: skip
+    told = subprocess.run(
+        [sys.executable, "-m", "forensics.cli", "list", "--json"],
+        env=os.environ | {"FORENSICS_RUNS": str(runs)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(told.stdout)["runs"][0]["name"] == "tiny" and told.stderr == ""
 
 
@@ -246,7 +353,9 @@ def test_generated_documents_are_up_to_date() -> None:
     from docs.generate import MADE
 
     for name, make in MADE.items():
-        assert (Path("docs") / name).read_text(encoding="utf-8") == make(), f"run `python -m docs.generate` ({name})"
+        assert (Path("docs") / name).read_text(encoding="utf-8") == make(), (
+            f"run `python -m docs.generate` ({name})"
+        )
 
 
 def test_text_of_a_corpus_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

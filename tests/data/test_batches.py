@@ -30,7 +30,9 @@ def batches(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def streams():
-    return [[t for d in Documents(spec) for t in [*d.text.encode(), 256]] for spec in SOURCES.values()]
+    return [
+        [t for d in Documents(spec) for t in [*d.text.encode(), 256]] for spec in SOURCES.values()
+    ]
 
 
 def test_sequence_i_is_tokens_iT_to_iT_plus_T_and_neighbours_share_one(batches, streams):
@@ -40,7 +42,9 @@ def test_sequence_i_is_tokens_iT_to_iT_plus_T_and_neighbours_share_one(batches, 
     assert found.dtype == np.int64 and (found == wanted).all()
     assert (found[0, -1], found[1, 0]) == (streams[0][T], streams[0][T])
     assert layout.first_sequence == (0, (len(streams[0]) - 1) // T)
-    assert [n * T + 1 + tail for n, tail in zip(layout.n_sequences, layout.tail)] == [len(s) for s in streams]
+    assert [n * T + 1 + tail for n, tail in zip(layout.n_sequences, layout.tail)] == [
+        len(s) for s in streams
+    ]
     backwards = np.arange(len(wanted))[::-7]
     assert (corpus.sequences(backwards, T) == np.array(wanted)[backwards]).all()
 
@@ -53,7 +57,13 @@ def test_the_same_shards_serve_any_sequence_length(batches, streams):
 
 
 def test_any_stretch_of_a_stream_can_be_read(batches, streams):
-    for start, stop in ((0, 0), (0, 1), (990, 1010), (500, 4500), (len(streams[0]) - 3, len(streams[0]))):
+    for start, stop in (
+        (0, 0),
+        (0, 1),
+        (990, 1010),
+        (500, 4500),
+        (len(streams[0]) - 3, len(streams[0])),
+    ):
         assert batches.corpus.tokens(0, start, stop).tolist() == streams[0][start:stop]
 
 
@@ -65,7 +75,11 @@ def test_a_batch_is_a_pure_function_of_its_step(batches):
     assert not torch.equal(early[0].sequence, early[1].sequence)
     assert late.origin == 40 and late.denominator == B * T
     assert late.tokens.shape == (B, T + 1) and late.tokens.dtype == torch.int64
-    assert late.weight.shape == (B, T) and late.weight.dtype == torch.float32 and bool((late.weight == 1).all())
+    assert (
+        late.weight.shape == (B, T)
+        and late.weight.dtype == torch.float32
+        and bool((late.weight == 1).all())
+    )
     assert (late.sequence.numpy() == batches.order.sequence_ids(40)).all()
 
 
@@ -74,12 +88,16 @@ def test_held_out_sequences_are_one_batch_that_training_never_reads(batches):
     assert len(held.sequence) == 12 and held.origin is None
     read = torch.cat([batches.batch_at(step).sequence for step in range(200)])
     assert not torch.isin(held.sequence, read).any()
-    none = own_stream(batches.corpus, Data(sources=SOURCES, sequence_length=T, held_out=0), B, 0).held_out()
+    none = own_stream(
+        batches.corpus, Data(sources=SOURCES, sequence_length=T, held_out=0), B, 0
+    ).held_out()
     assert none.tokens.shape == (0, T + 1) and none.denominator == 0
 
 
 def test_provenance_gives_for_every_token_the_documents_own_text(batches):
-    texts = {(name, d.path): d.text.encode() for name, spec in SOURCES.items() for d in Documents(spec)}
+    texts = {
+        (name, d.path): d.text.encode() for name, spec in SOURCES.items() for d in Documents(spec)
+    }
     documents = batches.corpus.documents.to_pylist()
     crossing = 0
     for ids in np.array_split(np.arange(sum(batches.corpus.layout(T).n_sequences)), 20):
@@ -115,7 +133,9 @@ def test_documents_are_found_by_offset_in_their_stream(batches):
 def test_sequences_out_of_range_are_missing(batches):
     total = sum(batches.corpus.layout(T).n_sequences)
     for ids in ([total], [-1, 0]):
-        with pytest.raises(ForensicsError, match=f"wanted sequence {ids[0]}, found 0 to {total - 1}") as e:
+        with pytest.raises(
+            ForensicsError, match=f"wanted sequence {ids[0]}, found 0 to {total - 1}"
+        ) as e:
             batches.make(np.array(ids))
         assert e.value.kind == "missing"
 
@@ -132,20 +152,29 @@ def test_text_is_decoded_from_a_batch(batches, streams):
 
 
 def test_reading_a_corpus_needs_no_torch():
-    code = "import sys, forensics.data.tokenize, forensics.data.order; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, forensics.data.tokenize, forensics.data.order; sys.exit('torch' in"
+        " sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.fixture(scope="module")
 def repeats(tmp_path_factory):
-    """Prose with one document of nothing but `ab`s, and one of a newline 31 times: one too few for the filter."""
+    """Prose with one document of nothing but `ab`s, and one of a newline 31 times: one too few for
+    the filter.
+    """
     folder = tmp_path_factory.mktemp("prose")
     for i in range(30):
-        (folder / f"{i:02d}.txt").write_text(f"{i} green bottles standing on the wall, and one of them falls. " * 3)
+        (folder / f"{i:02d}.txt").write_text(
+            f"{i} green bottles standing on the wall, and one of them falls. " * 3
+        )
     (folder / "10-planted.txt").write_text("ab" * 100)
     for i in range(5):
         (folder / f"20-short{i}.txt").write_text("x" * i * 7 + "once" + "\n" * 31 + "upon a time")
-    data = Data(source=str(folder), tokenizer="bytes", sequence_length=80, held_out=4, mask_repeats=True)
+    data = Data(
+        source=str(folder), tokenizer="bytes", sequence_length=80, held_out=4, mask_repeats=True
+    )
     return data, prepare(data, tmp_path_factory.mktemp("runs"))
 
 
@@ -158,8 +187,13 @@ def test_a_repeated_document_weighs_nothing_and_the_denominator_is_kept(repeats)
     masked = set()
     for step in range(corpus.layout(80).n_sequences[0] // 4):
         with_mask, without = masking.batch_at(step), plain.batch_at(step)
-        assert torch.equal(with_mask.tokens, without.tokens) and torch.equal(with_mask.sequence, without.sequence)
-        assert bool((without.weight == 1).all()) and with_mask.denominator == without.denominator == 4 * 80
+        assert torch.equal(with_mask.tokens, without.tokens) and torch.equal(
+            with_mask.sequence, without.sequence
+        )
+        assert (
+            bool((without.weight == 1).all())
+            and with_mask.denominator == without.denominator == 4 * 80
+        )
         for slot, weight in enumerate(with_mask.weight):
             text = bytes(t for t in with_mask.tokens[slot].tolist() if t < 256)
             assert bool((weight == (0 if b"ab" * 32 in text or b"ba" * 32 in text else 1)).all())
@@ -175,15 +209,21 @@ def test_a_repeated_document_weighs_nothing_and_the_denominator_is_kept(repeats)
 def test_31_times_in_a_row_is_no_repeat(repeats):
     data, corpus = repeats
     every = own_stream(corpus, data, 4, 0).make(np.arange(corpus.layout(80).n_sequences[0]))
-    newlines = torch.tensor([bytes(t for t in row if t < 256).count(b"\n" * 31) for row in every.tokens.tolist()])
+    newlines = torch.tensor(
+        [bytes(t for t in row if t < 256).count(b"\n" * 31) for row in every.tokens.tolist()]
+    )
     assert newlines.sum() > 0 and bool((every.weight[newlines > 0] == 1).all())
 
 
 def test_held_out_sequences_are_never_masked(repeats):
     data, corpus = repeats
     masking = own_stream(corpus, data, 4, 0)
-    masked = np.flatnonzero(~masking.make(np.arange(corpus.layout(80).n_sequences[0])).weight.any(1).numpy())
-    held = Batches(corpus, replace(masking.order, held_out=masked), 80, mask_repeats=True).held_out()
+    masked = np.flatnonzero(
+        ~masking.make(np.arange(corpus.layout(80).n_sequences[0])).weight.any(1).numpy()
+    )
+    held = Batches(
+        corpus, replace(masking.order, held_out=masked), 80, mask_repeats=True
+    ).held_out()
     assert held.sequence.tolist() == masked.tolist() and bool((held.weight == 1).all())
 
 

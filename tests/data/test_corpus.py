@@ -88,7 +88,8 @@ def test_a_folder_that_is_not_there_is_missing(tmp_path):
 def test_jsonl_gives_one_document_a_line(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(
-        b'{"text": "one"}\n\n{"text": null}\n{"text": "\xc3\xbc"}\n{"text": "\\ud800"}\n{"text": "\xff"}\n'
+        b'{"text": "one"}\n\n{"text": null}\n{"text": "\xc3\xbc"}\n{"text": "\\ud800"}\n{"text":'
+        b' "\xff"}\n'
     )
     documents = Documents(str(path))
     assert [(d.path, d.text) for d in documents] == [("x.jsonl:1", "one"), ("x.jsonl:4", "ü")]
@@ -112,13 +113,20 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path, line, message):
 def test_the_field_that_holds_the_text_can_be_chosen(tmp_path):
     (tmp_path / "x.jsonl").write_text(json.dumps({"body": "hello"}))
     assert read(tmp_path / "x.jsonl", text_key="body") == [("x.jsonl:1", "hello")]
-    assert "did you mean 'body'" in str(refused(tmp_path / "x.jsonl", "data", "no such field", text_key="boddy"))
+    assert "did you mean 'body'" in str(
+        refused(tmp_path / "x.jsonl", "data", "no such field", text_key="boddy")
+    )
 
 
 def test_parquet_gives_one_document_a_row(tmp_path):
-    pq.write_table(pa.table({"text": ["one", None, "drei"], "n": [1, 2, 3]}), tmp_path / "x.parquet")
+    pq.write_table(
+        pa.table({"text": ["one", None, "drei"], "n": [1, 2, 3]}), tmp_path / "x.parquet"
+    )
     documents = Documents(str(tmp_path / "x.parquet"))
-    assert [(d.path, d.text) for d in documents] == [("x.parquet:0", "one"), ("x.parquet:2", "drei")]
+    assert [(d.path, d.text) for d in documents] == [
+        ("x.parquet:0", "one"),
+        ("x.parquet:2", "drei"),
+    ]
     assert documents.left_out == ["x.parquet:1: no text"]
     refused(tmp_path / "x.parquet", "data", "found no such field", text_key="body")
     refused(tmp_path / "x.parquet", "data", "found int", text_key="n")
@@ -141,7 +149,10 @@ def test_hugging_face_records_are_streamed_from_the_split_that_was_named(monkeyp
         return iter([{"text": "one"}, {"text": "two"}])
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert read("hf:some/name:validation") == [("some/name:validation:0", "one"), ("some/name:validation:1", "two")]
+    assert read("hf:some/name:validation") == [
+        ("some/name:validation:0", "one"),
+        ("some/name:validation:1", "two"),
+    ]
     assert [d.text for d in Documents("hf:some/name")] == ["one", "two"]
     assert asked == [("some/name", "validation", True), ("some/name", "train", True)]
     refused("hf:no/such", "data", "cannot open split 'train': Couldn't find it$".replace("$", ";"))

@@ -25,7 +25,9 @@ def order_over(counts, batch=8, seed=0, **data):
 
 def phases(*mixes):
     """(until, share of s0, share of s1, …) → phases"""
-    return tuple(Phase({f"s{i}": x for i, x in enumerate(mix) if x}, until) for until, *mix in mixes)
+    return tuple(
+        Phase({f"s{i}": x for i, x in enumerate(mix) if x}, until) for until, *mix in mixes
+    )
 
 
 @FAST
@@ -40,7 +42,10 @@ def test_every_epoch_visits_each_sequence_exactly_once(size, seed, epoch):
 def test_an_epoch_visits_all_but_the_held_out_sequences(counts, seed, held_out):
     order = order_over(counts, seed=seed, held_out=held_out)
     ids = np.concatenate(
-        [order.draws(s, 0, n - int((order.source_of(order.held_out) == s).sum())) for s, n in enumerate(counts)]
+        [
+            order.draws(s, 0, n - int((order.source_of(order.held_out) == s).sum()))
+            for s, n in enumerate(counts)
+        ]
     )
     assert sorted([*ids, *order.held_out]) == list(range(sum(counts)))
 
@@ -58,9 +63,14 @@ def test_at_most_a_tenth_of_a_source_is_held_out_and_it_is_spread_evenly(counts,
 
 
 def test_held_out_sequences_come_from_the_first_phase_alone_in_proportion():
-    order = order_over([1000, 1000, 1000], held_out=40, phases=phases((10, 3, 1, 0), (None, 0, 0, 1)))
+    order = order_over(
+        [1000, 1000, 1000], held_out=40, phases=phases((10, 3, 1, 0), (None, 0, 0, 1))
+    )
     assert np.bincount(order.source_of(order.held_out), minlength=3).tolist() == [30, 10, 0]
-    assert np.isin(order.held_out, np.concatenate([order.sequence_ids(s) for s in range(2000)])).sum() == 0
+    assert (
+        np.isin(order.held_out, np.concatenate([order.sequence_ids(s) for s in range(2000)])).sum()
+        == 0
+    )
 
 
 @FAST
@@ -77,7 +87,9 @@ def test_a_batch_depends_on_nothing_but_its_step(counts, seed, batch, steps):
 def test_any_split_of_the_same_draws_into_batches_gives_the_same_ids(counts, seed, size, ranks):
     whole, split = order_over(counts, size * ranks, seed), order_over(counts, size, seed)
     wanted = np.concatenate([whole.sequence_ids(step) for step in range(12)])
-    assert (wanted == np.concatenate([split.sequence_ids(step) for step in range(12 * ranks)])).all()
+    assert (
+        wanted == np.concatenate([split.sequence_ids(step) for step in range(12 * ranks)])
+    ).all()
 
 
 @FAST
@@ -91,9 +103,12 @@ def test_any_split_of_the_same_draws_into_batches_gives_the_same_ids(counts, see
 )
 def test_drawn_and_draws_tell_what_the_batches_read(counts, seed, batch, first, second, share):
     order = order_over(
-        counts, batch, seed, held_out=7,
+        counts,
+        batch,
+        seed,
+        held_out=7,
         phases=phases((first, 1, 0), (first + second, share, 1 - share), (None, 0.5, 0.5)),
-    )  # fmt: skip
+    )
     end = first + second + 5
     read = np.concatenate([order.sequence_ids(step) for step in range(end)])
     for s in range(2):
@@ -111,7 +126,9 @@ def test_a_source_that_comes_back_goes_on_where_it_was():
 
 
 @FAST
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20).filter(any), seeds, st.integers(0, 3))
+@given(
+    st.lists(st.integers(0, 1000), min_size=1, max_size=20).filter(any), seeds, st.integers(0, 3)
+)
 def test_any_aligned_1024_draws_of_a_phase_give_each_source_its_exact_quota(shares, seed, block):
     order = order_over([50] * len(shares), 32, seed, phases=phases((None, *shares)))
     ids = np.concatenate([order.sequence_ids(step) for step in range(block * 32, block * 32 + 32)])
@@ -133,14 +150,19 @@ def test_quotas_are_by_largest_remainder_and_no_source_with_a_share_is_left_with
 @pytest.mark.parametrize("share", [0.5, 0.25, 0.1])
 @pytest.mark.parametrize("seed", range(5))
 def test_even_four_short_steps_come_near_their_share(share, seed):
-    order = order_over([5000, 5000], 16, seed, phases=phases((200, 1, 0), (204, 1 - share, share), (None, 1, 0)))
+    order = order_over(
+        [5000, 5000], 16, seed, phases=phases((200, 1, 0), (204, 1 - share, share), (None, 1, 0))
+    )
     window = np.concatenate([order.sequence_ids(step) for step in range(200, 204)])
     assert abs((order.source_of(window) == 1).sum() - 64 * share) <= 2
 
 
 def test_the_pattern_is_mixed_and_changes_with_the_seed():
     first, second = (order_over([5000, 5000], 64, s, phases=phases((None, 1, 1))) for s in (0, 1))
-    a, b = (order.source_of(np.concatenate([order.sequence_ids(i) for i in range(16)])) for order in (first, second))
+    a, b = (
+        order.source_of(np.concatenate([order.sequence_ids(i) for i in range(16)]))
+        for order in (first, second)
+    )
     assert (a != b).any()
     assert 300 < (a[1:] != a[:-1]).sum() < 900  # neither sorted nor strictly alternating
 
@@ -175,7 +197,9 @@ def test_one_two_and_three_sequences_repeat_by_epochs():
     for size in (1, 2, 3):
         ids = order_over([size], 30, seed=2).sequence_ids(7)
         assert (np.bincount(ids, minlength=size) == 30 // size).all()
-    orders = {tuple(order_over([3], 3, seed=1).sequence_ids(epoch).tolist()) for epoch in range(200)}
+    orders = {
+        tuple(order_over([3], 3, seed=1).sequence_ids(epoch).tolist()) for epoch in range(200)
+    }
     assert len(orders) == 6
 
 
@@ -254,12 +278,25 @@ class TestAnOrderFile:
         ids = np.arange(0, 1000, 2)
         order = order_over([1000], 8, order_file=self.write(tmp_path, ids), held_out=5)
         assert len(order.held_out) == 5 and (order.held_out % 2 == 1).all()
-        assert len(order_over([500], 8, order_file=self.write(tmp_path, np.arange(500)), held_out=5).held_out) == 0
+        assert (
+            len(
+                order_over(
+                    [500], 8, order_file=self.write(tmp_path, np.arange(500)), held_out=5
+                ).held_out
+            )
+            == 0
+        )
 
     def test_changes_the_fingerprint_with_its_content(self, tmp_path):
         first = order_over([100], 8, order_file=self.write(tmp_path, np.arange(20))).fingerprint
-        assert order_over([100], 8, order_file=self.write(tmp_path, np.arange(20))).fingerprint == first
-        assert order_over([100], 8, order_file=self.write(tmp_path, np.arange(20)[::-1])).fingerprint != first
+        assert (
+            order_over([100], 8, order_file=self.write(tmp_path, np.arange(20))).fingerprint
+            == first
+        )
+        assert (
+            order_over([100], 8, order_file=self.write(tmp_path, np.arange(20)[::-1])).fingerprint
+            != first
+        )
 
     @pytest.mark.parametrize(
         ("ids", "message"),

@@ -3,7 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forensics.data.repeats import LONGEST, TIMES, repeat_share, repeat_share_pieces, repeat_share_rows
+from forensics.data.repeats import (
+    LONGEST,
+    TIMES,
+    repeat_share,
+    repeat_share_pieces,
+    repeat_share_rows,
+)
 
 
 def naive(tokens):
@@ -17,7 +23,9 @@ def naive(tokens):
 
 
 pieces = st.tuples(st.lists(st.integers(0, 3), min_size=1, max_size=5), st.integers(1, 40))
-stretches = st.lists(pieces, max_size=6).map(lambda ps: [t for gram, times in ps for t in gram * times])
+stretches = st.lists(pieces, max_size=6).map(
+    lambda ps: [t for gram, times in ps for t in gram * times]
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -30,7 +38,9 @@ def test_it_is_the_share_of_tokens_in_an_n_gram_repeated_32_times(tokens):
 def test_31_times_are_too_few_and_32_are_enough_for_every_n(n):
     gram, others = list(range(n)), list(range(100, 100 + 7))
     assert repeat_share(np.array(others + gram * 31 + others)) == 0
-    assert repeat_share(np.array(others + gram * 32 + others)) == pytest.approx(32 * n / (32 * n + 14))
+    assert repeat_share(np.array(others + gram * 32 + others)) == pytest.approx(
+        32 * n / (32 * n + 14)
+    )
 
 
 def test_an_n_gram_of_14_is_not_looked_for():

@@ -10,7 +10,13 @@ from forensics.config import Data
 from forensics.data import tokenize
 from forensics.data.corpus import Documents
 from forensics.data.shards import open_corpus
-from forensics.data.tokenize import bytes_tokenizer, end_of_text, load_tokenizer, prepare, train_tokenizer
+from forensics.data.tokenize import (
+    bytes_tokenizer,
+    end_of_text,
+    load_tokenizer,
+    prepare,
+    train_tokenizer,
+)
 from forensics.errors import ForensicsError
 from forensics.records import DOCUMENTS
 
@@ -49,7 +55,9 @@ def text(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     (folder / "a.txt").write_text("one two three\n" * 20)
-    (folder / "b.txt").write_text("a text that says <|endoftext|> itself, ünïcödé\n" * 10, encoding="utf-8")
+    (folder / "b.txt").write_text(
+        "a text that says <|endoftext|> itself, ünïcödé\n" * 10, encoding="utf-8"
+    )
     (folder / "c.txt").write_text("")
     (folder / "d.txt").write_text("la " * 300)
     return folder
@@ -93,7 +101,10 @@ def test_the_documents_table_tells_where_each_document_lies_and_what_repeats(tex
     rows = table.to_pylist()
     assert [r["path"] for r in rows] == ["a.txt", "b.txt", "c.txt", "d.txt"]
     assert [r["tokens"] for r in rows] == [len(d.text.encode()) + 1 for d in Documents(str(text))]
-    assert [r["first_token"] for r in rows] == [0, *(sum(r["tokens"] for r in rows[:i]) for i in (1, 2, 3))]
+    assert [r["first_token"] for r in rows] == [
+        0,
+        *(sum(r["tokens"] for r in rows[:i]) for i in (1, 2, 3)),
+    ]
     assert [r["tags"] for r in rows] == ["", "", "", "repeats"]
     assert rows[3]["repeat_share"] == pytest.approx(900 / 901)
     assert [r["document"] for r in rows] == [0, 1, 2, 3]
@@ -110,7 +121,9 @@ def test_several_sources_have_their_own_streams_and_documents_counted_over_all(t
         assert corpus.tokens(i, 0, source.tokens).tolist() == wanted
 
 
-def test_the_same_text_is_tokenised_once_and_one_changed_letter_makes_another_corpus(text, tmp_path):
+def test_the_same_text_is_tokenised_once_and_one_changed_letter_makes_another_corpus(
+    text, tmp_path
+):
     first = prepare(data(text), tmp_path)
     before = (first.folder / "0-0.bin").stat().st_mtime_ns
     moved = shutil.copytree(text, tmp_path / "copy")
@@ -127,14 +140,20 @@ def test_the_hash_is_also_of_where_one_document_ends_and_the_next_begins(tmp_pat
         (tmp_path / name).mkdir()
         for i, part in enumerate(parts):
             (tmp_path / name / f"{i}").write_text(part)
-    assert prepare(data(tmp_path / "x"), tmp_path).hash != prepare(data(tmp_path / "y"), tmp_path).hash
+    assert (
+        prepare(data(tmp_path / "x"), tmp_path).hash != prepare(data(tmp_path / "y"), tmp_path).hash
+    )
 
 
 def test_preparing_leaves_nothing_behind_when_it_fails(text, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        tokenize, "write_header", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        tokenize,
+        "write_header",
+        lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
-    with pytest.raises(ForensicsError, match=r"cannot write the tokenised corpus.*No space left") as e:
+    with pytest.raises(
+        ForensicsError, match=r"cannot write the tokenised corpus.*No space left"
+    ) as e:
         prepare(data(text), tmp_path)
     assert e.value.kind == "storage" and not list((tmp_path / "_data").iterdir())
 
@@ -188,7 +207,9 @@ def test_a_loaded_tokenizer_ends_documents_with_the_token_it_has(tmp_path, text,
 def test_a_loaded_tokenizer_is_refused_when_it_does_not_fit(tmp_path, text):
     path = tmp_path / "tokenizer.json"
     TRAINED.save(str(path))
-    with pytest.raises(ForensicsError, match="wanted at least the tokenizer's 600 ids, found 500") as e:
+    with pytest.raises(
+        ForensicsError, match="wanted at least the tokenizer's 600 ids, found 500"
+    ) as e:
         prepare(data(text, tokenizer=str(path), vocabulary=500), tmp_path)
     assert e.value.kind == "config"
     assert prepare(data(text, tokenizer=str(path), vocabulary=600), tmp_path).vocabulary == 600
@@ -225,7 +246,9 @@ def test_opening_checks_sizes_and_verifying_checks_bytes(text, tmp_path):
     shard.write_bytes(content)
     assert [p.split(":")[0] for p in open_corpus(corpus.folder).verify()] == ["0-0.bin"]
     shard.write_bytes(content[:-2])
-    with pytest.raises(ForensicsError, match=f"wanted {len(content)} bytes, found {len(content) - 2}") as e:
+    with pytest.raises(
+        ForensicsError, match=f"wanted {len(content)} bytes, found {len(content) - 2}"
+    ) as e:
         open_corpus(corpus.folder)
     assert e.value.kind == "integrity"
 

@@ -54,7 +54,8 @@ def test_values_that_were_not_computed_are_no_alarm_and_not_in_the_window() -> N
 def test_a_spike_enters_the_monitors_window_and_hides_the_next() -> None:
     x = ripple(140)
     x[130:135] = 50.0
-    # A share p of spikes puts the next at √((1−p)/p) σ: of 4 in 128, 5.6. That is OLMo-core's blind spot.
+    # A share p of spikes puts the next at √((1−p)/p) σ: of 4 in 128, 5.6. That is OLMo-core's blind
+    # spot.
     assert fired(monitor(x)) == [130, 131, 132, 133]
     assert len(robust(x)) == 1
 
@@ -83,7 +84,9 @@ def live(losses: list, norms: list) -> list[bool]:
 
 @given(st.integers(0, 100_000), st.sampled_from([1.0, 1e-8, 1e12]))
 @settings(max_examples=40, deadline=None)
-def test_the_live_skip_window_and_the_vectorised_rule_agree_at_every_step(seed: int, scale: float) -> None:
+def test_the_live_skip_window_and_the_vectorised_rule_agree_at_every_step(
+    seed: int, scale: float
+) -> None:
     rng = np.random.default_rng(seed)
     n = 400
     losses, norms = ((3 + 0.1 * rng.standard_t(2, n)) * scale for _ in range(2))
@@ -164,7 +167,9 @@ def test_the_share_of_spiking_elements_is_judged_against_its_own_history() -> No
 
 
 def test_entropy_collapse_is_a_low_level_or_a_sudden_fall_never_a_rise() -> None:
-    entropy = np.stack([ripple(300, 0.01) - 1.5, ripple(300, 0.01) - 1.2], axis=1)  # about 0.5 and 0.8
+    entropy = np.stack(
+        [ripple(300, 0.01) - 1.5, ripple(300, 0.01) - 1.2], axis=1
+    )  # about 0.5 and 0.8
     entropy[10, 0] = 0.04
     entropy[100, 1] = 0.6
     entropy[200, 1] = 0.99
@@ -191,7 +196,8 @@ def test_the_creep_of_the_gradient_norm_is_drift_and_not_a_spike() -> None:
     assert fired(grad_norm_trend(spiky)) == []
     creeping = 0.2 * np.exp(np.maximum(t - 1000, 0) / 1000)
     first, *_ = fired(grad_norm_trend(creeping))
-    # The median of 128 values is reached 63.5 steps late; 1.5 times the floor is ln 1.5 · 1000 steps after step 1000.
+    # The median of 128 values is reached 63.5 steps late; 1.5 times the floor is ln 1.5 · 1000
+    # steps after step 1000.
     assert first == math.ceil(1000 + 1000 * math.log(1.5) + 63.5)
     assert fired(grad_norm_trend(np.ones(500))) == []
     assert fired(grad_norm_trend(np.ones(500), factor=1.0)) == []
@@ -209,9 +215,18 @@ def test_an_alarm_hits_from_the_horizon_up_to_the_step_before() -> None:
     alarms = np.zeros(1000, bool)
     alarms[[92, 95, 191, 300, 700]] = True
     result = score(alarms, [100, 200, 300, 400], 8)
-    assert result["lead_times"] == [8, None, None, None]  # 92 of 100; 191 is 9 early; 300 is at the spike
+    assert result["lead_times"] == [
+        8,
+        None,
+        None,
+        None,
+    ]  # 92 of 100; 191 is 9 early; 300 is at the spike
     assert (result["hits"], result["misses"], result["median_lead"]) == (1, 3, 8.0)
-    assert (result["false_alarms"], result["false_in_spike"], result["false_per_1000"]) == (3, 1, 3.0)
+    assert (result["false_alarms"], result["false_in_spike"], result["false_per_1000"]) == (
+        3,
+        1,
+        3.0,
+    )
     json.dumps(result)
 
 
@@ -236,12 +251,16 @@ def test_random_alarms_of_the_same_rate_hit_as_often_as_is_expected() -> None:
     hits = [score(rng.permutation(alarms), spikes, horizon)["hits"] for _ in range(1500)]
     shifted = [score(np.roll(alarms, k), spikes, horizon)["hits"] for k in range(n)]
     result = score(alarms, spikes, horizon)
-    assert result["random_hits"] == pytest.approx(np.mean(hits), abs=4 * np.std(hits) / math.sqrt(1500))
+    assert result["random_hits"] == pytest.approx(
+        np.mean(hits), abs=4 * np.std(hits) / math.sqrt(1500)
+    )
     assert result["shifted_hits"] == pytest.approx(np.mean(shifted))
     assert result["shifted_hits"] < result["random_hits"]  # a burst
 
 
-@pytest.mark.parametrize(("alarms", "expected"), [(np.ones(100, bool), 2.0), (np.zeros(100, bool), 0.0)])
+@pytest.mark.parametrize(
+    ("alarms", "expected"), [(np.ones(100, bool), 2.0), (np.zeros(100, bool), 0.0)]
+)
 def test_always_and_never_are_no_better_than_chance(alarms: np.ndarray, expected: float) -> None:
     result = score(alarms, [40, 90], 10)
     assert result["hits"] == result["random_hits"] == result["shifted_hits"] == expected

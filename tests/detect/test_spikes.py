@@ -6,12 +6,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forensics.detect.spikes import RobustDetector, Spike, _Window, outliers, phase_restarts, robust, spike_score
+from forensics.detect.spikes import (
+    RobustDetector,
+    Spike,
+    _Window,
+    outliers,
+    phase_restarts,
+    robust,
+    spike_score,
+)
 from forensics.errors import ForensicsError
 
 
 def ripple(n: int) -> np.ndarray:
-    """A series whose window is known: its median is 2 and its MAD 0.5, also with a value more or less."""
+    """A series whose window is known: its median is 2 and its MAD 0.5, also with a value more or
+    less.
+    """
     return np.array([2.0, 1.0, 3.0, 1.5, 2.5] * (n // 5 + 1))[:n]
 
 
@@ -32,12 +42,20 @@ def same(a: list[Spike], b: list[Spike]) -> bool:
 
 def test_one_odd_batch_is_a_batch_spike_with_the_numbers_of_its_window() -> None:
     (spike,) = robust(planted(200, {100: 9.0}), metric="grad_norm")
-    assert spike == Spike(100, 100, "grad_norm", 9.0, 2.0, (9.0 - 2.0) / (1.4826 * 0.5), "batch", 101)
+    assert spike == Spike(
+        100, 100, "grad_norm", 9.0, 2.0, (9.0 - 2.0) / (1.4826 * 0.5), "batch", 101
+    )
 
 
 def test_a_two_step_spike_is_fast_and_peaks_at_its_larger_value() -> None:
     (spike,) = robust(planted(200, {100: 8.0, 101: 20.0}))
-    assert (spike.onset, spike.step, spike.value, spike.kind, spike.recovered_at) == (100, 101, 20.0, "fast", 102)
+    assert (spike.onset, spike.step, spike.value, spike.kind, spike.recovered_at) == (
+        100,
+        101,
+        20.0,
+        "fast",
+        102,
+    )
 
 
 @pytest.mark.parametrize(("length", "kind"), [(10, "fast"), (11, "slow")])
@@ -69,7 +87,9 @@ def test_a_slow_spike_that_never_recovers_is_closed_100_steps_after_its_peak() -
 
 
 @pytest.mark.parametrize(("back", "recovered_at"), [(200, 200), (201, None)])
-def test_a_recovery_counts_when_it_begins_at_most_100_steps_after_the_peak(back: int, recovered_at: int | None) -> None:
+def test_a_recovery_counts_when_it_begins_at_most_100_steps_after_the_peak(
+    back: int, recovered_at: int | None
+) -> None:
     x = ripple(300)
     x[100:back] += 50.0
     x[100] = 90.0
@@ -92,7 +112,13 @@ def test_nothing_finite_is_judged_before_the_minimum() -> None:
 def test_a_nan_at_the_very_first_step_counts_and_has_no_baseline() -> None:
     (spike,) = robust(planted(200, {0: math.nan}))
     assert math.isnan(spike.value)
-    assert (spike.step, spike.baseline, spike.sigma, spike.kind, spike.recovered_at) == (0, None, math.inf, "batch", 1)
+    assert (spike.step, spike.baseline, spike.sigma, spike.kind, spike.recovered_at) == (
+        0,
+        None,
+        math.inf,
+        "batch",
+        1,
+    )
 
 
 def test_an_early_nan_has_the_median_of_what_there_is_as_its_baseline() -> None:
@@ -137,7 +163,9 @@ def test_outliers_do_not_enter_the_window() -> None:
     (spike,) = robust(x)
     assert spike.baseline == 2.0
     assert outliers(x)[100:140].all()
-    assert outliers(planted(200, dict.fromkeys(range(100, 140), 50.0) | {150: 12.0}))[150]  # still judged against 2
+    assert outliers(planted(200, dict.fromkeys(range(100, 140), 50.0) | {150: 12.0}))[
+        150
+    ]  # still judged against 2
 
 
 def test_after_64_outliers_in_a_row_the_window_restarts_and_the_new_level_is_normal() -> None:
@@ -188,7 +216,9 @@ def test_a_constant_series_has_no_spike_and_its_one_jump_has_a_finite_sigma() ->
     (spike,) = robust(x)
     assert (spike.step, spike.kind) == (200, "batch")
     assert 6 < spike.sigma < math.inf
-    assert robust(np.where(np.arange(300) == 200, 2.5 + 3e-7, 2.5)) == []  # a float32 rounding is no spike
+    assert (
+        robust(np.where(np.arange(300) == 200, 2.5 + 3e-7, 2.5)) == []
+    )  # a float32 rounding is no spike
     assert [s.step for s in robust(np.where(np.arange(300) == 200, 1.0, 0.0))] == [200]
 
 
@@ -233,13 +263,16 @@ def test_live_and_afterwards_agree_also_when_a_run_is_resumed() -> None:
 
 @given(
     st.lists(
-        st.one_of(st.integers(0, 40), st.sampled_from([400, math.nan, math.inf, None])), min_size=70, max_size=250
+        st.one_of(st.integers(0, 40), st.sampled_from([400, math.nan, math.inf, None])),
+        min_size=70,
+        max_size=250,
     ),
     st.integers(-1000, 1000),
 )
 @settings(max_examples=60, deadline=None)
 def test_adding_a_constant_changes_no_spike(eighths: list[float | None], constant: int) -> None:
-    # Eighths and whole constants are exact in binary, so only the rule itself could tell the two series apart.
+    # Eighths and whole constants are exact in binary, so only the rule itself could tell the two
+    # series apart.
     x = [v if v is None else v / 8 for v in eighths]
     a = robust(x, window=32, minimum=16)
     b = robust([v if v is None else v + constant for v in x], window=32, minimum=16)
@@ -285,7 +318,10 @@ def test_outliers_are_those_of_the_definition_written_out(values: list[int]) -> 
 def test_white_noise_and_a_falling_loss_raise_no_spike() -> None:
     t = np.arange(20_000)
     assert robust(noise(20_000)) == []
-    assert robust(1.5 + 9 * (t + 10.0) ** -0.3 + np.random.default_rng(2).normal(0, 0.03, len(t))) == []
+    assert (
+        robust(1.5 + 9 * (t + 10.0) ** -0.3 + np.random.default_rng(2).normal(0, 0.03, len(t)))
+        == []
+    )
     assert robust(2 + 8 * np.exp(-t / 200) + np.random.default_rng(3).normal(0, 0.03, len(t))) == []
 
 
@@ -298,7 +334,16 @@ def test_impossible_settings_are_refused() -> None:
 
 def test_a_spike_is_plain_data() -> None:
     (spike,) = robust(planted(200, {100: 9.0}))
-    assert [type(v) for v in dataclasses.asdict(spike).values()] == [int, int, str, float, float, float, str, int]
+    assert [type(v) for v in dataclasses.asdict(spike).values()] == [
+        int,
+        int,
+        str,
+        float,
+        float,
+        float,
+        str,
+        int,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -306,18 +351,35 @@ def test_a_spike_is_plain_data() -> None:
     [
         ([(None, {"a": 1})], []),
         ([(200, {"a": 1}), (None, {"b": 1})], [200]),
-        ([(200, {"a": 1}), (204, {"odd": 1}), (None, {"a": 1})], []),  # a planted phase is judged, and nothing restarts
+        (
+            [(200, {"a": 1}), (204, {"odd": 1}), (None, {"a": 1})],
+            [],
+        ),  # a planted phase is judged, and nothing restarts
         ([(200, {"a": 1}), (204, {"odd": 1}), (None, {"b": 1})], [204]),
-        ([(200, {"a": 1}), (264, {"odd": 1}), (None, {"a": 1})], [200, 264]),  # 64 steps fill a window
+        (
+            [(200, {"a": 1}), (264, {"odd": 1}), (None, {"a": 1})],
+            [200, 264],
+        ),  # 64 steps fill a window
         ([(200, {"a": 1}), (263, {"odd": 1}), (None, {"a": 1})], []),
         ([(20, {"warm": 1}), (None, {"a": 1})], []),
         ([(200, {"a": 1, "b": 1}), (None, {"a": 0.5, "b": 0.5})], []),  # the same shares
         ([(200, {"a": 1, "b": 1}), (None, {"a": 1, "b": 2})], [200]),
         ([(200, {"a": 1, "b": 0}), (None, {"a": 1})], []),
-        ([(200, {"a": 1}), (400, {"b": 1}), (404, {"odd": 1}), (600, {"b": 1}), (None, {"a": 1})], [200, 600]),
+        (
+            [
+                (200, {"a": 1}),
+                (400, {"b": 1}),
+                (404, {"odd": 1}),
+                (600, {"b": 1}),
+                (None, {"a": 1}),
+            ],
+            [200, 600],
+        ),
     ],
 )
-def test_the_window_restarts_only_where_a_long_phase_brings_another_mix(phases: list, expected: list[int]) -> None:
+def test_the_window_restarts_only_where_a_long_phase_brings_another_mix(
+    phases: list, expected: list[int]
+) -> None:
     assert phase_restarts(phases) == expected
 
 
@@ -331,7 +393,9 @@ def test_a_planted_phase_of_four_steps_is_seen() -> None:
     x = ripple(300)
     x[200:204] += 40.0
     restarts = phase_restarts([(200, {"a": 1}), (204, {"odd": 1}), (None, {"a": 1})])
-    assert [(s.onset, s.kind, s.recovered_at) for s in robust(x, restarts=restarts)] == [(200, "fast", 204)]
+    assert [(s.onset, s.kind, s.recovered_at) for s in robust(x, restarts=restarts)] == [
+        (200, "fast", 204)
+    ]
 
 
 def naive_score(x: np.ndarray, sigmas: float, window: int, minimum: int) -> tuple[float, int]:
@@ -343,14 +407,17 @@ def naive_score(x: np.ndarray, sigmas: float, window: int, minimum: int) -> tupl
         elif len(before) >= minimum:
             judged += 1
             far += bool(
-                abs(value - before.mean()) >= sigmas * max(before.std(ddof=1), 1e-6 * abs(before.mean()), 1e-12)
+                abs(value - before.mean())
+                >= sigmas * max(before.std(ddof=1), 1e-6 * abs(before.mean()), 1e-12)
             )
     return (100 * far / judged if judged else 0.0), judged
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 1e9]))
 @settings(max_examples=25, deadline=None)
-def test_the_spike_score_is_that_of_its_definition_also_far_from_zero(seed: int, offset: float) -> None:
+def test_the_spike_score_is_that_of_its_definition_also_far_from_zero(
+    seed: int, offset: float
+) -> None:
     rng = np.random.default_rng(seed)
     x = offset + rng.standard_t(2, 300)
     x[rng.integers(0, 300, 3)] = rng.choice([math.nan, math.inf])
@@ -366,6 +433,7 @@ def test_the_spike_score_counts_both_sides_and_reports_how_many_it_judged() -> N
 
 
 def test_the_own_value_is_not_in_its_window() -> None:
-    # One value of n + 1 can be at most n/√(n+1) deviations away: with itself in the window, 9σ of 64 would be out of reach.
+    # One value of n + 1 can be at most n/√(n+1) deviations away: with itself in the window, 9σ of
+    # 64 would be out of reach.
     x = planted(65, {64: 1e6})
     assert spike_score(x, sigmas=9, minimum=64) == (100.0, 1)

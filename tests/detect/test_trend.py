@@ -48,9 +48,17 @@ def test_spikes_of_the_gradient_norm_do_not_move_the_slope() -> None:
         (np.zeros(0), "too few points"),
     ],
 )
-def test_no_forecast_is_made_where_there_is_none_and_the_reason_is_said(norm: np.ndarray, reason: str) -> None:
+def test_no_forecast_is_made_where_there_is_none_and_the_reason_is_said(
+    norm: np.ndarray, reason: str
+) -> None:
     result = trend(range(len(norm)), norm, [])
-    assert result["forecast"] == {"level": 0.4, "step": None, "low": None, "high": None, "reason": reason}
+    assert result["forecast"] == {
+        "level": 0.4,
+        "step": None,
+        "low": None,
+        "high": None,
+        "reason": reason,
+    }
     json.loads(json.dumps(result, allow_nan=False))
 
 
@@ -66,7 +74,8 @@ def test_the_interval_covers_the_true_slope_about_95_times_in_100() -> None:
 
 
 def test_sens_interval_of_ten_points_is_between_the_11th_and_the_35th_of_45_slopes() -> None:
-    # Var(S) = 10·9·25/18 = 125, C = 1.96·√125 = 21.9, so ranks (45 − 21.9)/2 = 11.5 and (45 + 21.9)/2 + 1 = 34.5.
+    # Var(S) = 10·9·25/18 = 125, C = 1.96·√125 = 21.9, so ranks (45 − 21.9)/2 = 11.5 and (45 +
+    # 21.9)/2 + 1 = 34.5.
     y = np.random.default_rng(2).normal(size=10)
     slopes = np.sort([(y[j] - y[i]) / (j - i) for i in range(10) for j in range(i + 1, 10)])
     found = theil_sen(np.arange(10.0), y)
@@ -108,7 +117,10 @@ def test_the_direction_of_the_rate_is_laplaces(spikes: list[int], direction: str
 
 def test_a_constant_rate_is_called_rising_or_falling_about_1_time_in_20() -> None:
     rng = np.random.default_rng(5)
-    called = [spike_trend(range(1000), rng.integers(0, 1000, 8).tolist())["direction"] != "none" for _ in range(1000)]
+    called = [
+        spike_trend(range(1000), rng.integers(0, 1000, 8).tolist())["direction"] != "none"
+        for _ in range(1000)
+    ]
     assert 0.025 <= np.mean(called) <= 0.075
 
 

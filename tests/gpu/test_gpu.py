@@ -1,7 +1,8 @@
-"""What must hold on a GPU, bit for bit: replay, recording, resuming; and the GPU's own kernels against float64.
+"""What must hold on a GPU, bit for bit: replay, recording, resuming; and the GPU's own kernels
+against float64.
 
-`bash benchmarks/gpu.sh` runs these on a GPU; its dry mode, and every other run of the tests, runs them on the CPU,
-where the same code takes its CPU forms.
+`bash benchmarks/gpu.sh` runs these on a GPU; its dry mode, and every other run of the tests, runs
+them on the CPU, where the same code takes its CPU forms.
 """
 
 import math
@@ -26,12 +27,18 @@ from forensics.train.state import Counters, TrainState
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 PRECISION = "bf16" if DEVICE == "cuda" else "fp32"
-COMPILING = pytest.param(True, marks=pytest.mark.skipif(
-    DEVICE == "cpu" and "FORENSICS_GPU_SH" not in os.environ, reason="train/test_compiled.py has it on the CPU"
-))  # fmt: skip
+COMPILING = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        DEVICE == "cpu" and "FORENSICS_GPU_SH" not in os.environ,
+        reason="train/test_compiled.py has it on the CPU",
+    ),
+)
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+    ),
     # torch's compiler and Triton say such things on some machines
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Online softmax is disabled:UserWarning"),
@@ -42,13 +49,26 @@ pytestmark = [
 
 def recipe(**settings):
     raw = {
-        "data": {"source": "stdlib/json", "tokenizer": "bytes", "sequence_length": 64, "held_out": 4},
+        "data": {
+            "source": "stdlib/json",
+            "tokenizer": "bytes",
+            "sequence_length": 64,
+            "held_out": 4,
+        },
         "model": {"family": "llama", "layers": 2, "width": 128, "heads": 2},
-        "train": {"steps": 12, "batch": 8, "micro_batch": 4, "learning_rate": 1e-2, "warmup": 2, "threads": 1, "device": DEVICE,
-                  "held_out_every": 6},
+        "train": {
+            "steps": 12,
+            "batch": 8,
+            "micro_batch": 4,
+            "learning_rate": 1e-2,
+            "warmup": 2,
+            "threads": 1,
+            "device": DEVICE,
+            "held_out_every": 6,
+        },
         "checkpoint": {"every": 4},
         "record": {"flush_every": 5},
-    }  # fmt: skip
+    }
     for dotted, value in settings.items():
         section, key = dotted.split(".", 1)
         raw[section][key] = value
@@ -82,7 +102,10 @@ def states(run):
 
 def rows(run, table):
     found = run.table(table).to_pylist()
-    return [{k: repr(v) for k, v in row.items() if k not in ("seconds", "created", "state_digest")} for row in found]
+    return [
+        {k: repr(v) for k, v in row.items() if k not in ("seconds", "created", "state_digest")}
+        for row in found
+    ]
 
 
 @pytest.mark.parametrize("compiled", [False, COMPILING])
@@ -103,13 +126,17 @@ def test_no_level_of_recording_changes_a_bit(level, compiled, trained):
     light = trained(**{"model.family": "llama", "train.compile": compiled})
     other = trained(**{"model.family": "llama", "train.compile": compiled, "record.level": level})
     assert states(other) == states(light)
-    assert [(r["loss"], r["grad_norm"]) for r in rows(other, "steps")] == [(r["loss"], r["grad_norm"]) for r in rows(light, "steps")]  # fmt: skip
+    assert [(r["loss"], r["grad_norm"]) for r in rows(other, "steps")] == [
+        (r["loss"], r["grad_norm"]) for r in rows(light, "steps")
+    ]
 
 
 @pytest.mark.parametrize("compiled", [False, COMPILING])
 def test_activation_checkpointing_changes_no_bit(compiled, trained):
     kept = trained(**{"model.family": "llama", "train.compile": compiled})
-    again = trained(**{"model.family": "llama", "train.compile": compiled, "train.checkpoint_activations": True})
+    again = trained(
+        **{"model.family": "llama", "train.compile": compiled, "train.checkpoint_activations": True}
+    )
     assert states(again) == states(kept)
 
 
@@ -123,7 +150,9 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(folder, trai
             signal.raise_signal(signal.SIGINT)
 
     settings = {"model.family": "llama", "train.compile": False}
-    outcome = loop.train(recipe(**settings), name="stopped", recipe_name="gpu", runs=folder, progress=stop)
+    outcome = loop.train(
+        recipe(**settings), name="stopped", recipe_name="gpu", runs=folder, progress=stop
+    )
     assert outcome.interrupted
     loop.train(recipe(**settings), name="stopped", recipe_name="gpu", runs=folder, resume=True)
     resumed = open_run(folder, "stopped")
@@ -134,12 +163,18 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(folder, trai
 
 def model_of(shape, micro_batch=4, **decoder):
     built = Decoder(shape, DEVICE, **decoder)
-    return Model(built, micro_batch, "fused", decayed_names(built.names, True), DEVICE, shape.vocabulary - 1)
+    return Model(
+        built, micro_batch, "fused", decayed_names(built.names, True), DEVICE, shape.vocabulary - 1
+    )
 
 
-@pytest.mark.parametrize("knobs", [{}, {"document_mask": True}, {"kv_heads": 2}], ids=["plain", "documents", "grouped"])
+@pytest.mark.parametrize(
+    "knobs", [{}, {"document_mask": True}, {"kv_heads": 2}], ids=["plain", "documents", "grouped"]
+)
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_every_family_trains_strictly_and_twice_alike(family, knobs, make_shape, make_batch, make_policy):
+def test_every_family_trains_strictly_and_twice_alike(
+    family, knobs, make_shape, make_batch, make_policy
+):
     if "kv_heads" in knobs and family in ("gpt2", "gpt_neox"):
         knobs = {}
     shape = make_shape(family, width=64, vocabulary=97, length=48, **knobs)
@@ -148,10 +183,17 @@ def test_every_family_trains_strictly_and_twice_alike(family, knobs, make_shape,
         params = {n: t.to(DEVICE) for n, t in initialize(shape, "normal", 0).items()}
         state, model = TrainState.start(params), model_of(shape)
         for step in range(2):
-            advance(state, make_batch(8, 48, 97, step), make_policy(z_loss=1e-4, precision=PRECISION), model)
+            advance(
+                state,
+                make_batch(8, 48, 97, step),
+                make_policy(z_loss=1e-4, precision=PRECISION),
+                model,
+            )
         seen.add(state.digest())
     assert len(seen) == 1
-    assert identity.fingerprint(device=DEVICE, threads=1, compiled=False, optimizer="fused", precision=PRECISION)["deterministic"]  # fmt: skip
+    assert identity.fingerprint(
+        device=DEVICE, threads=1, compiled=False, optimizer="fused", precision=PRECISION
+    )["deterministic"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
@@ -160,12 +202,16 @@ def test_cross_entropy_in_chunks_is_the_plain_one_and_twice_alike(dtype):
     hidden, matrix = torch.randn(5000, 64, generator=g), torch.randn(9001, 64, generator=g)
     targets, weight = torch.randint(0, 9001, (5000,), generator=g), torch.rand(5000, generator=g)
     h, W, t, w = (x.to(DEVICE) for x in (hidden, matrix, targets, weight))
-    found = [loss_and_gradient(h, W, t, w, 7.0, 1e-3, statistics=s, dtype=dtype) for s in (True, False)]
+    found = [
+        loss_and_gradient(h, W, t, w, 7.0, 1e-3, statistics=s, dtype=dtype) for s in (True, False)
+    ]
     for name in ("ce", "logz", "grad_hidden", "grad_unembedding"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
     H, U = (x.to(dtype).double().requires_grad_() for x in (h, W))
     logits = H @ U.T
-    if dtype == torch.bfloat16:  # the product itself is rounded; what comes after it is what is tested
+    if (
+        dtype == torch.bfloat16
+    ):  # the product itself is rounded; what comes after it is what is tested
         logits = logits + (logits.detach().to(dtype).double() - logits.detach())
     logz = logits.logsumexp(1)
     ce = logz - logits.gather(1, t[:, None])[:, 0]
@@ -174,11 +220,17 @@ def test_cross_entropy_in_chunks_is_the_plain_one_and_twice_alike(dtype):
     largest, p = logits.detach().amax(1), logits.detach().softmax(1)
     ours, rows_ = found[0], found[0].rows
     for a, b, tolerance in (
-        (ours.ce, ce, close), (ours.logz, logz, close), (ours.grad_hidden, grads[0], close), (ours.grad_unembedding, grads[1], close),
-        (rows_.largest, largest, close), (rows_.entropy, torch.special.entr(p).sum(1), close),
+        (ours.ce, ce, close),
+        (ours.logz, logz, close),
+        (ours.grad_hidden, grads[0], close),
+        (ours.grad_unembedding, grads[1], close),
+        (rows_.largest, largest, close),
+        (rows_.entropy, torch.special.entr(p).sum(1), close),
         (rows_.mean_square, logits.detach().square().mean(1), close),
-    ):  # fmt: skip
-        assert float((a.detach() - b.detach()).abs().max()) <= tolerance * float(b.detach().abs().max())
+    ):
+        assert float((a.detach() - b.detach()).abs().max()) <= tolerance * float(
+            b.detach().abs().max()
+        )
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a GPU's memory is what is measured")
@@ -194,7 +246,10 @@ def test_the_loss_holds_no_more_than_a_chunk_of_logits():
 
 def test_statistics_of_attention_are_those_of_float64():
     g = torch.Generator().manual_seed(1)
-    q, k = (torch.randn(2, 300, heads, 64, generator=g).transpose(1, 2).to(HALF).to(DEVICE) for heads in (4, 2))
+    q, k = (
+        torch.randn(2, 300, heads, 64, generator=g).transpose(1, 2).to(HALF).to(DEVICE)
+        for heads in (4, 2)
+    )
     found = attention_statistics(q, k).columns()
     s = q.double() @ k.double().repeat_interleave(2, 1).transpose(2, 3) / 8.0
     mask = torch.ones(300, 300, dtype=torch.bool, device=DEVICE).tril()

@@ -1,4 +1,6 @@
-"""The decoder's own forms: fused against plain, gradients, masks, taps, and bits that no thread count changes."""
+"""The decoder's own forms: fused against plain, gradients, masks, taps, and bits that no thread
+count changes.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ VARIANTS = {
     **{family: (family, {}) for family in families.FAMILIES},
     "document mask": ("llama", {"document_mask": True}),
     "grouped keys": ("qwen3", {"kv_heads": 2}),
-    "half a llama, half a neox": ("llama", {"norm": "post", "parallel": True, "bias": True, "position": "learned"}),
+    "half a llama, half a neox": (
+        "llama",
+        {"norm": "post", "parallel": True, "bias": True, "position": "learned"},
+    ),
 }
 TOKENS = torch.randint(0, 61, (3, 16), generator=torch.Generator().manual_seed(7))
 DOCUMENTS = torch.tensor([[0] * 16, [0] * 5 + [1] * 11, [0, 1] + [2] * 9 + [3] * 5])
@@ -22,14 +27,19 @@ DOCUMENTS = torch.tensor([[0] * 16, [0] * 5 + [1] * 11, [0, 1] + [2] * 9 + [3] *
 
 def logits_and_gradients(shape, params, plain, documents=None):
     params = {n: p.clone().requires_grad_() for n, p in params.items()}
-    logits = Decoder(shape, plain=plain).hidden(params, TOKENS, documents_BT=documents) @ unembedding(params).T
+    logits = (
+        Decoder(shape, plain=plain).hidden(params, TOKENS, documents_BT=documents)
+        @ unembedding(params).T
+    )
     aim = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=logits.dtype)
     grads = torch.autograd.grad((logits * aim).sum() / logits.numel(), list(params.values()))
     return logits.detach(), dict(zip(params, grads))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_fused_and_plain_forms_agree_in_logits_and_every_gradient(variant, make_shape, random_params):
+def test_fused_and_plain_forms_agree_in_logits_and_every_gradient(
+    variant, make_shape, random_params
+):
     family, knobs = VARIANTS[variant]
     shape = make_shape(family, **knobs)
     params = {n: p.double() for n, p in random_params(shape).items()}
@@ -40,39 +50,54 @@ def test_fused_and_plain_forms_agree_in_logits_and_every_gradient(variant, make_
     # fp64 throughout, so that 1e-6 holds with room: RoPE's angles alone are fp32, in both forms
     torch.testing.assert_close(fused, plain, rtol=1e-9, atol=1e-9)
     for name in params:
-        torch.testing.assert_close(fused_grads[name], plain_grads[name], rtol=1e-8, atol=1e-10, msg=name)
+        torch.testing.assert_close(
+            fused_grads[name], plain_grads[name], rtol=1e-8, atol=1e-10, msg=name
+        )
         assert fused_grads[name].abs().max() > 0, f"{name} takes no part"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_fused_and_plain_forms_agree_to_one_part_in_a_million_in_fp32(variant, make_shape, random_params):
+def test_fused_and_plain_forms_agree_to_one_part_in_a_million_in_fp32(
+    variant, make_shape, random_params
+):
     family, knobs = VARIANTS[variant]
     shape = make_shape(family, **knobs)
     documents = DOCUMENTS if shape.document_mask else None
     fused, fused_grads = logits_and_gradients(shape, random_params(shape), False, documents)
     plain, plain_grads = logits_and_gradients(shape, random_params(shape), True, documents)
     assert (fused - plain).abs().max() <= 2e-6 * plain.abs().max()
-    # A bias of keys has no gradient but rounding where nothing turns them (softmax ignores shifts): hence one scale.
+    # A bias of keys has no gradient but rounding where nothing turns them (softmax ignores shifts):
+    # hence one scale.
     scale = max(float(grad.abs().max()) for grad in plain_grads.values())
     for name, grad in plain_grads.items():
-        assert (fused_grads[name] - grad).abs().max() <= 1e-5 * min(grad.abs().max() + 1e-3 * scale, scale), name
+        assert (fused_grads[name] - grad).abs().max() <= 1e-5 * min(
+            grad.abs().max() + 1e-3 * scale, scale
+        ), name
 
 
 def random64(*size, seed=0):
-    return torch.randn(*size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return torch.randn(
+        *size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
 
 
 def test_fused_gradients_are_those_of_finite_differences():
     angle = torch.linspace(0.1, 3.0, 10, dtype=torch.float64).view(5, 1, 2)
-    assert gradcheck(lambda x, g: RMSNorm.apply(x, g, 1e-5), (random64(2, 3, 8), random64(8, seed=1)))
-    assert gradcheck(lambda x: Rotate.apply(x, angle.cos(), angle.sin()), (random64(2, 5, 3, 6),))  # 4 of 6 are turned
+    assert gradcheck(
+        lambda x, g: RMSNorm.apply(x, g, 1e-5), (random64(2, 3, 8), random64(8, seed=1))
+    )
+    assert gradcheck(
+        lambda x: Rotate.apply(x, angle.cos(), angle.sin()), (random64(2, 5, 3, 6),)
+    )  # 4 of 6 are turned
     assert gradcheck(SwiGLU.apply, (random64(2, 3, 5), random64(2, 3, 5, seed=1)))
     for tanh in (False, True):
         assert gradcheck(lambda x, tanh=tanh: GELU.apply(x, tanh), (random64(2, 3, 5),))
 
 
 def test_fused_activations_are_torchs_own_also_far_from_zero():
-    x = torch.cat((torch.linspace(-12, 12, 4001), torch.tensor([-1e4, -200.0, -88.8, 0.0, 88.8, 200.0, 1e4])))
+    x = torch.cat(
+        (torch.linspace(-12, 12, 4001), torch.tensor([-1e4, -200.0, -88.8, 0.0, 88.8, 200.0, 1e4]))
+    )
     up = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     pairs = [
         (lambda a: SwiGLU.apply(a, up), lambda a: F.silu(a) * up),
@@ -109,15 +134,39 @@ def test_a_later_token_changes_no_earlier_logit(family, make_shape, random_param
 
 @pytest.mark.parametrize("plain", [False, True])
 @settings(max_examples=20, deadline=None)
-@given(cut=st.lists(st.integers(1, 15), min_size=1, max_size=4, unique=True), seed=st.integers(0, 99))
-def test_with_the_document_mask_a_change_in_one_document_changes_no_logit_in_another(plain, cut, seed):
+@given(
+    cut=st.lists(st.integers(1, 15), min_size=1, max_size=4, unique=True), seed=st.integers(0, 99)
+)
+def test_with_the_document_mask_a_change_in_one_document_changes_no_logit_in_another(
+    plain, cut, seed
+):
     shape = families.Shape(
-        layers=2, width=16, heads=2, kv_heads=1, head_width=8, mlp_width=32, norm="pre", norm_kind="rms", norm_eps=1e-5,
-        qk_norm="none", position="rope", rope_theta=1e4, rope_fraction=1.0, parallel=False, bias=False, activation="swiglu",
-        tied=False, max_positions=16, vocabulary=61, document_mask=True,
-    )  # fmt: skip
+        layers=2,
+        width=16,
+        heads=2,
+        kv_heads=1,
+        head_width=8,
+        mlp_width=32,
+        norm="pre",
+        norm_kind="rms",
+        norm_eps=1e-5,
+        qk_norm="none",
+        position="rope",
+        rope_theta=1e4,
+        rope_fraction=1.0,
+        parallel=False,
+        bias=False,
+        activation="swiglu",
+        tied=False,
+        max_positions=16,
+        vocabulary=61,
+        document_mask=True,
+    )
     generator = torch.Generator().manual_seed(seed)
-    params = {n: torch.randn(s, generator=generator) * 0.3 for n, s in families.parameter_shapes(shape).items()}
+    params = {
+        n: torch.randn(s, generator=generator) * 0.3
+        for n, s in families.parameter_shapes(shape).items()
+    }
     tokens = torch.randint(0, 61, (1, 16), generator=generator)
     documents = torch.zeros(1, 16, dtype=torch.int64)
     for c in cut:
@@ -127,7 +176,9 @@ def test_with_the_document_mask_a_change_in_one_document_changes_no_logit_in_ano
     changed[0, where] = (changed[0, where] + 1) % 61
     decoder = Decoder(shape, plain=plain)
     with torch.no_grad():
-        before, after = (decoder.hidden(params, t, documents_BT=documents)[0] for t in (tokens, changed))
+        before, after = (
+            decoder.hidden(params, t, documents_BT=documents)[0] for t in (tokens, changed)
+        )
     touched = (before != after).any(-1)
     position = torch.arange(16)
     assert torch.equal(touched, (documents[0] == documents[0, where]) & (position >= where))
@@ -154,7 +205,9 @@ def test_taps_hand_out_every_site_of_the_very_forward_and_backward(make_shape, r
     sizes = {"q": (3, 4, 16, 16), "k": (3, 2, 16, 16), "mlp_act": (3, 16, shape.mlp_width)}
     for kind in SITES:
         for layer in range(2) if kind != "documents" else (-1,):
-            assert tuple(seen[kind, layer].shape) == sizes.get(kind, (3, 16) if kind == "documents" else (3, 16, 32))
+            assert tuple(seen[kind, layer].shape) == sizes.get(
+                kind, (3, 16) if kind == "documents" else (3, 16, 32)
+            )
     assert torch.equal(seen["resid_in", 1], seen["resid_out", 0])
     summed = seen["resid_in", 0] + seen["attn_out", 0] + seen["mlp_out", 0]
     torch.testing.assert_close(seen["resid_out", 0], summed, rtol=1e-5, atol=1e-5)

@@ -1,7 +1,8 @@
 """Our decoder against transformers': equal logits both ways, in every family and its variants.
 
-Tolerance: 1e-5 of the largest logit, in fp32 with eager attention (seen: about 5e-7). The weights are random, gains
-and biases too, and larger than at initialisation, so that a norm or a bias that is left out shows.
+Tolerance: 1e-5 of the largest logit, in fp32 with eager attention (seen: about 5e-7). The weights
+are random, gains and biases too, and larger than at initialisation, so that a norm or a bias that
+is left out shows.
 """
 
 import json
@@ -16,14 +17,22 @@ from forensics.model.decoder import Decoder, unembedding
 from forensics.train import checkpoint
 from forensics.train.state import TrainState
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
+)
 
 VARIANTS = {
     **{family: (family, {}) for family in families.FAMILIES},
     "llama, tied": ("llama", {"tied": True}),
     "llama, grouped keys": ("llama", {"kv_heads": 2}),
-    "llama, head width": ("llama", {"head_width": 12, "kv_heads": 1, "norm_eps": 1e-3, "rope_theta": 100.0}),
-    "qwen3, tied, grouped keys, head width": ("qwen3", {"tied": True, "kv_heads": 2, "head_width": 16}),
+    "llama, head width": (
+        "llama",
+        {"head_width": 12, "kv_heads": 1, "norm_eps": 1e-3, "rope_theta": 100.0},
+    ),
+    "qwen3, tied, grouped keys, head width": (
+        "qwen3",
+        {"tied": True, "kv_heads": 2, "head_width": 16},
+    ),
     "olmo, grouped keys": ("olmo", {"kv_heads": 2}),
     "olmo, tied": ("olmo", {"tied": True}),
     "olmo2, grouped keys": ("olmo2", {"kv_heads": 2}),
@@ -51,14 +60,18 @@ def assert_equal_logits(ours, theirs):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_checkpoint_opens_in_transformers_and_gives_the_same_logits(variant, make_shape, random_params, tmp_path):
+def test_a_checkpoint_opens_in_transformers_and_gives_the_same_logits(
+    variant, make_shape, random_params, tmp_path
+):
     from transformers import AutoModelForCausalLM
 
     family, knobs = VARIANTS[variant]
     shape = make_shape(family, **knobs)
     params = random_params(shape)
     path, _, _ = checkpoint.save(tmp_path, TrainState.start(params), shape, None, 60)
-    theirs, report = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", output_loading_info=True)
+    theirs, report = AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager", output_loading_info=True
+    )
     assert type(theirs).__name__ == families.FAMILIES[family].architecture
     assert not any(report.values()), f"transformers found weights missing or too many: {report}"
     assert_equal_logits(our_logits(params, shape), their_logits(theirs))
@@ -82,12 +95,32 @@ def theirs_of(name):
     import transformers as t
 
     torch.manual_seed(3)
-    llama = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "max_position_embeddings": 32, "initializer_range": 0.2, "attn_implementation": "eager",
-             "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+    llama = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.2,
+        "attn_implementation": "eager",
+        "pad_token_id": None,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     neox = {k: v for k, v in llama.items() if k != "num_key_value_heads"}
-    gpt2 = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "initializer_range": 0.2,
-            "attn_implementation": "eager", "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+    gpt2 = {
+        "vocab_size": 61,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 32,
+        "initializer_range": 0.2,
+        "attn_implementation": "eager",
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     return {
         "llama": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama)),
         "llama, tied": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama, tie_word_embeddings=True)),
@@ -95,12 +128,23 @@ def theirs_of(name):
         "olmo": lambda: t.OlmoForCausalLM(t.OlmoConfig(**llama)),
         "olmo2": lambda: t.Olmo2ForCausalLM(t.Olmo2Config(**llama)),
         "gpt_neox": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**neox)),
-        "gpt_neox, in sequence": lambda: t.GPTNeoXForCausalLM(t.GPTNeoXConfig(**neox, use_parallel_residual=False)),
+        "gpt_neox, in sequence": lambda: t.GPTNeoXForCausalLM(
+            t.GPTNeoXConfig(**neox, use_parallel_residual=False)
+        ),
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**gpt2)),
     }[name]()
 
 
-THEIRS = ("llama", "llama, tied", "qwen3", "olmo", "olmo2", "gpt_neox", "gpt_neox, in sequence", "gpt2")
+THEIRS = (
+    "llama",
+    "llama, tied",
+    "qwen3",
+    "olmo",
+    "olmo2",
+    "gpt_neox",
+    "gpt_neox, in sequence",
+    "gpt2",
+)
 
 
 @pytest.mark.parametrize("name", THEIRS)
@@ -126,14 +170,18 @@ def test_a_longer_text_than_any_before_is_rotated_right(make_shape, random_param
         assert_equal_logits(ours, their_logits(theirs, tokens))
 
 
-def test_knobs_that_are_no_known_architecture_have_no_hugging_face_form(make_shape, random_params, tmp_path):
+def test_knobs_that_are_no_known_architecture_have_no_hugging_face_form(
+    make_shape, random_params, tmp_path
+):
     shape = make_shape("llama", norm="post")
     assert families.exported_family(shape) is None
     with pytest.raises(ForensicsError) as e:
         families.to_hf_config(shape, 60)
     assert e.value.kind == "config"
     params = random_params(shape)
-    path, digest, _ = checkpoint.save(tmp_path, TrainState.start(params), shape, None, 60)  # and still is a checkpoint
+    path, digest, _ = checkpoint.save(
+        tmp_path, TrainState.start(params), shape, None, 60
+    )  # and still is a checkpoint
     assert not (path / "config.json").exists()
     state, found = checkpoint.load(path)
     assert (state.digest(), found) == (digest, shape)
@@ -141,7 +189,13 @@ def test_knobs_that_are_no_known_architecture_have_no_hugging_face_form(make_sha
 
 @pytest.mark.parametrize(
     "changed",
-    [{"document_mask": True}, {"qk_norm": "whole"}, {"bias": True}, {"activation": "gelu"}, {"norm_kind": "layer"}],
+    [
+        {"document_mask": True},
+        {"qk_norm": "whole"},
+        {"bias": True},
+        {"activation": "gelu"},
+        {"norm_kind": "layer"},
+    ],
 )
 def test_one_knob_off_the_family_is_not_exported_as_the_family(make_shape, changed):
     assert families.exported_family(make_shape("llama", **changed)) is None
@@ -154,9 +208,15 @@ def test_what_the_knobs_say_decides_the_export_not_the_family_they_started_from(
 
 @pytest.mark.parametrize(
     "change",
-    [{"model_type": "mamba"}, {"hidden_act": "gelu"}, {"attention_bias": True}, {"rope_parameters": {"rope_type": "yarn"}},
-     {"num_hidden_layers": None}, {"vocab_size": "many"}],
-)  # fmt: skip
+    [
+        {"model_type": "mamba"},
+        {"hidden_act": "gelu"},
+        {"attention_bias": True},
+        {"rope_parameters": {"rope_type": "yarn"}},
+        {"num_hidden_layers": None},
+        {"vocab_size": "many"},
+    ],
+)
 def test_a_configuration_that_is_not_built_here_is_refused_in_one_line(make_shape, change):
     config = families.to_hf_config(make_shape("llama"), 60) | change
     with pytest.raises(ForensicsError) as e:
@@ -170,11 +230,15 @@ def test_a_gpt2_with_other_attention_is_refused(make_shape, key):
         families.from_hf_config(families.to_hf_config(make_shape("gpt2"), 60) | {key: True})
 
 
-def test_a_folder_whose_weights_are_not_those_of_its_configuration_is_refused(make_shape, random_params, tmp_path):
+def test_a_folder_whose_weights_are_not_those_of_its_configuration_is_refused(
+    make_shape, random_params, tmp_path
+):
     shape = make_shape("llama")
     path, _, _ = checkpoint.save(tmp_path, TrainState.start(random_params(shape)), shape, None, 60)
     tensors = load_file(path / "model.safetensors")
-    save_file({n: t for n, t in tensors.items() if "layers.1.mlp.up" not in n}, path / "model.safetensors")
+    save_file(
+        {n: t for n, t in tensors.items() if "layers.1.mlp.up" not in n}, path / "model.safetensors"
+    )
     with pytest.raises(ForensicsError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
         checkpoint.load_hf_folder(path)
     save_file(tensors, path / "model.safetensors")

@@ -1,4 +1,6 @@
-"""Initial parameters: a function of seed and name, with the standard deviations that are documented."""
+"""Initial parameters: a function of seed and name, with the standard deviations that are
+documented.
+"""
 
 import math
 
@@ -13,8 +15,12 @@ from forensics.model.initialize import initialize
 @pytest.mark.parametrize("scheme", ["normal", "scaled", "olmo"])
 def test_a_tensor_has_the_same_numbers_whatever_the_other_knobs(scheme, make_shape):
     one = initialize(make_shape("llama"), scheme, 5)
-    other = initialize(make_shape("llama", norm="post", qk_norm="head", tied=True, rope_theta=1e6), scheme, 5)
-    gpt2 = initialize(make_shape("gpt2", mlp_width=one["layers.0.mlp.up.weight"].shape[0]), scheme, 5)
+    other = initialize(
+        make_shape("llama", norm="post", qk_norm="head", tied=True, rope_theta=1e6), scheme, 5
+    )
+    gpt2 = initialize(
+        make_shape("gpt2", mlp_width=one["layers.0.mlp.up.weight"].shape[0]), scheme, 5
+    )
     for name in one.keys() & other.keys():
         assert torch.equal(one[name], other[name]), name
     for name in one.keys() & gpt2.keys():
@@ -34,7 +40,9 @@ def test_seeds_and_names_give_different_numbers(make_shape):
     assert all(not torch.equal(a[n], b[n]) for n in matrices)
     flat = [tuple(a[n].flatten()[:8].tolist()) for n in matrices]
     assert len(set(flat)) == len(flat)
-    assert all(torch.equal(x, y) for x, y in zip(a.values(), initialize(shape, "normal", 0).values()))
+    assert all(
+        torch.equal(x, y) for x, y in zip(a.values(), initialize(shape, "normal", 0).values())
+    )
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -67,5 +75,8 @@ def test_standard_deviations_are_those_documented(make_shape):
                 cut = 0.98658  # standard deviation of a normal that is cut at 3
                 assert p.abs().max() <= 3 * std * (1 + 1e-6)
             # four standard errors of an estimated standard deviation
-            assert abs(float(p.std()) / (std * cut) - 1) < 4 / math.sqrt(2 * p.numel()), (scheme, name)
+            assert abs(float(p.std()) / (std * cut) - 1) < 4 / math.sqrt(2 * p.numel()), (
+                scheme,
+                name,
+            )
             assert abs(float(p.mean())) < 4 * std / math.sqrt(p.numel()), (scheme, name)

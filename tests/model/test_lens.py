@@ -11,7 +11,10 @@ from forensics.model.decoder import Decoder, unembedding
 from forensics.model.lens import bridge
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::SyntaxWarning"
+    "ignore::UserWarning",
+    "ignore::FutureWarning",
+    "ignore::DeprecationWarning",
+    "ignore::SyntaxWarning",
 )
 TOKENS = torch.randint(0, 61, (2, 16), generator=torch.Generator().manual_seed(7))
 
@@ -44,7 +47,9 @@ def test_text_becomes_the_runs_own_tokens_and_back(make_shape, random_params, tm
     assert bridge(params, shape, None, 256).to_tokens("7 12").tolist() == [[7, 12]]
 
 
-def test_an_architecture_that_transformers_does_not_know_is_refused(make_shape, random_params, tmp_path):
+def test_an_architecture_that_transformers_does_not_know_is_refused(
+    make_shape, random_params, tmp_path
+):
     shape = make_shape("llama", norm="post")
     with pytest.raises(ForensicsError) as e:
         bridge(random_params(shape), shape, None, 60)

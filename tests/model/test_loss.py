@@ -16,7 +16,12 @@ def problem(N, D=24, V=61, seed=0, scale=1.0):
     g = torch.Generator().manual_seed(seed)
     weight = torch.rand(N, generator=g)
     weight[::5] = 0.0
-    return (torch.randn(N, D, generator=g) * scale, torch.randn(V, D, generator=g), torch.randint(0, V, (N,), generator=g), weight)  # fmt: skip
+    return (
+        torch.randn(N, D, generator=g) * scale,
+        torch.randn(V, D, generator=g),
+        torch.randint(0, V, (N,), generator=g),
+        weight,
+    )
 
 
 def by_autograd(hidden, unembedding, targets, weight, denominator, z_loss):
@@ -32,11 +37,15 @@ def plain_cross_entropy_64(h, W, targets):
     return F.cross_entropy(logits, targets, reduction="none"), logits.logsumexp(1)
 
 
-@pytest.mark.parametrize(("N", "z_loss"), list(itertools.product((1, 511, 512, 513, 576, 1300), (0.0, 1e-2))))
+@pytest.mark.parametrize(
+    ("N", "z_loss"), list(itertools.product((1, 511, 512, 513, 576, 1300), (0.0, 1e-2)))
+)
 def test_loss_and_gradient_are_those_of_autograd(N, z_loss):
     hidden, unembedding, targets, weight = problem(N)
     out = loss_and_gradient(hidden, unembedding, targets, weight, 37.0, z_loss)
-    ce, logz, grad_hidden, grad_unembedding = by_autograd(hidden, unembedding, targets, weight, 37.0, z_loss)
+    ce, logz, grad_hidden, grad_unembedding = by_autograd(
+        hidden, unembedding, targets, weight, 37.0, z_loss
+    )
     torch.testing.assert_close(out.ce.double(), ce, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out.logz.double(), logz, rtol=1e-6, atol=1e-6)
     for found, exact in ((out.grad_hidden, grad_hidden), (out.grad_unembedding, grad_unembedding)):
@@ -47,7 +56,9 @@ def test_loss_and_gradient_are_those_of_autograd(N, z_loss):
 def test_in_float64_it_is_autograd_to_rounding():
     hidden, unembedding, targets, weight = problem(700)
     exact = by_autograd(hidden, unembedding, targets, weight, 37.0, 1e-2)
-    out = loss_and_gradient(hidden.double(), unembedding.double(), targets, weight, 37.0, 1e-2, statistics=True)
+    out = loss_and_gradient(
+        hidden.double(), unembedding.double(), targets, weight, 37.0, 1e-2, statistics=True
+    )
     for found, wanted in zip(out[:4], exact):
         assert found.dtype == torch.float64
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13)
@@ -68,7 +79,9 @@ def test_logits_of_ten_thousand_overflow_nothing():
     hidden, unembedding, targets, weight = problem(64, scale=1e4)
     out = loss_and_gradient(hidden, unembedding, targets, weight, 64.0, 1e-4, statistics=True)
     ce, logz, grad_hidden, _ = by_autograd(hidden, unembedding, targets, weight, 64.0, 1e-4)
-    torch.testing.assert_close(out.ce.double(), ce, rtol=1e-4, atol=0.1)  # an ulp of a logit of 1e5 is 0.008
+    torch.testing.assert_close(
+        out.ce.double(), ce, rtol=1e-4, atol=0.1
+    )  # an ulp of a logit of 1e5 is 0.008
     torch.testing.assert_close(out.logz.double(), logz, rtol=1e-5, atol=1e-2)
     assert (out.grad_hidden.double() - grad_hidden).abs().max() <= 1e-2 * grad_hidden.abs().max()
     assert torch.isfinite(out.rows.entropy).all() and (out.rows.entropy >= 0).all()
@@ -79,7 +92,9 @@ def test_logits_of_ten_thousand_overflow_nothing():
 def test_whether_statistics_are_asked_for_changes_no_bit(z_loss, dtype):
     hidden, unembedding, targets, weight = problem(700)
     with_, without = (
-        loss_and_gradient(hidden, unembedding, targets, weight, 700.0, z_loss, statistics=s, dtype=dtype)
+        loss_and_gradient(
+            hidden, unembedding, targets, weight, 700.0, z_loss, statistics=s, dtype=dtype
+        )
         for s in (True, False)
     )
     for name in ("ce", "logz", "grad_hidden", "grad_unembedding"):
@@ -92,8 +107,12 @@ def test_statistics_of_the_logits_are_their_definitions():
     logits = hidden.double() @ unembedding.double().T
     log_p = logits.log_softmax(1)
     torch.testing.assert_close(rows.largest.double(), logits.amax(1), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(rows.mean_square.double(), logits.square().mean(1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(rows.entropy.double(), -(log_p.exp() * log_p).sum(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        rows.mean_square.double(), logits.square().mean(1), rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        rows.entropy.double(), -(log_p.exp() * log_p).sum(1), rtol=1e-4, atol=1e-5
+    )
     torch.testing.assert_close(rows.logz.double(), logits.logsumexp(1), rtol=1e-6, atol=1e-6)
 
 
@@ -109,10 +128,14 @@ def test_a_target_of_weight_zero_has_a_loss_but_no_gradient():
 def test_bf16_products_are_near_and_the_gradient_keeps_the_hidden_dtype():
     hidden, unembedding, targets, weight = problem(600)
     exact = loss_and_gradient(hidden, unembedding, targets, weight, 600.0, 0.0)
-    half = loss_and_gradient(hidden.bfloat16(), unembedding, targets, weight, 600.0, 0.0, dtype=torch.bfloat16)
+    half = loss_and_gradient(
+        hidden.bfloat16(), unembedding, targets, weight, 600.0, 0.0, dtype=torch.bfloat16
+    )
     assert half.grad_hidden.dtype == torch.bfloat16 and half.grad_unembedding.dtype == torch.float32
     assert (half.ce - exact.ce).abs().mean() < 0.05
-    assert (half.grad_unembedding - exact.grad_unembedding).norm() < 0.03 * exact.grad_unembedding.norm()
+    assert (
+        half.grad_unembedding - exact.grad_unembedding
+    ).norm() < 0.03 * exact.grad_unembedding.norm()
 
 
 def test_a_nan_in_one_row_is_that_rows_alone_but_for_the_unembedding():
@@ -136,7 +159,9 @@ def test_evaluate_is_the_same_cross_entropy_and_needs_no_gradient(monkeypatch):
 def test_a_steps_gradients_are_autograds_of_the_whole_model(
     tied, z_loss, make_shape, random_params, make_batch, make_model
 ):
-    """Through `advance`'s own forward and backward: weights, z-loss, two micro-batches, tied embeddings."""
+    """Through `advance`'s own forward and backward: weights, z-loss, two micro-batches, tied
+    embeddings.
+    """
     from forensics.train.advance import SILENT, StepResult, _forward_backward
     from forensics.train.schedule import StepPolicy
     from forensics.train.state import Counters, TrainState
@@ -146,9 +171,13 @@ def test_a_steps_gradients_are_autograds_of_the_whole_model(
     batch.weight[1, 4:] = 0.0
     batch.weight[2] = 2.5
     params = random_params(shape)
-    policy = StepPolicy(1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0, z_loss, frozenset(), "fp32", "apply", True, False)
+    policy = StepPolicy(
+        1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0, z_loss, frozenset(), "fp32", "apply", True, False
+    )
     result = StepResult(0, policy, Counters(), "apply", batch)
-    grads = _forward_backward(TrainState.start(params), batch, policy, make_model(shape, 2), SILENT, result)
+    grads = _forward_backward(
+        TrainState.start(params), batch, policy, make_model(shape, 2), SILENT, result
+    )
 
     exact = {n: p.double().requires_grad_() for n, p in params.items()}
     model = make_model(shape, plain=True)
@@ -161,6 +190,8 @@ def test_a_steps_gradients_are_autograds_of_the_whole_model(
     assert grads.keys() == wanted.keys()
     for name, grad in wanted.items():
         assert (grads[name].double() - grad).abs().max() <= 1e-5 * grad.abs().max(), name
-    assert result.loss == pytest.approx(float((weight * ce.detach()).sum()) / batch.denominator, rel=1e-6)
+    assert result.loss == pytest.approx(
+        float((weight * ce.detach()).sum()) / batch.denominator, rel=1e-6
+    )
     norm = sum(float(g.square().sum()) for g in wanted.values()) ** 0.5
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)

@@ -1,4 +1,6 @@
-"""The GPU's rows of logits: in Triton's interpreter against autograd in float64, and compiled for an H100 without one."""
+"""The GPU's rows of logits: in Triton's interpreter against autograd in float64, and compiled for
+an H100 without one.
+"""
 
 import math
 import os
@@ -30,14 +32,21 @@ for name in {key.split("/")[0] for key in inputs}:
     found |= {f"{name}/{k}": v.contiguous().clone() for k, v in out.rows._asdict().items()}
 save_file({k: v.clone() for k, v in found.items()}, sys.argv[2])
 """
-CASES = {"small": (97, torch.float32, 1.0), "wide": (9000, torch.float32, 5.0), "bf16": (5000, torch.bfloat16, 1.0)}
+CASES = {
+    "small": (97, torch.float32, 1.0),
+    "wide": (9000, torch.float32, 5.0),
+    "bf16": (5000, torch.bfloat16, 1.0),
+}
 BAD = {"nan": math.nan, "inf": math.inf, "below": -math.inf}
 
 
 def case(name):
     V, dtype, scale = CASES[name]
     g = torch.Generator().manual_seed(V)
-    h, W = (torch.randn(300, 16, generator=g) * scale).to(dtype), torch.randn(V, 16, generator=g).to(dtype)
+    h, W = (
+        (torch.randn(300, 16, generator=g) * scale).to(dtype),
+        torch.randn(V, 16, generator=g).to(dtype),
+    )
     targets = torch.randint(0, V, (300,), generator=g)
     targets[:2] = torch.tensor([0, V - 1])
     return {"h": h, "W": W, "targets": targets, "scale": torch.rand(300, generator=g) / 7}
@@ -58,9 +67,19 @@ def interpreted(tmp_path_factory):
     save_file(inputs, folder / "in.safetensors")
     script = folder / "script.py"
     script.write_text(SCRIPT)
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(script), str(folder / "in.safetensors"), str(folder / "out.safetensors")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    command = [
+        sys.executable,
+        str(script),
+        str(folder / "in.safetensors"),
+        str(folder / "out.safetensors"),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = load_file(folder / "out.safetensors")
     return lambda name: {k.split("/")[1]: v for k, v in found.items() if k.startswith(name + "/")}
@@ -71,16 +90,22 @@ def test_loss_gradients_and_statistics_are_those_of_float64(name, interpreted):
     x, found, dtype = case(name), interpreted(name), CASES[name][1]
     H, U = (x[k].double().requires_grad_() for k in "hW")
     exact = H @ U.T
-    # a product in bf16 is rounded before anything reads it: that is the products' precision, not the kernel's
+    # a product in bf16 is rounded before anything reads it: that is the products' precision, not
+    # the kernel's
     logits = exact + ((x["h"] @ x["W"].T).double() - exact).detach()
     logz = logits.logsumexp(1)
     ce = logz - logits.gather(1, x["targets"][:, None])[:, 0]
     grads = torch.autograd.grad((x["scale"].double() * (ce + 1e-2 * logz.square())).sum(), (H, U))
     logits, p = logits.detach(), logits.detach().softmax(1)
     wanted = {
-        "ce": ce.detach(), "logz": logz.detach(), "largest": logits.amax(1), "mean_square": logits.square().mean(1),
-        "entropy": torch.special.entr(p).sum(1), "grad_hidden": grads[0], "grad_unembedding": grads[1],
-    }  # fmt: skip
+        "ce": ce.detach(),
+        "logz": logz.detach(),
+        "largest": logits.amax(1),
+        "mean_square": logits.square().mean(1),
+        "entropy": torch.special.entr(p).sum(1),
+        "grad_hidden": grads[0],
+        "grad_unembedding": grads[1],
+    }
     for key, value in wanted.items():
         close = 2e-2 if dtype == torch.bfloat16 and key.startswith("grad") else 5e-6
         assert float((found[key] - value).abs().max()) <= close * float(value.abs().max()), key
@@ -112,7 +137,14 @@ def test_the_kernel_compiles_for_a_gpu_without_atomics(dtype, tmp_path, monkeypa
         "found_ptr": "*fp32",
         "z_loss": "fp32",
     }
-    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernels._rows.arg_names}
+    signature = {
+        n: "constexpr" if n in constants else types.get(n, "i32") for n in kernels._rows.arg_names
+    }
     source = triton.compiler.ASTSource(kernels._rows, signature, constants)
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True})
-    assert not re.search(r"\batom\.|\bred\.global", built.asm["ptx"]) and len(built.asm["cubin"]) > 1000
+    built = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True}
+    )
+    assert (
+        not re.search(r"\batom\.|\bred\.global", built.asm["ptx"])
+        and len(built.asm["cubin"]) > 1000
+    )

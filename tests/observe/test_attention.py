@@ -32,7 +32,10 @@ def naive(q, k, documents=None):
 
     def over(x, how):
         return torch.stack(
-            [how(x[:, h][many[:, h]]) if many[:, h].any() else torch.tensor(math.nan).double() for h in range(H)]
+            [
+                how(x[:, h][many[:, h]]) if many[:, h].any() else torch.tensor(math.nan).double()
+                for h in range(H)
+            ]
         )
 
     return {
@@ -48,12 +51,23 @@ def naive(q, k, documents=None):
 
 
 def assert_near(found, wanted, size):
-    """Logits to 2e-6 of the largest; entropies and shares to what that error of a logit can move them by."""
+    """Logits to 2e-6 of the largest; entropies and shares to what that error of a logit can move
+    them by.
+    """
     slack = 1e-5 + 4e-6 * size
     for name, column in found.items():
-        rtol, atol = (3e-6, 3e-6 * size + 1e-6) if "logit" in name or "norm_max" in name else (1e-4, min(slack, 0.5))
+        rtol, atol = (
+            (3e-6, 3e-6 * size + 1e-6)
+            if "logit" in name or "norm_max" in name
+            else (1e-4, min(slack, 0.5))
+        )
         torch.testing.assert_close(
-            column.double(), wanted[name], rtol=rtol, atol=atol, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+            column.double(),
+            wanted[name],
+            rtol=rtol,
+            atol=atol,
+            equal_nan=True,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -70,10 +84,15 @@ def random_documents(B, T, seed):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    B=st.integers(1, 3), heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1), (3, 3)]), K=st.sampled_from([2, 7, 16]),
-    T=st.sampled_from([1, 2, 3, 63, 64, 65, 100, 129, 200]), scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
-    documents=st.booleans(), bf16=st.booleans(), seed=st.integers(0, 10**6),
-)  # fmt: skip
+    B=st.integers(1, 3),
+    heads=st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1), (3, 3)]),
+    K=st.sampled_from([2, 7, 16]),
+    T=st.sampled_from([1, 2, 3, 63, 64, 65, 100, 129, 200]),
+    scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
+    documents=st.booleans(),
+    bf16=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
 def test_every_column_is_its_definition(B, heads, K, T, scale, documents, bf16, seed):
     H, G = heads
     q, k = random_qk(B, H, G, T, K, scale, seed, torch.bfloat16 if bf16 else torch.float32)
@@ -81,7 +100,11 @@ def test_every_column_is_its_definition(B, heads, K, T, scale, documents, bf16, 
     wanted = naive(q, k, ids)
     found = attention_statistics(q, k, ids).columns()
     assert found.keys() == wanted.keys()
-    assert_near(found, wanted, float(wanted["q_norm_max"].amax() * wanted["k_norm_max"].amax()) / math.sqrt(K))
+    assert_near(
+        found,
+        wanted,
+        float(wanted["q_norm_max"].amax() * wanted["k_norm_max"].amax()) / math.sqrt(K),
+    )
     assert torch.isnan(found["attn_entropy_min"]).all() == (
         T == 1 or (ids is not None and bool((ids.diff() > 0).all()))
     )
@@ -90,7 +113,9 @@ def test_every_column_is_its_definition(B, heads, K, T, scale, documents, bf16, 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("documents", [False, True])
 def test_logits_of_forty_thousand_give_entropies_that_are_exact_and_never_negative(sign, documents):
-    """Whole numbers, so that every logit is exact in fp32: what is left is the error of the statistics themselves."""
+    """Whole numbers, so that every logit is exact in fp32: what is left is the error of the
+    statistics themselves.
+    """
     g = torch.Generator().manual_seed(0)
     q = torch.randint(-8, 9, (2, 3, 150, 16), generator=g).float()
     k = torch.randint(-8, 9, (2, 3, 150, 16), generator=g).float()
@@ -122,7 +147,10 @@ def test_entropies_are_never_negative_and_shares_never_leave_0_to_1(T, scale, se
         k = k[:, :, :1].expand_as(k).contiguous()
     found = attention_statistics(q, k).columns()
     assert (found["attn_entropy_min"] >= 0).all()
-    assert (found["attn_entropy_min"] <= found["attn_entropy_mean"].double() * T / (T - 1) * (1 + 1e-6) + 1e-6).all()
+    assert (
+        found["attn_entropy_min"]
+        <= found["attn_entropy_mean"].double() * T / (T - 1) * (1 + 1e-6) + 1e-6
+    ).all()
     for share in ("attn_entropy_norm", "sink_mass"):
         assert (found[share] >= 0).all() and (found[share] <= 1 + 1e-5).all()
     assert (found["attn_logit_spread"] >= -1e-5 * found["attn_logit_max"].abs() - 1e-5).all()

@@ -1,6 +1,8 @@
-"""The Triton kernel against the T×T computation in float64: in Triton's interpreter everywhere, and on a GPU where one is.
+"""The Triton kernel against the T×T computation in float64: in Triton's interpreter everywhere, and
+on a GPU where one is.
 
-The interpreter has to be asked for before Triton is imported, so all cases go through one process of their own.
+The interpreter has to be asked for before Triton is imported, so all cases go through one process
+of their own.
 """
 
 import importlib.util
@@ -19,7 +21,8 @@ from forensics.observe import attention
 from forensics.observe.attention import Rows, attention_statistics
 
 GPU = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device; the interpreter runs these cases: tests/skips.md"
+    not torch.cuda.is_available(),
+    reason="no CUDA device; the interpreter runs these cases: tests/skips.md",
 )
 
 SCRIPT = """
@@ -38,7 +41,9 @@ save_file(found, sys.argv[2])
 """
 
 
-def case(B=2, H=2, G=2, T=70, K=8, scale=1.0, dtype=torch.float32, documents=None, seed=0, change=None):
+def case(
+    B=2, H=2, G=2, T=70, K=8, scale=1.0, dtype=torch.float32, documents=None, seed=0, change=None
+):
     g = torch.Generator().manual_seed(seed)
     q, k = torch.randn(B, H, T, K, generator=g) * scale, torch.randn(B, G, T, K, generator=g)
     if change is not None:
@@ -47,11 +52,17 @@ def case(B=2, H=2, G=2, T=70, K=8, scale=1.0, dtype=torch.float32, documents=Non
 
 
 def documents(B, T, every, seed=0):
-    return (torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 1 / every).long().cumsum(1)
+    return (
+        (torch.rand(B, T, generator=torch.Generator().manual_seed(seed)) < 1 / every)
+        .long()
+        .cumsum(1)
+    )
 
 
 def extreme(q, k, g):
-    """Whole numbers, so that logits are exact in fp32 (K = 16: √K = 4), and one pair at +4e4, one at −4e4."""
+    """Whole numbers, so that logits are exact in fp32 (K = 16: √K = 4), and one pair at +4e4, one
+    at −4e4.
+    """
     q.copy_(torch.randint(-8, 9, q.shape, generator=g).float())
     k.copy_(torch.randint(-8, 9, k.shape, generator=g).float())
     q[:, :, 40::7] *= 40
@@ -60,7 +71,9 @@ def extreme(q, k, g):
 
 
 def rising(q, k, g):
-    """Logits that grow with the key: the maximum rises in every block, by more than e can hold in the end."""
+    """Logits that grow with the key: the maximum rises in every block, by more than e can hold in
+    the end.
+    """
     q.fill_(1.0)
     k.copy_((torch.arange(k.shape[2]).float() ** 2 / 100)[None, None, :, None].expand_as(k))
 
@@ -99,7 +112,11 @@ CASES = {
 }
 BROKEN = {
     f"{name}_{which}": case(
-        T=80, K=4, change=lambda q, k, g, bad=bad, which=which: (q if which == "q" else k)[1, 0, 70, 2:3].fill_(bad)
+        T=80,
+        K=4,
+        change=lambda q, k, g, bad=bad, which=which: (q if which == "q" else k)[
+            1, 0, 70, 2:3
+        ].fill_(bad),
     )
     for name, bad in (("nan", math.nan), ("inf", math.inf), ("minus_inf", -math.inf))
     for which in "qk"
@@ -114,30 +131,47 @@ def interpreted(tmp_path_factory):
     folder, root = tmp_path_factory.mktemp("kernels"), Path(attention.__file__).parents[2]
     inputs = {}
     for name, (q, k, ids) in (CASES | BROKEN).items():
-        inputs |= {f"{name}/q": q.transpose(1, 2).contiguous(), f"{name}/k": k.transpose(1, 2).contiguous()}
+        inputs |= {
+            f"{name}/q": q.transpose(1, 2).contiguous(),
+            f"{name}/k": k.transpose(1, 2).contiguous(),
+        }
         if ids is not None:
             inputs[f"{name}/documents"] = ids
     save_file(inputs, folder / "in")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder / "in", folder / "out"], cwd=root, capture_output=True, text=True,
+        [sys.executable, "-c", SCRIPT, folder / "in", folder / "out"],
+        cwd=root,
+        capture_output=True,
+        text=True,
         env={**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found = load_file(folder / "out")
-    return {name: Rows(*(found[f"{name}/{field}"] for field in Rows._fields)) for name in CASES | BROKEN}
+    return {
+        name: Rows(*(found[f"{name}/{field}"] for field in Rows._fields)) for name in CASES | BROKEN
+    }
 
 
 def on_gpu(name):
     from forensics.observe import kernels
 
     q, k, ids = (CASES | BROKEN)[name]
-    return Rows(*(x.cpu() for x in kernels.rows(q.cuda(), k.cuda(), ids.cuda() if ids is not None else None)))
+    return Rows(
+        *(
+            x.cpu()
+            for x in kernels.rows(q.cuda(), k.cuda(), ids.cuda() if ids is not None else None)
+        )
+    )
 
 
 def naive(q, k, ids):
     """Rows by their definition in float64, and the size of the largest logit."""
     T, K = q.shape[2:]
-    s = q.double() @ k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2) / math.sqrt(K)
+    s = (
+        q.double()
+        @ k.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2)
+        / math.sqrt(K)
+    )
     open_ = torch.ones(T, T, dtype=torch.bool).tril().expand(s.shape)
     if ids is not None:
         open_ = open_ & (ids[:, None, :, None] == ids[:, None, None, :])
@@ -146,12 +180,16 @@ def naive(q, k, ids):
     e = below.exp().masked_fill(~open_, 0.0)
     first = open_.to(torch.int8).argmax(-1, keepdim=True)
     shown = s.masked_fill(~open_, 0.0)
-    rows = Rows(m, shown.sum(-1), e.sum(-1), (e * below).sum(-1), e.gather(-1, first)[..., 0], open_.sum(-1))
+    rows = Rows(
+        m, shown.sum(-1), e.sum(-1), (e * below).sum(-1), e.gather(-1, first)[..., 0], open_.sum(-1)
+    )
     return rows, float(shown.abs().amax())
 
 
 def assert_rows(found, name):
-    """m and Σ s to fp32's rounding of a dot product; the rest to what such an error of a logit moves them by."""
+    """m and Σ s to fp32's rounding of a dot product; the rest to what such an error of a logit
+    moves them by.
+    """
     wanted, size = naive(*CASES[name])
     exact = name in ("extreme", "extreme_documents", "rising", "falling")
     slack = 2e-6 if exact else 2e-6 + 2e-6 * size
@@ -159,16 +197,26 @@ def assert_rows(found, name):
     for field, x in found._asdict().items():
         want = getattr(wanted, field).double()
         rtol = {"m": 2e-6, "total": 2e-6, "counts": 0.0}.get(field, 1e-5 + slack)
-        atol = {"m": 0.0 if exact else slack, "total": 2e-6 * T * size, "counts": 0.0, "weighted": slack * T**0.5}.get(
-            field, slack
-        )
+        atol = {
+            "m": 0.0 if exact else slack,
+            "total": 2e-6 * T * size,
+            "counts": 0.0,
+            "weighted": slack * T**0.5,
+        }.get(field, slack)
         torch.testing.assert_close(
-            x.double().expand_as(want), want, rtol=rtol, atol=atol, msg=lambda text, f=field: f"{name}, {f}: {text}"
+            x.double().expand_as(want),
+            want,
+            rtol=rtol,
+            atol=atol,
+            msg=lambda text, f=field: f"{name}, {f}: {text}",
         )
     entropy = (found.z.log() - found.weighted / found.z).double()
     assert (entropy >= 0).all() and (found.z >= 1 - 1e-6).all()
     torch.testing.assert_close(
-        entropy, wanted.z.log() - wanted.weighted / wanted.z, rtol=1e-5 + 4 * slack, atol=1e-6 + 10 * slack
+        entropy,
+        wanted.z.log() - wanted.weighted / wanted.z,
+        rtol=1e-5 + 4 * slack,
+        atol=1e-6 + 10 * slack,
     )
     if name == "extreme":
         assert found.m[0, 0, 77] == 4e4 and torch.equal(found.m.double(), wanted.m)
@@ -182,7 +230,11 @@ def assert_shown(found, name):
     blocked = attention_statistics(q, k).columns()
     for column, values in columns.items():
         assert torch.isfinite(values[1]), column
-        assert torch.equal(torch.isfinite(values), torch.isfinite(blocked[column])), (column, values, blocked[column])
+        assert torch.equal(torch.isfinite(values), torch.isfinite(blocked[column])), (
+            column,
+            values,
+            blocked[column],
+        )
     assert not torch.isfinite(columns["attn_entropy_mean"][0])
 
 
@@ -214,7 +266,11 @@ def test_both_forms_make_the_same_statistics(interpreted):
         ).columns()
         for column, values in attention_statistics(q, k, ids).columns().items():
             torch.testing.assert_close(
-                found[column], values, rtol=2e-5, atol=2e-5, msg=lambda text, c=column: f"{c}: {text}"
+                found[column],
+                values,
+                rtol=2e-5,
+                atol=2e-5,
+                msg=lambda text, c=column: f"{c}: {text}",
             )
 
 
@@ -238,7 +294,9 @@ def test_exp_never_meets_what_underflows():
 @pytest.mark.parametrize(
     ("dtype", "width", "products"), [("fp32", 16, "fma.rn.f32"), ("bf16", 64, "f32.bf16.bf16.f32")]
 )
-def test_the_kernel_compiles_for_a_gpu_without_tf32_and_without_atomics(dtype, width, products, tmp_path, monkeypatch):
+def test_the_kernel_compiles_for_a_gpu_without_tf32_and_without_atomics(
+    dtype, width, products, tmp_path, monkeypatch
+):
     """As far as machine code for an H100, which needs no GPU."""
     triton = pytest.importorskip("triton", reason="Triton is not installed: tests/skips.md")
     from triton.backends.compiler import GPUTarget
@@ -255,10 +313,21 @@ def test_the_kernel_compiles_for_a_gpu_without_tf32_and_without_atomics(dtype, w
         "KEYS": keys,
         "WIDTH": width,
     }
-    pointers = {"q_ptr": f"*{dtype}", "k_ptr": f"*{dtype}", "ids_ptr": "*i32", "found_ptr": "*fp32", "scale": "fp32"}
-    signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in kernels._rows.arg_names}
+    pointers = {
+        "q_ptr": f"*{dtype}",
+        "k_ptr": f"*{dtype}",
+        "ids_ptr": "*i32",
+        "found_ptr": "*fp32",
+        "scale": "fp32",
+    }
+    signature = {
+        n: "constexpr" if n in constants else pointers.get(n, "i32")
+        for n in kernels._rows.arg_names
+    }
     source = triton.compiler.ASTSource(kernels._rows, signature, constants)
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True})
+    built = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True}
+    )
     code = built.asm["ptx"]
     assert products in code and not re.search(r"tf32|\batom\.|\bred\.", code)
     assert len(built.asm["cubin"]) > 1000

@@ -44,11 +44,16 @@ def test_the_last_layers_lens_is_the_models_own_loss_with_no_divergence(
 
     params = {n: p.double() for n, p in watch.at.params.items()}
     decoder, w = Decoder(shape, plain=True), batch.weight.double()
-    logs = [(decoder.read_out(x.double(), params) @ unembedding(params).T).log_softmax(-1) for x in resid]
+    logs = [
+        (decoder.read_out(x.double(), params) @ unembedding(params).T).log_softmax(-1)
+        for x in resid
+    ]
     for log_p, row in zip(logs, found):
         ce = -log_p.gather(-1, batch.tokens[:, 1:, None])[..., 0]
         entropy = -(log_p.exp() * log_p).sum(-1)
         kl = (logs[-1].exp() * (logs[-1] - log_p)).sum(-1)
         for name, x in (("lens_loss", ce), ("lens_entropy", entropy), ("lens_kl", kl)):
-            assert row[name] == pytest.approx(float((x * w).sum() / w.sum()), rel=1e-4, abs=1e-6), name
+            assert row[name] == pytest.approx(float((x * w).sum() / w.sum()), rel=1e-4, abs=1e-6), (
+                name
+            )
     assert found[0]["lens_kl"] > 0.01

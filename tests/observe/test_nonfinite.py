@@ -1,4 +1,6 @@
-"""NaN and inf, wherever they start: the first place is named, nothing crashes, and a run that broke is still read."""
+"""NaN and inf, wherever they start: the first place is named, nothing crashes, and a run that broke
+is still read.
+"""
 
 import json
 import math
@@ -16,7 +18,9 @@ from forensics.train.advance import advance
 
 @pytest.fixture
 def record(tmp_path, make_shape, start_state, make_model, make_batch, make_policy):
-    """`record(at_step_1, policies)` runs a tiny Llama under a recorder; tables by name and the results."""
+    """`record(at_step_1, policies)` runs a tiny Llama under a recorder; tables by name and the
+    results.
+    """
 
     def go(plant=lambda state: None, policies=({},) * 3, spec=None):
         (tmp_path / "run.json").write_text("{}")
@@ -43,10 +47,14 @@ def first(tables):
 @pytest.mark.parametrize("level", ["light", "dense"])
 @pytest.mark.parametrize(
     ("tensor", "bad", "where"),
-    [("embed.weight", math.inf, "layers.0.resid_in"), ("layers.0.attn.k_proj.weight", -math.inf, "layers.0.attention logits"),
-     ("layers.0.attn.v_proj.weight", math.nan, "layers.0.attn_out"), ("layers.1.mlp.gate.weight", math.nan, "layers.1.mlp_out"),
-     ("unembed.weight", math.inf, "loss")],
-)  # fmt: skip
+    [
+        ("embed.weight", math.inf, "layers.0.resid_in"),
+        ("layers.0.attn.k_proj.weight", -math.inf, "layers.0.attention logits"),
+        ("layers.0.attn.v_proj.weight", math.nan, "layers.0.attn_out"),
+        ("layers.1.mlp.gate.weight", math.nan, "layers.1.mlp_out"),
+        ("unembed.weight", math.inf, "loss"),
+    ],
+)
 def test_in_the_forward_the_first_site_is_named(tensor, bad, where, level, record):
     tables, results = record(lambda state: state.params[tensor].fill_(bad), spec={"level": level})
     assert first(tables) == (1, "nonfinite", where)
@@ -76,7 +84,11 @@ def test_in_the_backward_alone_the_block_it_arrives_at_is_named(bad, record, mon
 
     monkeypatch.setattr(Decoder, "block", broken)
     tables, results = record()
-    assert len(layers) >= 12 and math.isfinite(results[1].loss) and not math.isfinite(results[1].grad_norm)
+    assert (
+        len(layers) >= 12
+        and math.isfinite(results[1].loss)
+        and not math.isfinite(results[1].grad_norm)
+    )
     assert first(tables) == (1, "nonfinite", "layers.0.resid_grad")
     assert tables["events"][0]["value"] == results[1].loss
 
@@ -87,7 +99,11 @@ def test_in_the_backward_of_a_weight_alone_the_tensor_is_named(record):
         state.params["unembed.weight"].mul_(1e-25)
 
     tables, results = record(huge)
-    assert math.isfinite(results[1].loss) and first(tables) == (1, "nonfinite", "unembed.weight gradient")
+    assert math.isfinite(results[1].loss) and first(tables) == (
+        1,
+        "nonfinite",
+        "unembed.weight gradient",
+    )
 
 
 def test_in_the_update_the_first_tensor_is_named_and_the_step_after_goes_on(record):
@@ -98,9 +114,15 @@ def test_in_the_update_the_first_tensor_is_named_and_the_step_after_goes_on(reco
     assert math.isnan(results[2].loss) and len(tables["steps"]) == 3
 
 
-def test_an_epsilon_that_is_0_in_fp32_breaks_the_update_of_rows_without_a_gradient_and_is_named(record):
+def test_an_epsilon_that_is_0_in_fp32_breaks_the_update_of_rows_without_a_gradient_and_is_named(
+    record,
+):
     tables, results = record(policies=({"eps": 1e-300},) * 3)
-    assert math.isfinite(results[0].loss) and first(tables) == (0, "nonfinite", "embed.weight update")
+    assert math.isfinite(results[0].loss) and first(tables) == (
+        0,
+        "nonfinite",
+        "embed.weight update",
+    )
     assert len(tables["steps"]) == 3
 
 
@@ -112,26 +134,46 @@ def test_an_extreme_epsilon_gives_no_nan_of_its_own(eps, record):
         assert all(v is None or isinstance(v, str) or math.isfinite(v) for v in row.values()), row
 
 
-def test_a_run_that_goes_nan_finishes_with_all_its_rows_and_one_spike_of_each_metric(train_run, runs, monkeypatch):
+def test_a_run_that_goes_nan_finishes_with_all_its_rows_and_one_spike_of_each_metric(
+    train_run, runs, monkeypatch
+):
     import queries
 
-    tiny = {"train.steps": 160, "train.batch": 2, "train.micro_batch": 2, "data.sequence_length": 8, "checkpoint.every": 0,
-            "train.held_out_every": 0, "model.layers": 1, "model.width": 16, "train.learning_rate": 1e38,
-            "train.warmup": 0, "train.min_lr": 1.0}  # fmt: skip
+    tiny = {
+        "train.steps": 160,
+        "train.batch": 2,
+        "train.micro_batch": 2,
+        "data.sequence_length": 8,
+        "checkpoint.every": 0,
+        "train.held_out_every": 0,
+        "model.layers": 1,
+        "model.width": 16,
+        "train.learning_rate": 1e38,
+        "train.warmup": 0,
+        "train.min_lr": 1.0,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = train_run("all-nan", **tiny)
     steps, events = run.table("steps").to_pylist(), run.table("events").to_pylist()
     assert run.header.status == "finished" and [row["step"] for row in steps] == list(range(160))
     assert sum(math.isnan(row["loss"]) for row in steps) >= 158 and run.saved_steps() == [0, 160]
-    spikes = [(e["metric"], e["onset"], e["spike_kind"], e["recovered_at"]) for e in events if e["kind"] == "spike"]
+    spikes = [
+        (e["metric"], e["onset"], e["spike_kind"], e["recovered_at"])
+        for e in events
+        if e["kind"] == "spike"
+    ]
     assert sorted(m for m, *_ in spikes) == ["grad_norm", "loss"]
-    assert all(onset <= 2 and kind == "slow" and recovered is None for _, onset, kind, recovered in spikes)
+    assert all(
+        onset <= 2 and kind == "slow" and recovered is None for _, onset, kind, recovered in spikes
+    )
     assert next(e for e in events if e["kind"] == "nonfinite")["tensor"].endswith(" update")
     listed = queries.run(runs, "spikes", {"run": "all-nan"}).to_pylist()
     assert sum(row["kind"] == "spike" for row in listed) == 2
     assert all(row["excess"] is None for row in listed if row["kind"] == "nonfinite")
     assert queries.run(runs, "run_summary", {"run": "all-nan"}).to_pylist()[0]["spikes"] == 2
-    fired = {r["detector"]: r for r in queries.run(runs, "detectors", {"runs": "all-nan"}).to_pylist()}
+    fired = {
+        r["detector"]: r for r in queries.run(runs, "detectors", {"runs": "all-nan"}).to_pylist()
+    }
     assert fired["skip_step"]["alarms"] >= 158 and fired["skip_step"]["spikes"] == 1
     assert json.loads((run.folder / "run.json").read_text())["status"] == "finished"

@@ -21,7 +21,9 @@ class Everything:
         self.seen[site] = x
 
 
-@pytest.mark.parametrize(("family", "knobs"), [("llama", {}), ("qwen3", {"kv_heads": 2}), ("gpt2", {})])
+@pytest.mark.parametrize(
+    ("family", "knobs"), [("llama", {}), ("qwen3", {"kv_heads": 2}), ("gpt2", {})]
+)
 def test_the_extremes_are_those_that_the_recorder_writes(family, knobs, make_shape, random_params):
     shape = make_shape(family, **knobs)
     decoder, params = Decoder(shape), random_params(shape)

@@ -13,14 +13,20 @@ from forensics.store import reader
 from forensics.store.writer import Writer
 from forensics.train.advance import advance
 
-# columns that are NULL by their definition: at the first update, or until something else measures them
-LATE = {"steps": {"held_out_loss"}, "tensors": {"staleness", "gss_share", "update_ratio", "update_ratio_no_decay"}}
+# columns that are NULL by their definition: at the first update, or until something else measures
+# them
+LATE = {
+    "steps": {"held_out_loss"},
+    "tensors": {"staleness", "gss_share", "update_ratio", "update_ratio_no_decay"},
+}
 DENSE = {"resid_max", "act_max", "lens_loss", "lens_entropy", "lens_kl"}
 
 
 @pytest.fixture
 def record(tmp_path, make_shape, start_state, make_model, make_batch, make_policy):
-    """`record(level="light", …)` runs 3 steps under a recorder; returns its tables, the states' digests and the results."""
+    """`record(level="light", …)` runs 3 steps under a recorder; returns its tables, the states'
+    digests and the results.
+    """
     count = iter(range(100))
 
     def go(
@@ -61,8 +67,14 @@ def empty(rows, table):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
 def test_light_rows_are_complete(family, record):
     tables, digests, results = record(family)
-    assert len(tables["steps"]) == 3 and len(tables["layers"]) == 3 * 2 and len(tables["heads"]) == 3 * 2 * 4
-    assert len(tables["sequences"]) == 3 * 4 and len(tables["tensors"]) == 3 * len(results[0].grad_norms)
+    assert (
+        len(tables["steps"]) == 3
+        and len(tables["layers"]) == 3 * 2
+        and len(tables["heads"]) == 3 * 2 * 4
+    )
+    assert len(tables["sequences"]) == 3 * 4 and len(tables["tensors"]) == 3 * len(
+        results[0].grad_norms
+    )
     assert tables["tokens"] == [] and tables["events"] == []
     assert empty(tables["steps"], "steps") == LATE["steps"]
     assert empty(tables["layers"], "layers") == DENSE
@@ -74,7 +86,9 @@ def test_light_rows_are_complete(family, record):
 
 @pytest.mark.parametrize("knobs", [{}, {"document_mask": True}], ids=["plain", "documents"])
 def test_rows_that_are_made_beside_the_next_step_are_the_same(knobs, record):
-    """As on a GPU: what a step found is handed over at its end, and read when the next one's work is out."""
+    """As on a GPU: what a step found is handed over at its end, and read when the next one's work
+    is out.
+    """
 
     def told(tables):
         return {
@@ -83,7 +97,9 @@ def test_rows_that_are_made_beside_the_next_step_are_the_same(knobs, record):
         }
 
     for spec in ({}, {"level": "dense"}, {"level": "off"}, {"every": {"heads": 2, "sequences": 3}}):
-        (now, digests, _), (later, other, _) = (record(spec=spec, later=how, **knobs) for how in (False, True))
+        (now, digests, _), (later, other, _) = (
+            record(spec=spec, later=how, **knobs) for how in (False, True)
+        )
         assert told(later) == told(now) and other == digests, spec
 
 
@@ -98,7 +114,9 @@ def test_dense_rows_are_complete_and_a_window_is_dense_only_inside(record):
 
 def test_off_records_the_steps_alone_and_every_thins_a_table(record):
     tables, digests, _ = record(spec={"level": "off"})
-    assert [len(tables[t]) for t in ("steps", "layers", "heads", "tensors", "sequences", "tokens")] == [
+    assert [
+        len(tables[t]) for t in ("steps", "layers", "heads", "tensors", "sequences", "tokens")
+    ] == [
         3,
         0,
         0,
@@ -120,7 +138,9 @@ def test_no_level_of_recording_changes_a_bit(
     family, document_mask, record, make_shape, start_state, make_model, make_batch, make_policy
 ):
     knobs = {"document_mask": document_mask}
-    seen = [record(family, spec={"level": level}, **knobs)[1] for level in ("off", "light", "dense")]
+    seen = [
+        record(family, spec={"level": level}, **knobs)[1] for level in ("off", "light", "dense")
+    ]
     shape = make_shape(family, **knobs)
     state, model = start_state(shape), make_model(shape, 2)
     plain = []
@@ -133,11 +153,19 @@ def test_no_level_of_recording_changes_a_bit(
 def test_numbers_are_those_of_the_step(record):
     tables, _, results = record(spec={"level": "dense"}, micro_batch=1)
     for row, result in zip(tables["steps"], results):
-        assert (row["loss"], row["grad_norm"], row["clip_scale"]) == (result.loss, result.grad_norm, result.clip_scale)
+        assert (row["loss"], row["grad_norm"], row["clip_scale"]) == (
+            result.loss,
+            result.grad_norm,
+            result.clip_scale,
+        )
         assert row["tokens"] == 64 and row["updates"] == row["schedule"] == row["step"]
         mine = [t for t in tables["tensors"] if t["step"] == row["step"]]
-        assert math.hypot(*[t["grad_norm"] for t in mine]) == pytest.approx(row["grad_norm"], rel=1e-6)
-        assert math.hypot(*[t["update_norm"] for t in mine]) == pytest.approx(row["update_norm"], rel=1e-6)
+        assert math.hypot(*[t["grad_norm"] for t in mine]) == pytest.approx(
+            row["grad_norm"], rel=1e-6
+        )
+        assert math.hypot(*[t["update_norm"] for t in mine]) == pytest.approx(
+            row["update_norm"], rel=1e-6
+        )
         sequences = [s["loss"] for s in tables["sequences"] if s["step"] == row["step"]]
         assert sum(sequences) / 4 == pytest.approx(row["loss"], rel=1e-6)
         tokens = [t for t in tables["tokens"] if t["step"] == row["step"]]
@@ -164,7 +192,9 @@ def test_a_masked_sequence_has_no_loss_and_its_tokens_do_not_count(record):
         batch.weight[2] = 0.0
 
     tables, _, _ = record(prepare=mask)
-    assert [row["loss"] is None for row in tables["sequences"]] == [slot == 2 for _ in range(3) for slot in range(4)]
+    assert [row["loss"] is None for row in tables["sequences"]] == [
+        slot == 2 for _ in range(3) for slot in range(4)
+    ]
     assert all(row["tokens"] == 48 for row in tables["steps"])
     assert all(row["weight"] == 0 for row in tables["sequences"] if row["slot"] == 2)
 
@@ -172,7 +202,10 @@ def test_a_masked_sequence_has_no_loss_and_its_tokens_do_not_count(record):
 def test_a_step_that_computes_nothing_has_a_row_with_a_null_loss(record, make_policy):
     tables, _, _ = record(policy=lambda: make_policy(update="none"))
     assert [row["update"] for row in tables["steps"]] == ["none"] * 3
-    assert all(row["loss"] is None and row["grad_norm"] is None and row["state_digest"] for row in tables["steps"])
+    assert all(
+        row["loss"] is None and row["grad_norm"] is None and row["state_digest"]
+        for row in tables["steps"]
+    )
     assert tables["layers"] == tables["tensors"] == tables["sequences"] == []
 
 
@@ -190,11 +223,16 @@ def test_frozen_tensors_have_no_row_and_all_of_them_may_be_frozen(record, make_p
 
 @pytest.mark.parametrize(
     ("tensor", "first"),
-    [("layers.1.attn.q_proj.weight", "layers.1.attention logits"), ("layers.0.mlp.down.weight", "layers.0.mlp_out"),
-     ("norm.weight", "loss")],
-)  # fmt: skip
+    [
+        ("layers.1.attn.q_proj.weight", "layers.1.attention logits"),
+        ("layers.0.mlp.down.weight", "layers.0.mlp_out"),
+        ("norm.weight", "loss"),
+    ],
+)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_the_first_place_that_shows_a_nan_becomes_an_event_and_nothing_crashes(tensor, first, bad, record):
+def test_the_first_place_that_shows_a_nan_becomes_an_event_and_nothing_crashes(
+    tensor, first, bad, record
+):
     def plant(state, batch):
         if state.counters.step == 1:
             state.params[tensor].view(-1)[0] = bad
@@ -217,7 +255,10 @@ def test_a_gradient_that_overflows_names_the_tensor(record):
 
     tables, _, results = record(prepare=plant)
     assert math.isfinite(results[1].loss) and not math.isfinite(results[1].grad_norm)
-    assert (tables["events"][0]["step"], tables["events"][0]["tensor"]) == (1, "unembed.weight gradient")
+    assert (tables["events"][0]["step"], tables["events"][0]["tensor"]) == (
+        1,
+        "unembed.weight gradient",
+    )
 
 
 def test_recorded_numbers_do_not_change_with_the_number_of_threads(

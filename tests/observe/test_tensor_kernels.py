@@ -1,4 +1,6 @@
-"""The GPU's statistics of tensors: in Triton's interpreter the same numbers as on the CPU; compiled for an H100."""
+"""The GPU's statistics of tensors: in Triton's interpreter the same numbers as on the CPU; compiled
+for an H100.
+"""
 
 import os
 import re
@@ -28,7 +30,10 @@ SIZES = ((300, 701), (5,), (70_001,))
 
 def groups():
     g = torch.Generator().manual_seed(0)
-    found = {kind: [torch.randn(s, generator=g) for s in SIZES] for kind in ("g", "old", "new", "m", "v", "v0")}
+    found = {
+        kind: [torch.randn(s, generator=g) for s in SIZES]
+        for kind in ("g", "old", "new", "m", "v", "v0")
+    }
     for kind in ("v", "v0"):
         found[kind] = [(x * (x > -1)).square() * 1e-3 for x in found[kind]]  # some exactly 0
     return found
@@ -38,16 +43,24 @@ def groups():
 def interpreted(tmp_path_factory):
     pytest.importorskip("triton", reason="Triton is not installed: tests/skips.md")
     folder = tmp_path_factory.mktemp("triton")
-    save_file({f"{k}/{i}": x for k, xs in groups().items() for i, x in enumerate(xs)}, folder / "in.safetensors")
+    save_file(
+        {f"{k}/{i}": x for k, xs in groups().items() for i, x in enumerate(xs)},
+        folder / "in.safetensors",
+    )
     (folder / "script.py").write_text(SCRIPT)
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     command = [
         sys.executable,
         str(folder / "script.py"),
         str(folder / "in.safetensors"),
         str(folder / "out.safetensors"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return load_file(folder / "out.safetensors")
 
@@ -79,9 +92,20 @@ def test_the_kernels_compile_for_a_gpu_without_atomics(name, tmp_path, monkeypat
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel = getattr(tensor_kernels, name)
     constants = {"SPAN": tensor_kernels.SPAN, "BLOCK": tensor_kernels.BLOCK}
-    types = {"table": "*i64", "which": "*i64", "decays": "*fp32", "found": "*fp32", "threshold": "fp32", "clip": "fp32",
-             "floor": "fp32"}  # fmt: skip
-    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
+    types = {
+        "table": "*i64",
+        "which": "*i64",
+        "decays": "*fp32",
+        "found": "*fp32",
+        "threshold": "fp32",
+        "clip": "fp32",
+        "floor": "fp32",
+    }
+    signature = {
+        n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names
+    }
     source = triton.compiler.ASTSource(kernel, signature, constants)
-    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True})
+    built = triton.compile(
+        source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True}
+    )
     assert not re.search(r"\batom\.|\bred\.global", built.asm["ptx"])

@@ -33,7 +33,10 @@ class Keep:
     def end(self, state, result):
         self.after, self.result = state.clone(), result
         columns = self.probe.measure(state, self.model.decayed, result.action == "apply").columns()
-        self.rows = {name: {c: values[i] for c, values in columns.items()} for i, name in enumerate(columns["tensor"])}
+        self.rows = {
+            name: {c: values[i] for c, values in columns.items()}
+            for i, name in enumerate(columns["tensor"])
+        }
 
 
 def naive(name, keep, decays):
@@ -48,10 +51,16 @@ def naive(name, keep, decays):
     )
     b2 = policy.betas[1]
     row = {
-        "grad_norm": g.norm(), "grad_rms": g.square().mean().sqrt(), "grad_max": g.abs().max(), "param_norm": old.norm(),
-        "exp_avg_norm": m.norm(), "exp_avg_sq_norm": v.norm(), "unseen_share": (v == 0).double().mean(),
-        "staleness": None, "gss_share": None,
-    }  # fmt: skip
+        "grad_norm": g.norm(),
+        "grad_rms": g.square().mean().sqrt(),
+        "grad_max": g.abs().max(),
+        "param_norm": old.norm(),
+        "exp_avg_norm": m.norm(),
+        "exp_avg_sq_norm": v.norm(),
+        "unseen_share": (v == 0).double().mean(),
+        "staleness": None,
+        "gss_share": None,
+    }
     if t > 0:
         before = v0 / (1 - b2**t)
         row["staleness"] = clipped.norm() / before.sum().sqrt() if before.sum() > 0 else None
@@ -78,16 +87,23 @@ def check(keep, model):
             if value is None:
                 assert row[column] is None, (name, column)
             else:
-                assert row[column] == pytest.approx(float(value), rel=2e-5, abs=1e-12), (name, column)
+                assert row[column] == pytest.approx(float(value), rel=2e-5, abs=1e-12), (
+                    name,
+                    column,
+                )
         assert row.keys() == wanted.keys() | {"tensor"}
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.05])
-@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("qwen3", False)])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("qwen3", False)]
+)
 def test_every_column_is_its_definition(
     family, tied, clip, make_shape, start_state, make_model, make_batch, make_policy
 ):
-    shape = make_shape(family, tied=tied, vocabulary=300, width=64)  # 19,200 embeddings: more than one block of sums
+    shape = make_shape(
+        family, tied=tied, vocabulary=300, width=64
+    )  # 19,200 embeddings: more than one block of sums
     state, model = start_state(shape), make_model(shape)
     keep = Keep(model)
     for step in range(4):
@@ -99,7 +115,10 @@ def test_every_column_is_its_definition(
     if not tied:
         share = keep.rows["embed.weight"]["unseen_share"]
         assert 0 < share < 1, "some tokens were never read"
-    assert keep.rows["norm.weight"]["update_ratio"] == keep.rows["norm.weight"]["update_ratio_no_decay"]
+    assert (
+        keep.rows["norm.weight"]["update_ratio"]
+        == keep.rows["norm.weight"]["update_ratio_no_decay"]
+    )
     decayed = keep.rows["layers.0.mlp.up.weight"]
     assert decayed["update_ratio"] != decayed["update_ratio_no_decay"]
 
@@ -117,7 +136,10 @@ def test_embeddings_that_do_not_decay_have_an_update_ratio_without_decay_of_thei
     keep = Keep(model)
     advance(start_state(shape), make_batch(), make_policy(), model, keep)
     check(keep, model)
-    assert keep.rows["embed.weight"]["update_ratio"] == keep.rows["embed.weight"]["update_ratio_no_decay"]
+    assert (
+        keep.rows["embed.weight"]["update_ratio"]
+        == keep.rows["embed.weight"]["update_ratio_no_decay"]
+    )
 
 
 @pytest.mark.parametrize("update", ["hold", "zero"])
@@ -183,13 +205,21 @@ def test_sums_in_blocks_are_the_sums_and_do_not_change_with_threads():
     for n in (0, 1, 4095, 4096, 4097, 5 * 4096, 300_001):
         x = torch.randn(n, generator=g)
         assert float(sums.total(x)) == pytest.approx(float(x.double().sum()), rel=1e-6, abs=1e-3)
-        assert float(sums.square_sum(x)) == pytest.approx(float(x.double().square().sum()), rel=1e-6)
+        assert float(sums.square_sum(x)) == pytest.approx(
+            float(x.double().square().sum()), rel=1e-6
+        )
         pieces = list(sums.blocks(x, 2 * x))
         assert torch.equal(torch.cat([a.flatten() for a, _ in pieces] or [x]), x)
         assert all(torch.equal(b, 2 * a) for a, b in pieces)
         seen = set()
         for threads in (1, 2, 3, 4):
             torch.set_num_threads(threads)
-            seen.add((float(sums.total(x)), float(sums.square_sum(x)), *sums.norms([x, x[: n // 2]]).tolist()))
+            seen.add(
+                (
+                    float(sums.total(x)),
+                    float(sums.square_sum(x)),
+                    *sums.norms([x, x[: n // 2]]).tolist(),
+                )
+            )
         assert len(seen) == 1
     assert sums.norms([]).tolist() == []

@@ -50,7 +50,9 @@ def values(runs: Path, what: str, **more: object) -> dict[int, float | dict[str,
     return {p["step"]: p["value"] for p in probe(runs, "small", what, **more)["points"]}  # type: ignore[arg-type]
 
 
-def test_held_out_loss_falls_over_the_checkpoints_to_what_training_recorded(runs: Path, run: Run) -> None:
+def test_held_out_loss_falls_over_the_checkpoints_to_what_training_recorded(
+    runs: Path, run: Run
+) -> None:
     found = values(runs, "loss")
     assert list(found) == [0, 4, 8, 12] and found[12] < found[0]  # type: ignore[operator]
     assert found[12] == run.table("steps", ["held_out_loss"]).to_pylist()[-1]["held_out_loss"]
@@ -113,7 +115,9 @@ def test_cka_goes_from_each_checkpoint_to_the_one_before_it_also_when_resumed(ru
     assert values(runs, "cka", steps="4,12")[12] != whole[12]  # 12 beside 4, not beside 8
 
 
-def test_finished_checkpoints_are_not_read_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_checkpoints_are_not_read_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = values(runs, "loss", steps="0,4")
     read: list[int] = []
     load = Run.load
@@ -125,10 +129,9 @@ def test_finished_checkpoints_are_not_read_again(runs: Path, monkeypatch: pytest
 def test_a_function_of_the_users_gets_params_model_and_run(runs: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "import torch\n"
-        "def biggest(params, model, run):\n"
-        "    return {n: p.abs().max() for n, p in params.items() if model.decoder.shape.layers == run.shape.layers}\n"
-        "def one(params, model, run):\n    return 1\n"
+        "import torch\ndef biggest(params, model, run):\n    return {n: p.abs().max() for n, p in"
+        " params.items() if model.decoder.shape.layers == run.shape.layers}\ndef one(params, model,"
+        " run):\n    return 1\n"
     )
     found = values(runs, f"{file}:biggest", steps="12")[12]
     assert isinstance(found, dict) and found["embed.weight"] > 0
@@ -140,13 +143,18 @@ def test_a_function_of_the_users_gets_params_model_and_run(runs: Path, tmp_path:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("def f(params, model, run):\n    return 1 / 0\n", "failed at checkpoint 0: ZeroDivisionError"),
+        (
+            "def f(params, model, run):\n    return 1 / 0\n",
+            "failed at checkpoint 0: ZeroDivisionError",
+        ),
         ("def f(params, model, run):\n    return 'x'\n", "found str"),
         ("def g(params, model, run):\n    return 1\n", "no function 'f'"),
         ("import nothing_of_this_name\n", "cannot be imported"),
     ],
 )
-def test_a_function_that_cannot_be_used_is_told_in_one_line(runs: Path, tmp_path: Path, body: str, said: str) -> None:
+def test_a_function_that_cannot_be_used_is_told_in_one_line(
+    runs: Path, tmp_path: Path, body: str, said: str
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text(body)
     with pytest.raises(ForensicsError, match=said) as e:
@@ -166,7 +174,9 @@ def test_a_function_that_cannot_be_used_is_told_in_one_line(runs: Path, tmp_path
         ("norms", {"text": Path("nowhere.txt")}, "reads no text"),
     ],
 )
-def test_what_is_not_there_is_refused_in_one_line(trained: Path, what: str, more: dict, said: str) -> None:
+def test_what_is_not_there_is_refused_in_one_line(
+    trained: Path, what: str, more: dict, said: str
+) -> None:
     with pytest.raises(ForensicsError, match=said):
         probe(trained, "small", what, **more)
 
@@ -183,7 +193,11 @@ def test_the_command_tells_the_points(runs: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit) as e:
         main(["probe", "small", "loss", "--steps", "0,12", "--runs", str(runs), "--json"])
     told = json.loads(capsys.readouterr().out)
-    assert not e.value.code and told["probe"] == "loss" and [p["step"] for p in told["points"]] == [0, 12]
+    assert (
+        not e.value.code
+        and told["probe"] == "loss"
+        and [p["step"] for p in told["points"]] == [0, 12]
+    )
     with pytest.raises(SystemExit):
         main(["probe", "small", "norms", "--runs", str(runs)])
     assert "embed.weight" in capsys.readouterr().out

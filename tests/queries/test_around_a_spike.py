@@ -1,4 +1,6 @@
-"""Golden results of the queries that the Spikes page reads: bands, first alarms, heat, the spread of the excess."""
+"""Golden results of the queries that the Spikes page reads: bands, first alarms, heat, the spread
+of the excess.
+"""
 
 import math
 
@@ -15,13 +17,22 @@ def rows(runs, name, **parameters):
 def test_the_first_alarm_is_the_head_that_stays_out_and_not_the_tensor_that_came_back(runs):
     found = rows(runs, "first_alarms", run="base", step=150)
     head = next(r for r in found if r["kind"] == "head")
-    assert (head["layer"], head["head"], head["step"], head["lead"], head["drifting"]) == (1, 0, 146, 4, False)
+    assert (head["layer"], head["head"], head["step"], head["lead"], head["drifting"]) == (
+        1,
+        0,
+        146,
+        4,
+        False,
+    )
     assert (head["value"], head["baseline"]) == (20.0, 11.5)
     assert head["z"] == pytest.approx((20.0 - 11.5) / (1.4826 * 0.5))
     assert found[0] is head or found[0]["lead"] >= head["lead"]
     # w stood at 3.0 for one step alone, 147: two in a row are an alarm
     assert not [r for r in found if r["tensor"] == "w" and r["statistic"] == "rms_t"]
-    assert {r["statistic"]: r["lead"] for r in found if r["kind"] == "step"} == {"loss": 0, "grad_norm": 0}
+    assert {r["statistic"]: r["lead"] for r in found if r["kind"] == "step"} == {
+        "loss": 0,
+        "grad_norm": 0,
+    }
 
 
 def excursion(folder, outside):
@@ -50,7 +61,9 @@ def excursion(folder, outside):
     ],
 )
 def test_an_excursion_is_that_which_lasts_until_the_spike(tmp_path, outside, lead, drifting):
-    found = rows(excursion(tmp_path / "runs" / "r", set(outside)), "first_alarms", run="r", step=180)
+    found = rows(
+        excursion(tmp_path / "runs" / "r", set(outside)), "first_alarms", run="r", step=180
+    )
     assert [(r["lead"], r["drifting"]) for r in found if r["kind"] == "head"] == (
         [] if lead is None else [(lead, drifting)]
     )
@@ -73,7 +86,12 @@ def test_heads_of_a_layer_and_the_tensors_that_moved_first(runs):
     tensors = rows(runs, "tensor_heat", run="base", step=150, top=2)
     assert {r["tensor"] for r in tensors if r["place"] == 1} == {"w"}
     assert (
-        next(r for r in tensors if r["step"] == 147 and r["statistic"] == "rms_t" and r["tensor"] == "w")["level"] == 4
+        next(
+            r
+            for r in tensors
+            if r["step"] == 147 and r["statistic"] == "rms_t" and r["tensor"] == "w"
+        )["level"]
+        == 4
     )
 
 
@@ -97,7 +115,9 @@ def test_bands_keep_the_largest_and_the_smallest(runs):
         assert math.isclose(band[0]["mean"], 3.005, abs_tol=1e-3)
     fork = rows(runs, "loss_band", run="fork", every=10)
     assert [r["high"] for r in fork if r["step"] >= 140] == [2.5, 2.5]
-    assert [(r["step"], r["low"]) for r in rows(runs, "loss_band_by100", run="fork", every=100)] == [
+    assert [
+        (r["step"], r["low"]) for r in rows(runs, "loss_band_by100", run="fork", every=100)
+    ] == [
         (0, 3.0),
         (100, 2.5),
     ]
@@ -113,7 +133,11 @@ def test_sequences_apart_stand_out_of_the_cloud_before(runs):
 
 def test_health_and_marks_of_all_runs(runs):
     health = {r["run"]: r for r in rows(runs, "run_health")}
-    assert (health["base"]["loss_spikes"], health["base"]["nonfinite"], health["base"]["notes"]) == (1, 1, 1)
+    assert (
+        health["base"]["loss_spikes"],
+        health["base"]["nonfinite"],
+        health["base"]["notes"],
+    ) == (1, 1, 1)
     assert (health["fork"]["loss_spikes"], health["fork"]["control_bitwise"]) == (0, True)
     assert [(m["step"], m["kind"]) for m in rows(runs, "run_marks") if m["run"] == "base"] == [
         (150, "fast"),

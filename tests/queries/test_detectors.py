@@ -1,4 +1,6 @@
-"""The detectors in SQL and in Python are one rule: row by row on synthetic runs, with NaN, inf, NULL and gaps."""
+"""The detectors in SQL and in Python are one rule: row by row on synthetic runs, with NaN, inf,
+NULL and gaps.
+"""
 
 import json
 import math
@@ -38,23 +40,57 @@ def grid(rng, n, draw, bad):
 
 
 def run_of(seed):
-    """Everything a synthetic run records: steps (None: not computed), (S, N) columns, every how many steps each."""
+    """Everything a synthetic run records: steps (None: not computed), (S, N) columns, every how
+    many steps each.
+    """
     rng = np.random.default_rng(seed)
     planted = sorted(rng.choice(np.arange(150, S - 1), 6, replace=False).tolist())
     holes = [(int(s), None) for s in rng.choice(S, 12, replace=False)]
     grow = 2 + 0.05 * rng.standard_normal((S, 1))
-    bad = [(70, 0, math.nan), (300, 1, None), (301, 1, math.inf), (500, 2, -math.inf), (640, 0, None)]
-    loss = column(rng, 3, 0.05, planted, [*holes, (400, math.nan), (401, math.nan), (700, math.inf), (3, math.nan)])
-    norm = column(rng, 1, 0.1, [max(s - 5, 0) for s in planted[:4]], [*holes, (402, math.inf), (650, math.nan)])
+    bad = [
+        (70, 0, math.nan),
+        (300, 1, None),
+        (301, 1, math.inf),
+        (500, 2, -math.inf),
+        (640, 0, None),
+    ]
+    loss = column(
+        rng,
+        3,
+        0.05,
+        planted,
+        [*holes, (400, math.nan), (401, math.nan), (700, math.inf), (3, math.nan)],
+    )
+    norm = column(
+        rng,
+        1,
+        0.1,
+        [max(s - 5, 0) for s in planted[:4]],
+        [*holes, (402, math.inf), (650, math.nan)],
+    )
     norm = [None if v is None else v * math.exp(max(s - 500, 0) / 300) for s, v in enumerate(norm)]
     return {
-        "loss": loss, "grad_norm": norm, "planted": planted,
+        "loss": loss,
+        "grad_norm": norm,
+        "planted": planted,
         "rms_t": grid(rng, 3, lambda r: 1 + 0.25 * r.standard_t(4, S), bad),
-        "gss_share": grid(rng, 3, lambda r: np.where(r.random(S) < 0.03, 3e-3 * r.random(S), 2e-5 * r.random(S)), bad),
-        "attn_entropy_norm": grid(rng, 4, lambda r: 0.6 + 0.02 * r.standard_t(3, S), [*bad, (20, 3, 0.04), (800, 3, 0.3)]),
-        "attn_logit_max": grid(rng, 4, lambda r: np.exp(grow[:, 0] + 0.05 * r.standard_t(3, S)), [*bad, (30, 2, 2e4), (810, 2, 90.0)]),
+        "gss_share": grid(
+            rng,
+            3,
+            lambda r: np.where(r.random(S) < 0.03, 3e-3 * r.random(S), 2e-5 * r.random(S)),
+            bad,
+        ),
+        "attn_entropy_norm": grid(
+            rng, 4, lambda r: 0.6 + 0.02 * r.standard_t(3, S), [*bad, (20, 3, 0.04), (800, 3, 0.3)]
+        ),
+        "attn_logit_max": grid(
+            rng,
+            4,
+            lambda r: np.exp(grow[:, 0] + 0.05 * r.standard_t(3, S)),
+            [*bad, (30, 2, 2e4), (810, 2, 90.0)],
+        ),
         "every": {"tensors": 1 + seed % 2, "heads": 1 + seed % 3},
-    }  # fmt: skip
+    }
 
 
 def write(runs, name, made, spikes):
@@ -65,14 +101,31 @@ def write(runs, name, made, spikes):
     with Writer(folder) as w:
         w.append("steps", step=list(range(S)), loss=made["loss"], grad_norm=made["grad_norm"])
         at = list(range(0, S, made["every"]["tensors"]))
-        w.append("tensors", step=np.repeat(at, 3), tensor=TENSORS * len(at), rms_t=[x for s in at for x in made["rms_t"][s]],
-                 gss_share=[x for s in at for x in made["gss_share"][s]])  # fmt: skip
+        w.append(
+            "tensors",
+            step=np.repeat(at, 3),
+            tensor=TENSORS * len(at),
+            rms_t=[x for s in at for x in made["rms_t"][s]],
+            gss_share=[x for s in at for x in made["gss_share"][s]],
+        )
         at = list(range(0, S, made["every"]["heads"]))
-        w.append("heads", step=np.repeat(at, HEADS), layer=[0, 0, 1, 1] * len(at), head=[0, 1, 0, 1] * len(at),
-                 attn_logit_max=[x for s in at for x in made["attn_logit_max"][s]],
-                 attn_entropy_norm=[x for s in at for x in made["attn_entropy_norm"][s]])  # fmt: skip
+        w.append(
+            "heads",
+            step=np.repeat(at, HEADS),
+            layer=[0, 0, 1, 1] * len(at),
+            head=[0, 1, 0, 1] * len(at),
+            attn_logit_max=[x for s in at for x in made["attn_logit_max"][s]],
+            attn_entropy_norm=[x for s in at for x in made["attn_entropy_norm"][s]],
+        )
         for x in spikes:
-            w.append("events", step=x.step, kind="spike", metric=x.metric, onset=x.onset, spike_kind=x.kind)
+            w.append(
+                "events",
+                step=x.step,
+                kind="spike",
+                metric=x.metric,
+                onset=x.onset,
+                spike_kind=x.kind,
+            )
         w.append("events", step=5, kind="nonfinite", metric="loss")
 
 
@@ -128,7 +181,9 @@ def test_every_alarm_in_sql_is_one_in_python_and_the_other_way(synthetic):
 
 
 def test_alarms_come_once_each_in_order(synthetic):
-    rows = [tuple(r.values()) for r in queries.run(synthetic[0], "alarms", {"runs": "r1"}).to_pylist()]
+    rows = [
+        tuple(r.values()) for r in queries.run(synthetic[0], "alarms", {"runs": "r1"}).to_pylist()
+    ]
     assert rows == sorted(set(rows)) and {r[0] for r in rows} == {"r1"}
 
 
@@ -136,11 +191,22 @@ def test_alarms_come_once_each_in_order(synthetic):
 def test_the_scores_in_sql_are_those_of_python(synthetic, horizon):
     runs, found = synthetic
     for name, (fired, spikes) in found.items():
-        got = {r["detector"]: r for r in queries.run(runs, "detectors", {"runs": name, "horizon": horizon}).to_pylist()}
+        got = {
+            r["detector"]: r
+            for r in queries.run(runs, "detectors", {"runs": name, "horizon": horizon}).to_pylist()
+        }
         assert set(got) == set(fired)
         for detector, at in fired.items():
             row, score = got[detector], alarms.score(at, spikes, horizon)
-            for key in ("steps", "spikes", "alarms", "hits", "misses", "median_lead", "false_alarms"):
+            for key in (
+                "steps",
+                "spikes",
+                "alarms",
+                "hits",
+                "misses",
+                "median_lead",
+                "false_alarms",
+            ):
                 assert row[key] == score[key], (name, detector, key)
             assert row["false_per_1000"] == pytest.approx(score["false_per_1000"])
             assert row["random_hits"] == pytest.approx(score["random_hits"], abs=1e-9)
@@ -157,17 +223,25 @@ def test_several_runs_are_added_up_each_with_its_own_chance(synthetic):
             for key in ("spikes", "alarms", "hits", "misses", "false_alarms"):
                 assert row[key] == sum(s[key] for s in each)
             assert row["median_lead"] == (np.median(leads) if leads else None)
-            assert row["random_hits"] == pytest.approx(sum(s["random_hits"] for s in each), abs=1e-9)
+            assert row["random_hits"] == pytest.approx(
+                sum(s["random_hits"] for s in each), abs=1e-9
+            )
 
 
 def test_steps_read_tells_a_silent_detector_from_one_that_saw_nothing(synthetic, tmp_path):
-    got = {r["detector"]: r for r in queries.run(synthetic[0], "detectors", {"runs": "r1"}).to_pylist()}
+    got = {
+        r["detector"]: r for r in queries.run(synthetic[0], "detectors", {"runs": "r1"}).to_pylist()
+    }
     made = run_of(1)
     assert got["monitor_loss"]["steps_read"] == sum(v is not None for v in made["loss"])
     assert got["rms_t"]["steps_read"] == S // 2 and got["logit_growth"]["steps_read"] == S // 2
     write_bare(tmp_path / "bare", [1.0] * 10)
     bare = {r["detector"]: r for r in queries.run(tmp_path, "detectors").to_pylist()}
-    assert len(bare) == 10 and bare["gss_share"]["steps_read"] == 0 and bare["monitor_loss"]["steps_read"] == 10
+    assert (
+        len(bare) == 10
+        and bare["gss_share"]["steps_read"] == 0
+        and bare["monitor_loss"]["steps_read"] == 10
+    )
 
 
 def write_bare(folder, losses):
@@ -179,7 +253,9 @@ def write_bare(folder, losses):
             w.append("steps", step=list(range(len(losses))), loss=losses, grad_norm=losses)
 
 
-@pytest.mark.parametrize("losses", [[], [None, None], [math.nan] * 5, [0.1] * 500, [0.1] * 200 + [0.2] + [0.1] * 200])
+@pytest.mark.parametrize(
+    "losses", [[], [None, None], [math.nan] * 5, [0.1] * 500, [0.1] * 200 + [0.2] + [0.1] * 200]
+)
 def test_a_run_without_rows_or_with_constant_ones_scores_as_in_python(tmp_path, losses):
     write_bare(tmp_path / "bare", losses)
     for row in queries.run(tmp_path, "detectors").to_pylist():
@@ -187,16 +263,25 @@ def test_a_run_without_rows_or_with_constant_ones_scores_as_in_python(tmp_path, 
         if fired is not None:
             score = alarms.score(fired, [], 20)
             assert {k: row[k] for k in ("steps", "alarms", "false_alarms", "false_per_1000")} == {
-                k: pytest.approx(score[k]) for k in ("steps", "alarms", "false_alarms", "false_per_1000")
+                k: pytest.approx(score[k])
+                for k in ("steps", "alarms", "false_alarms", "false_per_1000")
             }
-        assert (row["spikes"], row["hits"], row["random_hits"], row["median_lead"]) == (0, 0, 0.0, None)
+        assert (row["spikes"], row["hits"], row["random_hits"], row["median_lead"]) == (
+            0,
+            0,
+            0.0,
+            None,
+        )
 
 
 def test_the_monitor_judges_from_64_values_on_and_forgets_after_128(tmp_path):
     ripple = [2.0 + 0.01 * (s % 5) for s in range(300)]
     early = [9.0 if s in (63, 150) else x for s, x in enumerate(ripple)]
     first = [9.0 if s == 64 else x for s, x in enumerate(ripple)]
-    late = {at: [1e6 if s == 0 else 9.0 if s == at else x for s, x in enumerate(ripple)] for at in (128, 129)}
+    late = {
+        at: [1e6 if s == 0 else 9.0 if s == at else x for s, x in enumerate(ripple)]
+        for at in (128, 129)
+    }
     for i, losses in enumerate([early, first, *late.values()]):
         write_bare(tmp_path / f"r{i}", losses)
         got = queries.run(tmp_path, "alarms", {"runs": f"r{i}"}).to_pylist()
@@ -204,7 +289,9 @@ def test_the_monitor_judges_from_64_values_on_and_forgets_after_128(tmp_path):
         assert [r["step"] for r in got if r["detector"] == "monitor_loss"] == expected
         assert expected == [[150], [64], [], [129]][i]
         z = robust_z(np.array(losses), window=128, minimum=64, floor=1e-12)
-        assert [r["step"] for r in got if r["detector"] == "robust_grad_norm"] == np.flatnonzero(z > 6).tolist()
+        assert [r["step"] for r in got if r["detector"] == "robust_grad_norm"] == np.flatnonzero(
+            z > 6
+        ).tolist()
         assert i != 1 or z[64] > 6
 
 
@@ -228,27 +315,42 @@ def test_the_growth_exponent_is_that_of_the_formula(tmp_path):
             i = np.arange(layers)
             out = 0.02 * np.exp(forward * (i + 1)) * (name != "dead")
             for step in (0, 7):
-                w.append("layers", step=step, layer=i, resid_rms_in=0.02 * np.exp(forward * i) * (1 + step),
-                         resid_rms_out=out, resid_grad_rms=1e-4 * np.exp(backward * (layers - 1 - i)))  # fmt: skip
+                w.append(
+                    "layers",
+                    step=step,
+                    layer=i,
+                    resid_rms_in=0.02 * np.exp(forward * i) * (1 + step),
+                    resid_rms_out=out,
+                    resid_grad_rms=1e-4 * np.exp(backward * (layers - 1 - i)),
+                )
     got = {r["run"]: r for r in queries.run(tmp_path, "growth_exponent").to_pylist()}
     assert list(got) == ["dead", "deep", "one"]
     assert got["deep"]["forward"] == pytest.approx(forward, rel=1e-5)
     assert got["deep"]["backward"] == pytest.approx(backward, rel=1e-5)
-    assert (got["deep"]["layers"], got["one"]["backward"], got["dead"]["forward"]) == (6, None, None)
+    assert (got["deep"]["layers"], got["one"]["backward"], got["dead"]["forward"]) == (
+        6,
+        None,
+        None,
+    )
     later = queries.run(tmp_path, "growth_exponent", {"runs": "deep", "step": "7"}).to_pylist()
     assert [r["forward"] for r in later] == [pytest.approx(forward - math.log(8) / 6, rel=1e-5)]
     assert queries.run(tmp_path, "growth_exponent", {"step": 3}).num_rows == 0
 
 
 def test_a_run_that_has_no_rows_yet_has_no_spikes_and_is_no_error(tmp_path):
-    for name, header in (("fresh", True), ("bare", False)):  # `bare`: ended between run.json and its first table
+    for name, header in (
+        ("fresh", True),
+        ("bare", False),
+    ):  # `bare`: ended between run.json and its first table
         folder = tmp_path / name
         folder.mkdir()
         (folder / "run.json").write_text("{}")
         if header:
             replace_table(folder, "runs", {"name": [name], "status": ["running"]})
         got = queries.run(tmp_path, "spikes", {"run": name})
-        assert got.num_rows == 0 and got.schema.names == list(queries.catalog()["spikes"]["columns"])
+        assert got.num_rows == 0 and got.schema.names == list(
+            queries.catalog()["spikes"]["columns"]
+        )
         assert queries.run(tmp_path, "loss_curve", {"run": name}).num_rows == 0
 
 
@@ -258,10 +360,21 @@ def test_a_run_that_still_trains_shows_what_is_settled_and_what_is_open_later(tm
     with Writer(folder) as w:
         w.append("steps", step=list(range(100)), loss=[2.0] * 99 + [9.0], grad_norm=1.0)
         w.flush()
-        assert queries.run(tmp_path, "spikes", {"run": "live"}).num_rows == 0  # nobody knows its kind yet
+        assert (
+            queries.run(tmp_path, "spikes", {"run": "live"}).num_rows == 0
+        )  # nobody knows its kind yet
         assert queries.run(tmp_path, "loss_curve", {"run": "live"}).num_rows == 100
         w.append("steps", step=[100, 101], loss=[2.0, 2.0], grad_norm=1.0)
-        w.append("events", step=99, kind="spike", metric="loss", value=9.0, baseline=2.0, onset=99, spike_kind="slow")
+        w.append(
+            "events",
+            step=99,
+            kind="spike",
+            metric="loss",
+            value=9.0,
+            baseline=2.0,
+            onset=99,
+            spike_kind="slow",
+        )
         w.flush()
         (spike,) = queries.run(tmp_path, "spikes", {"run": "live"}).to_pylist()
         # not recovered: its cost is summed over what there is of the 100 steps

@@ -1,4 +1,6 @@
-"""The notebooks run on a small folder of runs, as marimo and as Jupyter, and their two forms say the same."""
+"""The notebooks run on a small folder of runs, as marimo and as Jupyter, and their two forms say
+the same.
+"""
 
 from __future__ import annotations
 
@@ -34,22 +36,48 @@ def runs(tmp_path_factory):
         "".join(chr(0x400 + (i * 7919) % 256) for i in range(8000)), encoding="utf-8"
     )
     identity.settle(1)
-    recipe = config.from_dict({
-        "data": {"sources": {"clean": "stdlib/json", "damaged": str(folder / "damaged")}, "tokenizer": "bytes", "sequence_length": 32,
-                 "held_out": 4, "phases": [{"until": 90, "mix": {"clean": 1.0}}, {"until": 93, "mix": {"clean": 0.5, "damaged": 0.5}},
-                                           {"mix": {"clean": 1.0}}]},
-        "model": {"layers": 1, "width": 32, "heads": 2},
-        "train": {"steps": 104, "batch": 8, "learning_rate": 1e-2, "warmup": 8, "schedule": "constant", "threads": 1, "device": "cpu"},
-        "checkpoint": {"every": 52},
-    })  # fmt: skip
+    recipe = config.from_dict(
+        {
+            "data": {
+                "sources": {"clean": "stdlib/json", "damaged": str(folder / "damaged")},
+                "tokenizer": "bytes",
+                "sequence_length": 32,
+                "held_out": 4,
+                "phases": [
+                    {"until": 90, "mix": {"clean": 1.0}},
+                    {"until": 93, "mix": {"clean": 0.5, "damaged": 0.5}},
+                    {"mix": {"clean": 1.0}},
+                ],
+            },
+            "model": {"layers": 1, "width": 32, "heads": 2},
+            "train": {
+                "steps": 104,
+                "batch": 8,
+                "learning_rate": 1e-2,
+                "warmup": 8,
+                "schedule": "constant",
+                "threads": 1,
+                "device": "cpu",
+            },
+            "checkpoint": {"every": 52},
+        }
+    )
     train(recipe, name="base", recipe_name="base", runs=folder / "runs", resume=False)
     run = open_run(folder / "runs", "base")
     for first in (20, 88):
-        raw = {"parent": "base", "from": first, "to": first + 5, "placebos": 1, "chaos": 1,
-               "intervention": [{"kind": "skip", "window": f"{first + 2}:{first + 3}"}]}  # fmt: skip
+        raw = {
+            "parent": "base",
+            "from": first,
+            "to": first + 5,
+            "placebos": 1,
+            "chaos": 1,
+            "intervention": [{"kind": "skip", "window": f"{first + 2}:{first + 3}"}],
+        }
         fork(build(folder / "runs", run, raw), folder / "runs")
     for step in (52, 104):
-        write_vocabulary(run, step, indicator=np.linspace(0.1, 1, run.shape.vocabulary, dtype=np.float32))
+        write_vocabulary(
+            run, step, indicator=np.linspace(0.1, 1, run.shape.vocabulary, dtype=np.float32)
+        )
     return folder / "runs"
 
 
@@ -60,7 +88,9 @@ def loaded(name):
     return module.app
 
 
-@pytest.mark.parametrize("name, wanted", [("spike", "step"), ("early_and_late", "forks"), ("tokens", "known")])
+@pytest.mark.parametrize(
+    "name, wanted", [("spike", "step"), ("early_and_late", "forks"), ("tokens", "known")]
+)
 def test_a_notebook_runs_as_marimo(runs, monkeypatch, name: str, wanted: str) -> None:
     monkeypatch.setenv("FORENSICS_RUNS", str(runs))
     outputs, names = loaded(name).run()
@@ -68,7 +98,11 @@ def test_a_notebook_runs_as_marimo(runs, monkeypatch, name: str, wanted: str) ->
     if name == "spike":
         assert names["run"] == "base" and 88 <= names["step"] <= 96 and len(names["moved"])
     if name == "early_and_late":
-        assert sorted(names["forks"]["first"]) == [20, 88] and set(names["growth"].kind) == {"fork", "placebo", "chaos"}
+        assert sorted(names["forks"]["first"]) == [20, 88] and set(names["growth"].kind) == {
+            "fork",
+            "placebo",
+            "chaos",
+        }
     if name == "tokens":
         assert names["step"] == 104 and names["known"].step.tolist() == [52, 104]
 
@@ -83,22 +117,48 @@ def test_a_notebook_runs_as_jupyter(runs, tmp_path, monkeypatch, name: str) -> N
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook,
+        timeout=120,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
     ).execute()
-    shown = [o["data"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "data" in o]
-    charts = [d for d in shown if any("vega" in kind for kind in d) or "vega" in d.get("text/html", "")]
+    shown = [
+        o["data"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "data" in o
+    ]
+    charts = [
+        d for d in shown if any("vega" in kind for kind in d) or "vega" in d.get("text/html", "")
+    ]
     assert len(charts) >= 2
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_two_forms_of_a_notebook_are_in_step(tmp_path, name: str) -> None:
     made = tmp_path / f"{name}.ipynb"
-    command = [sys.executable, "-m", "marimo", "-q", "export", "ipynb", str(FOLDER / f"{name}.py"), "-o", str(made), "--sort", "top-down",
-               "--no-include-outputs", "-f"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "marimo",
+        "-q",
+        "export",
+        "ipynb",
+        str(FOLDER / f"{name}.py"),
+        "-o",
+        str(made),
+        "--sort",
+        "top-down",
+        "--no-include-outputs",
+        "-f",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"}
+    )
     assert done.returncode == 0, done.stderr
-    kept, new = (json.loads(p.read_text(encoding="utf-8")) for p in (FOLDER / f"{name}.ipynb", made))
-    assert [c["source"] for c in kept["cells"]] == [c["source"] for c in new["cells"]], "run `make notebooks`"
+    kept, new = (
+        json.loads(p.read_text(encoding="utf-8")) for p in (FOLDER / f"{name}.ipynb", made)
+    )
+    assert [c["source"] for c in kept["cells"]] == [c["source"] for c in new["cells"]], (
+        "run `make notebooks`"
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

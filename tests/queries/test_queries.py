@@ -46,12 +46,29 @@ def test_every_query_is_a_chain_that_ends_in_final_and_gives_the_columns_of_the_
 def test_run_summary(runs):
     base, fork = rows(runs, "run_summary")
     assert (base["run"], base["parent"], base["recorded"], base["reached"], base["steps"]) == (
-        "base", None, 200, 200, 200)  # fmt: skip
+        "base",
+        None,
+        200,
+        200,
+        200,
+    )
     assert base["last_loss"] == pytest.approx(3.01) and base["lowest_loss"] == 3.0
     assert math.isnan(base["largest_grad_norm"])
-    assert (base["tokens"], base["tokens_per_second"]) == (6400, 64.0) and type(base["tokens"]) is int
-    assert (base["spikes"], base["nonfinite"], base["checkpoints"], base["last_checkpoint"]) == (1, 1, 4, 200)
-    assert (fork["run"], fork["parent"], fork["parent_step"], fork["recorded"]) == ("fork", "base", 140, 20)
+    assert (base["tokens"], base["tokens_per_second"]) == (6400, 64.0) and type(
+        base["tokens"]
+    ) is int
+    assert (base["spikes"], base["nonfinite"], base["checkpoints"], base["last_checkpoint"]) == (
+        1,
+        1,
+        4,
+        200,
+    )
+    assert (fork["run"], fork["parent"], fork["parent_step"], fork["recorded"]) == (
+        "fork",
+        "base",
+        140,
+        20,
+    )
     assert (fork["spikes"], fork["checkpoints"], fork["last_checkpoint"]) == (0, 0, None)
     assert column(rows(runs, "run_summary", run="fork"), "run") == ["fork"]
 
@@ -59,7 +76,11 @@ def test_run_summary(runs):
 def test_loss_curve_of_a_fork_continues_its_parent(runs):
     got = rows(runs, "loss_curve", run="fork", first="138", last="142", smooth="2")
     assert [(r["run"], r["step"], r["loss"]) for r in got] == [
-        ("base", 138, 3.0), ("base", 139, 3.01), ("fork", 140, 2.5), ("fork", 141, 2.5)]  # fmt: skip
+        ("base", 138, 3.0),
+        ("base", 139, 3.01),
+        ("fork", 140, 2.5),
+        ("fork", 141, 2.5),
+    ]
     assert column(got, "smooth_loss") == pytest.approx([3.005, 3.005, 2.755, 2.5])
     assert column(got, "median_grad_norm") == pytest.approx([1.1, 1.05, 1.05, 1.0])
     assert column(rows(runs, "loss_curve", run="base"), "step") == list(range(200))
@@ -67,10 +88,19 @@ def test_loss_curve_of_a_fork_continues_its_parent(runs):
 
 def test_spikes_and_what_they_cost(runs):
     spike, nonfinite = rows(runs, "spikes", run="base")
-    assert (spike["step"], spike["metric"], spike["spike_kind"], spike["steps_to_recover"]) == (150, "loss", "fast", 2)
+    assert (spike["step"], spike["metric"], spike["spike_kind"], spike["steps_to_recover"]) == (
+        150,
+        "loss",
+        "fast",
+        2,
+    )
     assert spike["excess"] == pytest.approx((6 - 3.005) + (4 - 3.005))
     assert (nonfinite["step"], nonfinite["kind"], nonfinite["excess"], nonfinite["tensor"]) == (
-        180, "nonfinite", None, "w")  # fmt: skip
+        180,
+        "nonfinite",
+        None,
+        "w",
+    )
     assert column(rows(runs, "spikes", run="base", metric="loss"), "step") == [150]
     assert rows(runs, "spikes", run="fork") == []  # the parent's spike lies beyond the fork
 
@@ -88,11 +118,22 @@ def test_worst_sequences_with_their_documents(runs):
     worst, second = rows(runs, "worst_sequences", run="base", step="150", top="2")
     assert (worst["slot"], worst["sequence"], worst["loss"]) == (2, 11, 9.0)
     assert worst["above_median"] == pytest.approx(9 - statistics.median([3.0, 3.1, 9.0, 3.3]))
-    # sequence 11 is the damaged source's second: tokens 8 … 16, of which c.txt supplies 8 … 11, d.txt 12 … 16
+    # sequence 11 is the damaged source's second: tokens 8 … 16, of which c.txt supplies 8 … 11,
+    # d.txt 12 … 16
     assert (worst["source"], worst["first_token"], worst["documents"]) == ("damaged", 8, 2)
-    assert (worst["document"], worst["path"], worst["document_tokens"], worst["tags"]) == (3, "d.txt", 5, "repeats")
+    assert (worst["document"], worst["path"], worst["document_tokens"], worst["tags"]) == (
+        3,
+        "d.txt",
+        5,
+        "repeats",
+    )
     # 4·150 + 3 mod 14 = 1: the clean source's tokens 8 … 16
-    assert (second["slot"], second["sequence"], second["path"], second["document_tokens"]) == (3, 1, "a.txt", 9)
+    assert (second["slot"], second["sequence"], second["path"], second["document_tokens"]) == (
+        3,
+        1,
+        "a.txt",
+        9,
+    )
 
 
 def test_worst_sequences_names_one_made_by_an_intervention(runs):
@@ -103,9 +144,14 @@ def test_worst_sequences_names_one_made_by_an_intervention(runs):
 def test_head_logits_and_their_growth(runs):
     got = rows(runs, "head_logits", run="base", every="100")
     assert [(r["layer"], r["head"], r["step"]) for r in got] == [
-        (layer, head, step) for layer in (0, 1) for head in (0, 1) for step in (0, 100)]  # fmt: skip
+        (layer, head, step) for layer in (0, 1) for head in (0, 1) for step in (0, 100)
+    ]
     hot = got[5]
-    assert (hot["attn_logit_max"], hot["at_step"], hot["growth"]) == (550.0, 199, pytest.approx(550 / 12))
+    assert (hot["attn_logit_max"], hot["at_step"], hot["growth"]) == (
+        550.0,
+        199,
+        pytest.approx(550 / 12),
+    )
     assert column(got, "growth")[:2] == [1.0, 1.0]
 
 
@@ -135,7 +181,12 @@ def test_first_to_move_needs_a_baseline(runs):
 def test_stale_tensors(runs):
     worst, other = rows(runs, "stale_tensors", run="base", step="150")
     assert (worst["tensor"], worst["rms_t"], worst["rms_t_at"], worst["lead"], worst["alarm"]) == (
-        "w", 3.0, 147, 3, True)  # fmt: skip
+        "w",
+        3.0,
+        147,
+        3,
+        True,
+    )
     assert (worst["staleness"], worst["staleness_at"]) == (1.5, 147)
     assert (other["tensor"], other["alarm"]) == ("b", False)
     assert rows(runs, "stale_tensors", run="base", step="150", within="2")[0]["alarm"] is False
@@ -148,9 +199,13 @@ def test_source_loss(runs):
             sequence, loss = (4 * s + slot) % 14, 3.0 + 0.1 * slot
             if (s, slot) == (150, 2):
                 sequence, loss = 11, 9.0
-            expected.setdefault((s // 100 * 100, "clean" if sequence < 10 else "damaged"), []).append(loss)
+            expected.setdefault(
+                (s // 100 * 100, "clean" if sequence < 10 else "damaged"), []
+            ).append(loss)
     got = rows(runs, "source_loss", run="base", every="100")
-    assert {(r["step"], r["source"]): r["sequences"] for r in got} == {k: len(v) for k, v in expected.items()}
+    assert {(r["step"], r["source"]): r["sequences"] for r in got} == {
+        k: len(v) for k, v in expected.items()
+    }
     for row in got:
         values = expected[row["step"], row["source"]]
         assert row["loss"] == pytest.approx(statistics.mean(values), rel=1e-6)
@@ -161,10 +216,19 @@ def test_source_loss(runs):
 
 def test_fork_divergence_beside_its_placebos(runs):
     first, second = rows(runs, "fork_divergence", run="fork")
-    assert (first["step"], first["l2"], first["placebo_l2"], first["chaos_l2"], first["effect"]) == (
-        141, 9.0, 2.0, 0.5, 4.5)  # fmt: skip
-    assert (first["within_placebos"], first["placebos"], first["control_level"], first["control_bitwise"]) == (
-        False, 3, "exact", True)  # fmt: skip
+    assert (
+        first["step"],
+        first["l2"],
+        first["placebo_l2"],
+        first["chaos_l2"],
+        first["effect"],
+    ) == (141, 9.0, 2.0, 0.5, 4.5)
+    assert (
+        first["within_placebos"],
+        first["placebos"],
+        first["control_level"],
+        first["control_bitwise"],
+    ) == (False, 3, "exact", True)
     assert (second["effect"], second["within_placebos"], second["loss_gap"]) == (1.0, True, None)
 
 
@@ -180,7 +244,9 @@ def test_skipstep_would_skip_agrees_with_the_definition_in_plain_python(runs):
         for series in (losses, norms):
             window = [series[e] for e in earlier if math.isfinite(series[e])]
             limit = 6 * statistics.stdev(window)
-            flags.append(not math.isfinite(series[s]) or series[s] - statistics.mean(window) > limit)
+            flags.append(
+                not math.isfinite(series[s]) or series[s] - statistics.mean(window) > limit
+            )
         if any(flags):
             expected[s] = tuple(flags)
     got = rows(runs, "skipstep_would_skip", run="base")
@@ -190,7 +256,12 @@ def test_skipstep_would_skip_agrees_with_the_definition_in_plain_python(runs):
 
 
 def test_document_exposure_agrees_with_a_count_token_by_token(runs):
-    starts = {0: ("clean", 0, 30), 1: ("clean", 30, 55), 2: ("damaged", 0, 12), 3: ("damaged", 12, 28)}
+    starts = {
+        0: ("clean", 0, 30),
+        1: ("clean", 30, 55),
+        2: ("damaged", 0, 12),
+        3: ("damaged", 12, 28),
+    }
     for document, (source, first, tokens) in starts.items():
         expected = []
         for s in range(200):
@@ -210,7 +281,9 @@ def test_document_exposure_agrees_with_a_count_token_by_token(runs):
 def test_a_connection_and_its_cursors_serve_queries_as_a_folder_does(runs):
     con = queries.connect(runs)
     for where in (con, con.cursor()):
-        assert queries.run(where, "spikes", {"run": "base"}).equals(queries.run(runs, "spikes", {"run": "base"}))
+        assert queries.run(where, "spikes", {"run": "base"}).equals(
+            queries.run(runs, "spikes", {"run": "base"})
+        )
 
 
 def test_a_connection_made_before_a_merge_still_answers(tmp_path):

@@ -11,7 +11,9 @@ from queries import run
 
 @pytest.fixture
 def wide(tmp_path):
-    """Five batches of 1,000 sequences, losses 2 to 3; at step 3 slot 500 stands far above, slot 600 is not a number."""
+    """Five batches of 1,000 sequences, losses 2 to 3; at step 3 slot 500 stands far above, slot 600
+    is not a number.
+    """
     folder = tmp_path / "wide"
     folder.mkdir()
     (folder / "run.json").write_text("{}")
@@ -36,7 +38,9 @@ def test_a_large_batch_keeps_its_highest_its_lowest_what_stands_apart_and_its_sh
     assert 500 in [d["slot"] for d in kept if d["apart"]]
     losses = sorted(dots(wide, 2), key=lambda d: -d["loss"])
     values = [d["loss"] for d in losses]
-    assert values[:103] == pytest.approx([3 - i / 999 for i in range(103)])  # the highest, all of them
+    assert values[:103] == pytest.approx(
+        [3 - i / 999 for i in range(103)]
+    )  # the highest, all of them
     assert values[-1] == 2.0  # and the lowest
     gaps = [a - b for a, b in itertools.pairwise(values[103:])]
     assert max(gaps) < 10 / 999  # the others, 897, each eighth or ninth of them

@@ -1,4 +1,6 @@
-"""One small run with a planted shard, trained once for all tests of replay; each test forks it in its own copy."""
+"""One small run with a planted shard, trained once for all tests of replay; each test forks it in
+its own copy.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,28 @@ from replay.trajectory import open_trajectory
 
 RECIPE = {
     "data": {
-        "sequence_length": 32, "tokenizer": "bytes", "held_out": 8,
+        "sequence_length": 32,
+        "tokenizer": "bytes",
+        "held_out": 8,
         "sources": {"clean": "stdlib/json", "damaged": "shuffled:stdlib/wsgiref"},
-        "phases": [{"until": 80, "mix": {"clean": 1.0}}, {"until": 82, "mix": {"clean": 0.5, "damaged": 0.5}}, {"mix": {"clean": 1.0}}],
+        "phases": [
+            {"until": 80, "mix": {"clean": 1.0}},
+            {"until": 82, "mix": {"clean": 0.5, "damaged": 0.5}},
+            {"mix": {"clean": 1.0}},
+        ],
     },
     "model": {"layers": 2, "width": 32, "heads": 2},
-    "train": {"steps": 100, "batch": 8, "micro_batch": 4, "threads": 1, "warmup": 5, "learning_rate": 1e-2, "clip": 1.0},
+    "train": {
+        "steps": 100,
+        "batch": 8,
+        "micro_batch": 4,
+        "threads": 1,
+        "warmup": 5,
+        "learning_rate": 1e-2,
+        "clip": 1.0,
+    },
     "checkpoint": {"every": 25},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")

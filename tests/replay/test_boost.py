@@ -1,4 +1,6 @@
-"""Fixing a token by replay: what it takes, held against placebos, and what it costs, from one state."""
+"""Fixing a token by replay: what it takes, held against placebos, and what it costs, from one
+state.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,18 @@ def token(planted_run: Run) -> int:  # noqa: F811
 
 @pytest.fixture(scope="module")
 def made(planted_run: Run, token: int) -> dict:  # noqa: F811
-    return boost(planted_run.runs, planted_run.name, token, first=100, last=140, times=TIMES, seeds=SEEDS)
+    return boost(
+        planted_run.runs, planted_run.name, token, first=100, last=140, times=TIMES, seeds=SEEDS
+    )
 
 
 def arms(document: dict, kind: str, times: int) -> list[dict]:
     return [arm for arm in document["arms"] if arm["arm"] == kind and arm["times"] == times]
 
 
-def test_there_is_one_control_and_for_each_number_as_many_boosted_arms_and_placebos_as_seeds(made: dict) -> None:
+def test_there_is_one_control_and_for_each_number_as_many_boosted_arms_and_placebos_as_seeds(
+    made: dict,
+) -> None:
     assert made["control"]["bitwise"] and made["control"]["level"] == "exact"
     assert len(arms(made, "unmodified", 0)) == 1
     assert all(len(arms(made, kind, n)) == SEEDS for kind in ("boosted", "placebo") for n in TIMES)
@@ -48,25 +54,40 @@ def test_a_token_that_was_never_seen_is_learnt_from_the_sequences_that_hold_it(m
     assert many["boosted"]["p"] > control["p"] and many["boosted"]["value"] > control["value"]
     assert many["boosted"]["loss"] < many["placebo"]["loss"]
     assert many["takes"]["change"] == pytest.approx(control["loss"] - many["boosted"]["loss"])
-    assert many["takes"]["placebos"] == SEEDS and "too few placebos to tell" in many["takes"]["verdict"]
+    assert (
+        many["takes"]["placebos"] == SEEDS
+        and "too few placebos to tell" in many["takes"]["verdict"]
+    )
 
 
-def test_no_arm_trains_on_the_contexts_and_no_placebo_on_the_token(planted_run: Run, token: int) -> None:  # noqa: F811
+def test_no_arm_trains_on_the_contexts_and_no_placebo_on_the_token(
+    planted_run: Run,
+    token: int,  # noqa: F811
+) -> None:
     plan = module._plan(planted_run, token, 100, 140, list(TIMES), SEEDS)
     holders = set(slots.holding(planted_run, token).tolist())
     assert set(plan["contexts"]) <= holders and plan["contexts"]
     for arm in plan["arms"][1:]:
         come = set(arm["intervention"]["sequences"])
-        assert not come & set(plan["contexts"]) and len(arm["intervention"]["sequences"]) == arm["times"]
+        assert (
+            not come & set(plan["contexts"])
+            and len(arm["intervention"]["sequences"]) == arm["times"]
+        )
         assert come <= holders if arm["arm"] == "boosted" else not come & holders
         assert arm["other"] != token
     assert not set(plan["contexts"]) & set(module._read(planted_run, 140).tolist())
 
 
-def test_finished_arms_are_kept_and_the_document_too(planted_run: Run, token: int, made: dict,  # noqa: F811
-                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_finished_arms_are_kept_and_the_document_too(
+    planted_run: Run,  # noqa: F811
+    token: int,
+    made: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "arm_of", lambda task: pytest.fail("it was kept"))
-    again = boost(planted_run.runs, planted_run.name, token, first=100, last=140, times=TIMES, seeds=SEEDS)
+    again = boost(
+        planted_run.runs, planted_run.name, token, first=100, last=140, times=TIMES, seeds=SEEDS
+    )
     assert again == made
     (path,) = planted_run.folder.glob("boost-*.json")
     assert json.loads(path.read_text())["token"] == token
@@ -98,10 +119,28 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return int(e.value.code or 0), out, err
 
 
-def test_the_command_tells_a_table_and_a_verdict(planted_run: Run, token: int, made: dict,  # noqa: F811
-                                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    common = ["boost", planted_run.name, "--token", str(token), "--from", "100", "--to", "140", "--times", "1,8", "--seeds", "2",
-              "--runs", str(planted_run.runs)]  # fmt: skip
+def test_the_command_tells_a_table_and_a_verdict(
+    planted_run: Run,  # noqa: F811
+    token: int,
+    made: dict,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = [
+        "boost",
+        planted_run.name,
+        "--token",
+        str(token),
+        "--from",
+        "100",
+        "--to",
+        "140",
+        "--times",
+        "1,8",
+        "--seeds",
+        "2",
+        "--runs",
+        str(planted_run.runs),
+    ]
     code, out, _ = call(capsys, *common)
     assert code == 0 and "' zorvexil'" in out and "unmodified" in out
     assert out.strip().splitlines()[-1] == made["verdict"]

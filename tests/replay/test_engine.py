@@ -1,4 +1,6 @@
-"""The engine: replays are the run itself bit for bit, forks stand beside a control, and the words follow the rule."""
+"""The engine: replays are the run itself bit for bit, forks stand beside a control, and the words
+follow the rule.
+"""
 
 from __future__ import annotations
 
@@ -31,17 +33,27 @@ from tests.replay.test_interventions import damaged
 @pytest.mark.parametrize(("a", "b"), [(0, 10), (13, 31), (50, 51), (75, 100), (99, 100)])
 def test_any_window_replays_bit_for_bit(a: int, b: int, runs: Path) -> None:
     report, end = engine.verify(runs, "base", a, b)
-    assert report.bitwise and report.level == "exact" and report.compared >= b - a and report.max_abs_difference == 0
+    assert (
+        report.bitwise
+        and report.level == "exact"
+        and report.compared >= b - a
+        and report.max_abs_difference == 0
+    )
     assert end == b and report.first_difference is None
     row = open_trajectory(runs, "base").table("certificates").to_pylist()[-1]
     assert row["bitwise"] and (row["first"], row["last"]) == (a, b)
 
 
 @pytest.mark.parametrize("start", [0, 25, 50, 75])
-def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(start: int, runs: Path, base: Run) -> None:
+def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(
+    start: int, runs: Path, base: Run
+) -> None:
     engine.fork(Spec("base", start, start + 12, (), name="same"), runs)
     same = open_trajectory(runs, "same")
-    own, theirs = compare.recorded_steps(same, start, start + 12), compare.recorded_steps(base, start, start + 12)
+    own, theirs = (
+        compare.recorded_steps(same, start, start + 12),
+        compare.recorded_steps(base, start, start + 12),
+    )
     assert own == theirs and len(own) == 12
     assert same.load(start + 12).digest() == theirs[start + 11]["state_digest"]
 
@@ -49,23 +61,55 @@ def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(start:
 def test_swapping_twice_is_the_parent(runs: Path, base: Run) -> None:
     result = engine.fork(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
     assert result["first_difference"] is None and result["final"]["l2"] == 0.0
-    assert result["final"]["logit_kl"] == 0.0 and result["final"]["loss_fork"] == result["final"]["loss_control"]
+    assert (
+        result["final"]["logit_kl"] == 0.0
+        and result["final"]["loss_fork"] == result["final"]["loss_control"]
+    )
 
 
-def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(runs: Path, base: Run) -> None:
-    made = Spec("base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=3, chaos=1, probe_every=3)
+def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
+    runs: Path, base: Run
+) -> None:
+    made = Spec(
+        "base",
+        78,
+        90,
+        (RemoveDocuments(80, 82, damaged(base)),),
+        placebos=3,
+        chaos=1,
+        probe_every=3,
+    )
     result = engine.fork(made, runs)
-    assert result["control"] == {"level": "exact", "bitwise": True, "sentence": result["control"]["sentence"]}
+    assert result["control"] == {
+        "level": "exact",
+        "bitwise": True,
+        "sentence": result["control"]["sentence"],
+    }
     assert result["first_difference"]["step"] == 80
     steps = [row["step"] for row in result["divergence"]]
     assert steps == list(range(79, 91))
     assert [row["l2"] == 0 for row in result["divergence"]] == [True, True] + [False] * 10
-    assert [row["step"] for row in result["divergence"] if row["logit_kl"] is not None] == [81, 84, 87, 90]
+    assert [row["step"] for row in result["divergence"] if row["logit_kl"] is not None] == [
+        81,
+        84,
+        87,
+        90,
+    ]
     final = result["final"]
-    assert final["loss_fork"] != final["loss_control"] and final["logit_kl"] > 0 and final["loss_error"] > 0
+    assert (
+        final["loss_fork"] != final["loss_control"]
+        and final["logit_kl"] > 0
+        and final["loss_error"] > 0
+    )
     assert final["placebos"] == 3 and final["p"] in (0.25, 0.5, 0.75, 1.0)
     table = open_trajectory(runs, result["fork"]).table("divergence").to_pylist()
-    assert {row["arm"] for row in table} == {"fork", "placebo-0", "placebo-1", "placebo-2", "chaos-0"}
+    assert {row["arm"] for row in table} == {
+        "fork",
+        "placebo-0",
+        "placebo-1",
+        "placebo-2",
+        "chaos-0",
+    }
     whole = {(r["step"], r["arm"]): r["l2"] for r in table if r["tensor"] == ""}
     parts = {}
     layers = {}
@@ -78,7 +122,9 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(runs: Pa
         assert l2 == pytest.approx(parts[key] ** 0.5, rel=1e-9)
     for (step, arm, layer), l2 in layers.items():
         own = [
-            r["l2"] for r in table if (r["step"], r["arm"], r["layer"]) == (step, arm, layer) and r["tensor"][-1] != "*"
+            r["l2"]
+            for r in table
+            if (r["step"], r["arm"], r["layer"]) == (step, arm, layer) and r["tensor"][-1] != "*"
         ]
         assert l2 == pytest.approx(sum(x**2 for x in own) ** 0.5, rel=1e-9)
     assert {layer for _, _, layer in layers} == {0, 1}
@@ -94,8 +140,12 @@ def test_a_fork_that_is_done_is_found_and_its_id_tells_what_it_is(runs: Path) ->
     assert Spec("base", 75, 80, (Skip(76, 79),)).fork != one.fork
 
 
-def test_arms_are_compared_on_sequences_that_none_of_them_has_consumed(runs: Path, base: Run) -> None:
-    made = Spec("base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=2, probe_every=6)
+def test_arms_are_compared_on_sequences_that_none_of_them_has_consumed(
+    runs: Path, base: Run
+) -> None:
+    made = Spec(
+        "base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=2, probe_every=6
+    )
     fork = Fork(made, base, lambda *_: None)
     fresh = fork.unseen.batch.sequence.tolist()
     consumed = {int(i) for s in range(78) for i in base.stream(s).sequence}
@@ -110,7 +160,10 @@ def test_arms_are_compared_on_sequences_that_none_of_them_has_consumed(runs: Pat
         and len(fresh["placebo_loss_gaps"]) == 2
     )
     rows = {r["step"]: r for r in result["divergence"]}
-    assert rows[90]["unseen_gap"] == fresh["loss_fork"] - fresh["loss_control"] and rows[89]["unseen_gap"] is None
+    assert (
+        rows[90]["unseen_gap"] == fresh["loss_fork"] - fresh["loss_control"]
+        and rows[89]["unseen_gap"] is None
+    )
 
 
 def test_a_source_that_has_been_read_whole_offers_nothing_unseen(base: Run) -> None:
@@ -129,7 +182,9 @@ def test_the_barrier_is_followed_at_the_chosen_states_for_every_arm(runs: Path) 
     }
     rows = {r["step"]: r["barrier"] for r in result["divergence"]}
     assert rows[84] is not None and rows[90] is not None and rows[85] is None
-    assert engine.fork(dataclasses.replace(made, barrier=()), runs) == result  # done: nothing more is asked
+    assert (
+        engine.fork(dataclasses.replace(made, barrier=()), runs) == result
+    )  # done: nothing more is asked
     again = engine.fork(dataclasses.replace(made, barrier=(86,)), runs)
     assert {b["step"] for b in again["barriers"]} == {86}
     with pytest.raises(ForensicsError, match="barrier at a state of 78:90, found 78"):
@@ -137,9 +192,18 @@ def test_the_barrier_is_followed_at_the_chosen_states_for_every_arm(runs: Path) 
 
 
 @pytest.mark.parametrize("stop", [79, 85, 89])
-def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(stop: int, runs: Path, tmp_path: Path, base: Run) -> None:
+def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(
+    stop: int, runs: Path, tmp_path: Path, base: Run
+) -> None:
     made = Spec(
-        "base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=1, chaos=1, probe_every=4, barrier=(84,)
+        "base",
+        78,
+        90,
+        (RemoveDocuments(80, 82, damaged(base)),),
+        placebos=1,
+        chaos=1,
+        probe_every=4,
+        barrier=(84,),
     )
     shutil.copytree(runs, tmp_path / "other")
     whole = engine.fork(made, tmp_path / "other")
@@ -153,11 +217,15 @@ def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(stop: int, runs: Pa
     steps = []
     resumed = engine.fork(made, runs, lambda done, total, note: steps.append(done))
     assert steps == list(range(stop - 77, 13))
-    assert {k: v for k, v in resumed.items() if k != "seconds"} == {k: v for k, v in whole.items() if k != "seconds"}
+    assert {k: v for k, v in resumed.items() if k != "seconds"} == {
+        k: v for k, v in whole.items() if k != "seconds"
+    }
     tables = [open_trajectory(r, made.fork) for r in (runs, tmp_path / "other")]
     for name in ("divergence", "steps", "sequences", "checkpoints"):
         key = ["step", "arm", "tensor"] if name == "divergence" else ["step"]
-        mine, theirs = (t.table(name).sort_by([(k, "ascending") for k in key]).to_pylist() for t in tables)
+        mine, theirs = (
+            t.table(name).sort_by([(k, "ascending") for k in key]).to_pylist() for t in tables
+        )
         drop = {"seconds", "created", "tokens_per_second"}
         assert [{k: v for k, v in r.items() if k not in drop} for r in mine] == [
             {k: v for k, v in r.items() if k not in drop} for r in theirs
@@ -165,8 +233,12 @@ def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(stop: int, runs: Pa
     assert not (runs / made.fork / "halfway").exists()
 
 
-def flushed(runs: Path, base: Run, name: str, seconds: float, watch: list[int], last: int = 90) -> Fork:
-    """A fork of 78:`last` that has run, its clock going on by `seconds` a look; `watch`: the last state on disk after each step."""
+def flushed(
+    runs: Path, base: Run, name: str, seconds: float, watch: list[int], last: int = 90
+) -> Fork:
+    """A fork of 78:`last` that has run, its clock going on by `seconds` a look; `watch`: the last
+    state on disk after each step.
+    """
     fork: Fork
 
     def look(done: int, total: int, note: str) -> None:
@@ -184,10 +256,16 @@ def flushed(runs: Path, base: Run, name: str, seconds: float, watch: list[int], 
 
 def test_what_a_fork_measures_is_written_each_second_while_it_runs(runs: Path, base: Run) -> None:
     seen: list[int] = []
-    slow = flushed(runs, base, "slow", 2.0, seen)  # each step is followed by a look at the disk, then by its flush
-    assert seen == [0, *range(79, 90)], "a step that takes a second or more is on disk before the next"
+    slow = flushed(
+        runs, base, "slow", 2.0, seen
+    )  # each step is followed by a look at the disk, then by its flush
+    assert seen == [0, *range(79, 90)], (
+        "a step that takes a second or more is on disk before the next"
+    )
     seen = []
-    flushed(runs, base, "quick", 0.25, seen)  # a flush looks at the clock twice, else each step once
+    flushed(
+        runs, base, "quick", 0.25, seen
+    )  # a flush looks at the clock twice, else each step once
     assert seen == [0, 79, 79, 79, 79, 83, 83, 83, 83, 87, 87, 87]
     seen = []
     still = flushed(runs, base, "still", 0.0, seen)
@@ -203,7 +281,10 @@ def test_a_fork_that_is_written_step_by_step_keeps_few_files(runs: Path, base: R
     assert len(list((fork.run.folder / "tables" / "steps").glob("*.parquet"))) < 8, (
         "the other tables are written as ever"
     )
-    assert len({r["step"] for r in open_trajectory(runs, "long").table("divergence").to_pylist()}) == MOST_PARTS + 10
+    assert (
+        len({r["step"] for r in open_trajectory(runs, "long").table("divergence").to_pylist()})
+        == MOST_PARTS + 10
+    )
 
 
 def test_a_half_run_fork_is_not_taken_up_for_another_one(runs: Path, base: Run) -> None:
@@ -240,7 +321,10 @@ def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
     report, _ = engine.verify(runs, "two", 80, 95)
     assert report.bitwise
     below = batch_at(runs, "two", 10)
-    assert below["sequences"][0]["loss"] is not None and below["sequences"] == batch_at(runs, "base", 10)["sequences"]
+    assert (
+        below["sequences"][0]["loss"] is not None
+        and below["sequences"] == batch_at(runs, "base", 10)["sequences"]
+    )
 
 
 def test_a_stream_goes_on_past_its_parents_end(runs: Path) -> None:
@@ -255,10 +339,17 @@ def test_a_control_that_differs_is_said_to_be_tolerance_only(runs: Path, base: R
     rows["state_digest"][80] = "0" * 32
     replace_table(base.folder, "steps", rows)
     result = engine.fork(Spec("base", 78, 84, (Skip(83, 84),)), runs)
-    assert not result["control"]["bitwise"] and result["control"]["level"] in ("reproduces", "absent")
+    assert not result["control"]["bitwise"] and result["control"]["level"] in (
+        "reproduces",
+        "absent",
+    )
     assert "tolerance only" in result["control"]["sentence"]
     report, _ = engine.verify(runs, "base", 78, 84)
-    assert not report.bitwise and report.first_difference is not None and report.first_difference["step"] == 80
+    assert (
+        not report.bitwise
+        and report.first_difference is not None
+        and report.first_difference["step"] == 80
+    )
     assert report.max_abs_difference == pytest.approx(1e-6, rel=1e-6)
 
 
@@ -272,11 +363,16 @@ def test_data_that_changed_on_disk_is_refused_before_any_step(runs: Path, base: 
     assert e.value.exit_code == 1
 
 
-def test_documents_are_chosen_by_sql_and_other_runs_rows_do_not_count(runs: Path, base: Run) -> None:
+def test_documents_are_chosen_by_sql_and_other_runs_rows_do_not_count(
+    runs: Path, base: Run
+) -> None:
     sql = "select run, document from documents where source = 'damaged'"
     assert tuple(spec.choose(runs, base, sql, "document")) == damaged(base)
-    for bad, words in [("select path from documents", "column 'document'"), ("select document from documents where false", "selected nothing"),
-                       ("select 'other' as run, document from documents", "selected nothing")]:  # fmt: skip
+    for bad, words in [
+        ("select path from documents", "column 'document'"),
+        ("select document from documents where false", "selected nothing"),
+        ("select 'other' as run, document from documents", "selected nothing"),
+    ]:
         with pytest.raises(ForensicsError, match=words):
             spec.choose(runs, base, bad, "document")
 
@@ -315,19 +411,28 @@ def test_a_scan_by_sequence_adds_up_to_the_batch(runs: Path) -> None:
     assert np.mean([row["loss"] for row in each]) == pytest.approx(whole, rel=1e-6)
 
 
-def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(runs: Path, tmp_path: Path, base: Run) -> None:
+def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
+    runs: Path, tmp_path: Path, base: Run
+) -> None:
     ids = base.corpus.tokens(0, 0, 32 * 8 + 1)
     np.save(tmp_path / "ids.npy", ids)
     folder = base.folder / "checkpoints" / "step-000050"
     rows = scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 2)
     direct = scan.scan(
         scan.Target(
-            base.load(50), base.model, lambda s: base.batches.make(np.arange(s * 4, s * 4 + 4)), "fp32", None, ""
+            base.load(50),
+            base.model,
+            lambda s: base.batches.make(np.arange(s * 4, s * 4 + 4)),
+            "fp32",
+            None,
+            "",
         ),
         0,
         2,
     )
-    assert sorted(r["loss"] for r in rows) == pytest.approx(sorted(r["loss"] for r in direct), rel=1e-6)
+    assert sorted(r["loss"] for r in rows) == pytest.approx(
+        sorted(r["loss"] for r in direct), rel=1e-6
+    )
     with pytest.raises(ForensicsError, match="wanted batch 2"):
         scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 3)
 
@@ -336,7 +441,10 @@ def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
     made = Spec("base", 75, 82, (Swap(77, 78),))
     engine.fork(made, runs)
     told = between(runs, "base", made.fork)
-    assert told["first_difference"]["step"] == 77 and told["first_difference"]["tensor"] == "embed.weight"
+    assert (
+        told["first_difference"]["step"] == 77
+        and told["first_difference"]["tensor"] == "embed.weight"
+    )
     assert [row["step"] for row in told["divergence"]] == list(range(76, 83))
     other = between(runs, made.fork, made.fork)
     assert other["first_difference"] is None
@@ -344,7 +452,10 @@ def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
 
 def test_causal_words_follow_the_rule() -> None:
     assert not compare.effect(1.0, []).causal
-    assert not compare.effect(1.0, [0.1, 0.1]).causal and "too few" in compare.effect(1.0, [0.1, 0.1]).words
+    assert (
+        not compare.effect(1.0, [0.1, 0.1]).causal
+        and "too few" in compare.effect(1.0, [0.1, 0.1]).words
+    )
     assert compare.effect(1.0, [0.2, 0.1, 0.1]).causal
     assert not compare.effect(1.0, [0.21, 0.1, 0.1]).causal
     assert compare.effect(1.0, [0.5] * 19).causal and compare.effect(1.0, [0.5] * 19).p == 0.05
@@ -367,4 +478,9 @@ def test_a_note_written_beside_a_certificate_loses_neither(runs: Path, base: Run
         writer.append("events", step=3, kind="note", text="here", created="now")
     engine.verify(runs, "base", 0, 3)
     assert any(e["text"] == "here" for e in base.table("events").to_pylist())
-    assert pq.ParquetFile(next((base.folder / "tables" / "certificates").glob("*.parquet"))).metadata.num_rows == 1
+    assert (
+        pq.ParquetFile(
+            next((base.folder / "tables" / "certificates").glob("*.parquet"))
+        ).metadata.num_rows
+        == 1
+    )

@@ -34,16 +34,41 @@ def own_stream(s: int) -> Batch:
 
 
 EACH = [
-    iv.Drop(3, 5), iv.Skip(3, 5), iv.SkipFrozen(3, 5), iv.ZeroUpdate(3, 5), iv.HoldParameters(3, 5), iv.Swap(3, 7),
-    iv.LearningRate(3, 5, 0.5), iv.RemoveDocuments(3, 5, (1, 2), "mask", "select 1"), iv.RemoveSequences(3, 5, ((3, 1, 0, 6),), "replace"),
-    iv.MaskTokens(3, 5, (7, 9)), iv.MaskTokens(3, 5, at=((3, 0, 1), (4, 2, 0)), renormalise=True), iv.UnitInLastPlace(3),
-    iv.Repeat(3, 5, 3), iv.Reorder(3, 5, ((4, 1), (3, 0)), "select 'ä\\ \"q\"'"), iv.Shuffle(3, 5, 7, True), iv.Replace(3, 5, batch=9),
-    iv.Replace(3, 5, text="one\n\ttwo \x7f 🦭"), iv.Replace(3, 5, sequences=(4, 2)), iv.Insert(3, text="to be"), iv.Insert(3, sequences=(1,)),
-    iv.EditTokens(3, 5, "old", ""), iv.BoostToken(3, 5, 17, 2, 1, (8, 9), ((3, 0), (4, 1))), iv.Clip(3, 5, 0.0), iv.Betas(3, 5, (0.8, 0.99)),
-    iv.Epsilon(3, 5, 1e-06), iv.WeightDecay(3, 5, 0.0), iv.ZLoss(3, 5, 1e-4), iv.SkipStep(3, 5, True), iv.Freeze(3, 5, ("embed.*",)),
-    iv.Precision(3, 5, "bf16"), iv.ResetMoments(("layers.0.*",)), iv.ResetMoments(counter=True), iv.Noise(1e-3, 4),
+    iv.Drop(3, 5),
+    iv.Skip(3, 5),
+    iv.SkipFrozen(3, 5),
+    iv.ZeroUpdate(3, 5),
+    iv.HoldParameters(3, 5),
+    iv.Swap(3, 7),
+    iv.LearningRate(3, 5, 0.5),
+    iv.RemoveDocuments(3, 5, (1, 2), "mask", "select 1"),
+    iv.RemoveSequences(3, 5, ((3, 1, 0, 6),), "replace"),
+    iv.MaskTokens(3, 5, (7, 9)),
+    iv.MaskTokens(3, 5, at=((3, 0, 1), (4, 2, 0)), renormalise=True),
+    iv.UnitInLastPlace(3),
+    iv.Repeat(3, 5, 3),
+    iv.Reorder(3, 5, ((4, 1), (3, 0)), "select 'ä\\ \"q\"'"),
+    iv.Shuffle(3, 5, 7, True),
+    iv.Replace(3, 5, batch=9),
+    iv.Replace(3, 5, text="one\n\ttwo \x7f 🦭"),
+    iv.Replace(3, 5, sequences=(4, 2)),
+    iv.Insert(3, text="to be"),
+    iv.Insert(3, sequences=(1,)),
+    iv.EditTokens(3, 5, "old", ""),
+    iv.BoostToken(3, 5, 17, 2, 1, (8, 9), ((3, 0), (4, 1))),
+    iv.Clip(3, 5, 0.0),
+    iv.Betas(3, 5, (0.8, 0.99)),
+    iv.Epsilon(3, 5, 1e-06),
+    iv.WeightDecay(3, 5, 0.0),
+    iv.ZLoss(3, 5, 1e-4),
+    iv.SkipStep(3, 5, True),
+    iv.Freeze(3, 5, ("embed.*",)),
+    iv.Precision(3, 5, "bf16"),
+    iv.ResetMoments(("layers.0.*",)),
+    iv.ResetMoments(counter=True),
+    iv.Noise(1e-3, 4),
     iv.Transplant("base@50", ("embed.weight",), True),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("intervention", EACH, ids=lambda i: i.kind)
@@ -79,7 +104,8 @@ def test_a_malformed_intervention_is_refused_by_name(raw: dict, words: str) -> N
         from_dict(raw)
 
 
-# What exactly moves at a step under each name: (batch asked for, schedule, updates, moments, parameters)
+# What exactly moves at a step under each name: (batch asked for, schedule, updates, moments,
+# parameters)
 SKIPS = {
     "skip": (iv.Skip(50, 51), False, 1, 0, False, False),
     "skip-frozen": (iv.SkipFrozen(50, 51), False, 0, 0, False, False),
@@ -110,16 +136,26 @@ def test_the_table_of_skips_holds_in_every_column(name: str, base: Run) -> None:
     assert moved == [moments, moments, parameters]
     assert (result.loss is None) == (not asked)
     if name == "drop":
-        assert batch is not None and torch.equal(batch.tokens, base.stream(51).tokens) and batch.origin == 51
+        assert (
+            batch is not None
+            and torch.equal(batch.tokens, base.stream(51).tokens)
+            and batch.origin == 51
+        )
     if name == "mask":
-        assert batch is not None and batch.weight.sum() == 0 and batch.denominator == base.stream(50).denominator
+        assert (
+            batch is not None
+            and batch.weight.sum() == 0
+            and batch.denominator == base.stream(50).denominator
+        )
         assert result.loss == 0.0 and result.grad_norm == 0.0
 
 
 def test_a_zero_update_lets_no_nan_through(base: Run) -> None:
     state = base.state_at(50)
     before = state.clone()
-    policy = dataclasses.replace(composed([iv.ZeroUpdate(50, 51)], base)[1](state.counters), z_loss=float("nan"))
+    policy = dataclasses.replace(
+        composed([iv.ZeroUpdate(50, 51)], base)[1](state.counters), z_loss=float("nan")
+    )
     result = advance(state, base.stream(50), policy, base.model)
     assert not np.isfinite(result.grad_norm or 0.0)
     assert all(torch.equal(state.params[n], before.params[n]) for n in state.params)
@@ -159,14 +195,19 @@ def damaged(run: Run) -> tuple[int, ...]:
 def read_most(run: Run) -> int:
     """The damaged document that batch 80 holds most of."""
     found = [
-        s.document for spans in run.batches.provenance(run.stream(80)) for s in spans if s.document in damaged(run)
+        s.document
+        for spans in run.batches.provenance(run.stream(80))
+        for s in spans
+        if s.document in damaged(run)
     ]
     return max(set(found), key=found.count)
 
 
 def holders(run: Run, batch: Batch, documents: tuple[int, ...]) -> list[int]:
     return [
-        slot for slot, spans in enumerate(run.batches.provenance(batch)) if any(s.document in documents for s in spans)
+        slot
+        for slot, spans in enumerate(run.batches.provenance(batch))
+        if any(s.document in documents for s in spans)
     ]
 
 
@@ -179,7 +220,9 @@ def test_replacing_documents_changes_only_the_rows_that_held_them(base: Run) -> 
         assert bool(touched) == (step in (80, 81))
         assert not holders(base, new, documents)
         kept = [b for b in range(len(old.tokens)) if b not in touched]
-        assert torch.equal(new.tokens[kept], old.tokens[kept]) and torch.equal(new.sequence[kept], old.sequence[kept])
+        assert torch.equal(new.tokens[kept], old.tokens[kept]) and torch.equal(
+            new.sequence[kept], old.sequence[kept]
+        )
         assert new.denominator == old.denominator
 
 
@@ -192,7 +235,12 @@ def test_what_comes_in_their_place_is_the_sources_next_draw_after_the_end(base: 
         for i in order.draws(0, order.drawn(0, 100), 400).tolist()
         if i not in set(slots.sequences_of(base, frozenset({clean})).tolist())
     ]
-    new = [int(b) for s in range(100) for a, b in zip(base.stream(s).sequence, stream(s).sequence) if a != b]
+    new = [
+        int(b)
+        for s in range(100)
+        for a, b in zip(base.stream(s).sequence, stream(s).sequence)
+        if a != b
+    ]
     assert new and new == coming[: len(new)]
 
 
@@ -221,7 +269,9 @@ def test_a_placebo_takes_as_many_other_sequences_of_the_same_steps(how: str, bas
     assert isinstance(placebo, iv.RemoveSequences) and placebo.how == how
     chosen = placebo.touches(base, base.stream)
     inside = [slot for slot in touched if slot.step < 82]
-    assert sorted((s.step, s.first, s.last) for s in chosen) == sorted((s.step, s.first, s.last) for s in inside)
+    assert sorted((s.step, s.first, s.last) for s in chosen) == sorted(
+        (s.step, s.first, s.last) for s in inside
+    )
     assert not {(s.step, s.slot) for s in chosen} & {(s.step, s.slot) for s in touched}
     assert placebo != real.placebo(base, base.stream, 75, 90, seed=2)
 
@@ -232,7 +282,9 @@ def test_a_unit_in_the_last_place_moves_every_parameter_by_just_that(base: Run) 
     iv.UnitInLastPlace(0).state(state, base)
     for name, theta in state.params.items():
         old = before.params[name]
-        assert ((theta == torch.nextafter(old, old + 1)) | (theta == torch.nextafter(old, old - 1))).all()
+        assert (
+            (theta == torch.nextafter(old, old + 1)) | (theta == torch.nextafter(old, old - 1))
+        ).all()
 
 
 @pytest.mark.parametrize(
@@ -314,10 +366,16 @@ def test_a_transplant_from_another_shape_is_refused(base: Run) -> None:
         [iv.EditTokens(80, 82, "a", "b"), iv.Drop(79, 83)],
         [iv.Drop(79, 83), iv.MaskTokens(80, 82, (5,))],
         [iv.Skip(80, 84), iv.Drop(83, 84)],
-        [iv.EditTokens(80, 81, "a", "b"), iv.Repeat(77, 78, 3), iv.Drop(82, 83)],  # 80 stands at 82 by then
+        [
+            iv.EditTokens(80, 81, "a", "b"),
+            iv.Repeat(77, 78, 3),
+            iv.Drop(82, 83),
+        ],  # 80 stands at 82 by then
     ],
 )
-def test_an_intervention_on_a_batch_that_another_drops_is_refused(lost: list[iv.Intervention], base: Run) -> None:
+def test_an_intervention_on_a_batch_that_another_drops_is_refused(
+    lost: list[iv.Intervention], base: Run
+) -> None:
     with pytest.raises(ForensicsError, match="which the drop of"):
         Spec("base", 75, 90, tuple(lost)).check(base)
 
@@ -339,7 +397,9 @@ def read_only(trained: Path) -> Run:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    tensors = all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("tokens", "weight", "sequence"))
+    tensors = all(
+        torch.equal(getattr(a, k), getattr(b, k)) for k in ("tokens", "weight", "sequence")
+    )
     return tensors and a.denominator == b.denominator
 
 
@@ -349,7 +409,9 @@ TEXTS = st.sampled_from(["to be", "x" * 700, "sel", "é"])
 
 @st.composite
 def with_inverse(draw: st.DrawFn) -> tuple[iv.Intervention, iv.Intervention]:
-    """An intervention and the one that undoes it; no text of the corpus holds the characters that edits write."""
+    """An intervention and the one that undoes it; no text of the corpus holds the characters that
+    edits write.
+    """
     first, last = draw(WINDOWS)
     which = draw(st.sampled_from(["swap", "edit", "shuffle", "reorder", "repeat", "insert"]))
     if which == "swap":
@@ -366,16 +428,22 @@ def with_inverse(draw: st.DrawFn) -> tuple[iv.Intervention, iv.Intervention]:
         place = [(s, b) for s in range(first, last) for b in range(8)]
         order = draw(st.permutations(place))
         back = dict(zip(order, place))
-        return iv.Reorder(first, last, tuple(order)), iv.Reorder(first, last, tuple(back[p] for p in place))
+        return iv.Reorder(first, last, tuple(order)), iv.Reorder(
+            first, last, tuple(back[p] for p in place)
+        )
     if which == "repeat":
         times = draw(st.integers(2, 3))
         return iv.Repeat(first, last, times), iv.Drop(last, last + (times - 1) * (last - first))
     text = draw(TEXTS)
-    n = math.ceil(math.ceil(len(text.encode()) / 32) / 8)  # bytes, 32 to a sequence, 8 sequences to a batch
+    n = math.ceil(
+        math.ceil(len(text.encode()) / 32) / 8
+    )  # bytes, 32 to a sequence, 8 sequences to a batch
     return iv.Insert(first, text=text), iv.Drop(first, first + n)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(pairs=st.lists(with_inverse(), min_size=1, max_size=3))
 def test_interventions_undone_in_reverse_order_are_the_parents_stream_bit_for_bit(
     pairs: list[tuple[iv.Intervention, iv.Intervention]], read_only: Run
@@ -383,13 +451,18 @@ def test_interventions_undone_in_reverse_order_are_the_parents_stream_bit_for_bi
     finds = [do.find for do, _ in pairs if isinstance(do, iv.EditTokens)]
     written = [do.replace for do, _ in pairs if isinstance(do, iv.EditTokens)]
     if len(set(written)) < len(written) or len(set(finds)) < len(finds):
-        return  # two edits that write the same cannot be told apart in the text: it does not round-trip
-    stream, _ = composed([*(do for do, _ in pairs), *(undo for _, undo in reversed(pairs))], read_only)
+        # two edits that write the same cannot be told apart in the text: it does not round-trip
+        return
+    stream, _ = composed(
+        [*(do for do, _ in pairs), *(undo for _, undo in reversed(pairs))], read_only
+    )
     for s in range(75, 92):
         assert same(stream(s), read_only.stream(s)), f"batch {s}"
 
 
-def test_an_edit_moves_through_swaps_and_masks_and_is_undone_where_it_came_to(read_only: Run) -> None:
+def test_an_edit_moves_through_swaps_and_masks_and_is_undone_where_it_came_to(
+    read_only: Run,
+) -> None:
     there, back = iv.EditTokens(80, 81, "e", "¤¤¤"), iv.EditTokens(84, 85, "¤¤¤", "e")
     mask = iv.MaskTokens(84, 85, at=((84, 2, 5), (84, 3, 0)))
     stream, _ = composed([there, iv.Swap(80, 84), mask, back], read_only)
@@ -421,11 +494,17 @@ def test_replacing_by_a_batch_a_text_or_sequences_yields_just_these(read_only: R
     assert [stream(s).origin for s in (79, 80, 81, 82)] == [79, 10, 11, 82]
     text = composed([iv.Replace(80, 82, text="abc")], read_only)[0]
     ring = [97, 98, 99, 256]
-    flat = torch.cat([text(80).tokens[:, :-1].reshape(-1), text(81).tokens[:, :-1].reshape(-1)]).tolist()
+    flat = torch.cat(
+        [text(80).tokens[:, :-1].reshape(-1), text(81).tokens[:, :-1].reshape(-1)]
+    ).tolist()
     assert flat == [ring[i % 4] for i in range(len(flat))] and (text(81).sequence == -1).all()
-    assert torch.equal(text(80).tokens[1:, 0], text(80).tokens[:-1, -1])  # neighbours share one token
+    assert torch.equal(
+        text(80).tokens[1:, 0], text(80).tokens[:-1, -1]
+    )  # neighbours share one token
     chosen = composed([iv.Replace(80, 82, sequences=(5, 3, 9))], read_only)[0]
-    assert torch.cat([chosen(80).sequence, chosen(81).sequence]).tolist() == [(5, 3, 9)[i % 3] for i in range(16)]
+    assert torch.cat([chosen(80).sequence, chosen(81).sequence]).tolist() == [
+        (5, 3, 9)[i % 3] for i in range(16)
+    ]
 
 
 def test_a_repeat_comes_again_and_the_rest_moves_back(read_only: Run) -> None:
@@ -437,7 +516,10 @@ def test_a_repeat_comes_again_and_the_rest_moves_back(read_only: Run) -> None:
 
 def test_a_shuffle_moves_every_sequence_of_the_window_and_no_other(read_only: Run) -> None:
     stream, _ = composed([iv.Shuffle(80, 83, 1)], read_only)
-    ids = [torch.cat([f(s).sequence for s in (80, 81, 82)]).tolist() for f in (stream, read_only.stream)]
+    ids = [
+        torch.cat([f(s).sequence for s in (80, 81, 82)]).tolist()
+        for f in (stream, read_only.stream)
+    ]
     assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
     assert same(stream(79), read_only.stream(79)) and same(stream(83), read_only.stream(83))
 
@@ -458,9 +540,14 @@ def test_a_boosted_token_comes_in_as_many_sequences_as_asked(read_only: Run) -> 
     own = iv.BoostToken(80, 82, token, 4).resolved(read_only)
     stream, _ = composed([own], read_only)
     changed = [
-        (s, b) for s in range(79, 84) for b in range(8) if stream(s).sequence[b] != read_only.stream(s).sequence[b]
+        (s, b)
+        for s in range(79, 84)
+        for b in range(8)
+        if stream(s).sequence[b] != read_only.stream(s).sequence[b]
     ]
-    assert len(own.at) == 4 and set(changed) <= set(own.at) and all(80 <= s < 82 for s, _ in changed)
+    assert (
+        len(own.at) == 4 and set(changed) <= set(own.at) and all(80 <= s < 82 for s, _ in changed)
+    )
     for s, b in own.at:
         assert token in stream(s).tokens[b, 1:] and token not in read_only.stream(s).tokens[b, 1:]
     assert iv.BoostToken(80, 82, token, 4, seed=1).resolved(read_only) != own
@@ -477,24 +564,35 @@ def test_the_scan_for_a_token_finds_what_reading_every_sequence_finds(
     layout = read_only.corpus.layout(32)
     tokens = read_only.corpus.sequences(np.arange(sum(layout.n_sequences)), 32)
     held_out = set(read_only.batches.order.held_out.tolist())
-    wanted = [i for i in np.flatnonzero((tokens[:, 1:] == ord("{")).any(1)).tolist() if i not in held_out]
+    wanted = [
+        i for i in np.flatnonzero((tokens[:, 1:] == ord("{")).any(1)).tolist() if i not in held_out
+    ]
     assert slots.holding(read_only, ord("{")).tolist() == wanted
 
 
 POLICIES = [
-    (iv.Clip(80, 82, 0.25), {"clip": 0.25}), (iv.Betas(80, 82, (0.5, 0.6)), {"betas": (0.5, 0.6)}), (iv.Epsilon(80, 82, 1e-3), {"eps": 1e-3}),
-    (iv.WeightDecay(80, 82, 0.0), {"weight_decay": 0.0}), (iv.ZLoss(80, 82, 0.1), {"z_loss": 0.1}), (iv.SkipStep(80, 82, True), {"skip_step": True}),
-    (iv.Freeze(80, 82, ("embed.*",)), {"frozen": frozenset({"embed.weight"})}), (iv.Precision(80, 82, "fp32"), {"precision": "fp32"}),
-]  # fmt: skip
+    (iv.Clip(80, 82, 0.25), {"clip": 0.25}),
+    (iv.Betas(80, 82, (0.5, 0.6)), {"betas": (0.5, 0.6)}),
+    (iv.Epsilon(80, 82, 1e-3), {"eps": 1e-3}),
+    (iv.WeightDecay(80, 82, 0.0), {"weight_decay": 0.0}),
+    (iv.ZLoss(80, 82, 0.1), {"z_loss": 0.1}),
+    (iv.SkipStep(80, 82, True), {"skip_step": True}),
+    (iv.Freeze(80, 82, ("embed.*",)), {"frozen": frozenset({"embed.weight"})}),
+    (iv.Precision(80, 82, "fp32"), {"precision": "fp32"}),
+]
 
 
 @pytest.mark.parametrize(("own", "wanted"), POLICIES, ids=lambda x: getattr(x, "kind", ""))
-def test_a_policy_holds_in_its_window_and_nowhere_else(own: iv.Intervention, wanted: dict, read_only: Run) -> None:
+def test_a_policy_holds_in_its_window_and_nowhere_else(
+    own: iv.Intervention, wanted: dict, read_only: Run
+) -> None:
     _, policy = composed([own], read_only)
     for step in (79, 80, 81, 82):
         counters = dataclasses.replace(read_only.load(75).counters, step=step)
         plain = read_only.policy(counters)
-        assert policy(counters) == (dataclasses.replace(plain, **wanted) if 80 <= step < 82 else plain)
+        assert policy(counters) == (
+            dataclasses.replace(plain, **wanted) if 80 <= step < 82 else plain
+        )
 
 
 def test_frozen_tensors_keep_parameters_and_moments(read_only: Run) -> None:
@@ -516,7 +614,9 @@ def test_state_interventions_alter_just_what_they_name(read_only: Run) -> None:
         state = old.clone()
         own.state(state, read_only)
         kinds = dict(old.tensors())
-        return state, {name for name, tensor in state.tensors() if not torch.equal(tensor, kinds[name])}
+        return state, {
+            name for name, tensor in state.tensors() if not torch.equal(tensor, kinds[name])
+        }
 
     state, moved = after(iv.ResetMoments())
     assert all(not t.any() for n, t in state.tensors() if n.startswith("exp_")) and not any(
@@ -530,28 +630,42 @@ def test_state_interventions_alter_just_what_they_name(read_only: Run) -> None:
     state, moved = after(iv.Noise(0.01, 3))
     assert moved == {f"params/{name}" for name in old.params}
     embed = old.params["embed.weight"]
-    assert ((state.params["embed.weight"] - embed).square().mean() / embed.square().mean()).sqrt() == pytest.approx(
-        0.01, rel=0.05
+    assert (
+        (state.params["embed.weight"] - embed).square().mean() / embed.square().mean()
+    ).sqrt() == pytest.approx(0.01, rel=0.05)
+    assert torch.equal(
+        after(iv.Noise(0.01, 3))[0].params["embed.weight"], state.params["embed.weight"]
     )
-    assert torch.equal(after(iv.Noise(0.01, 3))[0].params["embed.weight"], state.params["embed.weight"])
     state, moved = after(iv.Transplant("base@50", ("embed.*",)))
-    assert moved == {"params/embed.weight"} and torch.equal(state.params["embed.weight"], donor.params["embed.weight"])
+    assert moved == {"params/embed.weight"} and torch.equal(
+        state.params["embed.weight"], donor.params["embed.weight"]
+    )
     _, moved = after(iv.Transplant("base@50", ("embed.*",), True))
     assert moved == {"params/embed.weight", "exp_avg/embed.weight", "exp_avg_sq/embed.weight"}
 
 
 PLACEBOS = [
-    iv.Swap(80, 83), iv.Repeat(80, 82), iv.Shuffle(80, 82), iv.Reorder(80, 81, tuple((80, b) for b in range(8))), iv.Replace(80, 82, batch=3),
-    iv.Replace(80, 82, text="x"), iv.Insert(80, sequences=(1, 2)), iv.MaskTokens(80, 82, (32,)), iv.RemoveSequences(80, 82, ((80, 1, 0, 32),)),
-]  # fmt: skip
+    iv.Swap(80, 83),
+    iv.Repeat(80, 82),
+    iv.Shuffle(80, 82),
+    iv.Reorder(80, 81, tuple((80, b) for b in range(8))),
+    iv.Replace(80, 82, batch=3),
+    iv.Replace(80, 82, text="x"),
+    iv.Insert(80, sequences=(1, 2)),
+    iv.MaskTokens(80, 82, (32,)),
+    iv.RemoveSequences(80, 82, ((80, 1, 0, 32),)),
+]
 
 
 @pytest.mark.parametrize("own", PLACEBOS, ids=lambda i: i.kind)
-def test_a_placebo_is_another_of_its_kind_that_the_fork_accepts(own: iv.Intervention, read_only: Run) -> None:
+def test_a_placebo_is_another_of_its_kind_that_the_fork_accepts(
+    own: iv.Intervention, read_only: Run
+) -> None:
     placebo = own.placebo(read_only, read_only.stream, 75, 90, 1)
     assert placebo is not None and placebo != own and placebo.kind == own.kind
     placebo.check(read_only, 75, 90)
     assert (
-        len(placebo.touches(read_only, read_only.stream)) == len(own.touches(read_only, read_only.stream))
+        len(placebo.touches(read_only, read_only.stream))
+        == len(own.touches(read_only, read_only.stream))
         or own.kind == "reorder"
     )

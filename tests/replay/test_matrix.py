@@ -64,13 +64,17 @@ def test_the_planted_batches_stand_out_by_data_not_by_state(found: dict) -> None
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_the_parts_of_a_table_add_up_to_it_and_each_sums_to_nothing(rows: int, columns: int, seed: int) -> None:
+def test_the_parts_of_a_table_add_up_to_it_and_each_sums_to_nothing(
+    rows: int, columns: int, seed: int
+) -> None:
     table = np.random.default_rng(seed).normal(size=(rows, columns))
     parts = matrices.effects_of(table, list(range(rows)), 0, 1.0)
     assert parts is not None
     state, data = ([e["effect"] for e in parts[k]] for k in ("state", "data"))
     rest = np.array([e["effect"] for e in parts["interaction"]]).reshape(rows, columns)
-    np.testing.assert_allclose(parts["mean"] + np.array(state)[:, None] + np.array(data) + rest, table, atol=1e-12)
+    np.testing.assert_allclose(
+        parts["mean"] + np.array(state)[:, None] + np.array(data) + rest, table, atol=1e-12
+    )
     for part in (np.array(state), np.array(data), rest, rest.T):
         np.testing.assert_allclose(part.sum(0), 0, atol=1e-9)
 
@@ -100,17 +104,26 @@ def test_an_interrupted_matrix_goes_on_where_it_was(runs: Path) -> None:
 def test_the_planted_batches_of_a_window_stand_out_from_any_checkpoint(runs: Path) -> None:
     found = matrices.windows(runs, "base", 78, 83, [50, 100])
     for w in found["windows"]:
-        assert w["peak"] == w["losses"][81 - 78] == max(w["losses"]) and w["sigma"] > 2 and w["jump"] is not None
+        assert (
+            w["peak"] == w["losses"][81 - 78] == max(w["losses"])
+            and w["sigma"] > 2
+            and w["jump"] is not None
+        )
     assert [w["consumed"] for w in found["windows"]] == [False, True]
     assert matrices.windows(runs, "base", 78, 83, [50, 100]) == found
     # for the app, whoever ran it; JSON has no tuples and no NaN
-    assert [document for _, document in kept(runs / "base", "windows")] == [json.loads(json.dumps(plain(found)))]
+    assert [document for _, document in kept(runs / "base", "windows")] == [
+        json.loads(json.dumps(plain(found)))
+    ]
 
 
 @pytest.mark.parametrize(
-    ("losses", "spiked"), [([2.0, 2.2], False), ([2.0, 4.0], True), ([2.0, float("nan")], True), ([0.1], False)]
+    ("losses", "spiked"),
+    [([2.0, 2.2], False), ([2.0, 4.0], True), ([2.0, float("nan")], True), ([0.1], False)],
 )
-def test_a_window_spikes_six_robust_sigmas_above_the_placebo_batches(losses: list[float], spiked: bool) -> None:
+def test_a_window_spikes_six_robust_sigmas_above_the_placebo_batches(
+    losses: list[float], spiked: bool
+) -> None:
     placebo = [1.9, 2.0, 2.1, 2.0, 1.8, 2.2]
     row = {"losses": losses, "placebo": placebo, "after": 2.0, "after_placebo": 1.5}
     assert matrices._judged(row)["spiked"] is spiked and matrices._judged(row)["jump"] == 0.5
@@ -162,10 +175,16 @@ def test_the_barriers_ends_are_the_losses_of_the_two_states(base: Run) -> None:
     assert found.height >= 0
 
 
-def test_a_run_that_holds_nothing_out_has_no_jumps(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_holds_nothing_out_has_no_jumps(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(matrices, "Probe", _Empty)
     found = matrices.matrix(runs, "base", 78, 79, [50])
-    assert found["cells"][0]["jump"] is None and found["effects"]["jump"] is None and found["effects"]["loss"]
+    assert (
+        found["cells"][0]["jump"] is None
+        and found["effects"]["jump"] is None
+        and found["effects"]["loss"]
+    )
 
 
 @dataclass

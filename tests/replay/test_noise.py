@@ -20,7 +20,9 @@ def test_the_slope_is_that_of_the_logarithm_between_the_two_bounds() -> None:
     assert slope == pytest.approx(rate) and steps == sum(10 * start < x < 1e-3 for x in d)
 
 
-def test_growth_that_never_leaves_the_rounding_or_starts_beyond_the_placebo_has_no_exponent() -> None:
+def test_growth_that_never_leaves_the_rounding_or_starts_beyond_the_placebo_has_no_exponent() -> (
+    None
+):
     assert exponent([1e-6] * 9, 1e-6, [1.0] * 9) == (None, 0)
     assert exponent([1.0] * 9, 1e-6, [1.0] * 9) == (None, 0)
     assert exponent([2e-5, 3e-5], 1e-6, [1.0] * 2) == (None, 2)
@@ -37,7 +39,9 @@ def test_points_tell_growth_seed_by_seed_beside_a_control_that_is_the_run(runs: 
         assert p["l2"][-1] > p["start"]  # this run is chaotic enough to see it
 
 
-def test_finished_points_are_not_computed_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_points_are_not_computed_again(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = noises.noise(runs, "base", [25], window=3, seeds=1)
     monkeypatch.setattr(noises, "_point", None)
     assert noises.noise(runs, "base", [25], window=3, seeds=1) == first

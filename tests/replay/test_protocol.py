@@ -1,4 +1,6 @@
-"""Any trainer can be replayed: the worked example of docs/foreign.md, run as it stands, and our own runs."""
+"""Any trainer can be replayed: the worked example of docs/foreign.md, run as it stands, and our own
+runs.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_a_swap_forks_from_its_step_on(example: dict) -> None:
 def test_what_attach_sees_is_what_the_model_computes_and_changes_no_bit(example: dict) -> None:
     rows = example["rows"]
     assert rows["heads"]["layer"] == [0, 0, 1, 1] and rows["heads"]["head"] == [0, 1, 0, 1]
-    assert len(rows["layers"]["resid_grad_rms"]) == 2 and all(x > 0 for x in rows["layers"]["resid_grad_rms"])
+    assert len(rows["layers"]["resid_grad_rms"]) == 2 and all(
+        x > 0 for x in rows["layers"]["resid_grad_rms"]
+    )
     model, tokens = example["loop"].model, example["loop"].batch_at(3)
     plain = model(tokens).logits
     with attach(model) as seen:
@@ -68,7 +72,10 @@ def test_attach_refuses_what_is_no_transformer() -> None:
 
 def test_a_run_of_ours_is_replayable_too(base: Run) -> None:
     ours = protocol.OfRun(base)
-    rows = {r["step"]: protocol.Row(r["step"], r["loss"], r["state_digest"]) for r in base.table("steps").to_pylist()}
+    rows = {
+        r["step"]: protocol.Row(r["step"], r["loss"], r["state_digest"])
+        for r in base.table("steps").to_pylist()
+    }
     assert protocol.verify(ours, rows, 30, 35).bitwise
     with pytest.raises(ForensicsError, match="A < B"):
         protocol.replay(ours, 5, 5)

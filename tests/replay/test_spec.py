@@ -1,4 +1,6 @@
-"""Fork files and flags: what SQL chooses, what is refused before a step runs, and how ids are made."""
+"""Fork files and flags: what SQL chooses, what is refused before a step runs, and how ids are
+made.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from tests.replay.test_interventions import EACH
 
 
 def built(run: Run, *interventions: dict[str, Any], **head: Any) -> Spec:
-    return spec.build(run.runs, run, {"from": 75, "to": 90, "intervention": list(interventions), **head})
+    return spec.build(
+        run.runs, run, {"from": 75, "to": 90, "intervention": list(interventions), **head}
+    )
 
 
 def only(run: Run, **intervention: Any) -> Any:
@@ -32,7 +36,9 @@ def base(trained: Path) -> Run:  # nothing here writes to it
     return open_trajectory(trained, "base")
 
 
-def test_a_fork_file_of_every_kind_is_read_back_as_it_was_written(base: Run, tmp_path: Path) -> None:
+def test_a_fork_file_of_every_kind_is_read_back_as_it_was_written(
+    base: Run, tmp_path: Path
+) -> None:
     whole = Spec("base", 2, 9, tuple(EACH), placebos=3, chaos=1, probe_every=2, seed=5, name="it")
     path = tmp_path / "it.toml"
     path.write_text(whole.toml(), encoding="utf-8")
@@ -51,10 +57,14 @@ def test_a_fork_file_of_every_kind_is_read_back_as_it_was_written(base: Run, tmp
     }
 
 
-def test_a_built_spec_written_out_is_built_again_with_the_same_id(base: Run, tmp_path: Path) -> None:
+def test_a_built_spec_written_out_is_built_again_with_the_same_id(
+    base: Run, tmp_path: Path
+) -> None:
     sql = "select step, slot, loss as rank from sequences where step between 80 and 81"
     first = built(
-        base, {"kind": "reorder", "window": "80:82", "sql": sql}, {"kind": "boost-token", "token": 123, "times": 2}
+        base,
+        {"kind": "reorder", "window": "80:82", "sql": sql},
+        {"kind": "boost-token", "token": 123, "times": 2},
     )
     path = tmp_path / "again.toml"
     path.write_text(first.toml(), encoding="utf-8")
@@ -64,16 +74,30 @@ def test_a_built_spec_written_out_is_built_again_with_the_same_id(base: Run, tmp
 
 
 def test_the_worst_sequences_of_the_window_are_chosen_by_their_loss(base: Run) -> None:
-    rows = sorted((r for r in base.table("sequences").to_pylist() if 75 <= r["step"] < 90), key=lambda r: -r["loss"])[
-        :10
-    ]
-    sql = "select step, slot from sequences where step >= $first and step < $last and run = $run order by loss desc limit 10"
+    rows = sorted(
+        (r for r in base.table("sequences").to_pylist() if 75 <= r["step"] < 90),
+        key=lambda r: -r["loss"],
+    )[:10]
+    sql = (
+        "select step, slot from sequences where step >= $first and step < $last and run = $run"
+        " order by loss desc limit 10"
+    )
     chosen = only(base, kind="remove-sequences", sql=sql)
-    assert chosen.at == tuple((s, b, 0, 32) for s, b in sorted((r["step"], r["slot"]) for r in rows))
+    assert chosen.at == tuple(
+        (s, b, 0, 32) for s, b in sorted((r["step"], r["slot"]) for r in rows)
+    )
     ids = tuple(dict.fromkeys(r["sequence"] for r in rows))
-    by_id = "select sequence from sequences where step >= $first and step < $last order by loss desc limit 10"
+    by_id = (
+        "select sequence from sequences where step >= $first and step < $last order by loss desc"
+        " limit 10"
+    )
     assert (
-        only(base, kind="replace", window="80:81", sql=by_id.replace("$first", "75").replace("$last", "90")).sequences
+        only(
+            base,
+            kind="replace",
+            window="80:81",
+            sql=by_id.replace("$first", "75").replace("$last", "90"),
+        ).sequences
         == ids
     )
     held = only(base, kind="remove-sequences", sql=by_id)
@@ -88,7 +112,9 @@ def test_documents_and_tokens_are_chosen_by_their_columns(base: Run) -> None:
     if wanted:
         assert (
             only(
-                base, kind="remove-documents", sql="select document from documents where repeat_share > 0.001"
+                base,
+                kind="remove-documents",
+                sql="select document from documents where repeat_share > 0.001",
             ).documents
             == wanted
         )
@@ -102,7 +128,12 @@ def test_a_reorder_follows_the_rank(base: Run) -> None:
     rows = only(base, kind="reorder", window="80:82", sql=sql).rows
     loss = {(r["step"], r["slot"]): r["loss"] for r in base.table("sequences").to_pylist()}
     assert [loss[row] for row in rows] == sorted(loss[s, b] for s in (80, 81) for b in range(8))
-    by_id = only(base, kind="reorder", window="80:82", sql="select sequence, -sequence as rank from sequences")
+    by_id = only(
+        base,
+        kind="reorder",
+        window="80:82",
+        sql="select sequence, -sequence as rank from sequences",
+    )
     stream, _ = iv.composed([by_id], base)
     ids = [*stream(80).sequence.tolist(), *stream(81).sequence.tolist()]
     assert ids == sorted(ids, reverse=True) and stream(82).origin == 82
@@ -120,20 +151,36 @@ def test_an_ancestors_steps_after_the_fork_left_it_do_not_count(runs: Path) -> N
     write_header(
         runs,
         dataclasses.replace(
-            parent.header, name="child", parent="base", parent_step=80, first_step=80, interventions=[]
+            parent.header,
+            name="child",
+            parent="base",
+            parent_step=80,
+            first_step=80,
+            interventions=[],
         ),
     )
     child = open_trajectory(runs, "child")
-    rows = spec.select(runs, child, "select run, step, slot from sequences", (("step", "slot"),), (0, 100))
+    rows = spec.select(
+        runs, child, "select run, step, slot from sequences", (("step", "slot"),), (0, 100)
+    )
     assert max(rows["step"]) == 79
     with pytest.raises(ForensicsError, match="'run' too"):
         spec.select(runs, child, "select step, slot from sequences", (("step", "slot"),), (0, 100))
 
 
 REFUSED = [
-    ({"kind": "remove-sequences", "sql": "select step from sequences"}, "'step' and 'slot' or 'sequence', found step"),
-    ({"kind": "remove-sequences", "sql": "select step, slot from sequences where false"}, "selected nothing"),
-    ({"kind": "remove-sequences", "sql": "select step, slot from sequences where step < 70"}, "nothing inside 75:90"),
+    (
+        {"kind": "remove-sequences", "sql": "select step from sequences"},
+        "'step' and 'slot' or 'sequence', found step",
+    ),
+    (
+        {"kind": "remove-sequences", "sql": "select step, slot from sequences where false"},
+        "selected nothing",
+    ),
+    (
+        {"kind": "remove-sequences", "sql": "select step, slot from sequences where step < 70"},
+        "nothing inside 75:90",
+    ),
     ({"kind": "remove-sequences", "sql": "select 0 as sequence where false"}, "selected nothing"),
     ({"kind": "reorder", "sql": "select step, slot from sequences"}, "'rank'"),
     ({"kind": "mask-tokens", "sql": "select 999 as token"}, "below 257"),
@@ -153,8 +200,12 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("intervention", "words"), REFUSED, ids=lambda x: x.get("kind") if isinstance(x, dict) else "")
-def test_a_fork_file_that_cannot_be_run_is_refused_in_one_line(intervention: dict, words: str, base: Run) -> None:
+@pytest.mark.parametrize(
+    ("intervention", "words"), REFUSED, ids=lambda x: x.get("kind") if isinstance(x, dict) else ""
+)
+def test_a_fork_file_that_cannot_be_run_is_refused_in_one_line(
+    intervention: dict, words: str, base: Run
+) -> None:
     with pytest.raises(ForensicsError, match=words) as e:
         built(base, intervention)
     assert "\n" not in str(e.value)
@@ -175,20 +226,41 @@ def test_a_window_outside_the_run_is_refused(head: dict, words: str, base: Run) 
 
 
 FLAGS: list[tuple[list[str], iv.Intervention]] = [
-    (["--drop", "3:5"], iv.Drop(3, 5)), (["--swap", "3,7"], iv.Swap(3, 7)), (["--repeat", "3:5@4"], iv.Repeat(3, 5, 4)),
-    (["--shuffle", "3:5"], iv.Shuffle(3, 5)), (["--shuffle", "3:5@9"], iv.Shuffle(3, 5, 9)), (["--replace", "3:5=7"], iv.Replace(3, 5, 7)),
-    (["--replace-text", "3:5=a=b"], iv.Replace(3, 5, text="a=b")), (["--insert", "3=a@b"], iv.Insert(3, "a@b")),
-    (["--edit", "a@1=>b@3:5"], iv.EditTokens(3, 5, "a@1", "b")), (["--boost-token", "7", "--times", "3"], iv.BoostToken(2, 9, 7, 3)),
-    (["--skip", "3:5"], iv.Skip(3, 5)), (["--skip-frozen", "3:5"], iv.SkipFrozen(3, 5)), (["--zero-update", "3:5"], iv.ZeroUpdate(3, 5)),
-    (["--hold-parameters", "3:5"], iv.HoldParameters(3, 5)), (["--lr-scale", "0.5@3:5"], iv.LearningRate(3, 5, 0.5)), (["--clip", "0"], iv.Clip(2, 9, 0.0)),
-    (["--betas", "0.8,0.9@3:5"], iv.Betas(3, 5, (0.8, 0.9))), (["--eps", "1e-6@3:5"], iv.Epsilon(3, 5, 1e-6)),
-    (["--weight-decay", "0@3:5"], iv.WeightDecay(3, 5, 0.0)), (["--z-loss", "1e-4@3:5"], iv.ZLoss(3, 5, 1e-4)),
-    (["--skip-step", "on@3:5"], iv.SkipStep(3, 5, True)), (["--skip-step", "off"], iv.SkipStep(2, 9, False)),
-    (["--freeze", "embed.*@3:5"], iv.Freeze(3, 5, ("embed.*",))), (["--precision", "fp32@3:5"], iv.Precision(3, 5, "fp32")),
-    (["--reset-moments"], iv.ResetMoments()), (["--reset-moments", "embed.*"], iv.ResetMoments(("embed.*",))),
-    (["--reset-moments", "--reset-counter"], iv.ResetMoments(counter=True)), (["--noise", "0.1@4"], iv.Noise(0.1, 4)), (["--ulp", "3"], iv.UnitInLastPlace(3)),
-    (["--transplant", "base@50:embed.*", "--with-moments"], iv.Transplant("base@50", ("embed.*",), True)), (["--transplant", "base@50"], iv.Transplant("base@50")),
-]  # fmt: skip
+    (["--drop", "3:5"], iv.Drop(3, 5)),
+    (["--swap", "3,7"], iv.Swap(3, 7)),
+    (["--repeat", "3:5@4"], iv.Repeat(3, 5, 4)),
+    (["--shuffle", "3:5"], iv.Shuffle(3, 5)),
+    (["--shuffle", "3:5@9"], iv.Shuffle(3, 5, 9)),
+    (["--replace", "3:5=7"], iv.Replace(3, 5, 7)),
+    (["--replace-text", "3:5=a=b"], iv.Replace(3, 5, text="a=b")),
+    (["--insert", "3=a@b"], iv.Insert(3, "a@b")),
+    (["--edit", "a@1=>b@3:5"], iv.EditTokens(3, 5, "a@1", "b")),
+    (["--boost-token", "7", "--times", "3"], iv.BoostToken(2, 9, 7, 3)),
+    (["--skip", "3:5"], iv.Skip(3, 5)),
+    (["--skip-frozen", "3:5"], iv.SkipFrozen(3, 5)),
+    (["--zero-update", "3:5"], iv.ZeroUpdate(3, 5)),
+    (["--hold-parameters", "3:5"], iv.HoldParameters(3, 5)),
+    (["--lr-scale", "0.5@3:5"], iv.LearningRate(3, 5, 0.5)),
+    (["--clip", "0"], iv.Clip(2, 9, 0.0)),
+    (["--betas", "0.8,0.9@3:5"], iv.Betas(3, 5, (0.8, 0.9))),
+    (["--eps", "1e-6@3:5"], iv.Epsilon(3, 5, 1e-6)),
+    (["--weight-decay", "0@3:5"], iv.WeightDecay(3, 5, 0.0)),
+    (["--z-loss", "1e-4@3:5"], iv.ZLoss(3, 5, 1e-4)),
+    (["--skip-step", "on@3:5"], iv.SkipStep(3, 5, True)),
+    (["--skip-step", "off"], iv.SkipStep(2, 9, False)),
+    (["--freeze", "embed.*@3:5"], iv.Freeze(3, 5, ("embed.*",))),
+    (["--precision", "fp32@3:5"], iv.Precision(3, 5, "fp32")),
+    (["--reset-moments"], iv.ResetMoments()),
+    (["--reset-moments", "embed.*"], iv.ResetMoments(("embed.*",))),
+    (["--reset-moments", "--reset-counter"], iv.ResetMoments(counter=True)),
+    (["--noise", "0.1@4"], iv.Noise(0.1, 4)),
+    (["--ulp", "3"], iv.UnitInLastPlace(3)),
+    (
+        ["--transplant", "base@50:embed.*", "--with-moments"],
+        iv.Transplant("base@50", ("embed.*",), True),
+    ),
+    (["--transplant", "base@50"], iv.Transplant("base@50")),
+]
 
 
 def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -196,13 +268,17 @@ def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
     said: list[dict[str, Any]] = []
     command = cli.main.commands["fork"]
     monkeypatch.setattr(
-        command, "callback", lambda run, dry_run, again, **values: said.append(flags.from_flags(values))
+        command,
+        "callback",
+        lambda run, dry_run, again, **values: said.append(flags.from_flags(values)),
     )
     command.main(["base", "--from", "2", "--to", "9", *given], standalone_mode=False)
     return said[0]["intervention"]
 
 
-@pytest.mark.parametrize(("flags", "wanted"), FLAGS, ids=lambda x: x[0] if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("flags", "wanted"), FLAGS, ids=lambda x: x[0] if isinstance(x, list) else ""
+)
 def test_a_flag_says_the_same_as_the_fork_file(
     flags: list[str], wanted: iv.Intervention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,8 +289,26 @@ def test_a_flag_says_the_same_as_the_fork_file(
 
 
 def test_flags_that_take_sql_hand_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = parsed(["--reorder", "select 1@3:5", "--replace-sequences", "3:5=select 2", "--insert-sequences", "3=select 3", "--remove-documents", "select 4",
-                   "--remove-sequences", "select 5", "--how", "mask", "--mask-tokens", "select 6", "--renormalise"], monkeypatch)  # fmt: skip
+    said = parsed(
+        [
+            "--reorder",
+            "select 1@3:5",
+            "--replace-sequences",
+            "3:5=select 2",
+            "--insert-sequences",
+            "3=select 3",
+            "--remove-documents",
+            "select 4",
+            "--remove-sequences",
+            "select 5",
+            "--how",
+            "mask",
+            "--mask-tokens",
+            "select 6",
+            "--renormalise",
+        ],
+        monkeypatch,
+    )
     assert [each["sql"] for each in said] == [f"select {n}" for n in range(1, 7)]
     assert [each["kind"] for each in said] == [
         "reorder",
@@ -227,7 +321,9 @@ def test_flags_that_take_sql_hand_it_on(monkeypatch: pytest.MonkeyPatch) -> None
     assert said[4]["how"] == "mask" and said[5]["renormalise"] is True
 
 
-def test_every_kind_has_a_flag_and_flags_come_in_the_order_of_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_kind_has_a_flag_and_flags_come_in_the_order_of_the_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     sql = {"reorder", "remove-documents", "remove-sequences", "mask-tokens"}
     assert {wanted.kind for _, wanted in FLAGS} | sql == set(iv.KINDS)
     said = parsed(["--noise", "0.1", "--skip", "3:4", "--drop", "3:5"], monkeypatch)
@@ -235,9 +331,20 @@ def test_every_kind_has_a_flag_and_flags_come_in_the_order_of_the_help(monkeypat
 
 
 @pytest.mark.parametrize(
-    "flags", [["--repeat", "3:5"], ["--swap", "3"], ["--edit", "a@3:5"], ["--betas", "0.9@3:5"], ["--skip-step", "maybe"], ["--insert", "x=y"], ["--noise", "much"], ["--replace", "3:5=x"], ["--clip", "1@x"]],
+    "flags",
+    [
+        ["--repeat", "3:5"],
+        ["--swap", "3"],
+        ["--edit", "a@3:5"],
+        ["--betas", "0.9@3:5"],
+        ["--skip-step", "maybe"],
+        ["--insert", "x=y"],
+        ["--noise", "much"],
+        ["--replace", "3:5=x"],
+        ["--clip", "1@x"],
+    ],
     ids=lambda f: f[0],
-)  # fmt: skip
+)
 def test_a_flag_that_does_not_parse_is_answered_with_an_example(
     flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +369,9 @@ def test_the_plan_of_a_fork_with_many_interventions_is_printed_without_a_step(
         "--json",
     ]
     with pytest.raises(SystemExit) as e:
-        cli.main.main(["fork", "base", "--from", "78", "--to", "84", *flags, "--runs", str(trained)])
+        cli.main.main(
+            ["fork", "base", "--from", "78", "--to", "84", *flags, "--runs", str(trained)]
+        )
     assert not e.value.code
     plan = json.loads(capsys.readouterr().out)
     assert plan["sequences_by_step"].keys() == {"80", "81"}
@@ -273,11 +382,19 @@ def test_the_plan_of_a_fork_with_many_interventions_is_printed_without_a_step(
 def test_a_fork_of_everything_at_once_runs_and_its_stream_is_found_again(runs: Path) -> None:
     base = open_trajectory(runs, "base")
     many = built(
-        base, {"kind": "edit-tokens", "window": "80:82", "find": "e", "replace": "ee"}, {"kind": "boost-token", "window": "80:82", "token": 123, "times": 2},
-        {"kind": "insert", "at": 81, "text": "to be or not"}, {"kind": "mask-tokens", "window": "82:83", "tokens": [32], "renormalise": True},
-        {"kind": "freeze", "window": "80:83", "tensors": "embed.*"}, {"kind": "z-loss", "value": 1e-4}, {"kind": "reset-moments", "tensors": "layers.0.*"},
-        {"kind": "transplant", "checkpoint": "base@50", "tensors": "layers.1.*"}, to=84, **{"from": 79}, placebos=1,
-    )  # fmt: skip
+        base,
+        {"kind": "edit-tokens", "window": "80:82", "find": "e", "replace": "ee"},
+        {"kind": "boost-token", "window": "80:82", "token": 123, "times": 2},
+        {"kind": "insert", "at": 81, "text": "to be or not"},
+        {"kind": "mask-tokens", "window": "82:83", "tokens": [32], "renormalise": True},
+        {"kind": "freeze", "window": "80:83", "tensors": "embed.*"},
+        {"kind": "z-loss", "value": 1e-4},
+        {"kind": "reset-moments", "tensors": "layers.0.*"},
+        {"kind": "transplant", "checkpoint": "base@50", "tensors": "layers.1.*"},
+        to=84,
+        **{"from": 79},
+        placebos=1,
+    )
     result = engine.fork(many, runs)
     assert result["control"]["bitwise"] and result["first_difference"]["step"] == 79
     again = open_trajectory(runs, many.fork)

@@ -18,34 +18,50 @@ from replay.sweep import moved, sweep
 from replay.workers import Task, Work, here, spawned
 
 RAW = {
-    "parent": "base", "from": 40, "to": 46, "placebos": 1,
+    "parent": "base",
+    "from": 40,
+    "to": 46,
+    "placebos": 1,
     "intervention": [{"kind": "skip", "window": "41:42"}],
-}  # fmt: skip
+}
 
 
 def test_steps_move_with_the_start_and_only_what_draws_takes_the_seed() -> None:
     raw = {
-        "parent": "base", "from": 40, "to": 46,
+        "parent": "base",
+        "from": 40,
+        "to": 46,
         "intervention": [
-            {"kind": "drop", "window": "41:42"}, {"kind": "swap", "a": 43, "b": 44}, {"kind": "shuffle", "first": 40, "last": 42},
-            {"kind": "remove-sequences", "window": "41:42", "at": [[41, 1, 0, 8]]}, {"kind": "replace", "batch": 7},
-            {"kind": "insert", "at": 45, "text": "x"}, {"kind": "noise", "sigma": 1.0, "seed": 2},
+            {"kind": "drop", "window": "41:42"},
+            {"kind": "swap", "a": 43, "b": 44},
+            {"kind": "shuffle", "first": 40, "last": 42},
+            {"kind": "remove-sequences", "window": "41:42", "at": [[41, 1, 0, 8]]},
+            {"kind": "replace", "batch": 7},
+            {"kind": "insert", "at": 45, "text": "x"},
+            {"kind": "noise", "sigma": 1.0, "seed": 2},
         ],
-    }  # fmt: skip
+    }
     there = moved(raw, 10, 3)
     assert (there["from"], there["to"], there["parent"]) == (10, 16, "base")
     assert there["intervention"] == [
-        {"kind": "drop", "window": "11:12"}, {"kind": "swap", "a": 13, "b": 14},
+        {"kind": "drop", "window": "11:12"},
+        {"kind": "swap", "a": 13, "b": 14},
         {"kind": "shuffle", "first": 10, "last": 12, "seed": 3},
-        {"kind": "remove-sequences", "window": "11:12", "at": [[11, 1, 0, 8]]}, {"kind": "replace", "batch": 7},
-        {"kind": "insert", "at": 15, "text": "x"}, {"kind": "noise", "sigma": 1.0, "seed": 5},
-    ]  # fmt: skip
+        {"kind": "remove-sequences", "window": "11:12", "at": [[11, 1, 0, 8]]},
+        {"kind": "replace", "batch": 7},
+        {"kind": "insert", "at": 15, "text": "x"},
+        {"kind": "noise", "sigma": 1.0, "seed": 5},
+    ]
     assert moved(there, 40)["intervention"][0] == raw["intervention"][0] and raw["from"] == 40
 
 
 def test_sql_chooses_anew_in_each_moved_window(runs: Path, base: Run) -> None:
     sql = "select step, slot from sequences where step >= $first and step < $last and slot = 2"
-    raw = RAW | {"to": 42, "placebos": 0, "intervention": [{"kind": "remove-sequences", "window": "40:41", "sql": sql}]}
+    raw = RAW | {
+        "to": 42,
+        "placebos": 0,
+        "intervention": [{"kind": "remove-sequences", "window": "40:41", "sql": sql}],
+    }
     chosen = [spec.build(runs, base, moved(raw, step)).interventions[0] for step in (20, 60)]
     assert [i.at for i in chosen] == [((20, 2, 0, 32),), ((60, 2, 0, 32),)]  # type: ignore[attr-defined]
     assert all(p["l2"] > 0 for p in sweep(runs, raw, [20])["points"])
@@ -58,8 +74,15 @@ def found(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return sweep(runs, RAW, [70, 30])
 
 
-def test_each_step_has_a_point_in_either_arm_whose_control_is_the_run(found: dict[str, Any], base: Run) -> None:
-    assert [(p["step"], p["arm"]) for p in found["points"]] == [(30, "own"), (30, "equal"), (70, "own"), (70, "equal")]
+def test_each_step_has_a_point_in_either_arm_whose_control_is_the_run(
+    found: dict[str, Any], base: Run
+) -> None:
+    assert [(p["step"], p["arm"]) for p in found["points"]] == [
+        (30, "own"),
+        (30, "equal"),
+        (70, "own"),
+        (70, "equal"),
+    ]
     assert all(p["control"]["bitwise"] for p in found["points"])
     assert [p["control"]["compared"] for p in found["points"]] == [6, 1, 6, 1]
     lr = {r["step"]: r["lr"] for r in base.table("steps", ["step", "lr"]).to_pylist()}
@@ -68,10 +91,14 @@ def test_each_step_has_a_point_in_either_arm_whose_control_is_the_run(found: dic
 
 def test_the_equal_arm_holds_the_rate_through_the_window(found: dict[str, Any]) -> None:
     own, equal = found["points"][:2]
-    assert own["moved"] != equal["moved"] and own["l2"] != equal["l2"]  # the schedule falls after the first step
+    assert (
+        own["moved"] != equal["moved"] and own["l2"] != equal["l2"]
+    )  # the schedule falls after the first step
 
 
-def test_a_point_is_the_fork_that_the_engine_makes(found: dict[str, Any], runs: Path, base: Run) -> None:
+def test_a_point_is_the_fork_that_the_engine_makes(
+    found: dict[str, Any], runs: Path, base: Run
+) -> None:
     raw = RAW | {"from": 70, "to": 76, "intervention": [{"kind": "skip", "window": "71:72"}]}
     made = fork(spec.build(runs, base, raw), runs)
     own = found["points"][2]
@@ -84,7 +111,11 @@ def test_sizes_are_over_what_the_control_moved_and_over_the_placebos(found: dict
         assert p["l2_over_moved"] == p["l2"] / p["moved"]
         assert p["over_placebos"] == p["l2"] / p["placebo_l2"][0]
     assert [(r["step"], r["arm"], r["seeds"], r["placebos"]) for r in found["summary"]] == [
-        (30, "own", 1, 1), (30, "equal", 1, 1), (70, "own", 1, 1), (70, "equal", 1, 1)]  # fmt: skip
+        (30, "own", 1, 1),
+        (30, "equal", 1, 1),
+        (70, "own", 1, 1),
+        (70, "equal", 1, 1),
+    ]
 
 
 def test_seeds_draw_other_placebos_of_the_same_fork(runs: Path) -> None:
@@ -94,7 +125,9 @@ def test_seeds_draw_other_placebos_of_the_same_fork(runs: Path) -> None:
     assert found["summary"][0]["placebos"] == 2
 
 
-def test_one_thread_workers_find_the_parent_bit_for_bit_and_the_same_numbers(found: dict[str, Any], runs: Path) -> None:
+def test_one_thread_workers_find_the_parent_bit_for_bit_and_the_same_numbers(
+    found: dict[str, Any], runs: Path
+) -> None:
     other = sweep(runs, RAW, [30], workers=2)["points"]
     assert other == found["points"][:2] and all(p["control"]["bitwise"] for p in other)
 

@@ -1,4 +1,6 @@
-"""The microscope: the traced step is the step, its events are in order, and the update's parts add up."""
+"""The microscope: the traced step is the step, its events are in order, and the update's parts add
+up.
+"""
 
 from __future__ import annotations
 
@@ -50,15 +52,23 @@ def test_the_numbers_are_the_recorders_own(traced: dict, trained: Path) -> None:
 
     run = open_trajectory(trained, "base")
     rows = [r for r in run.table("tensors").to_pylist() if r["step"] == 81]
-    updates = {e["name"].removesuffix(" update"): e["values"] for e in traced["events"] if e["phase"] == "update"}
+    updates = {
+        e["name"].removesuffix(" update"): e["values"]
+        for e in traced["events"]
+        if e["phase"] == "update"
+    }
     for row in rows:
         for column in ("grad_norm", "rms_t", "staleness", "update_ratio"):
             assert updates[row["tensor"]][column] == pytest.approx(row[column], rel=1e-6)
     heads = [r for r in run.table("heads").to_pylist() if r["step"] == 81 and r["layer"] == 1]
     attention = next(e for e in traced["events"] if e["name"] == "layers.1.attn forward")["values"]
-    assert attention["attn_logit_max"] == pytest.approx(max(r["attn_logit_max"] for r in heads), rel=1e-6)
+    assert attention["attn_logit_max"] == pytest.approx(
+        max(r["attn_logit_max"] for r in heads), rel=1e-6
+    )
     step = next(r for r in run.table("steps").to_pylist() if r["step"] == 81)
-    assert next(e for e in traced["events"] if e["name"] == "loss")["values"]["loss"] == step["loss"]
+    assert (
+        next(e for e in traced["events"] if e["name"] == "loss")["values"]["loss"] == step["loss"]
+    )
     following = next(r for r in run.table("steps").to_pylist() if r["step"] == 82)
     assert traced["events"][-1]["values"]["loss"] == pytest.approx(following["loss"], rel=1e-6)
 
@@ -77,14 +87,21 @@ def test_memory_and_data_add_up_to_the_update(base: Run) -> None:
     assert before.digest() == base.state_at(80).digest()
     for name, theta in found.moved(1, 1).items():
         torch.testing.assert_close(theta, after.params[name], rtol=0, atol=1e-6)
-    # with betas (0.9, 0.95) and a gradient of 0, the moments alone would have moved it by −lr·m̂'/(√v̂'+ε), and decay
-    name, t, policy = "layers.0.mlp.up.weight", before.counters.updates + 1, base.policy(before.counters)
+    # with betas (0.9, 0.95) and a gradient of 0, the moments alone would have moved it by
+    # −lr·m̂'/(√v̂'+ε), and decay
+    name, t, policy = (
+        "layers.0.mlp.up.weight",
+        before.counters.updates + 1,
+        base.policy(before.counters),
+    )
     m, v = before.exp_avg[name].double() * 0.9, before.exp_avg_sq[name].double() * 0.95
     step = (
         m / (1 - 0.9**t) / ((v / (1 - 0.95**t)).sqrt() + policy.eps)
         + policy.weight_decay * before.params[name].double()
     )
-    torch.testing.assert_close(found.memory[name].double(), -policy.learning_rate * step, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(
+        found.memory[name].double(), -policy.learning_rate * step, rtol=1e-3, atol=1e-7
+    )
 
 
 def test_the_line_scan_runs_through_both_states(traced: dict) -> None:
@@ -100,7 +117,9 @@ def test_the_line_scan_runs_through_both_states(traced: dict) -> None:
 
 def test_perfetto_gets_one_row_per_phase_and_plain_json(traced: dict, tmp_path: Path) -> None:
     microscope.write_perfetto(traced, tmp_path / "t.json")
-    document = json.loads((tmp_path / "t.json").read_text(), parse_constant=lambda x: pytest.fail(x))
+    document = json.loads(
+        (tmp_path / "t.json").read_text(), parse_constant=lambda x: pytest.fail(x)
+    )
     spans = [e for e in document["traceEvents"] if e["ph"] == "X"]
     assert len(spans) == len(traced["events"]) and {e["cat"] for e in spans} == {
         "forward",

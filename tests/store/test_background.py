@@ -26,12 +26,16 @@ def steps_of(run_folder, table="steps"):
 
 def put(writer, step):
     writer.append("steps", step=step, loss=float(step))
-    writer.append("heads", step=step, layer=0, head=np.arange(3), attn_logit_max=np.arange(3.0) + step)
+    writer.append(
+        "heads", step=step, layer=0, head=np.arange(3), attn_logit_max=np.arange(3.0) + step
+    )
 
 
 @pytest.fixture
 def disk(monkeypatch):
-    """`disk.full = True` makes every sync fail, `disk.failures = 1` the next one; `disk.go.clear()` makes it hang until `disk.go.set()`."""
+    """`disk.full = True` makes every sync fail, `disk.failures = 1` the next one; `disk.go.clear()`
+    makes it hang until `disk.go.set()`.
+    """
 
     class Disk:
         full = False
@@ -80,7 +84,10 @@ def test_a_flush_does_not_wait_for_a_disk_that_hangs_until_two_are_unwritten(run
     writer.drain()
     assert steps_of(run_folder) == [0, 1, 2]
     writer.close()
-    assert {name.split("_")[0] for name in disk.threads} == {"store", "MainThread"}  # the roll-up's last part, at close
+    assert {name.split("_")[0] for name in disk.threads} == {
+        "store",
+        "MainThread",
+    }  # the roll-up's last part, at close
 
 
 def test_nothing_is_synced_by_the_run_before_it_closes(run_folder, disk):
@@ -100,7 +107,9 @@ def test_arrays_may_be_written_into_once_they_are_appended(run_folder, disk):
         disk.go.clear()
         for step in range(2):
             values[:] = step
-            writer.append("heads", step=step, layer=0, head=heads, attn_logit_max=values, sink_mass=weights)
+            writer.append(
+                "heads", step=step, layer=0, head=heads, attn_logit_max=values, sink_mass=weights
+            )
             writer.flush()
         values[:], heads[:], weights[:] = -1, -1, []
         disk.go.set()
@@ -121,7 +130,12 @@ def test_a_write_that_fails_is_raised_once_at_the_next_call_and_close_neither_re
     put(writer, 1)
     writer.flush()
     wait_until(lambda: writer._handed[0][0].done())
-    call = {"append": lambda: put(writer, 2), "flush": writer.flush, "drain": writer.drain, "close": writer.close}[at]
+    call = {
+        "append": lambda: put(writer, 2),
+        "flush": writer.flush,
+        "drain": writer.drain,
+        "close": writer.close,
+    }[at]
     with pytest.raises(ForensicsError, match="No space left") as e:
         call()
     assert e.value.kind == "storage"
@@ -224,7 +238,8 @@ def test_a_folder_that_is_a_file_is_one_line(run_folder):
 
 
 FAULTS = st.lists(
-    st.sampled_from(["step", "step", "step", "flush", "drain", "full", "room", "full at sync 3"]), max_size=25
+    st.sampled_from(["step", "step", "step", "flush", "drain", "full", "room", "full at sync 3"]),
+    max_size=25,
 )
 
 
@@ -266,7 +281,8 @@ def test_faults_at_any_sync_lose_no_row_and_write_none_twice(actions, background
             assert steps_of(folder) == appended and problems(folder) == []
             rolled = read(folder, "steps_by100").select(["bucket", "rows"]).to_pylist()
             assert {r["bucket"]: r["rows"] for r in rolled} == {
-                b: sum(s // 100 * 100 == b for s in appended) for b in {s // 100 * 100 for s in appended}
+                b: sum(s // 100 * 100 == b for s in appended)
+                for b in {s // 100 * 100 for s in appended}
             }
         finally:
             os.fsync = real
@@ -334,21 +350,36 @@ def test_a_process_killed_while_it_writes_leaves_whole_parts_and_is_resumed(run_
         assert problems(run_folder) == []
         for table, each in (("steps", 1), ("heads", 3)):
             found = steps_of(run_folder, table)
-            assert found == [s for s in range(len(found) // each) for _ in range(each)] and len(found) // each > drained
+            assert (
+                found == [s for s in range(len(found) // each) for _ in range(each)]
+                and len(found) // each > drained
+            )
         start = drained + 1
         with Writer(run_folder) as writer:
             writer.truncate(start)
         assert steps_of(run_folder) == list(range(start))
-        rows = read(run_folder, "heads_by100").group_by("bucket").aggregate([("rows", "sum")]).to_pylist()
+        rows = (
+            read(run_folder, "heads_by100")
+            .group_by("bucket")
+            .aggregate([("rows", "sum")])
+            .to_pylist()
+        )
         assert sum(r["rows_sum"] for r in rows) == 3 * start
     place = manifest.folder(run_folder, "heads")
-    assert {p.name for p in place.glob("*.parquet")} == {p.file for p in manifest.load(run_folder, "heads").parts}
+    assert {p.name for p in place.glob("*.parquet")} == {
+        p.file for p in manifest.load(run_folder, "heads").parts
+    }
 
 
 def test_a_writer_that_is_never_closed_does_not_keep_its_process(run_folder):
-    code = "import sys; from forensics.store.writer import Writer; w = Writer(sys.argv[1], background=True); w.append('steps', step=0); w.flush()"
+    code = (
+        "import sys; from forensics.store.writer import Writer; w = Writer(sys.argv[1],"
+        " background=True); w.append('steps', step=0); w.flush()"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(parts_module.__file__).parents[2])}
-    subprocess.run([sys.executable, "-c", code, str(run_folder)], timeout=60, check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", code, str(run_folder)], timeout=60, check=True, env=environment
+    )
     assert steps_of(run_folder) == [0], "what was handed over is written before it ends"
 
 
@@ -356,7 +387,11 @@ def test_the_thread_changes_no_setting_of_torch(run_folder):
     import torch
 
     def settings_now():
-        return torch.get_num_threads(), torch.get_rng_state().tolist(), torch.are_deterministic_algorithms_enabled()
+        return (
+            torch.get_num_threads(),
+            torch.get_rng_state().tolist(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
 
     before = settings_now()
     with Writer(run_folder, background=True) as writer:
@@ -378,12 +413,16 @@ def test_a_run_whose_tables_meet_a_full_disk_ends_with_a_storage_error_and_is_re
             monkeypatch.setattr(os, "fsync", full)
 
     def full(_):
-        if threading.current_thread() is not threading.main_thread():  # the header can still say that it failed
+        if (
+            threading.current_thread() is not threading.main_thread()
+        ):  # the header can still say that it failed
             raise OSError(28, "No space left on device")
 
     settings = {"train.steps": 30, "checkpoint.every": 10, "record.flush_every": 1}
     with pytest.raises(ForensicsError, match="No space left") as e:
-        train(recipe_of(**settings), name="full", recipe_name="tiny", runs=tmp_path, progress=report)
+        train(
+            recipe_of(**settings), name="full", recipe_name="tiny", runs=tmp_path, progress=report
+        )
     assert e.value.kind == "storage"
     stopped = open_run(tmp_path, "full")
     assert stopped.header.status == "failed" and stopped.saved_steps() == [0, 10]
@@ -391,6 +430,13 @@ def test_a_run_whose_tables_meet_a_full_disk_ends_with_a_storage_error_and_is_re
     monkeypatch.setattr(os, "fsync", lambda _: None)
     train(recipe_of(**settings), name="full", recipe_name="tiny", runs=tmp_path, resume=True)
     train(recipe_of(**settings), name="whole", recipe_name="tiny", runs=tmp_path)
-    for table, drop in (("steps", ["seconds"]), ("heads", []), ("tensors", []), ("heads_by100", [])):
-        found, whole = (read(tmp_path / name, table).drop_columns(drop) for name in ("full", "whole"))
+    for table, drop in (
+        ("steps", ["seconds"]),
+        ("heads", []),
+        ("tensors", []),
+        ("heads_by100", []),
+    ):
+        found, whole = (
+            read(tmp_path / name, table).drop_columns(drop) for name in ("full", "whole")
+        )
         assert found.equals(whole), table

@@ -12,12 +12,18 @@ from forensics.store.writer import Writer, replace_table
 def make_run(runs, name, parent=None, parent_step=None, sources=None):
     folder = runs / name
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({} if sources is None else {"corpus_sources": sources}))
-    replace_table(folder, "runs", {"name": [name], "parent": [parent], "parent_step": [parent_step]})
+    (folder / "run.json").write_text(
+        json.dumps({} if sources is None else {"corpus_sources": sources})
+    )
+    replace_table(
+        folder, "runs", {"name": [name], "parent": [parent], "parent_step": [parent_step]}
+    )
     return folder
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "_data", "-x", ".hidden", "a b", "a\n", "é", "a\x00b"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "../a", "_data", "-x", ".hidden", "a b", "a\n", "é", "a\x00b"]
+)
 def test_a_name_that_could_leave_the_folder_is_refused(name):
     with pytest.raises(ForensicsError) as e:
         check_run_name(name)
@@ -45,7 +51,8 @@ def test_an_unwritten_table_is_an_empty_typed_relation(run_folder):
         empty = read(run_folder, table.name)
         assert empty.num_rows == 0
         assert [(f.name, str(f.type)) for f in empty.schema] == [
-            (c.name, {"float64": "double", "float32": "float"}.get(c.type, c.type)) for c in table.columns
+            (c.name, {"float64": "double", "float32": "float"}.get(c.type, c.type))
+            for c in table.columns
         ]
         described = con.sql(f"describe {table.name}").fetchall()
         expected = [("run", "VARCHAR")] + [(c.name, SQL_TYPES[c.type]) for c in table.columns]
@@ -70,7 +77,10 @@ def test_views_put_the_folder_name_in_front_whatever_the_path_holds(tmp_path, fo
             w.append("steps", step=0, loss=loss)
     make_run(tmp_path / folder.replace("*", "Z"), "other")
     con = connect(tmp_path / folder)
-    assert con.sql("select run, step, loss from steps order by run").fetchall() == [("x", 0, 1.0), ("y.2", 0, 2.0)]
+    assert con.sql("select run, step, loss from steps order by run").fetchall() == [
+        ("x", 0, 1.0),
+        ("y.2", 0, 2.0),
+    ]
     assert con.sql("select loss from steps where run = 'y.2'").fetchall() == [(2.0,)]
     assert con.sql("select runs_folder()").fetchall() == [(str(tmp_path / folder),)]
 
@@ -82,13 +92,19 @@ def test_a_missing_folder_of_runs_is_one_line(tmp_path):
 
 
 def test_lineage_gives_each_ancestor_its_range_and_views_never_mix_them(tmp_path):
-    for name, first, last, parent in (("base", 0, 30, None), ("fork", 10, 25, "base"), ("again", 20, 28, "fork")):
+    for name, first, last, parent in (
+        ("base", 0, 30, None),
+        ("fork", 10, 25, "base"),
+        ("again", 20, 28, "fork"),
+    ):
         with Writer(make_run(tmp_path, name, parent, first if parent else None)) as w:
             w.append("steps", step=list(range(first, last)))
     con = connect(tmp_path)
 
     def lineage(run):
-        return con.sql("select run, first_step, last_step from lineage($run)", params={"run": run}).fetchall()
+        return con.sql(
+            "select run, first_step, last_step from lineage($run)", params={"run": run}
+        ).fetchall()
 
     assert lineage("base") == [("base", 0, FOREVER)]
     assert lineage("fork") == [("base", 0, 10), ("fork", 10, FOREVER)]
@@ -168,7 +184,11 @@ def test_opening_two_hundred_runs_takes_well_under_a_second(tmp_path):
     first = make_run(tmp_path, "r0")
     with Writer(first) as w:
         for step in range(20):
-            for table, key in (("steps", {}), ("layers", {"layer": 0}), ("heads", {"layer": 0, "head": 0})):
+            for table, key in (
+                ("steps", {}),
+                ("layers", {"layer": 0}),
+                ("heads", {"layer": 0, "head": 0}),
+            ):
                 w.append(table, step=step, **key)
             w.flush()
     for i in range(1, 200):

@@ -31,9 +31,14 @@ def expected(run, table):
             values = [row[c.name] for row in rows if row[c.name] is not None]
             finite = [x for x in values if math.isfinite(x)]
             out["nonfinite"] += len(values) - len(finite)
-            out[f"{c.name}_min"], out[f"{c.name}_max"] = min(finite, default=None), max(finite, default=None)
+            out[f"{c.name}_min"], out[f"{c.name}_max"] = (
+                min(finite, default=None),
+                max(finite, default=None),
+            )
             if table == "steps":
-                out[f"{c.name}_mean"] = pytest.approx(math.fsum(finite) / len(finite)) if finite else None
+                out[f"{c.name}_mean"] = (
+                    pytest.approx(math.fsum(finite) / len(finite)) if finite else None
+                )
         found[key] = out
     return found
 
@@ -66,17 +71,40 @@ ACTIONS = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(ACTIONS, st.booleans())
-@example([("steps", 130, 0.5), ("flush", 0, None), ("late", 20, 7.25), ("flush", 0, None), ("late", 120, None)], True)
-@example([("steps", 140, 0.5)] * 3 + [("reopen", 0, None), ("steps", 30, math.nan), ("truncate", 250, None)], False)
-def test_a_roll_up_is_the_aggregate_of_the_rows_after_any_sequence_of_writes_cuts_and_restarts(actions, background):
+@example(
+    [
+        ("steps", 130, 0.5),
+        ("flush", 0, None),
+        ("late", 20, 7.25),
+        ("flush", 0, None),
+        ("late", 120, None),
+    ],
+    True,
+)
+@example(
+    [("steps", 140, 0.5)] * 3
+    + [("reopen", 0, None), ("steps", 30, math.nan), ("truncate", 250, None)],
+    False,
+)
+def test_a_roll_up_is_the_aggregate_of_the_rows_after_any_sequence_of_writes_cuts_and_restarts(
+    actions, background
+):
     with tempfile.TemporaryDirectory() as folder:
         run, writer, step = Path(folder), Writer(folder, background), 0
         for action, n, value in actions:
             if action == "steps":
                 for s in range(step, step + n):
-                    writer.append("steps", step=s, loss=s * 0.5, grad_norm=value, tokens=s % 7, update="apply")
-                    writer.append("heads", step=s, layer=0, head=np.array(HEADS), attn_logit_max=[value, s % 13],
-                                  sink_mass=float(s))  # fmt: skip
+                    writer.append(
+                        "steps", step=s, loss=s * 0.5, grad_norm=value, tokens=s % 7, update="apply"
+                    )
+                    writer.append(
+                        "heads",
+                        step=s,
+                        layer=0,
+                        head=np.array(HEADS),
+                        attn_logit_max=[value, s % 13],
+                        sink_mass=float(s),
+                    )
                 step += n
             elif action == "late":
                 writer.append("heads", step=n, layer=1, head=0, attn_logit_max=value)
@@ -100,9 +128,14 @@ def test_a_roll_up_is_the_aggregate_of_the_rows_after_any_sequence_of_writes_cut
                     for table in ("heads", "heads_by100"):
                         writer.compact(table)
                 for table in ("steps", "heads"):
-                    assert whole(rolled(run, table), run, table) == whole(expected(run, table), run, table)
+                    assert whole(rolled(run, table), run, table) == whole(
+                        expected(run, table), run, table
+                    )
         writer.close()
-        for table in ("steps", "heads"):  # what a killed writer left is taken in by the next write to the table
+        for table in (
+            "steps",
+            "heads",
+        ):  # what a killed writer left is taken in by the next write to the table
             if read(run, table).num_rows:
                 with Writer(folder) as w:
                     w.append(
@@ -114,7 +147,12 @@ def test_a_roll_up_is_the_aggregate_of_the_rows_after_any_sequence_of_writes_cut
 
 
 def test_the_schema_of_a_roll_up_follows_from_its_table():
-    assert {spec.name for spec in ROLLUPS.values()} == {"steps_by100", "layers_by100", "heads_by100", "tensors_by100"}
+    assert {spec.name for spec in ROLLUPS.values()} == {
+        "steps_by100",
+        "layers_by100",
+        "heads_by100",
+        "tensors_by100",
+    }
     for table, spec in ROLLUPS.items():
         assert TABLES[spec.name] is spec and not spec.stepped
         assert spec.key == ("bucket", *TABLES[table].key[1:])
@@ -122,11 +160,17 @@ def test_the_schema_of_a_roll_up_follows_from_its_table():
         assert names[: len(spec.key) + 2] == [*spec.key, "rows", "nonfinite"]
         assert any(n.endswith("_mean") for n in names) == (table == "steps")
     types = {c.name: c.type for c in ROLLUPS["heads"].columns}
-    assert types["attn_logit_max_max"] == "float32" and types["bucket"] == "int64" and types["head"] == "int32"
+    assert (
+        types["attn_logit_max_max"] == "float32"
+        and types["bucket"] == "int64"
+        and types["head"] == "int32"
+    )
     assert "update_min" not in {c.name for c in ROLLUPS["steps"].columns}, "text has no extremes"
 
 
-def test_a_bucket_appears_with_its_last_step_and_the_incomplete_one_when_the_writer_closes(run_folder):
+def test_a_bucket_appears_with_its_last_step_and_the_incomplete_one_when_the_writer_closes(
+    run_folder,
+):
     writer = Writer(run_folder)
 
     def written():
@@ -138,19 +182,30 @@ def test_a_bucket_appears_with_its_last_step_and_the_incomplete_one_when_the_wri
     assert written() == []
     writer.append("layers", step=99, layer=[0, 1], resid_rms_in=[99.0, -99.0])
     writer.flush()
-    assert written() == [{"bucket": 0, "layer": 0, "rows": 100}, {"bucket": 0, "layer": 1, "rows": 100}]
+    assert written() == [
+        {"bucket": 0, "layer": 0, "rows": 100},
+        {"bucket": 0, "layer": 1, "rows": 100},
+    ]
     writer.append("layers", step=130, layer=0, resid_rms_in=1.0)
     writer.flush()
     assert len(written()) == 2
     writer.close()
     assert written()[2:] == [{"bucket": 100, "layer": 0, "rows": 1}]
-    view = connect(run_folder.parent).sql("select run, bucket, resid_rms_in_min, resid_rms_in_max from layers_by100")
+    view = connect(run_folder.parent).sql(
+        "select run, bucket, resid_rms_in_min, resid_rms_in_max from layers_by100"
+    )
     assert view.fetchall() == [("r", 0, 0.0, 99.0), ("r", 0, -99.0, 0.0), ("r", 100, 1.0, 1.0)]
 
 
 def test_a_row_of_only_nan_has_no_extremes_and_is_counted(run_folder):
     with Writer(run_folder) as w:
-        w.append("tensors", step=[0, 1], tensor="a", grad_norm=[math.nan, math.inf], param_norm=[1.0, None])
+        w.append(
+            "tensors",
+            step=[0, 1],
+            tensor="a",
+            grad_norm=[math.nan, math.inf],
+            param_norm=[1.0, None],
+        )
     (row,) = read(run_folder, "tensors_by100").to_pylist()
     assert (row["rows"], row["nonfinite"]) == (2, 3 - 1)
     assert row["grad_norm_min"] is row["grad_norm_max"] is row["rms_t_max"] is None
@@ -168,14 +223,24 @@ def test_a_run_without_a_roll_up_gets_a_whole_one_with_its_next_write(run_folder
     assert read(run_folder, "steps_by100").num_rows == 0
     with Writer(run_folder) as w:
         w.append("steps", step=430, loss=1.0)
-    assert rolled(run_folder, "steps") == expected(run_folder, "steps") and len(rolled(run_folder, "steps")) == 5
+    assert (
+        rolled(run_folder, "steps") == expected(run_folder, "steps")
+        and len(rolled(run_folder, "steps")) == 5
+    )
 
 
 def test_a_long_run_keeps_its_roll_up_in_few_parts_of_few_bytes(run_folder):
     with Writer(run_folder, background=True) as w:
         for first in range(0, 5000, 100):
-            w.append("heads", step=np.repeat(np.arange(first, first + 100), 2), layer=0, head=np.tile(HEADS, 100),
-                     **dict.fromkeys(("attn_logit_max", "sink_mass"), np.random.default_rng(first).random(200)))  # fmt: skip
+            w.append(
+                "heads",
+                step=np.repeat(np.arange(first, first + 100), 2),
+                layer=0,
+                head=np.tile(HEADS, 100),
+                **dict.fromkeys(
+                    ("attn_logit_max", "sink_mass"), np.random.default_rng(first).random(200)
+                ),
+            )
             w.flush()
     parts = manifest.load(run_folder, "heads_by100", fresh=True).parts
     assert len(parts) < 16 and sum(p.rows for p in parts) == 100
@@ -191,7 +256,11 @@ def test_a_write_that_fails_between_rows_and_roll_up_leaves_neither_out(run_fold
     for step in range(250):
         writer.append("steps", step=step, loss=float(step))
     with monkeypatch.context() as patch:
-        patch.setattr(rollup, "aggregate", lambda *_: (_ for _ in ()).throw(ForensicsError("storage", "full", "")))
+        patch.setattr(
+            rollup,
+            "aggregate",
+            lambda *_: (_ for _ in ()).throw(ForensicsError("storage", "full", "")),
+        )
         with pytest.raises(ForensicsError):
             writer.flush()
     assert read(run_folder, "steps").num_rows == 250
@@ -209,4 +278,8 @@ def test_an_aggregate_of_nothing_is_an_empty_table_of_its_schema():
 
     for table, made in ROLLUPS.items():
         empty = aggregate(TABLES[table], TABLES[table].arrow_schema().empty_table())
-        assert empty.num_rows == 0 and empty.schema == made.arrow_schema() and isinstance(empty, pa.Table)
+        assert (
+            empty.num_rows == 0
+            and empty.schema == made.arrow_schema()
+            and isinstance(empty, pa.Table)
+        )

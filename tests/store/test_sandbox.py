@@ -123,11 +123,19 @@ def fill(sql, run_folder):
 
 
 def everything(folder):
-    return {p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in sorted(folder.rglob("*"))}
+    return {
+        p: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"")
+        for p in sorted(folder.rglob("*"))
+    }
 
 
 def is_one_line_about_sql(error):
-    assert error.kind == "sql" and "\n" not in str(error) and "Traceback" not in str(error) and len(str(error)) < 700
+    assert (
+        error.kind == "sql"
+        and "\n" not in str(error)
+        and "Traceback" not in str(error)
+        and len(str(error)) < 700
+    )
 
 
 @pytest.mark.parametrize("sql", REFUSED, ids=lambda sql: sql[:50])
@@ -149,7 +157,9 @@ def test_an_attack_that_parses_ends_in_one_line_with_nothing_written(filled, sql
 def test_what_is_refused_by_syntax_is_refused_by_the_sandbox_too(filled):
     before = everything(filled.parent)
     with pytest.raises(ForensicsError, match="COPY"):
-        run_sandboxed(filled.parent, fill("with x as (copy (select 1) to '{part}') select 1", filled))
+        run_sandboxed(
+            filled.parent, fill("with x as (copy (select 1) to '{part}') select 1", filled)
+        )
     assert everything(filled.parent) == before
 
 
@@ -184,20 +194,29 @@ def test_the_process_alone_writes_nothing_and_reads_no_other_file_even_if_syntax
         "parquet_scan",
         "select 1; select",
     )  # of parts it may read anyhow
-    named = [s for s in REFUSED if any(x in s for x in ("{out}", "{part}", "/etc/passwd", "/proc", "{run}"))]
+    named = [
+        s
+        for s in REFUSED
+        if any(x in s for x in ("{out}", "{part}", "/etc/passwd", "/proc", "{run}"))
+    ]
     chosen = [fill(s, filled) for s in named if not any(x in s for x in allowed_there)]
     assert len(chosen) > 15
     before = everything(filled.parent)
     done = subprocess.run(
         [sys.executable, "-c", CHILD_WITHOUT_SYNTAX_CHECK],
-        input=json.dumps([str(filled.parent), chosen]), capture_output=True, text=True,
+        input=json.dumps([str(filled.parent), chosen]),
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )  # fmt: skip
+    )
     *answers, landlock = done.stdout.splitlines()
     assert len(answers) == len(chosen), done.stderr
     assert "root:" not in done.stdout and "PATH=" not in done.stdout
     if landlock != "landlock True":
-        pytest.skip("this kernel has no Landlock: there the syntax check alone keeps COPY from emptying a part")
+        pytest.skip(
+            "this kernel has no Landlock: there the syntax check alone keeps COPY from emptying a"
+            " part"
+        )
     assert everything(filled.parent) == before
 
 
@@ -248,7 +267,9 @@ def test_too_many_rows_are_cut_in_order_and_said_to_be(filled):
 
 def test_a_result_larger_than_its_bound_is_refused(filled):
     with pytest.raises(ForensicsError) as e:
-        run_sandboxed(filled.parent, "select repeat('x', 10000000) as x from range(200)", memory="512MB")
+        run_sandboxed(
+            filled.parent, "select repeat('x', 10000000) as x from range(200)", memory="512MB"
+        )
     is_one_line_about_sql(e.value)
 
 
@@ -264,7 +285,10 @@ def test_a_flipped_byte_is_found_only_where_the_statement_reads_it(filled):
 
 
 def test_the_tables_of_a_statement_are_known_from_its_syntax():
-    sql = "with a as (select * from Steps join \"heads\" using (run, step)) select * from a, lineage('x'), main.sources"
+    sql = (
+        'with a as (select * from Steps join "heads" using (run, step)) select * from a,'
+        " lineage('x'), main.sources"
+    )
     assert used_tables(sql) == {"steps", "heads", "runs", "sources"}
     assert used_tables("describe tensors") == {"tensors"}
     assert used_tables("select 1") == set()

@@ -44,7 +44,9 @@ ACTIONS = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(ACTIONS, st.booleans())
-def test_any_sequence_of_appends_flushes_cuts_merges_and_restarts_leaves_exactly_the_rows_expected(actions, background):
+def test_any_sequence_of_appends_flushes_cuts_merges_and_restarts_leaves_exactly_the_rows_expected(
+    actions, background
+):
     with tempfile.TemporaryDirectory() as folder:
         run, writer, step = Path(folder), Writer(folder, background), 0
         written: dict[str, list] = {"heads": [], "events": [], "checkpoints": []}
@@ -57,7 +59,13 @@ def test_any_sequence_of_appends_flushes_cuts_merges_and_restarts_leaves_exactly
 
         for action, n in actions:
             if action == "step":
-                writer.append("heads", step=step, layer=0, head=np.arange(n), attn_logit_max=np.arange(n) + 0.5)
+                writer.append(
+                    "heads",
+                    step=step,
+                    layer=0,
+                    head=np.arange(n),
+                    attn_logit_max=np.arange(n) + 0.5,
+                )
                 unflushed["heads"] += [(step, h, h + 0.5) for h in range(n)]
                 writer.append("events", step=step, kind="spike")
                 unflushed["events"].append((step, "spike"))
@@ -91,9 +99,14 @@ def test_any_sequence_of_appends_flushes_cuts_merges_and_restarts_leaves_exactly
                     writer.flush()
         wait_for_disk(writer)
         heads = read(run, "heads")
-        assert list(zip(*(heads[c].to_pylist() for c in ("step", "head", "attn_logit_max")))) == written["heads"]
+        assert (
+            list(zip(*(heads[c].to_pylist() for c in ("step", "head", "attn_logit_max"))))
+            == written["heads"]
+        )
         events = read(run, "events")
-        assert list(zip(events["step"].to_pylist(), events["kind"].to_pylist())) == written["events"]
+        assert (
+            list(zip(events["step"].to_pylist(), events["kind"].to_pylist())) == written["events"]
+        )
         assert read(run, "checkpoints")["step"].to_pylist() == written["checkpoints"]
         for table in written:
             live = {p.file for p in parts(run, table)}
@@ -104,12 +117,20 @@ def test_scalars_are_spread_missing_columns_are_null_and_nan_is_a_value(run_fold
     with Writer(run_folder) as w:
         w.append("tensors", step=3, tensor=["a", "b"], grad_norm=[1.0, None], rms_t=math.nan)
         w.append("tensors", step=4, tensor="c", grad_norm=np.float32(math.inf), rms_t=None)
-        w.append("tensors", step=np.array([5, 6]), tensor=("d", "e"), grad_norm=np.array([1e300, -1.0]))
+        w.append(
+            "tensors", step=np.array([5, 6]), tensor=("d", "e"), grad_norm=np.array([1e300, -1.0])
+        )
     got = read(run_folder, "tensors", ["step", "tensor", "grad_norm", "rms_t", "staleness"])
     assert got["step"].to_pylist() == [3, 3, 4, 5, 6]
     assert got["tensor"].to_pylist() == ["a", "b", "c", "d", "e"]
     assert got["grad_norm"].to_pylist() == [1.0, None, math.inf, math.inf, -1.0]
-    assert [x if x is None else str(x) for x in got["rms_t"].to_pylist()] == ["nan", "nan", None, None, None]
+    assert [x if x is None else str(x) for x in got["rms_t"].to_pylist()] == [
+        "nan",
+        "nan",
+        None,
+        None,
+        None,
+    ]
     assert got["staleness"].null_count == 5
     assert got.schema.field("rms_t").type == "float"
 
@@ -153,7 +174,9 @@ def test_leftovers_of_a_killed_writer_are_ignored_and_later_cleared(run_folder):
     place = manifest.folder(run_folder, "steps")
     live = place / parts(run_folder, "steps")[0].file
     (place / ".tmp-part-2-3.parquet-1-ab").write_bytes(live.read_bytes()[:40])
-    (place / "part-2-3.parquet").write_bytes(live.read_bytes())  # renamed, but the manifest never came to name it
+    (place / "part-2-3.parquet").write_bytes(
+        live.read_bytes()
+    )  # renamed, but the manifest never came to name it
     assert read(run_folder, "steps")["step"].to_pylist() == [0, 1]
     assert connect(run_folder.parent).sql("select count(*) from steps").fetchall() == [(2,)]
     with Writer(run_folder) as w:
@@ -214,7 +237,9 @@ def append_events(folder, name, count):
 
 def test_two_processes_that_append_to_the_same_table_lose_nothing(run_folder):
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=append_events, args=(run_folder, name, 40)) for name in ("a", "b")]
+    workers = [
+        context.Process(target=append_events, args=(run_folder, name, 40)) for name in ("a", "b")
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -263,7 +288,9 @@ def test_a_linked_table_shares_the_file_of_the_corpus(run_folder, tmp_path):
     for _ in range(2):  # again is the same
         link_table(run_folder, "documents", file)
     assert read(run_folder, "documents", ["document", "source"]).to_pylist() == [
-        {"document": 0, "source": "x"}, {"document": 1, "source": "y"}]  # fmt: skip
+        {"document": 0, "source": "x"},
+        {"document": 1, "source": "y"},
+    ]
     (linked,) = manifest.folder(run_folder, "documents").glob("*.parquet")
     assert linked.samefile(file)
     with pytest.raises(ForensicsError) as e:
@@ -275,14 +302,23 @@ def test_parts_of_an_older_schema_are_read_with_null_and_brought_up_by_the_next_
     import pyarrow as pa
 
     old = run_folder / "old.parquet"
-    pq.write_table(pa.table({"step": pa.array([0, 1], pa.int64()), "loss": pa.array([3.0, 2.0])}), old)
+    pq.write_table(
+        pa.table({"step": pa.array([0, 1], pa.int64()), "loss": pa.array([3.0, 2.0])}), old
+    )
     link_table(run_folder, "steps", old)
     view = "select step, loss, grad_norm from steps order by step"
     assert connect(run_folder.parent).sql(view).fetchall() == [(0, 3.0, None), (1, 2.0, None)]
-    assert read(run_folder, "steps", ["loss", "grad_norm"]).to_pylist()[0] == {"loss": 3.0, "grad_norm": None}
+    assert read(run_folder, "steps", ["loss", "grad_norm"]).to_pylist()[0] == {
+        "loss": 3.0,
+        "grad_norm": None,
+    }
     with Writer(run_folder) as w:
         w.append("steps", step=2, loss=1.0, grad_norm=5.0)
-    assert connect(run_folder.parent).sql(view).fetchall() == [(0, 3.0, None), (1, 2.0, None), (2, 1.0, 5.0)]
+    assert connect(run_folder.parent).sql(view).fetchall() == [
+        (0, 3.0, None),
+        (1, 2.0, None),
+        (2, 1.0, 5.0),
+    ]
 
 
 def test_a_full_disk_is_one_line_and_loses_no_buffered_row(run_folder, monkeypatch):
@@ -328,14 +364,29 @@ def test_the_manifest_names_range_rows_bytes_and_hash_of_each_part(run_folder):
     written = json.loads((run_folder / "tables" / "steps" / "manifest.json").read_text())
     data = (run_folder / "tables" / "steps" / "part-4-9.parquet").read_bytes()
     assert written["version"] == 1 and written["table"] == "steps"
-    assert written["parts"] == [{"file": "part-4-9.parquet", "first": 4, "last": 9, "rows": 3, "bytes": len(data),
-                                 "hash": xxhash.xxh3_128_hexdigest(data)}]  # fmt: skip
+    assert written["parts"] == [
+        {
+            "file": "part-4-9.parquet",
+            "first": 4,
+            "last": 9,
+            "rows": 3,
+            "bytes": len(data),
+            "hash": xxhash.xxh3_128_hexdigest(data),
+        }
+    ]
 
 
 def test_recording_costs_well_under_a_millisecond_a_step(run_folder):
     layer, head = np.repeat(np.arange(30), 10), np.tile(np.arange(10), 30)
     values = np.random.default_rng(0).random(300)
-    names = ("attn_logit_max", "attn_logit_spread", "attn_entropy_mean", "attn_entropy_min", "q_norm_max", "k_norm_max")
+    names = (
+        "attn_logit_max",
+        "attn_logit_spread",
+        "attn_entropy_mean",
+        "attn_entropy_min",
+        "q_norm_max",
+        "k_norm_max",
+    )
     best = math.inf
     with Writer(run_folder, background=True) as w:
         for again in range(4):  # the best of four: other processes share this machine

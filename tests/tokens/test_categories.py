@@ -6,12 +6,24 @@ import json
 from collections.abc import Callable
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 
 from forensics.data.tokenize import bytes_tokenizer, train_tokenizer
 from forensics.tokens.categories import CATEGORIES, categorise
 
-TEXTS = ["the cat sat on the mat, naïve 数学 façade 🦆 [INST] is <b>bold</b>", "«quoted» words, and the other cats"] * 3
+TEXTS = [
+    "the cat sat on the mat, naïve 数学 façade 🦆 [INST] is <b>bold</b>",
+    "«quoted» words, and the other cats",
+] * 3
 
 
 def byte_level() -> Tokenizer:
@@ -25,13 +37,20 @@ def prefixed_byte_level() -> Tokenizer:
 
 
 def fallback(prepend: bool = True, strip: bool = True) -> Tokenizer:
-    """Llama 2's parts: ▁ for spaces, one in front, bytes to fall back on, the first space taken off again."""
+    """Llama 2's parts: ▁ for spaces, one in front, bytes to fall back on, the first space taken off
+    again.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", "▁")
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prepend else spaces
+    tokenizer.normalizer = (
+        normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prepend else spaces
+    )
     bytes_ = [f"<0x{b:02X}>" for b in range(256)]
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=["<unk>", "<s>", *bytes_], show_progress=False, initial_alphabet=["«", "»"]
+        vocab_size=420,
+        special_tokens=["<unk>", "<s>", *bytes_],
+        show_progress=False,
+        initial_alphabet=["«", "»"],
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     document = json.loads(tokenizer.to_str())
@@ -57,8 +76,12 @@ def unigram() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=110, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False, initial_alphabet=["«", "»"]
-    )  # fmt: skip
+        vocab_size=110,
+        special_tokens=["<unk>", "</s>"],
+        unk_token="<unk>",
+        show_progress=False,
+        initial_alphabet=["«", "»"],
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer
 
@@ -68,12 +91,23 @@ def wordpiece() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=150, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=150, special_tokens=["[UNK]", "[CLS]", "[SEP]"], show_progress=False
+    )
     tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer
 
 
-MADE = [byte_level, prefixed_byte_level, fallback, only_stripped, kept_spaces, unigram, wordpiece, bytes_tokenizer]
+MADE = [
+    byte_level,
+    prefixed_byte_level,
+    fallback,
+    only_stripped,
+    kept_spaces,
+    unigram,
+    wordpiece,
+    bytes_tokenizer,
+]
 BEHIND_A_SIGN = {prefixed_byte_level, fallback, only_stripped, unigram}
 
 
@@ -113,17 +147,25 @@ def by_definition(tokenizer: Tokenizer, behind_a_sign: bool) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("make", MADE, ids=lambda f: f.__name__)
-def test_every_token_is_in_the_category_of_the_papers_definition(make: Callable[[], Tokenizer]) -> None:
+def test_every_token_is_in_the_category_of_the_papers_definition(
+    make: Callable[[], Tokenizer],
+) -> None:
     tokenizer = make()
     categories = categorise(tokenizer)
-    assert dict(zip(categories.ids.tolist(), categories.category)) == by_definition(tokenizer, make in BEHIND_A_SIGN)
+    assert dict(zip(categories.ids.tolist(), categories.category)) == by_definition(
+        tokenizer, make in BEHIND_A_SIGN
+    )
     assert sum(categories.counts().values()) == len(tokenizer.get_vocab())
 
 
 def test_words_are_reachable_where_the_tokenizer_puts_or_takes_a_space_in_front() -> None:
     for make in BEHIND_A_SIGN:
         categories = categorise(make())
-        spaced = [c for raw, c in zip(categories.raw, categories.category) if raw[0] in "▁Ġ" and len(raw) > 2]
+        spaced = [
+            c
+            for raw, c in zip(categories.raw, categories.category)
+            if raw[0] in "▁Ġ" and len(raw) > 2
+        ]
         assert "OK" in spaced and set(spaced) <= {"OK", "UNDECODEABLE"}, make.__name__
 
 
@@ -143,9 +185,15 @@ def test_each_category_is_told_from_the_others() -> None:
     categories = categorise(odd())
     found = dict(zip(categories.raw, categories.category))
     assert found == {
-        **dict.fromkeys("hab<>9[]", "OK"), "xyz": "OK", "<|end|>": "OK_SPECIAL", "A": "UNREACHABLE_SINGLE_TOKEN",
-        "hab": "UNREACHABLE_MULTI_TOKEN", "<ab>": "UNREACHABLE_SPECIAL", "[9]": "UNREACHABLE_MULTI_TOKEN", "â": "UNDECODEABLE",
-    }  # fmt: skip
+        **dict.fromkeys("hab<>9[]", "OK"),
+        "xyz": "OK",
+        "<|end|>": "OK_SPECIAL",
+        "A": "UNREACHABLE_SINGLE_TOKEN",
+        "hab": "UNREACHABLE_MULTI_TOKEN",
+        "<ab>": "UNREACHABLE_SPECIAL",
+        "[9]": "UNREACHABLE_MULTI_TOKEN",
+        "â": "UNDECODEABLE",
+    }
     assert set(found.values()) == set(CATEGORIES)
     assert categories.again[categories.raw.index("hab")] == [0, 1, 2]
 
@@ -176,7 +224,9 @@ def test_bytes_are_tagged_by_their_part_in_utf8(make: Callable[[], Tokenizer]) -
     assert summary["bytes_ascii"] >= 128  # beside <0x41> a fallback vocabulary may hold A itself
 
 
-def test_the_tokenizer_that_was_given_keeps_its_switches_and_its_truncation_does_not_count() -> None:
+def test_the_tokenizer_that_was_given_keeps_its_switches_and_its_truncation_does_not_count() -> (
+    None
+):
     tokenizer = byte_level()
     plain = categorise(tokenizer).category
     tokenizer.encode_special_tokens = True

@@ -1,4 +1,6 @@
-"""Never-seen rows, by the data order and by their own bits, are the same set, on every run; a defect shows."""
+"""Never-seen rows, by the data order and by their own bits, are the same set, on every run; a
+defect shows.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def assert_holds(run: Run, step: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["base", "masked", "held", "frozen", "edited", "removed", "again"])
-def test_it_holds_on_runs_and_forks_with_masks_skips_holds_freezes_noise_and_edits(name: str, moved_runs: Path) -> None:
+def test_it_holds_on_runs_and_forks_with_masks_skips_holds_freezes_noise_and_edits(
+    name: str, moved_runs: Path
+) -> None:
     run = open_trajectory(moved_runs, name)
     for step in (run.header.first_step, run.last_step()):
         assert_holds(run, step)
@@ -40,7 +44,12 @@ def test_it_holds_on_runs_and_forks_with_masks_skips_holds_freezes_noise_and_edi
         {"train.decay_embeddings": False},
         {"train.weight_decay": 0.0, "train.z_loss": 1e-3},
         {"model.width": 20, "model.heads": 1, "train.micro_batch": 4},
-        {"data.mask_repeats": True, "model.document_mask": True, "model.family": "gpt2", "model.tied": False},
+        {
+            "data.mask_repeats": True,
+            "model.document_mask": True,
+            "model.family": "gpt2",
+            "model.tied": False,
+        },
     ],
     ids=lambda each: " ".join(f"{k}={v}" for k, v in each.items()),
 )
@@ -61,7 +70,9 @@ def test_a_tied_model_is_told_that_the_test_does_not_apply(train_run) -> None:
     assert "tied" in found.sentence and len(found.never)
 
 
-def test_data_that_are_not_those_trained_on_are_reported_as_a_defect(moved_runs: Path, tmp_path: Path) -> None:
+def test_data_that_are_not_those_trained_on_are_reported_as_a_defect(
+    moved_runs: Path, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(moved_runs, runs)
     run = open_trajectory(runs, "base")
@@ -74,8 +85,17 @@ def test_data_that_are_not_those_trained_on_are_reported_as_a_defect(moved_runs:
     shard.unlink()
     ids.tofile(shard)
     found = exact_test(open_trajectory(runs, "base"), 200)
-    assert not found.holds and found.only_bits.tolist() == [never] and found.only_ledger.tolist() == [ord("{")]
-    assert found.precision is not None and found.precision < 1 and found.recall is not None and found.recall < 1
+    assert (
+        not found.holds
+        and found.only_bits.tolist() == [never]
+        and found.only_ledger.tolist() == [ord("{")]
+    )
+    assert (
+        found.precision is not None
+        and found.precision < 1
+        and found.recall is not None
+        and found.recall < 1
+    )
     assert "a defect of the data, the loader or the ledger" in found.sentence
 
 
@@ -99,11 +119,18 @@ def test_a_row_that_is_one_bit_off_is_found(tiny_run: Run, monkeypatch: pytest.M
 def test_some_rows_alone_are_folded_as_within_the_whole_embedding(
     V: int, D: int, implementation: str, train_run
 ) -> None:
-    run = train_run("policy", **{"train.steps": 1}) if not hasattr(train_run, "run") else train_run.run
+    run = (
+        train_run("policy", **{"train.steps": 1})
+        if not hasattr(train_run, "run")
+        else train_run.run
+    )
     train_run.run = run
     window = moves(run, 1)[0]
     window = exact.Moves(
-        run, np.arange(9), np.ones(9, bool), tuple(window.counters[0].__class__(k, k, k) for k in range(9))
+        run,
+        np.arange(9),
+        np.ones(9, bool),
+        tuple(window.counters[0].__class__(k, k, k) for k in range(9)),
     )
     generator = torch.Generator().manual_seed(0)
     start = tuple(torch.randn(V, D, generator=generator) * size for size in (0.02, 1e-3, 1e-6))
@@ -111,11 +138,30 @@ def test_some_rows_alone_are_folded_as_within_the_whole_embedding(
     whole = TrainState(*({EMBED: part.clone()} for part in start))
     for counters in window.counters:
         whole.counters = counters
-        update(whole, {EMBED: torch.zeros(V, D)}, run.policy(counters), decayed_names([EMBED], True), implementation)
+        update(
+            whole,
+            {EMBED: torch.zeros(V, D)},
+            run.policy(counters),
+            decayed_names([EMBED], True),
+            implementation,
+        )
     ids = np.sort(np.random.default_rng(0).choice(V - 1, 20, replace=False))
     ids[-1] = V - 1
-    holder = type("R", (), {"shape": type("S", (), {"vocabulary": V})(), "policy": staticmethod(run.policy),
-                            "recipe": type("C", (), {"train": type("T", (), {"decay_embeddings": True, "optimizer": implementation})()})()})()  # fmt: skip
+    holder = type(
+        "R",
+        (),
+        {
+            "shape": type("S", (), {"vocabulary": V})(),
+            "policy": staticmethod(run.policy),
+            "recipe": type(
+                "C",
+                (),
+                {"train": type("T", (), {"decay_embeddings": True, "optimizer": implementation})()},
+            )(),
+        },
+    )()
     rows = zero_gradient(holder, tuple(part[torch.from_numpy(ids)] for part in start), ids, window)  # type: ignore[arg-type]
     for own, all_ in zip(rows, (whole.params, whole.exp_avg, whole.exp_avg_sq)):
-        assert torch.equal(own.view(torch.int32), all_[EMBED][torch.from_numpy(ids)].view(torch.int32))
+        assert torch.equal(
+            own.view(torch.int32), all_[EMBED][torch.from_numpy(ids)].view(torch.int32)
+        )

@@ -1,4 +1,6 @@
-"""The ledger counts what a step-by-step reading of every batch counts, on runs and forks of every kind."""
+"""The ledger counts what a step-by-step reading of every batch counts, on runs and forks of every
+kind.
+"""
 
 from __future__ import annotations
 
@@ -24,27 +26,40 @@ from replay.trajectory import open_trajectory
 def read_one_by_one(run: Run, step: int) -> dict[str, np.ndarray]:
     """The definitions of FORMULAS.md, spelled out token by token."""
     V, T = run.shape.vocabulary, run.recipe.data.sequence_length
-    found = {name: np.zeros(V, np.int64) for name in ("exposure_in", "exposure_out", "exposure_grad")}
+    found = {
+        name: np.zeros(V, np.int64) for name in ("exposure_in", "exposure_out", "exposure_grad")
+    }
     first, last, held = np.full(V, -1), np.full(V, -1), [set() for _ in range(V)]
     windows, each, end = [], run, step
     while each is not None:
         windows.append((each, each.header.first_step, end))
         each, end = each.parent, min(end, each.header.first_step)
     for each, low, high in reversed(windows):
-        rows = {row["step"]: row for row in each.table("steps", ["step", "update", "schedule", "updates"]).to_pylist()}
+        rows = {
+            row["step"]: row
+            for row in each.table("steps", ["step", "update", "schedule", "updates"]).to_pylist()
+        }
         for s in range(low, high):
             if rows[s]["update"] not in ("apply", "hold"):
                 continue
             batch, applied = each.stream(s), rows[s]["update"] == "apply"
-            frozen = each.policy(exposure.Counters(s, rows[s]["schedule"], rows[s]["updates"])).frozen
+            frozen = each.policy(
+                exposure.Counters(s, rows[s]["schedule"], rows[s]["updates"])
+            ).frozen
             for b in range(len(batch.tokens)):
                 tokens, weight = batch.tokens[b].tolist(), batch.weight[b].tolist()
                 spans = each.corpus.spans(batch.sequence[b : b + 1].numpy(), T)[0]
                 owner = {p: span.document for span in spans for p in range(span.start, span.stop)}
-                of = np.cumsum([0] + [each.shape.document_mask and t == each.header.eot for t in tokens[: T - 1]])
+                of = np.cumsum(
+                    [0]
+                    + [each.shape.document_mask and t == each.header.eot for t in tokens[: T - 1]]
+                )
                 met = set()
                 for p in range(T):
-                    if any(weight[u] != 0 and of[u] == of[p] for u in range(p, T)) and "embed.weight" not in frozen:
+                    if (
+                        any(weight[u] != 0 and of[u] == of[p] for u in range(p, T))
+                        and "embed.weight" not in frozen
+                    ):
                         found["exposure_grad"][tokens[p]] += 1
                     if applied:
                         found["exposure_in"][tokens[p]] += 1
@@ -54,7 +69,12 @@ def read_one_by_one(run: Run, step: int) -> dict[str, np.ndarray]:
                     first[tokens[p]] = s if first[tokens[p]] < 0 else first[tokens[p]]
                     last[tokens[p]] = s
                     held[tokens[p]] |= {owner[p]} if p in owner else set()
-    return {**found, "documents": np.array([len(d) for d in held]), "first_step": first, "last_step": last}
+    return {
+        **found,
+        "documents": np.array([len(d) for d in held]),
+        "first_step": first,
+        "last_step": last,
+    }
 
 
 def assert_equal(found: exposure.Exposure, expected: dict[str, np.ndarray]) -> None:
@@ -64,27 +84,42 @@ def assert_equal(found: exposure.Exposure, expected: dict[str, np.ndarray]) -> N
 
 
 @pytest.mark.parametrize("name", ["base", "masked", "held", "frozen", "edited", "removed", "again"])
-def test_the_ledger_of_a_run_or_fork_is_what_reading_every_batch_gives(name: str, moved_runs: Path) -> None:
+def test_the_ledger_of_a_run_or_fork_is_what_reading_every_batch_gives(
+    name: str, moved_runs: Path
+) -> None:
     run = open_trajectory(moved_runs, name)
     first, last = run.header.first_step, run.last_step()
     steps = [0, 17, last] if name == "base" else [first + 4, last]
     for found in ledgers(run, steps):
         assert_equal(found, read_one_by_one(run, found.step))
     if name == "base":
-        assert "skipped" in run.table("steps")["update"].to_pylist(), "SkipStep passed over the damaged batch"
+        assert "skipped" in run.table("steps")["update"].to_pylist(), (
+            "SkipStep passed over the damaged batch"
+        )
 
 
-def test_sequences_that_repeat_and_are_masked_count_as_inputs_only(train_run, tmp_path: Path) -> None:
+def test_sequences_that_repeat_and_are_masked_count_as_inputs_only(
+    train_run, tmp_path: Path
+) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("n" * 800 + "The quick brown fox. " * 60)
-    run = train_run("repeating", **{"data.source": str(tmp_path / "text"), "data.mask_repeats": True, "train.steps": 12,
-                                    "data.held_out": 0})  # fmt: skip
+    run = train_run(
+        "repeating",
+        **{
+            "data.source": str(tmp_path / "text"),
+            "data.mask_repeats": True,
+            "train.steps": 12,
+            "data.held_out": 0,
+        },
+    )
     found = ledger(run, 12)
     assert_equal(found, read_one_by_one(run, 12))
     assert found.exposure_out[ord("n")] < found.exposure_in[ord("n")]
 
 
-def test_counting_in_small_stretches_changes_nothing(moved_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_in_small_stretches_changes_nothing(
+    moved_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = open_trajectory(moved_runs, "base")
     whole = ledger(run, 77)
     monkeypatch.setattr(exposure, "CHUNK", 100)
@@ -137,10 +172,13 @@ def test_reachable_is_the_decoders_own_notion_of_a_document() -> None:
     of = documents(torch.from_numpy(inputs), model)
     assert of is not None
     expected = [
-        [any(c[u] and d[u] == d[t] for u in range(t, 20)) for t in range(20)] for c, d in zip(counted, of.numpy())
+        [any(c[u] and d[u] == d[t] for u in range(t, 20)) for t in range(20)]
+        for c, d in zip(counted, of.numpy())
     ]
     assert np.array_equal(reachable(inputs, counted, 0), expected)
-    assert np.array_equal(reachable(inputs, counted, None), [[c[t:].any() for t in range(20)] for c in counted])
+    assert np.array_equal(
+        reachable(inputs, counted, None), [[c[t:].any() for t in range(20)] for c in counted]
+    )
 
 
 def test_many_batches_ids_at_once_are_those_of_each_in_turn() -> None:
@@ -153,7 +191,8 @@ def test_many_batches_ids_at_once_are_those_of_each_in_turn() -> None:
         steps = steps[rng.random(len(steps)) < rng.choice([0.5, 0.9, 2.0])]
         if len(steps):
             assert np.array_equal(
-                sequence_ids(order, steps), np.concatenate([order.sequence_ids(int(s)) for s in steps])
+                sequence_ids(order, steps),
+                np.concatenate([order.sequence_ids(int(s)) for s in steps]),
             )
 
 
@@ -169,11 +208,22 @@ def test_a_states_rows_of_the_vocabulary_are_replaced_whole(train_run) -> None:
     write_vocabulary(run, 0)
     write_vocabulary(run, 10, cause={65: "forgotten"})
     rows, found = vocabulary(run, 10).to_pylist(), ledger(run, 10)
-    assert run.table("vocabulary").num_rows == 2 * 257 and [row["token"] for row in rows] == list(range(257))
+    assert run.table("vocabulary").num_rows == 2 * 257 and [row["token"] for row in rows] == list(
+        range(257)
+    )
     assert rows[65] == {
-        "step": 10, "token": 65, "text": "A", "category": "OK", "indicator": 65.0, "cause": "forgotten",
-        "exposure_in": found.exposure_in[65], "exposure_out": found.exposure_out[65], "exposure_grad": found.exposure_grad[65],
-        "documents": found.documents[65], "first_seen": found.first_step[65], "last_seen": found.last_step[65],
-    }  # fmt: skip
+        "step": 10,
+        "token": 65,
+        "text": "A",
+        "category": "OK",
+        "indicator": 65.0,
+        "cause": "forgotten",
+        "exposure_in": found.exposure_in[65],
+        "exposure_out": found.exposure_out[65],
+        "exposure_grad": found.exposure_grad[65],
+        "documents": found.documents[65],
+        "first_seen": found.first_step[65],
+        "last_seen": found.last_step[65],
+    }
     never = rows[int(found.never_met[0])]
     assert never["first_seen"] is None and never["last_seen"] is None and never["exposure_in"] == 0

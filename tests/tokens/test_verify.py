@@ -1,4 +1,6 @@
-"""Verification against models whose truth is known: one that copies, with tokens it cannot say, and ones that cannot."""
+"""Verification against models whose truth is known: one that copies, with tokens it cannot say, and
+ones that cannot.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from forensics.tokens.indicators import Weights
 from forensics.tokens.target import Target
 from forensics.tokens.verify import VERIFIED, Verifier, can_copy, choose_controls
 
-TEXT = "import these words another string However function public during machine orange planet bicycle Monday"
+TEXT = (
+    "import these words another string However function public during machine orange planet bicycle"
+    " Monday"
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +35,16 @@ def tokenizer():
 
 
 class Copier:
-    """Says what followed the last token where that stood before; a token of `mute` it never says."""
+    """Says what followed the last token where that stood before; a token of `mute` it never
+    says.
+    """
 
     def __init__(self, vocabulary: int, mute: list[int], sure: float = 0.9) -> None:
-        self.vocabulary, self.mute, self.sure = vocabulary, torch.tensor(mute, dtype=torch.int64), sure
+        self.vocabulary, self.mute, self.sure = (
+            vocabulary,
+            torch.tensor(mute, dtype=torch.int64),
+            sure,
+        )
         self.asked: list[tuple[int, int]] = []  # rows, positions
 
     def __call__(self, tokens_BT: Tensor) -> Tensor:
@@ -67,7 +78,11 @@ def test_the_placeholder_is_none_that_the_model_cannot_say(categories: Categorie
     """However well trained it looks."""
     size = len(categories.ids)
     first = verifier_of(categories, Copier(size, [])).placeholder
-    assert first is not None and categories.text[first].isalpha() and len(set(categories.text[first])) >= 5
+    assert (
+        first is not None
+        and categories.text[first].isalpha()
+        and len(set(categories.text[first])) >= 5
+    )
     other = verifier_of(categories, Copier(size, [first])).placeholder
     assert other is not None and other != first
     trained = np.ones(size)
@@ -100,46 +115,73 @@ def test_controls_are_well_trained_and_near_in_count(categories: Categories) -> 
     assert len(ids) == 2 and (trained[ids] >= 0.5).all() and not set(ids) & set(candidates)
     for id, candidate in zip(ids, candidates):
         nearer = [
-            i for i in range(size) if abs(i - candidate) < abs(id - candidate) and trained[i] >= 0.5 and i not in ids
+            i
+            for i in range(size)
+            if abs(i - candidate) < abs(id - candidate) and trained[i] >= 0.5 and i not in ids
         ]
-        assert all(categories.category[i] != "OK" or categories.byte[i] or not categories.text[i].strip() for i in nearer
-                   if i not in candidates)  # fmt: skip
+        assert all(
+            categories.category[i] != "OK" or categories.byte[i] or not categories.text[i].strip()
+            for i in nearer
+            if i not in candidates
+        )
 
 
-def verification(categories: Categories, copier: Copier, census: bool = False, context: int = 4096) -> Verification:
+def verification(
+    categories: Categories, copier: Copier, census: bool = False, context: int = 4096
+) -> Verification:
     size = len(categories.ids)
     U = torch.ones(size, 2)
-    target = Target("copier", "gguf", tokenizer(), weights=Weights(U, U, None, True),
-                    forward=lambda: Recomputed(copier, context))  # fmt: skip
+    target = Target(
+        "copier",
+        "gguf",
+        tokenizer(),
+        weights=Weights(U, U, None, True),
+        forward=lambda: Recomputed(copier, context),
+    )
     own = np.linspace(1, 2, size)
     own[[300, 301]] = 0
     return _verify(target, categories, own, None, np.array([300, 301]), census, lambda *_: None)
 
 
 @pytest.mark.parametrize("sure", [0.0, 0.02])
-def test_a_model_that_cannot_copy_is_told_so_and_verifies_nothing(sure: float, categories: Categories) -> None:
+def test_a_model_that_cannot_copy_is_told_so_and_verifies_nothing(
+    sure: float, categories: Categories
+) -> None:
     told = verification(categories, Copier(len(categories.ids), [], sure))
-    assert not told.copies and told.verdict.startswith(CANNOT_COPY) and np.isnan(told.max_prob).all()
+    assert (
+        not told.copies and told.verdict.startswith(CANNOT_COPY) and np.isnan(told.max_prob).all()
+    )
 
 
-def test_a_model_that_repeats_the_placeholder_and_few_else_is_refused_by_its_controls(categories: Categories) -> None:
+def test_a_model_that_repeats_the_placeholder_and_few_else_is_refused_by_its_controls(
+    categories: Categories,
+) -> None:
     placeholder = verifier_of(categories, Copier(len(categories.ids), [])).placeholder
     told = verification(
-        categories, Copier(len(categories.ids), [i for i in range(257, len(categories.ids)) if i != placeholder])
+        categories,
+        Copier(
+            len(categories.ids), [i for i in range(257, len(categories.ids)) if i != placeholder]
+        ),
     )
     assert told.placeholder is None or not told.copies
     assert told.verdict.startswith(CANNOT_COPY)
 
 
-def test_a_model_whose_words_are_frequent_everywhere_has_not_repeated_them(categories: Categories) -> None:
-    """A control's P must stand out from what the same prompt gives it when it is about another token."""
+def test_a_model_whose_words_are_frequent_everywhere_has_not_repeated_them(
+    categories: Categories,
+) -> None:
+    """A control's P must stand out from what the same prompt gives it when it is about another
+    token.
+    """
 
     def babble(tokens_BT: Tensor) -> Tensor:
         p = torch.full((len(tokens_BT), len(categories.ids)), 0.1 / len(categories.ids))
         p[:, 280:] += 0.9 / (len(categories.ids) - 280)
         return p.log()
 
-    verifier = Verifier(tokenizer(), Recomputed(babble, 4096), categories, np.ones(len(categories.ids)))
+    verifier = Verifier(
+        tokenizer(), Recomputed(babble, 4096), categories, np.ones(len(categories.ids))
+    )
     assert verifier.placeholder is None
     verifier.prompts, verifier.base = [], torch.full((len(categories.ids),), 0.04)
     assert not can_copy(verifier.controls(np.array([290, 291])))
@@ -163,7 +205,11 @@ def test_fewer_shots_are_taken_where_all_do_not_fit(categories: Categories) -> N
 def test_a_census_asks_all_and_holds_the_rule_against_itself(categories: Categories) -> None:
     told = verification(categories, Copier(len(categories.ids), [300, 320, 330]), census=True)
     verified = told.max_prob < VERIFIED
-    assert told.copies and np.isfinite(told.max_prob).all() and np.flatnonzero(verified).tolist() == [300, 320, 330]
+    assert (
+        told.copies
+        and np.isfinite(told.max_prob).all()
+        and np.flatnonzero(verified).tolist() == [300, 320, 330]
+    )
     chosen = np.zeros(len(verified), bool)
     chosen[[300, 301]] = True
     rule = rule_against(verified, chosen, categories.reachable)
@@ -171,8 +217,12 @@ def test_a_census_asks_all_and_holds_the_rule_against_itself(categories: Categor
     assert rule["recall"] == pytest.approx(1 / 3) and rule["precision"] == 0.5
 
 
-def test_what_is_kept_of_the_prefix_changes_no_probability(make_shape, random_params, tmp_path: Path) -> None:
-    """Our decoder, which reads everything again, and transformers' cache, spread over a batch and thinned out."""
+def test_what_is_kept_of_the_prefix_changes_no_probability(
+    make_shape, random_params, tmp_path: Path
+) -> None:
+    """Our decoder, which reads everything again, and transformers' cache, spread over a batch and
+    thinned out.
+    """
     from forensics.train import checkpoint
     from forensics.train.state import TrainState
 
@@ -182,7 +232,9 @@ def test_what_is_kept_of_the_prefix_changes_no_probability(make_shape, random_pa
         path, _, _ = checkpoint.save(tmp_path / family, TrainState.start(params), shape, None, 0)
         cached, plain = of_folder(path), of_decoder(params, shape, 64, "cpu")
         generator = torch.Generator().manual_seed(0)
-        prefix, rest = (torch.randint(0, 61, size, generator=generator) for size in ((1, 9), (5, 7)))
+        prefix, rest = (
+            torch.randint(0, 61, size, generator=generator) for size in ((1, 9), (5, 7))
+        )
         told = []
         for forward in (cached, plain):
             _, past = forward.read(prefix, None)

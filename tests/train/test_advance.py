@@ -1,4 +1,6 @@
-"""One step: the tree of micro-batches, threads, what each kind of update moves, SkipStep, frozen tensors."""
+"""One step: the tree of micro-batches, threads, what each kind of update moves, SkipStep, frozen
+tensors.
+"""
 
 import pytest
 import torch
@@ -24,22 +26,38 @@ class Gradients:
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_the_number_of_threads_changes_no_bit(family, make_shape, make_model, make_batch, make_policy):
-    """At sizes that PyTorch splits among threads, and that 3 threads do not split evenly (7·147 rows)."""
+def test_the_number_of_threads_changes_no_bit(
+    family, make_shape, make_model, make_batch, make_policy
+):
+    """At sizes that PyTorch splits among threads, and that 3 threads do not split evenly (7·147
+    rows).
+    """
     shape = make_shape(family, layers=1, width=192, vocabulary=257, length=147)
     start = initialize(shape, "normal", 0)
     seen = {}
     for threads in (1, 2, 3, 4):
         identity.settle(threads)
-        state, model = TrainState.start({n: p.clone() for n, p in start.items()}), make_model(shape, 7)
-        results = [advance(state, make_batch(7, 147, 257, step), make_policy(z_loss=1e-4), model) for step in range(2)]
+        state, model = (
+            TrainState.start({n: p.clone() for n, p in start.items()}),
+            make_model(shape, 7),
+        )
+        results = [
+            advance(state, make_batch(7, 147, 257, step), make_policy(z_loss=1e-4), model)
+            for step in range(2)
+        ]
         losses = token_losses(state.params, make_batch(7, 147, 257, 9), model, "fp32")
-        seen[threads] = ([(r.loss, r.grad_norm, r.grad_norms) for r in results], state.digest(), losses.sum(1).tolist())
+        seen[threads] = (
+            [(r.loss, r.grad_norm, r.grad_norms) for r in results],
+            state.digest(),
+            losses.sum(1).tolist(),
+        )
     assert seen[1] == seen[2] == seen[3] == seen[4]
 
 
 @pytest.mark.parametrize("optimizer", ["foreach", "loop"])
-def test_threads_change_no_bit_of_the_other_implementations(optimizer, make_shape, make_model, make_batch, make_policy):
+def test_threads_change_no_bit_of_the_other_implementations(
+    optimizer, make_shape, make_model, make_batch, make_policy
+):
     shape = make_shape("llama", layers=1, width=192, vocabulary=257, length=147)
     seen = set()
     for threads in (1, 3):
@@ -52,7 +70,9 @@ def test_threads_change_no_bit_of_the_other_implementations(optimizer, make_shap
 
 def gradients(batch, micro_batch, shape, start_state, make_model, make_policy):
     watch, state = Gradients(), start_state(shape)
-    result = advance(state, batch, make_policy(clip=0.0, update="zero"), make_model(shape, micro_batch), watch)
+    result = advance(
+        state, batch, make_policy(clip=0.0, update="zero"), make_model(shape, micro_batch), watch
+    )
     return watch.grads, result
 
 
@@ -67,25 +87,36 @@ def test_micro_batches_give_the_same_bits_each_time_and_the_plain_sum_to_roundin
     whole, plain = gradients(batch, 12, shape, start_state, make_model, make_policy)
     for name in whole:
         assert torch.equal(first[name], again[name]), name
-        assert (first[name] - whole[name]).abs().max() <= 2e-6 * whole[name].abs().max() + 1e-9, name
+        assert (first[name] - whole[name]).abs().max() <= 2e-6 * whole[name].abs().max() + 1e-9, (
+            name
+        )
     assert result.loss == pytest.approx(plain.loss, rel=1e-6)
     assert result.grad_norm == pytest.approx(plain.grad_norm, rel=1e-6)
     torch.testing.assert_close(result.ce, plain.ce, rtol=1e-5, atol=1e-6)
 
 
-def test_micro_batches_are_added_in_one_fixed_tree(make_shape, start_state, make_model, make_batch, make_policy):
-    """Five leaves: (0 + 1) + (2 + (3 + 4)), to the bit; no other order of five fp32 sums would give it everywhere."""
+def test_micro_batches_are_added_in_one_fixed_tree(
+    make_shape, start_state, make_model, make_batch, make_policy
+):
+    """Five leaves: (0 + 1) + (2 + (3 + 4)), to the bit; no other order of five fp32 sums would give
+    it everywhere.
+    """
     shape, batch = make_shape(), make_batch(5)
     found, _ = gradients(batch, 1, shape, start_state, make_model, make_policy)
     leaves = []
     for i in range(5):
         cut = slice(i, i + 1)
-        one = type(batch)(batch.tokens[cut], batch.weight[cut], batch.denominator, batch.sequence[cut])
+        one = type(batch)(
+            batch.tokens[cut], batch.weight[cut], batch.denominator, batch.sequence[cut]
+        )
         leaves.append(gradients(one, 1, shape, start_state, make_model, make_policy)[0])
     for name, grad in found.items():
         a, b, c, d, e = (leaf[name] for leaf in leaves)
         assert torch.equal(grad, (a + b) + (c + (d + e))), name
-    assert any(not torch.equal(found[n], sum((leaf[n] for leaf in leaves[1:]), leaves[0][n])) for n in found)
+    assert any(
+        not torch.equal(found[n], sum((leaf[n] for leaf in leaves[1:]), leaves[0][n]))
+        for n in found
+    )
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -106,19 +137,33 @@ def test_a_frozen_tensor_keeps_its_value_and_moments_and_the_others_their_gradie
                 assert torch.equal(getattr(state, group)[name], getattr(before, group)[name]), name
             assert name not in a.grads
         else:
-            assert torch.equal(a.grads[name], b.grads[name]) and torch.equal(state.params[name], free.params[name]), (
-                name
-            )
+            assert torch.equal(a.grads[name], b.grads[name]) and torch.equal(
+                state.params[name], free.params[name]
+            ), name
     assert not any(p.requires_grad for p in state.params.values())
 
 
 @pytest.mark.parametrize(
     ("update", "moves", "moments", "updates"),
-    [("apply", True, True, 1), ("hold", False, True, 1), ("zero", False, False, 0), ("none", False, False, 0)],
+    [
+        ("apply", True, True, 1),
+        ("hold", False, True, 1),
+        ("zero", False, False, 0),
+        ("none", False, False, 0),
+    ],
 )
 @pytest.mark.parametrize("advance_schedule", [True, False])
 def test_each_kind_of_update_moves_what_the_design_says(
-    update, moves, moments, updates, advance_schedule, make_shape, start_state, make_model, make_batch, make_policy
+    update,
+    moves,
+    moments,
+    updates,
+    advance_schedule,
+    make_shape,
+    start_state,
+    make_model,
+    make_batch,
+    make_policy,
 ):
     shape = make_shape()
     state = start_state(shape)
@@ -132,7 +177,9 @@ def test_each_kind_of_update_moves_what_the_design_says(
         assert not any(same) if changed else all(same), group
 
 
-def test_a_zero_update_keeps_a_nan_out_of_the_state(make_shape, start_state, make_model, make_batch, make_policy):
+def test_a_zero_update_keeps_a_nan_out_of_the_state(
+    make_shape, start_state, make_model, make_batch, make_policy
+):
     shape = make_shape()
     state, batch = start_state(shape), make_batch()
     batch.weight[0, 0] = float("nan")
@@ -160,7 +207,9 @@ def test_clipping_scales_the_gradient_to_the_norm_asked_for(
     assert free.digest() == none.digest()
 
 
-def test_an_infinite_gradient_norm_clips_nothing_to_zero(make_shape, start_state, make_model, make_batch, make_policy):
+def test_an_infinite_gradient_norm_clips_nothing_to_zero(
+    make_shape, start_state, make_model, make_batch, make_policy
+):
     shape = make_shape()
     state, batch = start_state(shape), make_batch()
     batch.weight[0, 0] = float("inf")
@@ -169,7 +218,9 @@ def test_an_infinite_gradient_norm_clips_nothing_to_zero(make_shape, start_state
 
 
 def skip_run(state, shape, steps, make_model, make_batch, make_policy, bad=()):
-    """Folds to step `steps`; the batches of `bad` weigh a thousand times too much. Returns the actions."""
+    """Folds to step `steps`; the batches of `bad` weigh a thousand times too much. Returns the
+    actions.
+    """
 
     def stream(step):
         batch = make_batch(2, 8, seed=step)
@@ -189,7 +240,9 @@ def skip_run(state, shape, steps, make_model, make_batch, make_policy, bad=()):
     return actions
 
 
-def test_skip_step_skips_a_planted_batch_and_nothing_else(make_shape, start_state, make_model, make_batch, make_policy):
+def test_skip_step_skips_a_planted_batch_and_nothing_else(
+    make_shape, start_state, make_model, make_batch, make_policy
+):
     shape = make_shape("llama", layers=1, width=16)
     state, at = start_state(shape), {}
     actions = skip_run(state, shape, 70, make_model, make_batch, make_policy)
@@ -200,10 +253,13 @@ def test_skip_step_skips_a_planted_batch_and_nothing_else(make_shape, start_stat
     one = at[70].clone()
     skip_run(one, shape, 71, make_model, make_batch, make_policy, bad={70})
     assert all(
-        torch.equal(one.params[n], at[70].params[n]) and torch.equal(one.exp_avg[n], at[70].exp_avg[n])
+        torch.equal(one.params[n], at[70].params[n])
+        and torch.equal(one.exp_avg[n], at[70].exp_avg[n])
         for n in one.params
     )
-    assert len(one.window.losses) == 71  # what was skipped enters the window: after a shift it learns the level
+    assert (
+        len(one.window.losses) == 71
+    )  # what was skipped enters the window: after a shift it learns the level
 
 
 def test_skip_step_resumes_bit_for_bit_from_a_checkpoint_in_the_middle(
@@ -222,7 +278,9 @@ def test_skip_step_resumes_bit_for_bit_from_a_checkpoint_in_the_middle(
     assert loaded.window == state.window and len(loaded.window.losses) == 68
     assert first + skip_run(loaded, shape, 75, make_model, make_batch, make_policy, bad) == actions
     assert loaded.digest() == whole.digest() and "skipped" in actions[68:]
-    forgetful, _ = checkpoint.load(path)  # what the window is worth: without it the batch at 70 goes in
+    forgetful, _ = checkpoint.load(
+        path
+    )  # what the window is worth: without it the batch at 70 goes in
     forgetful.window = type(forgetful.window)()
     assert "skipped" not in skip_run(forgetful, shape, 75, make_model, make_batch, make_policy, bad)
 

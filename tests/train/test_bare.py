@@ -1,4 +1,6 @@
-"""What a machine with a GPU and few packages needs: its tests import nothing more, and the stand-in for xxhash is exact."""
+"""What a machine with a GPU and few packages needs: its tests import nothing more, and the stand-in
+for xxhash is exact.
+"""
 
 import importlib.util
 import os
@@ -16,13 +18,29 @@ PLACE = ROOT / "benchmarks" / "bare" / "xxhash.py"
 
 
 def test_what_gpu_sh_runs_imports_only_what_a_bare_machine_has():
-    """The GPU's tests are collected, and the benchmarks imported, with every other package hidden."""
+    """The GPU's tests are collected, and the benchmarks imported, with every other package
+    hidden.
+    """
     hidden = os.pathsep.join(map(str, (ROOT, PLACE.parent, PLACE.parent / "absent")))
     environment = os.environ | {"PYTHONPATH": hidden, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    collect = ["-m", "pytest", "-q", "--collect-only", "-m", "gpu", "tests/gpu", "tests/observe/test_kernels.py"]
-    benchmarks = ["-c", "import benchmarks.step, benchmarks.replay, benchmarks.saving, benchmarks.attention"]
+    collect = [
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-m",
+        "gpu",
+        "tests/gpu",
+        "tests/observe/test_kernels.py",
+    ]
+    benchmarks = [
+        "-c",
+        "import benchmarks.step, benchmarks.replay, benchmarks.saving, benchmarks.attention",
+    ]
     for what in (collect, benchmarks):
-        done = subprocess.run([sys.executable, *what], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *what], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 

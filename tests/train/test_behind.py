@@ -1,4 +1,6 @@
-"""What happens beside a step: checkpoints written behind it, batches made ahead of it; and what it says when it cannot go on."""
+"""What happens beside a step: checkpoints written behind it, batches made ahead of it; and what it
+says when it cannot go on.
+"""
 
 import errno
 import os
@@ -38,7 +40,9 @@ def test_the_state_may_change_as_soon_as_it_is_handed_over(saver, state):
     saver.save(state, "every", after=[gate])
     for p in state.params.values():
         p.zero_()
-    assert saver.saved() == [] and checkpoint.saved_steps(saver.folder) == [], "in place before its rows are"
+    assert saver.saved() == [] and checkpoint.saved_steps(saver.folder) == [], (
+        "in place before its rows are"
+    )
     gate.set_result(None)
     (saved,) = saver.saved(wait=True)
     assert (saved.digest, saved.reason) == (digest, "every")
@@ -68,11 +72,15 @@ def test_a_full_disk_is_told_by_the_next_save(saver, state, monkeypatch):
     assert e.value.kind == "storage" and list(saver.folder.iterdir()) == []
 
 
-def test_a_run_whose_disk_fills_up_behind_it_fails_with_one_line_and_goes_on_later(recipe_of, runs, monkeypatch):
+def test_a_run_whose_disk_fills_up_behind_it_fails_with_one_line_and_goes_on_later(
+    recipe_of, runs, monkeypatch
+):
     real, place = os.fsync, runs / "filled" / "checkpoints"
 
     def full(descriptor):
-        if threading.current_thread().name.startswith("checkpoint") and list(place.glob(".step-000010*")):
+        if threading.current_thread().name.startswith("checkpoint") and list(
+            place.glob(".step-000010*")
+        ):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
@@ -104,7 +112,11 @@ def test_the_loop_goes_on_while_a_slow_disk_writes(recipe_of, runs, monkeypatch)
 
     monkeypatch.setattr(checkpoint, "_put_in_place", slow)
     loop.train(
-        recipe_of(), name="slow", recipe_name="tiny", runs=runs, progress=lambda d, t, n="": steps_done.append(d)
+        recipe_of(),
+        name="slow",
+        recipe_name="tiny",
+        runs=runs,
+        progress=lambda d, t, n="": steps_done.append(d),
     )
     assert at["begun"] < 15 <= at["ended"] and at["rows"] == 10
     run = open_run(runs, "slow")
@@ -116,7 +128,10 @@ def test_the_file_is_the_one_that_safetensors_writes(tmp_path):
     from safetensors.torch import save
 
     g = torch.Generator().manual_seed(0)
-    tensors = {n: torch.randn(s, generator=g) for n, s in (("b.é", (3, 5)), ("a", (7,)), ("empty", (0, 2)), ("c", ()))}
+    tensors = {
+        n: torch.randn(s, generator=g)
+        for n, s in (("b.é", (3, 5)), ("a", (7,)), ("empty", (0, 2)), ("c", ()))
+    }
     for i, metadata in enumerate((None, {"format": "pt"})):
         entry = checkpoint.write_tensors(tmp_path / str(i), tensors, metadata)
         data = (tmp_path / str(i)).read_bytes()
@@ -165,7 +180,10 @@ def test_recomputed_activations_give_the_same_bits(
     for family in ("llama", "gpt2", "qwen3"):
         shape, found = make_shape(family), []
         for recompute in (False, True):
-            state, model = start_state(shape), make_model(shape, 2, compiled=compiled, recompute=recompute)
+            state, model = (
+                start_state(shape),
+                make_model(shape, 2, compiled=compiled, recompute=recompute),
+            )
             for step in range(2):
                 advance(state, make_batch(seed=step), make_policy(), model)
             found.append(state.digest())
@@ -179,7 +197,9 @@ def test_recomputing_keeps_less(make_shape, start_state, make_model, make_batch)
         state, model = start_state(shape), make_model(shape, recompute=recompute)
         for p in state.params.values():
             p.requires_grad_(True)
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, seen=seen: seen.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, seen=seen: seen.append(x.numel()) or x, lambda x: x
+        ):
             model.decoder.hidden(state.params, make_batch().tokens[:, :-1])
         kept[recompute] = sum(seen)
     assert kept[True] < kept[False] / 3
@@ -188,16 +208,46 @@ def test_recomputing_keeps_less(make_shape, start_state, make_model, make_batch)
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"), "memory", "2.50 GiB"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."), "memory", "99 bytes"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has"),
+            "memory",
+            "2.50 GiB",
+        ),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."
+            ),
+            "memory",
+            "99 bytes",
+        ),
         (MemoryError(), "memory", "train.micro_batch=4"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "memory", "train.micro_batch=4"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+            "memory",
+            "train.micro_batch=4",
+        ),
         (RuntimeError("Triton Error [CUDA]: out of memory"), "memory", "checkpoint_activations"),
-        (RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set"), "device", "document_mask=false"),
-        (RuntimeError("put_ does not have a deterministic implementation, but you set"), "device", "train.device=cpu"),
-        (RuntimeError("Deterministic behavior was enabled … set CUBLAS_WORKSPACE_CONFIG=:4096:8"), "device", ":4096:8"),
+        (
+            RuntimeError(
+                "cumsum_cuda_kernel does not have a deterministic implementation, but you set"
+            ),
+            "device",
+            "document_mask=false",
+        ),
+        (
+            RuntimeError("put_ does not have a deterministic implementation, but you set"),
+            "device",
+            "train.device=cpu",
+        ),
+        (
+            RuntimeError(
+                "Deterministic behavior was enabled … set CUBLAS_WORKSPACE_CONFIG=:4096:8"
+            ),
+            "device",
+            ":4096:8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_step_that_cannot_be_computed_says_what_to_change(error, kind, words):
     with pytest.raises(ForensicsError) as e, explained(8, 8, False):
         raise error
@@ -206,7 +256,9 @@ def test_a_step_that_cannot_be_computed_says_what_to_change(error, kind, words):
 
 @pytest.mark.parametrize("where", ["update", "held-out", "gradients"])
 def test_memory_that_ends_anywhere_in_a_step_is_one_line(where, recipe_of, tmp_path, monkeypatch):
-    """Not only in the forward and backward: beside the update, in the recorder, at the held-out loss."""
+    """Not only in the forward and backward: beside the update, in the recorder, at the held-out
+    loss.
+    """
 
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has")
@@ -228,14 +280,21 @@ def test_memory_that_ends_anywhere_in_a_step_is_one_line(where, recipe_of, tmp_p
 def test_what_to_lower_depends_on_what_is_left():
     with pytest.raises(ForensicsError) as e, explained(6, 12, True):
         raise MemoryError
-    assert "train.micro_batch=4 (now 6)" in str(e.value) and "checkpoint_activations" not in str(e.value)
-    with pytest.raises(ForensicsError, match=r"lower data\.sequence_length") as e, explained(1, 12, True):
+    assert "train.micro_batch=4 (now 6)" in str(e.value) and "checkpoint_activations" not in str(
+        e.value
+    )
+    with (
+        pytest.raises(ForensicsError, match=r"lower data\.sequence_length") as e,
+        explained(1, 12, True),
+    ):
         raise MemoryError
     with pytest.raises(RuntimeError, match="something else"), explained(1, 1, False):
         raise RuntimeError("something else")
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("gpt2-124m", 124_475_904), ("olmo2-190m", 190_550_784)])
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("gpt2-124m", 124_475_904), ("olmo2-190m", 190_550_784)]
+)
 def test_the_recipes_for_one_gpu_have_the_sizes_they_say(name, parameters):
     import math
 

@@ -21,7 +21,9 @@ def trained(make_shape, start_state, make_model, make_batch, make_policy):
     shape = make_shape("olmo2", layers=1, width=16, kv_heads=2)
     state = start_state(shape)
     for step in range(3):
-        advance(state, make_batch(2, 8, seed=step), make_policy(skip_step=True), make_model(shape, 2))
+        advance(
+            state, make_batch(2, 8, seed=step), make_policy(skip_step=True), make_model(shape, 2)
+        )
     return state, shape
 
 
@@ -48,7 +50,11 @@ def test_save_and_load_give_back_every_bit(saved, trained):
     for group in ("params", "exp_avg", "exp_avg_sq"):
         ours, theirs = getattr(state, group), getattr(found, group)
         assert list(ours) == list(theirs) and all(torch.equal(ours[n], theirs[n]) for n in ours)
-    assert found.counters == state.counters and found.window == state.window and len(found.window.losses) == 3
+    assert (
+        found.counters == state.counters
+        and found.window == state.window
+        and len(found.window.losses) == 3
+    )
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
@@ -71,8 +77,14 @@ def test_odd_numbers_are_saved_as_they_are(bad, trained, tmp_path):
 
 def test_the_folder_holds_no_pickle_and_what_transformers_needs(saved):
     assert sorted(f.name for f in saved.iterdir()) == [
-        "config.json", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json", "tokenizer.json", "tokenizer_config.json",
-    ]  # fmt: skip
+        "config.json",
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
     document = json.loads((saved / "state.json").read_text())
     assert document["counters"] == {"step": 3, "schedule": 3, "updates": 3}
     assert set(load_file(saved / "optimizer.safetensors")) == {
@@ -117,7 +129,8 @@ def test_no_byte_of_the_manifest_can_change_unseen(at, saved):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json"]
+    "name",
+    ["model.safetensors", "optimizer.safetensors", "state.json", "config.json", "tokenizer.json"],
 )
 def test_a_file_that_is_cut_or_gone_is_an_integrity_error(name, saved):
     data = (saved / name).read_bytes()
@@ -131,7 +144,9 @@ def test_a_file_that_is_cut_or_gone_is_an_integrity_error(name, saved):
 
 
 def test_tensors_exchanged_along_with_their_files_hash_are_found_by_the_tensors_own_hash(saved):
-    """Someone who rewrites a file and its entry in the manifest still does not have the tensors that were saved."""
+    """Someone who rewrites a file and its entry in the manifest still does not have the tensors
+    that were saved.
+    """
     import xxhash
     from safetensors.torch import save
 
@@ -140,7 +155,10 @@ def test_tensors_exchanged_along_with_their_files_hash_are_found_by_the_tensors_
     data = save(tensors)
     (saved / "optimizer.safetensors").write_bytes(data)
     manifest = json.loads((saved / "manifest.json").read_text())
-    manifest["files"]["optimizer.safetensors"] = {"bytes": len(data), "hash": xxhash.xxh3_128_hexdigest(data)}
+    manifest["files"]["optimizer.safetensors"] = {
+        "bytes": len(data),
+        "hash": xxhash.xxh3_128_hexdigest(data),
+    }
     (saved / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     with pytest.raises(ForensicsError, match=r"exp_avg/norm\.weight"):
         checkpoint.load(saved)
@@ -168,7 +186,9 @@ def test_what_a_killed_process_left_behind_is_cleared_away(saved, trained):
 
 
 @pytest.mark.parametrize("after", range(8))
-def test_a_full_disk_is_a_storage_error_and_the_earlier_checkpoint_stays(after, saved, trained, monkeypatch):
+def test_a_full_disk_is_a_storage_error_and_the_earlier_checkpoint_stays(
+    after, saved, trained, monkeypatch
+):
     """The disk fills up at each of the files in turn; also when the same step is saved again."""
     state, shape = trained
     real, count = os.fsync, iter(range(100))
@@ -188,7 +208,11 @@ def test_a_full_disk_is_a_storage_error_and_the_earlier_checkpoint_stays(after, 
             state.counters = type(state.counters)(3, 3, 3)
         with pytest.raises(ForensicsError) as e:
             checkpoint.save(saved.parent, state, shape, tokenizer, 60)
-        assert e.value.kind == "storage" and "No space left" in str(e.value) and str(saved.parent) not in str(e.value)
+        assert (
+            e.value.kind == "storage"
+            and "No space left" in str(e.value)
+            and str(saved.parent) not in str(e.value)
+        )
         assert checkpoint.saved_steps(saved.parent) == [3]
         assert {f.name: f.read_bytes() for f in saved.iterdir()} == before
         assert [f.name for f in saved.parent.iterdir()] == [saved.name], (

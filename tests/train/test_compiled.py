@@ -1,6 +1,8 @@
-"""`train.compile`: one graph for every family, bits that recording does not change, an identity of its own.
+"""`train.compile`: one graph for every family, bits that recording does not change, an identity of
+its own.
 
-The three runs share one compiled block: compiling costs most of the time here, and torch keeps what it compiled.
+The three runs share one compiled block: compiling costs most of the time here, and torch keeps what
+it compiled.
 """
 
 import pytest
@@ -13,8 +15,11 @@ from forensics.model import families
 from forensics.model.decoder import Decoder
 from forensics.train.run import build_model, check_compiler
 
-# Dynamo asks every tensor for .grad and hides the warning by a hook, which comes too late where warnings are errors.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+# Dynamo asks every tensor for .grad and hides the warning by a hook, which comes too late where
+# warnings are errors.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)
 
 SETTINGS = {"train.steps": 3, "train.held_out_every": 0, "data.held_out": 0, "checkpoint.every": 0}
 
@@ -25,7 +30,9 @@ def compiled(train_run):
     identity.settle(1)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     found = {
-        level: train_run(f"compiled-{level}", **SETTINGS, **{"train.compile": True, "record.level": level})
+        level: train_run(
+            f"compiled-{level}", **SETTINGS, **{"train.compile": True, "record.level": level}
+        )
         for level in ("off", "light", "dense")
     }
     return found, torch._dynamo.utils.counters["stats"]["unique_graphs"] - before
@@ -38,7 +45,10 @@ def eager(train_run):
 
 def test_no_level_of_recording_changes_a_bit_of_a_compiled_run(compiled):
     found, _ = compiled
-    digests = {level: run.table("steps", ["state_digest"]).to_pydict()["state_digest"] for level, run in found.items()}
+    digests = {
+        level: run.table("steps", ["state_digest"]).to_pydict()["state_digest"]
+        for level, run in found.items()
+    }
     assert digests["off"] == digests["light"] == digests["dense"]
     assert len(set(digests["off"])) == 3 and None not in digests["off"]
     assert [run.table("heads").num_rows for run in found.values()] == [0, 3 * 2 * 2, 3 * 2 * 2]
@@ -71,23 +81,31 @@ def test_the_fingerprint_keeps_compiled_and_eager_apart(compiled, eager):
 
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_family_is_one_graph_with_the_eager_gradients(family, make_shape, random_params):
-    """Traced and differentiated by the compiler, run without its C++: an eager stand-in for what it would generate."""
+    """Traced and differentiated by the compiler, run without its C++: an eager stand-in for what it
+    would generate.
+    """
     shape = make_shape(family, layers=1, document_mask=family == "qwen3")
     decoder, params = Decoder(shape), random_params(shape, scale=1.0)
     weights = {
-        n.removeprefix("layers.0."): p.requires_grad_(True) for n, p in params.items() if n.startswith("layers.0.")
+        n.removeprefix("layers.0."): p.requires_grad_(True)
+        for n, p in params.items()
+        if n.startswith("layers.0.")
     }
     x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
     angles = decoder._rope(16) if shape.position == "rope" else None
     mask = torch.ones(2, 1, 16, 16, dtype=torch.bool).tril() if shape.document_mask else None
     found = []
-    for block in (decoder.block, torch.compile(decoder.block, backend="aot_eager", fullgraph=True, dynamic=False)):
+    for block in (
+        decoder.block,
+        torch.compile(decoder.block, backend="aot_eager", fullgraph=True, dynamic=False),
+    ):
         out = block(x, weights, angles, mask)
         assert [name for name, part in out._asdict().items() if part.requires_grad] == ["resid"]
         grads = torch.autograd.grad(out.resid.square().sum(), [x, *weights.values()])
         found.append(([*out], [*grads]))
     for eager, traced in zip(*found):  # outputs, then gradients
-        # of all gradients: that of a key's bias is 0 but for rounding, because a softmax ignores shifts
+        # of all gradients: that of a key's bias is 0 but for rounding, because a softmax ignores
+        # shifts
         scale = max(float(each.detach().abs().max()) for each in eager)
         for a, b in zip(eager, traced):
             torch.testing.assert_close(b, a, rtol=2e-4, atol=2e-5 * scale)
@@ -116,10 +134,14 @@ def test_without_pythons_headers_one_line_says_so(monkeypatch, recipe_of, make_s
 
 def test_on_cuda_the_kernels_of_an_eager_run_want_a_compiler_too(monkeypatch):
     monkeypatch.setenv("CC", "/nonexistent")
-    with pytest.raises(ForensicsError, match=r"training on CUDA wants .* found CC=/nonexistent") as e:
+    with pytest.raises(
+        ForensicsError, match=r"training on CUDA wants .* found CC=/nonexistent"
+    ) as e:
         check_compiler("cuda", False)
     assert "train.device=cpu" in str(e.value)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # without Triton they take their other forms
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None
+    )  # without Triton they take their other forms
     check_compiler("cuda", False)
     monkeypatch.setenv("CXX", "/nonexistent")
     check_compiler("cpu", False)

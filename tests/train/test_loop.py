@@ -1,4 +1,6 @@
-"""Training runs, whole: the same bits whether recorded or not, interrupted, killed or left alone."""
+"""Training runs, whole: the same bits whether recorded or not, interrupted, killed or left
+alone.
+"""
 
 import json
 import math
@@ -25,7 +27,9 @@ STEPPED = ("steps", "layers", "heads", "tensors", "sequences", "tokens")
 
 def rows(run, table):
     """A table's rows without the clock, in order of its key; fails where a key is there twice."""
-    found = [{c: v for c, v in row.items() if c not in CLOCK} for row in run.table(table).to_pylist()]
+    found = [
+        {c: v for c, v in row.items() if c not in CLOCK} for row in run.table(table).to_pylist()
+    ]
     keys = [tuple(row[k] for k in TABLES[table].key) for row in found]
     assert len(set(keys)) == len(keys) or table == "events", f"{table}: a row twice"
     return sorted(found, key=lambda row: tuple(row[k] for k in TABLES[table].key))
@@ -42,7 +46,10 @@ def assert_same_run(found, whole):
     assert set(whole.saved_steps()) <= set(found.saved_steps())
     for step in whole.saved_steps():
         assert found.load(step).digest() == whole.load(step).digest()
-    spikes = [[e for e in rows(run, "events") if e["kind"] in ("spike", "nonfinite")] for run in (found, whole)]
+    spikes = [
+        [e for e in rows(run, "events") if e["kind"] in ("spike", "nonfinite")]
+        for run in (found, whole)
+    ]
     assert same(*spikes)
     saved = {row["step"]: row["digest"] for row in rows(found, "checkpoints")}
     assert saved.keys() == set(found.saved_steps())
@@ -57,27 +64,44 @@ def test_a_run_leaves_its_rows_checkpoints_and_header(tiny_run):
     steps = rows(tiny_run, "steps")
     assert [row["step"] for row in steps] == list(range(30))
     assert tiny_run.saved_steps() == [0, 10, 20, 30]
-    assert [row["reason"] for row in rows(tiny_run, "checkpoints")] == ["first", "every", "every", "last"]
+    assert [row["reason"] for row in rows(tiny_run, "checkpoints")] == [
+        "first",
+        "every",
+        "every",
+        "last",
+    ]
     for row in rows(tiny_run, "checkpoints"):
         state = tiny_run.load(row["step"])
         assert state.digest() == row["digest"] and state.counters.step == row["step"]
         if row["step"]:
             assert steps[row["step"] - 1]["state_digest"] == row["digest"]
     assert [row["step"] for row in steps if row["held_out_loss"] is not None] == [9, 19, 29]
-    assert tiny_run.header.status == "finished" and open_run(tiny_run.runs, "tiny").header == tiny_run.header
+    assert (
+        tiny_run.header.status == "finished"
+        and open_run(tiny_run.runs, "tiny").header == tiny_run.header
+    )
     assert all(len(rows(tiny_run, table)) > 0 for table in STEPPED if table != "tokens")
 
 
 @pytest.mark.parametrize("level", ["off", "dense"])
 def test_no_level_of_recording_changes_a_digest(level, tiny_run, train_run):
-    other = train_run(f"level-{level}", **{"record.level": level, "train.steps": 12, "train.schedule_steps": 30})
+    other = train_run(
+        f"level-{level}", **{"record.level": level, "train.steps": 12, "train.schedule_steps": 30}
+    )
     assert digests(other) == digests(tiny_run)[:12]
 
 
 def test_an_unrecorded_fold_gives_the_recorded_digests(tiny_run):
     found = []
     state = tiny_run.load(0)
-    fold(state, tiny_run.stream, tiny_run.policy, 30, tiny_run.model, after=lambda s, r: found.append(s.digest()))
+    fold(
+        state,
+        tiny_run.stream,
+        tiny_run.policy,
+        30,
+        tiny_run.model,
+        after=lambda s, r: found.append(s.digest()),
+    )
     assert found == digests(tiny_run)
     start = TrainState.start(loop.initialize(tiny_run.shape, "normal", 0))
     assert start.digest() == tiny_run.load(0).digest()
@@ -91,7 +115,9 @@ def test_the_state_at_any_step_is_the_one_that_was_recorded(tiny_run):
 
 
 def stop_after(step):
-    """A progress report that asks the trainer to stop, as Ctrl-C does, once `step` steps are done."""
+    """A progress report that asks the trainer to stop, as Ctrl-C does, once `step` steps are
+    done.
+    """
 
     def report(done, total, text=""):
         if done == step:
@@ -101,15 +127,20 @@ def stop_after(step):
 
 
 @pytest.mark.parametrize("at", [1, 10, 14, 29])
-def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(at, tiny_run, recipe_of, train_run, runs):
+def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
+    at, tiny_run, recipe_of, train_run, runs
+):
     name = f"stopped-{at}"
     # the worst moment: whether this step is saved has been decided already
-    outcome = loop.train(recipe_of(), name=name, recipe_name="tiny", runs=runs, progress=stop_after(at))
+    outcome = loop.train(
+        recipe_of(), name=name, recipe_name="tiny", runs=runs, progress=stop_after(at)
+    )
     stopped = open_run(runs, name)
     if at < 29:
-        assert outcome.interrupted and outcome.steps == stopped.last_step() in (at, at + 1), (
-            "no checkpoint where it stopped"
-        )
+        assert outcome.interrupted and outcome.steps == stopped.last_step() in (
+            at,
+            at + 1,
+        ), "no checkpoint where it stopped"
         assert stopped.header.status == "interrupted"
         assert [e["kind"] for e in rows(stopped, "events")] == ["interrupt"]
         assert [row["step"] for row in rows(stopped, "steps")] == list(range(outcome.steps))
@@ -120,7 +151,14 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(at, tiny_
 
 def test_a_run_that_is_interrupted_twice_is_still_the_same(tiny_run, recipe_of, train_run, runs):
     for at in (3, 12):
-        loop.train(recipe_of(), name="twice", recipe_name="tiny", runs=runs, resume=True, progress=stop_after(at))
+        loop.train(
+            recipe_of(),
+            name="twice",
+            recipe_name="tiny",
+            runs=runs,
+            resume=True,
+            progress=stop_after(at),
+        )
     assert_same_run(train_run("twice", resume=True), tiny_run)
 
 
@@ -136,7 +174,13 @@ def test_another_recipe_or_an_existing_name_is_refused(tiny_run, recipe_of, runs
         loop.train(recipe_of(), name="tiny", recipe_name="tiny", runs=runs)
     assert e.value.kind == "usage"
     with pytest.raises(ForensicsError, match=r"train\.learning_rate") as e:
-        loop.train(recipe_of(**{"train.learning_rate": 1.0}), name="tiny", recipe_name="tiny", runs=runs, resume=True)
+        loop.train(
+            recipe_of(**{"train.learning_rate": 1.0}),
+            name="tiny",
+            recipe_name="tiny",
+            runs=runs,
+            resume=True,
+        )
     assert e.value.kind == "config"
 
 
@@ -186,19 +230,33 @@ def toml(recipe):
     lines = []
     for section, keys in config.to_dict(recipe).items():
         lines.append(f"[{section}]")
-        lines += [f"{k} = {text(v)}" for k, v in keys.items() if v is not None and v != {} and k != "phases"]
+        lines += [
+            f"{k} = {text(v)}"
+            for k, v in keys.items()
+            if v is not None and v != {} and k != "phases"
+        ]
     return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")
 def ended(recipe_of, runs, tiny_run, tmp_path_factory):
-    """Exit codes of processes that trained the tiny recipe under the names of ENDINGS and were ended so."""
+    """Exit codes of processes that trained the tiny recipe under the names of ENDINGS and were
+    ended so.
+    """
     folder = tmp_path_factory.mktemp("process")
     (folder / "recipe.toml").write_text(toml(recipe_of()))
     (folder / "script.py").write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, str(folder / "script.py"), str(folder / "recipe.toml"), str(runs), json.dumps(ENDINGS)]
+    command = [
+        sys.executable,
+        str(folder / "script.py"),
+        str(folder / "recipe.toml"),
+        str(runs),
+        json.dumps(ENDINGS),
+    ]
     environment = os.environ | {"PYTHONPATH": str(Path(config.__file__).parents[1])}
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    process = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=environment, check=False
+    )
     assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
     return json.loads(process.stdout)
 
@@ -210,12 +268,17 @@ def test_a_process_that_is_interrupted_or_killed_is_resumed_as_if_it_had_not_bee
     assert ended[how] == (130 if how == "interrupt" else -signal.SIGKILL)
     if how == "kill":
         assert open_run(runs, how).header.status == "running"
-        assert max(row["step"] for row in rows(open_run(runs, how), "steps")) >= 10, "rows past the last checkpoint"
+        assert max(row["step"] for row in rows(open_run(runs, how), "steps")) >= 10, (
+            "rows past the last checkpoint"
+        )
     assert_same_run(train_run(how, resume=True), tiny_run)
 
 
 def test_a_step_that_goes_to_nan_is_an_event_with_its_first_tensor_and_nothing_crashes(train_run):
-    run = train_run("nan", **{"train.learning_rate": 1e30, "train.warmup": 0, "train.steps": 6, "train.clip": 0.0})
+    run = train_run(
+        "nan",
+        **{"train.learning_rate": 1e30, "train.warmup": 0, "train.steps": 6, "train.clip": 0.0},
+    )
     steps, events = rows(run, "steps"), [e for e in rows(run, "events") if e["kind"] == "nonfinite"]
     assert math.isfinite(steps[0]["loss"]) and not math.isfinite(steps[-1]["loss"])
     first = next(row["step"] for row in steps if not math.isfinite(row["loss"]))
@@ -228,8 +291,17 @@ def test_a_tiny_corpus_is_learnt_by_heart(train_run, runs, tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     (text / "a.txt").write_text("The quick brown fox jumps over the lazy dog. " * 4)
-    run = train_run("heart", **{"data.source": str(text), "data.held_out": 0, "train.steps": 50, "train.warmup": 2,
-                                "checkpoint.every": 0, "record.level": "off"})  # fmt: skip
+    run = train_run(
+        "heart",
+        **{
+            "data.source": str(text),
+            "data.held_out": 0,
+            "train.steps": 50,
+            "train.warmup": 2,
+            "checkpoint.every": 0,
+            "record.level": "off",
+        },
+    )
     losses = [row["loss"] for row in rows(run, "steps")]
     assert losses[0] > 5 and losses[-1] < 0.5, (losses[0], losses[-1])
 
@@ -242,7 +314,9 @@ def test_a_full_disk_ends_the_run_with_a_storage_error_and_resume_goes_on(
     def full(folder, state, *rest):
         if state.counters.step == 20:
             raise ForensicsError(
-                "storage", "could not write checkpoint step-000020: No space left on device", "free some space"
+                "storage",
+                "could not write checkpoint step-000020: No space left on device",
+                "free some space",
             )
         return real(folder, state, *rest)
 
@@ -255,7 +329,9 @@ def test_a_full_disk_ends_the_run_with_a_storage_error_and_resume_goes_on(
     assert_same_run(train_run("full", resume=True), tiny_run)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_over(tiny_run, recipe_of, train_run, runs, monkeypatch):
+def test_a_run_killed_before_its_first_checkpoint_starts_over(
+    tiny_run, recipe_of, train_run, runs, monkeypatch
+):
     monkeypatch.setattr(loop.Trainer, "go", lambda self, resumed: None)
     loop.train(recipe_of(), name="nothing", recipe_name="tiny", runs=runs)
     monkeypatch.undo()
@@ -265,14 +341,27 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over(tiny_run, recipe_o
 def test_a_spike_writes_the_ring_of_states_before_it(train_run, runs, tmp_path):
     """70 steps of one text, then one batch of other bytes: a spike that the detector sees."""
     clean, odd = tmp_path / "clean", tmp_path / "odd"
-    for folder, text in ((clean, "abcd" * 2000), (odd, "".join(chr(33 + (i * i * 7) % 90) for i in range(4000)))):
+    for folder, text in (
+        (clean, "abcd" * 2000),
+        (odd, "".join(chr(33 + (i * i * 7) % 90) for i in range(4000))),
+    ):
         folder.mkdir()
         (folder / "a.txt").write_text(text)
     settings = {
-        "data.source": "stdlib", "data.sources": {"clean": str(clean), "odd": str(odd)}, "data.held_out": 0,
-        "data.phases": [{"until": 80, "mix": {"clean": 1.0}}, {"until": 81, "mix": {"odd": 1.0}}, {"mix": {"clean": 1.0}}],
-        "train.steps": 95, "checkpoint.every": 0, "checkpoint.ring": 4, "record.level": "off", "train.learning_rate": 3e-3,
-    }  # fmt: skip
+        "data.source": "stdlib",
+        "data.sources": {"clean": str(clean), "odd": str(odd)},
+        "data.held_out": 0,
+        "data.phases": [
+            {"until": 80, "mix": {"clean": 1.0}},
+            {"until": 81, "mix": {"odd": 1.0}},
+            {"mix": {"clean": 1.0}},
+        ],
+        "train.steps": 95,
+        "checkpoint.every": 0,
+        "checkpoint.ring": 4,
+        "record.level": "off",
+        "train.learning_rate": 3e-3,
+    }
     run = train_run("ring", **settings)
     loss = [row["loss"] for row in rows(run, "steps")]
     assert loss[80] > 2 * loss[79]

@@ -6,7 +6,14 @@ import torch
 from forensics.train.optimizer import Adjoint, bias_corrections, decayed_names, pull_back, update
 from forensics.train.state import Counters, TrainState
 
-NAMES = ("embed.weight", "layers.0.attn.norm.weight", "layers.0.attn.q_proj.weight", "layers.0.attn.q_proj.bias", "layers.0.attn.q_norm.weight", "unembed.weight")  # fmt: skip
+NAMES = (
+    "embed.weight",
+    "layers.0.attn.norm.weight",
+    "layers.0.attn.q_proj.weight",
+    "layers.0.attn.q_proj.bias",
+    "layers.0.attn.q_norm.weight",
+    "unembed.weight",
+)
 
 
 def random_state(dtype=torch.float32, seed=0):
@@ -34,7 +41,10 @@ def by_the_formula(state, grads, policy, decayed):
         if policy.update == "hold":
             continue
         decay = policy.weight_decay if n in decayed else 0.0
-        theta.copy_(theta * (1 - lr * decay) - lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + policy.eps))
+        theta.copy_(
+            theta * (1 - lr * decay)
+            - lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + policy.eps)
+        )
 
 
 def run(implementation, policy, dtype=torch.float32, steps=5):
@@ -51,8 +61,15 @@ def run(implementation, policy, dtype=torch.float32, steps=5):
 
 
 @pytest.mark.parametrize("implementation", ["fused", "foreach", "loop"])
-@pytest.mark.parametrize("fields", [{}, {"betas": (0.8, 0.999), "eps": 1e-3, "weight_decay": 0.5, "learning_rate": 0.05}, {"update": "hold"},
-                                    {"frozen": frozenset({"embed.weight"})}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"betas": (0.8, 0.999), "eps": 1e-3, "weight_decay": 0.5, "learning_rate": 0.05},
+        {"update": "hold"},
+        {"frozen": frozenset({"embed.weight"})},
+    ],
+)
 def test_every_implementation_is_the_formula(implementation, fields, make_policy):
     policy = make_policy(**fields)
     exact = run("formula", policy, torch.float64)
@@ -76,19 +93,27 @@ def test_every_implementation_is_the_formula(implementation, fields, make_policy
 def test_foreach_is_the_loop_to_the_bit_and_fused_is_near(make_policy):
     states = {i: run(i, make_policy()) for i in ("fused", "foreach", "loop")}
     assert states["foreach"].digest() == states["loop"].digest()
-    assert states["fused"].digest() != states["loop"].digest(), "if these are equal now, say so in DESIGN.md"
+    assert states["fused"].digest() != states["loop"].digest(), (
+        "if these are equal now, say so in DESIGN.md"
+    )
     for name in NAMES:
         a, b = states["fused"].params[name], states["loop"].params[name]
         assert (a - b).abs().max() <= 1e-6 * b.abs().max(), name
-        torch.testing.assert_close(states["fused"].exp_avg_sq[name], states["loop"].exp_avg_sq[name], rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            states["fused"].exp_avg_sq[name], states["loop"].exp_avg_sq[name], rtol=1e-6, atol=0
+        )
 
 
 @pytest.mark.parametrize("implementation", ["fused", "foreach", "loop"])
 def test_a_row_without_gradient_only_decays_and_its_moments_stay_zero(implementation, make_policy):
-    """What the exact test of under-trained tokens rests on: e ← e·(1 − ηλ), step by step, to the bit."""
+    """What the exact test of under-trained tokens rests on: e ← e·(1 − ηλ), step by step, to the
+    bit.
+    """
     policy = make_policy(learning_rate=3e-3)
     state = run(implementation, policy)
-    assert (state.exp_avg["embed.weight"][5:9] == 0).all() and (state.exp_avg_sq["embed.weight"][5:9] == 0).all()
+    assert (state.exp_avg["embed.weight"][5:9] == 0).all() and (
+        state.exp_avg_sq["embed.weight"][5:9] == 0
+    ).all()
     row = random_state().params["embed.weight"][5:9].clone()
     for _ in range(5):
         row.mul_(1 - 3e-3 * 0.1)
@@ -120,14 +145,27 @@ def test_bias_corrections_are_one_minus_beta_to_the_updates():
 def tracked(state):
     """Copies of a state's tensors that autograd follows, by (group, name)."""
     groups = ("params", "exp_avg", "exp_avg_sq")
-    return {(group, n): x.clone().requires_grad_() for group in groups for n, x in getattr(state, group).items()}
+    return {
+        (group, n): x.clone().requires_grad_()
+        for group in groups
+        for n, x in getattr(state, group).items()
+    }
 
 
-@pytest.mark.parametrize("fields", [{}, {"betas": (0.8, 0.999), "eps": 1e-3, "weight_decay": 0.5, "learning_rate": 0.05}, {"update": "hold"},
-                                    {"frozen": frozenset({"embed.weight"})}])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"betas": (0.8, 0.999), "eps": 1e-3, "weight_decay": 0.5, "learning_rate": 0.05},
+        {"update": "hold"},
+        {"frozen": frozenset({"embed.weight"})},
+    ],
+)
 @pytest.mark.parametrize("steps", [0, 3])
 def test_the_product_with_the_jacobian_is_autograds(fields, steps, make_policy):
-    """Of one update, from moments of zero and from real ones, every output pulled on at random; rows of zeros are finite."""
+    """Of one update, from moments of zero and from real ones, every output pulled on at random;
+    rows of zeros are finite.
+    """
     policy, decayed = make_policy(**fields), decayed_names(NAMES, True)
     state = run("formula", policy, torch.float64, steps)
     grads = {n: g.requires_grad_() for n, g in random_grads(steps, torch.float64).items()}
@@ -150,9 +188,16 @@ def test_the_product_with_the_jacobian_is_autograds(fields, steps, make_policy):
     }
     total = sum((x * pulls[key]).sum() for key, x in after.items())
     leaves = [*before.values(), *grads.values()]
-    exact = dict(zip([*before, *(("grads", n) for n in NAMES)], torch.autograd.grad(total, leaves, allow_unused=True)))
+    exact = dict(
+        zip(
+            [*before, *(("grads", n) for n in NAMES)],
+            torch.autograd.grad(total, leaves, allow_unused=True),
+        )
+    )
 
-    groups = ({n: pulls[group, n].clone() for n in NAMES} for group in ("params", "exp_avg", "exp_avg_sq"))
+    groups = (
+        {n: pulls[group, n].clone() for n in NAMES} for group in ("params", "exp_avg", "exp_avg_sq")
+    )
     adjoint = Adjoint(*groups)
     m, v = ({n: after[group, n].detach() for n in NAMES} for group in ("exp_avg", "exp_avg_sq"))
     given = {n: g.detach() for n, g in grads.items() if n not in policy.frozen}
@@ -162,7 +207,9 @@ def test_the_product_with_the_jacobian_is_autograds(fields, steps, make_policy):
         for group in ("params", "exp_avg", "exp_avg_sq"):
             mine = getattr(adjoint, group)[n]
             assert torch.isfinite(mine).all()
-            torch.testing.assert_close(mine, exact[group, n], rtol=1e-11, atol=1e-12, msg=f"{group} {n}")
+            torch.testing.assert_close(
+                mine, exact[group, n], rtol=1e-11, atol=1e-12, msg=f"{group} {n}"
+            )
         if n in found:
             assert torch.isfinite(found[n]).all()
             torch.testing.assert_close(found[n], exact["grads", n], rtol=1e-11, atol=1e-9, msg=n)

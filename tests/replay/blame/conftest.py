@@ -34,7 +34,9 @@ def made(planted_runs: Path) -> Callable[[str, int], tuple[str, list[tuple[str, 
 
 
 @pytest.fixture(scope="session")
-def blamed(planted_runs: Path, made: Callable[..., Any]) -> Callable[[str, int, str], dict[str, Any]]:
+def blamed(
+    planted_runs: Path, made: Callable[..., Any]
+) -> Callable[[str, int, str], dict[str, Any]]:
     """`blamed(cause, seed, where)`: blame's document by default settings."""
     known: dict[tuple[str, int, str], dict[str, Any]] = {}
 
@@ -50,9 +52,13 @@ def blamed(planted_runs: Path, made: Callable[..., Any]) -> Callable[[str, int, 
 
 @pytest.fixture(scope="session")
 def hurt(planted_runs: Path, made: Callable[..., Any]) -> Replays:
-    """Replays of the aftermath of four damaged batches, 160 … 163: the spike at 164 is all state."""
+    """Replays of the aftermath of four damaged batches, 160 … 163: the spike at 164 is all
+    state.
+    """
     name, places = made("damaged document", 1)
     run = open_trajectory(planted_runs, name)
     step = dict(places)["aftermath"]
     probes: Probes = clean_probes(run, step - 24)
-    return Replays(Control(run, step - 16, step, probes, lambda n, note: None), lambda n, note: None)
+    return Replays(
+        Control(run, step - 16, step, probes, lambda n, note: None), lambda n, note: None
+    )

@@ -1,4 +1,6 @@
-"""Blame from end to end: planted causes are found, and where there is no data cause none is named."""
+"""Blame from end to end: planted causes are found, and where there is no data cause none is
+named.
+"""
 
 from __future__ import annotations
 
@@ -25,25 +27,43 @@ def test_a_damaged_document_in_half_of_four_batches_is_found_in_the_aftermath(bl
     d = blamed("damaged document", seed, "aftermath")
     assert d["verdict"] == "data" and d["excess"]["state"] > 5 * abs(d["excess"]["data"])
     assert d["documents"][0]["source"] == "planted" and d["proof"]["away"] and d["proof"]["causal"]
-    assert {c["source"] for c in d["candidates"]} == {"planted"} and {c["step"] for c in d["candidates"]} <= set(range(AT, AT + 4))  # fmt: skip
-    assert max(c["replayed_effect"] or 0 for c in d["candidates"]) < 0.3 * d["proof"]["taken"]  # the cause is joint
+    assert {c["source"] for c in d["candidates"]} == {"planted"} and {
+        c["step"] for c in d["candidates"]
+    } <= set(range(AT, AT + 4))
+    assert (
+        max(c["replayed_effect"] or 0 for c in d["candidates"]) < 0.3 * d["proof"]["taken"]
+    )  # the cause is joint
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_spike_itself_is_the_data_part_of_the_damaged_batch(blamed, seed):
     d = blamed("damaged document", seed, "peak")
     assert d["verdict"] == "data" and AT <= d["spike"]["step"] < AT + 4
-    assert d["excess"]["data"] > 0.9 * d["excess"]["total"] and d["documents"][0]["source"] == "planted"
-    assert d["proof"]["share"] == pytest.approx(1.0, abs=0.1) and max(d["proof"]["random"]) < 0.1 * d["proof"]["taken"]
+    assert (
+        d["excess"]["data"] > 0.9 * d["excess"]["total"]
+        and d["documents"][0]["source"] == "planted"
+    )
+    assert (
+        d["proof"]["share"] == pytest.approx(1.0, abs=0.1)
+        and max(d["proof"]["random"]) < 0.1 * d["proof"]["taken"]
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_rare_tokens_on_stale_moments_are_data_and_state_together_and_the_tensor_is_named(blamed, seed):
+def test_rare_tokens_on_stale_moments_are_data_and_state_together_and_the_tensor_is_named(
+    blamed, seed
+):
     d = blamed("rare tokens", seed, "aftermath")
     assert d["verdict"] == "data and state" and d["documents"][0]["source"] == "planted"
-    assert not d["trials"]["up_to_date"]["spikes"] and not any(t["spikes"] for t in d["trials"]["other_data"])
+    assert not d["trials"]["up_to_date"]["spikes"] and not any(
+        t["spikes"] for t in d["trials"]["other_data"]
+    )
     stale = d["tensors"]["stale"][0]
-    assert stale["times"] > 5 and stale["tensor"] in d["sentence"] and f"staleness {stale['staleness']:.2f}" in d["sentence"]  # fmt: skip
+    assert (
+        stale["times"] > 5
+        and stale["tensor"] in d["sentence"]
+        and f"staleness {stale['staleness']:.2f}" in d["sentence"]
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -58,14 +78,19 @@ def test_a_document_that_comes_forty_times_is_blamed_as_one(blamed, seed):
 def test_a_jump_of_the_learning_rate_is_state_or_schedule_and_a_fork_can_be_blamed(blamed, seed):
     d = blamed("learning-rate jump", seed, "peak")
     assert d["run"].endswith("-fork") and d["verdict"] == "state or schedule"
-    assert all(t["spikes"] for t in d["trials"]["other_data"]) and not d["trials"]["steady_rate"]["spikes"]
+    assert (
+        all(t["spikes"] for t in d["trials"]["other_data"])
+        and not d["trials"]["steady_rate"]["spikes"]
+    )
     assert d["control"]["level"] == "exact" and d["window"][1] == d["spike"]["step"]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_clean_run_blamed_by_force_cannot_be_told(blamed, seed):
     d = blamed("clean run", seed, "largest fluctuation")
-    assert d["verdict"] == "cannot tell" and "no spike to explain" in d["sentence"] and d["p"] is None
+    assert (
+        d["verdict"] == "cannot tell" and "no spike to explain" in d["sentence"] and d["p"] is None
+    )
 
 
 def test_where_the_control_does_not_spike_the_verdict_is_numerics(tmp_path, monkeypatch):
@@ -84,64 +109,130 @@ def test_where_the_control_does_not_spike_the_verdict_is_numerics(tmp_path, monk
     name, _ = study.make("clean run", 1, tmp_path)
     d = blame(tmp_path, name, AT + 5)
     assert d["verdict"] == "numerics" and d["control"]["level"] == "absent"
-    assert f"differs from step {AT + 5}" in d["sentence"] and d["p"] is None and not d["deletion_curve"]
+    assert (
+        f"differs from step {AT + 5}" in d["sentence"]
+        and d["p"] is None
+        and not d["deletion_curve"]
+    )
 
 
-def test_the_result_has_the_contracts_keys_is_kept_and_its_rows_replace_only_their_own_spikes(blamed, planted_runs):
-    first, second = blamed("damaged document", 1, "peak"), blamed("damaged document", 1, "aftermath")
-    contract = {"spike", "excess", "verdict", "p", "candidates", "deletion_curve", "tensors", "replays", "seconds"}
+def test_the_result_has_the_contracts_keys_is_kept_and_its_rows_replace_only_their_own_spikes(
+    blamed, planted_runs
+):
+    first, second = (
+        blamed("damaged document", 1, "peak"),
+        blamed("damaged document", 1, "aftermath"),
+    )
+    contract = {
+        "spike",
+        "excess",
+        "verdict",
+        "p",
+        "candidates",
+        "deletion_curve",
+        "tensors",
+        "replays",
+        "seconds",
+    }
     assert contract <= second.keys() and {"data", "state"} <= second["excess"].keys()
-    assert {"step", "slot", "sequence", "document", "source", "influence", "replayed_effect", "text"} <= second["candidates"][0].keys()  # fmt: skip
+    assert {
+        "step",
+        "slot",
+        "sequence",
+        "document",
+        "source",
+        "influence",
+        "replayed_effect",
+        "text",
+    } <= second["candidates"][0].keys()
     run = open_trajectory(planted_runs, second["run"])
     kept = json.loads((run.folder / f"blame-{second['spike']['step']}.json").read_bytes())
-    assert kept["verdict"] == second["verdict"] and kept["deletion_curve"] == second["deletion_curve"]
+    assert (
+        kept["verdict"] == second["verdict"] and kept["deletion_curve"] == second["deletion_curve"]
+    )
     rows = run.table("blame").to_pylist()
     assert {r["spike"] for r in rows} == {first["spike"]["step"], second["spike"]["step"]}
     mine = [r for r in rows if r["spike"] == second["spike"]["step"]]
-    assert [r["sequence"] for r in sorted(mine, key=lambda r: r["rank"])] == [c["sequence"] for c in second["candidates"]]  # fmt: skip
+    assert [r["sequence"] for r in sorted(mine, key=lambda r: r["rank"])] == [
+        c["sequence"] for c in second["candidates"]
+    ]
 
 
 def test_the_curve_is_replays_of_more_and_more_of_the_strongest(blamed):
     d = blamed("damaged document", 1, "aftermath")
     assert [p["removed"] for p in d["deletion_curve"]][:4] == [1, 2, 4, 8]
-    assert all(p["taken"] == pytest.approx(d["excess"]["total"] - p["data"] - p["state"]) for p in d["deletion_curve"])
+    assert all(
+        p["taken"] == pytest.approx(d["excess"]["total"] - p["data"] - p["state"])
+        for p in d["deletion_curve"]
+    )
     assert d["deletion_curve"][-1]["taken"] > 3 * abs(d["deletion_curve"][0]["taken"])
     assert d["condition"]["ok"] and d["condition"]["relative_error"] < 0.1
 
 
 def test_leave_one_out_finds_the_same_document_by_replays_alone(made, planted_runs):
     name, places = made("rare tokens", 1)
-    d = blame(planted_runs, name, dict(places)["aftermath"], method="leave-one-out", window=3, force=True)
+    d = blame(
+        planted_runs, name, dict(places)["aftermath"], method="leave-one-out", window=3, force=True
+    )
     assert d["documents"][0]["source"] == "planted" and d["verdict"] == "data and state"
     state = [c for c in d["candidates"] if c["part"] == "state"]
-    assert all(c["influence"] == pytest.approx(c["replayed_effect"]) for c in state) and d["condition"] is None
+    assert (
+        all(c["influence"] == pytest.approx(c["replayed_effect"]) for c in state)
+        and d["condition"] is None
+    )
 
 
 def test_bisection_ends_with_a_small_set_that_takes_the_spike_away(made, planted_runs):
     name, places = made("rare tokens", 1)
     d = blame(planted_runs, name, dict(places)["aftermath"], method="bisect", window=4, force=True)
     assert d["bisection"]["taken"] >= 0.75 * d["excess"]["total"]
-    assert "planted" in {doc["source"] for doc in d["documents"]} and set(d["bisection"]["steps"]) <= set(range(AT - 2, AT + 2))  # fmt: skip
+    assert "planted" in {doc["source"] for doc in d["documents"]} and set(
+        d["bisection"]["steps"]
+    ) <= set(range(AT - 2, AT + 2))
 
 
-def test_an_interrupt_keeps_what_is_known_and_the_command_ends_with_130(made, planted_runs, monkeypatch, capsys):
+def test_an_interrupt_keeps_what_is_known_and_the_command_ends_with_130(
+    made, planted_runs, monkeypatch, capsys
+):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(blaming, "prove", interrupted)
     name, places = made("damaged document", 2)
-    code, out, err = call("blame", name, "--spike", dict(places)["aftermath"], "--force", "--runs", planted_runs, "--json", capsys=capsys)  # fmt: skip
+    code, out, err = call(
+        "blame",
+        name,
+        "--spike",
+        dict(places)["aftermath"],
+        "--force",
+        "--runs",
+        planted_runs,
+        "--json",
+        capsys=capsys,
+    )
     d = json.loads(out)
     assert code == 130 and "interrupted" in err
-    assert d["interrupted"] and d["verdict"] == "cannot tell" and d["deletion_curve"] and d["candidates"]
+    assert (
+        d["interrupted"]
+        and d["verdict"] == "cannot tell"
+        and d["deletion_curve"]
+        and d["candidates"]
+    )
 
 
-def test_the_story_tells_verdict_curve_and_suspects_and_no_text_can_drive_the_terminal(made, planted_runs, tmp_path, capsys):  # fmt: skip
+def test_the_story_tells_verdict_curve_and_suspects_and_no_text_can_drive_the_terminal(
+    made, planted_runs, tmp_path, capsys
+):
     name, _ = made("damaged document", 1)
     page = tmp_path / "page.html"
     code, out, _err = call("blame", name, "--runs", planted_runs, "--html", page, capsys=capsys)
     assert code == 0 and out.startswith("DATA. Without document damaged-document-1.txt")
-    assert "removed together" in out and "by source" in out and "\x1b" not in out and "TOLERANCE" not in out
+    assert (
+        "removed together" in out
+        and "by source" in out
+        and "\x1b" not in out
+        and "TOLERANCE" not in out
+    )
     html = page.read_text()
     assert html.count("<pre>") == html.count("</pre>") > 0 and "<script" not in html
 
@@ -165,7 +256,11 @@ def call(*arguments, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["--spike", "100"], 2, "step 100 of damaged-document-1 is no spike of the loss; the nearest is at"),
+        (
+            ["--spike", "100"],
+            2,
+            "step 100 of damaged-document-1 is no spike of the loss; the nearest is at",
+        ),
         (["--spike", "0", "--force"], 3, "wanted a state of damaged-document-1 before step 0"),
         (["--spike", "9999", "--force"], 3, "wanted the loss of damaged-document-1 at step 9999"),
         (["--spike", "160", "--window", "0"], 2, "--window"),
@@ -178,7 +273,9 @@ def test_bad_input_is_told_in_one_line(made, planted_runs, capsys, arguments, co
     assert got == code and words in err and len(err.strip().splitlines()) == 1 and not out
 
 
-def test_a_window_too_long_for_memory_is_refused_with_one_that_fits(made, planted_runs, capsys, monkeypatch):
+def test_a_window_too_long_for_memory_is_refused_with_one_that_fits(
+    made, planted_runs, capsys, monkeypatch
+):
     name, _ = made("damaged document", 1)
     monkeypatch.setattr(blaming, "_free_memory", lambda run: 20_000_000)
     code, _, err = call("blame", name, "--window", "150", "--runs", planted_runs, capsys=capsys)
@@ -196,9 +293,16 @@ def test_the_study_counts_what_it_says(blamed):
         return {"cause": cause, "where": where, "verdict": verdict, "top": top}
 
     rows = [row("damaged document", "aftermath", "data", i > 0) for i in range(10)]
-    rows += [row("clean run", "largest fluctuation", "cannot tell", False), row("learning-rate jump", "peak", "state or schedule", False)]  # fmt: skip
+    rows += [
+        row("clean run", "largest fluctuation", "cannot tell", False),
+        row("learning-rate jump", "peak", "state or schedule", False),
+    ]
     table = study.summary(rows)
     assert table[0]["on top"] == 9 and table[0]["right"] == 10 and study.holds(table)
-    assert not study.holds(study.summary([*rows, row("clean run", "largest fluctuation", "data", False)]))
-    assert not study.holds(study.summary([*rows[1:9], row("damaged document", "aftermath", "data", False)] * 2))
+    assert not study.holds(
+        study.summary([*rows, row("clean run", "largest fluctuation", "data", False)])
+    )
+    assert not study.holds(
+        study.summary([*rows[1:9], row("damaged document", "aftermath", "data", False)] * 2)
+    )
     assert LENGTH["damaged document"] == 4

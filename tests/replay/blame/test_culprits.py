@@ -23,13 +23,17 @@ def influences(hurt) -> Influences:
     return Influences(first, by_token, known)
 
 
-def test_documents_and_sources_share_out_the_influence_of_their_sequences_without_rest(hurt, influences):
+def test_documents_and_sources_share_out_the_influence_of_their_sequences_without_rest(
+    hurt, influences
+):
     rows = hurt.rows(range(AT, hurt.control.last + 1))
     documents = culprits.by_document(hurt, influences, rows)
     whole = influences.by_token[1:].sum()
     assert sum(d["influence"] for d in documents) == pytest.approx(whole)
     assert sum(s["influence"] for s in culprits.by_source(documents)) == pytest.approx(whole)
-    assert [d["influence"] for d in documents] == sorted((d["influence"] for d in documents), reverse=True)
+    assert [d["influence"] for d in documents] == sorted(
+        (d["influence"] for d in documents), reverse=True
+    )
     assert sum(d["targets"] for d in documents) == len(rows) * hurt.control.batch.weight.shape[1]
 
 
@@ -59,8 +63,21 @@ def test_the_pieces_of_a_sequence_are_its_text_and_its_influence(hurt, influence
 def test_text_of_the_corpus_is_neither_markup_nor_html(hurt):
     parts = [("[bold red]<script>alert(1)</script>&", 1.0), ("ok", -1.0)]
     assert culprits.coloured(parts, 1.0).plain == "[bold red]<script>alert(1)</script>&ok"
-    candidate = {"step": 1, "slot": 2, "sequence": 3, "source": "<b>", "path": "\x1b[2J", "influence": 0.5}
-    document = {"run": "<run>", "spike": {"step": 1}, "verdict": "data", "sentence": "<i>", "deletion_curve": []}
+    candidate = {
+        "step": 1,
+        "slot": 2,
+        "sequence": 3,
+        "source": "<b>",
+        "path": "\x1b[2J",
+        "influence": 0.5,
+    }
+    document = {
+        "run": "<run>",
+        "spike": {"step": 1},
+        "verdict": "data",
+        "sentence": "<i>",
+        "deletion_curve": [],
+    }
     page = culprits.page(document, [(candidate, parts)])
     assert "<script" not in page and "<b>" not in page and "<i>" not in page and "\x1b" not in page
     assert "&lt;script&gt;" in page and "[bold red]" in page

@@ -1,4 +1,6 @@
-"""Influence against autograd through the whole window, against leave-one-out replays, and where it cannot be trusted."""
+"""Influence against autograd through the whole window, against leave-one-out replays, and where it
+cannot be trusted.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,7 +32,9 @@ VARIANTS = {
 
 
 class Case:
-    """A window with everything in it: clipping, z-loss, decay, a held, a zero, an empty, a skipped and a frozen step."""
+    """A window with everything in it: clipping, z-loss, decay, a held, a zero, an empty, a skipped
+    and a frozen step.
+    """
 
     def __init__(self, family, knobs, make_shape, make_model, make_batch, make_policy, start_state):
         self.shape = make_shape(family, **knobs)
@@ -47,12 +51,16 @@ class Case:
             batch.weight[1] = 1.5
         self.batches[5].weight.mul_(100.0)  # a loss that SkipStep does not let through
         self.probe = make_batch(3, T, seed=99)
-        plain = make_policy(learning_rate=5e-3, z_loss=1e-3, skip_step=True, clip=0.5, weight_decay=0.3)
+        plain = make_policy(
+            learning_rate=5e-3, z_loss=1e-3, skip_step=True, clip=0.5, weight_decay=0.3
+        )
         self.policies = [plain] * STEPS
         self.policies[1] = replace(plain, update="hold")
         self.policies[2] = replace(plain, clip=0.0, learning_rate=2e-3)
         self.policies[3] = replace(plain, update="none")
-        self.policies[4] = replace(plain, frozen=frozenset({"embed.weight", "layers.0.attn.k_proj.weight"}))
+        self.policies[4] = replace(
+            plain, frozen=frozenset({"embed.weight", "layers.0.attn.k_proj.weight"})
+        )
         self.policies[6] = replace(plain, update="zero")
 
     def stream(self, step):
@@ -76,20 +84,25 @@ class Case:
         return F.cross_entropy(logits, targets.reshape(-1), reduction="none"), logits.logsumexp(1)
 
     def by_autograd(self, moved):
-        """d target / d every token's weight (STEPS, B, T), float64, one graph through all steps that `moved`."""
+        """d target / d every token's weight (STEPS, B, T), float64, one graph through all steps
+        that `moved`.
+        """
         w = torch.ones(STEPS, B, T, dtype=torch.float64, requires_grad=True)
         theta = {n: p.double().requires_grad_() for n, p in self.start.params.items()}
         m, v = ({n: torch.zeros_like(p) for n, p in theta.items()} for _ in range(2))
         updates, clipped = 0, 0
         for k in moved:
             p, batch = self.policies[k], self.batches[k]
-            # a frozen tensor goes on as the same one: without a name of its own, its gradient would take in earlier steps
+            # a frozen tensor goes on as the same one: without a name of its own, its gradient would
+            # take in earlier steps
             theta = {n: t.view_as(t) for n, t in theta.items()}
             ce, logz = self.ce(theta, batch)
             weight = (w[k] * batch.weight.double()).reshape(-1)
             loss = (weight * (ce + p.z_loss * logz.square())).sum() / batch.denominator
             names = [n for n in theta if n not in p.frozen]
-            grads = dict(zip(names, torch.autograd.grad(loss, [theta[n] for n in names], create_graph=True)))
+            grads = dict(
+                zip(names, torch.autograd.grad(loss, [theta[n] for n in names], create_graph=True))
+            )
             norm = sum(g.square().sum() for g in grads.values()).sqrt()
             if 0 < p.clip < norm:
                 grads, clipped = {n: g * (p.clip / norm) for n, g in grads.items()}, clipped + 1
@@ -104,7 +117,10 @@ class Case:
                 root = torch.where(seen, torch.where(seen, v[n], 1.0) / (1 - b2**updates), 0.0)
                 root = torch.where(seen, torch.where(seen, root, 1.0).sqrt(), 0.0)
                 decay = p.weight_decay if n in self.model.decayed else 0.0
-                theta = theta | {n: theta[n] * (1 - rate * decay) - rate * (m[n] / (1 - b1**updates)) / (root + p.eps)}
+                theta = theta | {
+                    n: theta[n] * (1 - rate * decay)
+                    - rate * (m[n] / (1 - b1**updates)) / (root + p.eps)
+                }
         assert clipped >= 2, "clipping is to be part of it"
         value = self.target(theta)
         return float(value.detach()), torch.autograd.grad(value, w)[0].numpy()
@@ -113,7 +129,9 @@ class Case:
 @pytest.fixture
 def case(make_shape, make_model, make_batch, make_policy, start_state):
     def build(variant="llama, tied"):
-        return Case(*VARIANTS[variant], make_shape, make_model, make_batch, make_policy, start_state)
+        return Case(
+            *VARIANTS[variant], make_shape, make_model, make_batch, make_policy, start_state
+        )
 
     return build
 
@@ -127,8 +145,12 @@ def test_it_is_autograd_through_the_whole_window(variant, case):
     assert found.value == pytest.approx(value, rel=1e-11)
     assert np.abs(exact).max() > 1e-6
     assert np.linalg.norm(found.by_token - exact) <= 1e-9 * np.linalg.norm(exact)
-    np.testing.assert_allclose(found.by_sequence, exact.sum(2), rtol=1e-7, atol=1e-9 * np.abs(exact).max())
-    assert (found.by_sequence[[3, 5, 6]] == 0).all(), "steps that were left out, skipped or not applied move nothing"
+    np.testing.assert_allclose(
+        found.by_sequence, exact.sum(2), rtol=1e-7, atol=1e-9 * np.abs(exact).max()
+    )
+    assert (found.by_sequence[[3, 5, 6]] == 0).all(), (
+        "steps that were left out, skipped or not applied move nothing"
+    )
     assert (found.by_sequence[[0, 1, 2, 4, 7]] != 0).all()
     assert (found.by_token[0, 0, 3:7] == 0).all(), "masked tokens"
 
@@ -139,15 +161,23 @@ def test_two_replays_in_float64_confirm_it_where_the_optimizer_is_smooth(case):
     found = influence(made.run, 0, STEPS, made.target, start=made.start, precision="float64")
     condition = found.condition
     assert condition.ok and condition.relative_error < 1e-6, condition
-    assert condition.measured == pytest.approx(condition.predicted, rel=1e-4) and condition.predicted != 0
+    assert (
+        condition.measured == pytest.approx(condition.predicted, rel=1e-4)
+        and condition.predicted != 0
+    )
 
 
 def test_the_first_updates_of_a_run_are_signs_and_called_badly_conditioned(case):
-    """From moments of zero an update is η·sign(g): two weights a hair apart can move a parameter either way."""
+    """From moments of zero an update is η·sign(g): two weights a hair apart can move a parameter
+    either way.
+    """
     made = case()
     found = influence(made.run, 0, STEPS, made.target, start=made.start, precision="float64")
     assert not found.condition.ok
-    assert "no smooth function" in found.condition.sentence and "trust the replays" in found.condition.sentence
+    assert (
+        "no smooth function" in found.condition.sentence
+        and "trust the replays" in found.condition.sentence
+    )
 
 
 def test_in_float32_it_is_the_same_to_rounding(case):
@@ -202,8 +232,12 @@ def test_the_probe_target_is_the_mean_loss_and_its_gradient(base, make_batch):
     target = probe_target(base, batch)
     params = {n: p.requires_grad_() for n, p in base.load(25).params.items()}
     value = target(params)
-    logits = Decoder(base.shape, plain=True).hidden(params, batch.tokens[:, :-1]) @ unembedding(params).T
-    ce = F.cross_entropy(logits.reshape(-1, base.shape.vocabulary), batch.tokens[:, 1:].reshape(-1), reduction="none")
+    logits = (
+        Decoder(base.shape, plain=True).hidden(params, batch.tokens[:, :-1]) @ unembedding(params).T
+    )
+    ce = F.cross_entropy(
+        logits.reshape(-1, base.shape.vocabulary), batch.tokens[:, 1:].reshape(-1), reduction="none"
+    )
     exact = (ce * batch.weight.reshape(-1)).sum() / batch.weight.sum()
     assert value.item() == pytest.approx(exact.item(), rel=1e-6)
     with torch.no_grad():
@@ -213,7 +247,9 @@ def test_the_probe_target_is_the_mean_loss_and_its_gradient(base, make_batch):
 
 
 def left_out(run, start, first, last, target):
-    """Change of the target for each sequence left out, (K, B): a real replay of the rest of the window for each."""
+    """Change of the target for each sequence left out, (K, B): a real replay of the rest of the
+    window for each.
+    """
     states, state = [], start.clone()
     for step in range(first, last):
         states.append(state.clone())
@@ -233,17 +269,32 @@ def left_out(run, start, first, last, target):
                     weight[i] = 0.0
                     return replace(batch, weight=weight)
 
-                row.append(float(target(fold(at.clone(), stream, run.policy, last, run.model).params)) - whole)
+                row.append(
+                    float(target(fold(at.clone(), stream, run.policy, last, run.model).params))
+                    - whole
+                )
             rows.append(row)
     return np.array(rows)
 
 
 def test_it_ranks_sequences_as_leave_one_out_replays_do(tmp_path, recipe_of):
-    """Windows after warm-up, three seeds, the median of Spearman's correlation; 16 steps in benchmarks/blame.py."""
+    """Windows after warm-up, three seeds, the median of Spearman's correlation; 16 steps in
+    benchmarks/blame.py.
+    """
     found = []
     for seed, (first, last) in enumerate([(34, 40), (34, 40), (32, 40)]):
-        settings = {"train.seed": seed, "train.batch": 8, "train.micro_batch": 8, "train.learning_rate": 3e-3}
-        settings |= {"data.sequence_length": 16, "model.layers": 1, "train.steps": 40, "record.level": "off"}
+        settings = {
+            "train.seed": seed,
+            "train.batch": 8,
+            "train.micro_batch": 8,
+            "train.learning_rate": 3e-3,
+        }
+        settings |= {
+            "data.sequence_length": 16,
+            "model.layers": 1,
+            "train.steps": 40,
+            "record.level": "off",
+        }
         recipe = recipe_of(**settings)
         train(recipe, name=f"ranked-{seed}", recipe_name="tiny", runs=tmp_path)
         run = open_run(tmp_path, f"ranked-{seed}")
@@ -274,7 +325,11 @@ def test_a_skipped_nan_leaks_nothing_and_an_applied_one_is_said(case):
     assert np.isfinite(found.by_sequence).all() and found.condition.ok
     made.policies = [replace(p, skip_step=False) for p in made.policies]
     found = influence(made.run, 0, STEPS, made.target, **ask)
-    assert not np.isfinite(found.value) and not found.condition.ok and "finite" in found.condition.sentence
+    assert (
+        not np.isfinite(found.value)
+        and not found.condition.ok
+        and "finite" in found.condition.sentence
+    )
 
 
 def test_a_target_that_nothing_moves_has_no_influence(case):
@@ -293,9 +348,12 @@ def test_progress_goes_to_its_end(base, monkeypatch):
 def test_memory_is_a_few_copies_of_the_root_of_the_window(make_shape):
     shape = make_shape("llama", layers=8, width=448, heads=7, vocabulary=8192, length=512)
     run = SimpleNamespace(
-        shape=shape, header=SimpleNamespace(parameters=25_000_000, steps=10_000),
-        recipe=SimpleNamespace(data=SimpleNamespace(sequence_length=512), train=SimpleNamespace(batch=16)),
-    )  # fmt: skip
+        shape=shape,
+        header=SimpleNamespace(parameters=25_000_000, steps=10_000),
+        recipe=SimpleNamespace(
+            data=SimpleNamespace(sequence_length=512), train=SimpleNamespace(batch=16)
+        ),
+    )
     needed = memory_needed(run, 64)
     assert 60 * 4 * 25_000_000 < needed < 16e9
     assert memory_needed(run, 64, "float64") < 16e9
@@ -304,9 +362,13 @@ def test_memory_is_a_few_copies_of_the_root_of_the_window(make_shape):
     assert longest_window(run, 1 << 20) == 0
 
 
-@pytest.mark.parametrize(("ask", "kind", "words"), [
-    ({"precision": "bf16"}, "usage", "float64"), ({"last": 10}, "usage", "at least one step"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ask", "kind", "words"),
+    [
+        ({"precision": "bf16"}, "usage", "float64"),
+        ({"last": 10}, "usage", "at least one step"),
+    ],
+)
 def test_what_cannot_be_asked_is_refused_in_one_line(ask, kind, words, base):
     ask = {"first": 10, "last": 12} | ask
     with pytest.raises(ForensicsError, match=words) as e:
@@ -315,7 +377,12 @@ def test_what_cannot_be_asked_is_refused_in_one_line(ask, kind, words, base):
 
 
 def test_without_held_out_sequences_a_target_is_asked_for(tmp_path, recipe_of):
-    train(recipe_of(**{"data.held_out": 0, "train.steps": 4}), name="all-used", recipe_name="tiny", runs=tmp_path)
+    train(
+        recipe_of(**{"data.held_out": 0, "train.steps": 4}),
+        name="all-used",
+        recipe_name="tiny",
+        runs=tmp_path,
+    )
     run = open_run(tmp_path, "all-used")
     with pytest.raises(ForensicsError, match="holds no sequences out"):
         influence(run, 1, 3)
@@ -326,5 +393,7 @@ def test_the_smooth_decoder_is_the_decoder(make_shape, random_params, make_batch
     for family, knobs in VARIANTS.values():
         shape = make_shape(family, **knobs)
         params = {n: p.double() for n, p in random_params(shape).items()}
-        a, b = (decoder.hidden(params, tokens) for decoder in (Smooth(shape, "cpu"), Decoder(shape)))
+        a, b = (
+            decoder.hidden(params, tokens) for decoder in (Smooth(shape, "cpu"), Decoder(shape))
+        )
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)

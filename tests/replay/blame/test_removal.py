@@ -17,7 +17,9 @@ def test_data_and_state_parts_add_up_to_the_loss_above_an_ordinary_batch(hurt):
     assert control.report.bitwise
     recorded = hurt.run.table("steps", ["step", "loss"]).to_pylist()[control.last]["loss"]
     assert excess.loss == pytest.approx(recorded, abs=1e-6)
-    assert excess.total == pytest.approx(recorded - excess.probe_before - excess.usual_gap, abs=1e-6)
+    assert excess.total == pytest.approx(
+        recorded - excess.probe_before - excess.usual_gap, abs=1e-6
+    )
     assert excess.state > 0.3 and abs(excess.data) < 0.15  # the batch is clean, the model is hurt
 
 
@@ -31,12 +33,16 @@ def test_a_removal_is_the_masked_stream_replayed_from_the_first_touched_step(hur
     before, steps = hurt.replays, hurt.steps
     left = hurt.without(rows)
     assert (hurt.replays, hurt.steps) == (before + 1, steps + S - (AT + 1))
-    stream = slots.removed(hurt.run.stream, hurt.run, slots.Removal(rows, frozenset()), "mask", AT + 1)
+    stream = slots.removed(
+        hurt.run.stream, hurt.run, slots.Removal(rows, frozenset()), "mask", AT + 1
+    )
     end = hurt.run.state_at(AT + 1)
     from forensics.train.advance import fold
 
     fold(end, stream, hurt.run.policy, S, hurt.run.model)
-    assert left.state == pytest.approx(hurt.control.probe_loss(end.params) - hurt.control.excess.probe_before, abs=0)
+    assert left.state == pytest.approx(
+        hurt.control.probe_loss(end.params) - hurt.control.excess.probe_before, abs=0
+    )
 
 
 def test_what_was_replayed_once_is_known(hurt):
@@ -71,7 +77,9 @@ def test_random_removals_are_other_sequences_of_the_same_steps_where_these_leave
     drawn = [proof.at_random(hurt, few, seed) for seed in range(5)]
     assert len(set(drawn)) == 5
     for other in drawn:
-        assert sorted(s.step for s in other) == [AT, AT, AT + 2] and not {(s.step, s.slot) for s in other} & {(AT, 0), (AT, 1), (AT + 2, 4)}  # fmt: skip
+        assert sorted(s.step for s in other) == [AT, AT, AT + 2] and not {
+            (s.step, s.slot) for s in other
+        } & {(AT, 0), (AT, 1), (AT + 2, 4)}
         assert [(s.first, s.last) for s in other if s.step == AT + 2] == [(8, 16)]
     half = frozenset(hurt.row(AT, i) for i in range(8))  # the other half is no choice
     assert len({proof.at_random(hurt, half, seed) for seed in range(5)}) == 5
@@ -105,7 +113,9 @@ def test_the_rule_for_causal_words_is_applied_to_removals():
         return proof._judged(Additive({}, 1.0), frozenset([slot(0)]), taken, 0.0, 0.0, random)
 
     assert judged(0.9, [0.1, -0.1, 0.0]).causal  # 5 times the largest of 3
-    assert not judged(0.9, [0.1, -0.5, 0.0]).causal  # one that makes it worse by as much is as large
+    assert not judged(
+        0.9, [0.1, -0.5, 0.0]
+    ).causal  # one that makes it worse by as much is as large
     assert not judged(0.9, [0.0, 0.0]).causal  # too few
     assert judged(0.9, [0.5] * 19).causal and judged(0.9, [0.5] * 19).p == 0.05
     beaten = judged(0.9, [0.5] * 18 + [0.95])
@@ -117,7 +127,9 @@ def test_the_rule_for_causal_words_is_applied_to_removals():
 def test_delta_debugging_ends_with_exactly_the_guilty(guilty):
     replays = Additive({slot(i): 1.0 / len(guilty) for i in guilty}, 1.0)
     search = _Search(replays, 10_000, lambda _: None)
-    assert search.minimal([[slot(i)] for i in range(16)], "steps") == [[slot(i)] for i in sorted(guilty)]
+    assert search.minimal([[slot(i)] for i in range(16)], "steps") == [
+        [slot(i)] for i in sorted(guilty)
+    ]
 
 
 def test_delta_debugging_keeps_to_its_budget_and_to_what_still_works():

@@ -19,8 +19,21 @@ def excess(state: float = 0.9, data: float = 0.1) -> Excess:
     return Excess(data, state, 4.0, 0.0, 3.0, 3.0 + state, 0.05)
 
 
-def proved(taken: float = 0.95, random: tuple[float, ...] = (0.0, 0.01, -0.01), causal: bool = True) -> Proof:
-    return Proof((ROW,), taken, taken, 0.0, 1 - taken, random, 9.0, 0.25, causal, f"beyond the random removals (N = {len(random)})")  # fmt: skip
+def proved(
+    taken: float = 0.95, random: tuple[float, ...] = (0.0, 0.01, -0.01), causal: bool = True
+) -> Proof:
+    return Proof(
+        (ROW,),
+        taken,
+        taken,
+        0.0,
+        1 - taken,
+        random,
+        9.0,
+        0.25,
+        causal,
+        f"beyond the random removals (N = {len(random)})",
+    )
 
 
 def trials(*left: float) -> list[Trial]:
@@ -28,20 +41,41 @@ def trials(*left: float) -> list[Trial]:
 
 
 def facts(**given) -> Facts:
-    usual = {"proof": proved(), "largest": 0.95, "tried": 5, "who": "the 1 strongest sequences", "other_data": trials(0.0, 0.1, 0.0),
-             "other_states": trials(0.9, 0.8)}  # fmt: skip
+    usual = {
+        "proof": proved(),
+        "largest": 0.95,
+        "tried": 5,
+        "who": "the 1 strongest sequences",
+        "other_data": trials(0.0, 0.1, 0.0),
+        "other_states": trials(0.9, 0.8),
+    }
     return Facts(ASKED, REPORT, False, 4.0, excess(), **(usual | given))
 
 
 def test_data_when_its_removal_takes_the_spike_away_and_other_states_spike_with_it_too():
     word, sentence = judge(facts())
     assert word == "data"
-    assert "95% of the excess of 1.000 nats" in sentence and "N = 3" in sentence and "spike 2 of 2 times" in sentence
+    assert (
+        "95% of the excess of 1.000 nats" in sentence
+        and "N = 3" in sentence
+        and "spike 2 of 2 times" in sentence
+    )
 
 
 def test_data_and_state_when_up_to_date_moments_take_it_away_and_the_tensor_is_named():
-    stale = [{"tensor": "embed.weight", "step": 401, "staleness": 9.0, "rms_t": 4.0, "usual": 1.0, "times": 9.0}]
-    word, sentence = judge(facts(up_to_date=Trial("β₂ 0.999 → 0.9 from state 400", 0.1, False), stale=stale))
+    stale = [
+        {
+            "tensor": "embed.weight",
+            "step": 401,
+            "staleness": 9.0,
+            "rms_t": 4.0,
+            "usual": 1.0,
+            "times": 9.0,
+        }
+    ]
+    word, sentence = judge(
+        facts(up_to_date=Trial("β₂ 0.999 → 0.9 from state 400", 0.1, False), stale=stale)
+    )
     assert word == "data and state"
     assert (
         "embed.weight, staleness 9.00 at step 401 (1.00 before" in sentence
@@ -56,17 +90,32 @@ def test_data_and_state_when_the_same_batches_spike_from_no_other_state():
 def test_state_or_schedule_when_any_other_data_spike_too_and_the_rate_is_told():
     rate = Trial("learning rate held at 0.01 (it reached 0.3)", 0.02, False)
     word, sentence = judge(facts(other_data=trials(0.9, 1.0, 0.8), steady_rate=rate))
-    assert word == "state or schedule" and "3 of 3 times" in sentence and "takes it away" in sentence
+    assert (
+        word == "state or schedule" and "3 of 3 times" in sentence and "takes it away" in sentence
+    )
     word, sentence = judge(facts(other_data=trials(0.9, 1.0, 0.8), proof=None, tried=0))
     assert word == "state or schedule" and "learning rate is steady" in sentence
 
 
 def test_numerics_when_the_control_does_not_spike_whatever_else_was_found():
-    report = Report(False, "absent", 10, 10, {"step": 399, "what": "state_digest", "tensor": None, "layer": None}, 1.0, True, [])  # fmt: skip
+    report = Report(
+        False,
+        "absent",
+        10,
+        10,
+        {"step": 399, "what": "state_digest", "tensor": None, "layer": None},
+        1.0,
+        True,
+        [],
+    )
     given = facts()
     given.absent, given.report = True, report
     word, sentence = judge(given)
-    assert word == "numerics" and "differs from step 399" in sentence and "Nothing is said about data" in sentence
+    assert (
+        word == "numerics"
+        and "differs from step 399" in sentence
+        and "Nothing is said about data" in sentence
+    )
 
 
 @pytest.mark.parametrize(
