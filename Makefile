@@ -31,7 +31,7 @@ notebooks: .venv/ready
 
 # Does blame find planted causes, and keep quiet where there is none? Sixty small runs; goes on where it was interrupted.
 blame-study: .venv/ready
-	$(BIN)/python -m replay.blame.study
+	$(BIN)/python -m benchmarks.blame_study
 
 # torch first and by itself, so that a CPU build that pip knows of is taken before anything asks for another.
 .venv/ready: pyproject.toml constraints.txt

@@ -74,7 +74,7 @@ def serving(runs: Path) -> Iterator[str]:
     command = [
         sys.executable,
         "-m",
-        "forensics.cli",
+        "forensics.cli.main",
         "--runs",
         str(runs),
         "app",

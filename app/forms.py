@@ -4,7 +4,7 @@ answers make.
 fields("lr-scale")                                        # [Field("factor", …)]
 intervention("lr-scale", {"window": "", "factor": "0.5"})  # {"kind": "lr-scale", "factor": 0.5}
 given(written("lr-scale", {"factor": "2"}), "lr-scale")    # {"factor": "2"}: edited answers, as the URL keeps them
-file({"parent": "demo", "from": 400, "to": 420}, [that])   # a fork file; replay/spec.py checks it
+file({"parent": "demo", "from": 400, "to": 420}, [that])   # a fork file; replay/forks/spec.py checks it
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def views(run: str) -> dict[str, View]:
     """
     from app import data, reading
     from app.pages._fork_kept import documents
-    from replay import kept
+    from replay.step import artifacts
 
     folder, spike = data.runs_folder() / data.require(run), _spike(run)
     at = {"run": run, "spike": spike, "step": spike}
@@ -53,14 +53,14 @@ def views(run: str) -> dict[str, View]:
     )  # position 0 is read, not predicted
     found["batch"] = "batch", at | {"slot": worst, "position": costly}
 
-    looked = sorted((folder / kept.FOLDER).glob(f"attention-{spike}-*.safetensors"))
+    looked = sorted((folder / artifacts.FOLDER).glob(f"attention-{spike}-*.safetensors"))
     slot = int(looked[0].stem.rpartition("-")[2]) if looked else worst
     found["attention"] = (
         "attention",
         at | {"slot": slot, "position": _lens_position(looked[0]) if looked else None},
     )
 
-    trace = kept.trace_of(folder, spike)
+    trace = artifacts.trace_of(folder, spike)
     events = json.loads(trace.read_bytes())["events"] if trace.is_file() else []
     place = next((i for i, e in enumerate(events) if e["phase"] == "loss"), None)
     found["microscope"] = "microscope", at | {"position": place}
@@ -116,9 +116,9 @@ def _lens_position(path: Path) -> int:
     """Where the model of the batch's own state was most wrong; the middle where no lens was
     kept.
     """
-    from replay import kept
+    from replay.step import artifacts
 
-    about, array = kept.read(path)
+    about, array = artifacts.read(path)
     if not about["lens"] or about["step"] not in about["states"]:
         return len(about["tokens"]) // 2
     return _largest(
@@ -185,7 +185,7 @@ def missing(run: str, spec: Path) -> list[list[str]]:
     """
     from app import data
     from app.pages._fork_kept import documents
-    from replay import kept
+    from replay.step import artifacts
 
     folder, spike, reached = (
         data.runs_folder() / data.require(run),
@@ -194,11 +194,11 @@ def missing(run: str, spec: Path) -> list[list[str]]:
     )
     at = str(spike)
     todo: list[list[str]] = []
-    if not kept.trace_of(folder, spike).is_file():
+    if not artifacts.trace_of(folder, spike).is_file():
         todo.append(["replay", "trace", run, at])
-    if not any((folder / kept.FOLDER).glob(f"attention-{spike}-*.safetensors")):
+    if not any((folder / artifacts.FOLDER).glob(f"attention-{spike}-*.safetensors")):
         todo.append(["replay", "attention", run, at])
-    if not kept.token_losses_of(folder, spike).is_file():
+    if not artifacts.token_losses_of(folder, spike).is_file():
         todo.append(["forensics", "batch", run, at, "--token-losses"])
     if not any(d.get("cells") for _, d in documents(run, "matrix")):
         low, high = max(0, spike - 4), min(reached, spike + 4)
@@ -244,7 +244,7 @@ def missing(run: str, spec: Path) -> list[list[str]]:
 def _unmeasured(run: str, folder: Path) -> list[list[str]]:
     """Tokens at a handful of saved states, the last of them prompted too."""
     from app import data
-    from forensics.tokens.verified import verified
+    from forensics.tokens.verification_cache import verified
 
     saved = sorted({c["step"] for c in data.recorded("checkpoints", run, ("step",)) if c["step"]})
     some = (

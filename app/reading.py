@@ -159,12 +159,12 @@ def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], st
     rows = data.rows("tokens_of", run=run, step=step, slot=slot, window=(step, step + 1))
     if rows:
         return [r["loss"] if r["weight"] != 0 else None for r in rows], "recorded"
-    from replay import kept
+    from replay.step import artifacts
 
-    path = kept.token_losses_of(data.runs_folder() / data.require(run), step)
+    path = artifacts.token_losses_of(data.runs_folder() / data.require(run), step)
     if not path.is_file():
         return None
-    about, array = kept.read(path)
+    about, array = artifacts.read(path)
     return [float(x) for x in array("losses", slot)], "tolerance only" if about[
         "exact"
     ] is False else "replayed"

@@ -271,7 +271,7 @@ def _read(path: Path) -> Any:
 
 @functools.cache
 def _module(program: str) -> str:
-    return {"replay": "replay.cli", "forensics": "forensics.cli"}[program]
+    return {"replay": "replay.cli.main", "forensics": "forensics.cli.main"}[program]
 
 
 def main(folder: Path) -> int:

@@ -23,7 +23,7 @@ from benchmarks.rounds import report
 from benchmarks.step import DEVICE, Ours, synchronous
 from forensics import identity
 from forensics.train import checkpoint
-from forensics.train.saving import Saver
+from forensics.train.background_checkpoint import Saver
 
 
 def whole(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:

@@ -31,13 +31,13 @@ from benchmarks.plain import CPU, DRY, GPU, Sizes, tokens
 from benchmarks.rounds import interleaved, medians, ratios, report
 from forensics import config, identity
 from forensics.data.batches import Batch
-from forensics.model.families import parameter_shapes, shape_of
+from forensics.model.families.registry import parameter_shapes, shape_of
 from forensics.model.initialize import initialize
 from forensics.observe.recorder import Recorder
+from forensics.step.state import TrainState
 from forensics.train.advance import SILENT, Observer, advance
 from forensics.train.run import build_model
 from forensics.train.schedule import own_policy
-from forensics.train.state import TrainState
 
 PEAKS = {
     "H200": 989e12,

@@ -20,8 +20,8 @@ HERE = Path(__file__).parent
 
 def command_line() -> str:
     """Every command's help, as it prints."""
-    from forensics.cli import main as forensics
-    from replay.cli import main as replay
+    from forensics.cli.main import main as forensics
+    from replay.cli.main import main as replay
 
     lines = ["# Command line", "", "Made from the programs' own help by `python -m docs.generate`."]
     for program in (forensics, replay):

@@ -19,12 +19,12 @@ from forensics.progress import Report
 from forensics.store.sandbox import run_sandboxed
 from forensics.train.loop import train
 from forensics.train.run import open_run
-from replay import scan as scans
-from replay import spec as specs
-from replay.blame.blame import blame
-from replay.engine import fork, verify
-from replay.look import spikes_of
-from replay.trajectory import open_trajectory
+from replay.blame.investigate import blame
+from replay.experiments import batch_scan as scans
+from replay.forks import spec as specs
+from replay.forks.plan import fork, verify
+from replay.lineage import open_trajectory
+from replay.step.look import spikes_of
 
 DAMAGED = "select document from documents where source = 'damaged'"
 Say = Callable[[str], None]

@@ -10,12 +10,12 @@ import torch
 from forensics import config, identity
 from forensics.data.batches import Batch
 from forensics.model.decoder import Decoder
-from forensics.model.families import Shape, shape_of
+from forensics.model.families.registry import Shape, shape_of
 from forensics.model.initialize import initialize
+from forensics.step.state import TrainState
 from forensics.train.advance import Model
 from forensics.train.optimizer import decayed_names
 from forensics.train.schedule import StepPolicy
-from forensics.train.state import TrainState
 
 # A busy machine is no defect of a test: how long an example takes says nothing about what it shows.
 with contextlib.suppress(

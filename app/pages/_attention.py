@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BEFORE, AFTER = 64, 32  # steps shown around the step
 POINTS = 20_000  # of all small curves together
-Kept = tuple[dict[str, Any], Any]  # what `replay.kept.read` gives
+Kept = tuple[dict[str, Any], Any]  # what `replay.step.artifacts.read` gives
 
 
 def page() -> None:
@@ -203,7 +203,7 @@ def _looked(run: str, step: int) -> list[int]:
 
 
 def _kept(run: str, step: int, slot: int) -> Kept | None:
-    from replay import kept
+    from replay.step import artifacts as kept
 
     path = kept.attention_of(data.runs_folder() / data.require(run), step, slot)
     return _read(path, path.stat().st_mtime_ns) if path.is_file() else None
@@ -211,7 +211,7 @@ def _kept(run: str, step: int, slot: int) -> Kept | None:
 
 @functools.lru_cache(16)
 def _read(path: Path, stamp: int) -> Kept:
-    from replay import kept
+    from replay.step import artifacts as kept
 
     return kept.read(path)
 

@@ -22,7 +22,7 @@ from app.show import Part, code, strong
 from forensics.visible import visible
 
 SHOWN = 12  # candidates
-KEPT = 16  # candidates of a document: replay.blame.blame.SHOWN
+KEPT = 16  # candidates of a document: replay.blame.investigate.SHOWN
 TOKEN_BYTES = 40  # of a token's id and influence in the document
 CHEAP = 16 << 20  # bytes of a document up to which they are kept without asking
 

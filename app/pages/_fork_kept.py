@@ -14,7 +14,7 @@ import streamlit as st
 from app import data, work
 from app.selection import Selection, goto
 from forensics.visible import visible
-from replay.documents import kept
+from replay.result_files import kept
 
 
 def documents(run: str, what: str) -> list[tuple[str, dict[str, Any]]]:

@@ -78,9 +78,9 @@ def page() -> None:
 
 
 def _kept(run: str, step: int) -> dict[str, Any] | None:
-    from replay import kept
+    from replay.step import artifacts
 
-    path = kept.trace_of(data.runs_folder() / data.require(run), step)
+    path = artifacts.trace_of(data.runs_folder() / data.require(run), step)
     document = data.document(path)
     return document if "events" in document else None
 

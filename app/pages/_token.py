@@ -15,7 +15,7 @@ from app.charts import vocabulary as charts
 from app.pages import link
 from app.show import Part, code, strong
 from app.tokens import shown
-from forensics.tokens import verified as prompted
+from forensics.tokens import verification_cache as prompted
 
 if TYPE_CHECKING:
     import pyarrow

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forensics.model.families import Shape, parameter_shapes
+from forensics.model.families.registry import Shape, parameter_shapes
 
 Params = dict[str, Tensor]
 

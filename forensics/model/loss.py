@@ -166,7 +166,7 @@ def on_gpu(
 @functools.cache
 def _kernels() -> ModuleType | None:
     try:
-        from forensics.model import kernels
+        from forensics.model import loss_kernels as kernels
     except ImportError:  # a build of torch without Triton
         return None
     return kernels

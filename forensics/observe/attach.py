@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from forensics.errors import ForensicsError
-from forensics.observe import sums
 from forensics.observe.attention import HeadStatistics, attention_statistics
+from forensics.step import sums
 
 
 class Seen:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from forensics.observe import sums
+from forensics.step import sums
 
 QUERIES = 32  # query rows per block: fewer pairs in vain beyond the diagonal
 ELEMENTS = 1 << 20  # scores held at once; not by threads, so that neither are the bits
@@ -129,7 +129,7 @@ def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) 
 @functools.cache
 def _kernels() -> ModuleType | None:
     try:
-        from forensics.observe import kernels
+        from forensics.observe import attention_kernels as kernels
     except ImportError:  # a build of torch without Triton
         return None
     return kernels

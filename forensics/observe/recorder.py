@@ -23,18 +23,18 @@ from torch import Tensor
 from forensics.config import Record, window
 from forensics.data.repeats import repeat_share_rows
 from forensics.model.decoder import Site
-from forensics.observe import sums
 from forensics.observe.attention import COLUMNS as HEADS
 from forensics.observe.attention import HeadStatistics, attention_statistics
-from forensics.observe.fetch import Fetch
-from forensics.observe.lens import logit_lens
+from forensics.observe.device_copy import Fetch
+from forensics.observe.logit_lens import logit_lens
 from forensics.observe.tensors import TensorProbe
+from forensics.step import sums
 from forensics.store.writer import Writer
 
 if TYPE_CHECKING:
+    from forensics.step.state import TrainState
     from forensics.train.advance import Model, StepResult
     from forensics.train.schedule import StepPolicy
-    from forensics.train.state import TrainState
 
 RMS_SITES = {
     "resid_in": "resid_rms_in",

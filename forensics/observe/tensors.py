@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from forensics.observe import sums
+from forensics.step import sums
 
 if TYPE_CHECKING:
+    from forensics.step.state import TrainState
     from forensics.train.schedule import StepPolicy
-    from forensics.train.state import TrainState
 
 GSS = 5000.0  # g̃² over v̂ that counts as a spike (SPAM, arXiv 2501.06842)
 Numbers = dict[str, float]  # of one tensor

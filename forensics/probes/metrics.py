@@ -16,8 +16,8 @@ from torch import Tensor
 
 from forensics.data.batches import Batch
 from forensics.model.decoder import UNTAPPED, Site, Taps
-from forensics.observe import sums
 from forensics.observe.attention import HeadStatistics, attention_statistics
+from forensics.step import sums
 from forensics.train.advance import Model, documents, token_losses
 from forensics.train.run import Run
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from forensics.progress import Report, silent
+from forensics.step.state import TrainState
 from forensics.tokens.exposure import Moves, ledger, moves
 from forensics.train.optimizer import decayed_names, update
 from forensics.train.run import Run
-from forensics.train.state import TrainState
 
 EMBED = "embed.weight"
 UNIT = 64  # rows; no vector of a kernel holds more elements

@@ -27,9 +27,9 @@ from forensics.data.order import Order
 from forensics.data.shards import Corpus
 from forensics.errors import ForensicsError
 from forensics.progress import Report, silent
+from forensics.step.state import Counters
 from forensics.store.parts import write_atomic
 from forensics.train.run import Run
-from forensics.train.state import Counters
 
 CHUNK = 1 << 19  # tokens counted together
 FIELDS = ("exposure_in", "exposure_out", "exposure_grad", "documents", "first_step", "last_step")
@@ -77,7 +77,7 @@ class Exposure:
 def ledger(run: Run, step: int, progress: Report = silent) -> Exposure:
     """The exposure of every token up to state `step` of a run or fork. Errors: missing, integrity.
 
-    A fork must be opened with its lineage (replay.trajectory.open_trajectory).
+    A fork must be opened with its lineage (replay.lineage.open_trajectory).
     """
     return ledgers(run, [step], progress)[0]
 
@@ -115,7 +115,7 @@ def moves(run: Run, step: int) -> list[Moves]:
     missing, integrity.
     """
     assert run.header.parent is None or run.parent is not None, (
-        "a fork is opened by replay.trajectory.open_trajectory"
+        "a fork is opened by replay.lineage.open_trajectory"
     )
     found = [] if run.parent is None else moves(run.parent, min(step, run.header.first_step))
     first = run.header.first_step

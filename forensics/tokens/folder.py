@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
-from forensics.model.families import FAMILIES
+from forensics.model.families.registry import FAMILIES
 from forensics.tokens.indicators import Weights
 
 if TYPE_CHECKING:

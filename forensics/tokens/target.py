@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forensics.console import state_of
+from forensics.cli.console import state_of
 from forensics.errors import ForensicsError, nearest
 from forensics.progress import Report, silent
 from forensics.store.reader import check_run_name, runs_in

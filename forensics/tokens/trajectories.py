@@ -21,8 +21,8 @@ import numpy as np
 
 from forensics.errors import ForensicsError
 from forensics.progress import Report, silent
-from forensics.store.kept import Kept
 from forensics.store.parts import write_atomic
+from forensics.store.resumable import Kept
 from forensics.tokens import ranking, reference
 from forensics.tokens.categories import Categories, categorise
 from forensics.tokens.exposure import Exposure, ledgers

@@ -21,11 +21,11 @@ from torch import Tensor
 from forensics.data.batches import Batch
 from forensics.model.decoder import Decoder, Site, unembedding
 from forensics.model.loss import LogitRows, loss_and_gradient
-from forensics.observe import sums
-from forensics.train.faults import explained
+from forensics.step import sums
+from forensics.step.state import Counters, TrainState
 from forensics.train.optimizer import update
 from forensics.train.schedule import Policy, StepPolicy
-from forensics.train.state import Counters, TrainState
+from forensics.train.step_errors import explained
 
 BatchStream = Callable[[int], Batch]
 

@@ -23,17 +23,18 @@ from forensics.data.tokenize import prepare
 from forensics.detect.spikes import RobustDetector, Spike, phase_restarts
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
-from forensics.model.families import parameter_shapes, shape_of
+from forensics.model.families.registry import parameter_shapes, shape_of
 from forensics.model.initialize import initialize
-from forensics.observe import sums
 from forensics.observe.recorder import Recorder
 from forensics.progress import Report, silent
+from forensics.step import sums
+from forensics.step.state import TrainState
 from forensics.store import reader
 from forensics.store.writer import Writer, link_table
 from forensics.train import checkpoint
 from forensics.train.advance import StepResult, fold, token_losses
-from forensics.train.ahead import Ahead
-from forensics.train.faults import explained
+from forensics.train.background_checkpoint import Saved, Saver
+from forensics.train.prefetch import Ahead
 from forensics.train.run import (
     Header,
     Run,
@@ -43,8 +44,7 @@ from forensics.train.run import (
     settle,
     write_header,
 )
-from forensics.train.saving import Saved, Saver
-from forensics.train.state import TrainState
+from forensics.train.step_errors import explained
 
 METRICS = ("loss", "grad_norm")  # watched for spikes
 

@@ -25,15 +25,15 @@ from forensics.data.batches import Batch, Batches, own_stream
 from forensics.data.shards import Corpus, open_corpus
 from forensics.errors import ForensicsError, nearest
 from forensics.model.decoder import Decoder
-from forensics.model.families import Shape
+from forensics.model.families.registry import Shape
+from forensics.step.state import TrainState
 from forensics.store import reader
 from forensics.store.writer import write_atomic
 from forensics.train import checkpoint
 from forensics.train.advance import SILENT, BatchStream, Model, Observer, StepResult, fold
-from forensics.train.ahead import Ahead
 from forensics.train.optimizer import decayed_names
+from forensics.train.prefetch import Ahead
 from forensics.train.schedule import Policy, own_policy
-from forensics.train.state import TrainState
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from forensics.config import Train
-from forensics.train.state import Counters
+from forensics.step.state import Counters
 
 
 @dataclass(frozen=True)

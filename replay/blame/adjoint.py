@@ -23,13 +23,13 @@ from torch import Tensor
 
 from forensics.data.batches import Batch
 from forensics.model.decoder import CUBE, Decoder, Params, Site, unembedding
-from forensics.model.families import Shape
+from forensics.model.families.registry import Shape
 from forensics.model.loss import chunks
-from forensics.observe import sums
+from forensics.step import sums
+from forensics.step.state import TrainState
 from forensics.train.advance import Model, StepResult, documents
 from forensics.train.optimizer import Adjoint, pull_back
 from forensics.train.schedule import StepPolicy
-from forensics.train.state import TrainState
 
 ACTIVATIONS = 1 << 30  # bytes that the graph of one piece of a batch may take
 

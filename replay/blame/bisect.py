@@ -13,9 +13,9 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from replay.blame.proof import AWAY
-from replay.blame.removal import Replays
-from replay.slots import Slot
+from replay.blame.deletion import AWAY
+from replay.blame.removed_replays import Replays
+from replay.interventions.rows import Slot
 
 BUDGET = 200  # replays
 SPAN = 8  # targets of the shortest span

@@ -24,12 +24,12 @@ from forensics.data.batches import Batch
 from forensics.detect.spikes import Spike, phase_restarts, robust
 from forensics.detect.windows import MAD_TO_SIGMA, smallest_scale
 from forensics.errors import ForensicsError
+from forensics.step.state import TrainState
 from forensics.train.advance import StepResult, token_losses
 from forensics.train.run import Run
-from forensics.train.state import TrainState
-from replay.compare import Probe, Report, Witness, recorded_steps
-from replay.interventions import from_dict
-from replay.on_state import KINDS as ON_STATE
+from replay.compare.distances import Probe, Report, Witness, recorded_steps
+from replay.interventions.registry import from_dict
+from replay.interventions.state import KINDS as ON_STATE
 
 PROBES = 32  # sequences of P
 BEFORE = 8  # M, steps before the window that tell the usual gap

@@ -29,6 +29,7 @@ from forensics.errors import ForensicsError
 from forensics.model.decoder import Site
 from forensics.model.loss import CHUNK, SHORT
 from forensics.progress import Report, silent
+from forensics.step.state import Counters, TrainState
 from forensics.train.advance import (
     SILENT,
     BatchStream,
@@ -42,9 +43,8 @@ from forensics.train.advance import (
 from forensics.train.optimizer import Adjoint
 from forensics.train.run import Run
 from forensics.train.schedule import Policy, StepPolicy
-from forensics.train.state import Counters, TrainState
 from replay.blame.adjoint import Smooth, Taken, Tape, activation_bytes, piece, step_back
-from replay.compare import Probe
+from replay.compare.distances import Probe
 
 Target = Callable[
     [dict[str, Tensor]], Tensor

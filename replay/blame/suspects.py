@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from replay.blame import culprits
+from replay.blame import candidates
 from replay.blame.bisect import document_spans
-from replay.blame.culprits import Influences
-from replay.blame.proof import SHARE
-from replay.blame.removal import Replays
-from replay.slots import Slot
+from replay.blame.candidates import Influences
+from replay.blame.deletion import SHARE
+from replay.blame.removed_replays import Replays
+from replay.interventions.rows import Slot
 
 SINGLE = 3  # leading documents that are removed each by itself
 
@@ -35,7 +35,7 @@ def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspec
     """
     control = replays.control
     rows = replays.rows(range(control.begin, control.last + 1))
-    documents = culprits.by_document(replays, influences, rows)
+    documents = candidates.by_document(replays, influences, rows)
     order = [
         d["document"]
         for d in documents
@@ -47,7 +47,7 @@ def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspec
             spans.setdefault(document, []).append(span)
     named = {d["document"]: f"{d['path']} ({d['source']})" for d in documents}
     found = [Suspect(f"document {named[d]}", tuple(spans[d])) for d in order[:SINGLE]]
-    sources = culprits.by_source(documents)
+    sources = candidates.by_source(documents)
     if (
         len(sources) > 1
         and sources[0]["source"] is not None
@@ -66,7 +66,7 @@ def wholes(replays: Replays, influences: Influences, window: int) -> list[Suspec
 def documents_of(replays: Replays, influences: Influences, removal: Sequence[Slot]) -> str:
     """The documents of a set, in words, those with the most targets first."""
     documents = [
-        d for d in culprits.by_document(replays, influences, removal) if d["document"] is not None
+        d for d in candidates.by_document(replays, influences, removal) if d["document"] is not None
     ]
     documents.sort(key=lambda d: -d["targets"])
     named = [f"{d['path']} ({d['source']})" for d in documents[:2]]

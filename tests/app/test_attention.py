@@ -147,7 +147,7 @@ def test_a_click_is_a_function_of_the_event(read, event, change):
 def looked(app_runs, tmp_path_factory):
     """A copy of the runs in which a sequence of the damaged batch was looked at."""
     from forensics import identity
-    from replay.attention import attention
+    from replay.step.attention import attention
 
     copy = tmp_path_factory.mktemp("looked") / "runs"
     shutil.copytree(app_runs, copy)
@@ -188,7 +188,7 @@ def test_kept_weights_are_drawn_at_three_states_on_one_scale(looked, app_page, s
 def test_a_state_that_is_not_the_recorded_one_gets_the_banner(
     looked, app_page, said, monkeypatch, tmp_path
 ):
-    from replay import kept
+    from replay.step import artifacts as kept
 
     copy = tmp_path / "runs"
     shutil.copytree(looked[0], copy)
@@ -214,7 +214,7 @@ def copied(looked, monkeypatch, tmp_path):
     """A copy of the runs, and a function that keeps other arrays and facts in the place of the
     look's own.
     """
-    from replay import kept
+    from replay.step import artifacts as kept
 
     copy = tmp_path / "runs"
     shutil.copytree(looked[0], copy)

@@ -167,7 +167,7 @@ def test_the_button_starts_the_command_and_nothing_else(runs, app_page, monkeypa
 def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(
     apart, app_page, said
 ):
-    from replay.look import token_losses_at
+    from replay.step.look import token_losses_at
 
     document = token_losses_at(apart, "demo", DAMAGED)
     assert document["exact"] is True
@@ -307,14 +307,14 @@ def told(folder, at, tokens):
 def test_a_sequence_that_an_intervention_made_is_read_by_a_process_and_not_by_the_page(
     made, app_page, said, monkeypatch
 ):
-    import replay.look
+    import replay.step.look
     from app import work
     from forensics.errors import ForensicsError
 
     def never(*_):
         raise AssertionError("the page's script replays nothing")
 
-    monkeypatch.setattr(replay.look, "batch_at", never)
+    monkeypatch.setattr(replay.step.look, "batch_at", never)
     started = []
     monkeypatch.setattr(work, "start", lambda *a, **k: started.append(a))
     test = app_page("batch", run="made", step=122)

@@ -474,7 +474,7 @@ def test_the_candidate_of_the_url_is_looked_at_else_the_strongest() -> None:
 
 
 def test_blame_keeps_the_influence_of_tokens_where_that_is_small_and_says_what_it_costs() -> None:
-    from replay.blame.blame import SHOWN
+    from replay.blame.investigate import SHOWN
 
     assert blame.KEPT == SHOWN
     assert blame.arguments_of("demo", 90, 128) == ["blame", "demo", "--spike", "90", "--tokens"]
@@ -539,7 +539,7 @@ def test_an_answer_that_cannot_be_read_is_refused_by_its_name(
 def test_every_form_is_a_kind_that_replay_knows_with_keys_that_it_has() -> None:
     import dataclasses
 
-    from replay.interventions import KINDS
+    from replay.interventions.registry import KINDS
 
     for kind in forms.FORMS:
         if kind != "file":
@@ -580,9 +580,9 @@ def forked_runs(app_runs, tmp_path_factory):
     """A copy of the runs with a fork of demo, its placebos, and the documents of a sweep, a matrix
     and blame.
     """
-    from replay.engine import fork
-    from replay.spec import build as made
-    from replay.trajectory import open_trajectory
+    from replay.forks.plan import fork
+    from replay.forks.spec import build as made
+    from replay.lineage import open_trajectory
 
     runs = tmp_path_factory.mktemp("forks") / "runs"
     shutil.copytree(app_runs, runs)
@@ -690,9 +690,9 @@ def test_another_row_of_the_list_is_another_fork_of_the_same_run(
 
 
 def test_a_fork_of_a_fork_is_offered_where_its_parent_has_a_state(forked, app_page, said) -> None:
-    from replay.lockstep import require_steps
-    from replay.spec import build as made
-    from replay.trajectory import open_trajectory
+    from replay.forks.lockstep import require_steps
+    from replay.forks.spec import build as made
+    from replay.lineage import open_trajectory
 
     parent = open_trajectory(forked, "skipped")
     for selection in ({}, {"spike": 60}, {"first": 3}, {"first": 2**53 - 1}):
@@ -851,8 +851,8 @@ def test_a_stopped_fork_offers_to_go_on_from_where_it_was(forked, app_page, said
 
 
 def test_the_file_of_a_fork_makes_the_same_fork(forked) -> None:
-    from replay.spec import build as made
-    from replay.trajectory import open_trajectory
+    from replay.forks.spec import build as made
+    from replay.lineage import open_trajectory
 
     state = state_of("skipped", "demo")
     assert state.status == "done" and state.window == (88, 96)

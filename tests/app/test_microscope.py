@@ -242,7 +242,7 @@ def test_a_click_is_a_function_of_the_event():
 @pytest.fixture(scope="module")
 def traced(app_runs, tmp_path_factory):
     from forensics import identity
-    from replay.microscope import trace as go
+    from replay.step.trace import trace as go
 
     copy = tmp_path_factory.mktemp("traced") / "runs"
     shutil.copytree(app_runs, copy)
@@ -292,12 +292,12 @@ def test_a_trace_that_is_not_the_recorded_step_gets_the_banner_and_a_damaged_fil
 ):
     import json
 
-    from replay import kept
+    from replay.step import artifacts
 
     copy = tmp_path / "runs"
     shutil.copytree(traced, copy)
     monkeypatch.setenv("FORENSICS_RUNS", str(copy))
-    path = kept.trace_of(copy / "demo", DAMAGED)
+    path = artifacts.trace_of(copy / "demo", DAMAGED)
     document = json.loads(path.read_bytes())
     document["exact"] = False
     document["events"][0]["name"] = "<script>alert(1)</script>\u202e"

@@ -33,21 +33,21 @@ def full(copied):
     sequence is the 8th.
     """
     from forensics.store.writer import Writer
-    from replay import kept
+    from replay.step import artifacts
 
     spike = pictures._spike("demo")
     slot = data.rows("batch_at", run="demo", step=spike)[0]["slot"]
     losses = np.ones((8, 32), np.float32)
     losses[slot, 7] = 9.0
-    kept.write(
-        kept.token_losses_of(copied, spike),
+    artifacts.write(
+        artifacts.token_losses_of(copied, spike),
         {"losses": losses},
         {"run": "demo", "step": spike, "exact": True},
     )
     lens = np.ones((2, 3, 32), np.float32)
     lens[1, -1, 20] = 5.0
-    kept.write(
-        kept.attention_of(copied, spike, 3),
+    artifacts.write(
+        artifacts.attention_of(copied, spike, 3),
         {"lens_loss": lens},
         {
             "run": "demo",
@@ -58,8 +58,8 @@ def full(copied):
             "tokens": list(range(33)),
         },
     )
-    kept.write_document(
-        kept.trace_of(copied, spike), {"events": [{"phase": "forward"}, {"phase": "loss"}]}
+    artifacts.write_document(
+        artifacts.trace_of(copied, spike), {"events": [{"phase": "forward"}, {"phase": "loss"}]}
     )
     for name, document in {"sweep": {"summary": [1]}, "matrix": {"cells": [1]}}.items():
         (copied / f"{name}-0123456789abcdef.json").write_text(json.dumps(document))
@@ -159,13 +159,13 @@ def test_what_is_missing_is_all_of_it_and_then_nothing_but_a_fork(copied, reques
 
 
 def test_each_missing_command_is_one_that_its_program_takes(copied, tmp_path):
-    import forensics.cli
-    import replay.cli
+    import forensics.cli.main
+    import replay.cli.main
 
     spec = tmp_path / "sweep.toml"
     spec.touch()
     for program, name, *arguments in pictures.missing("demo", spec):
-        group = {"replay": replay.cli, "forensics": forensics.cli}[program].main
+        group = {"replay": replay.cli.main, "forensics": forensics.cli.main}[program].main
         group.commands[name].make_context(name, [*arguments])  # a wrong option or argument raises
 
 
@@ -188,7 +188,7 @@ def test_the_steps_of_the_missing_commands_are_in_the_run(copied):
 
 
 def test_prepare_runs_one_after_the_other_and_tells_what_failed(copied, monkeypatch, capsys):
-    from replay import spec as specs
+    from replay.forks import spec as specs
 
     ran = []
 
@@ -202,7 +202,7 @@ def test_prepare_runs_one_after_the_other_and_tells_what_failed(copied, monkeypa
     monkeypatch.setattr(subprocess, "run", run)
     failed = pictures.prepare(copied.parent, "demo")
     assert named(failed) == ["replay trace"] and len(ran) == 7 + pictures.STATES
-    assert ran[0][:4] == ["replay.cli", "--runs", str(copied.parent), "trace"]
+    assert ran[0][:4] == ["replay.cli.main", "--runs", str(copied.parent), "trace"]
     assert capsys.readouterr().out.startswith(f"$ replay trace demo {pictures._spike('demo')}\n")
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
-from forensics.cli import main as forensics
-from replay.cli import main as replay
+from forensics.cli.main import main as forensics
+from replay.cli.main import main as replay
 
 RECIPE = """
 [data]
@@ -321,7 +321,7 @@ def test_every_help_ends_with_an_example_of_itself(
 
 def test_starting_is_quick_because_nothing_heavy_is_imported() -> None:
     probe = (
-        "import sys, forensics, forensics.cli, replay.cli, queries; print([m for m in ('torch',"
+        "import sys, forensics, forensics.cli.main, replay.cli.main, queries; print([m for m in ('torch',"
         " 'streamlit', 'transformers', 'duckdb', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     assert (
@@ -340,7 +340,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_runs_folder_may_come_from_the_environment(runs: Path) -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "forensics.cli", "list", "--json"],
+        [sys.executable, "-m", "forensics.cli.main", "list", "--json"],
         env=os.environ | {"FORENSICS_RUNS": str(runs)},
         capture_output=True,
         text=True,
@@ -359,7 +359,7 @@ def test_generated_documents_are_up_to_date() -> None:
 
 
 def test_text_of_a_corpus_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    from forensics.console import say
+    from forensics.cli.console import say
 
     say("a\x1b[31mb\u202ec\u200bd")
     assert capsys.readouterr().out == "a⟨U+001B⟩[31mb⟨U+202E⟩c⟨U+200B⟩d\n"

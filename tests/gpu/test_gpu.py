@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from forensics import config, identity
-from forensics.model import families
 from forensics.model.decoder import Decoder
+from forensics.model.families import registry
 from forensics.model.initialize import initialize
 from forensics.model.loss import loss_and_gradient
 from forensics.observe.attention import attention_statistics
 from forensics.observe.tensors import TensorProbe
+from forensics.step.state import Counters, TrainState
 from forensics.train import loop
 from forensics.train.advance import Model, advance
 from forensics.train.optimizer import decayed_names
 from forensics.train.run import open_run
-from forensics.train.state import Counters, TrainState
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -111,7 +111,7 @@ def rows(run, table):
 @pytest.mark.parametrize("compiled", [False, COMPILING])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_replay_verifies_every_bit_of_a_run(family, compiled, trained):
-    from replay.engine import verify
+    from replay.forks.plan import verify
 
     run = trained(**{"model.family": family, "train.compile": compiled})
     assert run.header.device == DEVICE and run.header.precision == PRECISION
@@ -171,7 +171,7 @@ def model_of(shape, micro_batch=4, **decoder):
 @pytest.mark.parametrize(
     "knobs", [{}, {"document_mask": True}, {"kv_heads": 2}], ids=["plain", "documents", "grouped"]
 )
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", registry.FAMILIES)
 def test_every_family_trains_strictly_and_twice_alike(
     family, knobs, make_shape, make_batch, make_policy
 ):

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from forensics.model import families
-from forensics.model.families import parameter_shapes
+from forensics.model.families import registry
+from forensics.model.families.registry import parameter_shapes
 from forensics.model.initialize import initialize
 
 
@@ -45,7 +45,7 @@ def test_seeds_and_names_give_different_numbers(make_shape):
     )
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", registry.FAMILIES)
 def test_every_parameter_is_there_in_the_order_of_the_forward(family, make_shape):
     shape = make_shape(family)
     params = initialize(shape, "normal", 0)

@@ -8,7 +8,7 @@ import torch
 from forensics.data.tokenize import bytes_tokenizer
 from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder, unembedding
-from forensics.model.lens import bridge
+from forensics.model.transformer_lens_bridge import bridge
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning",

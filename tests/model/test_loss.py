@@ -162,9 +162,9 @@ def test_a_steps_gradients_are_autograds_of_the_whole_model(
     """Through `advance`'s own forward and backward: weights, z-loss, two micro-batches, tied
     embeddings.
     """
+    from forensics.step.state import Counters, TrainState
     from forensics.train.advance import SILENT, StepResult, _forward_backward
     from forensics.train.schedule import StepPolicy
-    from forensics.train.state import Counters, TrainState
 
     shape = make_shape("llama", tied=tied)
     batch = make_batch()

@@ -126,10 +126,10 @@ def test_the_kernel_compiles_for_a_gpu_without_atomics(dtype, tmp_path, monkeypa
     triton = pytest.importorskip("triton", reason="Triton is not installed: tests/skips.md")
     from triton.backends.compiler import GPUTarget
 
-    from forensics.model import kernels
+    from forensics.model import loss_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    constants = {"LOWEST": kernels.FLOOR, "COLUMNS": kernels.COLUMNS}
+    constants = {"LOWEST": loss_kernels.FLOOR, "COLUMNS": loss_kernels.COLUMNS}
     types = {
         "logits_ptr": f"*{dtype}",
         "targets_ptr": "*i64",
@@ -138,9 +138,10 @@ def test_the_kernel_compiles_for_a_gpu_without_atomics(dtype, tmp_path, monkeypa
         "z_loss": "fp32",
     }
     signature = {
-        n: "constexpr" if n in constants else types.get(n, "i32") for n in kernels._rows.arg_names
+        n: "constexpr" if n in constants else types.get(n, "i32")
+        for n in loss_kernels._rows.arg_names
     }
-    source = triton.compiler.ASTSource(kernels._rows, signature, constants)
+    source = triton.compiler.ASTSource(loss_kernels._rows, signature, constants)
     built = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": True}
     )

@@ -153,13 +153,15 @@ def interpreted(tmp_path_factory):
 
 
 def on_gpu(name):
-    from forensics.observe import kernels
+    from forensics.observe import attention_kernels
 
     q, k, ids = (CASES | BROKEN)[name]
     return Rows(
         *(
             x.cpu()
-            for x in kernels.rows(q.cuda(), k.cuda(), ids.cuda() if ids is not None else None)
+            for x in attention_kernels.rows(
+                q.cuda(), k.cuda(), ids.cuda() if ids is not None else None
+            )
         )
     )
 
@@ -301,10 +303,10 @@ def test_the_kernel_compiles_for_a_gpu_without_tf32_and_without_atomics(
     triton = pytest.importorskip("triton", reason="Triton is not installed: tests/skips.md")
     from triton.backends.compiler import GPUTarget
 
-    from forensics.observe import kernels
+    from forensics.observe import attention_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    queries, keys = kernels.TILES[64]
+    queries, keys = attention_kernels.TILES[64]
     constants = {
         "DOCUMENTS": dtype == "bf16",
         "WIDEN": False,
@@ -322,9 +324,9 @@ def test_the_kernel_compiles_for_a_gpu_without_tf32_and_without_atomics(
     }
     signature = {
         n: "constexpr" if n in constants else pointers.get(n, "i32")
-        for n in kernels._rows.arg_names
+        for n in attention_kernels._rows.arg_names
     }
-    source = triton.compiler.ASTSource(kernels._rows, signature, constants)
+    source = triton.compiler.ASTSource(attention_kernels._rows, signature, constants)
     built = triton.compile(
         source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": True}
     )

@@ -5,7 +5,7 @@ import torch
 
 from forensics.model import loss
 from forensics.model.decoder import Decoder, unembedding
-from forensics.observe.lens import logit_lens
+from forensics.observe.logit_lens import logit_lens
 from forensics.train.advance import advance
 
 

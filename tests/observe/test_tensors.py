@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from forensics.observe import sums
+from forensics.step import sums
 from forensics.train.advance import advance
 
 UPDATES_OWN = ("update_norm", "update_ratio", "update_ratio_no_decay", "rms_t")
@@ -174,7 +174,7 @@ def test_a_gradient_that_is_five_thousand_times_the_second_moment_is_counted(
 
 def test_huge_gradients_are_judged_after_clipping(make_policy):
     from forensics.observe.tensors import TensorProbe
-    from forensics.train.state import Counters, TrainState
+    from forensics.step.state import Counters, TrainState
 
     theta = {"x": torch.ones(10)}
     v = {"x": torch.tensor([1e-6] * 5 + [1.0] * 5)}

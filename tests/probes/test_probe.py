@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from forensics import config
-from forensics.cli import main
+from forensics.cli.main import main
 from forensics.errors import ForensicsError
-from forensics.probes import over
+from forensics.probes import runner
 from forensics.probes.metrics import METRICS, linear_cka
-from forensics.probes.over import probe
+from forensics.probes.runner import probe
 from forensics.train.loop import train
 from forensics.train.run import Run, open_run
 
@@ -90,7 +90,7 @@ def test_attention_is_as_the_recorder_defines_it_for_every_head(runs: Path) -> N
 def test_effective_rank_counts_the_directions_of_a_matrix(runs: Path, run: Run) -> None:
     low = torch.zeros(8, 8)
     low[0, 0] = low[1, 1] = 3.0
-    view = over.View(0, {"w": low, "eye": torch.eye(5), "gain": torch.ones(5)}, run, None)
+    view = runner.View(0, {"w": low, "eye": torch.eye(5), "gain": torch.ones(5)}, run, None)
     found = METRICS["effective-rank"].measure(view, None)
     assert found == pytest.approx({"w": 2.0, "eye": 5.0, "mean": 3.5})
     assert 1 < values(runs, "effective-rank")[0]["mean"] <= 16  # type: ignore[index]

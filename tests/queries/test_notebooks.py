@@ -27,8 +27,8 @@ def runs(tmp_path_factory):
     from forensics.tokens.vocabulary import write_vocabulary
     from forensics.train.loop import train
     from forensics.train.run import open_run
-    from replay.engine import fork
-    from replay.spec import build
+    from replay.forks.plan import fork
+    from replay.forks.spec import build
 
     folder = tmp_path_factory.mktemp("notebooks")
     (folder / "damaged").mkdir()

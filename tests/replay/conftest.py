@@ -13,7 +13,7 @@ import pytest
 from forensics import config
 from forensics.train.loop import train
 from forensics.train.run import Run
-from replay.trajectory import open_trajectory
+from replay.lineage import open_trajectory
 
 RECIPE = {
     "data": {

@@ -12,14 +12,14 @@ import pytest
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay import kept, look, microscope
-from replay.attention import attention
+from replay.step import artifacts, look, trace
+from replay.step.attention import attention
 
 
 def test_the_weights_are_those_of_the_recorded_states(base: Run, runs: Path) -> None:
     found = attention(runs, "base", 81, slot=3, lens=False)
     assert found["states"] == [65, 81, 97] and found["exact"] == [True, True, True]
-    about, array = kept.read(kept.attention_of(base.folder, 81, 3))
+    about, array = artifacts.read(artifacts.attention_of(base.folder, 81, 3))
     assert {k: about[k] for k in ("run", "step", "slot", "states", "block")} == {
         "run": "base",
         "step": 81,
@@ -66,7 +66,7 @@ def test_without_a_slot_it_is_the_worst_and_the_ends_of_the_run_bound_the_states
 def test_the_lens_of_the_last_layer_is_the_models_own_loss(base: Run, runs: Path) -> None:
     found = attention(runs, "base", 81, slot=2, states=[81])
     own = look.token_losses_at(runs, "base", 81)
-    _, array = kept.read(kept.attention_of(base.folder, 81, 2))
+    _, array = artifacts.read(artifacts.attention_of(base.folder, 81, 2))
     losses = next(s for s in own["sequences"] if s["slot"] == 2)["token_losses"]
     assert (
         array("lens_loss").shape
@@ -87,7 +87,7 @@ def test_an_architecture_without_a_bridge_has_its_patterns_and_the_reason(
             "config", "no Hugging Face form keeps attention inside documents", "leave it out"
         )
 
-    monkeypatch.setattr("replay.attention.bridge", refused)
+    monkeypatch.setattr("replay.step.attention.bridge", refused)
     found = attention(runs, "base", 81, states=[80, 81])
     assert found["lens"] is False and found["lens_loss"] is None
     assert found["why"].startswith("no Hugging Face form")
@@ -116,7 +116,7 @@ def test_what_cannot_be_looked_at_is_an_error_of_one_line(
 def test_the_losses_of_tokens_are_those_of_their_sequences(base: Run, runs: Path) -> None:
     found = look.token_losses_at(runs, "base", 81)
     assert found["exact"] is True
-    _, array = kept.read(kept.token_losses_of(base.folder, 81))
+    _, array = artifacts.read(artifacts.token_losses_of(base.folder, 81))
     for each in found["sequences"]:
         assert np.mean(each["token_losses"]) == pytest.approx(each["loss"], rel=1e-5)
         assert len(each["token_losses"]) == len(each["tokens"]) - 1
@@ -128,22 +128,22 @@ def test_the_losses_of_tokens_are_those_of_their_sequences(base: Run, runs: Path
 
 
 def test_a_trace_is_kept_as_it_was_told(base: Run, runs: Path) -> None:
-    told = microscope.trace(runs, "base", 81)
-    document = json.loads(kept.trace_of(base.folder, 81).read_bytes())
+    told = trace.trace(runs, "base", 81)
+    document = json.loads(artifacts.trace_of(base.folder, 81).read_bytes())
     assert [e["name"] for e in document["events"]] == [e["name"] for e in told["events"]]
     assert document["layer_blame"]["rise_batch"] == told["layer_blame"]["rise_batch"]
 
 
 def test_a_damaged_file_is_told_and_a_full_disk_is_an_error(base: Run, runs: Path) -> None:
-    path = kept.token_losses_of(base.folder, 1)
-    kept.write(path, {"losses": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"exact": None})
-    about, array = kept.read(path)
+    path = artifacts.token_losses_of(base.folder, 1)
+    artifacts.write(path, {"losses": np.arange(6, dtype=np.float32).reshape(2, 3)}, {"exact": None})
+    about, array = artifacts.read(path)
     assert about == {"exact": None} and array("losses", 1, 2) == 5.0
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(ForensicsError) as e:
-        kept.read(path)
+        artifacts.read(path)
     assert e.value.kind == "integrity"
     blocked = base.folder / "run.json" / "x.safetensors"
     with pytest.raises(ForensicsError) as e:
-        kept.write(blocked, {"losses": np.zeros(1, np.float32)}, {})
+        artifacts.write(blocked, {"losses": np.zeros(1, np.float32)}, {})
     assert e.value.kind == "storage"

@@ -11,10 +11,10 @@ import pytest
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay import boost as module
-from replay import slots
-from replay.boost import boost
-from replay.cli import main
+from replay.cli.main import main
+from replay.experiments import token_boost as module
+from replay.experiments.token_boost import boost
+from replay.interventions import rows
 from tests.tokens.conftest import planted_run  # noqa: F401
 
 TIMES, SEEDS = (1, 8), 2
@@ -62,10 +62,10 @@ def test_a_token_that_was_never_seen_is_learnt_from_the_sequences_that_hold_it(m
 
 def test_no_arm_trains_on_the_contexts_and_no_placebo_on_the_token(
     planted_run: Run,
-    token: int,  # noqa: F811
+    token: int,
 ) -> None:
     plan = module._plan(planted_run, token, 100, 140, list(TIMES), SEEDS)
-    holders = set(slots.holding(planted_run, token).tolist())
+    holders = set(rows.holding(planted_run, token).tolist())
     assert set(plan["contexts"]) <= holders and plan["contexts"]
     for arm in plan["arms"][1:]:
         come = set(arm["intervention"]["sequences"])
@@ -101,7 +101,7 @@ def test_the_placebos_sizes_decide_about_causal_words() -> None:
 
 def test_what_cannot_be_boosted_is_refused_in_one_line(planted_run: Run, token: int) -> None:  # noqa: F811
     runs, name = planted_run.runs, planted_run.name
-    never = int(np.flatnonzero(slots.token_counts(planted_run) == 0)[0])
+    never = int(np.flatnonzero(rows.token_counts(planted_run) == 0)[0])
     with pytest.raises(ForensicsError, match=f"holds token {never}"):
         boost(runs, name, never, first=100, last=140, times=(1,))
     with pytest.raises(ForensicsError, match="wanted ids below 800"):

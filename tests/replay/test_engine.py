@@ -19,14 +19,17 @@ from forensics.errors import ForensicsError
 from forensics.store import manifest
 from forensics.store.writer import MOST_PARTS, Writer, replace_table
 from forensics.train.run import Run
-from replay import compare, engine, scan, spec
-from replay.difference import between
-from replay.fork import Fork
-from replay.interventions import Drop, LearningRate, RemoveDocuments, Skip, Swap
-from replay.look import batch_at
-from replay.spec import Spec
-from replay.trajectory import open_trajectory
-from replay.unseen import unseen
+from replay.compare import distances
+from replay.compare.probe_sequences import unseen
+from replay.compare.run_diff import between
+from replay.experiments import batch_scan
+from replay.forks import plan as engine
+from replay.forks import spec
+from replay.forks.run import Fork
+from replay.forks.spec import Spec
+from replay.interventions.registry import Drop, LearningRate, RemoveDocuments, Skip, Swap
+from replay.lineage import open_trajectory
+from replay.step.look import batch_at
 from tests.replay.test_interventions import damaged
 
 
@@ -51,8 +54,8 @@ def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(
     engine.fork(Spec("base", start, start + 12, (), name="same"), runs)
     same = open_trajectory(runs, "same")
     own, theirs = (
-        compare.recorded_steps(same, start, start + 12),
-        compare.recorded_steps(base, start, start + 12),
+        distances.recorded_steps(same, start, start + 12),
+        distances.recorded_steps(base, start, start + 12),
     )
     assert own == theirs and len(own) == 12
     assert same.load(start + 12).digest() == theirs[start + 11]["state_digest"]
@@ -388,13 +391,13 @@ def test_the_plan_says_what_would_be_touched_and_runs_nothing(runs: Path, base: 
 def test_the_scan_puts_the_planted_batches_on_top_and_goes_on_where_it_was(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = scan.of_run(runs, "base", 80)
+    target = batch_scan.of_run(runs, "base", 80)
     before = target.state.digest()
     calls = []
-    real = scan._one
-    monkeypatch.setattr(scan, "_one", lambda *a: calls.append(1) or real(*a))
-    scan.scan(target, 76, 80)
-    rows = scan.scan(target, 76, 86)
+    real = batch_scan._one
+    monkeypatch.setattr(batch_scan, "_one", lambda *a: calls.append(1) or real(*a))
+    batch_scan.scan(target, 76, 80)
+    rows = batch_scan.scan(target, 76, 86)
     assert len(calls) == 10  # four were kept
     assert {row["step"] for row in rows[:2]} == {80, 81}
     assert target.state.digest() == before
@@ -404,9 +407,9 @@ def test_the_scan_puts_the_planted_batches_on_top_and_goes_on_where_it_was(
 
 
 def test_a_scan_by_sequence_adds_up_to_the_batch(runs: Path) -> None:
-    target = scan.of_run(runs, "base", 50)
-    whole = scan.scan(target, 50, 51)[0]["loss"]
-    each = scan.scan(target, 50, 51, per_sequence=True)
+    target = batch_scan.of_run(runs, "base", 50)
+    whole = batch_scan.scan(target, 50, 51)[0]["loss"]
+    each = batch_scan.scan(target, 50, 51, per_sequence=True)
     assert sorted(row["slot"] for row in each) == list(range(8))
     assert np.mean([row["loss"] for row in each]) == pytest.approx(whole, rel=1e-6)
 
@@ -417,9 +420,9 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
     ids = base.corpus.tokens(0, 0, 32 * 8 + 1)
     np.save(tmp_path / "ids.npy", ids)
     folder = base.folder / "checkpoints" / "step-000050"
-    rows = scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 2)
-    direct = scan.scan(
-        scan.Target(
+    rows = batch_scan.scan(batch_scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 2)
+    direct = batch_scan.scan(
+        batch_scan.Target(
             base.load(50),
             base.model,
             lambda s: base.batches.make(np.arange(s * 4, s * 4 + 4)),
@@ -434,7 +437,7 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
         sorted(r["loss"] for r in direct), rel=1e-6
     )
     with pytest.raises(ForensicsError, match="wanted batch 2"):
-        scan.scan(scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 3)
+        batch_scan.scan(batch_scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 3)
 
 
 def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
@@ -451,26 +454,26 @@ def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
 
 
 def test_causal_words_follow_the_rule() -> None:
-    assert not compare.effect(1.0, []).causal
+    assert not distances.effect(1.0, []).causal
     assert (
-        not compare.effect(1.0, [0.1, 0.1]).causal
-        and "too few" in compare.effect(1.0, [0.1, 0.1]).words
+        not distances.effect(1.0, [0.1, 0.1]).causal
+        and "too few" in distances.effect(1.0, [0.1, 0.1]).words
     )
-    assert compare.effect(1.0, [0.2, 0.1, 0.1]).causal
-    assert not compare.effect(1.0, [0.21, 0.1, 0.1]).causal
-    assert compare.effect(1.0, [0.5] * 19).causal and compare.effect(1.0, [0.5] * 19).p == 0.05
-    assert not compare.effect(1.0, [0.5] * 18).causal
-    assert not compare.effect(0.0, [0.0] * 3).causal
-    assert all(f"N = {n}" in compare.effect(1.0, [0.5] * n).words for n in (1, 3, 19))
+    assert distances.effect(1.0, [0.2, 0.1, 0.1]).causal
+    assert not distances.effect(1.0, [0.21, 0.1, 0.1]).causal
+    assert distances.effect(1.0, [0.5] * 19).causal and distances.effect(1.0, [0.5] * 19).p == 0.05
+    assert not distances.effect(1.0, [0.5] * 18).causal
+    assert not distances.effect(0.0, [0.0] * 3).causal
+    assert all(f"N = {n}" in distances.effect(1.0, [0.5] * n).words for n in (1, 3, 19))
 
 
 def test_reconverging_means_staying_below_the_placebos() -> None:
     placebos = [[1.0, 1.0, 1.0, 1.0]] * 3
-    assert compare.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 0.5], placebos, 0) == 6
-    assert compare.time_to_reconverge([2, 4, 6, 8], [0.5, 2, 0.5, 0.5], placebos, 0) == 6
-    assert compare.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 1.5], placebos, 0) is None
-    assert compare.time_to_reconverge([2, 4, 6, 8], [0.1] * 4, placebos, 0) == 2
-    assert compare.time_to_reconverge([2, 4], [0.1] * 2, [], 0) is None
+    assert distances.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 0.5], placebos, 0) == 6
+    assert distances.time_to_reconverge([2, 4, 6, 8], [0.5, 2, 0.5, 0.5], placebos, 0) == 6
+    assert distances.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 1.5], placebos, 0) is None
+    assert distances.time_to_reconverge([2, 4, 6, 8], [0.1] * 4, placebos, 0) == 2
+    assert distances.time_to_reconverge([2, 4], [0.1] * 2, [], 0) is None
 
 
 def test_a_note_written_beside_a_certificate_loses_neither(runs: Path, base: Run) -> None:

@@ -18,11 +18,11 @@ from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
 from forensics.train.advance import advance
 from forensics.train.run import Run
-from replay import interventions as iv
-from replay import slots
-from replay.interventions import composed, from_dict, to_dict
-from replay.spec import Spec
-from replay.trajectory import open_trajectory
+from replay.forks.spec import Spec
+from replay.interventions import registry as iv
+from replay.interventions import rows as slots
+from replay.interventions.registry import composed, from_dict, to_dict
+from replay.lineage import open_trajectory
 
 B, T = 4, 6
 

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forensics.console import plain
+from forensics.cli.console import plain
 from forensics.errors import ForensicsError
-from forensics.store.kept import Kept
+from forensics.store.resumable import Kept
 from forensics.train.advance import advance
 from forensics.train.run import Run
-from replay import matrix as matrices
-from replay.barrier import barrier, probe_loss
-from replay.compare import Probe
-from replay.documents import kept
+from replay.compare.distances import Probe
+from replay.compare.loss_barrier import barrier, probe_loss
+from replay.experiments import data_state_matrix as matrices
+from replay.result_files import kept
 
 
 @pytest.fixture(scope="module")

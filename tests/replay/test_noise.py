@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from forensics.errors import ForensicsError
-from replay import noise as noises
-from replay.noise import exponent
+from replay.experiments import divergence_rate as noises
+from replay.experiments.divergence_rate import exponent
 
 
 def test_the_slope_is_that_of_the_logarithm_between_the_two_bounds() -> None:

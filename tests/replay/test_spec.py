@@ -14,10 +14,13 @@ import torch
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run, write_header
-from replay import cli, engine, flags, spec
-from replay import interventions as iv
-from replay.spec import Spec
-from replay.trajectory import open_trajectory
+from replay.cli import fork_options as flags
+from replay.cli import main
+from replay.forks import plan as engine
+from replay.forks import spec
+from replay.forks.spec import Spec
+from replay.interventions import registry as iv
+from replay.lineage import open_trajectory
 from tests.replay.test_interventions import EACH
 
 
@@ -266,7 +269,7 @@ FLAGS: list[tuple[list[str], iv.Intervention]] = [
 def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the flags of `replay fork` say, without running it."""
     said: list[dict[str, Any]] = []
-    command = cli.main.commands["fork"]
+    command = main.main.commands["fork"]
     monkeypatch.setattr(
         command,
         "callback",
@@ -369,7 +372,7 @@ def test_the_plan_of_a_fork_with_many_interventions_is_printed_without_a_step(
         "--json",
     ]
     with pytest.raises(SystemExit) as e:
-        cli.main.main(
+        main.main.main(
             ["fork", "base", "--from", "78", "--to", "84", *flags, "--runs", str(trained)]
         )
     assert not e.value.code

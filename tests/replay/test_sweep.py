@@ -12,10 +12,10 @@ import pytest
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay import spec
-from replay.engine import fork
-from replay.sweep import moved, sweep
-from replay.workers import Task, Work, here, spawned
+from replay.executors.local import Task, Work, here, spawned
+from replay.experiments.sweep import moved, sweep
+from replay.forks import spec
+from replay.forks.plan import fork
 
 RAW = {
     "parent": "base",

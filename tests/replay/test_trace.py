@@ -13,12 +13,12 @@ import torch
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay import line, microscope
+from replay.step import trace, update_split
 
 
 @pytest.fixture(scope="module")
 def traced(trained: Path) -> dict:
-    return microscope.trace(trained, "base", 81)
+    return trace.trace(trained, "base", 81)
 
 
 def test_the_traced_step_is_the_recorded_step(traced: dict) -> None:
@@ -48,7 +48,7 @@ def test_every_event_has_finite_numbers_beside_a_baseline(traced: dict) -> None:
 
 
 def test_the_numbers_are_the_recorders_own(traced: dict, trained: Path) -> None:
-    from replay.trajectory import open_trajectory
+    from replay.lineage import open_trajectory
 
     run = open_trajectory(trained, "base")
     rows = [r for r in run.table("tensors").to_pylist() if r["step"] == 81]
@@ -76,14 +76,16 @@ def test_the_numbers_are_the_recorders_own(traced: dict, trained: Path) -> None:
 def test_the_worst_tokens_are_the_worst(traced: dict) -> None:
     worst = next(e for e in traced["events"] if e["phase"] == "loss")["detail"]
     losses = [token["loss"] for token in worst]
-    assert len(worst) == microscope.WORST_TOKENS and losses == sorted(losses, reverse=True)
+    assert len(worst) == trace.WORST_TOKENS and losses == sorted(losses, reverse=True)
 
 
 def test_memory_and_data_add_up_to_the_update(base: Run) -> None:
     before = base.state_at(80)
     after = before.clone()
     base.replay(after, 81)
-    found = line.split_update(before, after, base.policy(before.counters), base.model, base.stream)
+    found = update_split.split_update(
+        before, after, base.policy(before.counters), base.model, base.stream
+    )
     assert before.digest() == base.state_at(80).digest()
     for name, theta in found.moved(1, 1).items():
         torch.testing.assert_close(theta, after.params[name], rtol=0, atol=1e-6)
@@ -116,7 +118,7 @@ def test_the_line_scan_runs_through_both_states(traced: dict) -> None:
 
 
 def test_perfetto_gets_one_row_per_phase_and_plain_json(traced: dict, tmp_path: Path) -> None:
-    microscope.write_perfetto(traced, tmp_path / "t.json")
+    trace.write_perfetto(traced, tmp_path / "t.json")
     document = json.loads(
         (tmp_path / "t.json").read_text(), parse_constant=lambda x: pytest.fail(x)
     )
@@ -135,7 +137,7 @@ def test_perfetto_gets_one_row_per_phase_and_plain_json(traced: dict, tmp_path: 
 @pytest.mark.parametrize("step", [0, 100, 500])
 def test_a_step_without_one_before_it_is_refused(step: int, trained: Path) -> None:
     with pytest.raises(ForensicsError, match="one before it"):
-        microscope.trace(trained, "base", step)
+        trace.trace(trained, "base", step)
 
 
 @pytest.mark.parametrize("minimum", [False, True])
@@ -144,9 +146,9 @@ def test_a_nan_of_any_micro_batch_stays_one(minimum):
     for order in ((1.0, math.nan, 2.0), (math.nan, 1.0), (1.0, math.nan)):
         values = {}
         for value in order:
-            microscope._merge(values, "x", value, minimum)
+            trace._merge(values, "x", value, minimum)
         assert math.isnan(values["x"]), order
     values = {}
     for value in (1.0, math.inf, -2.0):
-        microscope._merge(values, "x", value, minimum)
+        trace._merge(values, "x", value, minimum)
     assert values["x"] == (-2.0 if minimum else math.inf)

@@ -11,8 +11,9 @@ import pytest
 from forensics import config
 from forensics.train.loop import train
 from forensics.train.run import Run
-from replay import engine
-from replay.interventions import (
+from replay.forks import plan
+from replay.forks.spec import Spec
+from replay.interventions.registry import (
     BoostToken,
     EditTokens,
     Freeze,
@@ -24,8 +25,7 @@ from replay.interventions import (
     Skip,
     ZeroUpdate,
 )
-from replay.spec import Spec
-from replay.trajectory import open_trajectory
+from replay.lineage import open_trajectory
 
 RECIPE = {
     "data": {
@@ -74,8 +74,8 @@ def moved_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("moved")
     train(config.from_dict(RECIPE), name="base", recipe_name="test", runs=runs)
     for name, (first, last, interventions) in FORKS.items():
-        engine.fork(Spec("base", first, last, interventions, name=name), runs)
-    engine.fork(Spec("masked", 44, 54, (MaskTokens(44, 50, tokens=(32,)),), name="again"), runs)
+        plan.fork(Spec("base", first, last, interventions, name=name), runs)
+    plan.fork(Spec("masked", 44, 54, (MaskTokens(44, 50, tokens=(32,)),), name="again"), runs)
     return runs
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from forensics.cli import main
+from forensics.cli.main import main
 from forensics.data.planted import PLANTED
 from forensics.tokens.vocabulary import vocabulary
 from forensics.train.run import Run

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from forensics.step.state import TrainState
 from forensics.tokens import exact
 from forensics.tokens.exact import EMBED, exact_test, untouched, zero_gradient
 from forensics.tokens.exposure import moves
 from forensics.train.optimizer import decayed_names, update
 from forensics.train.run import Run
-from forensics.train.state import TrainState
-from replay.trajectory import open_trajectory
+from replay.lineage import open_trajectory
 
 
 def assert_holds(run: Run, step: int) -> None:

@@ -20,7 +20,7 @@ from forensics.tokens.exposure import FIELDS, ledger, ledgers, reachable, sequen
 from forensics.tokens.vocabulary import vocabulary, write_vocabulary
 from forensics.train.advance import Model, documents
 from forensics.train.run import Run
-from replay.trajectory import open_trajectory
+from replay.lineage import open_trajectory
 
 
 def read_one_by_one(run: Run, step: int) -> dict[str, np.ndarray]:

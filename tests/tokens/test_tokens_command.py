@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from forensics import tokens_command as command
-from forensics.cli import main
+from forensics.cli import tokens as command
+from forensics.cli.main import main
 from forensics.tokens.categories import CATEGORIES
-from forensics.tokens.find import CANNOT_COPY
 from forensics.tokens.indicators import INDICATORS
-from forensics.tokens.verified import path_of, verified
+from forensics.tokens.under_trained import CANNOT_COPY
+from forensics.tokens.verification_cache import path_of, verified
 
 KEYS = {
     "id",
@@ -207,19 +207,19 @@ def prompts(monkeypatch: pytest.MonkeyPatch):
     """`prompts({7: 0.002})`: what the model's prompts tell from then on; None: that it cannot
     copy.
     """
-    from forensics.tokens import find
+    from forensics.tokens import under_trained
 
     def tell(p: dict[int, float] | None) -> None:
         def verify(target, categories, own, exposure, candidates, census, progress):
             max_prob = np.full(len(categories.ids), np.nan, np.float32)
             for id, value in (p or {}).items():
                 max_prob[categories.position[id]] = value
-            verdict = "24 of 24 repeated" if p is not None else find.CANNOT_COPY
-            return find.Verification(
+            verdict = "24 of 24 repeated" if p is not None else under_trained.CANNOT_COPY
+            return under_trained.Verification(
                 None, [], p is not None, verdict, max_prob, max_prob >= 0.01, census
             )
 
-        monkeypatch.setattr(find, "_verify", verify)
+        monkeypatch.setattr(under_trained, "_verify", verify)
 
     return tell
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from forensics.data.tokenize import train_tokenizer
 from forensics.tokens.categories import Categories, categorise
-from forensics.tokens.find import CANNOT_COPY, Verification, _verify, rule_against
 from forensics.tokens.forward import Recomputed, of_decoder, of_folder
 from forensics.tokens.indicators import Weights
 from forensics.tokens.target import Target
+from forensics.tokens.under_trained import CANNOT_COPY, Verification, _verify, rule_against
 from forensics.tokens.verify import VERIFIED, Verifier, can_copy, choose_controls
 
 TEXT = (
@@ -223,8 +223,8 @@ def test_what_is_kept_of_the_prefix_changes_no_probability(
     """Our decoder, which reads everything again, and transformers' cache, spread over a batch and
     thinned out.
     """
+    from forensics.step.state import TrainState
     from forensics.train import checkpoint
-    from forensics.train.state import TrainState
 
     for family in ("llama", "gpt2"):
         shape = make_shape(family, length=64)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from forensics import identity
-from forensics.model import families
+from forensics.model.families import registry
 from forensics.model.initialize import initialize
+from forensics.step.state import Counters, TrainState
 from forensics.train.advance import advance, fold, token_losses
-from forensics.train.state import Counters, TrainState
 
 
 class Gradients:
@@ -25,7 +25,7 @@ class Gradients:
         self.grads = {n: g.clone() for n, g in grads.items()}
 
 
-@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("family", registry.FAMILIES)
 def test_the_number_of_threads_changes_no_bit(
     family, make_shape, make_model, make_batch, make_policy
 ):

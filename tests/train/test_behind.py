@@ -17,10 +17,10 @@ from forensics.errors import ForensicsError
 from forensics.store import manifest
 from forensics.train import checkpoint, loop
 from forensics.train.advance import advance
-from forensics.train.ahead import Ahead
-from forensics.train.faults import explained
+from forensics.train.background_checkpoint import Saver
+from forensics.train.prefetch import Ahead
 from forensics.train.run import open_run
-from forensics.train.saving import Saver
+from forensics.train.step_errors import explained
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_what_to_lower_depends_on_what_is_left():
 def test_the_recipes_for_one_gpu_have_the_sizes_they_say(name, parameters):
     import math
 
-    from forensics.model.families import parameter_shapes, shape_of
+    from forensics.model.families.registry import parameter_shapes, shape_of
 
     recipe = config.load(name, ["data.source=somewhere"])
     shape = shape_of(recipe.model, recipe.data.vocabulary, recipe.data.sequence_length)

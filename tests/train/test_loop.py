@@ -16,10 +16,10 @@ import pytest
 from forensics import config
 from forensics.errors import ForensicsError
 from forensics.records import TABLES
+from forensics.step.state import TrainState
 from forensics.train import checkpoint, loop
 from forensics.train.advance import fold
 from forensics.train.run import open_run
-from forensics.train.state import TrainState
 
 CLOCK = {"seconds", "created"}  # columns that tell when, not what
 STEPPED = ("steps", "layers", "heads", "tensors", "sequences", "tokens")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from forensics.step.state import Counters, TrainState
 from forensics.train.optimizer import Adjoint, bias_corrections, decayed_names, pull_back, update
-from forensics.train.state import Counters, TrainState
 
 NAMES = (
     "embed.weight",

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forensics.config import Train
+from forensics.step.state import Counters
 from forensics.train.schedule import learning_rate, own_policy
-from forensics.train.state import Counters
 
 
 def lr(k, schedule, steps=100, warmup=10, min_lr=0.1, **more):

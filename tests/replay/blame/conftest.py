@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from replay.blame import study
-from replay.blame.blame import blame
+from benchmarks import blame_study
 from replay.blame.excess import Control, Probes, clean_probes
-from replay.blame.removal import Replays
-from replay.trajectory import open_trajectory
+from replay.blame.investigate import blame
+from replay.blame.removed_replays import Replays
+from replay.lineage import open_trajectory
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def made(planted_runs: Path) -> Callable[[str, int], tuple[str, list[tuple[str, 
 
     def make(cause: str, seed: int) -> tuple[str, list[tuple[str, int | None]]]:
         if (cause, seed) not in known:
-            known[cause, seed] = study.make(cause, seed, planted_runs)
+            known[cause, seed] = blame_study.make(cause, seed, planted_runs)
         return known[cause, seed]
 
     return make

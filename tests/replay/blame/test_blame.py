@@ -10,14 +10,14 @@ import click
 import pytest
 import torch
 
+from benchmarks import blame_study
+from benchmarks.blame_study import AT, LENGTH
 from forensics.train import loop
 from forensics.train.advance import fold
-from replay import cli
-from replay.blame import blame as blaming
-from replay.blame import study
-from replay.blame.blame import blame
-from replay.blame.study import AT, LENGTH
-from replay.trajectory import open_trajectory
+from replay.blame import investigate as blaming
+from replay.blame.investigate import blame
+from replay.cli import main
+from replay.lineage import open_trajectory
 
 SEEDS = (1, 2)
 
@@ -106,7 +106,7 @@ def test_where_the_control_does_not_spike_the_verdict_is_numerics(tmp_path, monk
         return fold(state, stream, policy, stop, model, watch, flipped)
 
     monkeypatch.setattr(loop, "fold", faulty)
-    name, _ = study.make("clean run", 1, tmp_path)
+    name, _ = blame_study.make("clean run", 1, tmp_path)
     d = blame(tmp_path, name, AT + 5)
     assert d["verdict"] == "numerics" and d["control"]["level"] == "absent"
     assert (
@@ -246,9 +246,9 @@ def test_the_peak_is_explained_where_a_step_inside_the_spike_is_asked_for(made, 
 
 
 def call(*arguments, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    assert isinstance(cli.main, click.Group)
+    assert isinstance(main.main, click.Group)
     with pytest.raises(SystemExit) as e:
-        cli.main.main([str(a) for a in arguments])
+        main.main.main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     return int(e.value.code or 0), out, err
 
@@ -297,12 +297,12 @@ def test_the_study_counts_what_it_says(blamed):
         row("clean run", "largest fluctuation", "cannot tell", False),
         row("learning-rate jump", "peak", "state or schedule", False),
     ]
-    table = study.summary(rows)
-    assert table[0]["on top"] == 9 and table[0]["right"] == 10 and study.holds(table)
-    assert not study.holds(
-        study.summary([*rows, row("clean run", "largest fluctuation", "data", False)])
+    table = blame_study.summary(rows)
+    assert table[0]["on top"] == 9 and table[0]["right"] == 10 and blame_study.holds(table)
+    assert not blame_study.holds(
+        blame_study.summary([*rows, row("clean run", "largest fluctuation", "data", False)])
     )
-    assert not study.holds(
-        study.summary([*rows[1:9], row("damaged document", "aftermath", "data", False)] * 2)
+    assert not blame_study.holds(
+        blame_study.summary([*rows[1:9], row("damaged document", "aftermath", "data", False)] * 2)
     )
     assert LENGTH["damaged document"] == 4

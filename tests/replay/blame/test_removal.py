@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from replay import slots
-from replay.blame import proof
+from benchmarks.blame_study import AT
+from replay.blame import deletion
 from replay.blame.bisect import _Search, bisect
-from replay.blame.removal import Replays
-from replay.blame.study import AT
-from replay.slots import Slot
+from replay.blame.removed_replays import Replays
+from replay.interventions import rows as slots
+from replay.interventions.rows import Slot
 
 
 def test_data_and_state_parts_add_up_to_the_loss_above_an_ordinary_batch(hurt):
@@ -74,7 +74,7 @@ def test_causes_are_looked_for_from_shortly_before_the_probes_loss_rose(hurt):
 
 def test_random_removals_are_other_sequences_of_the_same_steps_where_these_leave_a_choice(hurt):
     few = frozenset([hurt.row(AT, 0), hurt.row(AT, 1), Slot(AT + 2, 4, 8, 16)])
-    drawn = [proof.at_random(hurt, few, seed) for seed in range(5)]
+    drawn = [deletion.at_random(hurt, few, seed) for seed in range(5)]
     assert len(set(drawn)) == 5
     for other in drawn:
         assert sorted(s.step for s in other) == [AT, AT, AT + 2] and not {
@@ -82,15 +82,15 @@ def test_random_removals_are_other_sequences_of_the_same_steps_where_these_leave
         } & {(AT, 0), (AT, 1), (AT + 2, 4)}
         assert [(s.first, s.last) for s in other if s.step == AT + 2] == [(8, 16)]
     half = frozenset(hurt.row(AT, i) for i in range(8))  # the other half is no choice
-    assert len({proof.at_random(hurt, half, seed) for seed in range(5)}) == 5
+    assert len({deletion.at_random(hurt, half, seed) for seed in range(5)}) == 5
     most = frozenset(hurt.rows(range(hurt.control.begin, hurt.control.last)))
-    assert proof.at_random(hurt, most, 0) is None
+    assert deletion.at_random(hurt, most, 0) is None
 
 
 def test_sizes_double_and_stop_at_half_of_the_window():
-    assert proof.sizes(100, 1000) == [1, 2, 4, 8, 16, 32, 64, 100]
-    assert proof.sizes(100, 24) == [1, 2, 4, 8, 12]
-    assert proof.sizes(1, 2) == [1] and proof.sizes(0, 100) == []
+    assert deletion.sizes(100, 1000) == [1, 2, 4, 8, 16, 32, 64, 100]
+    assert deletion.sizes(100, 24) == [1, 2, 4, 8, 12]
+    assert deletion.sizes(1, 2) == [1] and deletion.sizes(0, 100) == []
 
 
 class Additive(Replays):
@@ -110,7 +110,7 @@ def slot(i: int) -> Slot:
 
 def test_the_rule_for_causal_words_is_applied_to_removals():
     def judged(taken, random):
-        return proof._judged(Additive({}, 1.0), frozenset([slot(0)]), taken, 0.0, 0.0, random)
+        return deletion._judged(Additive({}, 1.0), frozenset([slot(0)]), taken, 0.0, 0.0, random)
 
     assert judged(0.9, [0.1, -0.1, 0.0]).causal  # 5 times the largest of 3
     assert not judged(
@@ -141,7 +141,7 @@ def test_delta_debugging_keeps_to_its_budget_and_to_what_still_works():
 
 def test_bisection_finds_the_damaged_document_in_a_real_run(hurt):
     found = bisect(hurt, budget=60)
-    assert found is not None and found.taken >= proof.AWAY * hurt.excess
+    assert found is not None and found.taken >= deletion.AWAY * hurt.excess
     assert found.taken == hurt.taken(found.removal, "", found.replaced)
     table = hurt.run.corpus.documents
     planted = [d for d in found.documents if table["source"][d].as_py() == "planted"]

@@ -1,0 +1,6 @@
+"""Run the program `forensics`: `python -m forensics`."""
+
+from forensics.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The model families: names and shapes to and from Hugging Face."""

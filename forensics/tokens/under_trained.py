@@ -1,0 +1,409 @@
+"""`forensics tokens`: categories, indicators, candidates and, where asked for, verification of one
+target.
+
+found = find(open_target("demo@300", runs))
+document(found)["tokens"][0]            the most suspect token
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from forensics.errors import ForensicsError
+from forensics.progress import Report, silent
+from forensics.tokens import reference as references
+from forensics.tokens.categories import Categories, categorise
+from forensics.tokens.causes import Cause, causes, of_tokenizer, strongest, suspects
+from forensics.tokens.exposure import Exposure, ledger
+from forensics.tokens.indicators import measure
+from forensics.tokens.reference import Reference
+from forensics.tokens.target import Target
+from forensics.tokens.verification_cache import keep
+
+if TYPE_CHECKING:
+    from forensics.tokens.verify import Control
+
+RULE = 2.0  # percentile of the indicator over OK tokens, up to which a token is a candidate
+CANNOT_COPY = "this model cannot copy: verification says nothing"
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What the prompts told; max_prob and bound are (n,) over the categories' ids, NaN where a
+    token was not asked.
+    """
+
+    placeholder: int | None
+    controls: list[Control]
+    copies: bool
+    verdict: str
+    max_prob: np.ndarray
+    bound: np.ndarray  # bool: P is at least that, because the token was rejected there
+    whole: bool  # a census
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that was found of a target. `values` are (V,) by row of the embedding; `candidates` are
+    places in the categories.
+    """
+
+    target: Target
+    categories: Categories
+    indicator: str | None
+    values: dict[str, np.ndarray]
+    reference: Reference | None
+    exposure: Exposure | None
+    threshold: float | None
+    candidates: np.ndarray
+    verification: Verification | None
+    causes: dict[int, list[Cause]] = field(default_factory=dict)  # by id, the strongest first
+
+    def of_tokens(self, name: str) -> np.ndarray:
+        """An indicator of each of the categories' ids, NaN where the embedding has no row for
+        it.
+        """
+        values, ids = self.values[name], self.categories.ids
+        found = np.full(len(ids), np.nan, np.float32)
+        found[ids < len(values)] = values[ids[ids < len(values)]]
+        return found
+
+
+def find(
+    target: Target,
+    *,
+    indicator: str | None = None,
+    reference: str | None = None,
+    verify: bool = False,
+    census: bool = False,
+    reading: Report = silent,
+    verifying: Report = silent,
+) -> Findings:
+    """Categories of any target; indicators and candidates where there are weights; P of the
+    candidates, or of all.
+
+    `indicator` is one of INDICATORS, by default the one that fits the tying; `reference` is
+    `3,7-16`, by default found. Of a run's state the rows of the table `vocabulary` are written, and
+    what the prompts told. Errors: usage, data.
+    """
+    categories = categorise(target.tokenizer, target.special)
+    weights = target.weights
+    if weights is None:
+        if verify or census or indicator or reference:
+            raise ForensicsError(
+                "usage",
+                f"{target.name} is a tokenizer alone: it has categories, no indicators",
+                "give the model's folder, its GGUF file or a run",
+            )
+        alone = of_tokenizer(categories, categories.ids.tolist())
+        why = {id: [cause] for id, cause in alone.items()}
+        return Findings(
+            target, categories, None, {}, None, None, None, np.empty(0, np.int64), None, why
+        )
+    exposure = (
+        ledger(target.run, target.step, reading)
+        if target.run is not None and target.step is not None
+        else None
+    )
+    used = _reference(target, categories, reference, exposure)
+    values = measure(weights, used.ids if used else None)
+    name = _indicator(indicator, weights.default(), values, target)
+    found = Findings(
+        target, categories, name, values, used, exposure, None, np.empty(0, np.int64), None
+    )
+    own = found.of_tokens(name)
+    ok = np.array([category == "OK" for category in categories.category], bool) & np.isfinite(own)
+    threshold = float(np.percentile(own[ok], RULE)) if ok.any() else None
+    below = (
+        np.flatnonzero(categories.reachable & (own <= threshold))
+        if threshold is not None
+        else np.empty(0, np.int64)
+    )
+    candidates = below[np.argsort(own[below], kind="stable")]
+    verification = (
+        _verify(target, categories, own, exposure, candidates, census, verifying)
+        if verify or census
+        else None
+    )
+    why = _why(target, categories, candidates, exposure, reading)
+    if target.run is not None and target.step is not None:
+        _record(target, categories, values.get(weights.default()), exposure, strongest(why))
+        if verification is not None:
+            keep(target.run, target.step, categories.ids, verification)
+    return Findings(
+        target, categories, name, values, used, exposure, threshold, candidates, verification, why
+    )
+
+
+def _why(
+    target: Target,
+    categories: Categories,
+    candidates: np.ndarray,
+    exposure: Exposure | None,
+    reading: Report,
+) -> dict[int, list[Cause]]:
+    """The causes of the candidates and of what was seldom met; without the data, what the tokenizer
+    tells.
+    """
+    if target.run is None or exposure is None:
+        alone = of_tokenizer(categories, categories.ids.tolist())
+        return {id: [cause] for id, cause in alone.items()}
+    ids = np.union1d(suspects(exposure, categories), categories.ids[candidates])
+    return causes(target.run, exposure, ids, categories, reading)
+
+
+def _reference(
+    target: Target, categories: Categories, wanted: str | None, exposure: Exposure | None
+) -> Reference | None:
+    """Given ids, else the never met where the data is known, else what the rows show."""
+    assert target.weights is not None, "a tokenizer alone was turned away"
+    if wanted is not None:
+        return references.given(wanted, target.weights.rows)
+    if exposure is not None:
+        assert target.run is not None and target.step is not None, "exposure is a run's"
+        never = exposure.never_met
+        return references.never_met(never, target.run.name, target.step) if len(never) else None
+    return references.found(target.weights, categories)
+
+
+def _indicator(
+    wanted: str | None, default: str, values: dict[str, np.ndarray], target: Target
+) -> str:
+    name = wanted or default
+    if name in values:
+        return name
+    if name == "bias":
+        raise ForensicsError(
+            "usage", f"the LM head of {target.name} has no bias", f"known: {', '.join(values)}"
+        )
+    raise ForensicsError(
+        "data",
+        f"{'tied embeddings need' if wanted is None else name + ' needs'} ids that are known to be"
+        f" unused, found none in {target.name}",
+        "--reference IDS names them, or --indicator input-norm, which needs none",
+    )
+
+
+def _verify(
+    target: Target,
+    categories: Categories,
+    own: np.ndarray,
+    exposure: Exposure | None,
+    candidates: np.ndarray,
+    census: bool,
+    progress: Report,
+) -> Verification:
+    from forensics.tokens.verify import Verifier, can_copy, choose_controls
+
+    assert target.forward is not None and target.weights is not None, (
+        "a tokenizer alone was turned away"
+    )
+    n = len(categories.ids)
+    met = None if exposure is None else exposure.exposure_out[categories.ids]
+    trained = _trained(
+        categories,
+        own if met is None or not met.any() else np.where(met > 0, met, np.nan).astype(np.float64),
+    )
+    verifier = Verifier(target.tokenizer, target.forward(), categories, trained)
+    untold = np.full(n, np.nan, np.float32)
+    if verifier.placeholder is None:
+        return Verification(
+            None, [], False, f"{CANNOT_COPY} ({verifier.why})", untold, np.zeros(n, bool), census
+        )
+    count = categories.ids if met is None else met
+    controls = verifier.controls(choose_controls(categories, trained, count, candidates))
+    repeated = (
+        f"{sum(c.repeated for c in controls)} of {len(controls)} well-trained control tokens"
+        " repeated"
+    )
+    if not can_copy(controls):
+        return Verification(
+            verifier.placeholder,
+            controls,
+            False,
+            f"{CANNOT_COPY} ({repeated})",
+            untold,
+            np.zeros(n, bool),
+            census,
+        )
+    has_row = np.flatnonzero(np.isfinite(own))
+    # a census goes from the suspect to the others too, so that what is cut off is what matters
+    # least
+    places = has_row[np.argsort(own[has_row], kind="stable")] if census else candidates
+    p, bound = verifier.max_prob(categories.ids[places], progress=progress)
+    max_prob, at_least = untold, np.zeros(n, bool)
+    max_prob[places], at_least[places] = p, bound
+    return Verification(verifier.placeholder, controls, True, repeated, max_prob, at_least, census)
+
+
+def _trained(categories: Categories, measure: np.ndarray) -> np.ndarray:
+    """Rank of a measure among the OK tokens that have it, from 0 to 1; 0 for all others."""
+    ok = np.array([category == "OK" for category in categories.category], bool) & np.isfinite(
+        measure
+    )
+    places = np.flatnonzero(ok)
+    found = np.zeros(len(measure))
+    found[places[np.argsort(measure[places], kind="stable")]] = np.linspace(0, 1, len(places))
+    return found
+
+
+def _record(
+    target: Target,
+    categories: Categories,
+    indicator: np.ndarray | None,
+    exposure: Exposure | None,
+    cause: dict[int, str],
+) -> None:
+    from forensics.tokens.vocabulary import write_vocabulary
+
+    assert target.run is not None and target.step is not None, "only a run's state has a table"
+    named = dict(zip(categories.ids.tolist(), categories.category))
+    write_vocabulary(
+        target.run, target.step, indicator=indicator, category=named, cause=cause, exposure=exposure
+    )
+
+
+# ---- as JSON
+
+
+def document(found: Findings, top: int | None = None, only: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The contract's keys and more; `tokens` lowest indicator first, at most `top` of them, of the
+    categories `only`.
+    """
+    target, categories, weights = found.target, found.categories, found.target.weights
+    return {
+        "target": target.name,
+        "kind": target.kind,
+        "vocabulary": len(categories.ids),
+        "counts": categories.counts(),
+        "summary": categories.summary(),
+        "tied": None if weights is None else weights.tied,
+        "rows": None if weights is None else weights.rows,
+        "padded": (
+            None if weights is None else len(np.setdiff1d(np.arange(weights.rows), categories.ids))
+        ),
+        "without_row": None if weights is None else int((categories.ids >= weights.rows).sum()),
+        "reference": (
+            None
+            if found.reference is None
+            else {
+                "kind": found.reference.kind,
+                "ids": found.reference.ids.tolist(),
+                "why": found.reference.why,
+            }
+        ),
+        "indicator": found.indicator,
+        "indicators": list(found.values),
+        "threshold": found.threshold,
+        "candidates": len(found.candidates),
+        "verification": _told(found),
+        "notes": list(target.notes),
+        "tokens": _tokens(found, top, only),
+    }
+
+
+def _told(found: Findings) -> dict[str, Any] | None:
+    from forensics.tokens.verify import STRONG, VERIFIED
+
+    told, categories = found.verification, found.categories
+    if told is None:
+        return None
+    asked = np.isfinite(told.max_prob)
+    chosen = np.zeros(len(categories.ids), bool)
+    chosen[found.candidates] = True
+    verified = asked & (told.max_prob < VERIFIED)
+    return {
+        "copies": told.copies,
+        "verdict": told.verdict,
+        "placeholder": (
+            None
+            if told.placeholder is None
+            else {
+                "id": told.placeholder,
+                "text": categories.text[categories.position[told.placeholder]],
+            }
+        ),
+        "controls": [
+            {
+                "id": c.id,
+                "text": categories.text[categories.position[c.id]],
+                "max_prob": c.max_prob,
+                "base": c.base,
+                "repeated": c.repeated,
+            }
+            for c in told.controls
+        ],
+        "asked": int(asked.sum()),
+        "verified": int(verified.sum()) if told.copies else None,
+        "strong": int((asked & (told.max_prob < STRONG)).sum()) if told.copies else None,
+        "census": (
+            rule_against(verified, chosen, categories.reachable)
+            if told.whole and told.copies
+            else None
+        ),
+    }
+
+
+def rule_against(verified: np.ndarray, chosen: np.ndarray, reachable: np.ndarray) -> dict[str, Any]:
+    """Recall and precision of the 2% rule, (n,) bool each, among the reachable tokens, from which
+    the rule chooses.
+    """
+    true, hits = int((verified & reachable).sum()), int((verified & chosen).sum())
+    return {
+        "verified": true,
+        "candidates": int(chosen.sum()),
+        "hits": hits,
+        "recall": hits / true if true else None,
+        "precision": hits / int(chosen.sum()) if chosen.any() else None,
+    }
+
+
+def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dict[str, Any]]:
+    from forensics.tokens.verify import STRONG, VERIFIED
+
+    c, told = found.categories, found.verification
+    values = {name: found.of_tokens(name) for name in found.values}
+    places = np.arange(len(c.ids))
+    if found.indicator is not None:
+        places = np.argsort(
+            values[found.indicator], kind="stable"
+        )  # tokens without a row come last
+    if only:
+        places = places[np.array([c.category[i] in only for i in places], bool)]
+    chosen = set(found.candidates.tolist())
+    exposed = found.exposure
+    rows = []
+    for i in places[:top].tolist():
+        id = int(c.ids[i])
+        met = exposed is not None and id < len(exposed.exposure_in)
+        p = float(told.max_prob[i]) if told is not None and np.isfinite(told.max_prob[i]) else None
+        rows.append(
+            {
+                "id": id,
+                "text": c.text[i],
+                "raw": c.raw[i],
+                "category": c.category[i],
+                "byte": c.byte[i],
+                "special": bool(c.special[i]),
+                "encodes_to": c.again[i] if not c.category[i].startswith("OK") else None,
+                "indicator": None if found.indicator is None else float(values[found.indicator][i]),
+                "indicators": {name: float(v[i]) for name, v in values.items()},
+                "candidate": i in chosen,
+                **{
+                    key: int(getattr(exposed, key)[id]) if met else None
+                    for key in ("exposure_in", "exposure_out", "exposure_grad")
+                },
+                "max_prob": p,
+                "max_prob_is": (
+                    None if p is None or told is None else "at least" if told.bound[i] else "exact"
+                ),
+                "verified": None if p is None else p < VERIFIED,
+                "strong": None if p is None else p < STRONG,
+                "cause": found.causes[id][0].name if id in found.causes else None,
+                "causes": [cause.document() for cause in found.causes.get(id, [])],
+            }
+        )
+    return rows

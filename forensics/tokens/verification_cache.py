@@ -1,0 +1,88 @@
+"""What prompts told of a state's tokens, kept in the run's folder for those who look later:
+`verified-<step>.json`.
+
+keep(run, 300, categories.ids, verification)        # `forensics tokens RUN@300 --verify` and `--census` do it
+verified(run.folder, 300)                           # ({4711: True, 4712: False}, "24 of 24 … repeated")
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from forensics.tokens.under_trained import Verification
+    from forensics.train.run import Run
+
+
+def path_of(folder: Path, step: int) -> Path:
+    return folder / f"verified-{step}.json"
+
+
+def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
+    """Keep P of each token that was asked; `ids` (n,) are the categories'. Tokens asked before keep
+    theirs.
+
+    Where the model cannot copy, nothing is known of any token, and that is kept. Errors: storage.
+    """
+    from forensics.cli.console import plain
+    from forensics.store.writer import write_atomic
+    from forensics.tokens.verify import VERIFIED
+
+    earlier = _read(path_of(run.folder, step)) if told.copies else None
+    tokens: dict[int, tuple[float, bool]] = {}
+    if earlier is not None and earlier["copies"]:
+        tokens = {
+            id: (p, least)
+            for id, p, least in zip(*(earlier["tokens"][k] for k in ("id", "max_prob", "at_least")))
+        }
+    asked = np.isfinite(told.max_prob)
+    tokens |= {
+        int(id): (float(p), bool(least))
+        for id, p, least in zip(ids[asked], told.max_prob[asked], told.bound[asked])
+    }
+    document = {
+        "run": run.name,
+        "step": step,
+        "copies": told.copies,
+        "verdict": told.verdict,
+        "placeholder": told.placeholder,
+        "below": VERIFIED,  # P under which a token is verified
+        "tokens": {
+            "id": list(tokens),
+            "max_prob": [p for p, _ in tokens.values()],
+            "at_least": [b for _, b in tokens.values()],
+        },
+    }
+    write_atomic(path_of(run.folder, step), (json.dumps(plain(document)) + "\n").encode())
+
+
+def verified(folder: Path, step: int) -> tuple[dict[int, bool], str] | None:
+    """Of the tokens of a state that were asked, whether the model cannot say them; and the verdict
+    on the model.
+
+    None where none was asked, or where what was kept is damaged.
+    """
+    told = _read(path_of(folder, step))
+    if told is None:
+        return None
+    asked = zip(told["tokens"]["id"], told["tokens"]["max_prob"])
+    return {id: p < told["below"] for id, p in asked}, str(told["verdict"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        told = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    there = isinstance(told, dict) and {"copies", "verdict", "below", "tokens"} <= told.keys()
+    return (
+        told
+        if there
+        and isinstance(told["tokens"], dict)
+        and {"id", "max_prob", "at_least"} <= told["tokens"].keys()
+        else None
+    )

@@ -1,0 +1,533 @@
+"""The program `replay`. No logic here: each command calls the part of the engine that does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from forensics.cli.console import Program, emit, runs_folder, say, state_of, table, warn
+from forensics.errors import ForensicsError
+from forensics.progress import bar
+from replay.cli import output
+from replay.cli.blame import blame
+from replay.cli.boost import boost
+from replay.cli.fork_options import from_flags, steps
+
+
+@click.group(cls=Program, name="replay", example="replay verify demo 390 410")
+def main() -> None:
+    """Re-run training between any two steps, exactly or with a difference, and compare."""
+
+
+@main.command(example="replay verify demo 390 410")
+@click.argument("run")
+@click.argument("a", type=int)
+@click.argument("b", type=int)
+def verify(run: str, a: int, b: int) -> int:
+    """Replay A:B unaltered and compare every bit and every recorded loss."""
+    import dataclasses
+
+    from replay.forks.plan import verify as go
+
+    with bar(f"replaying {a}:{b}") as progress:
+        report, end = go(runs_folder(), run, a, b, progress)
+    document = dataclasses.asdict(report) | {"run": run, "from": a, "to": b, "verified_to": end}
+    if not report.fingerprint_equal:
+        warn(
+            "this machine is not the one that trained: "
+            + ", ".join(report.fingerprint_differs)
+            + " differ"
+        )
+
+    def story() -> None:
+        say(f"{run} {a}:{end} {report.sentence()}")
+        if end != b:
+            say(f"no digest was recorded at {b}: went on to the next checkpoint, {end}")
+
+    emit(document, story)
+    return 0 if report.bitwise else 1
+
+
+@main.command(
+    example=(
+        'replay fork demo --from 400 --to 420 \\\n  --remove-documents "select document from'
+        " documents where source = 'damaged'\" --placebos 3"
+    )
+)
+@click.argument("run", metavar="RUN|SPEC.toml")
+@click.option("--from", "first", type=int, help="The state it starts from.")
+@click.option("--to", "last", type=int, help="First step that is no longer run.")
+@click.option(
+    "--drop", multiple=True, metavar="A:B", help="Leave the batches out; later ones move up."
+)
+@click.option("--swap", multiple=True, metavar="S,T", help="Exchange two batches.")
+@click.option(
+    "--repeat", multiple=True, metavar="A:B@N", help="Batches N times; later ones move back."
+)
+@click.option(
+    "--reorder", multiple=True, metavar="SQL@A:B", help="SQL: step, slot (or sequence) and rank."
+)
+@click.option(
+    "--shuffle", multiple=True, metavar="A:B[@SEED]", help="The window's sequences over its slots."
+)
+@click.option("--replace", multiple=True, metavar="A:B=S", help="Batches A:B by those from S on.")
+@click.option(
+    "--replace-text", multiple=True, metavar="A:B=TEXT", help="By a text, packed to length."
+)
+@click.option(
+    "--replace-sequences", multiple=True, metavar="A:B=SQL", help="By SQL that returns `sequence`."
+)
+@click.option(
+    "--insert",
+    multiple=True,
+    metavar="S=TEXT",
+    help="Batches of a text before S; later ones move back.",
+)
+@click.option(
+    "--insert-sequences", multiple=True, metavar="S=SQL", help="By SQL that returns `sequence`."
+)
+@click.option(
+    "--edit",
+    multiple=True,
+    metavar="OLD=>NEW@A:B",
+    help="Find and replace over the sequences' text.",
+)
+@click.option(
+    "--remove-documents", multiple=True, metavar="SQL", help="SQL that returns a column `document`."
+)
+@click.option(
+    "--remove-sequences", multiple=True, metavar="SQL", help="SQL: step and slot, or sequence."
+)
+@click.option(
+    "--how", type=click.Choice(["replace", "mask", "repack"]), default="replace", show_default=True
+)
+@click.option(
+    "--mask-tokens",
+    multiple=True,
+    metavar="SQL",
+    help="SQL: token (ids), or step, slot and position.",
+)
+@click.option(
+    "--renormalise",
+    is_flag=True,
+    help="With --mask-tokens: the denominator is what weight is left.",
+)
+@click.option(
+    "--boost-token",
+    multiple=True,
+    type=int,
+    metavar="ID",
+    help="Sequences that hold it for others.",
+)
+@click.option(
+    "--times",
+    type=int,
+    default=1,
+    show_default=True,
+    help="With --boost-token: how many sequences.",
+)
+@click.option("--skip", multiple=True, metavar="A:B", help="Consume the batches, compute nothing.")
+@click.option(
+    "--skip-frozen", multiple=True, metavar="A:B", help="The same with the schedule frozen."
+)
+@click.option(
+    "--zero-update", multiple=True, metavar="A:B", help="Forward and backward, no update."
+)
+@click.option(
+    "--hold-parameters", multiple=True, metavar="A:B", help="Moments advance, parameters stay."
+)
+@click.option("--lr-scale", multiple=True, metavar="F@A:B", help="Learning rate times F.")
+@click.option("--clip", multiple=True, metavar="V@A:B", help="Largest gradient norm; 0: none.")
+@click.option("--betas", multiple=True, metavar="B1,B2@A:B", help="Adam's β.")
+@click.option("--eps", multiple=True, metavar="V@A:B", help="Adam's ε.")
+@click.option("--weight-decay", multiple=True, metavar="V@A:B", help="λ of AdamW.")
+@click.option("--z-loss", multiple=True, metavar="V@A:B", help="Weight of the z-loss.")
+@click.option("--skip-step", multiple=True, metavar="on|off@A:B", help="SkipStep on or off.")
+@click.option(
+    "--freeze", multiple=True, metavar="PATTERN@A:B", help="Leave tensors alone, moments too."
+)
+@click.option("--precision", multiple=True, metavar="P@A:B", help="fp32 or bf16.")
+@click.option(
+    "--reset-moments",
+    multiple=True,
+    is_flag=False,
+    flag_value="*",
+    metavar="[PATTERN]",
+    help="Moments to 0.",
+)
+@click.option(
+    "--reset-counter", is_flag=True, help="With --reset-moments: bias correction starts again."
+)
+@click.option(
+    "--noise", multiple=True, metavar="σ[@SEED]", help="Noise of σ times each tensor's RMS."
+)
+@click.option("--ulp", multiple=True, type=int, metavar="SEED", help="One unit in the last place.")
+@click.option(
+    "--transplant", multiple=True, metavar="RUN@STEP[:PATTERN]", help="Tensors from a checkpoint."
+)
+@click.option("--with-moments", is_flag=True, help="With --transplant: their moments too.")
+@click.option(
+    "--placebos",
+    type=int,
+    default=None,
+    metavar="N",
+    help="The same on N sets of random sequences.",
+)
+@click.option(
+    "--chaos",
+    type=int,
+    default=None,
+    metavar="N",
+    help="N forks whose start moved by one unit in the last place.",
+)
+@click.option(
+    "--record",
+    type=click.Choice(["off", "light", "dense"]),
+    default=None,
+    help="What the fork records.",
+)
+@click.option(
+    "--probe-every", type=click.IntRange(min=1), default=None, help="Steps between probes."
+)
+@click.option(
+    "--barrier", metavar="S,T,…", help="States at which to follow the loss from arm to control."
+)
+@click.option(
+    "--name", metavar="ID", help="The fork's name; the hash of what it is, where left out."
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan: what differs, hours and memory.")
+@click.option("--again", is_flag=True, help="Run it though it is done.")
+def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
+    """A control and an altered arm in lock-step from state A to B; with null forks to judge the
+    difference by.
+    """
+    from replay.forks import spec as specs
+    from replay.forks.plan import fork as go
+    from replay.forks.plan import plan
+    from replay.lineage import open_trajectory
+
+    runs = runs_folder()
+    raw = specs.read(Path(run)) if run.endswith(".toml") else {"parent": run}
+    raw |= {k: v for k, v in from_flags(flags).items() if v not in (None, [])}
+    if not isinstance(raw.get("parent"), str):
+        raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
+    spec = specs.build(runs, open_trajectory(runs, raw["parent"]), raw)
+    if dry_run:
+        document = plan(spec, runs)
+        emit(document, lambda: output.plan(document))
+        return
+    with bar(f"fork of {spec.parent}") as progress:
+        document = go(spec, runs, progress, again=again)
+    emit(document, lambda: output.fork(document))
+
+
+@main.command(
+    example=(
+        "replay scan demo@400 --batches 394:410\nreplay scan ./some-model --tokens ids.npy"
+        " --batches 0:64"
+    )
+)
+@click.argument("state", metavar="RUN@STEP|FOLDER")
+@click.option(
+    "--batches", required=True, metavar="A:B", help="The batches to hold against the state."
+)
+@click.option("--per-sequence", is_flag=True, help="Each sequence by itself.")
+@click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    help="With a folder: a flat file of token ids, .npy or uint16 .bin.",
+)
+@click.option(
+    "--sequence-length",
+    type=click.IntRange(min=2),
+    default=128,
+    show_default=True,
+    help="With a folder: T.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="With a folder: sequences per batch.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Rows shown; --json has all.",
+)
+def scan(
+    state: str,
+    batches: str,
+    per_sequence: bool,
+    tokens: Path | None,
+    sequence_length: int,
+    batch_size: int,
+    top: int,
+) -> None:
+    """One frozen state against many batches, no update: loss and gradient norm of each, worst
+    first.
+    """
+    from forensics.config import window
+    from replay.experiments import batch_scan as scans
+
+    first, last = window(batches, "--batches")
+    if tokens is not None or ("/" in state and Path(state).is_dir()):
+        if tokens is None:
+            raise ForensicsError(
+                "usage",
+                "wanted --tokens FILE with a model folder, found none",
+                "a flat file of token ids, .npy or uint16 .bin",
+            )
+        target = scans.of_folder(Path(state), tokens, sequence_length, batch_size, runs_folder())
+    else:
+        name, step = state_of(state)
+        target = scans.of_run(runs_folder(), name, step)
+    with bar("scanning", "batches") as progress:
+        rows = scans.scan(target, first, last, per_sequence, progress)
+
+    def story() -> None:
+        columns = (
+            ["step", "slot", "loss", "grad_norm"] if per_sequence else ["step", "loss", "grad_norm"]
+        )
+        table(columns, [[row[c] for c in columns] for row in rows[:top]])
+
+    emit({"state": state, "batches": rows}, story)
+
+
+@main.command(example="replay diff demo demo-fork-1a2b3c4d")
+@click.argument("run")
+@click.argument("fork", metavar="FORK")
+def diff(run: str, fork: str) -> None:
+    """First step, layer and tensor that differ; distances by step."""
+    from replay.compare.run_diff import between
+
+    document = between(runs_folder(), run, fork)
+
+    def story() -> None:
+        first = document["first_difference"]
+        if first is None:
+            say(f"{run} and {fork}: no difference found")
+        else:
+            say(
+                f"first difference: step {first['step']},"
+                f" {first.get('tensor') or first.get('what')}"
+            )
+        rows = [
+            [row[k] for k in ("step", "loss_gap", "logit_kl", "l2")]
+            for row in document["divergence"]
+        ]
+        if rows:
+            table(["step", "loss_gap", "logit_kl", "l2"], rows)
+        if document["time_to_reconverge"] is not None:
+            say(f"back among the placebos after {document['time_to_reconverge']} steps")
+
+    emit(document, story)
+
+
+@main.command(
+    example=(
+        "replay matrix demo --batches 398:406 --states 200,390,401\nreplay matrix demo --batches"
+        " 398:406 --states 200,390 --window"
+    )
+)
+@click.argument("run")
+@click.option("--batches", required=True, metavar="A:B", help="The batches.")
+@click.option(
+    "--states", required=True, metavar="S,T,…", help="The states; any step, not only checkpoints."
+)
+@click.option(
+    "--window",
+    "whole",
+    is_flag=True,
+    help="Run the whole window from each state: does it spike there too?",
+)
+def matrix(run: str, batches: str, states: str, whole: bool) -> None:
+    """Each batch from each state: is it the data, the state, or the two together?"""
+    from forensics.config import window
+    from replay.experiments import data_state_matrix as matrices
+
+    go = matrices.windows if whole else matrices.matrix
+    with bar("matrix", "batches") as progress:
+        document = go(
+            runs_folder(), run, *window(batches, "--batches"), steps(states, "--states"), progress
+        )
+    emit(document, lambda: output.windows(document) if whole else output.matrix(document))
+
+
+@main.command(example="replay noise demo --at 50,200,390")
+@click.argument("run")
+@click.option(
+    "--at", required=True, metavar="S,T,…", help="The states; any step, not only checkpoints."
+)
+@click.option(
+    "--window", type=click.IntRange(min=3), default=32, show_default=True, help="Steps after each."
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Chaos forks of each."
+)
+def noise(run: str, at: str, window: int, seeds: int) -> None:
+    """Null forks: how fast the smallest noise grows at each step."""
+    from replay.experiments.divergence_rate import noise as go
+
+    with bar("noise") as progress:
+        document = go(runs_folder(), run, steps(at, "--at"), window, seeds, progress)
+
+    def story() -> None:
+        if not all(p["control"]["bitwise"] for p in document["points"]):
+            say("TOLERANCE ONLY")
+        rows = [
+            [
+                p["step"],
+                p["divergence_exponent"],
+                max(p["fitted_steps"]),
+                p["start"],
+                p["l2"][-1],
+                p["placebo"][-1],
+            ]
+            for p in document["points"]
+        ]
+        table(
+            [
+                "step",
+                "exponent per step",
+                "steps fitted",
+                "l2 at the start",
+                f"l2 after {window}",
+                "placebo",
+            ],
+            rows,
+        )
+
+    emit(document, story)
+
+
+@main.command(example="replay sweep fork.toml --at 50,150,250 --workers 2 --seeds 3")
+@click.argument("spec", metavar="SPEC.toml", type=click.Path(path_type=Path))
+@click.option(
+    "--at",
+    required=True,
+    metavar="S,T,…",
+    help="Starting steps; the file's windows move with them.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes of one thread.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Draws of the null forks.",
+)
+def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
+    """The same intervention at many steps, by the run's own learning rate and at an equal one."""
+    from replay.experiments.sweep import sweep as go
+    from replay.forks import spec as specs
+
+    raw = specs.read(spec)
+    if not isinstance(raw.get("parent"), str):
+        raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
+    with bar("sweep", "forks") as progress:
+        document = go(
+            runs_folder(), raw, steps(at, "--at"), workers=workers, seeds=seeds, progress=progress
+        )
+    emit(document, lambda: output.sweep(document))
+
+
+@main.command(example="replay state demo@401 ./state-401")
+@click.argument("state", metavar="RUN@STEP")
+@click.argument("dest", type=click.Path(path_type=Path))
+def state(state: str, dest: Path) -> None:
+    """The exact state at any step, as a checkpoint folder."""
+    from replay.step.look import export_state
+
+    name, step = state_of(state)
+    with bar("replaying") as progress:
+        document = export_state(runs_folder(), name, step, dest, progress)
+    emit(
+        document,
+        lambda: say(f"{name}@{document['step']} is in {dest}, digest {document['digest']}"),
+    )
+
+
+@main.command(example="replay trace demo 401 --perfetto step-401.json")
+@click.argument("run")
+@click.argument("step", type=int)
+@click.option(
+    "--perfetto",
+    type=click.Path(path_type=Path),
+    help="Write a Chrome trace, which Perfetto opens.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="Rows shown of each table.",
+)
+def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
+    """One step under the microscope, event by event, beside the step before."""
+    from replay.step import trace as microscope
+
+    with bar("taking the update apart", "tensors") as progress:
+        document = microscope.trace(runs_folder(), run, step, progress)
+    if perfetto is not None:
+        microscope.write_perfetto(document, perfetto)
+    emit(document, lambda: output.trace(document, top))
+
+
+@main.command(
+    example="replay attention demo 401\nreplay attention demo 401 --slot 3 --states 350,401,410"
+)
+@click.argument("run")
+@click.argument("step", type=int)
+@click.option(
+    "--slot",
+    type=int,
+    metavar="N",
+    help="The sequence; left out, that of the batch's highest loss.",
+)
+@click.option(
+    "--states", "at", metavar="S,T,…", help="The states; left out, 16 steps before, at and after."
+)
+@click.option(
+    "--lens/--no-lens",
+    default=True,
+    show_default=True,
+    help="The logit lens too, through TransformerLens.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="Heads shown; --json has all.",
+)
+def attention(run: str, step: int, slot: int | None, at: str | None, lens: bool, top: int) -> None:
+    """One sequence through every head before, at and after a step; what each layer would have
+    predicted.
+    """
+    from replay.step.attention import attention as go
+
+    with bar("replaying", "states") as progress:
+        document = go(
+            runs_folder(), run, step, slot, steps(at, "--states") if at else None, lens, progress
+        )
+    emit(document, lambda: output.attention(document, top))
+
+
+main.add_command(blame)
+main.add_command(boost)
+
+
+if __name__ == "__main__":
+    main()

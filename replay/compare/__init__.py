@@ -1,0 +1,1 @@
+"""Compare trajectories: distances, probe sequences, null tests, loss barriers, run differences."""

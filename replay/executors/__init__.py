@@ -1,0 +1,1 @@
+"""Run independent tasks: on this machine's processes."""

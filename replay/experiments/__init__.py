@@ -1,0 +1,1 @@
+"""Experiments of many replays: scans, sweeps, matrices of data and state, divergence rates."""

@@ -1,0 +1,192 @@
+"""One frozen state, many batches: loss and gradient norm of each, worst first.
+
+Load the model once and iterate through the batches to find the one that blows up. Nothing is
+updated: each batch goes through the one `advance` under a policy that leaves the update out. Every
+finished batch is kept in a file, so that an interrupted scan goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from forensics import identity
+from forensics.data.batches import Batch, BatchStream
+from forensics.errors import ForensicsError
+from forensics.model.decoder import Decoder
+from forensics.progress import Report, silent
+from forensics.step import sums
+from forensics.step.state import TrainState
+from forensics.store.resumable import Kept
+from forensics.train import checkpoint
+from forensics.train.advance import Model, advance
+from forensics.train.run import settle
+from forensics.train.schedule import StepPolicy
+from replay.lineage import open_trajectory, require_intact
+
+
+@dataclass
+class Target:
+    """A state and the batches it is held against."""
+
+    state: TrainState
+    model: Model
+    stream: BatchStream
+    precision: str
+    keep: Path | None  # where finished batches are kept
+    identity: str
+
+
+def of_run(runs: Path, name: str, step: int | None) -> Target:
+    """A run's state at any step, and its own stream. Errors: missing, integrity."""
+    run = open_trajectory(runs, name)
+    require_intact(run)
+    at = run.last_step() if step is None else step
+    state = run.state_at(at)
+    return Target(
+        state,
+        run.model,
+        run.stream,
+        run.header.precision,
+        run.folder / "scans",
+        f"{name}@{at} {state.digest()}",
+    )
+
+
+def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs: Path) -> Target:
+    """Any Hugging Face folder of a known family, and a flat file of token ids (.npy, or uint16
+    .bin).
+
+    Batch s is the s-th stretch of `batch` sequences of T+1 tokens, neighbours sharing one. Errors:
+    missing, data.
+    """
+    settle("cpu" if not torch.cuda.is_available() else "cuda", identity.thread_count(0))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    params, shape = checkpoint.load_hf_folder(folder, device)
+    ids = _token_file(tokens, shape.vocabulary)
+    T = sequence_length
+    sequences = (len(ids) - 1) // T
+
+    def stream(s: int) -> Batch:
+        rows = np.arange(s * batch, (s + 1) * batch)
+        if rows[-1] >= sequences:
+            raise ForensicsError(
+                "missing",
+                f"wanted batch {s}, found {sequences // batch} in {tokens.name}",
+                "windows are half-open",
+            )
+        cut = np.stack([ids[i * T : i * T + T + 1] for i in rows]).astype(np.int64)
+        return Batch(
+            torch.from_numpy(cut), torch.ones(batch, T), float(batch * T), torch.from_numpy(rows), s
+        )
+
+    state = TrainState.start(params)
+    model = Model(Decoder(shape, device), batch, "fused", frozenset(), device, -1)
+    key = f"{xxhash.xxh3_64_hexdigest(ids[: 1 << 20].tobytes())} {state.digest()} {T} {batch}"
+    return Target(state, model, stream, "fp32", runs / "_scans", key)
+
+
+def _token_file(path: Path, vocabulary: int) -> np.ndarray:
+    if not path.is_file():
+        raise ForensicsError(
+            "missing", f"wanted a file of token ids at {path}, found none", "--tokens FILE.npy"
+        )
+    try:
+        ids = (
+            np.load(path, mmap_mode="r", allow_pickle=False)
+            if path.suffix == ".npy"
+            else np.memmap(path, np.uint16, "r")
+        )
+    except (ValueError, OSError) as e:
+        raise ForensicsError(
+            "data", f"{path.name} is no file of token ids: {e}", ".npy of integers, or uint16 .bin"
+        ) from None
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
+        raise ForensicsError(
+            "data",
+            f"{path.name}: wanted one row of integers, found {ids.dtype} {ids.shape}",
+            "a flat stream of token ids",
+        )
+    largest = int(ids.max())
+    if largest >= vocabulary:
+        raise ForensicsError(
+            "data",
+            f"{path.name} holds token {largest}, the model has {vocabulary} ids",
+            "was it made with this tokenizer?",
+        )
+    return ids
+
+
+def scan(
+    target: Target, first: int, last: int, per_sequence: bool = False, progress: Report = silent
+) -> list[dict[str, Any]]:
+    """Rows {step, slot (None for a whole batch), loss, grad_norm}, the largest gradient norm first;
+    NaN before all.
+    """
+    if not 0 <= first < last:
+        raise ForensicsError(
+            "usage",
+            f"wanted --batches A:B with A < B, found {first}:{last}",
+            "windows are half-open",
+        )
+    kept = Kept(target.keep, f"{target.identity} {per_sequence}")
+    rows: list[dict[str, Any]] = []
+    for step in range(first, last):
+        found = kept.get(str(step))
+        if found is None:
+            found = list(_measure(target, step, per_sequence))
+            kept.put(str(step), found)
+        rows += found
+        progress(step + 1 - first, last - first, f"loss {found[0]['loss']:.3f}")
+
+    def badness(row: dict[str, Any]) -> tuple[bool, float, int, int]:
+        size = row["grad_norm"]
+        finite = np.isfinite(size) and np.isfinite(row["loss"])
+        return bool(finite), -size if finite else 0.0, row["step"], row["slot"] or 0
+
+    return sorted(rows, key=badness)
+
+
+def _measure(target: Target, step: int, per_sequence: bool) -> Iterator[dict[str, Any]]:
+    batch = target.stream(step)
+    if not per_sequence:
+        loss, norm = _one(target, batch, target.model)
+        yield {"step": step, "slot": None, "loss": loss, "grad_norm": norm}
+        return
+    single = dataclasses.replace(target.model, micro_batch=1)
+    for slot in range(len(batch.tokens)):
+        cut = slice(slot, slot + 1)
+        counted = float(sums.total(batch.weight[cut])) or 1.0
+        row = Batch(
+            batch.tokens[cut], batch.weight[cut], counted, batch.sequence[cut], batch.origin
+        )
+        loss, norm = _one(target, row, single)
+        yield {"step": step, "slot": slot, "loss": loss, "grad_norm": norm}
+
+
+def _one(target: Target, batch: Batch, model: Model) -> tuple[float, float]:
+    policy = StepPolicy(
+        learning_rate=0.0,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        weight_decay=0.0,
+        clip=0.0,
+        z_loss=0.0,
+        frozen=frozenset(),
+        precision=target.precision,
+        update="zero",
+        advance_schedule=False,
+        skip_step=False,
+    )
+    counters = target.state.counters
+    result = advance(target.state, batch, policy, model)
+    target.state.counters = counters  # the one thing that a step without an update moves
+    assert result.loss is not None and result.grad_norm is not None
+    return result.loss, result.grad_norm

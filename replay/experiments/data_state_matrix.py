@@ -1,0 +1,297 @@
+"""Is it the data or the state? Each batch of a window from each of several states.
+
+matrix(runs, "demo", 398, 406, [200, 390, 401])
+windows(runs, "demo", 398, 406, [200, 390])      PaLM's test: the whole window from each state
+
+A cell (s, b): state s takes one step on batch b, by the policy that the run has at s. J is the loss
+on the probe set after it, less the median over 8 placebo batches that were drawn after the run's
+end; L and the gradient norm are those of b at θ_s, before the step. Each is then μ + α_b (data) +
+σ_s (state) + γ_bs (interaction). The document is `matrix-<hash>.json` in the run's folder, for the
+app.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forensics.data.batches import Batch
+from forensics.errors import ForensicsError
+from forensics.progress import Report, silent
+from forensics.step.state import TrainState
+from forensics.store.resumable import Kept
+from forensics.train.advance import advance
+from forensics.train.run import Run
+from replay.compare.distances import Probe
+from replay.forks.lockstep import require_steps
+from replay.lineage import open_trajectory, require_intact
+from replay.result_files import keep
+
+PLACEBOS = 8  # batches
+SIGMAS = 6.0  # of the robust spike detector
+SHORTEST = 16  # placebo steps that a median and a MAD are taken of
+MEASURES = ("jump", "loss", "grad_norm")
+
+
+def matrix(
+    runs: Path, name: str, first: int, last: int, states: Sequence[int], progress: Report = silent
+) -> dict[str, Any]:
+    """`cells` {state, step, jump, loss, grad_norm, consumed} and `effects` by measure; finished
+    cells are kept.
+
+    jump and loss in nats; jump is None where the run holds nothing out. Errors: usage, missing,
+    integrity.
+    """
+    run, states = _opened(runs, name, first, last, states)
+    kept = Kept(run.folder / "matrix", _identity(run))
+    batches = [("placebo", run.header.steps + i) for i in range(PLACEBOS)] + [
+        ("batch", b) for b in range(first, last)
+    ]
+    total, done = len(states) * len(batches), 0
+    probe = Probe(run)
+    for s in states:
+        wanted = [b for _, b in batches if f"{s} {b}" not in kept]
+        state = run.state_at(s) if wanted else None
+        done += len(batches) - len(wanted)
+        for b in wanted:
+            assert state is not None
+            kept.put(f"{s} {b}", _cell(run, state, _batch(run, b), probe))
+            done += 1
+            progress(done, total, f"state {s}")
+    cells, scales = [], []
+    for s in states:
+        placebos = [kept.get(f"{s} {b}") for what, b in batches if what == "placebo"]
+        median = {m: _median([p[m] for p in placebos]) for m in ("after", "loss", "grad_norm")}
+        scales.append({m: _mad([p[m] for p in placebos]) for m in median})
+        for b in range(first, last):
+            cell = kept.get(f"{s} {b}")
+            jump = (
+                None
+                if cell["after"] is None or median["after"] is None
+                else cell["after"] - median["after"]
+            )
+            cells.append(
+                {
+                    "state": s,
+                    "step": b,
+                    "jump": jump,
+                    "loss": cell["loss"],
+                    "grad_norm": cell["grad_norm"],
+                    "consumed": b < s,
+                    "loss_placebo": median["loss"],
+                    "grad_norm_placebo": median["grad_norm"],
+                }
+            )
+    effects = {}
+    for measure in MEASURES:
+        table = np.array(
+            [math.nan if c[measure] is None else c[measure] for c in cells], np.float64
+        )
+        scale = [each["after" if measure == "jump" else measure] for each in scales]
+        effects[measure] = effects_of(
+            table.reshape(len(states), last - first), states, first, _median(scale)
+        )
+    document = {
+        "run": name,
+        "batches": [first, last],
+        "states": states,
+        "placebos": PLACEBOS,
+        "probe_sequences": probe.sequences,
+        "consumed": sum(c["consumed"] for c in cells),
+        "cells": cells,
+        "effects": effects,
+    }
+    keep(run.folder, "matrix", f"{_identity(run)} {first}:{last} {states}", document)
+    return document
+
+
+def effects_of(
+    table: np.ndarray, states: Sequence[int], first: int, scale: float | None
+) -> dict[str, Any] | None:
+    """Two-way decomposition of (states, batches): mean, data α_b, state σ_s, interaction γ_bs, each
+    summing to 0.
+
+    `size` is the root mean square of each part, `over_placebo` that over the scale (1.4826·MAD) of
+    the placebo batches. None where a cell is missing or not finite: the parts would mean nothing.
+    """
+    if not np.isfinite(table).all():
+        return None
+    mean = float(table.mean())
+    state, data = table.mean(1) - mean, table.mean(0) - mean
+    rest = table - mean - state[:, None] - data[None, :]
+    size = {"data": _rms(data), "state": _rms(state), "interaction": _rms(rest)}
+    return {
+        "mean": mean,
+        "data": [{"step": first + i, "effect": float(x)} for i, x in enumerate(data)],
+        "state": [{"state": s, "effect": float(x)} for s, x in zip(states, state)],
+        "interaction": [
+            {"state": s, "step": first + i, "effect": float(x)}
+            for s, row in zip(states, rest)
+            for i, x in enumerate(row)
+        ],
+        "size": size,
+        "placebo_scale": scale,
+        "over_placebo": {k: v / scale if scale else None for k, v in size.items()},
+    }
+
+
+def windows(
+    runs: Path, name: str, first: int, last: int, states: Sequence[int], progress: Report = silent
+) -> dict[str, Any]:
+    """The whole window of batches run from each state, beside as many placebo batches: does it
+    spike from there too?
+
+    Per state: the losses on the way, `sigma` of their highest against the placebos' (median and
+    1.4826·MAD of at least 16 steps), `spiked` where that is above 6 or not finite, and `jump`, the
+    loss on the probe set after the window less that after as many placebo batches: the part that
+    stays in the state. Errors: usage, missing, integrity.
+    """
+    run, states = _opened(runs, name, first, last, states)
+    kept = Kept(run.folder / "matrix", f"window {first}:{last} {_identity(run)}")
+    probe, length = Probe(run), last - first
+    control = max(length, SHORTEST)
+    total = len(states) * (length + control)
+    found = []
+    for i, s in enumerate(states):
+        row = kept.get(str(s))
+        if row is None:
+            state = run.state_at(s)
+            done = i * (length + control)
+            end = run.header.steps
+            placebo, after_placebo = _run_over(
+                run, state, range(end, end + control), length, probe, done, total, progress
+            )
+            own, after = _run_over(
+                run, state, range(first, last), length, probe, done + control, total, progress
+            )
+            row = {
+                "losses": own,
+                "placebo": placebo,
+                "after": after,
+                "after_placebo": after_placebo,
+            }
+            kept.put(str(s), row)
+        progress((i + 1) * (length + control), total, f"state {s}")
+        found.append({"state": s, "consumed": first < s, **_judged(row)})
+    document = {
+        "run": name,
+        "batches": [first, last],
+        "states": states,
+        "probe_sequences": probe.sequences,
+        "windows": found,
+    }
+    keep(run.folder, "windows", f"{_identity(run)} window {first}:{last} {states}", document)
+    return document
+
+
+def _judged(row: dict[str, Any]) -> dict[str, Any]:
+    losses, placebo = row["losses"], row["placebo"]
+    median, scale = _median(placebo), _mad(placebo)
+    finite = all(math.isfinite(x) for x in losses)
+    peak = max(losses) if finite else math.inf
+    sigma = (peak - median) / scale if finite and median is not None and scale else None
+    jump = None if row["after"] is None else row["after"] - row["after_placebo"]
+    return {
+        "losses": losses,
+        "peak": peak,
+        "placebo_median": median,
+        "sigma": sigma,
+        "spiked": not finite or (sigma is not None and sigma > SIGMAS),
+        "jump": jump,
+    }
+
+
+def _run_over(
+    run: Run,
+    start: TrainState,
+    batches: range,
+    length: int,
+    probe: Probe,
+    done: int,
+    total: int,
+    progress: Report,
+) -> tuple[list[float], float | None]:
+    """Losses along these batches from a copy of `start`, and the probe loss after `length` of
+    them.
+    """
+    state, losses, after = start.clone(), [], None
+    for i, b in enumerate(batches):
+        result = advance(state, _batch(run, b), _applied(run, state), run.model)
+        assert result.loss is not None
+        losses.append(result.loss)
+        if i + 1 == length:
+            after = _probed(state, probe)
+        progress(done + i + 1, total, f"state {start.counters.step}")
+    return losses, after
+
+
+def _cell(run: Run, state: TrainState, batch: Batch, probe: Probe) -> dict[str, float | None]:
+    moved = state.clone()
+    result = advance(moved, batch, _applied(run, state), run.model)
+    return {"loss": result.loss, "grad_norm": result.grad_norm, "after": _probed(moved, probe)}
+
+
+def _applied(run: Run, state: TrainState) -> Any:
+    """The run's policy at this state, applied even where a fork leaves its own step out: the batch
+    is to act.
+    """
+    return dataclasses.replace(run.policy(state.counters), update="apply")
+
+
+def _probed(state: TrainState, probe: Probe) -> float | None:
+    return probe.read(state.params, {})["control"].loss if probe.sequences else None
+
+
+def _batch(run: Run, step: int) -> Batch:
+    try:
+        return run.stream(step)
+    except ForensicsError as e:
+        if step < run.header.steps:
+            raise
+        raise ForensicsError(
+            e.kind,
+            f"wanted placebo batches after the end of {run.name}, found: {e.message}",
+            "its order file ends with the run: a longer one is needed",
+        ) from None
+
+
+def _opened(
+    runs: Path, name: str, first: int, last: int, states: Sequence[int]
+) -> tuple[Run, list[int]]:
+    run = open_trajectory(runs, name)
+    if not 0 <= first < last <= run.header.steps:
+        raise ForensicsError(
+            "missing",
+            f"wanted batches of {name}, found {first}:{last}",
+            f"it has batches 0:{run.header.steps}",
+        )
+    require_steps(run, states, "--states", lineage=True)
+    require_intact(run)
+    return run, sorted(set(states))
+
+
+def _identity(run: Run) -> str:
+    """What a cell depends on beside its state and batch."""
+    return (
+        f"{run.name} {run.header.order} {run.header.created} {run.header.interventions} {PLACEBOS}"
+    )
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    some = [v for v in values if v is not None]
+    return float(np.median(some)) if some else None
+
+
+def _mad(values: Sequence[float | None]) -> float | None:
+    """1.4826 · median |x − median|."""
+    some = np.array([v for v in values if v is not None])
+    return float(1.4826 * np.median(np.abs(some - np.median(some)))) if len(some) else None
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))

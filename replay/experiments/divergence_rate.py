@@ -1,0 +1,126 @@
+"""How chaotic is the run at a step? Forks whose start is moved by the smallest noise there is.
+
+noise(runs, "demo", [50, 200, 400])  →  divergence_exponent of each
+
+Per step: a control, chaos forks of several seeds, and one placebo fork that replaces one random
+sequence of the window's first batch, all in lock-step. The exponent is the slope of log ‖θ_chaos −
+θ_control‖₂ per step, least squares, only over the steps where 10·d₀ < d < 0.1·d_placebo: above the
+rounding, below what one other sequence does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from forensics.errors import ForensicsError
+from forensics.progress import Report, silent
+from forensics.store.resumable import Kept
+from forensics.train.run import Run
+from replay.compare import distances
+from replay.compare.distances import Witness
+from replay.forks.lockstep import march, require_steps, track
+from replay.interventions.registry import RemoveSequences, UnitInLastPlace
+from replay.lineage import open_trajectory, require_intact
+
+WINDOW = 32  # steps
+SEEDS = 3
+POINTS = 3  # that a slope needs
+
+
+def noise(
+    runs: Path,
+    name: str,
+    at: Sequence[int],
+    window: int = WINDOW,
+    seeds: int = SEEDS,
+    progress: Report = silent,
+) -> dict[str, Any]:
+    """`points` [{step, divergence_exponent (per step, median over seeds, or None), exponents, …}];
+    finished ones are kept.
+
+    The window may go past the run's end, on its own stream; only its recorded steps are then held
+    against the parent. Errors: usage, missing, integrity.
+    """
+    run = open_trajectory(runs, name)
+    require_steps(run, at, "--at")
+    if window < POINTS or seeds < 1:
+        raise ForensicsError(
+            "usage",
+            f"wanted a window of at least {POINTS} steps and a seed, found {window} and {seeds}",
+            "e.g. --window 32 --seeds 3",
+        )
+    require_intact(run)
+    steps = sorted(set(at))
+    kept = Kept(
+        run.folder / "noise", f"{run.name} {run.header.order} {run.header.created} {window} {seeds}"
+    )
+    points = []
+    for i, step in enumerate(steps):
+        if str(step) not in kept:
+            kept.put(str(step), _point(run, step, window, seeds, i, len(steps), progress))
+        progress((i + 1) * window, len(steps) * window, f"state {step}")
+        points.append(kept.get(str(step)))
+    return {"run": name, "window": window, "seeds": seeds, "points": points}
+
+
+def _point(
+    run: Run, step: int, window: int, seeds: int, done: int, of: int, progress: Report
+) -> dict[str, Any]:
+    start = run.state_at(step)
+    slot = int(np.random.default_rng(step).integers(run.recipe.train.batch))
+    placebo = RemoveSequences(
+        step, step + 1, ((step, slot, 0, run.recipe.data.sequence_length),), "replace"
+    )
+    names = [f"chaos-{seed}" for seed in range(seeds)]
+    tracks = {"control": track(start, run), "placebo": track(start, run, (placebo,))}
+    tracks |= {name: track(start, run, (UnitInLastPlace(seed),)) for seed, name in enumerate(names)}
+
+    def away(name: str) -> float:
+        return distances.distance(
+            tracks[name].state.params, tracks["control"].state.params, start.params
+        ).l2[""]
+
+    at_start = {name: away(name) for name in names}
+    far: dict[str, list[float]] = {name: [] for name in tracks if name != "control"}
+    witness = Witness(run, step, min(step + window, run.header.steps))
+    for state, results in march(tracks, step, step + window, run.model):
+        if state <= witness.last:
+            witness.see(tracks["control"].state, results["control"])
+        for name, series in far.items():
+            series.append(away(name))
+        progress(done * window + state - step, of * window, f"state {step}")
+    report = witness.report()
+    fits = [exponent(far[name], at_start[name], far["placebo"]) for name in names]
+    slopes = [slope for slope, _ in fits if slope is not None]
+    return {
+        "step": step,
+        "divergence_exponent": float(np.median(slopes)) if slopes else None,
+        "exponents": [slope for slope, _ in fits],
+        "fitted_steps": [n for _, n in fits],
+        "start": float(np.median(list(at_start.values()))),
+        "l2": [float(np.median([far[name][k] for name in names])) for k in range(window)],
+        "placebo": far["placebo"],
+        "control": {"level": report.level, "bitwise": report.bitwise, "compared": report.compared},
+    }
+
+
+def exponent(
+    d: Sequence[float], start: float, placebo: Sequence[float]
+) -> tuple[float | None, int]:
+    """Slope of log d per step where 10·start < d < 0.1·placebo, and the number of such steps; None
+    below three.
+    """
+    inside = [
+        (k, math.log(x))
+        for k, (x, p) in enumerate(zip(d, placebo))
+        if math.isfinite(x) and 10 * start < x < 0.1 * p
+    ]
+    if len(inside) < POINTS:
+        return None, len(inside)
+    k, log_d = np.array(inside).T
+    return float(np.polyfit(k, log_d, 1)[0]), len(inside)

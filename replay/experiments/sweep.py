@@ -1,0 +1,361 @@
+"""The same intervention at many starting steps: how far does it take the run, early and late?
+
+sweep(runs, raw, [50, 150, 250], workers=2)  →  points
+
+Windows in the fork file are relative to its `from` and move with the starting step, where its SQL
+is run anew with $first and $last of the moved window; every fork runs over as many steps as the
+file's. Early against late is confounded by the schedule, so there are two arms: "own" trains by the
+run's own policy; in "equal" control, fork and placebos all hold the learning rate that the run has
+at the earliest of the steps, constant over the window. Every control is held against the parent: in
+"own" bit for bit over the window; in "equal", which the parent never trained, the start and the
+first step's loss and gradient norm.
+
+A fork is one task, computed in a worker process of one thread (`workers.Map`). Finished ones are
+kept: what was cut off goes on. The whole document is `sweep-<hash>.json` in the run's folder, for
+the app.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from forensics.config import window
+from forensics.errors import ForensicsError
+from forensics.progress import Report, silent
+from forensics.step.state import Counters, TrainState
+from forensics.store.resumable import Kept
+from forensics.train.run import Run
+from replay.compare import distances
+from replay.compare.distances import Probe, Witness
+from replay.executors.local import Map, Task, here, spawned
+from replay.forks import spec
+from replay.forks.lockstep import Track, at_learning_rate, march, require_steps, track
+from replay.interventions.registry import KINDS, Intervention, UnitInLastPlace, from_dict, to_dict
+from replay.lineage import open_trajectory, require_intact
+from replay.result_files import keep
+
+ARMS = ("own", "equal")
+PROBES = 20  # readings of the probe set over a window
+
+
+def sweep(
+    runs: Path,
+    raw: dict[str, Any],
+    at: Sequence[int],
+    *,
+    workers: int = 1,
+    seeds: int = 1,
+    hand_out: Map | None = None,
+    progress: Report = silent,
+) -> dict[str, Any]:
+    """`points`, one per step, arm and seed, and `summary`, one per step and arm, with median and
+    range over seeds.
+
+    `raw` is a fork file's keys. A seed draws other placebos and chaos, and moves the `seed` of
+    interventions that have one. Errors: config, usage, missing, integrity, sql.
+    """
+    run = open_trajectory(runs, raw["parent"])
+    own = spec.build(runs, run, raw)
+    own.check(run)
+    horizon, steps = own.last - own.first, sorted(set(at))
+    require_steps(run, steps, "--at", horizon)
+    if seeds < 1 or workers < 1:
+        raise ForensicsError(
+            "usage",
+            f"wanted --seeds and --workers of at least 1, found {seeds} and {workers}",
+            "e.g. --seeds 3",
+        )
+    at_step = {
+        (step, seed): spec.build(runs, run, moved(raw, step, seed))
+        for step in steps
+        for seed in range(seeds)
+    }
+    for each in at_step.values():
+        each.check(run)
+    require_intact(run)
+    rate = _rate_at(run, steps[0])
+    tasks: list[Task] = [
+        {
+            "runs": str(runs),
+            "run": run.name,
+            "step": step,
+            "last": step + horizon,
+            "arm": arm,
+            "seed": seed,
+            "interventions": [to_dict(i) for i in at_step[step, seed].interventions],
+            "rate": rate if arm == "equal" else None,
+            "placebos": own.placebos,
+            "chaos": own.chaos,
+            "null_seed": own.seed + seed * max(own.placebos, own.chaos, 1),
+            "probe_every": own.probe_every or max(1, horizon // PROBES),
+            "threads": 1 if workers > 1 else None,
+        }
+        for step in steps
+        for arm in ARMS
+        for seed in range(seeds)
+    ]
+    kept = Kept(run.folder / "sweeps", f"{run.name} {run.header.order} {run.header.created}")
+    keys = [_key(task) for task in tasks]
+    open_tasks = [i for i, key in enumerate(keys) if key not in kept]
+    done = len(tasks) - len(open_tasks)
+    if open_tasks:
+        progress(done, len(tasks), "")
+        hand_out = hand_out or (spawned(workers) if workers > 1 else here)
+        for index, result in hand_out(point, [tasks[i] for i in open_tasks]):
+            kept.put(keys[open_tasks[index]], result)
+            done += 1
+            progress(done, len(tasks), f"state {result['step']}, {result['arm']}")
+    points = [kept.get(key) for key in keys]
+    document = {
+        "run": run.name,
+        "does": own.sentence(),
+        "from": own.first,
+        "steps": steps,
+        "horizon": horizon,
+        "seeds": seeds,
+        "equal_learning_rate": rate,
+        "placebos": own.placebos,
+        "points": points,
+        "summary": _summary(points),
+    }
+    keep(run.folder, "sweep", "\n".join(keys), document)
+    return document
+
+
+def _key(task: Task) -> str:
+    """What a point depends on: not the number of threads or where the runs lie."""
+    depends = json.dumps(
+        {k: v for k, v in task.items() if k not in ("runs", "threads")}, sort_keys=True
+    )
+    return (
+        f"{task['step']} {task['arm']} {task['seed']} {xxhash.xxh3_128_hexdigest(depends.encode())}"
+    )
+
+
+def moved(raw: dict[str, Any], step: int, seed: int = 0) -> dict[str, Any]:
+    """A fork file's keys as if it had been written from `step`, its draws by the seed that lies
+    `seed` above its own.
+
+    Windows, batches acted on and places move; the data that comes in (a donor batch, a text,
+    sequences) stays the same.
+    """
+    by = step - raw["from"]
+    interventions = []
+    for each in raw.get("intervention", []):
+        own = dict(each)
+        if "window" in own:
+            own["window"] = ":".join(str(edge + by) for edge in window(str(own["window"])))
+        for key in ("first", "last", "a", "b", "at", "rows"):
+            if key in own:
+                own[key] = _later(own[key], by)
+        cls = KINDS.get(own.get("kind", ""))
+        default = (
+            next((f.default for f in dataclasses.fields(cls) if f.name == "seed"), None)
+            if cls
+            else None
+        )
+        if seed and default is not None:
+            own["seed"] = own.get("seed", default) + seed
+        interventions.append(own)
+    return raw | {"from": step, "to": raw["to"] + by, "intervention": interventions}
+
+
+def _later(value: Any, by: int) -> Any:
+    """A step, or places (step, slot, …), `by` steps later."""
+    return (
+        value + by if isinstance(value, int) else [[place[0] + by, *place[1:]] for place in value]
+    )
+
+
+def _rate_at(run: Run, step: int) -> float:
+    """The learning rate that step took, as it was recorded."""
+    row = next(
+        (r for r in run.table("steps", ["step", "lr"]).to_pylist() if r["step"] == step), None
+    )
+    if row is not None and row["lr"] is not None:
+        return float(row["lr"])
+    return run.policy(Counters(step, step, step)).learning_rate
+
+
+def point(task: Task) -> dict[str, Any]:
+    """One fork beside its control and nulls: the task of a worker. Errors: missing, integrity."""
+    run, first, last = open_trajectory(Path(task["runs"]), task["run"]), task["step"], task["last"]
+    model = run.model  # settles the run's own number of threads
+    if task["threads"]:
+        import torch
+
+        torch.set_num_threads(task["threads"])
+    start = run.state_at(first)
+    trained = run if task["rate"] is None else at_learning_rate(run, task["rate"])
+    interventions = tuple(from_dict(each) for each in task["interventions"])
+    tracks = _tracks(trained, start, interventions, task)
+    probe, probed, readings = Probe(run), [], {}
+    series: dict[str, dict[str, list[float]]] = {
+        name: {"l2": [], "kl": []} for name in tracks if name != "control"
+    }
+    witness = Witness(run, first, last if trained is run else first + 1)
+    control, rate, started = tracks["control"].state, None, False
+    for step, results in march(tracks, first, last, model):
+        rate = results["control"].policy.learning_rate if rate is None else rate
+        if step <= witness.last and trained is run:
+            witness.see(control, results["control"])
+        elif step <= witness.last:
+            started = _starts_as_recorded(witness, start, results["control"])
+        reading = probe.sequences and ((step - first) % task["probe_every"] == 0 or step == last)
+        if reading:
+            readings = probe.read(
+                control.params, {name: tracks[name].state.params for name in series}
+            )
+            probed.append(step)
+        for name, own in series.items():
+            own["l2"].append(
+                distances.distance(tracks[name].state.params, control.params, start.params).l2[""]
+            )
+            if reading:
+                own["kl"].append(readings[name].logit_kl)
+    if trained is run:
+        report = witness.report()
+        held = {
+            "level": report.level,
+            "bitwise": report.bitwise,
+            "compared": report.compared,
+            "what": "every step",
+        }
+    else:
+        held = {
+            "level": "exact" if started else "absent",
+            "bitwise": started,
+            "compared": 1,
+            "what": "the start and its first step",
+        }
+    moved = distances.distance(control.params, start.params, start.params).l2[""]
+    return {
+        "step": first,
+        "arm": task["arm"],
+        "seed": task["seed"],
+        "learning_rate": rate,
+        "control": held,
+        **_sizes(series, probed, readings, moved, first, last),
+    }
+
+
+def _tracks(
+    run: Run, start: TrainState, interventions: tuple[Intervention, ...], task: Task
+) -> dict[str, Track]:
+    """Control, fork, placebos, chaos, each from its own copy of `start`."""
+    first, last, seed = task["step"], task["last"], task["null_seed"]
+    found = {"control": track(start, run), "fork": track(start, run, interventions)}
+    for i in range(task["placebos"]):
+        null = [
+            p
+            for x in interventions
+            if (p := x.placebo(run, run.stream, first, last, seed + i)) is not None
+        ]
+        if null:  # not where the same on other data does not exist
+            found[f"placebo-{i}"] = track(start, run, null)
+    for i in range(task["chaos"]):
+        found[f"chaos-{i}"] = track(start, run, (UnitInLastPlace(seed + i),))
+    return found
+
+
+def _starts_as_recorded(witness: Witness, start: TrainState, result: Any) -> bool:
+    """Whether the held arm begins where the parent was: another learning rate shows only after its
+    first step.
+    """
+    row = witness.recorded.get(result.step)
+    before = distances.recorded_steps(witness.run, result.step - 1, result.step).get(
+        result.step - 1, {}
+    )
+    digest = before.get("state_digest")
+    same = row is not None and result.loss == row["loss"] and result.grad_norm == row["grad_norm"]
+    return same and (digest is None or digest == start.digest())
+
+
+def _sizes(
+    series: dict[str, dict[str, list[float]]],
+    probed: list[int],
+    readings: dict[str, distances.Reading],
+    moved: float,
+    first: int,
+    last: int,
+) -> dict[str, Any]:
+    """How large the fork is in the end, over what the control moved, and over its placebos."""
+    own = series["fork"]
+    placebos = [s for name, s in series.items() if name.startswith("placebo-")]
+    chaos = [s["l2"][-1] for name, s in series.items() if name.startswith("chaos-")]
+    measure = (
+        "kl" if own["kl"] else "l2"
+    )  # without a probe set, only the parameters can be compared
+    steps = probed if measure == "kl" else list(range(first + 1, last + 1))
+    found = distances.effect(own["l2"][-1], [p["l2"][-1] for p in placebos])
+    found_kl = (
+        distances.effect(own["kl"][-1], [p["kl"][-1] for p in placebos]) if own["kl"] else None
+    )
+    time = distances.time_to_reconverge(steps, own[measure], [p[measure] for p in placebos], first)
+    gap = readings["fork"].loss - readings["control"].loss if readings else None
+    return {
+        "l2": own["l2"][-1],
+        "moved": moved,
+        "l2_over_moved": own["l2"][-1] / moved if moved else None,
+        "logit_kl": own["kl"][-1] if own["kl"] else None,
+        "loss_gap": gap,
+        "over_placebos": _finite(found.effect),
+        "p": found.p,
+        "placebos": found.placebos,
+        "verdict": found.words,
+        "logit_kl_over_placebos": _finite(found_kl.effect) if found_kl else None,
+        "logit_kl_p": found_kl.p if found_kl else None,
+        "placebo_l2": [p["l2"][-1] for p in placebos],
+        "chaos_l2": chaos,
+        "measure": "logit_kl" if measure == "kl" else "l2",
+        "time_to_reconverge": time,
+        "censored": f"> {last - first}" if placebos and time is None else None,
+    }
+
+
+def _finite(x: float | None) -> float | None:
+    return x if x is not None and math.isfinite(x) else None
+
+
+def _summary(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per step and arm: median and range over seeds, the effect and p against all seeds' placebos
+    together.
+    """
+    rows = []
+    for step, arm in sorted(
+        {(p["step"], p["arm"]) for p in points}, key=lambda each: (each[0], ARMS.index(each[1]))
+    ):
+        own = [p for p in points if (p["step"], p["arm"]) == (step, arm)]
+        l2 = float(np.median([p["l2"] for p in own]))
+        nulls = [x for p in own for x in p["placebo_l2"]]
+        found = distances.effect(l2, nulls)
+        times = [p["time_to_reconverge"] for p in own]
+        median = sorted(math.inf if t is None else t for t in times)[(len(times) - 1) // 2]
+        rows.append(
+            {
+                "step": step,
+                "arm": arm,
+                "seeds": len(own),
+                "learning_rate": own[0]["learning_rate"],
+                "l2": l2,
+                "l2_range": [min(p["l2"] for p in own), max(p["l2"] for p in own)],
+                "l2_over_moved": l2 / own[0]["moved"] if own[0]["moved"] else None,
+                "placebo_range": [min(nulls), max(nulls)] if nulls else None,
+                "over_placebos": _finite(found.effect),
+                "p": found.p,
+                "placebos": found.placebos,
+                "verdict": found.words,
+                "time_to_reconverge": median if math.isfinite(median) else None,
+                "censored": sum(t is None for t in times) if nulls else None,
+                "bitwise": all(p["control"]["bitwise"] for p in own),
+            }
+        )
+    return rows

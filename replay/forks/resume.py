@@ -1,0 +1,71 @@
+"""A fork that was interrupted goes on where it was: the states of all its arms, and what was
+compared so far.
+
+    <fork>/halfway/<arm>/step-NNNNNN/ · <fork>/halfway/notes.json (written last)
+
+Only the newest is kept. It is taken up where arms, window and what is measured are the same; else
+the fork starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from forensics.errors import ForensicsError
+from forensics.model.families.registry import Shape
+from forensics.step.state import TrainState
+from forensics.store.writer import write_atomic
+from forensics.train import checkpoint
+
+FOLDER, NOTES = "halfway", "notes.json"
+
+
+def save(
+    fork: Path,
+    identity: dict[str, Any],
+    step: int,
+    states: Mapping[str, TrainState],
+    shape: Shape,
+    eot: int,
+    notes: dict[str, Any],
+) -> None:
+    """Keep all arms at `step`. Errors: storage."""
+    folder = fork / FOLDER
+    for arm, state in states.items():
+        checkpoint.save(folder / arm, state, shape, None, eot)
+    # the notes name the step: until they are replaced, the states of the step before them still
+    # count
+    document = {"identity": identity, "step": step, "notes": notes}
+    write_atomic(folder / NOTES, json.dumps(document).encode())
+    for left in folder.glob("*/step-*"):
+        if left.name != checkpoint.name_of(step):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def load(
+    fork: Path, identity: dict[str, Any], arms: Iterable[str], device: str
+) -> tuple[int, dict[str, TrainState], dict[str, Any]] | None:
+    """(step, states by arm, notes) of what was kept; None where nothing was, or of another fork, or
+    damaged.
+    """
+    folder = fork / FOLDER
+    try:
+        document = json.loads((folder / NOTES).read_bytes())
+        if document["identity"] != json.loads(json.dumps(identity)):
+            return None
+        step = int(document["step"])
+        states = {
+            arm: checkpoint.load(folder / arm / checkpoint.name_of(step), device)[0] for arm in arms
+        }
+    except (OSError, ValueError, KeyError, TypeError, ForensicsError):
+        return None
+    return step, states, document["notes"]
+
+
+def clear(fork: Path) -> None:
+    """Forget it: the fork is done, or starts anew."""
+    shutil.rmtree(fork / FOLDER, ignore_errors=True)

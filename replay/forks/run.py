@@ -1,0 +1,469 @@
+"""One fork being run: control, altered arm and null forks in lock-step, compared at every step.
+
+All arms advance from one start, each by its own stream and policy, all by the one `advance`. The
+control is held against the parent's rows; where it does not match, the fork still runs and
+everything it says is marked *tolerance only*. A step costs one step of each arm and, where it is
+due, one forward of each over the probe sets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from forensics.errors import ForensicsError
+from forensics.interrupt import Interruptible
+from forensics.observe.recorder import Recorder
+from forensics.progress import Report as Progress
+from forensics.step.state import TrainState
+from forensics.store.reader import check_run_name
+from forensics.store.writer import Writer, link_table, replace_table, write_atomic
+from forensics.train import checkpoint
+from forensics.train.advance import SILENT, BatchStream, Observer, advance
+from forensics.train.loop import now
+from forensics.train.run import Run, write_header
+from forensics.train.schedule import Policy
+from replay.compare import distances
+from replay.compare.distances import Probe, Reading, Report, Witness
+from replay.compare.loss_barrier import barrier, probe_loss
+from replay.compare.probe_sequences import unseen
+from replay.forks import resume
+from replay.forks.spec import Spec
+from replay.interventions.registry import Intervention, UnitInLastPlace, composed, to_dict
+from replay.lineage import open_trajectory
+
+RESULT = "fork.json"
+FLUSH_S = 1.0  # seconds of the clock after which what was measured is written, for those who watch
+UNSEEN = 32  # sequences
+NO_PLACEBO = "these interventions have no placebo: the same on other data does not exist"
+
+
+@dataclass
+class Arm:
+    """One trajectory among those that advance in lock-step."""
+
+    name: str  # control | fork | placebo-<i> | chaos-<i>
+    state: TrainState
+    stream: BatchStream
+    policy: Policy
+    watch: Observer = SILENT
+
+
+class Fork:
+    """One fork being run; `go` returns what `fork.json` keeps. Interrupted, it goes on when it is
+    made again.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        parent: Run,
+        progress: Progress,
+        anew: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spec, self.parent, self.progress, self.clock = spec, parent, progress, clock
+        self.written = -math.inf  # by the clock
+        self.started = time.perf_counter()
+        self.run = self._create()
+        self.writer = Writer(self.run.folder, background=True)
+        self.distances = Writer(
+            self.run.folder, background=True
+        )  # the divergence alone: written far more often
+        record = dataclasses.replace(parent.recipe.record, level=spec.record)
+        self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
+        self.every = spec.probe_every or max(1, (spec.last - spec.first) // 20)
+        self.verdict: str | None = None  # in place of the rule's words
+        self.notes: dict[str, Any] = {
+            "difference": None,
+            "series": {},
+            "probed": [],
+            "rows": [],
+            "barriers": [],
+        }
+        start = parent.state_at(spec.first)
+        self.start = start.params
+        self.arms = self._arms(start)
+        streams = [arm.stream for arm in self.arms]
+        self.probe = Probe(parent)
+        self.unseen = Probe(parent, ids=unseen(parent, streams, spec.first, spec.last, UNSEEN))
+        self.witness = Witness(parent, spec.first, min(spec.last, parent.header.steps))
+        self.readings: dict[str, Reading] = {}
+        self.unseen_readings: dict[str, Reading] = {}
+        self.identity = {
+            "placebos": spec.placebos,
+            "chaos": spec.chaos,
+            "seed": spec.seed,
+            "every": self.every,
+            "record": spec.record,
+            "barrier": list(spec.barrier),
+            "to": spec.last,
+            "interventions": [to_dict(i) for i in spec.interventions],
+        }
+        self.first = spec.first if anew else self._taken_up()
+        if self.first == spec.first:
+            resume.clear(self.run.folder)
+            self.writer.truncate(0)
+
+    def go(self) -> dict[str, Any]:
+        spec, control = self.spec, self.arms[0]
+        if self.first == spec.first:
+            self._save(self.arms[1].state, "first")
+        keep_every, flush_every = (
+            self.parent.recipe.checkpoint.every,
+            self.parent.recipe.record.flush_every,
+        )
+        try:
+            with Interruptible() as asked:
+                for step in range(self.first, spec.last):
+                    for arm in self.arms:
+                        policy = arm.policy(arm.state.counters)
+                        batch = arm.stream(step) if policy.update != "none" else None
+                        result = advance(arm.state, batch, policy, self.parent.model, arm.watch)
+                        if arm is control and step < self.witness.last:
+                            self.witness.see(control.state, result)
+                    self._compare(step + 1)
+                    done = step + 1 - spec.first
+                    self.progress(done, spec.last - spec.first, f"{len(self.arms)} arms")
+                    if step + 1 < spec.last and (
+                        asked.stop or (keep_every and done % keep_every == 0)
+                    ):
+                        self._keep_halfway(step + 1)
+                    elif (step + 1) % flush_every == 0:
+                        self.writer.flush()
+                    if self.clock() - self.written >= FLUSH_S:
+                        self.distances.flush()
+                        self.written = self.clock()
+                    if asked.stop and step + 1 < spec.last:
+                        raise KeyboardInterrupt(f"the same command goes on from state {step + 1}")
+            self.recorder.commit()
+            self.writer.drain()
+            self.distances.drain()
+            self._save(self.arms[1].state, "last")
+        finally:
+            with self.distances, self.writer:
+                self.recorder.commit()
+        made = self._result(self.witness.report())
+        self._keep(made)
+        resume.clear(self.run.folder)
+        return made
+
+    def _arms(self, start: TrainState) -> list[Arm]:
+        """Control, fork, placebos, chaos: all from the same state, moved by state interventions
+        where they have any.
+        """
+        spec = self.spec
+        arms = [
+            self._arm("control", start, ()),
+            self._arm("fork", start, spec.interventions, self.recorder),
+        ]
+        nulls = self._placebos()
+        arms += [self._arm(f"placebo-{i}", start, null) for i, null in enumerate(nulls)]
+        arms += [
+            self._arm(f"chaos-{i}", start, (UnitInLastPlace(spec.seed + i),))
+            for i in range(spec.chaos)
+        ]
+        return arms
+
+    def _placebos(self) -> list[tuple[Intervention, ...]]:
+        """Interventions of the placebos, no two the same: one that comes twice says no more than
+        once.
+        """
+        spec, run = self.spec, self.parent
+        found: list[tuple[Intervention, ...]] = []
+        for seed in range(spec.seed, spec.seed + 4 * spec.placebos):
+            made = [
+                x.placebo(run, run.stream, spec.first, spec.last, seed) for x in spec.interventions
+            ]
+            null = tuple(each for each in made if each)
+            if not null:
+                self.verdict = NO_PLACEBO
+                break
+            if null not in found:
+                found.append(null)
+            if len(found) == spec.placebos:
+                break
+        return found
+
+    def _arm(
+        self,
+        name: str,
+        start: TrainState,
+        interventions: tuple[Intervention, ...],
+        watch: Observer = SILENT,
+    ) -> Arm:
+        state = start.clone()
+        for intervention in interventions:
+            intervention.state(state, self.parent)
+        return Arm(name, state, *composed(interventions, self.parent), watch)
+
+    def _compare(self, state: int) -> None:
+        """Distances of every arm from the control; probes and barriers where they are due."""
+        spec, notes, control = self.spec, self.notes, self.arms[0].state.params
+        others = {arm.name: arm.state.params for arm in self.arms[1:]}
+        probing = (state - spec.first) % self.every == 0 or state == spec.last
+        read, fresh = {}, {}
+        if probing and self.probe.sequences:
+            read = self.readings = self.probe.read(control, others)
+        if probing and self.unseen.sequences:
+            fresh = self.unseen_readings = self.unseen.read(control, others)
+        if read or fresh:
+            notes["probed"].append(state)
+        if notes["difference"] is None:
+            found = distances.first_difference(others["fork"], control)
+            notes["difference"] = {"step": state - 1, **found} if found else None
+        for name, params in others.items():
+            d = distances.distance(params, control, self.start)
+            gap = read[name].loss - read["control"].loss if read else None
+            unseen_gap = fresh[name].loss - fresh["control"].loss if fresh else None
+            kl = (read or fresh)[name].logit_kl if read or fresh else None
+            height = self._barrier(state, name, params, control) if state in spec.barrier else None
+            names = list(d.l2)
+            whole = {"loss_gap": gap, "unseen_gap": unseen_gap, "logit_kl": kl, "barrier": height}
+            self.distances.append(
+                "divergence",
+                step=state,
+                arm=name,
+                tensor=names,
+                layer=[distances.layer_of(n) for n in names],
+                l2=[d.l2[n] for n in names],
+                cosine=[d.cosine[n] for n in names],
+                **{
+                    key: [value if n == "" else None for n in names] for key, value in whole.items()
+                },
+            )
+            kept = notes["series"].setdefault(name, {"l2": [], "kl": [], "cosine": []})
+            kept["l2"].append(d.l2[""])
+            kept["cosine"].append(d.cosine[""])
+            if kl is not None:
+                kept["kl"].append(kl)
+            if name == "fork":
+                notes["rows"].append({"step": state, **whole, "l2": d.l2[""]})
+
+    def _barrier(
+        self, state: int, arm: str, params: dict[str, Any], control: dict[str, Any]
+    ) -> float:
+        found = barrier(params, control, probe_loss(self.parent))
+        self.notes["barriers"].append(
+            {"step": state, "arm": arm, "height": found.height, "alpha": found.alpha}
+        )
+        return found.height
+
+    def _keep_halfway(self, step: int) -> None:
+        self.recorder.commit()
+        self.writer.drain()
+        self.distances.drain()
+        states = {arm.name: arm.state for arm in self.arms}
+        witness = self.witness
+        notes = self.notes | {
+            "witness": {
+                "losses": list(witness.losses.items()),
+                "compared": witness.compared,
+                "gap": witness.gap,
+                "difference": witness.difference,
+            }
+        }
+        resume.save(
+            self.run.folder, self.identity, step, states, self.run.shape, self.run.header.eot, notes
+        )
+
+    def _taken_up(self) -> int:
+        """The step from which an interrupted fork goes on, everything put back as it was; its first
+        where there is none.
+        """
+        found = resume.load(
+            self.run.folder, self.identity, [a.name for a in self.arms], self.parent.header.device
+        )
+        if found is None:
+            return self.spec.first
+        step, states, notes = found
+        for arm in self.arms:
+            arm.state = states[arm.name]
+        seen = notes.pop("witness")
+        witness = self.witness
+        witness.losses = {int(s): loss for s, loss in seen["losses"]}
+        witness.compared, witness.gap, witness.difference = (
+            seen["compared"],
+            seen["gap"],
+            seen["difference"],
+        )
+        self.notes = notes
+        self.writer.truncate(step)
+        return step
+
+    def _result(self, report: Report) -> dict[str, Any]:
+        spec, series, arms = self.spec, self.notes["series"], self.arms
+        own, nulls = series["fork"], [series[a.name] for a in arms if a.name.startswith("placebo-")]
+        measure = (
+            "kl" if own["kl"] else "l2"
+        )  # without any set to probe on, only the parameters can be compared
+        steps = (
+            self.notes["probed"] if measure == "kl" else list(range(spec.first + 1, spec.last + 1))
+        )
+        effect = distances.effect(own[measure][-1], [n[measure][-1] for n in nulls])
+        reconverged = distances.time_to_reconverge(
+            steps, own[measure], [n[measure] for n in nulls], spec.first
+        )
+        probe, fresh = _gap(self.readings, arms), _gap(self.unseen_readings, arms)
+        return {
+            "fork": spec.fork,
+            "parent": spec.parent,
+            "from": spec.first,
+            "to": spec.last,
+            "does": spec.sentence(),
+            "interventions": [to_dict(i) for i in spec.interventions],
+            "placebos": len(nulls),
+            "placebos_asked": spec.placebos,
+            "chaos": spec.chaos,
+            "control": {
+                "level": report.level,
+                "bitwise": report.bitwise,
+                "sentence": report.sentence(),
+            },
+            "first_difference": self.notes["difference"],
+            "final": {
+                **probe,
+                "probe_sequences": self.probe.sequences,
+                "unseen": {**fresh, "sequences": self.unseen.sequences},
+                "logit_kl": own["kl"][-1] if own["kl"] else None,
+                "l2": own["l2"][-1],
+                "cosine": own["cosine"][-1],
+                "measure": "logit_kl" if measure == "kl" else "l2",
+                "effect": effect.effect,
+                "p": effect.p,
+                "placebos": effect.placebos,
+                "causal": effect.causal,
+                "verdict": self.verdict or effect.words,
+                "placebo_largest": effect.largest,
+            },
+            "time_to_reconverge": reconverged,
+            "censored": f"> {spec.last - spec.first}" if nulls and reconverged is None else None,
+            "barriers": self.notes["barriers"],
+            "divergence": self.notes["rows"],
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def _keep(self, result: dict[str, Any]) -> None:
+        final, run = result["final"], self.run
+        own = (
+            "loss_control",
+            "loss_fork",
+            "loss_error",
+            "probe_sequences",
+            "logit_kl",
+            "l2",
+            "cosine",
+            "placebos",
+            "effect",
+            "p",
+        )
+        fresh = final["unseen"]
+        unseen_gap = fresh["loss_fork"] - fresh["loss_control"] if fresh["sequences"] else None
+        replace_table(
+            run.folder,
+            "forks",
+            {
+                k: [v]
+                for k, v in {
+                    "fork": result["fork"],
+                    "parent": result["parent"],
+                    "first": result["from"],
+                    "last": result["to"],
+                    "interventions": json.dumps(result["interventions"]),
+                    "sentence": result["does"],
+                    "control_level": result["control"]["level"],
+                    "control_bitwise": result["control"]["bitwise"],
+                    **{k: final[k] for k in own},
+                    "unseen_gap": unseen_gap,
+                    "unseen_sequences": fresh["sequences"],
+                    "chaos": result["chaos"],
+                    "time_to_reconverge": result["time_to_reconverge"],
+                    "created": now(),
+                }.items()
+            },
+        )
+        write_atomic(run.folder / RESULT, (json.dumps(_finite(result), indent=1) + "\n").encode())
+        write_header(run.runs, dataclasses.replace(run.header, status="finished"))
+
+    def _create(self) -> Run:
+        spec, parent = self.spec, self.parent
+        fingerprint = parent.fingerprint()
+        header = dataclasses.replace(
+            parent.header,
+            name=spec.fork,
+            first_step=spec.first,
+            steps=spec.last,
+            parent=spec.parent,
+            parent_step=spec.first,
+            interventions=[to_dict(i) for i in spec.interventions],
+            fingerprint=fingerprint,
+            created=now(),
+            git_commit=fingerprint["git_commit"],
+            status="running",
+        )
+        check_run_name(spec.fork)
+        there = (parent.runs / spec.fork / "run.json").is_file()
+        if there and open_trajectory(parent.runs, spec.fork).header.parent is None:
+            raise ForensicsError(
+                "usage",
+                f"wanted a new fork, found a run called {spec.fork!r}",
+                "give it another --name",
+            )
+        write_header(parent.runs, header)
+        link_table(parent.runs / spec.fork, "documents", parent.corpus.folder / "documents.parquet")
+        return open_trajectory(parent.runs, spec.fork)
+
+    def _save(self, state: TrainState, reason: str) -> None:
+        path, digest, size = checkpoint.save(
+            self.run.folder / "checkpoints",
+            state,
+            self.run.shape,
+            self.run.corpus.folder / "tokenizer.json",
+            self.run.header.eot,
+        )
+        self.writer.append(
+            "checkpoints",
+            step=state.counters.step,
+            path=str(path.relative_to(self.run.folder)),
+            digest=digest,
+            bytes=size,
+            reason=reason,
+            created=now(),
+        )
+
+
+def _gap(readings: dict[str, Reading], arms: list[Arm]) -> dict[str, Any]:
+    """Losses of control and fork on one set, the standard error of their difference, the placebos'
+    differences.
+    """
+    if not readings:
+        return {
+            "loss_control": None,
+            "loss_fork": None,
+            "loss_error": None,
+            "placebo_loss_gaps": [],
+        }
+    control, fork = readings["control"], readings["fork"]
+    gaps = fork.by_sequence - control.by_sequence
+    return {
+        "loss_control": control.loss,
+        "loss_fork": fork.loss,
+        "loss_error": float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None,
+        "placebo_loss_gaps": [
+            readings[a.name].loss - control.loss for a in arms if a.name.startswith("placebo-")
+        ],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no inf: they become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,1 @@
+"""Interventions: what a fork does differently from its parent."""
