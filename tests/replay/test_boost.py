@@ -21,13 +21,13 @@ TIMES, SEEDS = (1, 8), 2
 
 
 @pytest.fixture(scope="module")
-def token(planted_run: Run) -> int:  # noqa: F811
+def token(planted_run: Run) -> int:
     (id,) = planted_run.corpus.tokenizer.encode(" zorvexil").ids
     return id
 
 
 @pytest.fixture(scope="module")
-def made(planted_run: Run, token: int) -> dict:  # noqa: F811
+def made(planted_run: Run, token: int) -> dict:
     return boost(
         planted_run.runs, planted_run.name, token, first=100, last=140, times=TIMES, seeds=SEEDS
     )
@@ -79,7 +79,7 @@ def test_no_arm_trains_on_the_contexts_and_no_placebo_on_the_token(
 
 
 def test_finished_arms_are_kept_and_the_document_too(
-    planted_run: Run,  # noqa: F811
+    planted_run: Run,
     token: int,
     made: dict,
     monkeypatch: pytest.MonkeyPatch,
@@ -99,7 +99,7 @@ def test_the_placebos_sizes_decide_about_causal_words() -> None:
     assert module._effect([None], [0.1]) is None
 
 
-def test_what_cannot_be_boosted_is_refused_in_one_line(planted_run: Run, token: int) -> None:  # noqa: F811
+def test_what_cannot_be_boosted_is_refused_in_one_line(planted_run: Run, token: int) -> None:
     runs, name = planted_run.runs, planted_run.name
     never = int(np.flatnonzero(rows.token_counts(planted_run) == 0)[0])
     with pytest.raises(ForensicsError, match=f"holds token {never}"):
@@ -120,7 +120,7 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 
 def test_the_command_tells_a_table_and_a_verdict(
-    planted_run: Run,  # noqa: F811
+    planted_run: Run,
     token: int,
     made: dict,
     capsys: pytest.CaptureFixture[str],
