@@ -64,7 +64,7 @@ _traced = torch.compile(traced_rows, dynamic=False, fullgraph=True)
 
 def main(rounds: int, threads: int, path: Path | None, dry: bool = False) -> dict[str, Any]:
     """Seconds per call (least and median) and ratios to the blocked form, by shape."""
-    identity.settle(identity.thread_count(threads))
+    identity.enable_determinism(identity.thread_count(threads))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
     half = torch.bfloat16 if device == "cuda" else torch.float32  # what training taps

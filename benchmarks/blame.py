@@ -25,8 +25,8 @@ import torch
 
 from benchmarks.rounds import report
 from forensics import config
-from forensics.data.batches import Batch
-from forensics.train.advance import BatchStream, advance
+from forensics.step.batch import Batch, BatchStream
+from forensics.train.advance import advance
 from forensics.train.loop import train
 from forensics.train.run import Run, open_run
 from replay.blame import metagradient

@@ -134,7 +134,7 @@ def make(cause: str, seed: int, runs: Path) -> tuple[str, list[tuple[str, int | 
     words, step or None).
     """
     from replay.forks import spec as specs
-    from replay.forks.plan import fork
+    from replay.forks.run import fork
     from replay.lineage import open_trajectory
 
     name = f"{cause.replace(' ', '-')}-{seed}"

@@ -26,7 +26,7 @@ from benchmarks.step import DEVICE
 from forensics import config
 from forensics.train.loop import train
 from forensics.train.run import Run, open_run
-from replay.forks.plan import verify
+from replay.verify import verify
 
 WARM = 4  # steps that are not timed: compiling, first pages
 

@@ -80,7 +80,7 @@ def stalls(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
 
 
 def measure(z: Sizes, rounds: int) -> dict[str, Any]:
-    identity.settle(identity.thread_count(0))
+    identity.enable_determinism(identity.thread_count(0))
     ours = Ours(z, "gpt2", compiled=DEVICE == "cuda")
     for _ in range(3):
         ours()

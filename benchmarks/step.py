@@ -30,12 +30,13 @@ from benchmarks.elsewhere import Elsewhere
 from benchmarks.plain import CPU, DRY, GPU, Sizes, tokens
 from benchmarks.rounds import interleaved, medians, ratios, report
 from forensics import config, identity
-from forensics.data.batches import Batch
 from forensics.model.families.registry import parameter_shapes, shape_of
 from forensics.model.initialize import initialize
 from forensics.observe.recorder import Recorder
+from forensics.step.batch import Batch
+from forensics.step.observer import SILENT, Observer
 from forensics.step.state import TrainState
-from forensics.train.advance import SILENT, Observer, advance
+from forensics.train.advance import advance
 from forensics.train.run import build_model
 from forensics.train.schedule import own_policy
 
@@ -104,7 +105,7 @@ class Ours:
         shape = shape_of(recipe.model, z.V, z.T)
         self.parameters = sum(math.prod(s) for s in parameter_shapes(shape).values())
         self.z = z
-        identity.settle(
+        identity.enable_determinism(
             identity.thread_count(0)
         )  # anew: another contestant of this process may have set its own
         self.switches = Switches.now() if strict else USUAL
@@ -183,7 +184,9 @@ PRICES = {
 
 def measure(z: Sizes, rounds: int, limit: float) -> dict[str, Any]:
     until = time.perf_counter() + limit
-    identity.settle(identity.thread_count(0))  # before CUDA starts, with whichever contestant
+    identity.enable_determinism(
+        identity.thread_count(0)
+    )  # before CUDA starts, with whichever contestant
     with contextlib.ExitStack() as open_:
         made: dict[str, Any] = {}
         seconds_to_make = {}

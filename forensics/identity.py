@@ -80,7 +80,7 @@ def thread_count(wanted: int) -> int:
     return wanted or len(os.sched_getaffinity(0))
 
 
-def settle(threads: int) -> None:
+def enable_determinism(threads: int) -> None:
     """Make every later computation in this process deterministic, on CPU and CUDA, with `threads`
     CPU threads.
     """

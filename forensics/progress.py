@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-Report = Callable[[int, int | None, str], None]  # done, of how many, a few words beside the bar
+ProgressCallback = Callable[
+    [int, int | None, str], None
+]  # done, of how many, a few words beside the bar
 
 PATIENCE = 2.0  # seconds before a bar appears
 
@@ -25,7 +27,7 @@ def silent(done: int, total: int | None, note: str = "") -> None:
 
 
 @contextmanager
-def bar(label: str, unit: str = "steps") -> Iterator[Report]:
+def bar(label: str, unit: str = "steps") -> Iterator[ProgressCallback]:
     """A report that draws a bar with rate and time left."""
     if file := os.environ.get("FORENSICS_PROGRESS"):
         yield _written(Path(file), label, unit)
@@ -74,7 +76,7 @@ def bar(label: str, unit: str = "steps") -> Iterator[Report]:
             drawn.stop()
 
 
-def _written(file: Path, label: str, unit: str) -> Report:
+def _written(file: Path, label: str, unit: str) -> ProgressCallback:
     """A report into a file, twice a second at most, and at the end of what it counts."""
     last = -PATIENCE
 

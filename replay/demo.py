@@ -15,22 +15,23 @@ from typing import Any
 
 from forensics import config
 from forensics.errors import ForensicsError
-from forensics.progress import Report
+from forensics.progress import ProgressCallback
 from forensics.store.sandbox import run_sandboxed
 from forensics.train.loop import train
 from forensics.train.run import open_run
 from replay.blame.investigate import blame
 from replay.experiments import batch_scan as scans
 from replay.forks import spec as specs
-from replay.forks.plan import fork, verify
+from replay.forks.run import fork
 from replay.lineage import open_trajectory
-from replay.step.look import spikes_of
+from replay.spike_list import spikes_of
+from replay.verify import verify
 
 DAMAGED = "select document from documents where source = 'damaged'"
 Say = Callable[[str], None]
 
 
-def tell(runs: Path, quick: bool, progress: Report, say: Say) -> dict[str, Any]:
+def tell(runs: Path, quick: bool, progress: ProgressCallback, say: Say) -> dict[str, Any]:
     """Run all of it, saying what is found; returns the document of `forensics demo --json`."""
     began = time.perf_counter()
     recipe_name = "demo-quick" if quick else "demo"
@@ -126,7 +127,9 @@ def tell(runs: Path, quick: bool, progress: Report, say: Say) -> dict[str, Any]:
     }
 
 
-def _train(recipe: config.Recipe, recipe_name: str, runs: Path, progress: Report, say: Say) -> str:
+def _train(
+    recipe: config.Recipe, recipe_name: str, runs: Path, progress: ProgressCallback, say: Say
+) -> str:
     """Train the demo's run, or go on with it, or find it done."""
     name = recipe_name
     there = (runs / name / "run.json").is_file()

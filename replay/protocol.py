@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.train.advance import advance
 from forensics.train.run import Run
 
@@ -60,7 +60,7 @@ def replay(
     first: int,
     last: int,
     stream: Callable[[int], B] | None = None,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> list[Row]:
     """Steps first … last−1 from the trainer's state `first`, over its own batches or another
     stream.
@@ -85,7 +85,7 @@ def verify(
     recorded: Mapping[int, Row],
     first: int,
     last: int,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> Verdict:
     """Replay the window and hold every loss and digest against what was recorded."""
     rows = replay(trainer, first, last, progress=progress)
@@ -109,7 +109,7 @@ def fork(
     first: int,
     last: int,
     altered: Callable[[Callable[[int], B]], Callable[[int], B]],
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> list[Pair]:
     """The window over its own batches and over `altered(batch_at)`, from the same state."""
     control = replay(trainer, first, last, progress=progress)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from forensics import config, identity
-from forensics.data.batches import Batch
 from forensics.model.decoder import Decoder
 from forensics.model.families.registry import Shape, shape_of
 from forensics.model.initialize import initialize
+from forensics.step.batch import Batch
+from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
-from forensics.train.advance import Model
+from forensics.train.advance import StepModel
 from forensics.train.optimizer import decayed_names
-from forensics.train.schedule import StepPolicy
 
 # A busy machine is no defect of a test: how long an example takes says nothing about what it shows.
 with contextlib.suppress(
@@ -51,7 +51,7 @@ def _deterministic():
     """Every test runs under the switches that a run is trained under, whatever the test before it
     set.
     """
-    identity.settle(1)
+    identity.enable_determinism(1)
 
 
 @pytest.fixture(scope="session")
@@ -146,9 +146,9 @@ def make_batch():
 def make_model():
     """`make_model(shape, micro_batch=2)`: what `advance` needs beside the state."""
 
-    def build(shape: Shape, micro_batch: int = 4, optimizer: str = "fused", **decoder) -> Model:
+    def build(shape: Shape, micro_batch: int = 4, optimizer: str = "fused", **decoder) -> StepModel:
         built = Decoder(shape, **decoder)
-        return Model(
+        return StepModel(
             built,
             micro_batch,
             optimizer,

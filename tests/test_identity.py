@@ -14,7 +14,7 @@ def test_settle_is_strict_and_never_only_warns():
     torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = (
         torch.backends.cudnn.allow_tf32
     ) = True
-    identity.settle(3)
+    identity.enable_determinism(3)
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled()
     assert not torch.backends.cudnn.benchmark and torch.backends.cudnn.deterministic
@@ -27,14 +27,14 @@ def test_settle_is_strict_and_never_only_warns():
 
 
 def test_an_operation_without_a_deterministic_form_raises():
-    identity.settle(1)
+    identity.enable_determinism(1)
     with pytest.raises(RuntimeError, match="deterministic"):
         torch.empty(2, 2).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]), accumulate=False)
 
 
 def test_settle_leaves_a_workspace_that_was_chosen(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    identity.settle(1)
+    identity.enable_determinism(1)
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
@@ -50,7 +50,7 @@ def fingerprint(**changed):
 
 
 def test_the_fingerprint_names_what_bits_depend_on():
-    identity.settle(1)
+    identity.enable_determinism(1)
     here = fingerprint()
     assert here["deterministic"] and here["packages"]["torch"] == torch.__version__ and here["cpu"]
     assert identity.fingerprint_difference(here, fingerprint()) == []

@@ -195,7 +195,7 @@ def batch(run: str, step: int, by_token: bool) -> None:
     """What the model saw at a step: each sequence's text, documents and loss, highest loss
     first.
     """
-    from replay.step.look import batch_at, token_losses_at
+    from replay.step.batch_contents import batch_at, token_losses_at
 
     if by_token:
         with bar(f"replaying to {step}") as progress:
@@ -240,7 +240,7 @@ def batch(run: str, step: int, by_token: bool) -> None:
 )
 def spikes(run: str, metric: str | None, detector: str) -> None:
     """Spikes with their kind, the spike score and the trend of the gradient norm."""
-    from replay.step.look import spikes_of
+    from replay.spike_list import spikes_of
 
     document = spikes_of(runs_folder(), run, metric, detector)
 
@@ -370,7 +370,7 @@ def _shown(value: Any) -> Any:
 @click.argument("dest", type=click.Path(path_type=Path))
 def export(state: str, dest: Path) -> None:
     """A Hugging Face folder of the state at any step: it opens in AutoModelForCausalLM."""
-    from replay.step.look import export_state
+    from replay.state_export import export_state
 
     name, step = state_of(state)
     with bar("replaying") as progress:
@@ -450,7 +450,7 @@ def probe(run: str, probe: str, steps: str | None, text: Path | None) -> None:
 @click.argument("run", required=False)
 def doctor(run: str | None) -> int:
     """This machine's fingerprint and determinism; a run's integrity, hash by hash."""
-    from replay.step.look import examine
+    from replay.integrity import examine
 
     with bar("checking", "files") as progress:
         document = examine(runs_folder(), run, progress)

@@ -9,7 +9,7 @@ from typing import Any
 
 from forensics.cli.console import emit, say, state_of, table
 from forensics.errors import ForensicsError
-from forensics.progress import Report
+from forensics.progress import ProgressCallback
 from forensics.tokens.target import Open
 
 SHOWN = 20  # tokens that stay behind
@@ -17,7 +17,12 @@ LISTED = 20  # checkpoints
 
 
 def tell_of_data(
-    target: str, runs: Path, open_run: Open, exact: bool, over_time: bool, progress: Report
+    target: str,
+    runs: Path,
+    open_run: Open,
+    exact: bool,
+    over_time: bool,
+    progress: ProgressCallback,
 ) -> int:
     """The exact test, the trajectories, or both, of RUN or RUN@STEP; 1 where the test does not
     hold.
@@ -45,7 +50,7 @@ def tell_of_data(
     return 1 if exact and document["exact"]["applies"] and not document["exact"]["holds"] else 0
 
 
-def _exact(run: Any, step: int, progress: Report) -> dict[str, Any]:
+def _exact(run: Any, step: int, progress: ProgressCallback) -> dict[str, Any]:
     from forensics.tokens.exact import exact_test
 
     found = exact_test(run, step, progress)

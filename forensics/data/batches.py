@@ -6,39 +6,19 @@ batches.batch_at(200).tokens  →  (B, 129) int64
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from forensics.data.order import Order, make_order
 from forensics.data.repeats import repeat_share_rows
 from forensics.data.shards import Corpus, Span
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch
 
 if TYPE_CHECKING:
     from forensics import config
-
-MADE = -1  # the id of a sequence that an intervention made
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What one step trains on: B sequences of T + 1 tokens. The loss is Σ weight·cross-entropy /
-    denominator.
-    """
-
-    tokens: Tensor  # (B, T+1) int64; position t is the input, t+1 its target
-    weight: Tensor  # (B, T) float32 of each target: masks, and the metagradient's w
-    denominator: float
-    sequence: Tensor  # (B,) int64 ids in the corpus; −1: made by an intervention
-    origin: int | None = None  # the run's own batch it came from; None: made
-
-
-BatchStream = Callable[[int], Batch]
 
 
 class Batches:

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from forensics.step.result import LogitRows
+
 CHUNK = 512  # rows
 # rows: large enough that the products fill a GPU, and few enough that their sum is added up in few
 # roundings; 800 MB of logits at 50,000 tokens in bf16
@@ -34,15 +36,6 @@ def chunks(rows: int, size: int = CHUNK) -> Iterator[slice]:
         last = first + size if rows - first >= size + SHORT else rows
         yield slice(first, last)
         first = last
-
-
-class LogitRows(NamedTuple):
-    """Per row, (N,): what the recorder needs of the logits."""
-
-    largest: Tensor
-    mean_square: Tensor
-    logz: Tensor
-    entropy: Tensor
 
 
 class LossOut(NamedTuple):

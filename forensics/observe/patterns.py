@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forensics.model.decoder import Decoder, Params, Site
+from forensics.model.decoder import Decoder, Params
+from forensics.step.observer import Site
 
 
 @dataclass(frozen=True)

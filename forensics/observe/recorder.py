@@ -22,19 +22,20 @@ from torch import Tensor
 
 from forensics.config import Record, window
 from forensics.data.repeats import repeat_share_rows
-from forensics.model.decoder import Site
 from forensics.observe.attention import COLUMNS as HEADS
 from forensics.observe.attention import HeadStatistics, attention_statistics
 from forensics.observe.device_copy import Fetch
 from forensics.observe.logit_lens import logit_lens
 from forensics.observe.tensors import TensorProbe
 from forensics.step import sums
+from forensics.step.observer import Site
 from forensics.store.writer import Writer
 
 if TYPE_CHECKING:
+    from forensics.step.policy import StepPolicy
+    from forensics.step.result import StepResult
     from forensics.step.state import TrainState
-    from forensics.train.advance import Model, StepResult
-    from forensics.train.schedule import StepPolicy
+    from forensics.train.advance import StepModel
 
 RMS_SITES = {
     "resid_in": "resid_rms_in",
@@ -153,7 +154,9 @@ class _Step:
 class Recorder:
     """Writes `steps` at every step, and the other tables as `[record]` asks for them."""
 
-    def __init__(self, writer: Writer, record: Record, model: Model, digests: bool = True) -> None:
+    def __init__(
+        self, writer: Writer, record: Record, model: StepModel, digests: bool = True
+    ) -> None:
         self.writer = writer
         self.model = model
         self.level = record.level

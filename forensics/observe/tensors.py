@@ -18,8 +18,8 @@ from torch import Tensor
 from forensics.step import sums
 
 if TYPE_CHECKING:
+    from forensics.step.policy import StepPolicy
     from forensics.step.state import TrainState
-    from forensics.train.schedule import StepPolicy
 
 GSS = 5000.0  # g̃² over v̂ that counts as a spike (SPAM, arXiv 2501.06842)
 Numbers = dict[str, float]  # of one tensor

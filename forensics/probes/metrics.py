@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forensics.data.batches import Batch
-from forensics.model.decoder import UNTAPPED, Site, Taps
 from forensics.observe.attention import HeadStatistics, attention_statistics
 from forensics.step import sums
-from forensics.train.advance import Model, documents, token_losses
+from forensics.step.batch import Batch
+from forensics.step.observer import UNTAPPED, Site, Taps
+from forensics.train.advance import StepModel, documents, token_losses
 from forensics.train.run import Run
 
 Params = dict[str, Tensor]
@@ -38,7 +38,7 @@ class View:
     stream: Tensor | None = None  # the final stream, once it was computed
 
     @property
-    def model(self) -> Model:
+    def model(self) -> StepModel:
         return self.run.model
 
 

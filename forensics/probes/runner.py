@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from forensics.config import window
-from forensics.data.batches import MADE, Batch
 from forensics.errors import ForensicsError, nearest
 from forensics.probes.metrics import METRICS, Metric, Value, View
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
+from forensics.step.batch import MADE, Batch
 from forensics.store.resumable import Kept
 from forensics.train.run import Run, open_run
 
@@ -32,7 +32,7 @@ def probe(
     what: str,
     steps: str | None = None,
     text: Path | None = None,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """`points` [{step, value}], value a number or a dictionary of numbers; finished checkpoints are
     kept beside the run.

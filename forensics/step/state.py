@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from forensics.detect.alarms import SkipWindow
+from forensics.step.skip_step import SkipWindow
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.tokens.categories import Categories
 from forensics.tokens.exposure import UNSEEN, Exposure
 from forensics.tokens.vocabulary import texts
@@ -62,7 +62,7 @@ def causes(
     exposure: Exposure,
     ids: Iterable[int] | None = None,
     categories: Categories | None = None,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[int, list[Cause]]:
     """Token → its reasons, the strongest first, in the order of NAMES; tokens without any are left
     out.
@@ -101,7 +101,7 @@ def strongest(found: dict[int, list[Cause]]) -> dict[int, str]:
     return {id: reasons[0].name for id, reasons in found.items()}
 
 
-def corpus_counts(run: Run, progress: Report = silent) -> np.ndarray:
+def corpus_counts(run: Run, progress: ProgressCallback = silent) -> np.ndarray:
     """How often each token stands in each source of the corpus, read or not: (sources, V) int64."""
     counts, done = np.zeros((len(run.corpus.sources), run.shape.vocabulary), np.int64), 0
     for s, source in enumerate(run.corpus.sources):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.step.state import TrainState
 from forensics.tokens.exposure import Moves, ledger, moves
 from forensics.train.optimizer import decayed_names, update
@@ -48,7 +48,7 @@ class ExactTest:
         return self.applies and not len(self.only_ledger) and not len(self.only_bits)
 
 
-def exact_test(run: Run, step: int, progress: Report = silent) -> ExactTest:
+def exact_test(run: Run, step: int, progress: ProgressCallback = silent) -> ExactTest:
     """Hold the ledger against the bits of state `step`; a fork is opened with its lineage. Errors:
     missing, integrity.
     """
@@ -82,7 +82,7 @@ def exact_test(run: Run, step: int, progress: Report = silent) -> ExactTest:
     )
 
 
-def untouched(run: Run, step: int, progress: Report = silent) -> np.ndarray:
+def untouched(run: Run, step: int, progress: ProgressCallback = silent) -> np.ndarray:
     """Ids (n,), ascending, whose rows and moments in the input embedding are, at state `step`, bit
     for bit what the run's
     own optimizer makes of them with zero gradient from state 0, where the moments are 0.
@@ -94,7 +94,9 @@ def untouched(run: Run, step: int, progress: Report = silent) -> np.ndarray:
     return _untouched(run, step, windows, progress)
 
 
-def _untouched(run: Run, step: int, windows: dict[str, Moves], progress: Report) -> np.ndarray:
+def _untouched(
+    run: Run, step: int, windows: dict[str, Moves], progress: ProgressCallback
+) -> np.ndarray:
     first = run.header.first_step
     ids = np.arange(run.shape.vocabulary)
     if run.parent is not None:
@@ -128,7 +130,11 @@ def _at(rows: Rows, at: Tensor) -> Rows:
 
 
 def zero_gradient(
-    run: Run, start: Rows, ids: np.ndarray, window: Moves | None, progress: Report = silent
+    run: Run,
+    start: Rows,
+    ids: np.ndarray,
+    window: Moves | None,
+    progress: ProgressCallback = silent,
 ) -> Rows:
     """What these rows become in a window in which no gradient reaches them: the run's own `update`,
     by its own policy,

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from forensics.data.batches import MADE, Batch
 from forensics.data.order import Order
 from forensics.data.shards import Corpus
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
+from forensics.step.batch import MADE, Batch
 from forensics.step.state import Counters
 from forensics.store.parts import write_atomic
 from forensics.train.run import Run
@@ -74,7 +74,7 @@ class Exposure:
         )
 
 
-def ledger(run: Run, step: int, progress: Report = silent) -> Exposure:
+def ledger(run: Run, step: int, progress: ProgressCallback = silent) -> Exposure:
     """The exposure of every token up to state `step` of a run or fork. Errors: missing, integrity.
 
     A fork must be opened with its lineage (replay.lineage.open_trajectory).
@@ -82,7 +82,7 @@ def ledger(run: Run, step: int, progress: Report = silent) -> Exposure:
     return ledgers(run, [step], progress)[0]
 
 
-def ledgers(run: Run, steps: Sequence[int], progress: Report = silent) -> list[Exposure]:
+def ledgers(run: Run, steps: Sequence[int], progress: ProgressCallback = silent) -> list[Exposure]:
     """The same at several states, in their order; kept beside the run, so that asking again is
     quick.
     """
@@ -153,7 +153,7 @@ def _require_trained(run: Run, step: int) -> None:
 # ---- counting
 
 
-def _count(run: Run, steps: list[int], progress: Report) -> list[Exposure]:
+def _count(run: Run, steps: list[int], progress: ProgressCallback) -> list[Exposure]:
     """At these states, ascending: one pass over the batches, then one over the corpus for the
     documents.
     """
@@ -355,7 +355,7 @@ def _meet(met: np.ndarray, ids: np.ndarray, snap: int) -> None:
 # ---- documents
 
 
-def _documents(corpus: Corpus, T: int, tally: _Tally, progress: Report) -> np.ndarray:
+def _documents(corpus: Corpus, T: int, tally: _Tally, progress: ProgressCallback) -> np.ndarray:
     """Distinct documents that each token was met in, up to each state: (S, V) int64; the corpus is
     read in its order.
     """

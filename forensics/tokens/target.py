@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from forensics.cli.console import state_of
 from forensics.errors import ForensicsError, nearest
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.store.reader import check_run_name, runs_in
 from forensics.tokens import folder as hf
 from forensics.tokens import gguf_file
@@ -47,7 +47,7 @@ class Target:
 
 
 def open_target(
-    text: str, runs: Path, open_run: Open = open_run, progress: Report = silent
+    text: str, runs: Path, open_run: Open = open_run, progress: ProgressCallback = silent
 ) -> Target:
     """A run of that name comes before a path of that name. `open_run` opens forks too where it is
     replay's.
@@ -90,7 +90,7 @@ def _hint(text: str, runs: Path) -> str:
     return f"runs in {runs}: {nearest(text, runs_in(runs))}"
 
 
-def _of_run(text: str, runs: Path, open_run: Open, progress: Report) -> Target:
+def _of_run(text: str, runs: Path, open_run: Open, progress: ProgressCallback) -> Target:
     from forensics.model.decoder import unembedding
     from forensics.tokens.forward import of_decoder
     from forensics.tokens.indicators import Weights
@@ -118,7 +118,7 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: Report) -> Target:
     return Target(f"{name}@{at}", "run", tokenizer, special, weights, forward, run, at)
 
 
-def _state(run: Run, step: int, progress: Report) -> Any:
+def _state(run: Run, step: int, progress: ProgressCallback) -> Any:
     if step in run.saved_steps():
         return run.load(step)
     start = run.checkpoint_before(step) if step >= run.header.first_step else 0

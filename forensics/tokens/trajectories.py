@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.store.parts import write_atomic
 from forensics.store.resumable import Kept
 from forensics.tokens import ranking, reference
@@ -58,7 +58,7 @@ def trajectories(
     steps: list[int] | None = None,
     seed: int = 0,
     resamples: int = ranking.RESAMPLES,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """The document of `--over-time`: `over_time`, `trained_at`, `needed`, `behind`, `hindsight`;
     `steps` are checkpoints.
@@ -115,7 +115,9 @@ def trajectories(
     }
 
 
-def reference_ids(run: Run, step: int, progress: Report = silent) -> reference.Reference | None:
+def reference_ids(
+    run: Run, step: int, progress: ProgressCallback = silent
+) -> reference.Reference | None:
     """Every second of the ids that the run never meets up to `step`; None where it meets all but
     one.
     """
@@ -128,7 +130,7 @@ def checkpoints(
     steps: list[int],
     own: reference.Reference | None,
     categories: Categories,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> Iterator[Checkpoint]:
     """Each with its indicators and exposure; measured once, then kept beside the run. Errors:
     missing, integrity.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.tokens import reference as references
 from forensics.tokens.categories import Categories, categorise
 from forensics.tokens.causes import Cause, causes, of_tokenizer, strongest, suspects
@@ -79,8 +79,8 @@ def find(
     reference: str | None = None,
     verify: bool = False,
     census: bool = False,
-    reading: Report = silent,
-    verifying: Report = silent,
+    reading: ProgressCallback = silent,
+    verifying: ProgressCallback = silent,
 ) -> Findings:
     """Categories of any target; indicators and candidates where there are weights; P of the
     candidates, or of all.
@@ -143,7 +143,7 @@ def _why(
     categories: Categories,
     candidates: np.ndarray,
     exposure: Exposure | None,
-    reading: Report,
+    reading: ProgressCallback,
 ) -> dict[int, list[Cause]]:
     """The causes of the candidates and of what was seldom met; without the data, what the tokenizer
     tells.
@@ -194,7 +194,7 @@ def _verify(
     exposure: Exposure | None,
     candidates: np.ndarray,
     census: bool,
-    progress: Report,
+    progress: ProgressCallback,
 ) -> Verification:
     from forensics.tokens.verify import Verifier, can_copy, choose_controls
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.tokens.categories import Categories
 from forensics.tokens.forward import Forward
 
@@ -160,7 +160,10 @@ class Verifier:
         return [Control(int(i), float(q), float(b)) for i, q, b in zip(ids, p, base)]
 
     def max_prob(
-        self, ids: np.ndarray, stop: float | np.ndarray = VERIFIED, progress: Report = silent
+        self,
+        ids: np.ndarray,
+        stop: float | np.ndarray = VERIFIED,
+        progress: ProgressCallback = silent,
     ) -> tuple[np.ndarray, np.ndarray]:
         """(P (n,), bound (n,) bool): the highest P of each token; once it reaches `stop`, no more
         is asked, and it is a bound.

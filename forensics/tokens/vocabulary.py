@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.records import VOCABULARY
 from forensics.store import parts as p
 from forensics.store.parts import MOST_PARTS
@@ -33,7 +33,7 @@ def write_vocabulary(
     category: Mapping[int, str] | None = None,
     cause: Mapping[int, str] | None = None,
     exposure: Exposure | None = None,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> None:
     """Put a state's rows into the run's `vocabulary`, in the place of any that it had; all of them
     or none.

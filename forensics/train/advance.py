@@ -13,25 +13,24 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from forensics.data.batches import Batch
-from forensics.model.decoder import Decoder, Site, unembedding
-from forensics.model.loss import LogitRows, loss_and_gradient
+from forensics.model.decoder import Decoder, unembedding
+from forensics.model.loss import loss_and_gradient
 from forensics.step import sums
-from forensics.step.state import Counters, TrainState
+from forensics.step.batch import Batch, BatchStream
+from forensics.step.observer import SILENT, Observer, Site
+from forensics.step.policy import Policy, StepPolicy
+from forensics.step.result import LogitRows, StepResult
+from forensics.step.state import TrainState
 from forensics.train.optimizer import update
-from forensics.train.schedule import Policy, StepPolicy
-from forensics.train.step_errors import explained
-
-BatchStream = Callable[[int], Batch]
+from forensics.train.step_errors import translate_torch_errors
 
 
 @dataclass(frozen=True)
-class Model:
+class StepModel:
     """What stays the same from step to step and is no part of the state."""
 
     decoder: Decoder
@@ -42,67 +41,22 @@ class Model:
     eot: int  # id of the end-of-text token, which ends a document
 
 
-@dataclass
-class StepResult:
-    """What a step did; tensors are detached and belong to this step."""
-
-    step: int
-    policy: StepPolicy
-    counters: Counters  # before the step
-    action: str  # apply | hold | zero | none | skipped (by SkipStep)
-    batch: Batch | None = None
-    loss: float | None = None  # nats per counted token
-    grad_norm: float | None = None  # before clipping
-    clip_scale: float = 1.0
-    ce: Tensor | None = None  # (B, T) nats
-    rows: LogitRows | None = None  # (B·T,) each
-    grad_norms: dict[str, float] | None = None  # by tensor, before clipping
-    seconds: float = 0.0
-
-
-class Observer(Protocol):
-    """Watches `advance` and changes no bit of it."""
-
-    wants: frozenset[str]  # kinds of sites to tap, and "rows" for the statistics of the logits
-
-    def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
-    def tap(self, site: Site, x: Tensor) -> None: ...
-    def gradients(
-        self, state: TrainState, grads: dict[str, Tensor], result: StepResult
-    ) -> None: ...
-    def end(self, state: TrainState, result: StepResult) -> None: ...
-
-
-class Silent:
-    wants: frozenset[str] = frozenset()
-
-    def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
-    def tap(self, site: Site, x: Tensor) -> None: ...
-    def gradients(
-        self, state: TrainState, grads: dict[str, Tensor], result: StepResult
-    ) -> None: ...
-    def end(self, state: TrainState, result: StepResult) -> None: ...
-
-
-SILENT = Silent()
-
-
 def advance(
     state: TrainState,
     batch: Batch | None,
     policy: StepPolicy,
-    model: Model,
+    model: StepModel,
     watch: Observer = SILENT,
 ) -> StepResult:
     """Take `state` one step further, in place. `batch` is None only where policy.update is none."""
-    with explained(
+    with translate_torch_errors(
         model.micro_batch, 0 if batch is None else len(batch.tokens), model.decoder.recompute
     ):
         return _advance(state, batch, policy, model, watch)
 
 
 def _advance(
-    state: TrainState, batch: Batch | None, policy: StepPolicy, model: Model, watch: Observer
+    state: TrainState, batch: Batch | None, policy: StepPolicy, model: StepModel, watch: Observer
 ) -> StepResult:
     started = time.perf_counter()
     before = state.counters
@@ -139,7 +93,7 @@ def fold(
     stream: BatchStream,
     policy: Policy,
     stop: int,
-    model: Model,
+    model: StepModel,
     watch: Observer = SILENT,
     after: Callable[[TrainState, StepResult], None] | None = None,
 ) -> TrainState:
@@ -157,7 +111,7 @@ def _forward_backward(
     state: TrainState,
     batch: Batch,
     policy: StepPolicy,
-    model: Model,
+    model: StepModel,
     watch: Observer,
     result: StepResult,
 ) -> dict[str, Tensor]:
@@ -224,7 +178,7 @@ def _leaf(
     weight: Tensor,
     denominator: float,
     policy: StepPolicy,
-    model: Model,
+    model: StepModel,
     watch: Observer,
     names: list[str],
     ce: list[Tensor],
@@ -272,7 +226,7 @@ def _leaf(
     return found
 
 
-def documents(inputs: Tensor, model: Model) -> Tensor | None:
+def documents(inputs: Tensor, model: StepModel) -> Tensor | None:
     """(B, T) number of the document within its sequence, where attention stays inside documents."""
     if not model.decoder.shape.document_mask:
         return None
@@ -284,7 +238,7 @@ def documents(inputs: Tensor, model: Model) -> Tensor | None:
 def token_losses(
     params: dict[str, Tensor],
     batch: Batch,
-    model: Model,
+    model: StepModel,
     precision: str,
     micro_batch: int | None = None,
 ) -> Tensor:

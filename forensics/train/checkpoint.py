@@ -28,10 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from forensics.detect.alarms import SkipWindow
 from forensics.errors import ForensicsError
 from forensics.model.families import registry
 from forensics.model.families.registry import Shape
+from forensics.step.skip_step import SkipWindow
 from forensics.step.state import Counters, TrainState, as_bytes, header
 from forensics.store.writer import write_atomic
 

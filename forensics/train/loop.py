@@ -26,13 +26,14 @@ from forensics.interrupt import Interruptible
 from forensics.model.families.registry import parameter_shapes, shape_of
 from forensics.model.initialize import initialize
 from forensics.observe.recorder import Recorder
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
+from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.store import reader
 from forensics.store.writer import Writer, link_table
 from forensics.train import checkpoint
-from forensics.train.advance import StepResult, fold, token_losses
+from forensics.train.advance import fold, token_losses
 from forensics.train.background_checkpoint import Saved, Saver
 from forensics.train.prefetch import Ahead
 from forensics.train.run import (
@@ -40,11 +41,11 @@ from forensics.train.run import (
     Run,
     check_compiler,
     current_fingerprint,
+    enable_determinism_for,
     open_run,
-    settle,
     write_header,
 )
-from forensics.train.step_errors import explained
+from forensics.train.step_errors import translate_torch_errors
 
 METRICS = ("loss", "grad_norm")  # watched for spikes
 
@@ -70,8 +71,8 @@ def train(
     runs: Path,
     resume: bool = False,
     arguments: list[str] | None = None,
-    progress: Report = silent,
-    preparing: Report = silent,
+    progress: ProgressCallback = silent,
+    preparing: ProgressCallback = silent,
 ) -> Outcome:
     """Train a run from its recipe, or go on with one. Errors: config, data, device, usage,
     integrity, storage.
@@ -98,12 +99,12 @@ def _create(
     recipe_name: str,
     runs: Path,
     arguments: list[str],
-    preparing: Report,
+    preparing: ProgressCallback,
 ) -> Run:
     device = identity.device_for(recipe.train.device)
     precision = identity.precision_for(recipe.train.precision, device)
     threads = identity.thread_count(recipe.train.threads)
-    settle(device, threads)
+    enable_determinism_for(device, threads)
     check_compiler(device, recipe.train.compile)  # before anything is written
     corpus = prepare(
         recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, "")
@@ -175,7 +176,7 @@ class _Stop(Exception):
 class Trainer:
     """One run being trained; `go` returns when it ends."""
 
-    def __init__(self, run: Run, progress: Report) -> None:
+    def __init__(self, run: Run, progress: ProgressCallback) -> None:
         self.run = run
         self.recipe = run.recipe
         self.progress = progress
@@ -195,7 +196,10 @@ class Trainer:
         self.held_out = run.batches.held_out() if self.recipe.data.held_out else None
         train = self.recipe.train
         self.explained = functools.partial(
-            explained, self.model.micro_batch, train.batch, train.checkpoint_activations
+            translate_torch_errors,
+            self.model.micro_batch,
+            train.batch,
+            train.checkpoint_activations,
         )
         self.asked = Interruptible()
         self.held_out_loss: float | None = None

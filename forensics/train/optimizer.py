@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
-from forensics.train.schedule import StepPolicy
 
 
 def decayed_names(names: Iterable[str], decay_embeddings: bool) -> frozenset[str]:

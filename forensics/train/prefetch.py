@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from forensics.data.batches import Batch, BatchStream
+from forensics.step.batch import Batch, BatchStream
 
 
 class Ahead:

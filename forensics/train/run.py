@@ -21,19 +21,23 @@ from pathlib import Path
 from typing import Any
 
 from forensics import config, identity
-from forensics.data.batches import Batch, Batches, own_stream
+from forensics.data.batches import Batches, own_stream
 from forensics.data.shards import Corpus, open_corpus
 from forensics.errors import ForensicsError, nearest
 from forensics.model.decoder import Decoder
 from forensics.model.families.registry import Shape
+from forensics.step.batch import Batch, BatchStream
+from forensics.step.observer import SILENT, Observer
+from forensics.step.policy import Policy
+from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.store import reader
 from forensics.store.writer import write_atomic
 from forensics.train import checkpoint
-from forensics.train.advance import SILENT, BatchStream, Model, Observer, StepResult, fold
+from forensics.train.advance import StepModel, fold
 from forensics.train.optimizer import decayed_names
 from forensics.train.prefetch import Ahead
-from forensics.train.schedule import Policy, own_policy
+from forensics.train.schedule import own_policy
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,11 @@ class Run:
         return self.batches.batch_at(step)
 
     @cached_property
-    def model(self) -> Model:
+    def model(self) -> StepModel:
         """Built under the run's own determinism switches, which hold for the whole process from
         here on.
         """
-        settle(self.header.device, self.header.threads)
+        enable_determinism_for(self.header.device, self.header.threads)
         return build_model(self.recipe, self.shape, self.header.device, self.header.eot)
 
     def batch_at(self, step: int) -> Batch:
@@ -178,7 +182,9 @@ class Run:
                 f"wanted a state of {self.name}, found {step}",
                 f"it has states {self.header.first_step} to {self.header.steps}",
             )
-        settle(self.header.device, self.header.threads)  # before a state is brought to a GPU
+        enable_determinism_for(
+            self.header.device, self.header.threads
+        )  # before a state is brought to a GPU
         return self.replay(self.load(self.checkpoint_before(step)), step, after=after)
 
     def replay(
@@ -267,15 +273,15 @@ def write_header(runs: Path, header: Header) -> None:
     replace_table(folder, "runs", {k: [v] for k, v in row.items()})
 
 
-def settle(device: str, threads: int) -> None:
+def enable_determinism_for(device: str, threads: int) -> None:
     """The switches for a run of this device; refuses a device this machine lacks. Errors:
     device.
     """
     identity.device_for(device)
-    identity.settle(threads)
+    identity.enable_determinism(threads)
 
 
-def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> Model:
+def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> StepModel:
     """The decoder and what else a step needs that is no state. Errors: device, where a compiler is
     wanted and missing.
     """
@@ -284,7 +290,7 @@ def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> M
         shape, device, compiled=recipe.train.compile, recompute=recipe.train.checkpoint_activations
     )
     decayed = decayed_names(decoder.names, recipe.train.decay_embeddings)
-    return Model(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
+    return StepModel(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
 
 
 def check_compiler(device: str, compiled: bool) -> None:

@@ -14,34 +14,10 @@ At schedule step k of n, with w = warm-up steps, f = min_lr and x = (k − w) / 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
 
 from forensics.config import Train
+from forensics.step.policy import Policy, StepPolicy
 from forensics.step.state import Counters
-
-
-@dataclass(frozen=True)
-class StepPolicy:
-    """How one batch is turned into an update."""
-
-    learning_rate: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    clip: float  # largest ‖g‖₂; 0: none
-    z_loss: float
-    frozen: frozenset[str]  # tensors that are left alone, moments included
-    precision: str  # fp32 | bf16
-    # apply; hold: moments advance, parameters stay; zero: forward and backward only; none: the
-    # batch is not asked for
-    update: Literal["apply", "hold", "zero", "none"]
-    advance_schedule: bool
-    skip_step: bool
-
-
-Policy = Callable[[Counters], StepPolicy]
 
 
 def learning_rate(k: int, train: Train) -> float:

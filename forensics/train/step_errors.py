@@ -27,7 +27,7 @@ WANTED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+ ?\w+)"
 
 
 @contextlib.contextmanager
-def explained(micro_batch: int, batch: int, recompute: bool) -> Iterator[None]:
+def translate_torch_errors(micro_batch: int, batch: int, recompute: bool) -> Iterator[None]:
     """Lets a step's failures out as one line. Errors: memory, device (an operation without a
     deterministic form).
     """

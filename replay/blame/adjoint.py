@@ -21,15 +21,18 @@ import torch
 import torch.autograd.forward_ad as fwAD
 from torch import Tensor
 
-from forensics.data.batches import Batch
-from forensics.model.decoder import CUBE, Decoder, Params, Site, unembedding
+from forensics.model.cpu_kernels import CUBE
+from forensics.model.decoder import Decoder, Params, unembedding
 from forensics.model.families.registry import Shape
 from forensics.model.loss import chunks
 from forensics.step import sums
+from forensics.step.batch import Batch
+from forensics.step.observer import Site
+from forensics.step.policy import StepPolicy
+from forensics.step.result import StepResult
 from forensics.step.state import TrainState
-from forensics.train.advance import Model, StepResult, documents
+from forensics.train.advance import StepModel, documents
 from forensics.train.optimizer import Adjoint, pull_back
-from forensics.train.schedule import StepPolicy
 
 ACTIVATIONS = 1 << 30  # bytes that the graph of one piece of a batch may take
 
@@ -117,7 +120,7 @@ class Tape:
         self.params, self.grads = None, {}
 
 
-def step_back(taken: Taken, adjoint: Adjoint, model: Model, smooth: Smooth) -> Tensor | None:
+def step_back(taken: Taken, adjoint: Adjoint, model: StepModel, smooth: Smooth) -> Tensor | None:
     """Takes `adjoint` back over one step in place; returns d/d weight of each token, (B, T), or
     None if none moved.
     """
@@ -149,7 +152,7 @@ def _directional(
     direction: dict[str, Tensor],
     z_loss: float,
     theta_bar: dict[str, Tensor],
-    model: Model,
+    model: StepModel,
     smooth: Smooth,
 ) -> Tensor:
     """Adds the Hessian of the batch's loss times `direction` to `theta_bar`; returns each token's

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.blame.removed_replays import Removal, Replays
-from replay.compare import distances
+from replay.compare import null_test
 from replay.interventions.rows import Slot
 
 AWAY = 0.75  # share of the excess whose going takes the spike away
@@ -199,7 +199,7 @@ def _judged(
     finite = [
         x if x > -math.inf else -abs(replays.excess) for x in random
     ]  # not finite: it spikes all the same
-    found = distances.effect(taken, finite)
+    found = null_test.effect(taken, finite)
     largest = max((abs(x) for x in finite), default=math.inf)
     causal = found.p is not None and (
         found.p <= 0.05

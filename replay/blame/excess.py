@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from forensics.data.batches import Batch
 from forensics.detect.spikes import Spike, phase_restarts, robust
 from forensics.detect.windows import MAD_TO_SIGMA, smallest_scale
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch
+from forensics.step.result import StepResult
 from forensics.step.state import TrainState
-from forensics.train.advance import StepResult, token_losses
+from forensics.train.advance import token_losses
 from forensics.train.run import Run
-from replay.compare.distances import Probe, Report, Witness, recorded_steps
+from replay.compare.probe_sequences import Probe
 from replay.interventions.registry import from_dict
 from replay.interventions.state import KINDS as ON_STATE
+from replay.verify import Report, Witness, recorded_steps
 
 PROBES = 32  # sequences of P
 BEFORE = 8  # M, steps before the window that tell the usual gap

@@ -21,7 +21,7 @@ import numpy as np
 
 from forensics.cli.console import plain
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.store.writer import replace_table, write_atomic
 from forensics.train.loop import now
 from forensics.train.run import Run
@@ -56,7 +56,7 @@ def blame(
     precision: str = "float32",
     tokens: bool = False,
     force: bool = False,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
     page: Path | None = None,
 ) -> dict[str, Any]:
     """Explain the spike at `spike` (the largest, where left out); returns and keeps the result's
@@ -136,7 +136,7 @@ def _free_memory(run: Run) -> int | None:
 class _Work:
     """Steps done of the steps foreseen, for the bar."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: ProgressCallback) -> None:
         self.report, self.done, self.planned = report, 0, 0
 
     def expect(self, steps: int) -> None:
@@ -163,7 +163,7 @@ class _Blame:
         placebos: int | None,
         precision: str,
         tokens: bool,
-        progress: Report,
+        progress: ProgressCallback,
     ) -> None:
         self.run, self.asked, self.first, self.narrow, self.method = (
             run,

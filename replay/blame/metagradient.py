@@ -24,27 +24,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
-from forensics.model.decoder import Site
 from forensics.model.loss import CHUNK, SHORT
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
+from forensics.step.batch import Batch, BatchStream
+from forensics.step.observer import SILENT, Observer, Site
+from forensics.step.policy import Policy, StepPolicy
+from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
-from forensics.train.advance import (
-    SILENT,
-    BatchStream,
-    Model,
-    Observer,
-    StepResult,
-    advance,
-    fold,
-    token_losses,
-)
+from forensics.train.advance import StepModel, advance, fold, token_losses
 from forensics.train.optimizer import Adjoint
 from forensics.train.run import Run
-from forensics.train.schedule import Policy, StepPolicy
 from replay.blame.adjoint import Smooth, Taken, Tape, activation_bytes, piece, step_back
-from replay.compare.distances import Probe
+from replay.compare.probe_sequences import Probe
 
 Target = Callable[
     [dict[str, Tensor]], Tensor
@@ -99,7 +91,7 @@ def influence(
     precision: str = "float32",
     tokens: bool = False,
     check: bool = True,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> Influence:
     """d target(θ at state `last`) / d weight of every sequence of batches first … last−1, with the
     check of conditioning.
@@ -145,7 +137,7 @@ def influence(
 class _Progress:
     """One bar over all passes."""
 
-    def __init__(self, report: Report, total: int) -> None:
+    def __init__(self, report: ProgressCallback, total: int) -> None:
         self.report, self.total, self.done = report, total, 0
 
     def step(self, note: str) -> None:
@@ -159,7 +151,7 @@ class _Window:
     """
 
     def __init__(self, run: Run, stream: BatchStream, policy: Policy, precision: str) -> None:
-        self.model: Model = run.model
+        self.model: StepModel = run.model
         self.smooth = Smooth(run.shape, run.model.device)
         self.stream, self.dtype = stream, DTYPES[precision]
         self.own_policy = policy
@@ -362,7 +354,7 @@ class _MeanLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, batch: Batch, model: Model, names: tuple[str, ...], *tensors: Tensor
+        ctx: Any, batch: Batch, model: StepModel, names: tuple[str, ...], *tensors: Tensor
     ) -> Tensor:  # type: ignore[override]
         state = TrainState(dict(zip(names, (t.detach() for t in tensors))), {}, {})
         watch = _Gradients()

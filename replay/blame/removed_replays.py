@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forensics.data.batches import Batch, BatchStream
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch, BatchStream
+from forensics.step.policy import Policy
 from forensics.step.state import TrainState
 from forensics.train.advance import fold
-from forensics.train.schedule import Policy
 from replay.blame.excess import Control, root
 from replay.interventions import rows as slots
 from replay.interventions.rows import Slot

@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch
+from forensics.step.policy import Policy, StepPolicy
 from forensics.step.state import Counters
 from forensics.train.run import Run
-from forensics.train.schedule import Policy, StepPolicy
 from replay.blame.deletion import HALF, Proof
 from replay.blame.excess import BEFORE, SIGMAS, Asked, Excess, checkpoint_at_or_before, root
 from replay.blame.removed_replays import Outcome, Replays
-from replay.compare.distances import Report
+from replay.verify import Report
 
 OTHERS = 3  # replays with other data
 LONG = 0.98  # β₂ from which second moments can be out of date: a memory of 50 steps

@@ -1,1 +1,1 @@
-"""The program `replay`: options, output and exit codes; each command calls the part of the engine that does it."""
+"""The program `replay`: options, output and exit codes; no logic here."""

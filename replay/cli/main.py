@@ -29,7 +29,7 @@ def verify(run: str, a: int, b: int) -> int:
     """Replay A:B unaltered and compare every bit and every recorded loss."""
     import dataclasses
 
-    from replay.forks.plan import verify as go
+    from replay.verify import verify as go
 
     with bar(f"replaying {a}:{b}") as progress:
         report, end = go(runs_folder(), run, a, b, progress)
@@ -204,8 +204,8 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
     difference by.
     """
     from replay.forks import spec as specs
-    from replay.forks.plan import fork as go
     from replay.forks.plan import plan
+    from replay.forks.run import fork as go
     from replay.lineage import open_trajectory
 
     runs = runs_folder()
@@ -448,7 +448,7 @@ def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
 @click.argument("dest", type=click.Path(path_type=Path))
 def state(state: str, dest: Path) -> None:
     """The exact state at any step, as a checkpoint folder."""
-    from replay.step.look import export_state
+    from replay.state_export import export_state
 
     name, step = state_of(state)
     with bar("replaying") as progress:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay.compare.distances import Probe
+from replay.compare.probe_sequences import Probe
 
 POINTS = 11
 Loss = Callable[[dict[str, Tensor]], float]

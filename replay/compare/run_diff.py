@@ -8,8 +8,9 @@ from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
+from replay import verify
 from replay.compare import distances
-from replay.forks.plan import RESULT
+from replay.forks.run import RESULT
 from replay.lineage import open_trajectory
 
 
@@ -42,7 +43,7 @@ def _recorded(a: Run, b: Run) -> dict[str, Any]:
     state.
     """
     last = min(a.header.steps, b.header.steps)
-    rows_a, rows_b = distances.recorded_steps(a, 0, last), distances.recorded_steps(b, 0, last)
+    rows_a, rows_b = verify.recorded_steps(a, 0, last), verify.recorded_steps(b, 0, last)
     shared = sorted(rows_a.keys() & rows_b.keys())
     if not shared:
         raise ForensicsError(
@@ -57,7 +58,7 @@ def _recorded(a: Run, b: Run) -> dict[str, Any]:
         what = next(
             (
                 k
-                for k in (*distances.COMPARED, "state_digest")
+                for k in (*verify.COMPARED, "state_digest")
                 if x[k] != y[k] and None not in (x[k], y[k])
             ),
             None,

@@ -18,17 +18,17 @@ import torch
 import xxhash
 
 from forensics import identity
-from forensics.data.batches import Batch, BatchStream
 from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
+from forensics.step.batch import Batch, BatchStream
+from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
 from forensics.store.resumable import Kept
 from forensics.train import checkpoint
-from forensics.train.advance import Model, advance
-from forensics.train.run import settle
-from forensics.train.schedule import StepPolicy
+from forensics.train.advance import StepModel, advance
+from forensics.train.run import enable_determinism_for
 from replay.lineage import open_trajectory, require_intact
 
 
@@ -37,7 +37,7 @@ class Target:
     """A state and the batches it is held against."""
 
     state: TrainState
-    model: Model
+    model: StepModel
     stream: BatchStream
     precision: str
     keep: Path | None  # where finished batches are kept
@@ -67,7 +67,9 @@ def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs
     Batch s is the s-th stretch of `batch` sequences of T+1 tokens, neighbours sharing one. Errors:
     missing, data.
     """
-    settle("cpu" if not torch.cuda.is_available() else "cuda", identity.thread_count(0))
+    enable_determinism_for(
+        "cpu" if not torch.cuda.is_available() else "cuda", identity.thread_count(0)
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     params, shape = checkpoint.load_hf_folder(folder, device)
     ids = _token_file(tokens, shape.vocabulary)
@@ -88,7 +90,7 @@ def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs
         )
 
     state = TrainState.start(params)
-    model = Model(Decoder(shape, device), batch, "fused", frozenset(), device, -1)
+    model = StepModel(Decoder(shape, device), batch, "fused", frozenset(), device, -1)
     key = f"{xxhash.xxh3_64_hexdigest(ids[: 1 << 20].tobytes())} {state.digest()} {T} {batch}"
     return Target(state, model, stream, "fp32", runs / "_scans", key)
 
@@ -125,7 +127,11 @@ def _token_file(path: Path, vocabulary: int) -> np.ndarray:
 
 
 def scan(
-    target: Target, first: int, last: int, per_sequence: bool = False, progress: Report = silent
+    target: Target,
+    first: int,
+    last: int,
+    per_sequence: bool = False,
+    progress: ProgressCallback = silent,
 ) -> list[dict[str, Any]]:
     """Rows {step, slot (None for a whole batch), loss, grad_norm}, the largest gradient norm first;
     NaN before all.
@@ -171,7 +177,7 @@ def _measure(target: Target, step: int, per_sequence: bool) -> Iterator[dict[str
         yield {"step": step, "slot": slot, "loss": loss, "grad_norm": norm}
 
 
-def _one(target: Target, batch: Batch, model: Model) -> tuple[float, float]:
+def _one(target: Target, batch: Batch, model: StepModel) -> tuple[float, float]:
     policy = StepPolicy(
         learning_rate=0.0,
         betas=(0.9, 0.95),

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
+from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.store.resumable import Kept
 from forensics.train.advance import advance
 from forensics.train.run import Run
-from replay.compare.distances import Probe
+from replay.compare.probe_sequences import Probe
 from replay.forks.lockstep import require_steps
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep
@@ -39,7 +39,12 @@ MEASURES = ("jump", "loss", "grad_norm")
 
 
 def matrix(
-    runs: Path, name: str, first: int, last: int, states: Sequence[int], progress: Report = silent
+    runs: Path,
+    name: str,
+    first: int,
+    last: int,
+    states: Sequence[int],
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """`cells` {state, step, jump, loss, grad_norm, consumed} and `effects` by measure; finished
     cells are kept.
@@ -141,7 +146,12 @@ def effects_of(
 
 
 def windows(
-    runs: Path, name: str, first: int, last: int, states: Sequence[int], progress: Report = silent
+    runs: Path,
+    name: str,
+    first: int,
+    last: int,
+    states: Sequence[int],
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """The whole window of batches run from each state, beside as many placebo batches: does it
     spike from there too?
@@ -214,7 +224,7 @@ def _run_over(
     probe: Probe,
     done: int,
     total: int,
-    progress: Report,
+    progress: ProgressCallback,
 ) -> tuple[list[float], float | None]:
     """Losses along these batches from a copy of `start`, and the probe loss after `length` of
     them.

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.store.resumable import Kept
 from forensics.train.run import Run
 from replay.compare import distances
-from replay.compare.distances import Witness
 from replay.forks.lockstep import march, require_steps, track
 from replay.interventions.registry import RemoveSequences, UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
+from replay.verify import Witness
 
 WINDOW = 32  # steps
 SEEDS = 3
@@ -38,7 +38,7 @@ def noise(
     at: Sequence[int],
     window: int = WINDOW,
     seeds: int = SEEDS,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """`points` [{step, divergence_exponent (per step, median over seeds, or None), exponents, …}];
     finished ones are kept.
@@ -69,7 +69,7 @@ def noise(
 
 
 def _point(
-    run: Run, step: int, window: int, seeds: int, done: int, of: int, progress: Report
+    run: Run, step: int, window: int, seeds: int, done: int, of: int, progress: ProgressCallback
 ) -> dict[str, Any]:
     start = run.state_at(step)
     slot = int(np.random.default_rng(step).integers(run.recipe.train.batch))

@@ -29,18 +29,20 @@ import xxhash
 
 from forensics.config import window
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.step.state import Counters, TrainState
 from forensics.store.resumable import Kept
 from forensics.train.run import Run
-from replay.compare import distances
-from replay.compare.distances import Probe, Witness
+from replay import verify
+from replay.compare import distances, null_test, probe_sequences
+from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
 from replay.forks import spec
 from replay.forks.lockstep import Track, at_learning_rate, march, require_steps, track
 from replay.interventions.registry import KINDS, Intervention, UnitInLastPlace, from_dict, to_dict
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep
+from replay.verify import Witness
 
 ARMS = ("own", "equal")
 PROBES = 20  # readings of the probe set over a window
@@ -54,7 +56,7 @@ def sweep(
     workers: int = 1,
     seeds: int = 1,
     hand_out: Map | None = None,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """`points`, one per step, arm and seed, and `summary`, one per step and arm, with median and
     range over seeds.
@@ -271,7 +273,7 @@ def _starts_as_recorded(witness: Witness, start: TrainState, result: Any) -> boo
     first step.
     """
     row = witness.recorded.get(result.step)
-    before = distances.recorded_steps(witness.run, result.step - 1, result.step).get(
+    before = verify.recorded_steps(witness.run, result.step - 1, result.step).get(
         result.step - 1, {}
     )
     digest = before.get("state_digest")
@@ -282,7 +284,7 @@ def _starts_as_recorded(witness: Witness, start: TrainState, result: Any) -> boo
 def _sizes(
     series: dict[str, dict[str, list[float]]],
     probed: list[int],
-    readings: dict[str, distances.Reading],
+    readings: dict[str, probe_sequences.Reading],
     moved: float,
     first: int,
     last: int,
@@ -295,11 +297,11 @@ def _sizes(
         "kl" if own["kl"] else "l2"
     )  # without a probe set, only the parameters can be compared
     steps = probed if measure == "kl" else list(range(first + 1, last + 1))
-    found = distances.effect(own["l2"][-1], [p["l2"][-1] for p in placebos])
+    found = null_test.effect(own["l2"][-1], [p["l2"][-1] for p in placebos])
     found_kl = (
-        distances.effect(own["kl"][-1], [p["kl"][-1] for p in placebos]) if own["kl"] else None
+        null_test.effect(own["kl"][-1], [p["kl"][-1] for p in placebos]) if own["kl"] else None
     )
-    time = distances.time_to_reconverge(steps, own[measure], [p[measure] for p in placebos], first)
+    time = null_test.time_to_reconverge(steps, own[measure], [p[measure] for p in placebos], first)
     gap = readings["fork"].loss - readings["control"].loss if readings else None
     return {
         "l2": own["l2"][-1],
@@ -336,7 +338,7 @@ def _summary(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [p for p in points if (p["step"], p["arm"]) == (step, arm)]
         l2 = float(np.median([p["l2"] for p in own]))
         nulls = [x for p in own for x in p["placebo_l2"]]
-        found = distances.effect(l2, nulls)
+        found = null_test.effect(l2, nulls)
         times = [p["time_to_reconverge"] for p in own]
         median = sorted(math.inf if t is None else t for t in times)[(len(times) - 1) // 2]
         rows.append(

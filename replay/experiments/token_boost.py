@@ -24,9 +24,9 @@ import numpy as np
 import torch
 import xxhash
 
-from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
+from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.store.resumable import Kept
 from forensics.tokens.exposure import ledger, sequence_ids
@@ -34,8 +34,8 @@ from forensics.tokens.indicators import Weights, measure
 from forensics.tokens.trajectories import reference_ids
 from forensics.train.advance import fold, token_losses
 from forensics.train.run import Run
-from replay.compare import distances
-from replay.compare.distances import Probe, Witness
+from replay.compare import null_test
+from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
 from replay.forks.lockstep import track
 from replay.interventions import rows as slots
@@ -43,6 +43,7 @@ from replay.interventions.registry import from_dict, to_dict
 from replay.interventions.sequences import BoostToken
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep
+from replay.verify import Witness
 
 TIMES = (1, 3, 10, 30, 100)
 CONTEXTS = 16  # sequences the token's loss is read in
@@ -61,7 +62,7 @@ def boost(
     seeds: int = 3,
     workers: int = 1,
     hand_out: Map | None = None,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """`arms`, one for each kind, n and seed, and `summary`, one for each n, held against the
     placebos.
@@ -401,7 +402,7 @@ def _effect(own: list[float | None], placebos: list[float | None]) -> dict[str, 
     d = _median(own)
     if d is None:
         return None
-    found = distances.effect(d, [abs(x) for x in placebos if x is not None])
+    found = null_test.effect(d, [abs(x) for x in placebos if x is not None])
     return {
         "change": d,
         "p": found.p,

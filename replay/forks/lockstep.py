@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from forensics.errors import ForensicsError
+from forensics.step.batch import BatchStream
+from forensics.step.policy import Policy, StepPolicy
+from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
-from forensics.train.advance import BatchStream, Model, StepResult, advance
+from forensics.train.advance import StepModel, advance
 from forensics.train.run import Run
-from forensics.train.schedule import Policy, StepPolicy
 from replay.interventions.registry import Intervention, composed
 
 
@@ -36,7 +38,7 @@ def track(start: TrainState, run: Run, interventions: Sequence[Intervention] = (
 
 
 def march(
-    tracks: dict[str, Track], first: int, last: int, model: Model
+    tracks: dict[str, Track], first: int, last: int, model: StepModel
 ) -> Iterator[tuple[int, dict[str, StepResult]]]:
     """Yields (state number, what the step to it did, by name) for first+1 … last; states move in
     place.

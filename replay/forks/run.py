@@ -14,28 +14,32 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
 from forensics.observe.recorder import Recorder
-from forensics.progress import Report as Progress
+from forensics.progress import ProgressCallback as Progress
+from forensics.progress import silent
+from forensics.step.batch import BatchStream
+from forensics.step.observer import SILENT, Observer
+from forensics.step.policy import Policy
 from forensics.step.state import TrainState
 from forensics.store.reader import check_run_name
 from forensics.store.writer import Writer, link_table, replace_table, write_atomic
 from forensics.train import checkpoint
-from forensics.train.advance import SILENT, BatchStream, Observer, advance
+from forensics.train.advance import advance
 from forensics.train.loop import now
 from forensics.train.run import Run, write_header
-from forensics.train.schedule import Policy
-from replay.compare import distances
-from replay.compare.distances import Probe, Reading, Report, Witness
+from replay.compare import distances, null_test
 from replay.compare.loss_barrier import barrier, probe_loss
-from replay.compare.probe_sequences import unseen
+from replay.compare.probe_sequences import Probe, Reading, unseen
 from replay.forks import resume
 from replay.forks.spec import Spec
 from replay.interventions.registry import Intervention, UnitInLastPlace, composed, to_dict
-from replay.lineage import open_trajectory
+from replay.lineage import open_trajectory, require_intact
+from replay.verify import Report, Witness
 
 RESULT = "fork.json"
 FLUSH_S = 1.0  # seconds of the clock after which what was measured is written, for those who watch
@@ -305,8 +309,8 @@ class Fork:
         steps = (
             self.notes["probed"] if measure == "kl" else list(range(spec.first + 1, spec.last + 1))
         )
-        effect = distances.effect(own[measure][-1], [n[measure][-1] for n in nulls])
-        reconverged = distances.time_to_reconverge(
+        effect = null_test.effect(own[measure][-1], [n[measure][-1] for n in nulls])
+        reconverged = null_test.time_to_reconverge(
             steps, own[measure], [n[measure] for n in nulls], spec.first
         )
         probe, fresh = _gap(self.readings, arms), _gap(self.unseen_readings, arms)
@@ -467,3 +471,26 @@ def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _finite(v) for k, v in value.items()}
     return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def fork(
+    spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = False
+) -> dict[str, Any]:
+    """Run a fork with its control and null forks; returns and keeps `fork.json`.
+
+    A fork that is done is not run again unless more is asked of it now; one that was interrupted
+    goes on. Errors: usage, missing, integrity, storage.
+    """
+    parent = open_trajectory(runs, spec.parent)
+    spec.check(parent)
+    done = runs / spec.fork / RESULT
+    if done.is_file() and not again:
+        kept = json.loads(done.read_bytes())
+        enough = (
+            kept.get("placebos_asked", kept["placebos"]) >= spec.placebos
+            and kept["chaos"] >= spec.chaos
+        )
+        if enough and set(spec.barrier) <= {each["step"] for each in kept.get("barriers", [])}:
+            return kept
+    require_intact(parent)
+    return Fork(spec, parent, progress, anew=again).go()

@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from forensics.data.batches import BatchStream
 from forensics.errors import ForensicsError, nearest
 from forensics.model.families.registry import parameter_shapes
+from forensics.step.batch import BatchStream
+from forensics.step.policy import Policy
 from forensics.step.state import Counters, TrainState
 from forensics.train.run import Run
-from forensics.train.schedule import Policy
 from replay.interventions import rows
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from forensics.data.batches import MADE, Batch, BatchStream
+from forensics.step.batch import MADE, Batch, BatchStream
 from forensics.train.run import Run
 from replay.interventions import rows as slots
 from replay.interventions import text_edit

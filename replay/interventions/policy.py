@@ -16,11 +16,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from forensics.data.batches import BatchStream
 from forensics.errors import ForensicsError, nearest
+from forensics.step.batch import BatchStream
+from forensics.step.policy import Policy, StepPolicy
 from forensics.step.state import Counters
 from forensics.train.run import Run
-from forensics.train.schedule import Policy, StepPolicy
 from replay.interventions import rows
 from replay.interventions.base import Intervention, Windowed, other_window, require, tensors_like
 

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from forensics.config import window
-from forensics.data.batches import BatchStream
 from forensics.errors import ForensicsError, nearest
+from forensics.step.batch import BatchStream
+from forensics.step.policy import Policy
 from forensics.train.run import Run
-from forensics.train.schedule import Policy
 from replay.interventions import batches, sequences, state
 from replay.interventions import policy as on_policy
 from replay.interventions.base import Intervention, Windowed

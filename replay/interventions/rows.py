@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from forensics.data.batches import Batch, BatchStream
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch, BatchStream
 from forensics.train.run import Run
 from replay.interventions.text_edit import EditedBatch, edited_rows
 

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from forensics.data.batches import Batch, BatchStream
 from forensics.data.order import permuted
 from forensics.errors import ForensicsError, nearest
+from forensics.step.batch import Batch, BatchStream
 from forensics.train.run import Run
 from replay.interventions import rows as slots
 from replay.interventions import text_edit

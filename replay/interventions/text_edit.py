@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forensics.data.batches import MADE, Batch
 from forensics.errors import ForensicsError
+from forensics.step.batch import MADE, Batch
 from forensics.train.run import Run
 
 LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens at most

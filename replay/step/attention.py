@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
 from forensics.model.loss import chunks
 from forensics.model.transformer_lens_bridge import bridge
 from forensics.observe.patterns import Patterns, patterns
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
+from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.train.advance import documents
 from forensics.train.run import Run
@@ -45,7 +45,7 @@ def attention(
     slot: int | None = None,
     states: Sequence[int] | None = None,
     lens: bool = True,
-    progress: Report = silent,
+    progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
     """One sequence of batch `step` (that of the highest recorded loss) through every head at three
     states.
@@ -154,7 +154,7 @@ def _worst(run: Run, step: int) -> int:
     )
 
 
-def _at(run: Run, steps: Sequence[int], progress: Report) -> Iterator[TrainState]:
+def _at(run: Run, steps: Sequence[int], progress: ProgressCallback) -> Iterator[TrainState]:
     """The exact states in order, each going on from the one before where no checkpoint lies
     between.
     """

@@ -22,15 +22,17 @@ import torch
 from torch import Tensor
 
 from forensics.errors import ForensicsError
-from forensics.model.decoder import Decoder, Params, Site
+from forensics.model.decoder import Decoder, Params
 from forensics.observe.attention import attention_statistics
 from forensics.observe.tensors import TensorProbe
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
+from forensics.step.observer import Site
+from forensics.step.policy import StepPolicy
+from forensics.step.result import StepResult
 from forensics.step.state import TrainState
-from forensics.train.advance import Model, StepResult, advance, token_losses
+from forensics.train.advance import StepModel, advance, token_losses
 from forensics.train.run import Run
-from forensics.train.schedule import StepPolicy
 from replay.lineage import open_trajectory, require_intact
 from replay.step import artifacts
 from replay.step.update_split import layer_blame, line_scan, split_update
@@ -94,7 +96,7 @@ class _Tracer:
         {"q", "k", "documents", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "rows"}
     )
 
-    def __init__(self, decoder: _Timed, model: Model) -> None:
+    def __init__(self, decoder: _Timed, model: StepModel) -> None:
         self.decoder, self.model = decoder, model
         self.began = time.perf_counter()
         self.forward: dict[int, dict[str, float]] = {}
@@ -172,7 +174,7 @@ def _merge(
     )
 
 
-def trace(runs: Path, name: str, step: int, progress: Report = silent) -> dict[str, Any]:
+def trace(runs: Path, name: str, step: int, progress: ProgressCallback = silent) -> dict[str, Any]:
     """The events of `step`, each with the step before as its baseline, layer blame and line scan of
     update step−1.
 

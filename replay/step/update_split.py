@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forensics.data.batches import Batch, BatchStream
-from forensics.progress import Report, silent
+from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
+from forensics.step.batch import Batch, BatchStream
+from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
-from forensics.train.advance import Model, token_losses
+from forensics.train.advance import StepModel, token_losses
 from forensics.train.optimizer import update as optimizer_update
 from forensics.train.run import Run
-from forensics.train.schedule import StepPolicy
-from replay.compare.distances import Probe
+from replay.compare.probe_sequences import Probe
 
 ALPHAS = tuple(np.linspace(0.0, 2.0, 9).tolist())
 PROBES = 16  # sequences
@@ -49,7 +49,7 @@ class Update:
 
 @torch.no_grad()
 def split_update(
-    before: TrainState, after: TrainState, policy: StepPolicy, model: Model, stream: BatchStream
+    before: TrainState, after: TrainState, policy: StepPolicy, model: StepModel, stream: BatchStream
 ) -> Update:
     """Of the update that took `before` to `after`; `before` is left as it was."""
     still = before.clone()
@@ -91,7 +91,7 @@ class _Losses:
 
 
 def layer_blame(
-    run: Run, update: Update, batch: Batch, progress: Report = silent
+    run: Run, update: Update, batch: Batch, progress: ProgressCallback = silent
 ) -> dict[str, Any]:
     """The change of loss on b_S and P with one tensor's update alone, with all but it, and by
     memory and data.

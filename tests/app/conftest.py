@@ -48,7 +48,7 @@ def app_runs(tmp_path_factory):
         (damaged / name).write_text(
             "".join(HOSTILE[(i + k) % len(HOSTILE)] for k in range(60)), encoding="utf-8"
         )
-    identity.settle(1)
+    identity.enable_determinism(1)
     recipe = config.from_dict(
         {
             "data": {

@@ -151,7 +151,7 @@ def looked(app_runs, tmp_path_factory):
 
     copy = tmp_path_factory.mktemp("looked") / "runs"
     shutil.copytree(app_runs, copy)
-    identity.settle(1)
+    identity.enable_determinism(1)
     return copy, attention(copy, "demo", DAMAGED)
 
 

@@ -167,7 +167,7 @@ def test_the_button_starts_the_command_and_nothing_else(runs, app_page, monkeypa
 def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(
     apart, app_page, said
 ):
-    from replay.step.look import token_losses_at
+    from replay.step.batch_contents import token_losses_at
 
     document = token_losses_at(apart, "demo", DAMAGED)
     assert document["exact"] is True

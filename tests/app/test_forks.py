@@ -580,7 +580,7 @@ def forked_runs(app_runs, tmp_path_factory):
     """A copy of the runs with a fork of demo, its placebos, and the documents of a sweep, a matrix
     and blame.
     """
-    from replay.forks.plan import fork
+    from replay.forks.run import fork
     from replay.forks.spec import build as made
     from replay.lineage import open_trajectory
 

@@ -246,7 +246,7 @@ def traced(app_runs, tmp_path_factory):
 
     copy = tmp_path_factory.mktemp("traced") / "runs"
     shutil.copytree(app_runs, copy)
-    identity.settle(1)
+    identity.enable_determinism(1)
     go(copy, "demo", DAMAGED)
     return copy
 

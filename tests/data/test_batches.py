@@ -8,11 +8,12 @@ import torch
 
 from forensics.config import Data
 from forensics.data import tokenize
-from forensics.data.batches import Batch, Batches, own_stream
+from forensics.data.batches import Batches, own_stream
 from forensics.data.corpus import Documents
 from forensics.data.order import make_order
 from forensics.data.tokenize import prepare
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch
 
 T, B = 32, 8
 SOURCES = {"clean": "stdlib/json", "odd": "shuffled:stdlib/json/scanner"}

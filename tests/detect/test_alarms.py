@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forensics.detect.alarms import (
-    SkipWindow,
     entropy_collapse,
     grad_norm_trend,
     gss_share,
@@ -18,6 +17,7 @@ from forensics.detect.alarms import (
     skip_step,
 )
 from forensics.detect.spikes import robust
+from forensics.step.skip_step import SkipWindow
 
 
 def ripple(n: int, size: float = 1.0) -> np.ndarray:

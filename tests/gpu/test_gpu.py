@@ -20,7 +20,7 @@ from forensics.observe.attention import attention_statistics
 from forensics.observe.tensors import TensorProbe
 from forensics.step.state import Counters, TrainState
 from forensics.train import loop
-from forensics.train.advance import Model, advance
+from forensics.train.advance import StepModel, advance
 from forensics.train.optimizer import decayed_names
 from forensics.train.run import open_run
 
@@ -111,7 +111,7 @@ def rows(run, table):
 @pytest.mark.parametrize("compiled", [False, COMPILING])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_replay_verifies_every_bit_of_a_run(family, compiled, trained):
-    from replay.forks.plan import verify
+    from replay.verify import verify
 
     run = trained(**{"model.family": family, "train.compile": compiled})
     assert run.header.device == DEVICE and run.header.precision == PRECISION
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(folder, trai
 
 def model_of(shape, micro_batch=4, **decoder):
     built = Decoder(shape, DEVICE, **decoder)
-    return Model(
+    return StepModel(
         built, micro_batch, "fused", decayed_names(built.names, True), DEVICE, shape.vocabulary - 1
     )
 

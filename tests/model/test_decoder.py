@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from forensics.model.decoder import GELU, SITES, Decoder, RMSNorm, Rotate, SwiGLU, unembedding
+from forensics.model.cpu_kernels import GELU, RMSNorm, Rotate, SwiGLU
+from forensics.model.decoder import Decoder, unembedding
 from forensics.model.families import registry
+from forensics.step.observer import SITES
 
 VARIANTS = {
     **{family: (family, {}) for family in registry.FAMILIES},

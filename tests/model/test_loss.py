@@ -162,9 +162,11 @@ def test_a_steps_gradients_are_autograds_of_the_whole_model(
     """Through `advance`'s own forward and backward: weights, z-loss, two micro-batches, tied
     embeddings.
     """
+    from forensics.step.observer import SILENT
+    from forensics.step.policy import StepPolicy
+    from forensics.step.result import StepResult
     from forensics.step.state import Counters, TrainState
-    from forensics.train.advance import SILENT, StepResult, _forward_backward
-    from forensics.train.schedule import StepPolicy
+    from forensics.train.advance import _forward_backward
 
     shape = make_shape("llama", tied=tied)
     batch = make_batch()

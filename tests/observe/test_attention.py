@@ -253,7 +253,7 @@ def test_no_bit_changes_with_the_number_of_threads(documents):
     ids = random_documents(5, 200, 1) if documents else None
     found = {}
     for threads in (1, 2, 3, 4):
-        identity.settle(threads)
+        identity.enable_determinism(threads)
         found[threads] = attention_statistics(q, k, ids).columns()
     for threads in (2, 3, 4):
         for name, column in found[1].items():

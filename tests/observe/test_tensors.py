@@ -127,12 +127,12 @@ def test_embeddings_that_do_not_decay_have_an_update_ratio_without_decay_of_thei
     make_shape, start_state, make_batch, make_policy
 ):
     from forensics.model.decoder import Decoder
-    from forensics.train.advance import Model
+    from forensics.train.advance import StepModel
     from forensics.train.optimizer import decayed_names
 
     shape = make_shape()
     decoder = Decoder(shape)
-    model = Model(decoder, 4, "fused", decayed_names(decoder.names, False), "cpu", 60)
+    model = StepModel(decoder, 4, "fused", decayed_names(decoder.names, False), "cpu", 60)
     keep = Keep(model)
     advance(start_state(shape), make_batch(), make_policy(), model, keep)
     check(keep, model)

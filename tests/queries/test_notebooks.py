@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
     from forensics.tokens.vocabulary import write_vocabulary
     from forensics.train.loop import train
     from forensics.train.run import open_run
-    from replay.forks.plan import fork
+    from replay.forks.run import fork
     from replay.forks.spec import build
 
     folder = tmp_path_factory.mktemp("notebooks")
@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
     (folder / "damaged" / "a.txt").write_text(
         "".join(chr(0x400 + (i * 7919) % 256) for i in range(8000)), encoding="utf-8"
     )
-    identity.settle(1)
+    identity.enable_determinism(1)
     recipe = config.from_dict(
         {
             "data": {

@@ -12,7 +12,7 @@ import pytest
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay.step import artifacts, look, trace
+from replay.step import artifacts, batch_contents, trace
 from replay.step.attention import attention
 
 
@@ -65,7 +65,7 @@ def test_without_a_slot_it_is_the_worst_and_the_ends_of_the_run_bound_the_states
 
 def test_the_lens_of_the_last_layer_is_the_models_own_loss(base: Run, runs: Path) -> None:
     found = attention(runs, "base", 81, slot=2, states=[81])
-    own = look.token_losses_at(runs, "base", 81)
+    own = batch_contents.token_losses_at(runs, "base", 81)
     _, array = artifacts.read(artifacts.attention_of(base.folder, 81, 2))
     losses = next(s for s in own["sequences"] if s["slot"] == 2)["token_losses"]
     assert (
@@ -114,7 +114,7 @@ def test_what_cannot_be_looked_at_is_an_error_of_one_line(
 
 
 def test_the_losses_of_tokens_are_those_of_their_sequences(base: Run, runs: Path) -> None:
-    found = look.token_losses_at(runs, "base", 81)
+    found = batch_contents.token_losses_at(runs, "base", 81)
     assert found["exact"] is True
     _, array = artifacts.read(artifacts.token_losses_of(base.folder, 81))
     for each in found["sequences"]:
@@ -124,7 +124,7 @@ def test_the_losses_of_tokens_are_those_of_their_sequences(base: Run, runs: Path
             array("losses", each["slot"]), np.float32(each["token_losses"])
         )
     with pytest.raises(ForensicsError, match="wanted a step"):
-        look.token_losses_at(runs, "base", 100)
+        batch_contents.token_losses_at(runs, "base", 100)
 
 
 def test_a_trace_is_kept_as_it_was_told(base: Run, runs: Path) -> None:

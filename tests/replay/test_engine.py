@@ -19,23 +19,25 @@ from forensics.errors import ForensicsError
 from forensics.store import manifest
 from forensics.store.writer import MOST_PARTS, Writer, replace_table
 from forensics.train.run import Run
-from replay.compare import distances
+from replay import verify
+from replay.compare import null_test
 from replay.compare.probe_sequences import unseen
 from replay.compare.run_diff import between
 from replay.experiments import batch_scan
 from replay.forks import plan as engine
+from replay.forks import run as fork_run
 from replay.forks import spec
 from replay.forks.run import Fork
 from replay.forks.spec import Spec
 from replay.interventions.registry import Drop, LearningRate, RemoveDocuments, Skip, Swap
 from replay.lineage import open_trajectory
-from replay.step.look import batch_at
+from replay.step.batch_contents import batch_at
 from tests.replay.test_interventions import damaged
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 10), (13, 31), (50, 51), (75, 100), (99, 100)])
 def test_any_window_replays_bit_for_bit(a: int, b: int, runs: Path) -> None:
-    report, end = engine.verify(runs, "base", a, b)
+    report, end = verify.verify(runs, "base", a, b)
     assert (
         report.bitwise
         and report.level == "exact"
@@ -51,18 +53,18 @@ def test_any_window_replays_bit_for_bit(a: int, b: int, runs: Path) -> None:
 def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(
     start: int, runs: Path, base: Run
 ) -> None:
-    engine.fork(Spec("base", start, start + 12, (), name="same"), runs)
+    run.fork(Spec("base", start, start + 12, (), name="same"), runs)
     same = open_trajectory(runs, "same")
     own, theirs = (
-        distances.recorded_steps(same, start, start + 12),
-        distances.recorded_steps(base, start, start + 12),
+        verify.recorded_steps(same, start, start + 12),
+        verify.recorded_steps(base, start, start + 12),
     )
     assert own == theirs and len(own) == 12
     assert same.load(start + 12).digest() == theirs[start + 11]["state_digest"]
 
 
 def test_swapping_twice_is_the_parent(runs: Path, base: Run) -> None:
-    result = engine.fork(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
+    result = run.fork(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
     assert result["first_difference"] is None and result["final"]["l2"] == 0.0
     assert (
         result["final"]["logit_kl"] == 0.0
@@ -82,7 +84,7 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
         chaos=1,
         probe_every=3,
     )
-    result = engine.fork(made, runs)
+    result = run.fork(made, runs)
     assert result["control"] == {
         "level": "exact",
         "bitwise": True,
@@ -135,10 +137,10 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
 
 def test_a_fork_that_is_done_is_found_and_its_id_tells_what_it_is(runs: Path) -> None:
     one = Spec("base", 75, 80, (Skip(76, 78),))
-    first = engine.fork(one, runs)
-    marker = runs / one.fork / engine.RESULT
+    first = run.fork(one, runs)
+    marker = runs / one.fork / fork_run.RESULT
     before = marker.stat().st_mtime_ns
-    assert engine.fork(one, runs) == json.loads(marker.read_bytes()) == first
+    assert run.fork(one, runs) == json.loads(marker.read_bytes()) == first
     assert marker.stat().st_mtime_ns == before
     assert Spec("base", 75, 80, (Skip(76, 79),)).fork != one.fork
 
@@ -179,19 +181,19 @@ def test_a_source_that_has_been_read_whole_offers_nothing_unseen(base: Run) -> N
 
 def test_the_barrier_is_followed_at_the_chosen_states_for_every_arm(runs: Path) -> None:
     made = Spec("base", 78, 90, (LearningRate(80, 84, 3.0),), placebos=0, chaos=1, barrier=(84, 90))
-    result = engine.fork(made, runs)
+    result = run.fork(made, runs)
     assert {(b["step"], b["arm"]) for b in result["barriers"]} == {
         (s, a) for s in (84, 90) for a in ("fork", "chaos-0")
     }
     rows = {r["step"]: r["barrier"] for r in result["divergence"]}
     assert rows[84] is not None and rows[90] is not None and rows[85] is None
     assert (
-        engine.fork(dataclasses.replace(made, barrier=()), runs) == result
+        run.fork(dataclasses.replace(made, barrier=()), runs) == result
     )  # done: nothing more is asked
-    again = engine.fork(dataclasses.replace(made, barrier=(86,)), runs)
+    again = run.fork(dataclasses.replace(made, barrier=(86,)), runs)
     assert {b["step"] for b in again["barriers"]} == {86}
     with pytest.raises(ForensicsError, match="barrier at a state of 78:90, found 78"):
-        engine.fork(dataclasses.replace(made, barrier=(78,)), runs)
+        run.fork(dataclasses.replace(made, barrier=(78,)), runs)
 
 
 @pytest.mark.parametrize("stop", [79, 85, 89])
@@ -209,16 +211,16 @@ def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(
         barrier=(84,),
     )
     shutil.copytree(runs, tmp_path / "other")
-    whole = engine.fork(made, tmp_path / "other")
+    whole = run.fork(made, tmp_path / "other")
 
     def ctrl_c(done: int, total: int, note: str) -> None:
         if done == stop - 78:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=f"goes on from state {stop}"):
-        engine.fork(made, runs, ctrl_c)
+        run.fork(made, runs, ctrl_c)
     steps = []
-    resumed = engine.fork(made, runs, lambda done, total, note: steps.append(done))
+    resumed = run.fork(made, runs, lambda done, total, note: steps.append(done))
     assert steps == list(range(stop - 77, 13))
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {
         k: v for k, v in whole.items() if k != "seconds"
@@ -298,16 +300,16 @@ def test_a_half_run_fork_is_not_taken_up_for_another_one(runs: Path, base: Run) 
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        engine.fork(made, runs, ctrl_c)
+        run.fork(made, runs, ctrl_c)
     steps: list[int] = []
     other = dataclasses.replace(made, interventions=(LearningRate(80, 84, 2.0),))
-    engine.fork(other, runs, lambda done, total, note: steps.append(done))
+    run.fork(other, runs, lambda done, total, note: steps.append(done))
     assert steps[0] == 1
 
 
 def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:
     made = Spec("base", 75, 80, (Skip(76, 78),))
-    engine.fork(made, runs)
+    run.fork(made, runs)
     rows = {r["step"]: r for r in open_trajectory(runs, made.fork).table("steps").to_pylist()}
     assert sorted(rows) == [75, 76, 77, 78, 79]
     assert [rows[s]["loss"] is None for s in sorted(rows)] == [False, True, True, False, False]
@@ -316,12 +318,12 @@ def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:
 
 def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
     first = Spec("base", 75, 90, (Drop(80, 82),), name="one")
-    engine.fork(first, runs)
-    engine.fork(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
+    run.fork(first, runs)
+    run.fork(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
     two = open_trajectory(runs, "two")
     assert [two.stream(s).origin for s in (79, 80, 84, 85, 86)] == [79, 82, 87, 86, 88]
     assert batch_at(runs, "two", 84)["origin"] == 87
-    report, _ = engine.verify(runs, "two", 80, 95)
+    report, _ = verify.verify(runs, "two", 80, 95)
     assert report.bitwise
     below = batch_at(runs, "two", 10)
     assert (
@@ -331,7 +333,7 @@ def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
 
 
 def test_a_stream_goes_on_past_its_parents_end(runs: Path) -> None:
-    result = engine.fork(Spec("base", 98, 106, (LearningRate(98, 106, 0.5),)), runs)
+    result = run.fork(Spec("base", 98, 106, (LearningRate(98, 106, 0.5),)), runs)
     assert [row["step"] for row in result["divergence"]] == list(range(99, 107))
     assert result["control"]["bitwise"]
 
@@ -341,13 +343,13 @@ def test_a_control_that_differs_is_said_to_be_tolerance_only(runs: Path, base: R
     rows["loss"][80] += 1e-6
     rows["state_digest"][80] = "0" * 32
     replace_table(base.folder, "steps", rows)
-    result = engine.fork(Spec("base", 78, 84, (Skip(83, 84),)), runs)
+    result = run.fork(Spec("base", 78, 84, (Skip(83, 84),)), runs)
     assert not result["control"]["bitwise"] and result["control"]["level"] in (
         "reproduces",
         "absent",
     )
     assert "tolerance only" in result["control"]["sentence"]
-    report, _ = engine.verify(runs, "base", 78, 84)
+    report, _ = verify.verify(runs, "base", 78, 84)
     assert (
         not report.bitwise
         and report.first_difference is not None
@@ -362,7 +364,7 @@ def test_data_that_changed_on_disk_is_refused_before_any_step(runs: Path, base: 
     data[7] ^= 1
     shard.write_bytes(data)
     with pytest.raises(ForensicsError, match="not what it was trained on") as e:
-        engine.fork(Spec("base", 75, 80, ()), runs)
+        run.fork(Spec("base", 75, 80, ()), runs)
     assert e.value.exit_code == 1
 
 
@@ -442,7 +444,7 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
 
 def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
     made = Spec("base", 75, 82, (Swap(77, 78),))
-    engine.fork(made, runs)
+    run.fork(made, runs)
     told = between(runs, "base", made.fork)
     assert (
         told["first_difference"]["step"] == 77
@@ -454,32 +456,32 @@ def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
 
 
 def test_causal_words_follow_the_rule() -> None:
-    assert not distances.effect(1.0, []).causal
+    assert not null_test.effect(1.0, []).causal
     assert (
-        not distances.effect(1.0, [0.1, 0.1]).causal
-        and "too few" in distances.effect(1.0, [0.1, 0.1]).words
+        not null_test.effect(1.0, [0.1, 0.1]).causal
+        and "too few" in null_test.effect(1.0, [0.1, 0.1]).words
     )
-    assert distances.effect(1.0, [0.2, 0.1, 0.1]).causal
-    assert not distances.effect(1.0, [0.21, 0.1, 0.1]).causal
-    assert distances.effect(1.0, [0.5] * 19).causal and distances.effect(1.0, [0.5] * 19).p == 0.05
-    assert not distances.effect(1.0, [0.5] * 18).causal
-    assert not distances.effect(0.0, [0.0] * 3).causal
-    assert all(f"N = {n}" in distances.effect(1.0, [0.5] * n).words for n in (1, 3, 19))
+    assert null_test.effect(1.0, [0.2, 0.1, 0.1]).causal
+    assert not null_test.effect(1.0, [0.21, 0.1, 0.1]).causal
+    assert null_test.effect(1.0, [0.5] * 19).causal and null_test.effect(1.0, [0.5] * 19).p == 0.05
+    assert not null_test.effect(1.0, [0.5] * 18).causal
+    assert not null_test.effect(0.0, [0.0] * 3).causal
+    assert all(f"N = {n}" in null_test.effect(1.0, [0.5] * n).words for n in (1, 3, 19))
 
 
 def test_reconverging_means_staying_below_the_placebos() -> None:
     placebos = [[1.0, 1.0, 1.0, 1.0]] * 3
-    assert distances.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 0.5], placebos, 0) == 6
-    assert distances.time_to_reconverge([2, 4, 6, 8], [0.5, 2, 0.5, 0.5], placebos, 0) == 6
-    assert distances.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 1.5], placebos, 0) is None
-    assert distances.time_to_reconverge([2, 4, 6, 8], [0.1] * 4, placebos, 0) == 2
-    assert distances.time_to_reconverge([2, 4], [0.1] * 2, [], 0) is None
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 0.5], placebos, 0) == 6
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [0.5, 2, 0.5, 0.5], placebos, 0) == 6
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 1.5], placebos, 0) is None
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [0.1] * 4, placebos, 0) == 2
+    assert null_test.time_to_reconverge([2, 4], [0.1] * 2, [], 0) is None
 
 
 def test_a_note_written_beside_a_certificate_loses_neither(runs: Path, base: Run) -> None:
     with Writer(base.folder) as writer:
         writer.append("events", step=3, kind="note", text="here", created="now")
-    engine.verify(runs, "base", 0, 3)
+    verify.verify(runs, "base", 0, 3)
     assert any(e["text"] == "here" for e in base.table("events").to_pylist())
     assert (
         pq.ParquetFile(

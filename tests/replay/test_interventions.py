@@ -14,8 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch
 from forensics.train.advance import advance
 from forensics.train.run import Run
 from replay.forks.spec import Spec

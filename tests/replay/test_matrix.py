@@ -18,8 +18,8 @@ from forensics.errors import ForensicsError
 from forensics.store.resumable import Kept
 from forensics.train.advance import advance
 from forensics.train.run import Run
-from replay.compare.distances import Probe
 from replay.compare.loss_barrier import barrier, probe_loss
+from replay.compare.probe_sequences import Probe
 from replay.experiments import data_state_matrix as matrices
 from replay.result_files import kept
 

@@ -14,9 +14,10 @@ import torch
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run, write_header
+from replay import verify
 from replay.cli import fork_options as flags
 from replay.cli import main
-from replay.forks import plan as engine
+from replay.forks import run as fork_run
 from replay.forks import spec
 from replay.forks.spec import Spec
 from replay.interventions import registry as iv
@@ -398,11 +399,11 @@ def test_a_fork_of_everything_at_once_runs_and_its_stream_is_found_again(runs: P
         **{"from": 79},
         placebos=1,
     )
-    result = engine.fork(many, runs)
+    result = fork_run.fork(many, runs)
     assert result["control"]["bitwise"] and result["first_difference"]["step"] == 79
     again = open_trajectory(runs, many.fork)
     stream, _ = iv.composed(many.interventions, base)
     for s in range(79, 84):
         assert torch.equal(again.stream(s).tokens, stream(s).tokens)
-    report, _ = engine.verify(runs, many.fork, 79, 84)
+    report, _ = verify.verify(runs, many.fork, 79, 84)
     assert report.bitwise

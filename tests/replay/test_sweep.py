@@ -15,7 +15,7 @@ from forensics.train.run import Run
 from replay.executors.local import Task, Work, here, spawned
 from replay.experiments.sweep import moved, sweep
 from replay.forks import spec
-from replay.forks.plan import fork
+from replay.forks.run import fork
 
 RAW = {
     "parent": "base",

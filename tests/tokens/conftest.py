@@ -11,7 +11,7 @@ import pytest
 from forensics import config
 from forensics.train.loop import train
 from forensics.train.run import Run
-from replay.forks import plan
+from replay.forks import run
 from replay.forks.spec import Spec
 from replay.interventions.registry import (
     BoostToken,
@@ -74,8 +74,8 @@ def moved_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("moved")
     train(config.from_dict(RECIPE), name="base", recipe_name="test", runs=runs)
     for name, (first, last, interventions) in FORKS.items():
-        plan.fork(Spec("base", first, last, interventions, name=name), runs)
-    plan.fork(Spec("masked", 44, 54, (MaskTokens(44, 50, tokens=(32,)),), name="again"), runs)
+        run.fork(Spec("base", first, last, interventions, name=name), runs)
+    run.fork(Spec("masked", 44, 54, (MaskTokens(44, 50, tokens=(32,)),), name="again"), runs)
     return runs
 
 

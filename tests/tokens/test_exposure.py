@@ -18,7 +18,7 @@ from forensics.tokens import exposure
 from forensics.tokens.causes import corpus_counts
 from forensics.tokens.exposure import FIELDS, ledger, ledgers, reachable, sequence_ids
 from forensics.tokens.vocabulary import vocabulary, write_vocabulary
-from forensics.train.advance import Model, documents
+from forensics.train.advance import StepModel, documents
 from forensics.train.run import Run
 from replay.lineage import open_trajectory
 
@@ -168,7 +168,7 @@ def test_reachable_is_the_decoders_own_notion_of_a_document() -> None:
     rng = np.random.default_rng(0)
     inputs, counted = rng.integers(0, 4, (64, 20)), rng.random((64, 20)) < 0.2
     shape = type("Shape", (), {"document_mask": True})()
-    model = Model(type("Decoder", (), {"shape": shape})(), 1, "fused", frozenset(), "cpu", 0)  # type: ignore[arg-type]
+    model = StepModel(type("Decoder", (), {"shape": shape})(), 1, "fused", frozenset(), "cpu", 0)  # type: ignore[arg-type]
     of = documents(torch.from_numpy(inputs), model)
     assert of is not None
     expected = [

@@ -36,7 +36,7 @@ def test_the_number_of_threads_changes_no_bit(
     start = initialize(shape, "normal", 0)
     seen = {}
     for threads in (1, 2, 3, 4):
-        identity.settle(threads)
+        identity.enable_determinism(threads)
         state, model = (
             TrainState.start({n: p.clone() for n, p in start.items()}),
             make_model(shape, 7),
@@ -61,7 +61,7 @@ def test_threads_change_no_bit_of_the_other_implementations(
     shape = make_shape("llama", layers=1, width=192, vocabulary=257, length=147)
     seen = set()
     for threads in (1, 3):
-        identity.settle(threads)
+        identity.enable_determinism(threads)
         state = TrainState.start(initialize(shape, "normal", 0))
         advance(state, make_batch(7, 147, 257), make_policy(), make_model(shape, 7, optimizer))
         seen.add(state.digest())

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from forensics import config
-from forensics.data.batches import Batch
 from forensics.errors import ForensicsError
+from forensics.step.batch import Batch
 from forensics.store import manifest
 from forensics.train import checkpoint, loop
 from forensics.train.advance import advance
 from forensics.train.background_checkpoint import Saver
 from forensics.train.prefetch import Ahead
 from forensics.train.run import open_run
-from forensics.train.step_errors import explained
+from forensics.train.step_errors import translate_torch_errors
 
 
 @pytest.fixture
@@ -249,7 +249,7 @@ def test_recomputing_keeps_less(make_shape, start_state, make_model, make_batch)
     ],
 )
 def test_a_step_that_cannot_be_computed_says_what_to_change(error, kind, words):
-    with pytest.raises(ForensicsError) as e, explained(8, 8, False):
+    with pytest.raises(ForensicsError) as e, translate_torch_errors(8, 8, False):
         raise error
     assert e.value.kind == kind and words in str(e.value) and "\n" not in str(e.value)
 
@@ -278,17 +278,17 @@ def test_memory_that_ends_anywhere_in_a_step_is_one_line(where, recipe_of, tmp_p
 
 
 def test_what_to_lower_depends_on_what_is_left():
-    with pytest.raises(ForensicsError) as e, explained(6, 12, True):
+    with pytest.raises(ForensicsError) as e, translate_torch_errors(6, 12, True):
         raise MemoryError
     assert "train.micro_batch=4 (now 6)" in str(e.value) and "checkpoint_activations" not in str(
         e.value
     )
     with (
         pytest.raises(ForensicsError, match=r"lower data\.sequence_length") as e,
-        explained(1, 12, True),
+        translate_torch_errors(1, 12, True),
     ):
         raise MemoryError
-    with pytest.raises(RuntimeError, match="something else"), explained(1, 1, False):
+    with pytest.raises(RuntimeError, match="something else"), translate_torch_errors(1, 1, False):
         raise RuntimeError("something else")
 
 

@@ -27,7 +27,7 @@ SETTINGS = {"train.steps": 3, "train.held_out_every": 0, "data.held_out": 0, "ch
 @pytest.fixture(scope="module")
 def compiled(train_run):
     """Level → the run it gave, and the number of graphs that all of them took."""
-    identity.settle(1)
+    identity.enable_determinism(1)
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     found = {
         level: train_run(

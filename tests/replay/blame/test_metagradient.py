@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from forensics.detect.alarms import SkipWindow
 from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder, unembedding
+from forensics.step.skip_step import SkipWindow
 from forensics.train.advance import fold
 from forensics.train.loop import train
 from forensics.train.run import open_run

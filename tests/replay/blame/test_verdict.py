@@ -7,8 +7,8 @@ import pytest
 from replay.blame.deletion import Proof
 from replay.blame.excess import Asked, Excess
 from replay.blame.verdict import Facts, Trial, judge
-from replay.compare.distances import Report
 from replay.interventions.rows import Slot
+from replay.verify import Report
 
 ROW = Slot(400, 3, 0, 64)
 ASKED = Asked(402, True, 4.0, 3.0, 0.1, "fast", 400, 410, "")

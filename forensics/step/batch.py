@@ -1,0 +1,26 @@
+"""One batch: tokens, weights, the loss's denominator, and where its sequences come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+MADE = -1  # the id of a sequence that an intervention made
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step trains on: B sequences of T + 1 tokens. The loss is Σ weight·cross-entropy /
+    denominator.
+    """
+
+    tokens: Tensor  # (B, T+1) int64; position t is the input, t+1 its target
+    weight: Tensor  # (B, T) float32 of each target: masks, and the metagradient's w
+    denominator: float
+    sequence: Tensor  # (B,) int64 ids in the corpus; −1: made by an intervention
+    origin: int | None = None  # the run's own batch it came from; None: made
+
+
+BatchStream = Callable[[int], Batch]
