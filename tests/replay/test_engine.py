@@ -53,7 +53,7 @@ def test_any_window_replays_bit_for_bit(a: int, b: int, runs: Path) -> None:
 def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(
     start: int, runs: Path, base: Run
 ) -> None:
-    run.fork(Spec("base", start, start + 12, (), name="same"), runs)
+    fork_run.fork(Spec("base", start, start + 12, (), name="same"), runs)
     same = open_trajectory(runs, "same")
     own, theirs = (
         verify.recorded_steps(same, start, start + 12),
@@ -64,7 +64,7 @@ def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(
 
 
 def test_swapping_twice_is_the_parent(runs: Path, base: Run) -> None:
-    result = run.fork(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
+    result = fork_run.fork(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
     assert result["first_difference"] is None and result["final"]["l2"] == 0.0
     assert (
         result["final"]["logit_kl"] == 0.0
@@ -84,7 +84,7 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
         chaos=1,
         probe_every=3,
     )
-    result = run.fork(made, runs)
+    result = fork_run.fork(made, runs)
     assert result["control"] == {
         "level": "exact",
         "bitwise": True,
@@ -137,10 +137,10 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
 
 def test_a_fork_that_is_done_is_found_and_its_id_tells_what_it_is(runs: Path) -> None:
     one = Spec("base", 75, 80, (Skip(76, 78),))
-    first = run.fork(one, runs)
+    first = fork_run.fork(one, runs)
     marker = runs / one.fork / fork_run.RESULT
     before = marker.stat().st_mtime_ns
-    assert run.fork(one, runs) == json.loads(marker.read_bytes()) == first
+    assert fork_run.fork(one, runs) == json.loads(marker.read_bytes()) == first
     assert marker.stat().st_mtime_ns == before
     assert Spec("base", 75, 80, (Skip(76, 79),)).fork != one.fork
 
@@ -181,19 +181,19 @@ def test_a_source_that_has_been_read_whole_offers_nothing_unseen(base: Run) -> N
 
 def test_the_barrier_is_followed_at_the_chosen_states_for_every_arm(runs: Path) -> None:
     made = Spec("base", 78, 90, (LearningRate(80, 84, 3.0),), placebos=0, chaos=1, barrier=(84, 90))
-    result = run.fork(made, runs)
+    result = fork_run.fork(made, runs)
     assert {(b["step"], b["arm"]) for b in result["barriers"]} == {
         (s, a) for s in (84, 90) for a in ("fork", "chaos-0")
     }
     rows = {r["step"]: r["barrier"] for r in result["divergence"]}
     assert rows[84] is not None and rows[90] is not None and rows[85] is None
     assert (
-        run.fork(dataclasses.replace(made, barrier=()), runs) == result
+        fork_run.fork(dataclasses.replace(made, barrier=()), runs) == result
     )  # done: nothing more is asked
-    again = run.fork(dataclasses.replace(made, barrier=(86,)), runs)
+    again = fork_run.fork(dataclasses.replace(made, barrier=(86,)), runs)
     assert {b["step"] for b in again["barriers"]} == {86}
     with pytest.raises(ForensicsError, match="barrier at a state of 78:90, found 78"):
-        run.fork(dataclasses.replace(made, barrier=(78,)), runs)
+        fork_run.fork(dataclasses.replace(made, barrier=(78,)), runs)
 
 
 @pytest.mark.parametrize("stop", [79, 85, 89])
@@ -211,16 +211,16 @@ def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(
         barrier=(84,),
     )
     shutil.copytree(runs, tmp_path / "other")
-    whole = run.fork(made, tmp_path / "other")
+    whole = fork_run.fork(made, tmp_path / "other")
 
     def ctrl_c(done: int, total: int, note: str) -> None:
         if done == stop - 78:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=f"goes on from state {stop}"):
-        run.fork(made, runs, ctrl_c)
+        fork_run.fork(made, runs, ctrl_c)
     steps = []
-    resumed = run.fork(made, runs, lambda done, total, note: steps.append(done))
+    resumed = fork_run.fork(made, runs, lambda done, total, note: steps.append(done))
     assert steps == list(range(stop - 77, 13))
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {
         k: v for k, v in whole.items() if k != "seconds"
@@ -300,16 +300,16 @@ def test_a_half_run_fork_is_not_taken_up_for_another_one(runs: Path, base: Run) 
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run.fork(made, runs, ctrl_c)
+        fork_run.fork(made, runs, ctrl_c)
     steps: list[int] = []
     other = dataclasses.replace(made, interventions=(LearningRate(80, 84, 2.0),))
-    run.fork(other, runs, lambda done, total, note: steps.append(done))
+    fork_run.fork(other, runs, lambda done, total, note: steps.append(done))
     assert steps[0] == 1
 
 
 def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:
     made = Spec("base", 75, 80, (Skip(76, 78),))
-    run.fork(made, runs)
+    fork_run.fork(made, runs)
     rows = {r["step"]: r for r in open_trajectory(runs, made.fork).table("steps").to_pylist()}
     assert sorted(rows) == [75, 76, 77, 78, 79]
     assert [rows[s]["loss"] is None for s in sorted(rows)] == [False, True, True, False, False]
@@ -318,8 +318,8 @@ def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:
 
 def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
     first = Spec("base", 75, 90, (Drop(80, 82),), name="one")
-    run.fork(first, runs)
-    run.fork(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
+    fork_run.fork(first, runs)
+    fork_run.fork(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
     two = open_trajectory(runs, "two")
     assert [two.stream(s).origin for s in (79, 80, 84, 85, 86)] == [79, 82, 87, 86, 88]
     assert batch_at(runs, "two", 84)["origin"] == 87
@@ -333,7 +333,7 @@ def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
 
 
 def test_a_stream_goes_on_past_its_parents_end(runs: Path) -> None:
-    result = run.fork(Spec("base", 98, 106, (LearningRate(98, 106, 0.5),)), runs)
+    result = fork_run.fork(Spec("base", 98, 106, (LearningRate(98, 106, 0.5),)), runs)
     assert [row["step"] for row in result["divergence"]] == list(range(99, 107))
     assert result["control"]["bitwise"]
 
@@ -343,7 +343,7 @@ def test_a_control_that_differs_is_said_to_be_tolerance_only(runs: Path, base: R
     rows["loss"][80] += 1e-6
     rows["state_digest"][80] = "0" * 32
     replace_table(base.folder, "steps", rows)
-    result = run.fork(Spec("base", 78, 84, (Skip(83, 84),)), runs)
+    result = fork_run.fork(Spec("base", 78, 84, (Skip(83, 84),)), runs)
     assert not result["control"]["bitwise"] and result["control"]["level"] in (
         "reproduces",
         "absent",
@@ -364,7 +364,7 @@ def test_data_that_changed_on_disk_is_refused_before_any_step(runs: Path, base: 
     data[7] ^= 1
     shard.write_bytes(data)
     with pytest.raises(ForensicsError, match="not what it was trained on") as e:
-        run.fork(Spec("base", 75, 80, ()), runs)
+        fork_run.fork(Spec("base", 75, 80, ()), runs)
     assert e.value.exit_code == 1
 
 
@@ -444,7 +444,7 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
 
 def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
     made = Spec("base", 75, 82, (Swap(77, 78),))
-    run.fork(made, runs)
+    fork_run.fork(made, runs)
     told = between(runs, "base", made.fork)
     assert (
         told["first_difference"]["step"] == 77
