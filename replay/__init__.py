@@ -1,1 +1,15 @@
-"""Replay: re-run a window of training exactly, or with a difference, and compare."""
+"""Replay: re-run a window of training exactly, or with a difference, and compare.
+
+from replay import fork, verify
+"""
+
+from typing import TYPE_CHECKING
+
+from forensics.lazy import getter
+
+if TYPE_CHECKING:
+    from replay.forks.plan import fork as fork
+    from replay.forks.plan import verify as verify
+
+__all__ = ["fork", "verify"]
+__getattr__ = getter(__name__, {"fork": "replay.forks.plan", "verify": "replay.forks.plan"})
