@@ -61,8 +61,9 @@ def test_naming_train_loads_no_torch():
 
 
 def test_fork_and_verify_are_functions():
-    code = "from replay import fork, verify; import replay\n"
-    code += "assert (fork, verify) == (replay.fork, replay.verify)\n"
+    code = "from replay import fork, verify; import replay.verify\n"
+    code += "from replay.verify import certify\n"
+    code += "assert (fork, verify) == (replay.fork, replay.verify) and certify\n"
     code += "print(callable(fork), callable(verify))"
     assert in_a_new_process(code) == "True True"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay import verify
 from replay.compare import distances
 from replay.forks.run import RESULT
 from replay.lineage import open_trajectory
+from replay.verify import COMPARED, recorded_steps
 
 
 def between(runs: Path, name: str, other: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def _recorded(a: Run, b: Run) -> dict[str, Any]:
     state.
     """
     last = min(a.header.steps, b.header.steps)
-    rows_a, rows_b = verify.recorded_steps(a, 0, last), verify.recorded_steps(b, 0, last)
+    rows_a, rows_b = recorded_steps(a, 0, last), recorded_steps(b, 0, last)
     shared = sorted(rows_a.keys() & rows_b.keys())
     if not shared:
         raise ForensicsError(
@@ -56,11 +56,7 @@ def _recorded(a: Run, b: Run) -> dict[str, Any]:
     for step in shared:
         x, y = rows_a[step], rows_b[step]
         what = next(
-            (
-                k
-                for k in (*verify.COMPARED, "state_digest")
-                if x[k] != y[k] and None not in (x[k], y[k])
-            ),
+            (k for k in (*COMPARED, "state_digest") if x[k] != y[k] and None not in (x[k], y[k])),
             None,
         )
         l2 = None

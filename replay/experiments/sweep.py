@@ -33,7 +33,6 @@ from forensics.progress import ProgressCallback, silent
 from forensics.step.state import Counters, TrainState
 from forensics.store.resumable import Kept
 from forensics.train.run import Run
-from replay import verify
 from replay.compare import distances, null_test, probe_sequences
 from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
@@ -42,7 +41,7 @@ from replay.forks.lockstep import Track, at_learning_rate, march, require_steps,
 from replay.interventions.registry import KINDS, Intervention, UnitInLastPlace, from_dict, to_dict
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep
-from replay.verify import Witness
+from replay.verify import Witness, recorded_steps
 
 ARMS = ("own", "equal")
 PROBES = 20  # readings of the probe set over a window
@@ -273,9 +272,7 @@ def _starts_as_recorded(witness: Witness, start: TrainState, result: Any) -> boo
     first step.
     """
     row = witness.recorded.get(result.step)
-    before = verify.recorded_steps(witness.run, result.step - 1, result.step).get(
-        result.step - 1, {}
-    )
+    before = recorded_steps(witness.run, result.step - 1, result.step).get(result.step - 1, {})
     digest = before.get("state_digest")
     same = row is not None and result.loss == row["loss"] and result.grad_norm == row["grad_norm"]
     return same and (digest is None or digest == start.digest())
