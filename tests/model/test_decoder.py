@@ -33,7 +33,7 @@ def logits_and_gradients(shape, params, plain, documents=None):
         Decoder(shape, plain=plain).hidden(params, TOKENS, documents_BT=documents)
         @ unembedding(params).T
     )
-    aim = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1), dtype=logits.dtype)
+    aim = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits.dtype)
     grads = torch.autograd.grad((logits * aim).sum() / logits.numel(), list(params.values()))
     return logits.detach(), dict(zip(params, grads))
 
@@ -59,22 +59,25 @@ def test_fused_and_plain_forms_agree_in_logits_and_every_gradient(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_fused_and_plain_forms_agree_to_one_part_in_a_million_in_fp32(
+def test_fused_form_is_as_near_to_float64_as_the_plain_one_in_fp32(
     variant, make_shape, random_params
 ):
     family, knobs = VARIANTS[variant]
     shape = make_shape(family, **knobs)
     documents = DOCUMENTS if shape.document_mask else None
-    fused, fused_grads = logits_and_gradients(shape, random_params(shape), False, documents)
-    plain, plain_grads = logits_and_gradients(shape, random_params(shape), True, documents)
+    params = random_params(shape)
+    fused, fused_grads = logits_and_gradients(shape, params, False, documents)
+    plain, plain_grads = logits_and_gradients(shape, params, True, documents)
     assert (fused - plain).abs().max() <= 2e-6 * plain.abs().max()
-    # A bias of keys has no gradient but rounding where nothing turns them (softmax ignores shifts):
-    # hence one scale.
-    scale = max(float(grad.abs().max()) for grad in plain_grads.values())
-    for name, grad in plain_grads.items():
-        assert (fused_grads[name] - grad).abs().max() <= 1e-5 * min(
-            grad.abs().max() + 1e-3 * scale, scale
-        ), name
+    exact = {name: p.double() for name, p in params.items()}
+    _, exact_grads = logits_and_gradients(shape, exact, True, documents)
+    for name, grad in exact_grads.items():
+        fused_error = (fused_grads[name] - grad).abs().max()
+        plain_error = (plain_grads[name] - grad).abs().max()
+        # Where a gradient cancels (a bias of keys has none: softmax ignores shifts; queries of a
+        # flat softmax have 1/2000 of the others'), any order of fp32 sums rounds in its fifth
+        # digit, and which one does better depends on the CPU's kernels: both are held to float64.
+        assert fused_error <= max(1e-5 * grad.abs().max(), 8 * plain_error), name
 
 
 def random64(*size, seed=0):
