@@ -3,8 +3,8 @@ the hedge away.
 
     sentences, proved = replayed("demo", spike)         # spike: a row of the query `spikes`
 
-A proof has a control that is bit for bit the run, and meets the rule for causal words (FORMULAS.md,
-"Forks"), as its own document says: of blame, on the removal that its verdict blames; of a fork, in
+A proof has a control that is bit for bit the run, and meets the rule for causal words
+(docs/formulas.md, "Forks"), as its own document says: of blame, on the removal that its verdict blames; of a fork, in
 which the spike does not happen.
 """
 

@@ -5,7 +5,7 @@ the fact.
     spike = detector.update(step, loss)      # detector.alarm says at once; the Spike comes when its kind is known
     robust(losses) == [every Spike of the fold]
 
-FORMULAS.md, "Spikes".
+docs/formulas.md, "Spikes".
 """
 
 from __future__ import annotations

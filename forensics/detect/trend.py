@@ -2,7 +2,7 @@
 when it arrives.
 
 The OLMo leads describe fast spikes that come more often the longer one trains, and a gradient norm
-that creeps to about 0.4 before the blow-up. FORMULAS.md, "Spikes", trend.
+that creeps to about 0.4 before the blow-up. docs/formulas.md, "Spikes", trend.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attention statistics over all unmasked pairs, in one pass over blocks; no T×T matrix.
 
-s_ij = q_i·k_j/√K over j ≤ i, m_i = max_j s_ij, Z_i = Σ_j e^{s_ij − m_i}. FORMULAS.md defines each
-number. The identity H = logsumexp − q·(Σ p k)/√K is not used: it cancels, by 68 nats at logits of
+s_ij = q_i·k_j/√K over j ≤ i, m_i = max_j s_ij, Z_i = Σ_j e^{s_ij − m_i}. docs/formulas.md defines
+each number. The identity H = logsumexp − q·(Σ p k)/√K is not used: it cancels, by 68 nats at logits of
 4e4.
 
 `blocked_rows` here and `kernels.rows` on a GPU find five numbers per query; `_reduce` makes the

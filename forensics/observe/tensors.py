@@ -1,8 +1,8 @@
 """Statistics of each parameter tensor around one update: in cache-sized stretches on CPU, in two
 kernels on a GPU.
 
-g is the gradient before clipping, g̃ after it, v̂ the bias-corrected second moment; FORMULAS.md and
-records.TENSORS define the columns. Nothing is read from a GPU until `columns`.
+g is the gradient before clipping, g̃ after it, v̂ the bias-corrected second moment; docs/formulas.md
+and records.TENSORS define the columns. Nothing is read from a GPU until `columns`.
 """
 
 from __future__ import annotations

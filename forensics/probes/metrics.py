@@ -122,8 +122,8 @@ class _Heads:
 
 
 def attention(view: View, _: Any) -> Value:
-    """Entropy (nats, mean over queries) and largest logit of every head, as FORMULAS.md defines
-    them; and of all.
+    """Entropy (nats, mean over queries) and largest logit of every head, as docs/formulas.md
+    defines them; and of all.
     """
     heads = _Heads()
     for _stream in _forward(view, heads):

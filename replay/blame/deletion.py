@@ -3,7 +3,7 @@ removals as the null.
 
 The strongest 1, 2, 4, 8, … sequences are removed together; beside each point as many random other
 sequences, of the same steps where these leave a choice. What counts is the difference, by the rule
-for causal words (FORMULAS.md, "Forks").
+for causal words (docs/formulas.md, "Forks").
 """
 
 from __future__ import annotations

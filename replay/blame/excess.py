@@ -1,7 +1,7 @@
 """What is to be explained: the excess of a spike at S, its data part and its state part, from an
 exact control.
 
-With clean probes P, window A … S−1 and M steps before it (FORMULAS.md, "Blame"):
+With clean probes P, window A … S−1 and M steps before it (docs/formulas.md, "Blame"):
 
     data part  = [ℓ(b_S; θ_S) − ℓ(P; θ_S)] − usual gap      usual gap = median of ℓ(b_k; θ_k) − ℓ(P; θ_k), A−M ≤ k < A
     state part = ℓ(P; θ_S) − ℓ(P; θ_A)

@@ -1,7 +1,7 @@
 """How a replay stands to what was recorded, and how far two arms are apart.
 
 `Witness` holds a replayed control against its parent's rows, bit for bit. `distances` and `Probe`
-measure fork − control, as FORMULAS.md defines it: never fork − recorded parent.
+measure fork − control, as docs/formulas.md defines it: never fork − recorded parent.
 """
 
 from __future__ import annotations

@@ -43,7 +43,9 @@ COLLAPSED = 0.01  # nats
 
 @dataclass
 class Event:
-    """Something that happened inside the step; `values` by name, in the units of FORMULAS.md."""
+    """Something that happened inside the step; `values` by name, in the units of
+    docs/formulas.md.
+    """
 
     name: str  # e.g. layers.3.attn forward
     phase: str  # forward | loss | backward | clip | update | next

@@ -1,4 +1,6 @@
-"""The command line's contract: JSON on stdout, one line for bad input, the exit codes of CLI.md."""
+"""The command line's contract: JSON on stdout, one line for bad input, the exit codes of
+docs/contract.md.
+"""
 
 from __future__ import annotations
 

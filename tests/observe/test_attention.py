@@ -13,7 +13,7 @@ from forensics.observe.attention import attention_statistics
 
 
 def naive(q, k, documents=None):
-    """Every column from its definition (FORMULAS.md), (H,) float64, with all of the T×T logits."""
+    """Every column from its definition (docs/formulas.md), (H,) float64, with all T×T logits."""
     B, H, T, K = q.shape
     q, k = q.double(), k.double().repeat_interleave(H // k.shape[1], dim=1)
     s = q @ k.transpose(-1, -2) / math.sqrt(K)

@@ -1,4 +1,4 @@
-"""TensorProbe against float64 computed straight from the definitions of FORMULAS.md."""
+"""TensorProbe against float64 computed straight from the definitions of docs/formulas.md."""
 
 import math
 

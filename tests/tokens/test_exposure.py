@@ -24,7 +24,7 @@ from replay.lineage import open_trajectory
 
 
 def read_one_by_one(run: Run, step: int) -> dict[str, np.ndarray]:
-    """The definitions of FORMULAS.md, spelled out token by token."""
+    """The definitions of docs/formulas.md, spelled out token by token."""
     V, T = run.shape.vocabulary, run.recipe.data.sequence_length
     found = {
         name: np.zeros(V, np.int64) for name in ("exposure_in", "exposure_out", "exposure_grad")

@@ -94,7 +94,7 @@ def test_foreach_is_the_loop_to_the_bit_and_fused_is_near(make_policy):
     states = {i: run(i, make_policy()) for i in ("fused", "foreach", "loop")}
     assert states["foreach"].digest() == states["loop"].digest()
     assert states["fused"].digest() != states["loop"].digest(), (
-        "if these are equal now, say so in DESIGN.md"
+        "if these are equal now, say so in docs/architecture.md"
     )
     for name in NAMES:
         a, b = states["fused"].params[name], states["loop"].params[name]
