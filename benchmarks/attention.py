@@ -112,7 +112,7 @@ def synchronous(q: Tensor, k: Tensor) -> attention.HeadStatistics:
 
 
 def synchronised(x: attention.HeadStatistics) -> attention.HeadStatistics:
-    if x.logit_max.is_cuda:
+    if x.merged["attn_logit_max"].is_cuda:
         torch.cuda.synchronize()
     return x
 

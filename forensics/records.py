@@ -10,8 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from forensics.statistics import heads, layers, tensors
+from forensics.statistics.heads import HeadStatistic
+from forensics.statistics.layers import LayerStatistic
+from forensics.statistics.tensors import TensorStatistic
+
 if TYPE_CHECKING:
     import pyarrow
+
+Statistic = HeadStatistic | LayerStatistic | TensorStatistic
 
 SQL_TYPES = {
     "int64": "BIGINT",
@@ -57,6 +64,11 @@ class Table:
 
 def _columns(*rows: tuple[str, str, str, str]) -> tuple[Column, ...]:
     return tuple(Column(*row) for row in rows)
+
+
+def _float(statistic: Statistic) -> tuple[str, str, str, str]:
+    """Return the column of a statistic, which is stored as float32."""
+    return statistic.column, "float32", statistic.unit, statistic.meaning
 
 
 STEP = ("step", "int64", "step", "batch `step` takes state `step` to state `step`+1")
@@ -224,47 +236,7 @@ LAYERS = Table(
     _columns(
         STEP,
         LAYER,
-        ("resid_rms_in", "float32", "", "√mean x² of the residual stream entering the block"),
-        ("resid_rms_out", "float32", "", "√mean x² of the residual stream leaving the block"),
-        ("attn_out_rms", "float32", "", "√mean x² of what attention adds to the stream"),
-        ("mlp_out_rms", "float32", "", "√mean x² of what the MLP adds to the stream"),
-        (
-            "act_zero_share",
-            "float32",
-            "share",
-            "elements of the MLP's hidden activation that are exactly 0",
-        ),
-        (
-            "resid_grad_rms",
-            "float32",
-            "",
-            "√mean g² of the loss's gradient arriving at the block's output",
-        ),
-        (
-            "resid_max",
-            "float32",
-            "",
-            "largest |x| of the residual stream leaving the block (dense windows)",
-        ),
-        ("act_max", "float32", "", "largest |a| of the MLP's hidden activation (dense windows)"),
-        (
-            "lens_loss",
-            "float32",
-            "nats/token",
-            "logit lens: loss of the stream read out after this block (dense windows)",
-        ),
-        (
-            "lens_entropy",
-            "float32",
-            "nats",
-            "logit lens: entropy of that distribution (dense windows)",
-        ),
-        (
-            "lens_kl",
-            "float32",
-            "nats",
-            "logit lens: KL(final distribution ‖ this one) (dense windows)",
-        ),
+        *(_float(each) for each in layers.STATISTICS),
     ),
 )
 
@@ -276,34 +248,7 @@ HEADS = Table(
         STEP,
         LAYER,
         ("head", "int32", "", "query head, from 0"),
-        (
-            "attn_logit_max",
-            "float32",
-            "",
-            "max s_ij over all unmasked pairs of the batch, never subsampled",
-        ),
-        ("attn_logit_spread", "float32", "", "max over queries of (max_j s_ij − mean_j s_ij)"),
-        ("attn_entropy_mean", "float32", "nats", "mean over queries of the attention entropy H_i"),
-        ("attn_entropy_min", "float32", "nats", "min of H_i over queries with more than one key"),
-        (
-            "attn_entropy_norm",
-            "float32",
-            "share",
-            "mean of H_i / log(number of keys), queries with more than one key",
-        ),
-        (
-            "sink_mass",
-            "float32",
-            "share",
-            "mean weight on the first key, queries with more than one key",
-        ),
-        ("q_norm_max", "float32", "", "max ‖q_i‖₂ after RoPE and QK-norm"),
-        (
-            "k_norm_max",
-            "float32",
-            "",
-            "max ‖k_j‖₂ after RoPE and QK-norm, of the key head this query head reads",
-        ),
+        *(_float(each) for each in heads.STATISTICS),
     ),
 )
 
@@ -314,34 +259,7 @@ TENSORS = Table(
     _columns(
         STEP,
         ("tensor", "string", "", "name of the parameter tensor"),
-        ("grad_norm", "float32", "", "‖g‖₂ before clipping"),
-        ("grad_rms", "float32", "", "√mean g²; near Adam's ε is a warning (arXiv 2309.14322)"),
-        ("grad_max", "float32", "", "max |g|"),
-        ("param_norm", "float32", "", "‖θ_s‖₂"),
-        ("update_norm", "float32", "", "‖Δθ‖₂ with decay"),
-        ("update_ratio", "float32", "", "‖Δθ‖ / ‖θ‖"),
-        (
-            "update_ratio_no_decay",
-            "float32",
-            "",
-            "‖Δθ + ηλθ‖ / ‖θ‖: the update without weight decay",
-        ),
-        (
-            "rms_t",
-            "float32",
-            "",
-            "√mean g̃²/max(v̂, ε²), v̂ after the update, over v > 0; alarm 2.3 (arXiv 2304.13013)",
-        ),
-        ("staleness", "float32", "", "‖g̃‖ / √Σ v̂ before the update; NULL at the first update"),
-        (
-            "gss_share",
-            "float32",
-            "share",
-            "elements with v̂ > 0 before and g̃² > 5000·v̂ (SPAM, arXiv 2501.06842)",
-        ),
-        ("unseen_share", "float32", "share", "elements with v = 0 after the update: never touched"),
-        ("exp_avg_norm", "float32", "", "‖m‖₂ after the update"),
-        ("exp_avg_sq_norm", "float32", "", "‖v‖₂ after the update"),
+        *(_float(each) for each in tensors.STATISTICS),
     ),
 )
 

@@ -52,10 +52,12 @@ class Seen:
         """
         heads: dict[str, list] = {"layer": [], "head": []}
         for layer, found in sorted(self.heads.items()):
-            for name, values in found.columns().items():
+            columns_of_head = found.columns()
+            for name, values in columns_of_head.items():
                 heads.setdefault(name, []).extend(values.tolist())
-            heads["layer"] += [layer] * len(found.logit_max)
-            heads["head"] += range(len(found.logit_max))
+            count = len(next(iter(columns_of_head.values())))
+            heads["layer"] += [layer] * count
+            heads["head"] += range(count)
         layers = sorted({layer for _, layer in self.squares})
         columns = sorted({column for column, _ in self.squares})
         rows = {c: [self._rms(c, layer) for layer in layers] for c in columns}

@@ -1,17 +1,14 @@
 """Attention statistics over all unmasked pairs, in one pass over blocks; no T×T matrix.
 
-s_ij = q_i·k_j/√K over j ≤ i, m_i = max_j s_ij, Z_i = Σ_j e^{s_ij − m_i}. docs/formulas.md defines
-each number. The identity H = logsumexp − q·(Σ p k)/√K is not used: it cancels, by 68 nats at logits of
-4e4.
-
-`blocked_rows` here and `kernels.rows` on a GPU find five numbers per query; `_reduce` makes the
-statistics of them.
+`blocked_rows` here and `attention_kernels.rows` on a GPU find five numbers per query; the entries of
+statistics/heads.py, where the symbols are defined, make the statistics of them.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import NamedTuple
@@ -19,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from forensics.statistics.heads import STATISTICS, QueryCounts, QueryNumbers
 from forensics.step import sums
 
 QUERIES = 32  # query rows per block: fewer pairs in vain beyond the diagonal
@@ -26,67 +24,39 @@ ELEMENTS = 1 << 20  # scores held at once; not by threads, so that neither are t
 MASKED = -3.0e38  # finite, so that MASKED − m is no NaN
 # of s − m: e^−80 is nothing beside Z ≥ 1, and exp is ten times slower where its result underflows
 FLOOR = -80.0
-
-
-COLUMNS = (
-    "attn_logit_max",
-    "attn_logit_spread",
-    "attn_entropy_mean",
-    "attn_entropy_min",
-    "attn_entropy_norm",
-    "sink_mass",
-    "q_norm_max",
-    "k_norm_max",
-)
+MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "largest": torch.maximum,
+    "smallest": torch.minimum,
+    "sum": torch.add,
+}
 
 
 @dataclass
 class HeadStatistics:
-    """Per query head (H,), merged over micro-batches by `merge`; sums are float64."""
+    """Per query head (H,), by column; `merge` joins micro-batches; sums are float64."""
 
-    logit_max: Tensor
-    spread: Tensor
-    entropy_sum: Tensor
-    entropy_min: Tensor
-    entropy_norm_sum: Tensor
-    sink_sum: Tensor
-    q_norm_max: Tensor
-    k_norm_max: Tensor
-    queries: int  # number of queries that entropy_sum adds up
-    open_queries: (
-        int | Tensor
-    )  # those with more than one key; () on the device where documents decide
+    merged: dict[str, Tensor]
+    queries: int
+    # those with more than one key; () on the device where documents decide
+    open_queries: int | Tensor
 
     def merge(self, other: HeadStatistics) -> HeadStatistics:
+        """Return the statistics of both micro-batches together."""
         return HeadStatistics(
-            torch.maximum(self.logit_max, other.logit_max),
-            torch.maximum(self.spread, other.spread),
-            self.entropy_sum + other.entropy_sum,
-            torch.minimum(self.entropy_min, other.entropy_min),
-            self.entropy_norm_sum + other.entropy_norm_sum,
-            self.sink_sum + other.sink_sum,
-            torch.maximum(self.q_norm_max, other.q_norm_max),
-            torch.maximum(self.k_norm_max, other.k_norm_max),
+            {
+                each.column: MERGES[each.merge](self.merged[each.column], other.merged[each.column])
+                for each in STATISTICS
+            },
             self.queries + other.queries,
             self.open_queries + other.open_queries,
         )
 
     def columns(self) -> dict[str, Tensor]:
-        """The columns of table `heads`, (H,) each; NaN where no query has more than one key."""
-        opened = torch.as_tensor(
-            self.open_queries, dtype=torch.float64, device=self.logit_max.device
-        )
-        some = torch.where(opened > 0, opened, math.nan)
-        return {
-            "attn_logit_max": self.logit_max,
-            "attn_logit_spread": self.spread,
-            "attn_entropy_mean": self.entropy_sum / self.queries,
-            "attn_entropy_min": torch.where(opened > 0, self.entropy_min, math.nan),
-            "attn_entropy_norm": self.entropy_norm_sum / some,
-            "sink_mass": self.sink_sum / some,
-            "q_norm_max": self.q_norm_max,
-            "k_norm_max": self.k_norm_max,
-        }
+        """Return the columns of table `heads`, (H,) each; NaN where no query has two keys."""
+        device = next(iter(self.merged.values())).device
+        opened = torch.as_tensor(self.open_queries, dtype=torch.float64, device=device)
+        counts = QueryCounts(self.queries, opened)
+        return {each.column: each.finish(self.merged[each.column], counts) for each in STATISTICS}
 
 
 class Rows(NamedTuple):
@@ -211,25 +181,26 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
 def _reduce(
     rows: Rows, q_norm: Tensor, k_norm: Tensor, opened: int | None = None
 ) -> HeadStatistics:
-    """Statistics per head (H,) of what was found per query; `opened` of them have more than one
-    key.
+    """Compute the statistics per head of what was found per query.
+
+    `opened` of them have more than one key; None: the documents decide.
     """
     B, H, T = rows.m.shape
-    counts = rows.counts.expand(B, H, T)
-    alone = counts <= 1
-    entropy = rows.z.log() - rows.weighted / rows.z
-    inside = entropy.masked_fill(alone, 0.0)
+    query = QueryNumbers(
+        rows.m,
+        rows.total,
+        rows.z,
+        rows.weighted,
+        rows.opening,
+        rows.counts.expand(B, H, T),
+        q_norm,
+        k_norm,
+        _by_head,
+    )
     return HeadStatistics(
-        logit_max=rows.m.amax((0, 2)),
-        spread=(rows.m - rows.total / counts).amax((0, 2)),
-        entropy_sum=_by_head(entropy),
-        entropy_min=entropy.masked_fill(alone, math.inf).amin((0, 2)),
-        entropy_norm_sum=_by_head(inside / counts.log().clamp_min(1e-30)),
-        sink_sum=_by_head((rows.opening / rows.z).masked_fill(alone, 0.0)),
-        q_norm_max=q_norm,
-        k_norm_max=k_norm,
+        {each.column: each.measure(query) for each in STATISTICS},
         queries=B * T,
-        open_queries=B * T - alone[:, 0].sum() if opened is None else opened,
+        open_queries=B * T - query.alone[:, 0].sum() if opened is None else opened,
     )
 
 

@@ -22,11 +22,13 @@ from torch import Tensor
 
 from forensics.config import Record, window
 from forensics.data.repeats import repeat_share_rows
-from forensics.observe.attention import COLUMNS as HEADS
 from forensics.observe.attention import HeadStatistics, attention_statistics
 from forensics.observe.device_copy import Fetch
 from forensics.observe.logit_lens import logit_lens
 from forensics.observe.tensors import TensorProbe
+from forensics.statistics import heads as head_statistics
+from forensics.statistics import layers as layer_statistics
+from forensics.statistics.layers import LayerStatistic
 from forensics.step import sums
 from forensics.step.observer import Site
 from forensics.store.writer import Writer
@@ -37,53 +39,58 @@ if TYPE_CHECKING:
     from forensics.step.state import TrainState
     from forensics.train.advance import StepModel
 
-RMS_SITES = {
-    "resid_in": "resid_rms_in",
-    "resid_out": "resid_rms_out",
-    "attn_out": "attn_out_rms",
-    "mlp_out": "mlp_out_rms",
-    "resid_grad": "resid_grad_rms",
-}
+HEADS = tuple(each.column for each in head_statistics.STATISTICS)
 # what a block computes, in that order; the taps come in another one, once the block is done
 FORWARD = ("resid_in", "attention logits", "attn_out", "mlp_out", "resid_out")
 
 
-@dataclass
-class _Mean:
-    """Σ x² of each micro-batch, on the device until they are read, and the number of elements."""
+SITES = {each.column: each.site for each in layer_statistics.STATISTICS}
+BY_SITE: dict[str, list[LayerStatistic]] = {}
+for _each in layer_statistics.STATISTICS:
+    if _each.measure is not None:
+        BY_SITE.setdefault(_each.site, []).append(_each)
 
-    squares: list[Tensor] = field(default_factory=list)
+
+@dataclass
+class _Tap:
+    """A tapped tensor of one micro-batch, as the statistics of layers see it."""
+
+    tensor: Tensor
+
+    def square_sum(self) -> Tensor:
+        """Return Σ x² as a float64 scalar."""
+        return sums.square_sum(self.tensor)
+
+
+@dataclass
+class _LayerNumbers:
+    """What one statistic measured of one layer: scalars on the device until they are read."""
+
+    parts: list[Tensor] = field(default_factory=list)  # of each micro-batch, or what they merged to
     elements: int = 0
     read: list[float] = field(default_factory=list)
 
-    def add(self, x: Tensor) -> None:
-        self.squares.append(sums.square_sum(x))
-        self.elements += x.numel()
-
-    @property
-    def rms(self) -> float:
-        return math.sqrt(sum(self.read) / self.elements)
+    def add(self, part: Tensor, elements: int, merge: str) -> None:
+        """Take in one micro-batch."""
+        if merge == "largest" and self.parts:
+            part = torch.maximum(self.parts.pop(), part)
+        self.parts.append(part)
+        self.elements += elements
 
 
 @dataclass
 class _Step:
-    """What has been seen of the step that runs."""
+    """What the taps handed out of the step that runs."""
 
     tables: frozenset[str]
     dense: bool
     q: dict[int, Tensor] = field(default_factory=dict)
     documents: Tensor | None = None
     heads: dict[int, HeadStatistics] = field(default_factory=dict)
-    squares: dict[tuple[str, int], _Mean] = field(default_factory=dict)
-    nonzero: dict[int, list[Tensor]] = field(
-        default_factory=dict
-    )  # of mlp_act, by layer and micro-batch
-    elements: int = 0  # of mlp_act in one layer
-    extremes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    layers: dict[tuple[str, int], _LayerNumbers] = field(default_factory=dict)  # column, layer
     finite: dict[int, list[Tensor]] = field(default_factory=dict)  # attention logits, by layer
-    backward: list[tuple[int, Tensor]] = field(
-        default_factory=list
-    )  # (layer, Σ x²) of resid_grad as they came
+    # (layer, Σ x²) of resid_grad in the order in which they came
+    backward: list[tuple[int, Tensor]] = field(default_factory=list)
     resid: dict[int, list[Tensor]] = field(default_factory=dict)
     lens: list[dict[str, float]] | None = None
     probe: TensorProbe | None = None
@@ -91,27 +98,21 @@ class _Step:
 
     def numbers(self) -> Tensor:
         """What the taps left on the device, float64, in the order in which `read` takes it."""
-        lists = [mean.squares for mean in self.squares.values()]
-        lists += [*self.nonzero.values(), *self.finite.values(), [x for _, x in self.backward]]
-        flat = [x.double() for one in lists for x in one] + [
-            x.double() for x in self.extremes.values()
-        ]
+        groups = [numbers.parts for numbers in self.layers.values()]
+        groups += [*self.finite.values(), [squares for _, squares in self.backward]]
+        flat = [x.double() for group in groups for x in group]
         return torch.stack(flat) if flat else torch.empty(0, dtype=torch.float64)
 
-    def read(self, found: Tensor) -> None:
+    def read(self, fetched: Tensor) -> None:
         """Take what `numbers` gave, on the host."""
-        numbers = iter(found.tolist())
-        for mean in self.squares.values():
-            mean.read = [next(numbers) for _ in mean.squares]
-        self.nonzero_read = {
-            layer: sum(int(next(numbers)) for _ in found) for layer, found in self.nonzero.items()
-        }
+        numbers = iter(fetched.tolist())
+        for layer_numbers in self.layers.values():
+            layer_numbers.read = [next(numbers) for _ in layer_numbers.parts]
         self.finite_read = {
-            layer: sum(next(numbers) for _ in found) == len(found)
-            for layer, found in self.finite.items()
+            layer: sum(next(numbers) for _ in flags) == len(flags)
+            for layer, flags in self.finite.items()
         }
         self.backward_read = [(layer, next(numbers)) for layer, _ in self.backward]
-        self.extremes_read = {key: next(numbers) for key in self.extremes}
 
     def first_nonfinite(self, result: StepResult, tensors: dict[str, list]) -> str | None:
         """The first place of the step, in the order in which it computes, that held a NaN or
@@ -123,9 +124,9 @@ class _Step:
             if not finite
         ]
         places += [
-            (layer, FORWARD.index(kind))
-            for (kind, layer), mean in self.squares.items()
-            if kind != "resid_grad" and not all(map(math.isfinite, mean.read))
+            (layer, FORWARD.index(SITES[column]))
+            for (column, layer), numbers in self.layers.items()
+            if SITES[column] in FORWARD and not all(map(math.isfinite, numbers.read))
         ]
         if places:
             layer, place = min(places)
@@ -193,7 +194,7 @@ class Recorder:
         if "heads" in tables:
             wants |= {"q", "k", "documents"}
         if "layers" in tables:
-            wants |= {*RMS_SITES, "mlp_act"}
+            wants |= {each.site for each in layer_statistics.STATISTICS if each.measure}
         if self.later:
             wants.add("launched")
         self.wants = frozenset(wants)
@@ -220,37 +221,30 @@ class Recorder:
         elif kind == "k":
             found = attention_statistics(now.q.pop(layer), x, now.documents)
             now.heads[layer] = now.heads[layer].merge(found) if layer in now.heads else found
-            now.finite.setdefault(layer, []).append(torch.isfinite(found.logit_max).all())
+            now.finite.setdefault(layer, []).append(
+                torch.isfinite(found.merged["attn_logit_max"]).all()
+            )
         elif kind == "documents":
             now.documents = x
-        elif kind == "mlp_act":
-            now.nonzero.setdefault(layer, []).append(torch.count_nonzero(x))
-            now.elements += x.numel() if layer == 0 else 0
-            if now.dense:
-                self._extreme("act_max", layer, x)
-        if kind in RMS_SITES:
-            self._mean(kind, layer, x)
-
-    def _mean(self, kind: str, layer: int, x: Tensor) -> None:
-        now = self._now
-        mean = now.squares.setdefault((kind, layer), _Mean())
-        if kind == "resid_in" and layer > 0:
-            # the stream into a block is the one out of the block before, whose squares are summed
-            # already
-            before = now.squares[("resid_out", layer - 1)]
-            mean.squares, mean.elements = list(before.squares), before.elements
-            return
-        mean.add(x)
-        if kind == "resid_grad":
-            now.backward.append((layer, mean.squares[-1]))
         if kind == "resid_out" and now.dense:
-            self._extreme("resid_max", layer, x)
             now.resid.setdefault(layer, []).append(x)
+        tapped = _Tap(x)
+        for statistic in BY_SITE.get(kind, ()):
+            if now.dense or not statistic.dense:
+                self._measure(statistic, layer, tapped)
 
-    def _extreme(self, name: str, layer: int, x: Tensor) -> None:
-        key, largest = (name, layer), x.abs().amax()
-        before = self._now.extremes.get(key)
-        self._now.extremes[key] = largest if before is None else torch.maximum(before, largest)
+    def _measure(self, statistic: LayerStatistic, layer: int, tapped: _Tap) -> None:
+        now = self._now
+        numbers = now.layers.setdefault((statistic.column, layer), _LayerNumbers())
+        if statistic.same_as_before and layer > 0:
+            # the stream into a block is the one out of the block before, which is measured already
+            before = now.layers[statistic.same_as_before, layer - 1]
+            numbers.parts, numbers.elements = list(before.parts), before.elements
+            return
+        assert statistic.measure is not None
+        numbers.add(statistic.measure(tapped), tapped.tensor.numel(), statistic.merge)
+        if statistic.column == "resid_grad_rms":
+            now.backward.append((layer, numbers.parts[-1]))
 
     @torch.no_grad()
     def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
@@ -395,19 +389,16 @@ class Recorder:
         )
 
     def _layer_rows(self, now: _Step, step: int) -> None:
-        layers = sorted(now.nonzero_read)
-        rows: dict[str, list] = {
-            column: [now.squares[kind, i].rms if (kind, i) in now.squares else None for i in layers]
-            for kind, column in RMS_SITES.items()
-        }
-        rows["act_zero_share"] = [
-            (now.elements - now.nonzero_read[i]) / now.elements for i in layers
-        ]
-        if now.dense:
-            for name in ("resid_max", "act_max"):
-                rows[name] = [now.extremes_read[name, i] for i in layers]
-            if now.lens is not None:
-                rows |= {name: [one[name] for one in now.lens] for name in now.lens[0]}
+        layers = sorted({layer for _, layer in now.layers})
+        rows: dict[str, list] = {}
+        for statistic in layer_statistics.STATISTICS:
+            if statistic.measure is not None and (now.dense or not statistic.dense):
+                rows[statistic.column] = [
+                    _finished(statistic, now.layers.get((statistic.column, layer)))
+                    for layer in layers
+                ]
+        if now.lens is not None:
+            rows |= {name: [of_layer[name] for of_layer in now.lens] for name in now.lens[0]}
         self.writer.append("layers", step=step, layer=layers, **rows)
 
     def _sequence_rows(self, result: StepResult, loss: np.ndarray, counted: np.ndarray) -> None:
@@ -436,3 +427,10 @@ class Recorder:
             loss=ce.reshape(-1),
             weight=result.batch.weight.reshape(-1).numpy(),
         )
+
+
+def _finished(statistic: LayerStatistic, numbers: _LayerNumbers | None) -> float | None:
+    """Return the recorded number; None where the site was never tapped."""
+    if numbers is None:
+        return None
+    return statistic.finish(sum(numbers.read), numbers.elements)

@@ -1,8 +1,9 @@
 """Statistics of each parameter tensor around one update: in cache-sized stretches on CPU, in two
 kernels on a GPU.
 
-g is the gradient before clipping, g̃ after it, v̂ the bias-corrected second moment; docs/formulas.md
-and records.TENSORS define the columns. Nothing is read from a GPU until `columns`.
+One pass before the update and one after it find a few numbers of each tensor; the entries of
+statistics/tensors.py, where the symbols are defined, make the columns of them. Nothing is read from
+a GPU until `columns`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from forensics.statistics.tensors import STATISTICS, TensorNumbers
 from forensics.step import sums
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ class TensorProbe:
         self.policy = policy
         self.updates = state.counters.updates
         self.kernels = _kernels() if next(iter(grads.values())).is_cuda else None
-        bias = 1 - policy.betas[1] ** self.updates
-        self.threshold = GSS / bias if bias > 0 else math.inf
+        self.bias_before = 1 - policy.betas[1] ** self.updates
+        self.threshold = GSS / self.bias_before if self.bias_before > 0 else math.inf
         second = [state.exp_avg_sq[name] for name in self.names]
         if self.kernels is not None:
             self.theta = dict(
@@ -135,40 +137,20 @@ class TensorProbe:
             }
         return before, after
 
-    def _row(self, name: str, n: int, before: Numbers, after: Numbers) -> dict[str, float | None]:
-        found: dict[str, float | None] = {
-            "grad_norm": self.grad_norms[name],
-            "grad_rms": self.grad_norms[name] / math.sqrt(n),
-            "param_norm": after["theta"],
-            "unseen_share": 1 - int(after["seen"]) / n,
-            "exp_avg_norm": after["m"],
-            "exp_avg_sq_norm": after["v"],
-            "grad_max": before["grad_max"],
-            "staleness": None,
-            "gss_share": None,
-        }
-        if self.threshold < math.inf:
-            total = before["second"] / (1 - self.policy.betas[1] ** self.updates)
-            # A second moment of exactly 0 has seen no gradient yet: there is nothing to be out of
-            # date
-            found["staleness"] = (
-                self.grad_norms[name] * self.clip_scale / math.sqrt(total) if total != 0 else None
-            )
-            found["gss_share"] = int(before["bursts"]) / n
-        if self.applied:
-            found["update_norm"] = after["delta"]
-            # a bias that is still 0 has no ratio
-            found["update_ratio"] = after["delta"] / after["theta"] if after["theta"] else None
-            found["update_ratio_no_decay"] = (
-                after["free"] / after["theta"] if after["theta"] else None
-            )
-            seen, total = int(after["seen"]), after["ratio"] * self._bias_after
-            found["rms_t"] = math.sqrt(total / seen) if seen else None
-        else:
-            found |= dict.fromkeys(
-                ("update_norm", "update_ratio", "update_ratio_no_decay", "rms_t")
-            )
-        return found
+    def _row(
+        self, name: str, elements: int, before: Numbers, after: Numbers
+    ) -> dict[str, float | None]:
+        numbers = TensorNumbers(
+            elements,
+            self.grad_norms[name],
+            self.clip_scale,
+            self.bias_before,
+            self._bias_after,
+            self.applied,
+            before,
+            after,
+        )
+        return {each.column: each.value(numbers) for each in STATISTICS}
 
 
 @functools.cache

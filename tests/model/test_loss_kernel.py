@@ -17,7 +17,7 @@ SCRIPT = """
 import sys
 import torch
 from safetensors.torch import load_file, save_file
-from forensics.model import kernels, loss
+from forensics.model import loss, loss_kernels as kernels
 
 loss.GPU_CHUNK = 128  # several chunks
 inputs, found = load_file(sys.argv[1]), {}

@@ -170,20 +170,20 @@ def test_the_one_pair_that_spikes_is_found_wherever_it_lies():
         q, k = random_qk(2, 2, 2, 200, 4)
         q[1, 1, i], k[1, 1, j] = 100.0, 100.0
         wanted = 100.0 * 100.0 * 4 / 2
-        assert float(attention_statistics(q, k).logit_max[1]) == wanted
-        assert float(attention_statistics(q, k).logit_max[0]) < 50
+        assert float(attention_statistics(q, k).merged["attn_logit_max"][1]) == wanted
+        assert float(attention_statistics(q, k).merged["attn_logit_max"][0]) < 50
 
 
 def test_a_pair_that_the_mask_hides_is_not_found():
     q, k = random_qk(1, 1, 1, 130, 4)
     q[0, 0, 30], k[0, 0, 31] = 100.0, 100.0  # the key lies after the query
-    assert float(attention_statistics(q, k).logit_max) < 2e3
+    assert float(attention_statistics(q, k).merged["attn_logit_max"]) < 2e3
     ids = torch.zeros(1, 130, dtype=torch.long)
     ids[0, 100:] = 1
     q, k = random_qk(1, 1, 1, 130, 4)
     q[0, 0, 110], k[0, 0, 20] = 100.0, 100.0  # in another document
-    assert float(attention_statistics(q, k).logit_max) == 2e4
-    assert float(attention_statistics(q, k, ids).logit_max) < 2e3
+    assert float(attention_statistics(q, k).merged["attn_logit_max"]) == 2e4
+    assert float(attention_statistics(q, k, ids).merged["attn_logit_max"]) < 2e3
 
 
 def test_micro_batches_merge_into_the_statistics_of_the_whole():

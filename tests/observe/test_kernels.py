@@ -29,7 +29,7 @@ SCRIPT = """
 import sys
 import torch
 from safetensors.torch import load_file, save_file
-from forensics.observe import kernels
+from forensics.observe import attention_kernels as kernels
 
 inputs = load_file(sys.argv[1])
 found = {}
