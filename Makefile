@@ -26,7 +26,7 @@ docs: .venv/ready
 
 # The documents as a site in site/, with the API reference; strict: a dead link or a name that is gone fails.
 site: .venv/site-ready
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The .ipynb of each marimo notebook; a test holds the two together.
 notebooks: .venv/ready

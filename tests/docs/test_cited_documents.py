@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,3 +113,16 @@ def test_every_module_that_a_module_names_exists(package):
             for name in MODULE.findall(text):
                 cited[file, name] = any(f"/{path}".endswith(f"/{name}") for path in ours)
     assert missing(cited) == []
+
+
+def test_every_name_of_the_api_page_exists():
+    names = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert names
+    for name in names:
+        assert pkgutil.resolve_name(name) is not None
+
+
+def test_the_site_leads_to_every_document():
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    menu = set(re.findall(r"([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert menu == pages
