@@ -32,6 +32,8 @@ SQL_TYPES = {
 
 @dataclass(frozen=True)
 class Column:
+    """One column of a table, with its unit and meaning."""
+
     name: str
     type: str  # a key of SQL_TYPES; every column but those of the key may be NULL
     unit: str
@@ -40,6 +42,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
+    """One table of a run."""
+
     name: str
     meaning: str  # one row per …
     key: tuple[str, ...]
@@ -54,9 +58,11 @@ class Table:
         return self.key[0] == "step"
 
     def column(self, name: str) -> Column:
+        """Return the column of this name."""
         return next(c for c in self.columns if c.name == name)
 
     def arrow_schema(self) -> pyarrow.Schema:
+        """Return the columns as pyarrow types."""
         import pyarrow as pa
 
         return pa.schema([pa.field(c.name, pa.type_for_alias(c.type)) for c in self.columns])
@@ -484,9 +490,7 @@ NUMERIC = ("int64", "int32", "float64", "float32")
 
 
 def rollup(table: Table, means: bool = False) -> Table:
-    """The schema of `<table>_by100`: extremes (and means) of every numeric column over 100 steps,
-    by the rest of its key.
-    """
+    """Make the schema of `<table>_by100`: extremes (and means) of every numeric column."""
     assert table.stepped
     columns = [
         Column(

@@ -41,20 +41,18 @@ def monitor(
     Finite spikes enter the window, as there; NaN and inf are alarms and do not enter, which the
     original misses.
     """
-    x, known = series(values, computed)
-    finite = known & np.isfinite(x)
-    count, mean, std = moments_before(x, finite, window)
+    column, was_computed = series(values, computed)
+    finite = was_computed & np.isfinite(column)
+    count, mean, std = moments_before(column, finite, window)
     with np.errstate(invalid="ignore"):
-        above = x - mean > sigmas * std
-    return (finite & (count >= minimum) & above) | (known & ~finite)
+        above = column - mean > sigmas * std
+    return (finite & (count >= minimum) & above) | (was_computed & ~finite)
 
 
 def skip_step(
     loss: Series, grad_norm: Series, *, computed: Sequence[bool] | Bools | None = None
 ) -> Bools:
-    """What SkipStep would have skipped, (S,): `SkipWindow.judge` at every step, to the bit, over
-    recorded columns.
-    """
+    """Find what SkipStep would have skipped, (S,): `SkipWindow.judge` at every step, to the bit."""
     return monitor(loss, computed=computed) | monitor(grad_norm, computed=computed)
 
 
@@ -129,35 +127,42 @@ def grad_norm_trend(
     window: int = WINDOW,
     computed: Sequence[bool] | Bools | None = None,
 ) -> Bools:
-    """The creep: median of the last `window` gradient norms at least `factor` × the lowest such
-    median so far, (S,).
+    """Find the creep, (S,): the running median at least `factor` × the lowest so far.
+
+    The median is that of the last `window` gradient norms.
 
     Full windows only, the step's own value included; a spike moves a median by almost nothing, so
     this is drift. The lowest is over the run up to the step, so the fall during warm-up raises no
     alarm.
     """
-    x, known = series(grad_norm, computed)
-    usable = known & np.isfinite(x)
-    kept = np.append(x[usable], 0.0)  # medians *before* position i + 1 are medians up to position i
-    count, median, _ = medians_before(kept, np.ones(len(kept), bool), window)
+    column, was_computed = series(grad_norm, computed)
+    usable = was_computed & np.isfinite(column)
+    shifted = np.append(
+        column[usable], 0.0
+    )  # medians *before* position i + 1 are medians up to position i
+    count, median, _ = medians_before(shifted, np.ones(len(shifted), bool), window)
     count, median = count[1:], median[1:]
     full = count >= window
     lowest = np.minimum.accumulate(np.where(full, median, np.inf))
-    alarm = np.zeros(len(x), bool)
+    alarm = np.zeros(len(column), bool)
     alarm[usable] = full & (median >= factor * lowest) & (median > lowest)
     return alarm
 
 
 def _columns(values: ArrayLike) -> Floats:
-    x = np.asarray(values, np.float64)
-    assert x.ndim in (1, 2), f"wanted (steps,) or (steps, series), found shape {x.shape}"
-    return x[:, None] if x.ndim == 1 else x
+    columns = np.asarray(values, np.float64)
+    assert columns.ndim in (1, 2), (
+        f"wanted (steps,) or (steps, series), found shape {columns.shape}"
+    )
+    return columns[:, None] if columns.ndim == 1 else columns
 
 
 def _robust_z(x_SN: Floats, window: int, minimum: int, floor: float) -> Floats:
     z_SN = np.full(x_SN.shape, np.nan)
-    for i in range(x_SN.shape[1]):
-        z_SN[:, i] = robust_z(x_SN[:, i], window=window, minimum=minimum, floor=floor)
+    for series_index in range(x_SN.shape[1]):
+        z_SN[:, series_index] = robust_z(
+            x_SN[:, series_index], window=window, minimum=minimum, floor=floor
+        )
     return z_SN
 
 

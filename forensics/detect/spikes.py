@@ -1,8 +1,10 @@
-"""Spikes: where a metric leaves its band, and whether the model was hurt. One fold, live and after
-the fact.
+"""Spikes: where a metric leaves its band, and whether the model was hurt.
+
+One fold, live and after the fact:
 
     detector = RobustDetector(restarts=phase_restarts(phases))
-    spike = detector.update(step, loss)      # detector.alarm says at once; the Spike comes when its kind is known
+    spike = detector.update(step, loss)  # `detector.alarm` tells at once, the Spike comes when
+                                         # its kind is known
     robust(losses) == [every Spike of the fold]
 
 docs/formulas.md, "Spikes".
@@ -286,8 +288,8 @@ def robust(
         k=k,
         recover_within=recover_within,
     )
-    found = [detector.update(*row) for row in _rows(values, steps, computed)]
-    return [spike for spike in [*found, detector.finish()] if spike is not None]
+    settled = [detector.update(*row) for row in _rows(values, steps, computed)]
+    return [spike for spike in [*settled, detector.finish()] if spike is not None]
 
 
 def outliers(
@@ -300,9 +302,7 @@ def outliers(
     minimum: int = 64,
     k: float = 6.0,
 ) -> Bools:
-    """The same fold's `alarm` at every step, (N,): for comparing this rule with the others. Errors:
-    usage.
-    """
+    """Fold the detector and return its `alarm` at every step, (N,). Errors: usage."""
     detector = RobustDetector(restarts=restarts, window=window, minimum=minimum, k=k)
     alarms = []
     for row in _rows(values, steps, computed):
@@ -316,10 +316,10 @@ def _rows(
     steps: Sequence[int] | np.ndarray | None,
     computed: Sequence[bool] | Bools | None,
 ) -> list[tuple[int, float, bool]]:
-    x, known = series(values, computed)
-    at = range(len(x)) if steps is None else [int(s) for s in steps]
-    assert len(at) == len(x), f"{len(x)} values but {len(at)} steps"
-    return list(zip(at, x.tolist(), known.tolist()))
+    column, was_computed = series(values, computed)
+    at = range(len(column)) if steps is None else [int(s) for s in steps]
+    assert len(at) == len(column), f"{len(column)} values but {len(at)} steps"
+    return list(zip(at, column.tolist(), was_computed.tolist()))
 
 
 def phase_restarts(
@@ -327,8 +327,9 @@ def phase_restarts(
     minimum: int = 64,
     end: int | None = None,
 ) -> list[int]:
-    """The steps at which the window restarts, from phases (until, mix of sources); `end` closes the
-    last phase.
+    """List the steps at which the window restarts, from phases (until, mix of sources).
+
+    `end` closes the last phase.
 
     A new mix has a new level of loss, so the old window says nothing about it. But a phase shorter
     than `minimum` cannot fill a window of its own: restarting there would leave all of it unjudged,
@@ -336,16 +337,16 @@ def phase_restarts(
     and where the same mix goes on afterwards nothing restarts at all.
     """
     start = 0
-    kept: list[tuple[int, dict[str, float]]] = []
+    changes: list[tuple[int, dict[str, float]]] = []
     for until, mix in phases:
         stop = end if until is None else until
         if stop is None or stop - start >= minimum:
             total = sum(mix.values())
             shares = {name: share / total for name, share in mix.items() if share > 0}
-            if not kept or not _same(kept[-1][1], shares):
-                kept.append((start, shares))
+            if not changes or not _same(changes[-1][1], shares):
+                changes.append((start, shares))
         start = start if stop is None else stop
-    return [first for first, _ in kept[1:]]
+    return [first for first, _ in changes[1:]]
 
 
 def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
@@ -368,14 +369,14 @@ def spike_score(
     inf are always judged, always spikes, and never in a window; finite spikes are. (0.0, 0) when
     nothing could be judged.
     """
-    x, known = series(values, computed)
-    finite = np.isfinite(x) & known
-    count, mean, std = moments_before(x, finite, window)
+    column, was_computed = series(values, computed)
+    finite = np.isfinite(column) & was_computed
+    count, mean, std = moments_before(column, finite, window)
     judged = finite & (count >= minimum)
     floor = np.maximum(
         1e-6 * np.abs(mean[judged]), 1e-12
     )  # smallest_scale, so that a constant series scores 0
-    far = np.abs(x[judged] - mean[judged]) >= sigmas * np.maximum(std[judged], floor)
-    broken = int(np.sum(known & ~np.isfinite(x)))
+    far = np.abs(column[judged] - mean[judged]) >= sigmas * np.maximum(std[judged], floor)
+    broken = int(np.sum(was_computed & ~np.isfinite(column)))
     n = int(judged.sum()) + broken
     return (100.0 * (int(far.sum()) + broken) / n if n else 0.0), n

@@ -50,8 +50,8 @@ def trend(
         f"{at.shape} steps but {norm.shape} gradient norms"
     )
     usable = np.isfinite(norm) & (norm > 0)
-    t, y = at[usable].astype(np.float64), np.log(norm[usable])
-    slope = theil_sen(t, y)
+    step_of_point, log_norm = at[usable].astype(np.float64), np.log(norm[usable])
+    slope = theil_sen(step_of_point, log_norm)
     growing = slope is not None and slope["slope"] > 0
     return {
         "spikes": spike_trend(at, spike_steps),
@@ -64,13 +64,15 @@ def trend(
                     "high": None,
                     "intercept": None,
                     "centre": None,
-                    "points": len(t),
+                    "points": len(step_of_point),
                 }
             ),
-            "dropped": int(len(at) - len(t)),
+            "dropped": int(len(at) - len(step_of_point)),
             "doubling_steps": math.log(2) / slope["slope"] if slope and growing else None,
         },
-        "forecast": forecast(slope, float(t[-1]) if len(t) else None, level),
+        "forecast": forecast(
+            slope, float(step_of_point[-1]) if len(step_of_point) else None, level
+        ),
     }
 
 
@@ -92,26 +94,26 @@ def spike_trend(
         if len(at)
         else spikes[:0]
     )
-    n, total = len(where), len(at)
+    count, total = len(where), len(at)
     edges = [0, total // 3, 2 * total // 3, total]
     thirds = [
-        1000.0 * int(np.sum((where >= a) & (where < b))) / (b - a) if b > a else 0.0
-        for a, b in pairwise(edges)
+        1000.0 * int(np.sum((where >= low) & (where < high))) / (high - low) if high > low else 0.0
+        for low, high in pairwise(edges)
     ]
-    z = p = None
+    score = p_value = None
     direction = "too few"
-    if n >= FEWEST_SPIKES and total > 1:
-        z = float((where.mean() - (total - 1) / 2) / math.sqrt((total**2 - 1) / (12 * n)))
-        p = math.erfc(abs(z) / math.sqrt(2))
-        direction = "none" if p >= 0.05 else "rising" if z > 0 else "falling"
+    if count >= FEWEST_SPIKES and total > 1:
+        score = float((where.mean() - (total - 1) / 2) / math.sqrt((total**2 - 1) / (12 * count)))
+        p_value = math.erfc(abs(score) / math.sqrt(2))
+        direction = "none" if p_value >= 0.05 else "rising" if score > 0 else "falling"
     return {
-        "count": n,
+        "count": count,
         "steps": total,
-        "per_1000": 1000.0 * n / total if total else 0.0,
+        "per_1000": 1000.0 * count / total if total else 0.0,
         "thirds_per_1000": thirds,
         "direction": direction,
-        "z": z,
-        "p": p,
+        "z": score,
+        "p": p_value,
     }
 
 
@@ -129,30 +131,35 @@ def theil_sen(t: Floats, y: Floats) -> dict[str, Any] | None:
     if len(t) > POINTS:
         chosen = np.linspace(0, len(t) - 1, POINTS).round().astype(np.int64)
         t, y = t[chosen], y[chosen]
-    n = len(t)
-    slopes = np.sort(np.concatenate([(y[d:] - y[:-d]) / (t[d:] - t[:-d]) for d in range(1, n)]))
-    m = len(slopes)
+    points = len(t)
+    slopes = np.sort(
+        np.concatenate([(y[lag:] - y[:-lag]) / (t[lag:] - t[:-lag]) for lag in range(1, points)])
+    )
+    pairs = len(slopes)
     ties = np.unique(y, return_counts=True)[1].astype(np.float64)
-    variance = (n * (n - 1) * (2 * n + 5) - float(np.sum(ties * (ties - 1) * (2 * ties + 5)))) / 18
+    variance = (
+        points * (points - 1) * (2 * points + 5) - float(np.sum(ties * (ties - 1) * (2 * ties + 5)))
+    ) / 18
     reach = Z95 * math.sqrt(max(variance, 0.0))
     low = max(
-        math.floor((m - reach) / 2) - 1, 0
+        math.floor((pairs - reach) / 2) - 1, 0
     )  # outwards on both sides, so the interval is never narrower than 95%
-    high = min(math.ceil((m + reach) / 2), m - 1)
-    slope = float(slopes[m // 2] if m % 2 else (slopes[m // 2 - 1] + slopes[m // 2]) / 2)
+    high = min(math.ceil((pairs + reach) / 2), pairs - 1)
+    slope = float(
+        slopes[pairs // 2] if pairs % 2 else (slopes[pairs // 2 - 1] + slopes[pairs // 2]) / 2
+    )
     return {
         "slope": slope,
         "low": float(slopes[low]),
         "high": float(slopes[high]),
         "intercept": float(np.median(y - slope * t)),
         "centre": float(np.median(t)),
-        "points": n,
+        "points": points,
     }
 
 
 def forecast(slope: dict[str, Any] | None, last: float | None, level: float) -> dict[str, Any]:
-    """The step at which exp(the fitted line) reaches `level`, with the interval that the slope's
-    gives.
+    """Forecast the step at which exp(the fitted line) reaches `level`, with its interval.
 
     `step` is None where there is nothing to forecast, and `reason` says why: too few points; passed
     (the line is already at the level); flat (the slope's interval holds 0); falling. `low` is the

@@ -35,11 +35,15 @@ class Seen:
 
     @torch.no_grad()
     def attention(self, layer: int, q: Tensor, k: Tensor) -> None:
-        found = attention_statistics(q.detach(), k.detach())
-        self.heads[layer] = self.heads[layer].merge(found) if layer in self.heads else found
+        """Take in one forward's queries (B, H, T, K) and keys (B, G, T, K) of a layer."""
+        statistics = attention_statistics(q.detach(), k.detach())
+        self.heads[layer] = (
+            self.heads[layer].merge(statistics) if layer in self.heads else statistics
+        )
 
     @torch.no_grad()
     def stream(self, column: str, layer: int, x: Tensor) -> None:
+        """Add a tensor's squares to a column of `layers`."""
         total, n = self.squares.get((column, layer), (0.0, 0))
         self.squares[column, layer] = (
             total + float(sums.square_sum(x.detach().float())),
@@ -47,12 +51,10 @@ class Seen:
         )
 
     def take(self) -> dict[str, dict[str, list]]:
-        """Columns of `heads` and `layers` over all forwards (and backwards) since the last call;
-        then starts anew.
-        """
+        """Return the columns of `heads` and `layers` since the last call, and start anew."""
         heads: dict[str, list] = {"layer": [], "head": []}
-        for layer, found in sorted(self.heads.items()):
-            columns_of_head = found.columns()
+        for layer, statistics in sorted(self.heads.items()):
+            columns_of_head = statistics.columns()
             for name, values in columns_of_head.items():
                 heads.setdefault(name, []).extend(values.tolist())
             count = len(next(iter(columns_of_head.values())))
@@ -60,7 +62,7 @@ class Seen:
             heads["head"] += range(count)
         layers = sorted({layer for _, layer in self.squares})
         columns = sorted({column for column, _ in self.squares})
-        rows = {c: [self._rms(c, layer) for layer in layers] for c in columns}
+        rows = {column: [self._rms(column, layer) for layer in layers] for column in columns}
         self.heads, self.squares = {}, {}
         return {"heads": heads, "layers": {"layer": layers, **rows}}
 
@@ -71,16 +73,15 @@ class Seen:
 
 @contextmanager
 def attach(model: nn.Module) -> Iterator[Seen]:
-    """Watch a transformers model's attention and residual stream. Errors: data, for a model that is
-    not one.
-    """
+    """Watch a transformers model's attention and residual stream. Errors: data."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     config = getattr(model, "config", None)
     blocks = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.ModuleList) and len(m) == getattr(config, "num_hidden_layers", -1)
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == getattr(config, "num_hidden_layers", -1)
     ]
     if config is None or not blocks:
         raise ForensicsError(
@@ -89,14 +90,14 @@ def attach(model: nn.Module) -> Iterator[Seen]:
             "attach takes what AutoModelForCausalLM returns",
         )
     name = config._attn_implementation
-    seen, handles = Seen(), []
-    own = set(model.modules())
+    watcher, handles = Seen(), []
+    modules = set(model.modules())
 
     def watched(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **named: Any
     ) -> Any:
-        if module in own:
-            seen.attention(int(module.layer_idx), query, key)  # type: ignore[arg-type]
+        if module in modules:
+            watcher.attention(int(module.layer_idx), query, key)  # type: ignore[arg-type]
         return before(module)(module, query, key, value, *arguments, **named)
 
     registered = dict(ALL_ATTENTION_FUNCTIONS).get(name)
@@ -105,11 +106,11 @@ def attach(model: nn.Module) -> Iterator[Seen]:
         # "eager" is not registered: each model's file has its own
         return registered or sys.modules[type(module).__module__].eager_attention_forward
 
-    for i, block in enumerate(blocks[0]):
-        handles.append(block.register_forward_hook(_on_block(seen, i)))
+    for layer, block in enumerate(blocks[0]):
+        handles.append(block.register_forward_hook(_on_block(watcher, layer)))
     ALL_ATTENTION_FUNCTIONS[name] = watched
     try:
-        yield seen
+        yield watcher
     finally:
         del ALL_ATTENTION_FUNCTIONS[name]  # what was registered for everyone shows again
         for handle in handles:

@@ -1,7 +1,7 @@
 """Attention statistics over all unmasked pairs, in one pass over blocks; no T×T matrix.
 
-`blocked_rows` here and `attention_kernels.rows` on a GPU find five numbers per query; the entries of
-statistics/heads.py, where the symbols are defined, make the statistics of them.
+`blocked_rows` here and `attention_kernels.rows` on a GPU find five numbers per query; the entries
+of statistics/heads.py, where the symbols are defined, make the statistics of them.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ class Rows(NamedTuple):
 
 @torch.no_grad()
 def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) -> HeadStatistics:
-    """Of q (B, H, T, K) and k (B, G, T, K), G dividing H; documents (B, T) keep pairs inside a
-    document.
+    """Measure q (B, H, T, K) and k (B, G, T, K), G dividing H.
+
+    documents (B, T) keep pairs inside a document.
 
     fp32 throughout, whatever the inputs and whatever autocast would make of them; memory grows with
     T, not with T².
@@ -106,15 +107,16 @@ def _kernels() -> ModuleType | None:
 
 
 def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, Tensor, Tensor]:
-    """Rows by blocks of queries, each against all keys up to its last; and the largest ‖q‖ (H,) and
-    ‖k‖ (G,).
+    """Compute rows by blocks of queries, each against all keys up to its last.
+
+    Returns them with the largest ‖q‖ (H,) and ‖k‖ (G,).
     """
     B, H, T, K = q.shape
     q, k = (
         q.contiguous().float(),
         k.contiguous().float(),
     )  # heads first, so that blocks are matrices without copies
-    norms = [torch.linalg.vector_norm(x, dim=-1).amax((0, 2)) for x in (q, k)]
+    norms = [torch.linalg.vector_norm(buffer, dim=-1).amax((0, 2)) for buffer in (q, k)]
     if k.shape[1] < H:
         k = k.repeat_interleave(H // k.shape[1], dim=1)
     q, k = (q / math.sqrt(K)).view(B * H, T, K), k.view(B * H, T, K)
@@ -126,55 +128,58 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
     size = min(QUERIES, T)
     room = max(ELEMENTS, size * T)
     scores, powers = torch.empty(room, device=q.device), torch.empty(room, device=q.device)
-    found = torch.empty(5, B * H, T, device=q.device)
+    numbers = torch.empty(5, B * H, T, device=q.device)
     position = torch.arange(T, device=q.device)
     counts = (position + 1).float()
     future = position[None, :size] > position[:size, None]
     ids = None
     if documents is None:
-        seen = (~future).float()  # 0 where a key lies after the query
-        ceiling = torch.full_like(seen, math.inf).masked_fill_(future, MASKED)
+        visible = (~future).float()  # 0 where a key lies after the query
+        ceiling = torch.full_like(visible, math.inf).masked_fill_(future, MASKED)
     else:
         ids = documents.repeat_interleave(H, dim=0)
         counts = torch.empty(B * H, T, device=q.device)
     for first in range(0, T, size):
         last = min(first + size, T)
-        n = last - first
-        heads = max(1, room // (n * last))
-        for a in range(0, B * H, heads):
-            b = min(a + heads, B * H)
-            m, total, z, weighted, opening = found[:, a:b, first:last]
-            s, e = (x[: (b - a) * n * last].view(b - a, n, last) for x in (scores, powers))
-            torch.bmm(q[a:b, first:last], k[a:b, :last].transpose(1, 2), out=s)
+        count = last - first
+        heads = max(1, room // (count * last))
+        for low in range(0, B * H, heads):
+            high = min(low + heads, B * H)
+            m, total, z, weighted, opening = numbers[:, low:high, first:last]
+            score, power = (
+                buffer[: (high - low) * count * last].view(high - low, count, last)
+                for buffer in (scores, powers)
+            )
+            torch.bmm(q[low:high, first:last], k[low:high, :last].transpose(1, 2), out=score)
             if ids is None:
                 # The only keys that can lie after a query. By products and minima, five times
                 # faster than masked_fill; an inf among the keys then shows as NaN in rows before it
                 # too, beside the inf in its own norm.
-                corner = s[..., first:]
-                corner.mul_(seen[:n, :n])
-                torch.sum(s, -1, out=total)
-                torch.minimum(corner, ceiling[:n, :n], out=corner)
+                corner = score[..., first:]
+                corner.mul_(visible[:count, :count])
+                torch.sum(score, -1, out=total)
+                torch.minimum(corner, ceiling[:count, :count], out=corner)
             else:
-                hidden = ids[a:b, first:last, None] != ids[a:b, None, :last]
-                hidden[..., first:] |= future[:n, :n]
-                counts[a:b, first:last] = last - hidden.sum(-1)
-                torch.sum(s.masked_fill_(hidden, 0.0), -1, out=total)
-                s.masked_fill_(hidden, MASKED)
-            torch.amax(s, -1, out=m)
-            s.sub_(m[..., None])
-            (corner if gentle else s).clamp_min_(FLOOR)
-            torch.exp(s, out=e)
-            torch.sum(e, -1, out=z)
+                hidden = ids[low:high, first:last, None] != ids[low:high, None, :last]
+                hidden[..., first:] |= future[:count, :count]
+                counts[low:high, first:last] = last - hidden.sum(-1)
+                torch.sum(score.masked_fill_(hidden, 0.0), -1, out=total)
+                score.masked_fill_(hidden, MASKED)
+            torch.amax(score, -1, out=m)
+            score.sub_(m[..., None])
+            (corner if gentle else score).clamp_min_(FLOOR)
+            torch.exp(score, out=power)
+            torch.sum(power, -1, out=z)
             if ids is None:
-                opening.copy_(e[..., 0])
+                opening.copy_(power[..., 0])
             else:
                 opening.copy_(
-                    e.gather(-1, (~hidden).to(torch.int8).argmax(-1, keepdim=True))[..., 0]
+                    power.gather(-1, (~hidden).to(torch.int8).argmax(-1, keepdim=True))[..., 0]
                 )
-            torch.sum(s.mul_(e), -1, out=weighted)
+            torch.sum(score.mul_(power), -1, out=weighted)
     if ids is not None:
         counts = counts.view(B, H, T)
-    m, total, z, weighted, opening = found.view(5, B, H, T).unbind()
+    m, total, z, weighted, opening = numbers.view(5, B, H, T).unbind()
     return Rows(m, total, z, weighted, opening, counts), norms[0], norms[1]
 
 

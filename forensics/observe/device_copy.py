@@ -1,5 +1,4 @@
-"""Small results on their way from a GPU to the host: copied behind the work that makes them, waited
-for only when read.
+"""Copy small results from a GPU to the host behind the work that makes them; wait only on reading.
 
 fetch = Fetch({"loss": loss_B})      # queued on the GPU's stream; the host goes on
 …                                    # more work is handed out
@@ -21,7 +20,7 @@ class Fetch:
         self._copied = torch.cuda.current_stream().record_event() if on_gpu else None
 
     def read(self) -> dict[str, Tensor]:
-        """All of them, on the host."""
+        """Wait for the copies and return all tensors, on the host."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._host

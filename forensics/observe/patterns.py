@@ -45,6 +45,7 @@ class _Pairs:
         self.block = 1
 
     def tap(self, site: Site, x: Tensor) -> None:
+        """Take q, then k, of each layer."""
         if site.kind == "documents":
             self.documents = x[0]
         elif site.kind == "q":
@@ -62,23 +63,29 @@ class _Pairs:
             hidden = hidden | (self.documents[None, :] != self.documents[:, None])
         shared = H // k_GTK.shape[0]
         heads = []
-        for h in range(H):  # one head at a time: what is held at once is T×T
-            s = (q_HTK[h] @ k_GTK[h // shared].T / math.sqrt(K)).masked_fill(hidden, -math.inf)
-            heads.append((self._pooled(s), self._pooled(s.softmax(-1))))
-        self.scores.append(torch.stack([s for s, _ in heads]).cpu())
-        self.weights.append(torch.stack([p for _, p in heads]).cpu())
+        for head in range(H):  # one head at a time: what is held at once is T×T
+            scores = (q_HTK[head] @ k_GTK[head // shared].T / math.sqrt(K)).masked_fill(
+                hidden, -math.inf
+            )
+            heads.append((self._pooled(scores), self._pooled(scores.softmax(-1))))
+        self.scores.append(torch.stack([scores for scores, _ in heads]).cpu())
+        self.weights.append(torch.stack([weights for _, weights in heads]).cpu())
 
     def _pooled(self, x_TT: Tensor) -> Tensor:
-        """The largest of each block, so that no peak is lost."""
+        """Take the largest of each block, so that no peak is lost."""
         if self.block == 1:
             return x_TT
-        T, n = len(x_TT), self.block
-        whole = math.ceil(T / n) * n
+        T, block = len(x_TT), self.block
+        padded_length = math.ceil(T / block) * block
         # what is put on at the end is smaller than anything there, and is no NaN where all of a
         # block is
-        padded = x_TT.new_full((whole, whole), -math.inf if x_TT.min() == -math.inf else 0.0)
+        padded = x_TT.new_full(
+            (padded_length, padded_length), -math.inf if x_TT.min() == -math.inf else 0.0
+        )
         padded[:T, :T] = x_TT
-        return padded.view(whole // n, n, whole // n, n).amax((1, 3))
+        return padded.view(padded_length // block, block, padded_length // block, block).amax(
+            (1, 3)
+        )
 
 
 @torch.no_grad()
@@ -89,7 +96,9 @@ def patterns(
     documents_T: Tensor | None = None,
     most: int = 128,
 ) -> Patterns:
-    """Of every head, for the T inputs of one sequence; `documents_T` as in `Decoder.hidden`.
+    """Compute every head's scores and weights for the T inputs of one sequence.
+
+    `documents_T` is as in `Decoder.hidden`.
 
     Above `most` positions, blocks of ⌈T/most⌉ by the largest pair in each.
     """

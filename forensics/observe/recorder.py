@@ -97,7 +97,7 @@ class _Step:
     grads: tuple[str, ...] = ()  # names, in order of the forward
 
     def numbers(self) -> Tensor:
-        """What the taps left on the device, float64, in the order in which `read` takes it."""
+        """Join what the taps left on the device, float64, in the order in which `read` takes it."""
         groups = [numbers.parts for numbers in self.layers.values()]
         groups += [*self.finite.values(), [squares for _, squares in self.backward]]
         flat = [x.double() for group in groups for x in group]
@@ -115,9 +115,7 @@ class _Step:
         self.backward_read = [(layer, next(numbers)) for layer, _ in self.backward]
 
     def first_nonfinite(self, result: StepResult, tensors: dict[str, list]) -> str | None:
-        """The first place of the step, in the order in which it computes, that held a NaN or
-        inf.
-        """
+        """Find the first place of the step, in the order of its computation, with a NaN or inf."""
         places = [
             (layer, FORWARD.index("attention logits"))
             for layer, finite in self.finite_read.items()
@@ -141,14 +139,20 @@ class _Step:
             # the backward runs from the last tensor to the first: the last in order of the forward
             # came first
             return (
-                next(n for n in reversed(self.grads) if not math.isfinite(result.grad_norms[n]))
+                next(
+                    name
+                    for name in reversed(self.grads)
+                    if not math.isfinite(result.grad_norms[name])
+                )
                 + " gradient"
             )
         if result.action == "apply" and tensors:
             wrong = (
-                n for n, x in zip(tensors["tensor"], tensors["update_norm"]) if not math.isfinite(x)
+                name
+                for name, x in zip(tensors["tensor"], tensors["update_norm"])
+                if not math.isfinite(x)
             )
-            return next((n + " update" for n in wrong), None)
+            return next((name + " update" for name in wrong), None)
         return None
 
 
@@ -177,14 +181,15 @@ class Recorder:
         self._now = _Step(frozenset(), False)
 
     def begin(self, state: TrainState, policy: StepPolicy) -> None:
+        """Decide which tables this step writes, and tell the decoder which sites to tap."""
         if not self.later:
             self.commit()
         step = state.counters.step
         dense = self.level != "off" and (
-            self.level == "dense" or any(a <= step < b for a, b in self.windows)
+            self.level == "dense" or any(low <= step < high for low, high in self.windows)
         )
         tables = (
-            frozenset(t for t, n in self.every.items() if step % n == 0)
+            frozenset(table for table, every in self.every.items() if step % every == 0)
             if self.level != "off"
             else frozenset()
         )
@@ -201,28 +206,32 @@ class Recorder:
         self._now = _Step(tables, dense)
 
     def commit(self) -> None:
-        """Hand the last step's row to the store; until then the loop may add what it measures after
-        the step.
+        """Hand the last step's row to the store.
+
+        Until then the loop may add what it measures after the step.
         """
         if self._rest is not None:
-            rest, self._rest = self._rest, None
-            rest()
+            make_rows, self._rest = self._rest, None
+            make_rows()
         if self.row is not None:
             self.writer.append("steps", **self.row)
             self.row = None
 
     @torch.no_grad()
     def tap(self, site: Site, x: Tensor) -> None:
+        """Measure one tensor of the forward or backward, detached, where it lies."""
         now, (kind, layer) = self._now, site
         if kind == "launched":
             self.commit()
         elif kind == "q":
             now.q[layer] = x
         elif kind == "k":
-            found = attention_statistics(now.q.pop(layer), x, now.documents)
-            now.heads[layer] = now.heads[layer].merge(found) if layer in now.heads else found
+            statistics = attention_statistics(now.q.pop(layer), x, now.documents)
+            now.heads[layer] = (
+                now.heads[layer].merge(statistics) if layer in now.heads else statistics
+            )
             now.finite.setdefault(layer, []).append(
-                torch.isfinite(found.merged["attn_logit_max"]).all()
+                torch.isfinite(statistics.merged["attn_logit_max"]).all()
             )
         elif kind == "documents":
             now.documents = x
@@ -248,6 +257,7 @@ class Recorder:
 
     @torch.no_grad()
     def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
+        """Look at gradients and moments before the update, and read the logit lens."""
         now = self._now
         assert (
             result.grad_norms is not None and result.loss is not None and result.batch is not None
@@ -270,6 +280,7 @@ class Recorder:
 
     @torch.no_grad()
     def end(self, state: TrainState, result: StepResult) -> None:
+        """Look at the state after the update, and make the step's rows or leave them for later."""
         self.commit()  # a step that computed nothing launched nothing either
         now = self._now
         if now.probe is not None:
@@ -296,54 +307,56 @@ class Recorder:
                 self._rows, now, result, row, Fetch(self._found(now, result))
             )
             if not self.later:
-                rest, self._rest = self._rest, None
-                rest()
+                make_rows, self._rest = self._rest, None
+                make_rows()
 
     def _found(self, now: _Step, result: StepResult) -> dict[str, Tensor]:
         """All that the rows of a step are made of, still on the device: nothing here waits for
         it.
         """
         assert result.batch is not None and result.ce is not None
-        found = {"taps": now.numbers()}
+        numbers = {"taps": now.numbers()}
         if now.probe is not None:
-            found |= now.probe.found()
-        if (r := result.rows) is not None:
-            totals = [sums.total(x) for x in (r.mean_square, r.logz, r.entropy)]
-            found["logits"] = torch.stack(
-                [*totals, r.largest.amax().double(), r.logz.amax().double()]
+            numbers |= now.probe.found()
+        if (logit_rows := result.rows) is not None:
+            totals = [
+                sums.total(x) for x in (logit_rows.mean_square, logit_rows.logz, logit_rows.entropy)
+            ]
+            numbers["logits"] = torch.stack(
+                [*totals, logit_rows.largest.amax().double(), logit_rows.logz.amax().double()]
             )
         if now.heads:
-            columns = [now.heads[i].columns() for i in sorted(now.heads)]
-            found["heads"] = torch.stack(
-                [torch.cat([x[c].float() for x in columns]) for c in HEADS]
+            columns = [now.heads[layer].columns() for layer in sorted(now.heads)]
+            numbers["heads"] = torch.stack(
+                [torch.cat([x[column].float() for x in columns]) for column in HEADS]
             )
         if "sequences" in now.tables:
             weight = result.batch.weight.to(result.ce.device, non_blocking=True)
             counted = weight.sum(1)
-            found |= {"counted": counted, "losses": (result.ce * weight).sum(1) / counted}
+            numbers |= {"counted": counted, "losses": (result.ce * weight).sum(1) / counted}
         if now.dense:
-            found["ce"] = result.ce
-        return found
+            numbers["ce"] = result.ce
+        return numbers
 
     @torch.no_grad()
     def _rows(
         self, now: _Step, result: StepResult, row: dict[str, float | int | str | None], fetch: Fetch
     ) -> None:
         """Every row of a step but its own, which is completed."""
-        step, found = result.step, fetch.read()
-        tensors = now.probe.columns(found) if now.probe is not None else {}
-        now.read(found["taps"])
+        step, numbers = result.step, fetch.read()
+        tensors = now.probe.columns(numbers) if now.probe is not None else {}
+        now.read(numbers["taps"])
         if tensors:
             self.writer.append("tensors", step=step, **tensors)
-        self._complete(row, result, tensors, found.get("logits"))
+        self._complete(row, result, tensors, numbers.get("logits"))
         if now.heads:
-            self._head_rows(now, step, found["heads"].numpy())
+            self._head_rows(now, step, numbers["heads"].numpy())
         if "layers" in now.tables:
             self._layer_rows(now, step)
         if "sequences" in now.tables:
-            self._sequence_rows(result, found["losses"].numpy(), found["counted"].numpy())
+            self._sequence_rows(result, numbers["losses"].numpy(), numbers["counted"].numpy())
         if now.dense:
-            self._token_rows(result, found["ce"].numpy())
+            self._token_rows(result, numbers["ce"].numpy())
         where = now.first_nonfinite(result, tensors)
         if where is not None:
             self.writer.append(
@@ -368,13 +381,13 @@ class Recorder:
             if result.action == "apply":
                 row["update_norm"] = math.sqrt(math.fsum(x * x for x in tensors["update_norm"]))
         if result.rows is not None and logits is not None:
-            n, numbers = result.rows.logz.numel(), logits.tolist()
+            rows, numbers = result.rows.logz.numel(), logits.tolist()
             row |= {
                 "logit_max": numbers[3],
-                "logit_rms": math.sqrt(numbers[0] / n),
-                "logz_mean": numbers[1] / n,
+                "logit_rms": math.sqrt(numbers[0] / rows),
+                "logz_mean": numbers[1] / rows,
                 "logz_max": numbers[4],
-                "output_entropy": numbers[2] / n,
+                "output_entropy": numbers[2] / rows,
             }
 
     def _head_rows(self, now: _Step, step: int, table: np.ndarray) -> None:

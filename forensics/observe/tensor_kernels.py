@@ -27,7 +27,7 @@ def _plan(sizes: tuple[int, ...], device: str) -> tuple[Tensor, np.ndarray]:
     """(2, programs) int64 of each program's tensor and first number, and each tensor's first
     program.
     """
-    programs = [max(1, -(-n // SPAN)) for n in sizes]
+    programs = [max(1, -(-size // SPAN)) for size in sizes]
     starts = np.concatenate(([0], np.cumsum(programs)[:-1]))
     which = np.repeat(np.arange(len(sizes)), programs)
     first = (np.arange(sum(programs)) - starts[which]) * SPAN
@@ -35,29 +35,38 @@ def _plan(sizes: tuple[int, ...], device: str) -> tuple[Tensor, np.ndarray]:
 
 
 def _table(groups: list[list[Tensor]]) -> tuple[Tensor, list[list[Tensor]]]:
-    """(groups + 2, n) int64: addresses, sizes, a place for a number of each tensor; and what must
-    live until it is read.
+    """Make the (groups + 2, n) int64 table of addresses, sizes and a place for each tensor.
+
+    The second value must live until the table is read.
     """
-    kept = [
-        [x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.contiguous().clone() for x in g]
-        for g in groups
+    aligned = [
+        [
+            x if x.is_contiguous() and x.data_ptr() % 16 == 0 else x.contiguous().clone()
+            for x in group
+        ]
+        for group in groups
     ]
-    assert all(x.dtype == torch.float32 for g in kept for x in g), "a state is fp32 throughout"
-    rows = [[x.data_ptr() for x in g] for g in kept] + [[x.numel() for x in kept[0]]]
-    return torch.tensor(rows, dtype=torch.int64).to(kept[0][0].device, non_blocking=True), kept
+    assert all(x.dtype == torch.float32 for group in aligned for x in group), (
+        "a state is fp32 throughout"
+    )
+    rows = [[x.data_ptr() for x in group] for group in aligned] + [[x.numel() for x in aligned[0]]]
+    return torch.tensor(rows, dtype=torch.int64).to(
+        aligned[0][0].device, non_blocking=True
+    ), aligned
 
 
 def before(grads: list[Tensor], second: list[Tensor], threshold: float, clip: float) -> Tensor:
-    """(programs, len(BEFORE)) fp32 of gradients and second moments; `threshold` of (clip·g)²/v
-    counts as a burst.
+    """Measure gradients and second moments: (programs, len(BEFORE)) fp32.
+
+    `threshold` of (clip·g)²/v counts as a burst.
     """
     which, _ = _plan(tuple(g.numel() for g in grads), str(grads[0].device))
-    table, kept = _table([grads, second])
-    found = torch.empty(which.shape[1], len(BEFORE), device=grads[0].device)
+    table, alive = _table([grads, second])
+    numbers = torch.empty(which.shape[1], len(BEFORE), device=grads[0].device)
     _before[(which.shape[1],)](
         table,
         which,
-        found,
+        numbers,
         len(grads),
         which.shape[1],
         threshold,
@@ -67,8 +76,8 @@ def before(grads: list[Tensor], second: list[Tensor], threshold: float, clip: fl
         num_warps=8,
         enable_fp_fusion=True,
     )
-    del kept
-    return found
+    del alive
+    return numbers
 
 
 def after(
@@ -80,18 +89,19 @@ def after(
     decay: list[float],
     floor: float,
 ) -> Tensor:
-    """(programs, len(AFTER)) fp32: squares of θ, of the update with and without decay, of m and v;
-    Σ g²/max(v, floor).
+    """Measure the update: (programs, len(AFTER)) fp32.
+
+    Squares of θ, of the update with and without decay, of m and v; Σ g²/max(v, floor).
     """
     which, _ = _plan(tuple(g.numel() for g in grads), str(grads[0].device))
-    table, kept = _table([grads, old, new, m, v])
+    table, alive = _table([grads, old, new, m, v])
     decays = torch.tensor(decay, dtype=torch.float32).to(table.device, non_blocking=True)
-    found = torch.empty(which.shape[1], len(AFTER), device=grads[0].device)
+    numbers = torch.empty(which.shape[1], len(AFTER), device=grads[0].device)
     _after[(which.shape[1],)](
         table,
         which,
         decays,
-        found,
+        numbers,
         len(grads),
         which.shape[1],
         floor,
@@ -100,8 +110,8 @@ def after(
         num_warps=8,
         enable_fp_fusion=True,
     )
-    del kept
-    return found
+    del alive
+    return numbers
 
 
 def by_tensor(

@@ -54,7 +54,7 @@ class TensorProbe:
             self.theta = dict(
                 zip(
                     self.names,
-                    torch._foreach_mul([state.params[n].detach() for n in self.names], 1.0),
+                    torch._foreach_mul([state.params[name].detach() for name in self.names], 1.0),
                 )
             )
             self.before: Tensor | list[Numbers] = self.kernels.before(
@@ -87,8 +87,8 @@ class TensorProbe:
             self.after: Tensor | list[Numbers] = self.kernels.after(*groups, decays, floor)
         else:
             self.after = [
-                _after(g, old, new, m, v, d, floor, applied)
-                for (g, old, new, m, v), d in zip(zip(*groups), decays)
+                _after(g, old, new, m, v, decay_of, floor, applied)
+                for (g, old, new, m, v), decay_of in zip(zip(*groups), decays)
             ]
         self.theta, self.grads = {}, {}
         return self
@@ -98,11 +98,9 @@ class TensorProbe:
         return 1 - self.policy.betas[1] ** (self.updates + 1)
 
     def found(self) -> dict[str, Tensor]:
-        """What was measured and lies on a GPU yet, for whoever fetches it; `columns` takes it from
-        there.
-        """
+        """Return what was measured and still lies on a GPU, for `columns`."""
         both = {"tensors before": self.before, "tensors after": self.after}
-        return {name: x for name, x in both.items() if isinstance(x, Tensor)}
+        return {name: numbers for name, numbers in both.items() if isinstance(numbers, Tensor)}
 
     def columns(self, fetched: dict[str, Tensor] | None = None) -> dict[str, list]:
         """Columns of table `tensors`, one row a tensor; the update's own are NULL where none was
@@ -110,8 +108,8 @@ class TensorProbe:
         """
         before, after = self._numbers(fetched or self.found())
         rows = [
-            self._row(name, n, *found)
-            for name, n, *found in zip(self.names, self.sizes, before, after)
+            self._row(name, size, *of_both)
+            for name, size, *of_both in zip(self.names, self.sizes, before, after)
         ]
         return {"tensor": self.names, **{c: [row[c] for row in rows] for c in rows[0]}}
 
@@ -119,14 +117,15 @@ class TensorProbe:
         if isinstance(self.before, list) and isinstance(self.after, list):
             return self.before, self.after
         assert self.kernels is not None and isinstance(self.before, Tensor)
-        k, device = self.kernels, str(self.before.device)
-        found = (fetched["tensors before"], fetched["tensors after"])
+        kernels, device = self.kernels, str(self.before.device)
+        fetched_pair = (fetched["tensors before"], fetched["tensors after"])
         before = [
-            dict(zip(k.BEFORE, row))
-            for row in k.by_tensor(found[0], self.sizes, device, (0,)).tolist()
+            dict(zip(kernels.BEFORE, row))
+            for row in kernels.by_tensor(fetched_pair[0], self.sizes, device, (0,)).tolist()
         ]
         after = [
-            dict(zip(k.AFTER, row)) for row in k.by_tensor(found[1], self.sizes, device).tolist()
+            dict(zip(kernels.AFTER, row))
+            for row in kernels.by_tensor(fetched_pair[1], self.sizes, device).tolist()
         ]
         for numbers in before:
             if numbers["nans"]:
@@ -168,21 +167,21 @@ def _kernels() -> ModuleType | None:
 
 def _before(grad: Tensor, v: Tensor, threshold: float, clip: float) -> Numbers:
     low, high = torch.aminmax(grad)
-    found = {"grad_max": max(-float(low), float(high))}
+    numbers = {"grad_max": max(-float(low), float(high))}
     if threshold == math.inf:
-        return found
+        return numbers
     second, bursts = [], 0
     scale = 1.0001 * clip / math.sqrt(threshold)  # beyond what rounding could hide
     spare = torch.empty(sums.stretch(grad), device=grad.device)
-    for g, old in sums.blocks(grad, v):
+    for gradient, old in sums.blocks(grad, v):
         second.append(old.sum(1))
-        room = torch.mul(g, scale, out=spare[: g.numel()].view(g.shape))
+        room = torch.mul(gradient, scale, out=spare[: gradient.numel()].view(gradient.shape))
         if not float(torch.addcmul(old, room, room, value=-1, out=room).amin()) >= 0:
             # before squaring: the square of a large g is inf in fp32; a second moment of 0 is no
             # burst but a first gradient
-            clipped = torch.mul(g, clip, out=room).square_()
+            clipped = torch.mul(gradient, clip, out=room).square_()
             bursts += int(torch.count_nonzero((clipped > old * threshold).logical_and_(old > 0)))
-    return found | {"second": float(sums.total(_joined(second).double())), "bursts": bursts}
+    return numbers | {"second": float(sums.total(_joined(second).double())), "bursts": bursts}
 
 
 def _after(
@@ -196,16 +195,16 @@ def _after(
     applied: bool,
 ) -> Numbers:
     norms: dict[str, list[Tensor]] = {key: [] for key in ("theta", "delta", "free", "m", "v")}
-    ratio, seen = [], 0
+    ratio, nonzero = [], 0
     spare = torch.empty(sums.stretch(grad), device=grad.device)
-    for g, before, after, first, second in sums.blocks(grad, old, new, m, v):
+    for gradient, before, after, first, second in sums.blocks(grad, old, new, m, v):
         norms["theta"].append(torch.linalg.vector_norm(before, dim=1))
         norms["m"].append(torch.linalg.vector_norm(first, dim=1))
         norms["v"].append(torch.linalg.vector_norm(second, dim=1))
         least = float(second.amin())
-        seen += second.numel() if least > 0 else int(torch.count_nonzero(second))
+        nonzero += second.numel() if least > 0 else int(torch.count_nonzero(second))
         if applied:
-            delta = torch.sub(after, before, out=spare[: g.numel()].view(g.shape))
+            delta = torch.sub(after, before, out=spare[: gradient.numel()].view(gradient.shape))
             norms["delta"].append(torch.linalg.vector_norm(delta, dim=1))
             if decay:
                 norms["free"].append(
@@ -214,19 +213,19 @@ def _after(
             # where v is 0, g̃ is too: such elements add nothing, and the mean is over the others
             # v̂ = v/bias: bias is taken out of the sum
             ratio.append(
-                torch.square(g, out=delta)
+                torch.square(gradient, out=delta)
                 .div_(second if least >= floor else second.clamp_min(floor))
                 .sum(1)
             )
-    found = {
+    numbers = {
         key: math.sqrt(float(sums.total(_joined(parts).double().square_())))
         for key, parts in norms.items()
         if parts
     }
     if applied:
-        found.setdefault("free", found["delta"])
-        found["ratio"] = float(sums.total(_joined(ratio).double()))
-    return found | {"seen": seen}
+        numbers.setdefault("free", numbers["delta"])
+        numbers["ratio"] = float(sums.total(_joined(ratio).double()))
+    return numbers | {"seen": nonzero}
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
