@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import click
@@ -94,6 +95,21 @@ def test_every_column_that_has_a_formula_is_recorded():
         ]
         columns = {column.name for column in records.TABLES[table].columns}
         assert names and set(names) <= columns, table
+
+
+def test_the_floors_of_the_architecture_are_those_that_are_checked():
+    project = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    layers = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    checked = [sorted(re.split(r" [:|] ", layer)) for layer in layers]
+    table = section("architecture.md", "The floors")
+    drawn = [
+        re.findall(r"`([\w/.]+)`", row.split("|")[1]) for row in table.splitlines() if "| `" in row
+    ]
+    modules = [
+        sorted(path.removesuffix(".py").strip("/").replace("/", ".") for path in row)
+        for row in drawn
+    ]
+    assert modules == checked
 
 
 def test_every_word_of_the_glossary_stands_once_and_in_order():
