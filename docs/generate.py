@@ -1,5 +1,5 @@
-"""Documents that are made from code and measurements: command line, tables and queries, recipe
-keys, performance.
+"""Make the documents that follow from code and measurements: command line, tables and queries,
+recipe keys, performance.
 
 python -m docs.generate           writes them
 python -m docs.generate --check   exit code 1 where one is out of date
@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 
 def command_line() -> str:
-    """Every command's help, as it prints."""
+    """Return docs/cli.md: every command's help, as it prints."""
     from forensics.cli.main import main as forensics
     from replay.cli.main import main as replay
 
@@ -44,14 +44,14 @@ def _help(command: click.Command, path: str) -> str:
 
 
 def tables() -> str:
-    """Every table, view and named query."""
+    """Return docs/tables.md: every table, view and named query."""
     import queries
 
     return queries.describe().rstrip() + "\n"
 
 
 def recipes() -> str:
-    """Every key of a recipe with its default and meaning, and the packaged recipes."""
+    """Return docs/recipes.md: every key with its default and meaning, and the packaged recipes."""
     from forensics import config
 
     lines = [
@@ -80,21 +80,21 @@ def recipes() -> str:
                 if field.default is not dataclasses.MISSING
                 else field.default_factory()
             )  # type: ignore[misc]
-            shown = (
+            default_text = (
                 "the family's" if default is None and section.name == "model" else _toml(default)
             )
             choices = (
                 " · " + ", ".join(field.metadata["choices"]) if field.metadata["choices"] else ""
             )
             meaning = field.metadata["meaning"].replace("|", "\\|")
-            lines.append(f"| `{field.name}` | {shown} | {meaning}{choices} |")
+            lines.append(f"| `{field.name}` | {default_text} | {meaning}{choices} |")
     lines += ["", "## Packaged recipes", ""]
     for name in config.names():
         text = (config.RECIPES / f"{name}.toml").read_text()
-        said = " ".join(
+        comment = " ".join(
             line.removeprefix("# ").strip() for line in text.splitlines() if line.startswith("# ")
         )
-        lines.append(f"* `{name}`: {said}")
+        lines.append(f"* `{name}`: {comment}")
     return "\n".join(lines) + "\n"
 
 
@@ -117,6 +117,7 @@ MADE = {
 
 
 def main(check: bool) -> int:
+    """Write the documents, or with `check` compare them; return the exit code."""
     stale = []
     for name, make in MADE.items():
         path, text = HERE / name, make()

@@ -1,5 +1,5 @@
-"""docs/performance.md from benchmarks/results/*.json: what was measured, on which device, on which
-day.
+"""Make docs/performance.md from benchmarks/results/*.json: what was measured, on which device, on
+which day.
 
 A file there is what `python -m benchmarks.<name> --json FILE` wrote; `python -m docs.generate`
 makes the page.
@@ -37,15 +37,16 @@ COMMANDS = {  # benchmark → (heading, what it measures)
     "exposure": ("Exposure of tokens", "counts over what a run was trained on"),
 }
 ON_A_GPU = ("step", "replay", "saving", "attention")
+Document = dict[str, Any]  # as JSON has it
 HEAD = ("benchmark", "device", "date", "python", "torch")
 
 
 def performance() -> str:
-    """The whole page."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Return docs/performance.md."""
+    results: dict[str, list[Document]] = {}
     for path in sorted(RESULTS.glob("*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
-        found.setdefault(document.get("benchmark", path.stem), []).append(document)
+        results.setdefault(document.get("benchmark", path.stem), []).append(document)
     lines = [
         "# Performance",
         "",
@@ -58,100 +59,95 @@ def performance() -> str:
             " moment falls on all of them."
         ),
     ]
-    for name in [*COMMANDS, *sorted(found.keys() - COMMANDS.keys())]:
-        heading, what = COMMANDS.get(name, (name, ""))
-        for document in found.get(name, []):
+    for name in [*COMMANDS, *sorted(results.keys() - COMMANDS.keys())]:
+        heading, measures = COMMANDS.get(name, (name, ""))
+        for document in results.get(name, []):
             lines += ["", f"## {heading}", ""]
-            lines += [f"`python -m benchmarks.{name}`: {what}.", ""] if what else []
-            versions = f"Python {document['python']}" if "python" in document else ""
-            versions += f", PyTorch {document['torch']}" if "torch" in document else ""
-            lines += [
-                " · ".join(
-                    x for x in (document.get("device", ""), document.get("date", ""), versions) if x
-                ),
-                "",
-            ]
-            lines += _body({k: v for k, v in document.items() if k not in HEAD})
-    missing = [n for n in ON_A_GPU if not any(_gpu(d) for d in found.get(n, []))]
+            lines += [f"`python -m benchmarks.{name}`: {measures}.", ""] if measures else []
+            lines += [_origin(document), ""]
+            lines += _body({key: x for key, x in document.items() if key not in HEAD})
+    missing = [name for name in ON_A_GPU if not any(map(_on_a_gpu, results.get(name, [])))]
     if missing:
-        lines += [
-            "",
-            "## Still to be taken",
-            "",
-            "On a GPU, by `bash benchmarks/gpu.sh`: "
-            + ", ".join(COMMANDS[n][0].lower() for n in missing)
-            + ".",
-        ]
+        listed = ", ".join(COMMANDS[name][0].lower() for name in missing)
+        lines += ["", "## Still to be taken", ""]
+        lines += [f"On a GPU, by `bash benchmarks/gpu.sh`: {listed}."]
     return "\n".join(lines) + "\n"
 
 
-def _gpu(document: dict[str, Any]) -> bool:
+def _origin(document: Document) -> str:
+    """Return device, day and versions of a measurement."""
+    versions = f"Python {document['python']}" if "python" in document else ""
+    versions += f", PyTorch {document['torch']}" if "torch" in document else ""
+    return " · ".join(filter(None, (document.get("device"), document.get("date"), versions)))
+
+
+def _on_a_gpu(document: Document) -> bool:
     return "NVIDIA" in document.get("device", "")
 
 
-def _body(document: dict[str, Any]) -> list[str]:
-    """Numbers as one list, tables of the same keys side by side, lists of records as tables."""
-    lines: list[str] = []
-    plain = {k: v for k, v in document.items() if not isinstance(v, (dict, list))}
-    flat = {k: v for k, v in document.items() if isinstance(v, dict) and not _tables(v)}
-    columns: dict[tuple[str, ...], list[str]] = {}
-    for name, values in flat.items():
-        keys = tuple(values)
-        group = next((known for known in columns if set(keys) <= set(known)), keys)
-        columns.setdefault(group, []).append(name)
-    for keys, names in columns.items():
-        if (
-            len(names) == 1
-            and len(keys) <= 8
-            and all(len(str(flat[names[0]][k])) < 24 for k in keys)
-        ):
-            plain[names[0]] = ", ".join(f"{k} {_shown(flat[names[0]][k])}" for k in keys)
-            continue
-        if len(names) > max(4, len(keys)):  # many of few numbers each: one a line
-            lines += [
-                "| |" + "|".join(_words(k) for k in keys) + "|",
-                "|---|" + "---:|" * len(keys),
-            ]
-            lines += [
-                f"| {_words(n)} |" + "|".join(_shown(flat[n].get(k, "")) for k in keys) + "|"
-                for n in names
-            ]
+def _body(document: Document) -> list[str]:
+    """Return numbers as one list, records of the same keys side by side, lists of them as tables."""
+    numbers = {name: x for name, x in document.items() if not isinstance(x, (dict, list))}
+    records = {name: x for name, x in document.items() if isinstance(x, dict) and not _nested(x)}
+    tables: list[str] = []
+    for keys, names in _groups(records).items():
+        if len(names) == 1 and _fits_a_line(records[names[0]]):
+            record = records[names[0]]
+            numbers[names[0]] = ", ".join(f"{key} {_number(record[key])}" for key in keys)
         else:
-            lines += [
-                "| |" + "|".join(_words(n) for n in names) + "|",
-                "|---|" + "---:|" * len(names),
-            ]
-            lines += [
-                f"| {_words(k)} |" + "|".join(_shown(flat[n].get(k, "")) for n in names) + "|"
-                for k in keys
-            ]
-        lines.append("")
+            tables += [*_side_by_side(records, keys, names), ""]
     for name, value in document.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             keys = tuple(value[0])
-            lines += ["|" + "|".join(_words(k) for k in keys) + "|", "|" + "---|" * len(keys)]
-            lines += [
-                "|" + "|".join(_shown(row.get(k, "")) for k in keys) + "|" for row in value
-            ] + [""]
+            rows = [[_number(row.get(key, "")) for key in keys] for row in value]
+            tables += ["|" + "|".join(map(_words, keys)) + "|", "|" + "---|" * len(keys)]
+            tables += ["|" + "|".join(row) + "|" for row in rows] + [""]
         elif isinstance(value, list):
-            plain[name] = ", ".join(map(_shown, value))
-        elif isinstance(value, dict) and _tables(value):
-            lines += [f"**{_words(name)}**", "", *_body(value), ""]
-    listed = [f"* {_words(k)}: {_shown(v)}" for k, v in plain.items()]
-    while lines and not lines[-1]:
-        lines.pop()
-    return listed + ([""] if listed and lines else []) + lines
+            numbers[name] = ", ".join(map(_number, value))
+        elif isinstance(value, dict) and _nested(value):
+            tables += [f"**{_words(name)}**", "", *_body(value), ""]
+    while tables and not tables[-1]:
+        tables.pop()
+    listed = [f"* {_words(name)}: {_number(x)}" for name, x in numbers.items()]
+    return listed + ([""] if listed and tables else []) + tables
 
 
-def _tables(value: dict[str, Any]) -> bool:
-    return any(isinstance(v, (dict, list)) for v in value.values())
+def _groups(records: Document) -> dict[tuple[str, ...], list[str]]:
+    """Return names of records by their keys; those with fewer keys join those that have them."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, record in records.items():
+        keys = tuple(record)
+        group = next((wider for wider in groups if set(keys) <= set(wider)), keys)
+        groups.setdefault(group, []).append(name)
+    return groups
+
+
+def _fits_a_line(record: Document) -> bool:
+    return len(record) <= 8 and all(len(str(value)) < 24 for value in record.values())
+
+
+def _side_by_side(records: Document, keys: tuple[str, ...], names: list[str]) -> list[str]:
+    """Return a table with a column for each record; a row for each, where they are many."""
+    as_rows = len(names) > max(4, len(keys))
+    down, across = (names, keys) if as_rows else (keys, names)
+    lines = ["| |" + "|".join(map(_words, across)) + "|", "|---|" + "---:|" * len(across)]
+    for left in down:
+        pairs = [(left, top) if as_rows else (top, left) for top in across]
+        cells = [_number(records[name].get(key, "")) for name, key in pairs]
+        lines.append(f"| {_words(left)} |" + "|".join(cells) + "|")
+    return lines
+
+
+def _nested(value: Document) -> bool:
+    return any(isinstance(inner, (dict, list)) for inner in value.values())
 
 
 def _words(name: str) -> str:
     return str(name).replace("_", " ").replace("|", "\\|")
 
 
-def _shown(value: Any) -> str:
+def _number(value: Any) -> str:
+    """Return a value as it stands in a table."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, int):
