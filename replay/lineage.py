@@ -7,6 +7,7 @@ goes on.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from forensics.errors import ForensicsError
@@ -35,3 +36,17 @@ def require_intact(run: Run) -> None:
             f"the data of {run.name} is not what it was trained on: {problems[0]}",
             "restore the corpus; `forensics doctor RUN` lists every problem",
         )
+
+
+def own_steps(run: Run) -> dict[str, tuple[int, float]]:
+    """Return the run and its ancestors, each with the steps first … last−1 that are its part of the
+    lineage; the run's own last is infinite.
+    """
+    steps: dict[str, tuple[int, float]] = {}
+    last = math.inf
+    ancestor: Run | None = run
+    while ancestor is not None:
+        steps[ancestor.name] = (ancestor.header.first_step, last)
+        last = min(last, ancestor.header.first_step)
+        ancestor = ancestor.parent
+    return steps

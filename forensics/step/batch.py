@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # naming a batch loads no torch
+    from torch import Tensor
 
 MADE = -1  # the id of a sequence that an intervention made
 

@@ -30,7 +30,6 @@ from forensics.train.advance import token_losses
 from forensics.train.run import Run
 from replay.compare.probe_sequences import Probe
 from replay.interventions.registry import from_dict
-from replay.interventions.state import KINDS as ON_STATE
 from replay.verify import Report, Witness, recorded_steps
 
 PROBES = 32  # sequences of P
@@ -220,7 +219,7 @@ def lowest(run: Run) -> int:
     """
     if run.parent is None:
         return run.header.first_step
-    if any(isinstance(from_dict(each), tuple(ON_STATE)) for each in run.header.interventions or []):
+    if any(from_dict(each).alters() == "state" for each in run.header.interventions or []):
         return run.header.first_step
     return lowest(run.parent)
 

@@ -26,8 +26,8 @@ from forensics.step.policy import Policy
 from forensics.step.state import TrainState
 from forensics.train.advance import fold
 from replay.blame.excess import Control, root
-from replay.interventions import rows as slots
-from replay.interventions.rows import Slot
+from replay.interventions import row_removal
+from replay.interventions.rows import Slot, put
 
 Removal = frozenset[Slot]
 
@@ -99,8 +99,12 @@ class Replays:
             stream = (
                 self._replaced(before)
                 if replaced
-                else slots.removed(
-                    self.run.stream, self.run, slots.Removal(before, frozenset()), "mask", S
+                else row_removal.removed(
+                    self.run.stream,
+                    self.run,
+                    row_removal.Removal(before, frozenset()),
+                    "mask",
+                    S,
                 )
             )
             end = self._advanced(
@@ -124,7 +128,7 @@ class Replays:
             at = torch.tensor(sorted(set(by_step[step])))
             fresh = self.other_batch(step)
             taken = Batch(fresh.tokens[at], fresh.weight[at], fresh.denominator, fresh.sequence[at])
-            return slots.put(batch, at.tolist(), taken)
+            return put(batch, at.tolist(), taken)
 
         return altered
 

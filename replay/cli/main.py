@@ -13,7 +13,7 @@ from forensics.progress import bar
 from replay.cli import output
 from replay.cli.blame import blame
 from replay.cli.boost import boost
-from replay.cli.fork_options import from_flags, steps
+from replay.cli.fork_options import ForkCommand, from_flags, steps
 
 
 @click.group(cls=Program, name="replay", example="replay verify demo 390 410")
@@ -51,123 +51,15 @@ def verify(run: str, a: int, b: int) -> int:
 
 
 @main.command(
+    cls=ForkCommand,
     example=(
         'replay fork demo --from 400 --to 420 \\\n  --remove-documents "select document from'
         " documents where source = 'damaged'\" --placebos 3"
-    )
+    ),
 )
 @click.argument("run", metavar="RUN|SPEC.toml")
 @click.option("--from", "first", type=int, help="The state it starts from.")
 @click.option("--to", "last", type=int, help="First step that is no longer run.")
-@click.option(
-    "--drop", multiple=True, metavar="A:B", help="Leave the batches out; later ones move up."
-)
-@click.option("--swap", multiple=True, metavar="S,T", help="Exchange two batches.")
-@click.option(
-    "--repeat", multiple=True, metavar="A:B@N", help="Batches N times; later ones move back."
-)
-@click.option(
-    "--reorder", multiple=True, metavar="SQL@A:B", help="SQL: step, slot (or sequence) and rank."
-)
-@click.option(
-    "--shuffle", multiple=True, metavar="A:B[@SEED]", help="The window's sequences over its slots."
-)
-@click.option("--replace", multiple=True, metavar="A:B=S", help="Batches A:B by those from S on.")
-@click.option(
-    "--replace-text", multiple=True, metavar="A:B=TEXT", help="By a text, packed to length."
-)
-@click.option(
-    "--replace-sequences", multiple=True, metavar="A:B=SQL", help="By SQL that returns `sequence`."
-)
-@click.option(
-    "--insert",
-    multiple=True,
-    metavar="S=TEXT",
-    help="Batches of a text before S; later ones move back.",
-)
-@click.option(
-    "--insert-sequences", multiple=True, metavar="S=SQL", help="By SQL that returns `sequence`."
-)
-@click.option(
-    "--edit",
-    multiple=True,
-    metavar="OLD=>NEW@A:B",
-    help="Find and replace over the sequences' text.",
-)
-@click.option(
-    "--remove-documents", multiple=True, metavar="SQL", help="SQL that returns a column `document`."
-)
-@click.option(
-    "--remove-sequences", multiple=True, metavar="SQL", help="SQL: step and slot, or sequence."
-)
-@click.option(
-    "--how", type=click.Choice(["replace", "mask", "repack"]), default="replace", show_default=True
-)
-@click.option(
-    "--mask-tokens",
-    multiple=True,
-    metavar="SQL",
-    help="SQL: token (ids), or step, slot and position.",
-)
-@click.option(
-    "--renormalise",
-    is_flag=True,
-    help="With --mask-tokens: the denominator is what weight is left.",
-)
-@click.option(
-    "--boost-token",
-    multiple=True,
-    type=int,
-    metavar="ID",
-    help="Sequences that hold it for others.",
-)
-@click.option(
-    "--times",
-    type=int,
-    default=1,
-    show_default=True,
-    help="With --boost-token: how many sequences.",
-)
-@click.option("--skip", multiple=True, metavar="A:B", help="Consume the batches, compute nothing.")
-@click.option(
-    "--skip-frozen", multiple=True, metavar="A:B", help="The same with the schedule frozen."
-)
-@click.option(
-    "--zero-update", multiple=True, metavar="A:B", help="Forward and backward, no update."
-)
-@click.option(
-    "--hold-parameters", multiple=True, metavar="A:B", help="Moments advance, parameters stay."
-)
-@click.option("--lr-scale", multiple=True, metavar="F@A:B", help="Learning rate times F.")
-@click.option("--clip", multiple=True, metavar="V@A:B", help="Largest gradient norm; 0: none.")
-@click.option("--betas", multiple=True, metavar="B1,B2@A:B", help="Adam's β.")
-@click.option("--eps", multiple=True, metavar="V@A:B", help="Adam's ε.")
-@click.option("--weight-decay", multiple=True, metavar="V@A:B", help="λ of AdamW.")
-@click.option("--z-loss", multiple=True, metavar="V@A:B", help="Weight of the z-loss.")
-@click.option("--skip-step", multiple=True, metavar="on|off@A:B", help="SkipStep on or off.")
-@click.option(
-    "--freeze", multiple=True, metavar="PATTERN@A:B", help="Leave tensors alone, moments too."
-)
-@click.option("--precision", multiple=True, metavar="P@A:B", help="fp32 or bf16.")
-@click.option(
-    "--reset-moments",
-    multiple=True,
-    is_flag=False,
-    flag_value="*",
-    metavar="[PATTERN]",
-    help="Moments to 0.",
-)
-@click.option(
-    "--reset-counter", is_flag=True, help="With --reset-moments: bias correction starts again."
-)
-@click.option(
-    "--noise", multiple=True, metavar="σ[@SEED]", help="Noise of σ times each tensor's RMS."
-)
-@click.option("--ulp", multiple=True, type=int, metavar="SEED", help="One unit in the last place.")
-@click.option(
-    "--transplant", multiple=True, metavar="RUN@STEP[:PATTERN]", help="Tensors from a checkpoint."
-)
-@click.option("--with-moments", is_flag=True, help="With --transplant: their moments too.")
 @click.option(
     "--placebos",
     type=int,

@@ -23,7 +23,8 @@ from forensics.store.resumable import Kept
 from forensics.train.run import Run
 from replay.compare import distances
 from replay.forks.lockstep import march, require_steps, track
-from replay.interventions.registry import RemoveSequences, UnitInLastPlace
+from replay.interventions.removal import RemoveSequences
+from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
 from replay.verify import Witness
 

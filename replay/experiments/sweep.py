@@ -17,7 +17,6 @@ the app.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -38,7 +37,11 @@ from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
 from replay.forks import spec
 from replay.forks.lockstep import Track, at_learning_rate, march, require_steps, track
-from replay.interventions.registry import KINDS, Intervention, UnitInLastPlace, from_dict, to_dict
+from replay.interventions.base import Intervention
+from replay.interventions.fields import fields_of
+from replay.interventions.placebo import placebos_of
+from replay.interventions.registry import KINDS, from_dict, to_dict
+from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep
 from replay.verify import Witness, recorded_steps
@@ -142,31 +145,30 @@ def _key(task: Task) -> str:
 
 
 def moved(raw: dict[str, Any], step: int, seed: int = 0) -> dict[str, Any]:
-    """A fork file's keys as if it had been written from `step`, its draws by the seed that lies
-    `seed` above its own.
+    """Rewrite a fork file's keys as if they had been written from `step`, its draws by the seed that
+    lies `seed` above its own.
 
     Windows, batches acted on and places move; the data that comes in (a donor batch, a text,
     sequences) stays the same.
     """
     by = step - raw["from"]
-    interventions = []
-    for each in raw.get("intervention", []):
-        own = dict(each)
-        if "window" in own:
-            own["window"] = ":".join(str(edge + by) for edge in window(str(own["window"])))
-        for key in ("first", "last", "a", "b", "at", "rows"):
-            if key in own:
-                own[key] = _later(own[key], by)
-        cls = KINDS.get(own.get("kind", ""))
-        default = (
-            next((f.default for f in dataclasses.fields(cls) if f.name == "seed"), None)
-            if cls
-            else None
-        )
-        if seed and default is not None:
-            own["seed"] = own.get("seed", default) + seed
-        interventions.append(own)
+    interventions = [_moved(keys, by, seed) for keys in raw.get("intervention", [])]
     return raw | {"from": step, "to": raw["to"] + by, "intervention": interventions}
+
+
+def _moved(keys: dict[str, Any], by: int, seed: int) -> dict[str, Any]:
+    """An intervention's keys `by` steps later: its window, and the fields declared as steps."""
+    if keys.get("kind") not in KINDS:
+        return keys
+    later = dict(keys)
+    if "window" in keys:
+        later["window"] = ":".join(str(edge + by) for edge in window(str(keys["window"])))
+    for field in fields_of(KINDS[keys["kind"]]):
+        if field.about.step and field.name in keys:
+            later[field.name] = _later(keys[field.name], by)
+        if field.about.seed and seed:
+            later[field.name] = keys.get(field.name, field.default) + seed
+    return later
 
 
 def _later(value: Any, by: int) -> Any:
@@ -255,11 +257,7 @@ def _tracks(
     first, last, seed = task["step"], task["last"], task["null_seed"]
     found = {"control": track(start, run), "fork": track(start, run, interventions)}
     for i in range(task["placebos"]):
-        null = [
-            p
-            for x in interventions
-            if (p := x.placebo(run, run.stream, first, last, seed + i)) is not None
-        ]
+        null = placebos_of(interventions, run, first, last, seed + i)
         if null:  # not where the same on other data does not exist
             found[f"placebo-{i}"] = track(start, run, null)
     for i in range(task["chaos"]):

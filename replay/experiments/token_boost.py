@@ -38,9 +38,9 @@ from replay.compare import null_test
 from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
 from replay.forks.lockstep import track
-from replay.interventions import rows as slots
+from replay.interventions.boost_token import BoostToken
+from replay.interventions.corpus_search import holding
 from replay.interventions.registry import from_dict, to_dict
-from replay.interventions.sequences import BoostToken
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep
 from replay.verify import Witness
@@ -161,7 +161,7 @@ def _plan(
     Errors: usage, missing.
     """
     BoostToken(first, last, token, 1).resolved(run)  # refuses a token that no sequence holds
-    holders = slots.holding(run, token)
+    holders = holding(run, token)
     contexts, why = _contexts(run, token, holders, last)
     pool = np.setdiff1d(holders, contexts)
     arms: list[dict[str, Any]] = [
@@ -252,7 +252,7 @@ def _placebo(
         other = own.placebo(run, run.stream, first, last, seed + attempt * 1009)
         if not isinstance(other, BoostToken):
             return None
-        pool = np.setdiff1d(slots.holding(run, other.token), holders)
+        pool = np.setdiff1d(holding(run, other.token), holders)
         if len(pool):
             return _boosted(run, other.token, first, last, own.times, seed, pool)
     return None

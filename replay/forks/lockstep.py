@@ -15,7 +15,8 @@ from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
 from forensics.train.advance import StepModel, advance
 from forensics.train.run import Run
-from replay.interventions.registry import Intervention, composed
+from replay.interventions.base import Intervention
+from replay.interventions.registry import composed
 
 
 @dataclass

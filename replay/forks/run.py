@@ -37,7 +37,10 @@ from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe, Reading, unseen
 from replay.forks import resume
 from replay.forks.spec import Spec
-from replay.interventions.registry import Intervention, UnitInLastPlace, composed, to_dict
+from replay.interventions.base import Intervention
+from replay.interventions.placebo import placebos_of
+from replay.interventions.registry import composed, to_dict
+from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
 from replay.verify import Report, Witness
 
@@ -181,10 +184,7 @@ class Fork:
         spec, run = self.spec, self.parent
         found: list[tuple[Intervention, ...]] = []
         for seed in range(spec.seed, spec.seed + 4 * spec.placebos):
-            made = [
-                x.placebo(run, run.stream, spec.first, spec.last, seed) for x in spec.interventions
-            ]
-            null = tuple(each for each in made if each)
+            null = placebos_of(spec.interventions, run, spec.first, spec.last, seed)
             if not null:
                 self.verdict = NO_PLACEBO
                 break

@@ -1,114 +1,57 @@
-"""Policy interventions: what a step does with its batch, in a window.
-
-| skip by any name | data | step | schedule | updates, moments, decay | θ |
-|---|---|---|---|---|---|
-| drop | later batches move up | +1 | +1 | as always, with the batch that moved up | moves |
-| skip | consumed, not computed | +1 | +1 | untouched | stays |
-| skip-frozen | consumed, not computed | +1 | 0 | untouched | stays |
-| zero-update | forward, backward recorded | +1 | +1 | untouched | stays |
-| hold-parameters | forward, backward | +1 | +1 | advance | stays |
-| mask | consumed, weights 0 | +1 | +1 | advance | moves |
-"""
+"""Change what a step does with its batch: one number or switch of the policy, in a window."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from forensics.errors import ForensicsError, nearest
-from forensics.step.batch import BatchStream
-from forensics.step.policy import Policy, StepPolicy
-from forensics.step.state import Counters
-from forensics.train.run import Run
-from replay.interventions import rows
-from replay.interventions.base import Intervention, Windowed, other_window, require, tensors_like
+from replay.interventions.base import Windowed
+from replay.interventions.fields import about
+from replay.interventions.flags import Flag, alone, one, two_numbers, windowed
+from replay.interventions.requirements import matching_tensors, require
+
+if TYPE_CHECKING:
+    from forensics.step.policy import Policy, StepPolicy
+    from forensics.step.state import Counters
+    from forensics.train.run import Run
 
 
 @dataclass(frozen=True)
-class _InWindow(Windowed):
-    """Alters the policy of the window's steps."""
+class PolicyOfWindow(Windowed):
+    """Alter the policy of a window's steps."""
 
-    def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
+    def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
+        """Return the policy of one of the window's steps, altered."""
         raise AssertionError("each kind alters something")
 
     def policy(self, policy: Policy, run: Run) -> Policy:
+        """Alter the window's steps, and no other."""
+
         def altered(counters: Counters) -> StepPolicy:
-            own = policy(counters)
-            return self.altered(own, run) if self.holds(counters) else own
+            step_policy = policy(counters)
+            return self.altered(step_policy, run) if self.holds(counters) else step_policy
 
         return altered
 
 
 @dataclass(frozen=True)
-class _NoUpdate(_InWindow):
-    update: ClassVar[Literal["hold", "zero", "none"]] = "none"
-    frozen: ClassVar[bool] = False
-    words: ClassVar[str] = ""
-    every = True
+class LearningRate(PolicyOfWindow):
+    """Multiply the learning rate by `factor`."""
 
-    def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        return replace(
-            own, update=self.update, advance_schedule=own.advance_schedule and not self.frozen
-        )
+    kind = "lr-scale"
+    title = "Scale the learning rate"
+    flags = (
+        Flag("F@A:B", "Learning rate times F.", "0.5@200:210", windowed(one("factor", float))),
+    )
+    factor: float = field(metadata=about(label="Factor", begin=0.5))
 
-    def sentence(self) -> str:
-        return f"{self.words} steps {self.window}"
-
-    def placebo(
-        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
-    ) -> Intervention | None:
-        return other_window(self, first, last, seed)
-
-    def touches(self, run: Run, stream: BatchStream) -> list[rows.Slot]:
-        return rows.whole(stream, range(self.first, self.last))
-
-    def batches(self) -> Collection[int]:
-        return range(self.first, self.last)
-
-
-class Skip(_NoUpdate):
-    """The batch is consumed, nothing is computed."""
-
-    kind = "skip"
-    words = "skips"
-
-
-class SkipFrozen(_NoUpdate):
-    """As skip, and the schedule's counter stays."""
-
-    kind = "skip-frozen"
-    frozen = True
-    words = "skips, with the schedule frozen,"
-
-
-class ZeroUpdate(_NoUpdate):
-    """Forward and backward are recorded; the update is left out by branch, never by a factor 0."""
-
-    kind = "zero-update"
-    update = "zero"
-    words = "computes but does not apply"
-
-
-class HoldParameters(_NoUpdate):
-    """The moments advance, the parameters stay."""
-
-    kind = "hold-parameters"
-    update = "hold"
-    words = "holds the parameters in"
-
-
-@dataclass(frozen=True)
-class LearningRate(_InWindow):
-    """The learning rate times a factor."""
-
-    kind: ClassVar[str] = "lr-scale"
-    factor: float
-
-    def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        return replace(own, learning_rate=own.learning_rate * self.factor)
+    def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
+        """Scale the step's learning rate."""
+        return replace(policy, learning_rate=policy.learning_rate * self.factor)
 
     def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse a factor below 0. Errors: usage."""
         super().check(run, first, last)
         require(
             self.factor >= 0,
@@ -119,89 +62,78 @@ class LearningRate(_InWindow):
         )
 
     def sentence(self) -> str:
+        """Say by how much the learning rate is scaled where."""
         return f"multiplies the learning rate by {self.factor:g} in {self.window}"
 
 
+def _value_flag(help: str, example: str) -> tuple[Flag, ...]:
+    return (Flag("V@A:B", help, f"{example}@200:210", windowed(one("value", float))),)
+
+
 @dataclass(frozen=True)
-class _Number(_InWindow):
-    """One number of the policy, set to `value`."""
+class NumberOfPolicy(PolicyOfWindow):
+    """Set one number of the policy."""
 
     value: float
-    field: ClassVar[str] = ""
+    number: ClassVar[str] = ""  # the policy's own name of it
     words: ClassVar[str] = ""
     positive: ClassVar[bool] = False
     example: ClassVar[str] = "0.1"
 
-    def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        changed: dict[str, Any] = {self.field: self.value}
-        return replace(own, **changed)
+    def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
+        """Set the number."""
+        changes: dict[str, Any] = {self.number: self.value}
+        return replace(policy, **changes)
 
     def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse a number below 0, and 0 where it has to be more. Errors: usage."""
         super().check(run, first, last)
-        holds = self.value > 0 if self.positive else self.value >= 0
-        wanted = "more than 0" if self.positive else "at least 0"
         require(
-            holds,
+            self.value > 0 if self.positive else self.value >= 0,
             self.kind,
-            wanted,
+            "more than 0" if self.positive else "at least 0",
             self.value,
             f"e.g. --{self.kind} {self.example}@{first}:{last}",
         )
 
     def sentence(self) -> str:
+        """Say what is set to which number where."""
         return f"sets {self.words} to {self.value:g} in {self.window}"
 
 
-class Clip(_Number):
-    """The largest ‖g‖₂; 0: no clipping."""
+@dataclass(frozen=True)
+class Clip(NumberOfPolicy):
+    """Set the largest gradient norm ‖g‖₂; 0: no clipping."""
 
     kind = "clip"
-    field = "clip"
+    title = "Clip the gradient norm"
+    flags = _value_flag("Largest gradient norm; 0: none.", "0.5")
+    value: float = field(metadata=about(label="Largest norm", begin=1.0))
+    number = "clip"
     words = "the largest gradient norm"
     example = "0.5"
 
 
-class Epsilon(_Number):
-    """Adam's ε."""
-
-    kind = "eps"
-    field = "eps"
-    words = "Adam's ε"
-    positive = True
-    example = "1e-6"
-
-
-class WeightDecay(_Number):
-    """λ of AdamW."""
-
-    kind = "weight-decay"
-    field = "weight_decay"
-    words = "weight decay"
-
-
-class ZLoss(_Number):
-    """The weight of mean (logsumexp)²."""
-
-    kind = "z-loss"
-    field = "z_loss"
-    words = "the weight of the z-loss"
-    example = "1e-4"
-
-
 @dataclass(frozen=True)
-class Betas(_InWindow):
-    """Adam's β₁ and β₂."""
+class Betas(PolicyOfWindow):
+    """Set Adam's β₁ and β₂."""
 
-    kind: ClassVar[str] = "betas"
-    betas: tuple[float, float]
+    kind = "betas"
+    title = "Adam's β"
+    flags = (
+        Flag("B1,B2@A:B", "Adam's β.", "0.9,0.99@200:210", windowed(one("betas", two_numbers))),
+    )
+    betas: tuple[float, float] = field(metadata=about(label="β₁, β₂", begin="0.9, 0.95"))
 
-    def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        return replace(own, betas=self.betas)
+    def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
+        """Set both."""
+        return replace(policy, betas=self.betas)
 
     def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse numbers outside [0, 1). Errors: usage."""
         super().check(run, first, last)
         require(
-            all(0 <= b < 1 for b in self.betas),
+            all(0 <= beta < 1 for beta in self.betas),
             self.kind,
             "two numbers in [0, 1)",
             list(self.betas),
@@ -209,46 +141,105 @@ class Betas(_InWindow):
         )
 
     def sentence(self) -> str:
+        """Say what β₁ and β₂ are set to where."""
         return f"sets Adam's β to {self.betas[0]:g} and {self.betas[1]:g} in {self.window}"
 
 
+class Epsilon(NumberOfPolicy):
+    """Set Adam's ε."""
+
+    kind = "eps"
+    flags = _value_flag("Adam's ε.", "1e-6")
+    number = "eps"
+    words = "Adam's ε"
+    positive = True
+    example = "1e-6"
+
+
 @dataclass(frozen=True)
-class SkipStep(_InWindow):
-    """SkipStep on or off: no update where loss or gradient norm lies 6σ above its last 128
+class WeightDecay(NumberOfPolicy):
+    """Set λ, the weight decay of AdamW."""
+
+    kind = "weight-decay"
+    title = "Weight decay"
+    flags = _value_flag("λ of AdamW.", "0")
+    value: float = field(metadata=about(label="λ", begin=0.0))
+    number = "weight_decay"
+    words = "weight decay"
+
+
+class ZLoss(NumberOfPolicy):
+    """Set the weight of the z-loss, mean (logsumexp)²."""
+
+    kind = "z-loss"
+    flags = _value_flag("Weight of the z-loss.", "1e-4")
+    number = "z_loss"
+    words = "the weight of the z-loss"
+    example = "1e-4"
+
+
+def _on_or_off(text: str) -> bool:
+    return bool(("off", "on").index(text))
+
+
+@dataclass(frozen=True)
+class SkipStep(PolicyOfWindow):
+    """Switch SkipStep on or off: no update where loss or gradient norm lies 6σ above its last 128
     values.
     """
 
-    kind: ClassVar[str] = "skip-step"
+    kind = "skip-step"
+    flags = (
+        Flag("on|off@A:B", "SkipStep on or off.", "on@200:210", windowed(one("on", _on_or_off))),
+    )
     on: bool
 
-    def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        return replace(own, skip_step=self.on)
+    def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
+        """Set the switch."""
+        return replace(policy, skip_step=self.on)
 
     def sentence(self) -> str:
+        """Say whether it is switched on or off where."""
         return f"switches SkipStep {'on' if self.on else 'off'} in {self.window}"
 
 
 @dataclass(frozen=True)
-class Freeze(_InWindow):
-    """Tensors, by name or glob pattern, that are left alone: parameters and moments."""
+class Freeze(PolicyOfWindow):
+    """Leave tensors alone, by name or glob pattern: parameters and moments."""
 
-    kind: ClassVar[str] = "freeze"
-    tensors: tuple[str, ...]
+    kind = "freeze"
+    title = "Freeze tensors"
+    flags = (
+        Flag(
+            "PATTERN@A:B",
+            "Leave tensors alone, moments too.",
+            "'embed.*@200:210'",
+            windowed(one("tensors", alone)),
+        ),
+    )
+    tensors: tuple[str, ...] = field(
+        metadata=about(label="Tensors", begin="*", help="E.g. layers.3.*, embed.weight")
+    )
 
     def policy(self, policy: Policy, run: Run) -> Policy:
-        names = frozenset(tensors_like(run, self.kind, self.tensors))
+        """Add the tensors to those that the window's steps leave alone."""
+        names = frozenset(matching_tensors(run, self.kind, self.tensors))
 
         def altered(counters: Counters) -> StepPolicy:
-            own = policy(counters)
-            return replace(own, frozen=own.frozen | names) if self.holds(counters) else own
+            step_policy = policy(counters)
+            if not self.holds(counters):
+                return step_policy
+            return replace(step_policy, frozen=step_policy.frozen | names)
 
         return altered
 
     def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse a pattern that no tensor matches. Errors: usage, missing."""
         super().check(run, first, last)
-        tensors_like(run, self.kind, self.tensors)
+        matching_tensors(run, self.kind, self.tensors)
 
     def sentence(self) -> str:
+        """Say which tensors are frozen where."""
         return f"freezes {', '.join(self.tensors)} in {self.window}"
 
 
@@ -256,16 +247,19 @@ PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
-class Precision(_InWindow):
-    """The precision of forward and backward: fp32 or bf16 (autocast)."""
+class Precision(PolicyOfWindow):
+    """Set the precision of forward and backward: fp32, or bf16 (autocast)."""
 
-    kind: ClassVar[str] = "precision"
-    precision: str
+    kind = "precision"
+    flags = (Flag("P@A:B", "fp32 or bf16.", "fp32@200:210", windowed(one("precision"))),)
+    precision: str = field(metadata=about(choices=PRECISIONS))
 
-    def altered(self, own: StepPolicy, run: Run) -> StepPolicy:
-        return replace(own, precision=self.precision)
+    def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
+        """Set the precision."""
+        return replace(policy, precision=self.precision)
 
     def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse another precision, and bf16 on the CPU. Errors: usage, device."""
         super().check(run, first, last)
         require(
             self.precision in PRECISIONS,
@@ -282,21 +276,5 @@ class Precision(_InWindow):
             )
 
     def sentence(self) -> str:
+        """Say in which precision is computed where."""
         return f"computes in {self.precision} in {self.window}"
-
-
-KINDS: list[type[Intervention]] = [
-    Skip,
-    SkipFrozen,
-    ZeroUpdate,
-    HoldParameters,
-    LearningRate,
-    Clip,
-    Betas,
-    Epsilon,
-    WeightDecay,
-    ZLoss,
-    SkipStep,
-    Freeze,
-    Precision,
-]

@@ -1,39 +1,128 @@
-"""State interventions: each alters the state once, at the fork's start, in the order they are
-given.
-"""
+"""Alter the state once, at the fork's start; several act in the order in which they are listed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from forensics.errors import ForensicsError
-from forensics.model.families.registry import parameter_shapes
-from forensics.step.state import TrainState
-from forensics.train import checkpoint
-from forensics.train.run import Run, open_run
-from replay.interventions.base import Intervention, require, tensors_like
+from replay.interventions.base import Intervention
+from replay.interventions.fields import Option, about
+from replay.interventions.flags import Flag, Keys, alone, one, seeded
+from replay.interventions.requirements import matching_tensors, require, tensor_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forensics.step.state import TrainState
+    from forensics.train.run import Run
 
 ALL = ("*",)
 
 
 @dataclass(frozen=True)
+class ResetMoments(Intervention):
+    """Set both moments to 0; with `counter`, bias correction starts again too."""
+
+    kind = "reset-moments"
+    title = "Reset Adam's moments"
+    flags = (Flag("[PATTERN]", "Moments to 0.", "'layers.0.*'", one("tensors", alone), bare="*"),)
+    tensors: tuple[str, ...] = field(
+        default=ALL, metadata=about(label="Tensors", help="E.g. layers.3.*, embed.weight")
+    )
+    counter: bool = field(
+        default=False,
+        metadata=about(
+            label="Bias correction starts again too",
+            option=Option("--reset-counter", "With --reset-moments: bias correction starts again."),
+        ),
+    )
+
+    def state(self, state: TrainState, run: Run) -> None:
+        """Zero the moments of the tensors, and the counter of updates."""
+        for name in matching_tensors(run, self.kind, self.tensors):
+            state.exp_avg[name].zero_()
+            state.exp_avg_sq[name].zero_()
+        if self.counter:
+            state.counters = replace(state.counters, updates=0)
+
+    def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse a counter that goes with some of the tensors only. Errors: usage, missing."""
+        tensors = matching_tensors(run, self.kind, self.tensors)
+        require(
+            not (self.counter and len(tensors) < len(tensor_shapes(run))),
+            self.kind,
+            "all tensors where the update counter goes too",
+            ", ".join(self.tensors),
+            "every tensor's bias correction reads the one counter",
+        )
+
+    def sentence(self) -> str:
+        """Say whose moments are reset."""
+        return f"resets the moments of {_listed(self.tensors)}" + (
+            " and the update counter" if self.counter else ""
+        )
+
+
+@dataclass(frozen=True)
+class Noise(Intervention):
+    """Add noise to the parameters, tensor by tensor: θ ← θ + σ·RMS(θ)·N(0, 1)."""
+
+    kind = "noise"
+    title = "Add noise to the parameters"
+    flags = (
+        Flag("σ[@SEED]", "Noise of σ times each tensor's RMS.", "0.001@1", seeded("sigma", float)),
+    )
+    sigma: float = field(metadata=about(label="σ, times each tensor's RMS", begin=0.001))
+    seed: int = field(default=0, metadata=about(seed=True, label="Seed"))
+    tensors: tuple[str, ...] = ALL
+
+    def state(self, state: TrainState, run: Run) -> None:
+        """Add the noise, drawn on the CPU so that every device gets the same."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        for name in sorted(matching_tensors(run, self.kind, self.tensors)):
+            theta = state.params[name]
+            noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(
+                theta.device
+            )
+            theta.add_(noise, alpha=self.sigma * float(theta.double().square().mean().sqrt()))
+
+    def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse σ of 0 or less, and a pattern that no tensor matches. Errors: usage, missing."""
+        require(
+            0 < self.sigma < math.inf,
+            self.kind,
+            "σ of more than 0",
+            self.sigma,
+            "e.g. --noise 0.001",
+        )
+        matching_tensors(run, self.kind, self.tensors)
+
+    def sentence(self) -> str:
+        """Say how much noise is added to what."""
+        return f"adds noise of {self.sigma:g} RMS to {_listed(self.tensors)} (seed {self.seed})"
+
+
+@dataclass(frozen=True)
 class UnitInLastPlace(Intervention):
-    """Every parameter moves by one unit in the last place, up or down by a seeded coin: the
-    smallest noise there is.
+    """Move every parameter by one unit in the last place, up or down by a seeded coin: the smallest
+    noise there is.
 
     In bf16 training an fp32 ulp changes almost no bf16 weight, so the move is a relative 2⁻⁸ there.
     """
 
-    kind: ClassVar[str] = "ulp"
-    seed: int = 0
+    kind = "ulp"
+    flags = (Flag("SEED", "One unit in the last place.", "0", one("seed", int), type=int),)
+    seed: int = field(default=0, metadata=about(seed=True))
 
     def state(self, state: TrainState, run: Run) -> None:
+        """Move every parameter."""
+        import torch
+
         generator = torch.Generator().manual_seed(self.seed)
         for _, theta in sorted(state.params.items()):
             up = (torch.rand(theta.shape, generator=generator) < 0.5).to(theta.device)
@@ -43,91 +132,46 @@ class UnitInLastPlace(Intervention):
                 theta.copy_(torch.nextafter(theta, torch.where(up, torch.inf, -torch.inf)))
 
     def sentence(self) -> str:
+        """Say that every parameter moves, and by which seed."""
         return f"moves every parameter by one unit in the last place (seed {self.seed})"
 
 
-@dataclass(frozen=True)
-class Noise(Intervention):
-    """θ ← θ + σ·RMS(θ)·N(0, 1), tensor by tensor."""
-
-    kind: ClassVar[str] = "noise"
-    sigma: float  # relative to each tensor's own RMS
-    seed: int = 0
-    tensors: tuple[str, ...] = ALL
-
-    def state(self, state: TrainState, run: Run) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
-        for name in sorted(tensors_like(run, self.kind, self.tensors)):
-            theta = state.params[name]
-            drawn = torch.randn(theta.shape, generator=generator, dtype=theta.dtype).to(
-                theta.device
-            )
-            theta.add_(drawn, alpha=self.sigma * float(theta.double().square().mean().sqrt()))
-
-    def check(self, run: Run, first: int, last: int) -> None:
-        require(
-            0 < self.sigma < math.inf,
-            self.kind,
-            "σ of more than 0",
-            self.sigma,
-            "e.g. --noise 0.001",
-        )
-        tensors_like(run, self.kind, self.tensors)
-
-    def sentence(self) -> str:
-        return f"adds noise of {self.sigma:g} RMS to {_listed(self.tensors)} (seed {self.seed})"
-
-
-@dataclass(frozen=True)
-class ResetMoments(Intervention):
-    """Both moments become 0; with `counter`, bias correction starts again too."""
-
-    kind: ClassVar[str] = "reset-moments"
-    tensors: tuple[str, ...] = ALL
-    counter: bool = False
-
-    def state(self, state: TrainState, run: Run) -> None:
-        from dataclasses import replace
-
-        for name in tensors_like(run, self.kind, self.tensors):
-            state.exp_avg[name].zero_()
-            state.exp_avg_sq[name].zero_()
-        if self.counter:
-            state.counters = replace(state.counters, updates=0)
-
-    def check(self, run: Run, first: int, last: int) -> None:
-        some = len(tensors_like(run, self.kind, self.tensors)) < len(parameter_shapes(run.shape))
-        require(
-            not (some and self.counter),
-            self.kind,
-            "all tensors where the update counter goes too",
-            ", ".join(self.tensors),
-            "every tensor's bias correction reads the one counter",
-        )
-
-    def sentence(self) -> str:
-        return f"resets the moments of {_listed(self.tensors)}" + (
-            " and the update counter" if self.counter else ""
-        )
+def _read_transplant(text: str) -> Keys:
+    checkpoint, _, pattern = text.partition(":")
+    return {"checkpoint": checkpoint, "tensors": [pattern or "*"]}
 
 
 @dataclass(frozen=True)
 class Transplant(Intervention):
-    """Tensors come from another checkpoint, RUN@STEP, in which they have the same shapes; on
-    request their moments too.
+    """Take tensors from another checkpoint, RUN@STEP, in which they have the same shapes; with
+    `moments`, their moments too.
     """
 
-    kind: ClassVar[str] = "transplant"
+    kind = "transplant"
+    flags = (
+        Flag(
+            "RUN@STEP[:PATTERN]",
+            "Tensors from a checkpoint.",
+            "'demo@200:embed.*'",
+            _read_transplant,
+        ),
+    )
     checkpoint: str
     tensors: tuple[str, ...] = ALL
-    moments: bool = False
+    moments: bool = field(
+        default=False,
+        metadata=about(option=Option("--with-moments", "With --transplant: their moments too.")),
+    )
 
     def state(self, state: TrainState, run: Run) -> None:
+        """Copy the tensors over."""
+        from forensics.train import checkpoint
+
         other, step = self._donor(run)
         donor, _ = checkpoint.load(
             other.folder / "checkpoints" / checkpoint.name_of(step), run.header.device
         )
-        for name in tensors_like(run, self.kind, self.tensors):
+        for name in matching_tensors(run, self.kind, self.tensors):
             for mine, theirs in self._pairs(state, donor, name):
                 mine.copy_(theirs)
 
@@ -140,6 +184,8 @@ class Transplant(Intervention):
             yield state.exp_avg_sq[name], donor.exp_avg_sq[name]
 
     def _donor(self, run: Run) -> tuple[Run, int]:
+        from forensics.train.run import open_run
+
         name, at, step = self.checkpoint.rpartition("@")
         require(
             bool(at and name) and step.isdecimal(),
@@ -159,19 +205,23 @@ class Transplant(Intervention):
         return other, int(step)
 
     def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse a checkpoint that there is not, and tensors of other shapes. Errors: usage,
+        missing.
+        """
         other, _ = self._donor(run)
-        own, theirs = parameter_shapes(run.shape), parameter_shapes(other.shape)
-        for name in tensors_like(run, self.kind, self.tensors):
-            if own[name] != theirs.get(name):
-                found = "none" if name not in theirs else list(theirs[name])
+        shapes, donor_shapes = tensor_shapes(run), tensor_shapes(other)
+        for name in matching_tensors(run, self.kind, self.tensors):
+            if shapes[name] != donor_shapes.get(name):
+                shape = "none" if name not in donor_shapes else list(donor_shapes[name])
                 raise ForensicsError(
                     "usage",
-                    f"transplant: wanted {name} of shape {list(own[name])}, found {found} in"
+                    f"transplant: wanted {name} of shape {list(shapes[name])}, found {shape} in"
                     f" {other.name}",
                     "name tensors that are alike, by pattern",
                 )
 
     def sentence(self) -> str:
+        """Say which tensors come from where."""
         return (
             f"takes {_listed(self.tensors)}{' with moments' if self.moments else ''} from"
             f" {self.checkpoint}"
@@ -180,6 +230,3 @@ class Transplant(Intervention):
 
 def _listed(tensors: tuple[str, ...]) -> str:
     return "every tensor" if tensors == ALL else ", ".join(tensors)
-
-
-KINDS: list[type[Intervention]] = [ResetMoments, Noise, UnitInLastPlace, Transplant]

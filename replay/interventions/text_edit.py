@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from forensics.errors import ForensicsError
 from forensics.step.batch import MADE, Batch
-from forensics.train.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forensics.train.run import Run
 
 LONGEST_CHARACTER = 4  # bytes of UTF-8, and so tokens at most
 BROKEN = "\ufffd"  # what the bytes of a cut character decode to
@@ -46,6 +49,7 @@ class Edited:
 
     @property
     def unchanged(self) -> bool:
+        """Whether its text is what it was."""
         return all(piece.was == piece.now for piece in self.pieces)
 
 
@@ -57,11 +61,12 @@ class EditedBatch(Batch):
 
 
 def edited_rows(batch: Batch) -> dict[int, Edited]:
+    """Return the rows of the batch whose text was edited."""
     return dict(batch.edited) if isinstance(batch, EditedBatch) else {}
 
 
 def encode(run: Run, text: str) -> list[int]:
-    """The tokens of a text, in which no special token is recognised. Errors: data."""
+    """Encode a text, in which no special token is recognised. Errors: data."""
     tokenizer = run.corpus.tokenizer
     tokenizer.encode_special_tokens = True  # as when the corpus was made
     try:
@@ -76,55 +81,58 @@ def encode(run: Run, text: str) -> list[int]:
 
 
 def packed(run: Run, text: str, n: int | None = None) -> Tensor:
-    """A text and its end-of-text token as sequences: (n, T+1), from the start again where it ends.
+    """Pack a text and its end-of-text token into sequences: (n, T+1), from the start again where it
+    ends.
 
     Neighbours share one token, as in the corpus. n left out: as many as hold the whole text once.
     """
+    import torch
+
     T = run.recipe.data.sequence_length
     ids = np.array([*encode(run, text), run.corpus.eot], np.int64)
     rows = max(1, -(-(len(ids) - 1) // T)) if n is None else n
-    at = np.arange(rows)[:, None] * T + np.arange(T + 1)
-    return torch.from_numpy(ids[at % len(ids)])
+    positions = np.arange(rows)[:, None] * T + np.arange(T + 1)
+    return torch.from_numpy(ids[positions % len(ids)])
 
 
 def edit(batch: Batch, run: Run, find: str, replacement: str) -> Batch:
-    """The batch with every occurrence replaced; a row without one is untouched."""
-    known = edited_rows(batch)
+    """Replace every occurrence in the batch; a row without one is untouched."""
+    before = edited_rows(batch)
     rows: dict[int, Edited] = {}
-    for row, sequence in enumerate(batch.sequence.tolist()):
-        if row not in known and find not in run.corpus.decode(batch.tokens[row].numpy()):
+    for slot, sequence in enumerate(batch.sequence.tolist()):
+        if slot not in before and find not in run.corpus.decode(batch.tokens[slot].numpy()):
             continue
-        own = known.get(row) or Edited(
-            batch.tokens[row], sequence, _pieces(run, batch.tokens[row].tolist())
+        row = before.get(slot) or Edited(
+            batch.tokens[slot], sequence, _pieces(run, batch.tokens[slot].tolist())
         )
         pieces = tuple(
-            replace(piece, now=piece.now.replace(find, replacement)) for piece in own.pieces
+            replace(piece, now=piece.now.replace(find, replacement)) for piece in row.pieces
         )
-        if pieces != own.pieces:
-            rows[row] = replace(own, pieces=pieces)
+        if pieces != row.pieces:
+            rows[slot] = replace(row, pieces=pieces)
     if not rows:
         return batch
     tokens, sequence = batch.tokens.clone(), batch.sequence.clone()
-    for row, now in rows.items():
-        tokens[row] = now.tokens if now.unchanged else _rendered(run, now)
-        sequence[row] = now.sequence if now.unchanged else MADE
-    left = {row: now for row, now in (known | rows).items() if not now.unchanged}
-    if left:
-        return EditedBatch(tokens, batch.weight, batch.denominator, sequence, batch.origin, left)
+    for slot, row in rows.items():
+        tokens[slot] = row.tokens if row.unchanged else _rendered(run, row)
+        sequence[slot] = row.sequence if row.unchanged else MADE
+    edited = {slot: row for slot, row in (before | rows).items() if not row.unchanged}
+    if edited:
+        return EditedBatch(tokens, batch.weight, batch.denominator, sequence, batch.origin, edited)
     return Batch(tokens, batch.weight, batch.denominator, sequence, batch.origin)
 
 
 def _pieces(run: Run, ids: Sequence[int]) -> tuple[Piece, ...]:
-    eot, found, piece = run.corpus.eot, list[Piece](), list[int]()
+    eot, pieces, piece = run.corpus.eot, list[Piece](), list[int]()
     for i, id in enumerate([*ids, eot]):
         if id != eot:
             piece.append(id)
             continue
-        found += _whole_characters(run, piece)
+        pieces += _whole_characters(run, piece)
         if i < len(ids):
-            found.append(Piece((eot,), "", ""))
+            pieces.append(Piece((eot,), "", ""))
         piece = []
-    return tuple(found)
+    return tuple(pieces)
 
 
 def _whole_characters(run: Run, ids: list[int]) -> list[Piece]:
@@ -139,16 +147,18 @@ def _whole_characters(run: Run, ids: list[int]) -> list[Piece]:
             high = len(ids) - k
             break
     text = run.corpus.decode(ids[low:high])
-    parts = [
+    pieces = [
         Piece(tuple(ids[:low]), "", ""),
         Piece(tuple(ids[low:high]), text, text),
         Piece(tuple(ids[high:]), "", ""),
     ]
-    return [part for part in parts if part.tokens]
+    return [piece for piece in pieces if piece.tokens]
 
 
 def _rendered(run: Run, row: Edited) -> Tensor:
     """Its pieces as T + 1 tokens: (T+1,)."""
+    import torch
+
     ids: list[int] = []
     for piece in row.pieces:
         ids += piece.tokens if piece.was == piece.now else encode(run, piece.now)
@@ -169,7 +179,7 @@ def _continuation(run: Run, sequence: int, ids: list[int], n: int) -> list[int]:
     source = int(run.batches.order.source_of(np.array([sequence]))[0])
     total = run.corpus.sources[source].tokens
     start = (sequence - run.corpus.layout(T).first_sequence[source]) * T + T + 1
-    found = run.corpus.tokens(source, min(start, total), min(start + n, total)).tolist()
-    while len(found) < n:
-        found += run.corpus.tokens(source, 0, min(n - len(found), total)).tolist()
-    return found
+    following = run.corpus.tokens(source, min(start, total), min(start + n, total)).tolist()
+    while len(following) < n:
+        following += run.corpus.tokens(source, 0, min(n - len(following), total)).tolist()
+    return following

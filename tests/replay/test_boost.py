@@ -14,7 +14,7 @@ from forensics.train.run import Run
 from replay.cli.main import main
 from replay.experiments import token_boost as module
 from replay.experiments.token_boost import boost
-from replay.interventions import rows
+from replay.interventions.corpus_search import holding, token_counts
 from tests.tokens.conftest import planted_run  # noqa: F401
 
 TIMES, SEEDS = (1, 8), 2
@@ -65,7 +65,7 @@ def test_no_arm_trains_on_the_contexts_and_no_placebo_on_the_token(
     token: int,
 ) -> None:
     plan = module._plan(planted_run, token, 100, 140, list(TIMES), SEEDS)
-    holders = set(rows.holding(planted_run, token).tolist())
+    holders = set(holding(planted_run, token).tolist())
     assert set(plan["contexts"]) <= holders and plan["contexts"]
     for arm in plan["arms"][1:]:
         come = set(arm["intervention"]["sequences"])
@@ -101,7 +101,7 @@ def test_the_placebos_sizes_decide_about_causal_words() -> None:
 
 def test_what_cannot_be_boosted_is_refused_in_one_line(planted_run: Run, token: int) -> None:
     runs, name = planted_run.runs, planted_run.name
-    never = int(np.flatnonzero(rows.token_counts(planted_run) == 0)[0])
+    never = int(np.flatnonzero(token_counts(planted_run) == 0)[0])
     with pytest.raises(ForensicsError, match=f"holds token {never}"):
         boost(runs, name, never, first=100, last=140, times=(1,))
     with pytest.raises(ForensicsError, match="wanted ids below 800"):

@@ -26,10 +26,14 @@ from replay.compare.run_diff import between
 from replay.experiments import batch_scan
 from replay.forks import plan as engine
 from replay.forks import run as fork_run
-from replay.forks import spec
+from replay.forks import statement
 from replay.forks.run import Fork
 from replay.forks.spec import Spec
-from replay.interventions.registry import Drop, LearningRate, RemoveDocuments, Skip, Swap
+from replay.interventions.no_update import Skip
+from replay.interventions.order import Drop, Swap
+from replay.interventions.policy import LearningRate
+from replay.interventions.removal import RemoveDocuments
+from replay.interventions.selection import DOCUMENTS
 from replay.lineage import open_trajectory
 from replay.step.batch_contents import batch_at
 from tests.replay.test_interventions import damaged
@@ -372,14 +376,15 @@ def test_documents_are_chosen_by_sql_and_other_runs_rows_do_not_count(
     runs: Path, base: Run
 ) -> None:
     sql = "select run, document from documents where source = 'damaged'"
-    assert tuple(spec.choose(runs, base, sql, "document")) == damaged(base)
+    columns, rows = statement.select(runs, base, sql, DOCUMENTS, (0, 100))
+    assert tuple(columns.read(base, rows, 0, 100)) == damaged(base)
     for bad, words in [
         ("select path from documents", "column 'document'"),
         ("select document from documents where false", "selected nothing"),
         ("select 'other' as run, document from documents", "selected nothing"),
     ]:
         with pytest.raises(ForensicsError, match=words):
-            spec.choose(runs, base, bad, "document")
+            statement.select(runs, base, bad, DOCUMENTS, (0, 100))
 
 
 def test_the_plan_says_what_would_be_touched_and_runs_nothing(runs: Path, base: Run) -> None:

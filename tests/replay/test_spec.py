@@ -18,9 +18,28 @@ from replay import verify
 from replay.cli import fork_options as flags
 from replay.cli import main
 from replay.forks import run as fork_run
-from replay.forks import spec
+from replay.forks import spec, statement
 from replay.forks.spec import Spec
-from replay.interventions import registry as iv
+from replay.interventions import selection
+from replay.interventions.base import KINDS, Intervention, Windowed
+from replay.interventions.boost_token import BoostToken
+from replay.interventions.edit_tokens import EditTokens
+from replay.interventions.insertions import Insert, Replace
+from replay.interventions.no_update import HoldParameters, Skip, SkipFrozen, ZeroUpdate
+from replay.interventions.order import Drop, Repeat, Shuffle, Swap
+from replay.interventions.policy import (
+    Betas,
+    Clip,
+    Epsilon,
+    Freeze,
+    LearningRate,
+    Precision,
+    SkipStep,
+    WeightDecay,
+    ZLoss,
+)
+from replay.interventions.registry import composed, from_dict
+from replay.interventions.state import Noise, ResetMoments, Transplant, UnitInLastPlace
 from replay.lineage import open_trajectory
 from tests.replay.test_interventions import EACH
 
@@ -47,7 +66,7 @@ def test_a_fork_file_of_every_kind_is_read_back_as_it_was_written(
     path = tmp_path / "it.toml"
     path.write_text(whole.toml(), encoding="utf-8")
     raw = spec.read(path)
-    assert tuple(iv.from_dict(each) for each in raw.pop("intervention")) == whole.interventions
+    assert tuple(from_dict(each) for each in raw.pop("intervention")) == whole.interventions
     assert raw == {
         "parent": "base",
         "from": 2,
@@ -106,7 +125,7 @@ def test_the_worst_sequences_of_the_window_are_chosen_by_their_loss(base: Run) -
     )
     held = only(base, kind="remove-sequences", sql=by_id)
     assert {(s, b) for s, b, _, _ in held.at} >= {(r["step"], r["slot"]) for r in rows}
-    stream, _ = iv.composed([held], base)
+    stream, _ = composed([held], base)
     assert all(stream(s).sequence[b] not in ids for s, b, _, _ in held.at)
 
 
@@ -138,7 +157,7 @@ def test_a_reorder_follows_the_rank(base: Run) -> None:
         window="80:82",
         sql="select sequence, -sequence as rank from sequences",
     )
-    stream, _ = iv.composed([by_id], base)
+    stream, _ = composed([by_id], base)
     ids = [*stream(80).sequence.tolist(), *stream(81).sequence.tolist()]
     assert ids == sorted(ids, reverse=True) and stream(82).origin == 82
 
@@ -146,7 +165,8 @@ def test_a_reorder_follows_the_rank(base: Run) -> None:
 def test_rows_of_another_run_are_not_seen(runs: Path) -> None:
     other = open_trajectory(runs, "base")
     write_header(runs, dataclasses.replace(other.header, name="other"))
-    named = spec.select(runs, other, "select run, 1 as token from runs", (("token",),), (75, 90))
+    sql = "select run, 1 as token from runs"
+    _, named = statement.select(runs, other, sql, selection.TOKENS, (75, 90))
     assert named == {"token": [1]}
 
 
@@ -164,12 +184,12 @@ def test_an_ancestors_steps_after_the_fork_left_it_do_not_count(runs: Path) -> N
         ),
     )
     child = open_trajectory(runs, "child")
-    rows = spec.select(
-        runs, child, "select run, step, slot from sequences", (("step", "slot"),), (0, 100)
-    )
+    sql = "select run, step, slot from sequences"
+    _, rows = statement.select(runs, child, sql, selection.ROWS, (0, 100))
     assert max(rows["step"]) == 79
     with pytest.raises(ForensicsError, match="'run' too"):
-        spec.select(runs, child, "select step, slot from sequences", (("step", "slot"),), (0, 100))
+        sql = "select step, slot from sequences"
+        statement.select(runs, child, sql, selection.ROWS, (0, 100))
 
 
 REFUSED = [
@@ -229,41 +249,41 @@ def test_a_window_outside_the_run_is_refused(head: dict, words: str, base: Run) 
         built(base, {"kind": "boost-token", "token": 5, "times": 1}, **head)
 
 
-FLAGS: list[tuple[list[str], iv.Intervention]] = [
-    (["--drop", "3:5"], iv.Drop(3, 5)),
-    (["--swap", "3,7"], iv.Swap(3, 7)),
-    (["--repeat", "3:5@4"], iv.Repeat(3, 5, 4)),
-    (["--shuffle", "3:5"], iv.Shuffle(3, 5)),
-    (["--shuffle", "3:5@9"], iv.Shuffle(3, 5, 9)),
-    (["--replace", "3:5=7"], iv.Replace(3, 5, 7)),
-    (["--replace-text", "3:5=a=b"], iv.Replace(3, 5, text="a=b")),
-    (["--insert", "3=a@b"], iv.Insert(3, "a@b")),
-    (["--edit", "a@1=>b@3:5"], iv.EditTokens(3, 5, "a@1", "b")),
-    (["--boost-token", "7", "--times", "3"], iv.BoostToken(2, 9, 7, 3)),
-    (["--skip", "3:5"], iv.Skip(3, 5)),
-    (["--skip-frozen", "3:5"], iv.SkipFrozen(3, 5)),
-    (["--zero-update", "3:5"], iv.ZeroUpdate(3, 5)),
-    (["--hold-parameters", "3:5"], iv.HoldParameters(3, 5)),
-    (["--lr-scale", "0.5@3:5"], iv.LearningRate(3, 5, 0.5)),
-    (["--clip", "0"], iv.Clip(2, 9, 0.0)),
-    (["--betas", "0.8,0.9@3:5"], iv.Betas(3, 5, (0.8, 0.9))),
-    (["--eps", "1e-6@3:5"], iv.Epsilon(3, 5, 1e-6)),
-    (["--weight-decay", "0@3:5"], iv.WeightDecay(3, 5, 0.0)),
-    (["--z-loss", "1e-4@3:5"], iv.ZLoss(3, 5, 1e-4)),
-    (["--skip-step", "on@3:5"], iv.SkipStep(3, 5, True)),
-    (["--skip-step", "off"], iv.SkipStep(2, 9, False)),
-    (["--freeze", "embed.*@3:5"], iv.Freeze(3, 5, ("embed.*",))),
-    (["--precision", "fp32@3:5"], iv.Precision(3, 5, "fp32")),
-    (["--reset-moments"], iv.ResetMoments()),
-    (["--reset-moments", "embed.*"], iv.ResetMoments(("embed.*",))),
-    (["--reset-moments", "--reset-counter"], iv.ResetMoments(counter=True)),
-    (["--noise", "0.1@4"], iv.Noise(0.1, 4)),
-    (["--ulp", "3"], iv.UnitInLastPlace(3)),
+FLAGS: list[tuple[list[str], Intervention]] = [
+    (["--drop", "3:5"], Drop(3, 5)),
+    (["--swap", "3,7"], Swap(3, 7)),
+    (["--repeat", "3:5@4"], Repeat(3, 5, 4)),
+    (["--shuffle", "3:5"], Shuffle(3, 5)),
+    (["--shuffle", "3:5@9"], Shuffle(3, 5, 9)),
+    (["--replace", "3:5=7"], Replace(3, 5, 7)),
+    (["--replace-text", "3:5=a=b"], Replace(3, 5, text="a=b")),
+    (["--insert", "3=a@b"], Insert(3, "a@b")),
+    (["--edit", "a@1=>b@3:5"], EditTokens(3, 5, "a@1", "b")),
+    (["--boost-token", "7", "--times", "3"], BoostToken(2, 9, 7, 3)),
+    (["--skip", "3:5"], Skip(3, 5)),
+    (["--skip-frozen", "3:5"], SkipFrozen(3, 5)),
+    (["--zero-update", "3:5"], ZeroUpdate(3, 5)),
+    (["--hold-parameters", "3:5"], HoldParameters(3, 5)),
+    (["--lr-scale", "0.5@3:5"], LearningRate(3, 5, 0.5)),
+    (["--clip", "0"], Clip(2, 9, 0.0)),
+    (["--betas", "0.8,0.9@3:5"], Betas(3, 5, (0.8, 0.9))),
+    (["--eps", "1e-6@3:5"], Epsilon(3, 5, 1e-6)),
+    (["--weight-decay", "0@3:5"], WeightDecay(3, 5, 0.0)),
+    (["--z-loss", "1e-4@3:5"], ZLoss(3, 5, 1e-4)),
+    (["--skip-step", "on@3:5"], SkipStep(3, 5, True)),
+    (["--skip-step", "off"], SkipStep(2, 9, False)),
+    (["--freeze", "embed.*@3:5"], Freeze(3, 5, ("embed.*",))),
+    (["--precision", "fp32@3:5"], Precision(3, 5, "fp32")),
+    (["--reset-moments"], ResetMoments()),
+    (["--reset-moments", "embed.*"], ResetMoments(("embed.*",))),
+    (["--reset-moments", "--reset-counter"], ResetMoments(counter=True)),
+    (["--noise", "0.1@4"], Noise(0.1, 4)),
+    (["--ulp", "3"], UnitInLastPlace(3)),
     (
         ["--transplant", "base@50:embed.*", "--with-moments"],
-        iv.Transplant("base@50", ("embed.*",), True),
+        Transplant("base@50", ("embed.*",), True),
     ),
-    (["--transplant", "base@50"], iv.Transplant("base@50")),
+    (["--transplant", "base@50"], Transplant("base@50")),
 ]
 
 
@@ -284,12 +304,12 @@ def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, 
     ("flags", "wanted"), FLAGS, ids=lambda x: x[0] if isinstance(x, list) else ""
 )
 def test_a_flag_says_the_same_as_the_fork_file(
-    flags: list[str], wanted: iv.Intervention, monkeypatch: pytest.MonkeyPatch
+    flags: list[str], wanted: Intervention, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [raw] = parsed(flags, monkeypatch)
-    if isinstance(wanted, iv.Windowed) and "window" not in raw:
+    if isinstance(wanted, Windowed) and "window" not in raw:
         raw |= {"first": 2, "last": 9}
-    assert iv.from_dict(raw) == wanted
+    assert from_dict(raw) == wanted
 
 
 def test_flags_that_take_sql_hand_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +349,7 @@ def test_every_kind_has_a_flag_and_flags_come_in_the_order_of_the_help(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sql = {"reorder", "remove-documents", "remove-sequences", "mask-tokens"}
-    assert {wanted.kind for _, wanted in FLAGS} | sql == set(iv.KINDS)
+    assert {wanted.kind for _, wanted in FLAGS} | sql == set(KINDS)
     said = parsed(["--noise", "0.1", "--skip", "3:4", "--drop", "3:5"], monkeypatch)
     assert [each["kind"] for each in said] == ["drop", "skip", "noise"]
 
@@ -402,7 +422,7 @@ def test_a_fork_of_everything_at_once_runs_and_its_stream_is_found_again(runs: P
     result = fork_run.fork(many, runs)
     assert result["control"]["bitwise"] and result["first_difference"]["step"] == 79
     again = open_trajectory(runs, many.fork)
-    stream, _ = iv.composed(many.interventions, base)
+    stream, _ = composed(many.interventions, base)
     for s in range(79, 84):
         assert torch.equal(again.stream(s).tokens, stream(s).tokens)
     report, _ = verify.verify(runs, many.fork, 79, 84)

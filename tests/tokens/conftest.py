@@ -13,18 +13,13 @@ from forensics.train.loop import train
 from forensics.train.run import Run
 from replay.forks import run
 from replay.forks.spec import Spec
-from replay.interventions.registry import (
-    BoostToken,
-    EditTokens,
-    Freeze,
-    HoldParameters,
-    MaskTokens,
-    Noise,
-    RemoveDocuments,
-    ResetMoments,
-    Skip,
-    ZeroUpdate,
-)
+from replay.interventions.boost_token import BoostToken
+from replay.interventions.edit_tokens import EditTokens
+from replay.interventions.mask_tokens import MaskTokens
+from replay.interventions.no_update import HoldParameters, Skip, ZeroUpdate
+from replay.interventions.policy import Freeze
+from replay.interventions.removal import RemoveDocuments
+from replay.interventions.state import Noise, ResetMoments
 from replay.lineage import open_trajectory
 
 RECIPE = {

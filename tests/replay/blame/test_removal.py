@@ -8,7 +8,7 @@ from benchmarks.blame_study import AT
 from replay.blame import deletion
 from replay.blame.bisect import _Search, bisect
 from replay.blame.removed_replays import Replays
-from replay.interventions import rows as slots
+from replay.interventions.row_removal import Removal, removed
 from replay.interventions.rows import Slot
 
 
@@ -33,9 +33,7 @@ def test_a_removal_is_the_masked_stream_replayed_from_the_first_touched_step(hur
     before, steps = hurt.replays, hurt.steps
     left = hurt.without(rows)
     assert (hurt.replays, hurt.steps) == (before + 1, steps + S - (AT + 1))
-    stream = slots.removed(
-        hurt.run.stream, hurt.run, slots.Removal(rows, frozenset()), "mask", AT + 1
-    )
+    stream = removed(hurt.run.stream, hurt.run, Removal(rows, frozenset()), "mask", AT + 1)
     end = hurt.run.state_at(AT + 1)
     from forensics.train.advance import fold
 

@@ -1,0 +1,113 @@
+"""Run the SELECT of an intervention over the tables of its parent's lineage, and fill the field that
+it chooses.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from forensics.config import window
+from forensics.errors import ForensicsError
+from forensics.store.sandbox import run_sandboxed
+from forensics.train.run import Run
+from replay.interventions.base import Windowed
+from replay.interventions.fields import Columns, Rows, fields_of
+from replay.interventions.registry import KINDS
+from replay.lineage import own_steps
+
+MOST_ROWS = 1_000_000
+
+
+def with_choice(
+    runs: Path, run: Run, keys: Mapping[str, Any], first: int, last: int
+) -> dict[str, Any]:
+    """Return a fork file's intervention with its window, and with what its SQL chose under the key
+    that it fills. Errors: usage, sql.
+    """
+    keys = dict(keys)
+    kind = keys.get("kind", "")
+    if kind not in KINDS:
+        return keys
+    where = (first, last)
+    if issubclass(KINDS[kind], Windowed):
+        if "window" in keys:
+            keys["first"], keys["last"] = window(str(keys.pop("window")), kind)
+        where = keys.setdefault("first", first), keys.setdefault("last", last)
+    fields = fields_of(KINDS[kind])
+    choices = {columns: f.name for f in fields for columns in f.about.columns}
+    by_hand = {f.name for f in fields if f.about.columns or f.about.instead_of_sql}
+    if choices and keys.get("sql") and not by_hand & keys.keys():
+        Windowed(*where).check(run, first, last)
+        columns, rows = select(runs, run, str(keys["sql"]), list(choices), where)
+        value = columns.read(run, rows, *where)
+        if not value:
+            raise ForensicsError(
+                "sql",
+                f"{kind}: the statement selected nothing inside {where[0]}:{where[1]}",
+                "try it with `forensics query --sql`",
+            )
+        keys[choices[columns]] = value
+    return keys
+
+
+def select(
+    runs: Path, run: Run, sql: str, choices: Sequence[Columns], where: tuple[int, int]
+) -> tuple[Columns, Rows]:
+    """Run a SELECT over the tables of the run's lineage: the key columns that it returns, and their
+    rows in its order; rows with a NULL are left out.
+
+    Of several sets of columns that it returns whole, the longest holds. Where it returns `run` too,
+    a step counts only in the run whose window it lies in: an ancestor's steps after the fork left
+    it are not of this lineage. Errors: sql, where it lacks the columns or selects nothing.
+    """
+    lineage = own_steps(run)
+    params = {"run": run.name, "first": where[0], "last": where[1]}
+    params = {name: value for name, value in params.items() if re.search(rf"\${name}\b", sql)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in lineage:  # the other runs' rows cannot be meant
+            Path(folder, name).symlink_to((runs / name).absolute(), target_is_directory=True)
+        table = run_sandboxed(folder, sql, params=params or None, limit=MOST_ROWS)
+    choices = sorted(choices, key=lambda choice: -len(choice.names))
+    chosen = next((c for c in choices if set(c.names) <= set(table.column_names)), None)
+    if chosen is None:
+        wanted = " or ".join(" and ".join(repr(name) for name in c.names) for c in choices)
+        raise ForensicsError(
+            "sql",
+            f"wanted a column {wanted}, found {', '.join(table.column_names)}",
+            f"select {', '.join(choices[0].names)} from …",
+        )
+    if table.schema.metadata and table.schema.metadata.get(b"truncated") == b"true":
+        raise ForensicsError(
+            "sql", f"the statement selects more than {MOST_ROWS:,} rows", "narrow it down"
+        )
+    columns, has_run = chosen.names, "run" in table.column_names
+    if len(lineage) > 1 and "step" in columns and not has_run:
+        raise ForensicsError(
+            "sql", f"wanted a column 'run' too, because {run.name} is a fork", "select run, step, …"
+        )
+    rows = [
+        row
+        for row in table.select([*columns, "run"] if has_run else list(columns)).to_pylist()
+        if None not in (row[c] for c in columns) and (not has_run or _in_lineage(row, lineage))
+    ]
+    for column in columns:
+        if column != "rank" and any(isinstance(row[column], str) for row in rows):
+            raise ForensicsError(
+                "sql", f"wanted whole numbers as {column!r}, found text", "select the id itself"
+            )
+    if not rows:
+        raise ForensicsError(
+            "sql", "the statement selected nothing", "try it with `forensics query --sql`"
+        )
+    return chosen, {column: [row[column] for row in rows] for column in columns}
+
+
+def _in_lineage(row: Mapping[str, Any], lineage: Mapping[str, tuple[int, float]]) -> bool:
+    if row["run"] not in lineage:
+        return False
+    first, last = lineage[row["run"]]
+    return "step" not in row or first <= row["step"] < last

@@ -1,0 +1,77 @@
+"""Search the corpus: which sequences hold a token or a document, and how often each token stands
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from forensics.train.run import Run
+
+CHUNK = 1 << 22  # tokens of the corpus looked at together
+
+
+def holding(run: Run, token: int) -> np.ndarray:
+    """Find all sequences that have the token as a target, held-out ones left out: (n,) int64
+    sorted ids.
+    """
+    T = run.recipe.data.sequence_length
+    layout = run.corpus.layout(T)
+    sequences = [np.empty(0, np.int64)]
+    for index, offset, ids in _scan(run):
+        # target p of the stream belongs to the sequence (p − 1) // T; the first token is nobody's
+        # target
+        positions = offset + np.flatnonzero(ids == token)
+        numbers = np.unique((positions[positions > 0] - 1) // T)
+        sequences.append(
+            layout.first_sequence[index] + numbers[numbers < layout.n_sequences[index]]
+        )
+    return np.setdiff1d(np.concatenate(sequences), run.batches.order.held_out)
+
+
+def token_counts(run: Run) -> np.ndarray:
+    """Count how often each token id stands in the corpus: (V,)."""
+    counts = np.zeros(run.corpus.vocabulary, np.int64)
+    for _, _, ids in _scan(run):
+        counts += np.bincount(ids, minlength=len(counts))
+    return counts
+
+
+def _scan(run: Run) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(source, offset, tokens) of the whole corpus, through its memory maps in pieces."""
+    for index, source in enumerate(run.corpus.sources):
+        for offset in range(0, source.tokens, CHUNK):
+            yield (
+                index,
+                offset,
+                run.corpus.tokens(index, offset, min(offset + CHUNK, source.tokens)),
+            )
+
+
+def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
+    """Find all sequences that hold a token of these documents: (n,) sorted ids."""
+    T = run.recipe.data.sequence_length
+    layout, table = run.corpus.layout(T), run.corpus.documents
+    first_token, tokens = table["first_token"].to_numpy(), table["tokens"].to_numpy()
+    sequences = []
+    for index, source in enumerate(run.corpus.sources):
+        ids = np.array(
+            [
+                d
+                for d in documents
+                if source.first_document <= d < source.first_document + source.documents
+            ],
+            np.int64,
+        )
+        # sequence i holds tokens iT … iT+T, so neighbours share one
+        low = np.maximum(-(-(first_token[ids] - T) // T), 0)
+        high = np.minimum((first_token[ids] + tokens[ids] - 1) // T, layout.n_sequences[index] - 1)
+        sequences += [
+            layout.first_sequence[index] + np.arange(start, end + 1)
+            for start, end in zip(low, high)
+        ]
+    return np.unique(np.concatenate(sequences)) if sequences else np.empty(0, np.int64)

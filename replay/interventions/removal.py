@@ -1,0 +1,164 @@
+"""Take documents or sequences out of a window's batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from forensics.errors import ForensicsError
+from forensics.step.batch import BatchStream
+from replay.interventions.base import Placebo, Windowed
+from replay.interventions.fields import Option, about
+from replay.interventions.flags import Flag, one
+from replay.interventions.order import BatchesOfWindow
+from replay.interventions.placebo import other_rows
+from replay.interventions.requirements import require, require_choice, require_places
+from replay.interventions.row_removal import HOWS, Removal, of_documents, removed
+from replay.interventions.rows import Slot
+from replay.interventions.selection import DOCUMENTS, ROWS
+
+if TYPE_CHECKING:
+    from forensics.train.run import Run
+
+
+def _how() -> Any:
+    return field(
+        default="replace",
+        metadata=about(
+            label="How",
+            choices=HOWS,
+            help="replace: another of the same source in its place; mask: weight 0; repack: all later"
+            " ones move up.",
+            option=Option("--how"),
+        ),
+    )
+
+
+def _remove_other_rows(
+    intervention: RemoveDocuments | RemoveSequences,
+    run: Run,
+    stream: BatchStream,
+    first: int,
+    last: int,
+    seed: int,
+) -> RemoveSequences:
+    rows = other_rows(intervention.removal(run, stream), stream, first, last, seed)
+    places = tuple(dataclasses.astuple(slot) for slot in rows)
+    return RemoveSequences(first, last, places, intervention.how)
+
+
+OTHER_ROWS = Placebo("other sequences of the same steps", _remove_other_rows)
+
+
+@dataclass(frozen=True)
+class RemoveDocuments(BatchesOfWindow):
+    """Take documents out of the window's batches.
+
+    replace: each sequence that holds one gives way to its source's next draw after the parent's
+    end. mask: the documents' tokens weigh 0 as targets; the denominator stays. repack: the
+    sequences go, and everything after them moves up, sequence by sequence.
+    """
+
+    kind = "remove-documents"
+    title = "Remove documents"
+    flags = (Flag("SQL", "SQL that returns a column `document`.", "'select …'", one("sql")),)
+    null = OTHER_ROWS
+    documents: tuple[int, ...] = field(
+        metadata=about(label="Documents, by id", help="Or by SQL, below.", columns=DOCUMENTS)
+    )
+    how: str = _how()
+    sql: str = ""  # the statement that chose them, for the record
+
+    def removal(self, run: Run, stream: BatchStream) -> Removal:
+        """Find the rows that go."""
+        return of_documents(run, stream, frozenset(self.documents), self.how, self.first, self.last)
+
+    def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
+        """List the rows that hold the documents."""
+        return self.removal(run, stream).slots
+
+    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
+        """Take the rows out."""
+        return removed(stream, run, self.removal(run, stream), self.how, self.first)
+
+    def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse no documents, and those that the corpus has not. Errors: usage, missing."""
+        super().check(run, first, last)
+        known = run.corpus.documents.num_rows
+        require_choice(self.kind, "how", self.how, HOWS)
+        require(
+            bool(self.documents),
+            self.kind,
+            "documents, the statement selected no document",
+            "none",
+            "try it with `forensics query --sql`",
+        )
+        for document in self.documents:
+            if not 0 <= document < known:
+                raise ForensicsError(
+                    "missing",
+                    f"remove-documents: wanted a document of {run.name}, found id {document}",
+                    f"it has documents 0 to {known - 1}",
+                )
+
+    def sentence(self) -> str:
+        """Say how many documents go, and how."""
+        n = len(self.documents)
+        return f"removes {n} document{'s' if n != 1 else ''} ({self.how}) in {self.window}"
+
+
+@dataclass(frozen=True)
+class RemoveSequences(Windowed):
+    """Take sequences out as documents are: rows by (step, slot, first target, last target)."""
+
+    kind = "remove-sequences"
+    title = "Remove sequences of batches"
+    flags = (Flag("SQL", "SQL: step and slot, or sequence.", "'select …'", one("sql")),)
+    null = OTHER_ROWS
+    needs_all_batches = True
+    at: tuple[tuple[int, int, int, int], ...] = field(
+        metadata=about(
+            step=True,
+            label="Sequences step/slot",
+            help="Or by SQL: step and slot, or sequence.",
+            columns=ROWS,
+        )
+    )
+    how: str = _how()
+    sql: str = ""
+
+    def removal(self, run: Run, stream: BatchStream) -> Removal:
+        """Name the rows that go."""
+        return Removal([Slot(*row) for row in self.at], frozenset())
+
+    def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
+        """List the rows that go."""
+        return self.removal(run, stream).slots
+
+    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
+        """Take the rows out."""
+        return removed(stream, run, self.removal(run, stream), self.how, self.first)
+
+    def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse no rows, and those outside the window or the batch. Errors: usage."""
+        super().check(run, first, last)
+        require_choice(self.kind, "how", self.how, HOWS)
+        require(
+            bool(self.at),
+            self.kind,
+            f"sequences inside {self.window}",
+            "none",
+            "sql chooses `step` and `slot`",
+        )
+        require_places(run, self, [(step, slot) for step, slot, _, _ in self.at])
+
+    def sentence(self) -> str:
+        """Say how many sequences go, and how."""
+        n = len({(step, slot) for step, slot, _, _ in self.at})
+        return f"removes {n} sequence{'s' if n != 1 else ''} ({self.how}) in {self.window}"
+
+    def batches(self) -> Collection[int]:
+        """Name the steps of the rows."""
+        return {step for step, _, _, _ in self.at}
