@@ -1,5 +1,5 @@
 """Make the documents that follow from code and measurements: command line, tables and queries,
-recipe keys, performance.
+recipe keys, interventions, performance.
 
 python -m docs.generate           writes them
 python -m docs.generate --check   exit code 1 where one is out of date
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from docs.interventions import interventions
 from docs.performance import performance
 
 HERE = Path(__file__).parent
@@ -112,6 +113,7 @@ MADE = {
     "cli.md": command_line,
     "tables.md": tables,
     "recipes.md": recipes,
+    "interventions.md": interventions,
     "performance.md": performance,
 }
 

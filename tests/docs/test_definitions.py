@@ -45,7 +45,7 @@ def options(command: click.Command) -> set[str]:
     """Return every spelling of a command's options."""
     return {
         spelling
-        for parameter in command.params
+        for parameter in command.get_params(click.Context(command))
         for spelling in (*parameter.opts, *parameter.secondary_opts)
     }
 
