@@ -1,21 +1,32 @@
-"""The forms of the Forks page: which fields an intervention has, and the fork file that their
-answers make.
+"""The forms of the Forks page: the questions that an intervention's fields ask, and the fork file
+that their answers make.
 
-fields("lr-scale")                                        # [Field("factor", …)]
+titles()                                                   # {"drop": "Drop batches: …", …}
+fields("lr-scale")                                         # (Field("window", …), Field("factor", …))
 intervention("lr-scale", {"window": "", "factor": "0.5"})  # {"kind": "lr-scale", "factor": 0.5}
-given(written("lr-scale", {"factor": "2"}), "lr-scale")    # {"factor": "2"}: edited answers, as the URL keeps them
-file({"parent": "demo", "from": 400, "to": 420}, [that])   # a fork file; replay/forks/spec.py checks it
+given(written("lr-scale", {"factor": "2"}), "lr-scale")    # {"factor": "2"}: as the URL keeps edits
+file({"parent": "demo", "from": 400, "to": 420}, [that])   # a fork file; replay/forks/spec.py checks
+
+A kind declares its title, and each field its label (replay/interventions/fields.py); this page asks
+for what has one.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 from forensics.errors import ForensicsError
+from replay.forks import toml_text
+from replay.interventions import fields as declared
+from replay.interventions.base import Windowed
+from replay.interventions.registry import KINDS, kinds
+
+FILE = "file"  # the form of any kind: the fork file itself
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _rows(text: str) -> list[list[int]]:
+def _places(text: str) -> list[list[int]]:
     """`402/3, 402/7` as (step, slot) pairs."""
     pairs = [
         [int(n) for n in part.split("/")] for part in re.split(r"[\s,]+", text.strip()) if part
@@ -56,165 +67,124 @@ def _rows(text: str) -> list[list[int]]:
     return pairs
 
 
-WINDOW = Field(
-    "window", "Window A:B", default="", wanted="A:B", help="Half-open; empty: the whole fork."
-)
-SQL = Field("sql", "SQL", wide=True)
-HOW = Field(
-    "how",
-    "How",
-    default="replace",
-    options=("replace", "mask", "repack"),
-    help=(
-        "replace: another of the same source in its place; mask: weight 0; repack: all later ones"
-        " move up."
-    ),
-)
-ROWS = Field(
-    "at",
-    "Sequences step/slot",
-    _rows,
-    wanted="step/slot, step/slot, …",
-    help="Or by SQL: step and slot, or sequence.",
-)
-PATTERNS = Field(
-    "tensors", "Tensors", _names, "*", "names or patterns", help="E.g. layers.3.*, embed.weight"
-)
+def _rows(text: str) -> list[list[int]]:
+    """`402/3, 402/7` as rows, whose targets `intervention` adds: all of them."""
+    return _places(text)
 
 
-def _number(name: str, label: str, default: Any) -> Field:
-    return Field(name, label, float, default, "a number")
-
-
-def _whole(name: str, label: str, default: Any) -> Field:
-    return Field(name, label, int, default, "a whole number")
-
-
-# kind → (what it is called on the page, its fields)
-FORMS: dict[str, tuple[str, tuple[Field, ...]]] = {
-    "remove-documents": (
-        "Remove documents",
-        (
-            WINDOW,
-            Field(
-                "documents",
-                "Documents, by id",
-                _ids,
-                wanted="ids with commas between",
-                help="Or by SQL, below.",
-            ),
-            Field("sql", "SQL that returns document", default="", wide=True),
-            HOW,
-        ),
-    ),
-    "remove-sequences": (
-        "Remove sequences of batches",
-        (WINDOW, ROWS, Field("sql", "SQL that returns step and slot, or sequence", wide=True), HOW),
-    ),
-    "skip": ("Skip batches: consumed, not computed", (WINDOW,)),
-    "drop": ("Drop batches: later ones move up", (WINDOW,)),
-    "swap": ("Swap two batches", (_whole("a", "Batch", ""), _whole("b", "with batch", ""))),
-    "lr-scale": ("Scale the learning rate", (WINDOW, _number("factor", "Factor", 0.5))),
-    "clip": ("Clip the gradient norm", (WINDOW, _number("value", "Largest norm", 1.0))),
-    "betas": ("Adam's β", (WINDOW, Field("betas", "β₁, β₂", _numbers, "0.9, 0.95", "two numbers"))),
-    "weight-decay": ("Weight decay", (WINDOW, _number("value", "λ", 0.0))),
-    "reset-moments": (
-        "Reset Adam's moments",
-        (PATTERNS, Field("counter", "Bias correction starts again too", bool, False)),
-    ),
-    "mask-tokens": (
-        "Mask tokens in the loss",
-        (
-            WINDOW,
-            Field(
-                "tokens",
-                "Tokens, by id",
-                _ids,
-                wanted="ids with commas between",
-                help="Or by SQL, below.",
-            ),
-            Field("sql", "SQL that returns token, or step, slot and position", wide=True),
-            Field("renormalise", "Scale the loss by what weight is left", bool, False),
-        ),
-    ),
-    "boost-token": (
-        "Show a token more often",
-        (WINDOW, _whole("token", "Token", ""), _whole("times", "Sequences that hold it", 10)),
-    ),
-    "zero-update": ("Compute, but do not update", (WINDOW,)),
-    "hold-parameters": ("Hold the parameters, moments advance", (WINDOW,)),
-    "freeze": ("Freeze tensors", (WINDOW, PATTERNS)),
-    "repeat": ("Repeat batches", (WINDOW, _whole("times", "Times", 2))),
-    "replace": ("Replace batches by others", (WINDOW, _whole("batch", "By those from batch", ""))),
-    "insert": (
-        "Insert a text",
-        (_whole("at", "Before batch", ""), Field("text", "Text", wide=True)),
-    ),
-    "shuffle": ("Shuffle the sequences of a window", (WINDOW, _whole("seed", "Seed", 0))),
-    "noise": (
-        "Add noise to the parameters",
-        (_number("sigma", "σ, times each tensor's RMS", 0.001), _whole("seed", "Seed", 0)),
-    ),
-    "file": ("Any kind: write the fork file", ()),
+# a field's type → how its answer is read, and what the form asks for
+READERS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+    bool: (bool, ""),
+    tuple[int, ...]: (_ids, "ids with commas between"),
+    tuple[str, ...]: (_names, "names or patterns"),
+    tuple[float, float]: (_numbers, "two numbers"),
+    tuple[tuple[int, int], ...]: (_places, "step/slot, step/slot, …"),
+    tuple[tuple[int, int, int, int], ...]: (_rows, "step/slot, step/slot, …"),
 }
+
+WINDOW = Field("window", "Window A:B", wanted="A:B", help="Half-open; empty: the whole fork.")
+
+
+def titles() -> dict[str, str]:
+    """Return the kinds that have a form and what the page calls them, in the order of `replay fork
+    --help`.
+    """
+    own = {kind.kind: kind.title for kind in kinds() if kind.title}
+    return own | {FILE: "Any kind: write the fork file"}
 
 
 def fields(kind: str) -> tuple[Field, ...]:
-    return FORMS[kind][1]
+    """List the questions of a kind's form."""
+    return () if kind == FILE else tuple(_fields(KINDS[kind]))
+
+
+def _fields(kind: type) -> Iterator[Field]:
+    """The window first, and after a field that SQL may fill, the SQL."""
+    if issubclass(kind, Windowed):
+        yield WINDOW
+    declarations = declared.fields_of(kind)
+    columns = [columns for field in declarations for columns in field.about.columns]
+    for field in declarations:
+        if field.about.label:
+            yield _field(field)
+            if field.about.columns:
+                label = "SQL that returns " + ", or ".join(_listed(c.names) for c in columns)
+                yield Field("sql", label, wide=True)
+
+
+def _field(field: declared.Field) -> Field:
+    about = field.about
+    read, wanted = READERS[_without_none(field.type)]
+    begin = field.default if about.begin is None else about.begin
+    if isinstance(begin, tuple):
+        begin = ", ".join(str(item) for item in begin)
+    return Field(
+        field.name,
+        about.label,
+        read,
+        "" if begin is MISSING or begin is None else begin,
+        wanted,
+        about.wide,
+        about.choices,
+        about.help,
+    )
+
+
+def _without_none(type_: Any) -> Any:
+    """The type of a field that may be left out."""
+    alternatives = [t for t in typing.get_args(type_) if t is not type(None)]
+    return alternatives[0] if type(None) in typing.get_args(type_) else type_
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in words: `step, slot and position`."""
+    return " and ".join([*filter(None, [", ".join(names[:-1])]), names[-1]])
 
 
 def intervention(kind: str, answers: Mapping[str, Any], length: int = 0) -> dict[str, Any]:
-    """A fork file's intervention; what was left empty is left out. Errors: usage, naming the field.
+    """Make a fork file's intervention; what was left empty is left out. Errors: usage, naming the
+    field.
 
     `length`: T, for sequences that are given as step/slot: the whole of each is meant.
     """
-    made: dict[str, Any] = {"kind": kind}
+    keys: dict[str, Any] = {"kind": kind}
     for field in fields(kind):
         answer = answers.get(field.name, field.default)
         text = answer if isinstance(answer, str) else str(answer)
         if field.read is bool:
             if answer:
-                made[field.name] = True
+                keys[field.name] = True
         elif text.strip():
             try:
-                made[field.name] = field.read(text if field.wide else text.strip())
+                keys[field.name] = field.read(text if field.wide else text.strip())
             except ValueError:
                 raise ForensicsError(
                     "usage",
                     f"{field.label}: wanted {field.wanted}, found {text[:80]!r}",
-                    field.help or "see docs/forks.md",
+                    field.help or "see docs/interventions.md",
                 ) from None
-    if "at" in made and isinstance(made["at"], list):
-        made["at"] = [[*place, 0, length] for place in made["at"]]
-    return made
+            if field.read is _rows:
+                keys[field.name] = [[*place, 0, length] for place in keys[field.name]]
+    return keys
 
 
 def file(head: Mapping[str, Any], interventions: Sequence[Mapping[str, Any]]) -> str:
-    """The fork file, as TOML. Keys without a value are left out."""
-    lines = [f"{key} = {_toml(value)}" for key, value in head.items() if value is not None]
-    for each in interventions:
-        lines += [
-            "",
-            "[[intervention]]",
-            *(f"{key} = {_toml(value)}" for key, value in each.items() if value is not None),
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """Of JSON's escapes TOML knows all; only DEL it wants escaped and JSON does not."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    """Write the fork file. Keys without a value are left out."""
+    return toml_text.written(head, interventions)
 
 
 def written(context: str, answers: Mapping[str, Any]) -> str:
-    """Edited answers as the text of one URL parameter, with what they are answers to: a form of
-    anything else ignores them.
+    """Write edited answers as the text of one URL parameter, with what they are answers to: a form
+    of anything else ignores them.
     """
     return json.dumps({"of": context, **answers}, ensure_ascii=False, separators=(",", ":"))
 
 
 def given(text: str | None, context: str) -> dict[str, Any]:
-    """The answers of such a text: texts, ticks and numbers by field; none where it belongs to
+    """Read the answers of such a text: texts, ticks and numbers by field; none where it belongs to
     another form or is damaged.
     """
     try:
@@ -231,15 +201,15 @@ def given(text: str | None, context: str) -> dict[str, Any]:
 
 
 def number(answer: Any, default: int, low: int, high: int) -> int:
-    """A whole number of `given`, if it is one between `low` and `high`."""
+    """Return a whole number of `given`, if it is one between `low` and `high`."""
     return answer if type(answer) is int and low <= answer <= high else default
 
 
 def window_for(
     spike: int | None, onset: int | None, steps: int, saved: Sequence[int], start: int = 0
 ) -> tuple[int, int]:
-    """From where to where a fork runs when nothing is said: from the checkpoint before the spike's
-    first step, past it.
+    """Choose from where to where a fork runs when nothing is said: from the checkpoint before the
+    spike's first step, past it.
 
     It begins at a state of the run, `start` … `steps`, wherever the spike is said to be.
     """

@@ -394,14 +394,14 @@ def visits(step: int) -> dict[str, dict[str, Any]]:
 
 def visits_of_demo() -> dict[str, dict[str, Any]]:
     """Every page on the run `demo`: at its largest spike of the loss, and its newest fork."""
-    from app import data, navigation
+    from app import data, pages
 
     found = [s for s in data.rows("spikes", run="demo", metric="loss") if s["kind"] == "spike"]
     step = max(found, key=lambda s: s["sigma"] or 0)["step"]
     asked: dict[str, dict[str, Any]] = {
-        name: {"run": "demo", "spike": step} for name in navigation.registered()
+        name: {"run": "demo", "spike": step} for name in pages.registered()
     }
-    for name in ("batch", "attention", "trace"):
+    for name in ("batch", "attention", "microscope"):
         asked[name]["step"] = step
     asked["forks"] |= {"part": "fork"}
     return asked
@@ -409,11 +409,19 @@ def visits_of_demo() -> dict[str, dict[str, Any]]:
 
 def time_scripts(asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The pages' scripts under AppTest, results cached as for the second reader."""
-    from app.browser import scripted
+    from streamlit.testing.v1 import AppTest
+
+    from app import pages
 
     measured = {}
     for name, selection in asked.items():
-        test = scripted(name, seconds=120, **selection)
+        test = AppTest.from_file(
+            str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=120
+        )
+        for key, value in selection.items():
+            test.query_params[key] = str(value)
+        if name != "runs":
+            test.switch_page(f"../pages/{name}.py")
         measured[name] = best(test.run)
         assert not test.exception, test.exception
     return measured
@@ -427,21 +435,21 @@ def time_browser(runs: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any]
     connection.
     """
     from app.browser import Watched, chromium, serving
-    from app.navigation import path_of, views
+    from app.pages import TITLES
 
     measured: dict[str, Any] = {"new browser": {}, "warm": {}, "by a link": {}}
     with serving(runs) as url, chromium() as browser:
         for name, selection in asked.items():
             tab = Watched(browser, url)
-            page = path_of(name)
+            page = "" if name == "runs" else name
             rounds = [tab.timed(page, **selection) for _ in range(4)]
             measured["new browser"][name] = rounds[0]
             measured["warm"][name] = {k: min(r[k] for r in rounds[1:]) for k in rounds[0]}
             other = "runs" if name != "runs" else "sql"
             links = []
             for _ in range(2):
-                tab.open(path_of(other), **selection)
-                links.append(tab.followed(views()[name].title))
+                tab.open("" if other == "runs" else other, **selection)
+                links.append(tab.followed(TITLES[name]))
             measured["by a link"][name] = {k: min(r[k] for r in links) for k in links[0]}
             tab.check()
             tab.close()

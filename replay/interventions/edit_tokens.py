@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EditTokens(BatchesOfWindow):
-    """Replace `find` by `replace` in the text of the window's sequences; `text_edit` says how an
-    edited one keeps its length.
+    """Replace `find` by `replace` in the text of the window's sequences, each of which keeps its
+    length.
 
     Weights stay with their positions. An edited row has no id any more; a row that an edit turns
     back has it again.

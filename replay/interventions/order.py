@@ -178,7 +178,7 @@ def _random_order(
 
 @dataclass(frozen=True)
 class Reorder(Windowed):
-    """Let rows, (step, slot) each, fill the places that they hold now in the order in which they
+    """Put rows, (step, slot) each, into the places that they hold now, in the order in which they
     are listed; the other rows stay.
     """
 

@@ -44,8 +44,14 @@ FILES = (
 )
 SEE = "see docs/interventions.md"
 
-for _module in pkgutil.iter_modules(replay.interventions.__path__):
-    importlib.import_module(f"{replay.interventions.__name__}.{_module.name}")
+
+def discover() -> None:
+    """Import every file of this folder, so that each registers the kinds that it defines."""
+    for module in pkgutil.iter_modules(replay.interventions.__path__):
+        importlib.import_module(f"{replay.interventions.__name__}.{module.name}")
+
+
+discover()
 
 
 def kinds() -> list[type[Intervention]]:

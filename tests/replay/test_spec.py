@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from replay import verify
 from replay.cli import fork_options as flags
 from replay.cli import main
 from replay.forks import run as fork_run
-from replay.forks import spec, statement
+from replay.forks import spec, statement, toml_text
 from replay.forks.spec import Spec
 from replay.interventions import selection
 from replay.interventions.base import KINDS, Intervention, Windowed
@@ -94,6 +95,142 @@ def test_a_built_spec_written_out_is_built_again_with_the_same_id(
     again = spec.build(base.runs, base, spec.read(path))
     assert again == first and again.fork == first.fork
     assert built(base, {"kind": "boost-token", "token": 123, "times": 3}).fork != first.fork
+
+
+# Ids of forks 3:9 of `base` with one intervention, in the order of EACH: computed at 71beed1, and by
+# no later code, because finished forks are found again by them.
+IDS = {
+    "drop": "fd7a7bec",
+    "skip": "4ad7a918",
+    "skip-frozen": "c9dafe17",
+    "zero-update": "463e1b7d",
+    "hold-parameters": "2fb8b673",
+    "swap": "1ba498cd",
+    "lr-scale": "1e7605c9",
+    "remove-documents": "b8af2508",
+    "remove-sequences": "aa0cc01c",
+    "mask-tokens": "e2bc5822 d963fd2d",
+    "ulp": "7fd0f45d",
+    "repeat": "916a5f23",
+    "reorder": "9693f3d0",
+    "shuffle": "808f8aa3",
+    "replace": "43095967 6f711298 9733f80d",
+    "insert": "d25cb869 f66e3f72",
+    "edit-tokens": "7276f231",
+    "boost-token": "c05507a4",
+    "clip": "ba292ee1",
+    "betas": "1aafd8c0",
+    "eps": "f311d7b7",
+    "weight-decay": "58594b76",
+    "z-loss": "f01b2821",
+    "skip-step": "9d62e6d6",
+    "freeze": "b19ddbfd",
+    "precision": "2790d1e0",
+    "reset-moments": "4dc998f3 6ba59b82",
+    "noise": "61d931da",
+    "transplant": "e70bd6f9",
+}
+FILLED = [
+    (
+        [
+            {
+                "kind": "remove-documents",
+                "sql": "select document from documents where source = 'damaged'",
+            }
+        ],
+        "e2bfc602",
+    ),
+    (
+        [
+            {
+                "kind": "remove-sequences",
+                "sql": "select step, slot from sequences where step >= $first and step < $last order by loss desc limit 10",
+            }
+        ],
+        "acb434f9",
+    ),
+    (
+        [
+            {
+                "kind": "remove-sequences",
+                "window": "80:82",
+                "sql": "select sequence from sequences where step = 81",
+                "how": "mask",
+            }
+        ],
+        "b2bc9093",
+    ),
+    ([{"kind": "mask-tokens", "sql": "select 32 as token"}], "460efa04"),
+    (
+        [
+            {
+                "kind": "mask-tokens",
+                "sql": "select step, slot, 5 as position from sequences where slot = 2 and step < 77",
+            }
+        ],
+        "4c673901",
+    ),
+    (
+        [
+            {
+                "kind": "reorder",
+                "window": "80:82",
+                "sql": "select step, slot, loss as rank from sequences",
+            }
+        ],
+        "4cf8db7f",
+    ),
+    (
+        [
+            {
+                "kind": "reorder",
+                "window": "80:82",
+                "sql": "select sequence, -sequence as rank from sequences",
+            }
+        ],
+        "4918fad6",
+    ),
+    (
+        [
+            {
+                "kind": "replace",
+                "window": "80:81",
+                "sql": "select sequence from sequences where step = 12",
+            }
+        ],
+        "373357ec",
+    ),
+    (
+        [{"kind": "insert", "at": 80, "sql": "select sequence from sequences where step = 12"}],
+        "e76bc5e0",
+    ),
+    ([{"kind": "boost-token", "window": "80:82", "token": 123, "times": 3}], "e695753e"),
+    (
+        [
+            {"kind": "skip"},
+            {"kind": "lr-scale", "factor": 0.5, "window": "80:84"},
+            {"kind": "reset-moments"},
+        ],
+        "5717149e",
+    ),
+]
+
+
+def test_the_id_of_a_fork_never_changes(base: Run) -> None:
+    ids: dict[str, str] = {}
+    for intervention in EACH:
+        id = Spec("base", 3, 9, (intervention,)).fork.removeprefix("base-fork-")
+        ids[intervention.kind] = f"{ids.get(intervention.kind, '')} {id}".strip()
+    assert ids == IDS
+
+
+def test_what_is_filled_in_when_a_fork_file_is_read_is_part_of_its_id_and_does_not_change(
+    base: Run,
+) -> None:
+    ids = [
+        built(base, *interventions).fork.removeprefix("base-fork-") for interventions, _ in FILLED
+    ]
+    assert ids == [id for _, id in FILLED]
 
 
 def test_the_worst_sequences_of_the_window_are_chosen_by_their_loss(base: Run) -> None:
@@ -427,3 +564,20 @@ def test_a_fork_of_everything_at_once_runs_and_its_stream_is_found_again(runs: P
         assert torch.equal(again.stream(s).tokens, stream(s).tokens)
     report, _ = verify.verify(runs, many.fork, 79, 84)
     assert report.bitwise
+
+
+def test_a_fork_file_is_written_with_a_key_a_line_whatever_its_strings_hold() -> None:
+    head = {"parent": "base", "from": 3, "name": None, "barrier": [5, 6], "nothing": []}
+    hostile = 'a,\n]["\\ \x7f\x00 [\n 🦭,'
+    rows = [[5, 1, 0, 32], [5, 3, 0, 32]]
+    text = toml_text.written(head, [{"kind": "x", "at": rows, "text": hostile}, {"kind": "y"}])
+    assert tomllib.loads(text) == {
+        "parent": "base",
+        "from": 3,
+        "barrier": [5, 6],
+        "nothing": [],
+        "intervention": [{"kind": "x", "at": rows, "text": hostile}, {"kind": "y"}],
+    }
+    assert "barrier = [5, 6]" in text.splitlines()
+    assert "at = [[5, 1, 0, 32], [5, 3, 0, 32]]" in text.splitlines()
+    assert text.count("[[intervention]]\n") == 2

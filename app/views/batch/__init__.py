@@ -1,4 +1,0 @@
-"""Which text and which tokens did a step read?"""
-
-TITLE = "Batch"
-ORDER = 3

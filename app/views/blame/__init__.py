@@ -1,1 +1,0 @@
-"""Which data made the spike?"""

@@ -1,4 +1,0 @@
-"""Which runs are healthy, and what forked where?"""
-
-TITLE = "Runs"
-ORDER = 1

@@ -1,4 +1,0 @@
-"""Ask anything: named queries, and one SELECT of your own."""
-
-TITLE = "SQL"
-ORDER = 9

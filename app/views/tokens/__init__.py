@@ -1,4 +1,0 @@
-"""Which tokens has the model hardly trained?"""
-
-TITLE = "Tokens"
-ORDER = 8

@@ -1,5 +1,0 @@
-"""What inside one step went wrong?"""
-
-TITLE = "Microscope"
-ORDER = 5
-PATH = "microscope"
