@@ -3,13 +3,15 @@
 `start` is the server, `entry/streamlit_app.py` the script it runs, `main.frame` the row of pages on
 top of each page.
 
-How a page is written — a file in `app/pages/`, named in `pages.TITLES`; it is registered because it
-exists:
+How a page is written — a file `app/views/<page>.py`, or a folder with `page.py`; it is on the row on
+top because it has a TITLE (`app.navigation`):
 
-    from app import data, show, words
-    from app.charts import batch as charts, theme           # your module of templates
-    from app.pages import chosen_run, guarded, link
+    from app import data, formatting, safe_html, theme
+    from app.navigation import chosen_run, link
     from app.selection import goto, picked, shows
+    from app.views.batch import charts                      # your module of templates
+
+    TITLE, ORDER = "Batch", 3                               # ORDER: its place in the row
 
     def page() -> None:
         selection = chosen_run()                            # the URL's run, or the newest; draws the picker
@@ -17,25 +19,24 @@ exists:
             return
         found = data.table("worst_sequences", run=selection.run, step=selection.step)
         if not found.num_rows:                              # empty state: what is missing, the command filled in
-            show.nothing("No sequence was recorded at this step.", f"replay fork {selection.run}
-            --from …") return
-        show.verdict(f"Step {words.count(selection.step)}: …", "First to move: ",
-        show.accent("L2.H0"), " …",
-                     hedge=["Order in time, not proof of cause."])      # numbers, step, hedge; always first
-        theme.draw(charts.losses(show.dark()), {"losses": found}, key="losses", on_select=clicked)
-        show.frame(found)
+            safe_html.nothing("No sequence was recorded at this step.",
+                              f"replay fork {selection.run} --from …")
+            return
+        safe_html.verdict(f"Step {formatting.count(selection.step)}: …", "First to move: ",
+                          safe_html.accent("L2.H0"), " …",
+                          hedge=["Order in time, not proof of cause."])   # numbers, step, hedge; always first
+        theme.draw(charts.losses(safe_html.dark()), {"losses": found}, key="losses", on_select=clicked)
+        safe_html.frame(found)
 
     def clicked() -> None:                                  # a callback: it only writes the URL
         mark = picked(st.session_state["losses"], "cell", "slot")
         if mark:
             goto(slot=int(mark["slot"]))
 
-    guarded(page)
-
 * **Selection.** `selection.here()` parses and checks the URL (`Selection`: run, fork, first, last,
   spike, step, layer,
   head, slot, position, token, tensor, document, metric, query, sql, part). Callbacks write it with
-  `goto(…)` and do nothing else; `pages.link(page, label, …)` links to another page with the rest
+  `goto(…)` and do nothing else; `navigation.link(page, label, …)` links to another page with the rest
   kept but for what only the page that is left has (part, kind, query, …); no bind, no switch_page.
   What a page shows though the URL does not name it (the newest run, its largest spike) it tells
   with `shows(…)`: `goto` and `link` then name it too, and `shown()` is both together. A widget's
@@ -48,7 +49,7 @@ exists:
   until a manifest changes; `data.recorded("events", run)` is a short table whole; `data.sql(text)`
   is the user's, in the sandbox; `data.headers()`, `header(run)`, `lineage(run)`, `reached(run)`
   read run.json and manifests only.
-* **Charts.** `app/charts/<family>.py`: functions of `dark` under `@cached` that return
+* **Charts.** `app/views/<page>/charts.py`: functions of `dark` under `@cached` that return
   `template(chart, dark, height=…)`;
   every channel with `type=`; data by `named("name")`; selections drawn as data (a one-row table for
   the chosen mark), since Streamlit ignores `selection_point(value=…)`. Over some hundred marks:
@@ -56,18 +57,18 @@ exists:
   that their steps lie under each other. What only the data know (rows of an axis, bounds) stands in
   a template as {"expr": name} and is put in by `theme.filled(template, name=…)`. A chart that is
   clicked often stands in an `@st.fragment`.
-* **Words.** `words.count`, `loss`, `gap`, `ratio`, `sigma`, `share`. "First to move", "before";
+* **Words.** `formatting.count`, `loss`, `gap`, `ratio`, `sigma`, `share`. "First to move", "before";
   never "caused"
   without a replay.
 * **Safety.** Corpus text, tokens, paths, and names of runs, files, tensors go only through
-  `show.verdict`, `note`, `nothing`,
-  `heading`, `caption` (escaped), `show.frame`, `st.text`/`st.code` of `visible(…)`, `theme.draw`,
+  `safe_html.verdict`, `note`, `nothing`,
+  `heading`, `caption` (escaped), `safe_html.frame`, `st.text`/`st.code` of `visible(…)`, `theme.draw`,
   or `tokens.tokens`. Never through st.markdown, write, caption, metric, table, error/warning,
   labels, tabs, expander, radio, pills.
-* **Long work.** `work.start(run, "replay", ["fork", …])` runs a command as a process of its own
+* **Long work.** `jobs.start(run, "replay", ["fork", …])` runs a command as a process of its own
   with log and progress
-  in the run's folder; it survives a closed tab. `work.listed(run)`, `work.stop(…)`, and the panel
-  `work.panel(run)`.
+  in the run's folder; it survives a closed tab. `jobs.listed(run)`, `jobs.stop(…)`, and the panel
+  `jobs.panel(run)`.
 * **Tokens.** `tokens.tokens(texts, levels, underlined, key=…, on_click=callback)`; see its
   docstring.
 * **Tests.** `tests/app/`: `app_page("spikes", run="demo")` is AppTest on a page, `browser` and

@@ -233,7 +233,7 @@ class Watched:
         """Click into a heat map of the Spikes page: the cell of a step (as steps from the spike)
         and a row, from the top.
         """
-        from app.charts.theme import LABELS
+        from app.theme import LABELS
 
         width, height = self.charts()[chart]
         low, high = -64.5, 32.5
@@ -298,3 +298,17 @@ class Watched:
 def _is_here(url: str) -> bool:
     target = urllib.parse.urlsplit(url)
     return target.scheme in ("data", "blob") or target.hostname == "127.0.0.1"
+
+
+def scripted(name: str, *, seconds: float = 60, **selection: Any) -> Any:
+    """Return Streamlit's AppTest on a page with this selection in its URL, not yet run."""
+    from streamlit.testing.v1 import AppTest
+    from streamlit.util import calc_hash
+
+    from app import navigation, start
+
+    test = AppTest.from_file(start.ENTRY, default_timeout=seconds)
+    for key, value in selection.items():
+        test.query_params[key] = str(value)
+    test._page_hash = calc_hash(navigation.views()[name].path)  # switch_page wants a page's file
+    return test

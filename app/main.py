@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import pages, show
+from app import navigation, safe_html
 from app.selection import here
 
 KEPT = (
@@ -24,8 +24,8 @@ def frame() -> None:
     st.set_page_config(
         page_title="forensics", page_icon="🔬", layout="wide", initial_sidebar_state="collapsed"
     )
-    st.html(show.STYLE)
-    there = pages.registered()
+    st.html(safe_html.STYLE)
+    there = navigation.registered()
     current = st.navigation(list(there.values()), position="hidden")
     kept = {k: v for k, v in here().params().items() if k in KEPT}
     with st.container(horizontal=True, gap="small", key="navigation"):

@@ -36,7 +36,7 @@ def views(run: str) -> dict[str, View]:
     anything kept shows what it says then; a part of the Forks page is left out.
     """
     from app import data, reading
-    from app.pages._fork_kept import documents
+    from app.documents import documents
     from replay.step import artifacts
 
     folder, spike = data.runs_folder() / data.require(run), _spike(run)
@@ -63,7 +63,7 @@ def views(run: str) -> dict[str, View]:
     trace = artifacts.trace_of(folder, spike)
     events = json.loads(trace.read_bytes())["events"] if trace.is_file() else []
     place = next((i for i, e in enumerate(events) if e["phase"] == "loss"), None)
-    found["microscope"] = "microscope", at | {"position": place}
+    found["trace"] = "trace", at | {"position": place}
 
     forks = [h["name"] for h in data.headers() if h.get("parent") == run]
     done = data.rows("forks_of", runs=",".join(forks)) if forks else []
@@ -131,14 +131,14 @@ def _token_view(run: str) -> dict[str, Any]:
     cause, best one of the data.
     """
     from app import data
-    from app.pages import _token
+    from app.views.tokens import token
 
     measured = [c["step"] for c in data.rows("token_checkpoints", run=run) if c["measured"]]
     if not measured:
         return {"run": run}
     step = max(measured)
     rows = data.rows("token_points", run=run, step=step)
-    verified = _token.verified_of(run, step)[0]
+    verified = token.verified_of(run, step)[0]
     caused = sorted(
         (r for r in rows if r["kind"] != "ok"),
         key=lambda r: r["kind"] in ("partial-utf8", "unreachable"),
@@ -152,12 +152,14 @@ def pictures(runs: Path, out: Path, run: str | None = None) -> list[Path]:
     with a spike.
     """
     os.environ["FORENSICS_RUNS"] = str(Path(runs).absolute())
+    from app.navigation import path_of
+
     written = []
     with serving(runs) as url, chromium() as browser:
         for name, (page, selection) in views(run or _first_with_a_spike()).items():
             for shade in ("light", "dark") if name == page else ("light",):
                 tab = Watched(browser, url, dark=shade == "dark")
-                tab.open("" if page == "runs" else page, **selection)
+                tab.open(path_of(page), **selection)
                 tab.whole()
                 written.append(out / f"{name}{'-dark' if shade == 'dark' else ''}.png")
                 tab.picture(written[-1], full=False)
@@ -184,7 +186,7 @@ def missing(run: str, spec: Path) -> list[list[str]]:
     `spec` is where the sweep's fork file will be.
     """
     from app import data
-    from app.pages._fork_kept import documents
+    from app.documents import documents
     from replay.step import artifacts
 
     folder, spike, reached = (

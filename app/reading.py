@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app import data, work
+from app import data, jobs
 from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def of_tokens(run: str, tokens: Sequence[int]) -> Reading:
     """Tokens that come from no document, as the run's tokenizer reads them. Errors: missing,
     integrity.
     """
-    corpus = _corpus(_corpus_of(run)[0])
+    corpus = corpus_at(_corpus_of(run)[0])
     return Reading(tuple(tokens), tuple(texts_of(corpus.decode, tokens)), (), corpus.vocabulary)
 
 
@@ -70,7 +70,7 @@ def made(run: str, step: int) -> dict[int, list[int]]:
     `forensics batch`.
     """
     created = str(data.header(run).get("created") or "")
-    for w in work.listed(run):
+    for w in jobs.listed(run):
         own = (
             w.program == "forensics"
             and w.arguments[:3] == ("batch", run, str(step))
@@ -108,7 +108,7 @@ def _corpus_of(run: str) -> tuple[Path, int]:
 def _sequence(folder: Path, length: int, id_: int) -> Reading:
     import numpy as np
 
-    corpus, ids = _corpus(folder), np.array([id_])
+    corpus, ids = corpus_at(folder), np.array([id_])
     tokens, spans = corpus.sequences(ids, length)[0].tolist(), corpus.spans(ids, length)[0]
     return Reading(
         tuple(tokens), tuple(texts_of(corpus.decode, tokens)), tuple(spans), corpus.vocabulary
@@ -116,7 +116,7 @@ def _sequence(folder: Path, length: int, id_: int) -> Reading:
 
 
 @functools.lru_cache(8)
-def _corpus(folder: Path) -> Corpus:
+def corpus_at(folder: Path) -> Corpus:
     from forensics.data.shards import open_corpus
 
     return open_corpus(folder)
@@ -125,7 +125,7 @@ def _corpus(folder: Path) -> Corpus:
 @functools.lru_cache(8)
 def token_name(corpus: Path) -> Callable[[int], str]:
     """id → the token's text by itself."""
-    decode = _corpus(corpus).decode
+    decode = corpus_at(corpus).decode
     return functools.lru_cache(100_000)(lambda token: decode([token]))
 
 

@@ -2,7 +2,7 @@
 callbacks only.
 
     selection = Selection.parse(st.query_params)        # never raises: what is not valid is left out and told
-    selection.but(spike=400).params()                   # {"run": "demo", "spike": "400"}: the query of a link
+    selection.replacing(spike=400).params()                   # {"run": "demo", "spike": "400"}: the query of a link
     goto(step=402)                                       # inside a callback: the URL, and with it Back and reload
 
 Names of runs are checked by the store's own rule, so none of them can leave the folder of runs.
@@ -92,7 +92,7 @@ class Selection:
                 chosen[name] = value
         return cls(**chosen, problems=tuple(problems))
 
-    def but(self, **changes: Any) -> Selection:
+    def replacing(self, **changes: Any) -> Selection:
         """Another choice: what was chosen inside a thing that changes is forgotten, unless it is
         given too.
         """
@@ -184,7 +184,11 @@ def filled(selection: Selection, shown: Mapping[str, tuple[Any, Any]]) -> Select
         if getattr(selection, name) == asked != drawn:
             # what was chosen inside a run that is not named is chosen in the one that is shown;
             # inside a wrong one, in none
-            found = replace(found, **{name: drawn}) if asked is None else found.but(**{name: drawn})
+            found = (
+                replace(found, **{name: drawn})
+                if asked is None
+                else found.replacing(**{name: drawn})
+            )
     return found
 
 
@@ -197,7 +201,7 @@ def goto(**changes: Any) -> None:
     """
     import streamlit as st
 
-    st.query_params.from_dict(shown().but(**changes).params())
+    st.query_params.from_dict(shown().replacing(**changes).params())
 
 
 def picked(event: Mapping[str, Any] | None, name: str, *wanted: str) -> dict[str, Any] | None:

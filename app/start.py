@@ -12,6 +12,7 @@ from pathlib import Path
 from forensics.errors import ForensicsError
 
 ADDRESS = "127.0.0.1"
+ENTRY = str(Path(__file__).parent / "entry" / "streamlit_app.py")  # what Streamlit runs
 SETTINGS = {
     "browser.gatherUsageStats": "false",
     "browser.serverAddress": ADDRESS,
@@ -29,9 +30,8 @@ SETTINGS = {
 
 def arguments(port: int) -> list[str]:
     """Streamlit's command line for the app, without the program's name."""
-    main = str(Path(__file__).parent / "entry" / "streamlit_app.py")
     flags = [f"--{name}={value}" for name, value in {**SETTINGS, "server.port": str(port)}.items()]
-    return ["run", main, *flags]
+    return ["run", ENTRY, *flags]
 
 
 def free(port: int) -> bool:

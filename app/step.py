@@ -13,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from app import data, show, words
+from app import data, formatting, safe_html
 from app.selection import Selection, goto, shows
 
 MOST = 5  # spikes offered
@@ -28,8 +28,8 @@ def chosen_step(selection: Selection) -> Selection | None:
     first = data.header(run).get("first_step") or 0
     end = max(reached or 0, first)
     if end == 0:
-        show.nothing(
-            [show.strong(run), " has recorded no step yet."],
+        safe_html.nothing(
+            [safe_html.strong(run), " has recorded no step yet."],
             f"forensics show {run}",
             "This page fills as it trains.",
         )
@@ -37,16 +37,18 @@ def chosen_step(selection: Selection) -> Selection | None:
     spikes = data.rows("spikes", run=run)
     step = step_of(selection, spikes, end)
     if selection.step is not None and selection.step != step:
-        show.nothing(
+        safe_html.nothing(
             [
-                f"Step {words.count(selection.step)} was not trained: ",
-                show.code(run),
+                f"Step {formatting.count(selection.step)} was not trained: ",
+                safe_html.code(run),
                 f" has steps 0 to {end - 1:,}.",
             ]
         )
     shows(step=step)
     _row(step, end, spikes)
-    return replace(selection, step=step) if selection.step is None else selection.but(step=step)
+    return (
+        replace(selection, step=step) if selection.step is None else selection.replacing(step=step)
+    )
 
 
 def step_of(selection: Selection, spikes: Sequence[dict[str, Any]], end: int) -> int:

@@ -103,7 +103,7 @@ def tokens(
     """Draw the tokens; a negative level is blue. `titles`: what a pointer at rest shows; `on_click`
     reads `clicked_token(st.session_state[key])`.
     """
-    from app.show import dark
+    from app.safe_html import dark
 
     assert len(texts) == len(levels) and (titles is None or len(titles) == len(texts))
     rows = [

@@ -394,14 +394,14 @@ def visits(step: int) -> dict[str, dict[str, Any]]:
 
 def visits_of_demo() -> dict[str, dict[str, Any]]:
     """Every page on the run `demo`: at its largest spike of the loss, and its newest fork."""
-    from app import data, pages
+    from app import data, navigation
 
     found = [s for s in data.rows("spikes", run="demo", metric="loss") if s["kind"] == "spike"]
     step = max(found, key=lambda s: s["sigma"] or 0)["step"]
     asked: dict[str, dict[str, Any]] = {
-        name: {"run": "demo", "spike": step} for name in pages.registered()
+        name: {"run": "demo", "spike": step} for name in navigation.registered()
     }
-    for name in ("batch", "attention", "microscope"):
+    for name in ("batch", "attention", "trace"):
         asked[name]["step"] = step
     asked["forks"] |= {"part": "fork"}
     return asked
@@ -409,19 +409,11 @@ def visits_of_demo() -> dict[str, dict[str, Any]]:
 
 def time_scripts(asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """The pages' scripts under AppTest, results cached as for the second reader."""
-    from streamlit.testing.v1 import AppTest
-
-    from app import pages
+    from app.browser import scripted
 
     measured = {}
     for name, selection in asked.items():
-        test = AppTest.from_file(
-            str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=120
-        )
-        for key, value in selection.items():
-            test.query_params[key] = str(value)
-        if name != "runs":
-            test.switch_page(f"../pages/{name}.py")
+        test = scripted(name, seconds=120, **selection)
         measured[name] = best(test.run)
         assert not test.exception, test.exception
     return measured
@@ -435,21 +427,21 @@ def time_browser(runs: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any]
     connection.
     """
     from app.browser import Watched, chromium, serving
-    from app.pages import TITLES
+    from app.navigation import path_of, views
 
     measured: dict[str, Any] = {"new browser": {}, "warm": {}, "by a link": {}}
     with serving(runs) as url, chromium() as browser:
         for name, selection in asked.items():
             tab = Watched(browser, url)
-            page = "" if name == "runs" else name
+            page = path_of(name)
             rounds = [tab.timed(page, **selection) for _ in range(4)]
             measured["new browser"][name] = rounds[0]
             measured["warm"][name] = {k: min(r[k] for r in rounds[1:]) for k in rounds[0]}
             other = "runs" if name != "runs" else "sql"
             links = []
             for _ in range(2):
-                tab.open("" if other == "runs" else other, **selection)
-                links.append(tab.followed(TITLES[name]))
+                tab.open(path_of(other), **selection)
+                links.append(tab.followed(views()[name].title))
             measured["by a link"][name] = {k: min(r[k] for r in links) for k in links[0]}
             tab.check()
             tab.close()

@@ -168,7 +168,7 @@ def make(cause: str, seed: int, runs: Path) -> tuple[str, list[tuple[str, int | 
 
 def study(task: dict[str, Any]) -> dict[str, Any]:
     """One run, trained and blamed: a row for each place at which it was blamed."""
-    from forensics.cli.console import plain
+    from forensics.json_documents import plain
     from replay.blame.investigate import blame
 
     runs = Path(task["runs"])

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from forensics.lazy import getter
 
 if TYPE_CHECKING:
-    from forensics.train.loop import train as train
-    from forensics.train.run import open_run as open_run
+    from forensics.train.loop import train
+    from forensics.train.run import open_run
 
 # Threads that wait for one another spin long by default; where another process holds a core, every
 # parallel stretch then stalls for milliseconds. A short spin is as fast on an idle machine (0.175 s

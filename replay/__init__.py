@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from forensics.lazy import getter
 
 if TYPE_CHECKING:
-    from replay.forks.run import fork as fork
-    from replay.verify import verify as verify
+    from replay.forks.run import fork
+    from replay.verify import verify
 
 __all__ = ["fork", "verify"]
 __getattr__ = getter(__name__, {"fork": "replay.forks.run", "verify": "replay.verify"})

@@ -13,18 +13,18 @@ from typing import Any
 
 import xxhash
 
-from forensics.cli.console import plain
+from forensics.json_documents import dumps
 from forensics.store.writer import write_atomic
 
 LARGEST = 64 << 20  # bytes of a document that is read whole
 
 
 def keep(folder: Path, what: str, identity: str, document: dict[str, Any]) -> Path:
-    """Write it as `<what>-<hash of identity>.json`, atomically; NaN and inf become null. Errors:
+    """Write it as `<what>-<hash of identity>.json`, atomically. Errors:
     storage.
     """
     path = folder / f"{what}-{xxhash.xxh3_64_hexdigest(identity.encode())}.json"
-    write_atomic(path, (json.dumps(plain(document), indent=1) + "\n").encode())
+    write_atomic(path, (dumps(document) + "\n").encode())
     return path
 
 

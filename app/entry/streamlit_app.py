@@ -1,6 +1,8 @@
-"""The script that Streamlit runs. It stands in a folder of its own: beside a folder `pages`,
-Streamlit would open the
-pages without the frame."""
+"""The script that Streamlit runs.
+
+It stands in a folder of its own: Streamlit puts the script's folder first on the import path, where
+the app's own modules would hide others of their name.
+"""
 
 from app.main import frame
 

@@ -9,7 +9,6 @@ def show(run): ...
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import click
 
 from forensics import __version__
 from forensics.errors import ForensicsError
+from forensics.json_documents import dumps
 from forensics.visible import visible
 
 
@@ -170,22 +170,9 @@ def _fail(kind: str, message: str, hint: str, code: int, as_json: bool) -> None:
 def emit(document: dict[str, Any], story: Callable[[], None]) -> None:
     """The result: one JSON document under --json, else what `story` prints."""
     if settings().json:
-        click.echo(json.dumps(plain(document), indent=1))
+        click.echo(dumps(document))
     else:
         story()
-
-
-def plain(value: Any) -> Any:
-    """JSON has no NaN and no inf: they become null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
-        return plain(value.item())
-    return value
 
 
 def say(text: str = "") -> None:

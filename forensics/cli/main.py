@@ -24,6 +24,7 @@ from forensics.cli.console import (
 )
 from forensics.cli.tokens import tokens
 from forensics.errors import ForensicsError
+from forensics.json_documents import plain
 from forensics.progress import bar
 
 
@@ -344,8 +345,6 @@ def _pair(text: str) -> tuple[str, str]:
 def _write_rows(rows: Any, shape: str) -> None:
     if shape == "json":
         import json
-
-        from forensics.cli.console import plain
 
         click.echo(json.dumps(plain(rows.to_pylist()), default=str))
     elif shape == "table":

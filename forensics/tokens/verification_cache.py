@@ -28,7 +28,7 @@ def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
 
     Where the model cannot copy, nothing is known of any token, and that is kept. Errors: storage.
     """
-    from forensics.cli.console import plain
+    from forensics.json_documents import dumps
     from forensics.store.writer import write_atomic
     from forensics.tokens.verify import VERIFIED
 
@@ -57,7 +57,7 @@ def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
             "at_least": [b for _, b in tokens.values()],
         },
     }
-    write_atomic(path_of(run.folder, step), (json.dumps(plain(document)) + "\n").encode())
+    write_atomic(path_of(run.folder, step), (dumps(document, indent=None) + "\n").encode())
 
 
 def verified(folder: Path, step: int) -> tuple[dict[int, bool], str] | None:

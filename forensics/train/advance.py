@@ -88,6 +88,22 @@ def _advance(
     return result
 
 
+def take_step(
+    state: TrainState,
+    stream: BatchStream,
+    policy: Policy,
+    model: StepModel,
+    watch: Observer = SILENT,
+) -> StepResult:
+    """Take the state's next step: ask policy and stream for it, and `advance`.
+
+    A step that computes nothing does not ask for its batch.
+    """
+    step_policy = policy(state.counters)
+    batch = stream(state.counters.step) if step_policy.update != "none" else None
+    return advance(state, batch, step_policy, model, watch)
+
+
 def fold(
     state: TrainState,
     stream: BatchStream,
@@ -99,9 +115,7 @@ def fold(
 ) -> TrainState:
     """`advance` from the state's step to `stop`; `after` sees the state that each step led to."""
     while state.counters.step < stop:
-        step_policy = policy(state.counters)
-        batch = stream(state.counters.step) if step_policy.update != "none" else None
-        result = advance(state, batch, step_policy, model, watch)
+        result = take_step(state, stream, policy, model, watch)
         if after is not None:
             after(state, result)
     return state

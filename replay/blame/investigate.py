@@ -11,7 +11,6 @@ rows of the table `blame`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import time
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from forensics.cli.console import plain
 from forensics.errors import ForensicsError
+from forensics.json_documents import dumps
 from forensics.progress import ProgressCallback, silent
 from forensics.store.writer import replace_table, write_atomic
 from forensics.train.loop import now
@@ -542,7 +541,7 @@ class _Blame:
 
     def _keep(self, document: dict[str, Any]) -> None:
         """`blame-<step>.json`, and the candidates as rows; those of other spikes stay."""
-        text = json.dumps(plain(document), indent=1) + "\n"
+        text = dumps(document) + "\n"
         write_atomic(self.run.folder / f"blame-{self.asked.step}.json", text.encode())
         old = self.run.table("blame").to_pylist()
         rows = [row for row in old if row["spike"] != self.asked.step]

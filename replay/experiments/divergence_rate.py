@@ -22,7 +22,7 @@ from forensics.progress import ProgressCallback, silent
 from forensics.store.resumable import Kept
 from forensics.train.run import Run
 from replay.compare import distances
-from replay.forks.lockstep import march, require_steps, track
+from replay.forks.lockstep import arm_from, march, require_steps
 from replay.interventions.removal import RemoveSequences
 from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
@@ -78,20 +78,22 @@ def _point(
         step, step + 1, ((step, slot, 0, run.recipe.data.sequence_length),), "replace"
     )
     names = [f"chaos-{seed}" for seed in range(seeds)]
-    tracks = {"control": track(start, run), "placebo": track(start, run, (placebo,))}
-    tracks |= {name: track(start, run, (UnitInLastPlace(seed),)) for seed, name in enumerate(names)}
+    arms = {"control": arm_from(start, run), "placebo": arm_from(start, run, (placebo,))}
+    arms |= {
+        name: arm_from(start, run, (UnitInLastPlace(seed),)) for seed, name in enumerate(names)
+    }
 
     def away(name: str) -> float:
         return distances.distance(
-            tracks[name].state.params, tracks["control"].state.params, start.params
+            arms[name].state.params, arms["control"].state.params, start.params
         ).l2[""]
 
     at_start = {name: away(name) for name in names}
-    far: dict[str, list[float]] = {name: [] for name in tracks if name != "control"}
+    far: dict[str, list[float]] = {name: [] for name in arms if name != "control"}
     witness = Witness(run, step, min(step + window, run.header.steps))
-    for state, results in march(tracks, step, step + window, run.model):
+    for state, results in march(arms, step, step + window, run.model):
         if state <= witness.last:
-            witness.see(tracks["control"].state, results["control"])
+            witness.see(arms["control"].state, results["control"])
         for name, series in far.items():
             series.append(away(name))
         progress(done * window + state - step, of * window, f"state {step}")

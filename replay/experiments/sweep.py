@@ -36,7 +36,7 @@ from replay.compare import distances, null_test, probe_sequences
 from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
 from replay.forks import spec
-from replay.forks.lockstep import Track, at_learning_rate, march, require_steps, track
+from replay.forks.lockstep import Arm, arm_from, at_learning_rate, march, require_steps
 from replay.interventions.base import Intervention
 from replay.interventions.fields import fields_of
 from replay.interventions.placebo import placebos_of
@@ -199,14 +199,14 @@ def point(task: Task) -> dict[str, Any]:
     start = run.state_at(first)
     trained = run if task["rate"] is None else at_learning_rate(run, task["rate"])
     interventions = tuple(from_dict(each) for each in task["interventions"])
-    tracks = _tracks(trained, start, interventions, task)
+    arms = _arms(trained, start, interventions, task)
     probe, probed, readings = Probe(run), [], {}
     series: dict[str, dict[str, list[float]]] = {
-        name: {"l2": [], "kl": []} for name in tracks if name != "control"
+        name: {"l2": [], "kl": []} for name in arms if name != "control"
     }
     witness = Witness(run, first, last if trained is run else first + 1)
-    control, rate, started = tracks["control"].state, None, False
-    for step, results in march(tracks, first, last, model):
+    control, rate, started = arms["control"].state, None, False
+    for step, results in march(arms, first, last, model):
         rate = results["control"].policy.learning_rate if rate is None else rate
         if step <= witness.last and trained is run:
             witness.see(control, results["control"])
@@ -215,12 +215,12 @@ def point(task: Task) -> dict[str, Any]:
         reading = probe.sequences and ((step - first) % task["probe_every"] == 0 or step == last)
         if reading:
             readings = probe.read(
-                control.params, {name: tracks[name].state.params for name in series}
+                control.params, {name: arms[name].state.params for name in series}
             )
             probed.append(step)
         for name, own in series.items():
             own["l2"].append(
-                distances.distance(tracks[name].state.params, control.params, start.params).l2[""]
+                distances.distance(arms[name].state.params, control.params, start.params).l2[""]
             )
             if reading:
                 own["kl"].append(readings[name].logit_kl)
@@ -250,18 +250,18 @@ def point(task: Task) -> dict[str, Any]:
     }
 
 
-def _tracks(
+def _arms(
     run: Run, start: TrainState, interventions: tuple[Intervention, ...], task: Task
-) -> dict[str, Track]:
+) -> dict[str, Arm]:
     """Control, fork, placebos, chaos, each from its own copy of `start`."""
     first, last, seed = task["step"], task["last"], task["null_seed"]
-    found = {"control": track(start, run), "fork": track(start, run, interventions)}
+    found = {"control": arm_from(start, run), "fork": arm_from(start, run, interventions)}
     for i in range(task["placebos"]):
         null = placebos_of(interventions, run, first, last, seed + i)
         if null:  # not where the same on other data does not exist
-            found[f"placebo-{i}"] = track(start, run, null)
+            found[f"placebo-{i}"] = arm_from(start, run, null)
     for i in range(task["chaos"]):
-        found[f"chaos-{i}"] = track(start, run, (UnitInLastPlace(seed + i),))
+        found[f"chaos-{i}"] = arm_from(start, run, (UnitInLastPlace(seed + i),))
     return found
 
 

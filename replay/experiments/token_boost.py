@@ -37,7 +37,7 @@ from forensics.train.run import Run
 from replay.compare import null_test
 from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
-from replay.forks.lockstep import track
+from replay.forks.lockstep import arm_from
 from replay.interventions.boost_token import BoostToken
 from replay.interventions.corpus_search import holding
 from replay.interventions.registry import from_dict, to_dict
@@ -282,7 +282,7 @@ def arm_of(task: Task) -> dict[str, Any]:
         torch.set_num_threads(task["threads"])
     start = run.state_at(first)
     interventions = (from_dict(task["intervention"]),) if task["intervention"] else ()
-    own = track(start, run, interventions)
+    own = arm_from(start, run, interventions)
     witness = Witness(run, first, last) if not interventions else None
     before = _measured(run, start, task) if witness else None
     del start

@@ -1,56 +1,66 @@
-"""Several trajectories from one state, one step of each at a time: what `noise` and `sweep` measure
-distances between.
-"""
+"""Step several trajectories from one state together, one step of each at a time."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from forensics.errors import ForensicsError
 from forensics.step.batch import BatchStream
+from forensics.step.observer import SILENT, Observer
 from forensics.step.policy import Policy, StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
-from forensics.train.advance import StepModel, advance
+from forensics.train.advance import StepModel, take_step
 from forensics.train.run import Run
 from replay.interventions.base import Intervention
 from replay.interventions.registry import composed
 
 
 @dataclass
-class Track:
-    """One trajectory; `state` moves."""
+class Arm:
+    """One trajectory among those that advance in lock-step; `state` moves."""
 
     state: TrainState
     stream: BatchStream
     policy: Policy
+    watch: Observer = SILENT
 
 
-def track(start: TrainState, run: Run, interventions: Sequence[Intervention] = ()) -> Track:
-    """A trajectory of `run` from a copy of `start`, altered; without interventions it is the
-    control.
-    """
+def arm_from(
+    start: TrainState,
+    run: Run,
+    interventions: Sequence[Intervention] = (),
+    watch: Observer = SILENT,
+) -> Arm:
+    """Start an arm of `run` from a copy of `start`, altered; without interventions the control."""
     state = start.clone()
     for intervention in interventions:
         intervention.state(state, run)
-    return Track(state, *composed(interventions, run))
+    return Arm(state, *composed(interventions, run), watch)
 
 
-def march(
-    tracks: dict[str, Track], first: int, last: int, model: StepModel
-) -> Iterator[tuple[int, dict[str, StepResult]]]:
-    """Yields (state number, what the step to it did, by name) for first+1 … last; states move in
-    place.
-    """
+def step_all(arms: Mapping[str, Arm], model: StepModel) -> dict[str, StepResult]:
+    """Take one step of every arm, in their order; states move in place."""
+    return {
+        name: take_step(arm.state, arm.stream, arm.policy, model, arm.watch)
+        for name, arm in arms.items()
+    }
+
+
+class Stride(NamedTuple):
+    """One step of all arms: the state that it led to, and what it did, by arm."""
+
+    state: int
+    results: dict[str, StepResult]
+
+
+def march(arms: Mapping[str, Arm], first: int, last: int, model: StepModel) -> Iterator[Stride]:
+    """Step all arms from state `first` to `last`."""
     for step in range(first, last):
-        results = {}
-        for name, each in tracks.items():
-            policy = each.policy(each.state.counters)
-            batch = each.stream(step) if policy.update != "none" else None
-            results[name] = advance(each.state, batch, policy, model)
-        yield step + 1, results
+        yield Stride(step + 1, step_all(arms, model))
 
 
 def at_learning_rate(run: Run, rate: float) -> Run:

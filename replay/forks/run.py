@@ -12,34 +12,31 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
+from forensics.json_documents import dumps
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback as Progress
 from forensics.progress import silent
-from forensics.step.batch import BatchStream
-from forensics.step.observer import SILENT, Observer
-from forensics.step.policy import Policy
 from forensics.step.state import TrainState
 from forensics.store.reader import check_run_name
 from forensics.store.writer import Writer, link_table, replace_table, write_atomic
 from forensics.train import checkpoint
-from forensics.train.advance import advance
 from forensics.train.loop import now
 from forensics.train.run import Run, write_header
 from replay.compare import distances, null_test
 from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe, Reading, unseen
 from replay.forks import resume
+from replay.forks.lockstep import Arm, arm_from, step_all
 from replay.forks.spec import Spec
 from replay.interventions.base import Intervention
 from replay.interventions.placebo import placebos_of
-from replay.interventions.registry import composed, to_dict
+from replay.interventions.registry import to_dict
 from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
 from replay.verify import Report, Witness
@@ -48,17 +45,6 @@ RESULT = "fork.json"
 FLUSH_S = 1.0  # seconds of the clock after which what was measured is written, for those who watch
 UNSEEN = 32  # sequences
 NO_PLACEBO = "these interventions have no placebo: the same on other data does not exist"
-
-
-@dataclass
-class Arm:
-    """One trajectory among those that advance in lock-step."""
-
-    name: str  # control | fork | placebo-<i> | chaos-<i>
-    state: TrainState
-    stream: BatchStream
-    policy: Policy
-    watch: Observer = SILENT
 
 
 class Fork:
@@ -96,7 +82,7 @@ class Fork:
         start = parent.state_at(spec.first)
         self.start = start.params
         self.arms = self._arms(start)
-        streams = [arm.stream for arm in self.arms]
+        streams = [arm.stream for arm in self.arms.values()]
         self.probe = Probe(parent)
         self.unseen = Probe(parent, ids=unseen(parent, streams, spec.first, spec.last, UNSEEN))
         self.witness = Witness(parent, spec.first, min(spec.last, parent.header.steps))
@@ -118,9 +104,9 @@ class Fork:
             self.writer.truncate(0)
 
     def go(self) -> dict[str, Any]:
-        spec, control = self.spec, self.arms[0]
+        spec, control = self.spec, self.arms["control"]
         if self.first == spec.first:
-            self._save(self.arms[1].state, "first")
+            self._save(self.arms["fork"].state, "first")
         keep_every, flush_every = (
             self.parent.recipe.checkpoint.every,
             self.parent.recipe.record.flush_every,
@@ -128,12 +114,9 @@ class Fork:
         try:
             with Interruptible() as asked:
                 for step in range(self.first, spec.last):
-                    for arm in self.arms:
-                        policy = arm.policy(arm.state.counters)
-                        batch = arm.stream(step) if policy.update != "none" else None
-                        result = advance(arm.state, batch, policy, self.parent.model, arm.watch)
-                        if arm is control and step < self.witness.last:
-                            self.witness.see(control.state, result)
+                    results = step_all(self.arms, self.parent.model)
+                    if step < self.witness.last:
+                        self.witness.see(control.state, results["control"])
                     self._compare(step + 1)
                     done = step + 1 - spec.first
                     self.progress(done, spec.last - spec.first, f"{len(self.arms)} arms")
@@ -151,7 +134,7 @@ class Fork:
             self.recorder.commit()
             self.writer.drain()
             self.distances.drain()
-            self._save(self.arms[1].state, "last")
+            self._save(self.arms["fork"].state, "last")
         finally:
             with self.distances, self.writer:
                 self.recorder.commit()
@@ -160,21 +143,17 @@ class Fork:
         resume.clear(self.run.folder)
         return made
 
-    def _arms(self, start: TrainState) -> list[Arm]:
-        """Control, fork, placebos, chaos: all from the same state, moved by state interventions
-        where they have any.
-        """
-        spec = self.spec
-        arms = [
-            self._arm("control", start, ()),
-            self._arm("fork", start, spec.interventions, self.recorder),
-        ]
-        nulls = self._placebos()
-        arms += [self._arm(f"placebo-{i}", start, null) for i, null in enumerate(nulls)]
-        arms += [
-            self._arm(f"chaos-{i}", start, (UnitInLastPlace(spec.seed + i),))
-            for i in range(spec.chaos)
-        ]
+    def _arms(self, start: TrainState) -> dict[str, Arm]:
+        """Start control, fork, placebo-<i>, chaos-<i> from one state, moved where they say so."""
+        spec, parent = self.spec, self.parent
+        arms = {
+            "control": arm_from(start, parent),
+            "fork": arm_from(start, parent, spec.interventions, self.recorder),
+        }
+        for i, null in enumerate(self._placebos()):
+            arms[f"placebo-{i}"] = arm_from(start, parent, null)
+        for i in range(spec.chaos):
+            arms[f"chaos-{i}"] = arm_from(start, parent, (UnitInLastPlace(spec.seed + i),))
         return arms
 
     def _placebos(self) -> list[tuple[Intervention, ...]]:
@@ -194,22 +173,10 @@ class Fork:
                 break
         return found
 
-    def _arm(
-        self,
-        name: str,
-        start: TrainState,
-        interventions: tuple[Intervention, ...],
-        watch: Observer = SILENT,
-    ) -> Arm:
-        state = start.clone()
-        for intervention in interventions:
-            intervention.state(state, self.parent)
-        return Arm(name, state, *composed(interventions, self.parent), watch)
-
     def _compare(self, state: int) -> None:
         """Distances of every arm from the control; probes and barriers where they are due."""
-        spec, notes, control = self.spec, self.notes, self.arms[0].state.params
-        others = {arm.name: arm.state.params for arm in self.arms[1:]}
+        spec, notes, control = self.spec, self.notes, self.arms["control"].state.params
+        others = {name: arm.state.params for name, arm in self.arms.items() if name != "control"}
         probing = (state - spec.first) % self.every == 0 or state == spec.last
         read, fresh = {}, {}
         if probing and self.probe.sequences:
@@ -262,7 +229,7 @@ class Fork:
         self.recorder.commit()
         self.writer.drain()
         self.distances.drain()
-        states = {arm.name: arm.state for arm in self.arms}
+        states = {name: arm.state for name, arm in self.arms.items()}
         witness = self.witness
         notes = self.notes | {
             "witness": {
@@ -281,13 +248,13 @@ class Fork:
         where there is none.
         """
         found = resume.load(
-            self.run.folder, self.identity, [a.name for a in self.arms], self.parent.header.device
+            self.run.folder, self.identity, list(self.arms), self.parent.header.device
         )
         if found is None:
             return self.spec.first
         step, states, notes = found
-        for arm in self.arms:
-            arm.state = states[arm.name]
+        for name, arm in self.arms.items():
+            arm.state = states[name]
         seen = notes.pop("witness")
         witness = self.witness
         witness.losses = {int(s): loss for s, loss in seen["losses"]}
@@ -302,7 +269,7 @@ class Fork:
 
     def _result(self, report: Report) -> dict[str, Any]:
         spec, series, arms = self.spec, self.notes["series"], self.arms
-        own, nulls = series["fork"], [series[a.name] for a in arms if a.name.startswith("placebo-")]
+        own, nulls = series["fork"], [series[name] for name in arms if name.startswith("placebo-")]
         measure = (
             "kl" if own["kl"] else "l2"
         )  # without any set to probe on, only the parameters can be compared
@@ -391,7 +358,7 @@ class Fork:
                 }.items()
             },
         )
-        write_atomic(run.folder / RESULT, (json.dumps(_finite(result), indent=1) + "\n").encode())
+        write_atomic(run.folder / RESULT, (dumps(result) + "\n").encode())
         write_header(run.runs, dataclasses.replace(run.header, status="finished"))
 
     def _create(self) -> Run:
@@ -441,7 +408,7 @@ class Fork:
         )
 
 
-def _gap(readings: dict[str, Reading], arms: list[Arm]) -> dict[str, Any]:
+def _gap(readings: dict[str, Reading], arms: Iterable[str]) -> dict[str, Any]:
     """Losses of control and fork on one set, the standard error of their difference, the placebos'
     differences.
     """
@@ -459,18 +426,9 @@ def _gap(readings: dict[str, Reading], arms: list[Arm]) -> dict[str, Any]:
         "loss_fork": fork.loss,
         "loss_error": float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None,
         "placebo_loss_gaps": [
-            readings[a.name].loss - control.loss for a in arms if a.name.startswith("placebo-")
+            readings[name].loss - control.loss for name in arms if name.startswith("placebo-")
         ],
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no inf: they become null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def fork(

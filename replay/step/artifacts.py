@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from forensics.errors import ForensicsError
+from forensics.json_documents import dumps
 from forensics.store.writer import write_atomic
 
 FOLDER = "looks"
@@ -45,10 +46,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """A JSON document, NaN and inf as null. Errors: storage."""
-    from forensics.cli.console import plain
-
-    _write(path, (json.dumps(plain(dict(document)), indent=1) + "\n").encode())
+    """Write a JSON document. Errors: storage."""
+    _write(path, (dumps(document) + "\n").encode())
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -12,6 +12,7 @@ import shutil
 import pytest
 
 from app import browser as driver
+from app import navigation
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -107,41 +108,13 @@ def app_page():
     """`app_page("spikes", run="demo")`: AppTest on a page with these parameters in its URL, run
     once.
     """
-    from streamlit.testing.v1 import AppTest
-
-    from app import pages
 
     def build(name: str, **selection):
-        test = AppTest.from_file(
-            str(pages.FOLDER.parent / "entry" / "streamlit_app.py"), default_timeout=60
-        )
-        for key, value in selection.items():
-            test.query_params[key] = str(value)
-        if name != "runs":
-            test.switch_page(f"../pages/{name}.py")
+        test = driver.scripted(name, **selection)
         test.run()
         return test
 
     return build
-
-
-@pytest.fixture
-def page_module(monkeypatch):
-    """`page_module("spikes")`: a page's file as a module whose page is not drawn, for its pure
-    functions.
-    """
-    import importlib.util
-
-    from app import pages
-
-    def load(name: str):
-        spec = importlib.util.spec_from_file_location(f"page_{name}", pages.FOLDER / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setattr(pages, "guarded", lambda page: None)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 def texts_of(test) -> str:
@@ -185,7 +158,7 @@ def open_page(chromium, app_url):
     def build(name: str, *, dark: bool = False, **selection):
         tab = driver.Watched(chromium, app_url, dark=dark)
         tabs.append(tab)
-        tab.open("" if name == "runs" else name, **selection)
+        tab.open(navigation.path_of(name), **selection)
         return tab
 
     yield build

@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from app.charts.attention import WEIGHTS
-from app.pages import _attention as page
 from app.reading import Reading
 from app.selection import Selection
+from app.views.attention import heads, lens, patterns, states
+from app.views.attention.charts import WEIGHTS
 
 DAMAGED = 121
 
@@ -43,41 +43,42 @@ def said_of(parts):
 
 
 def test_the_head_is_the_urls_else_the_first_to_move_else_the_farthest_from_its_past():
-    assert page.name_of(page.chosen_head(HEADS, [ALARM], Selection(layer=0, head=0))) == "L0.H0"
-    assert page.name_of(page.chosen_head(HEADS, [ALARM], Selection())) == "L1.H1"
+    assert heads.name_of(heads.chosen_head(HEADS, [ALARM], Selection(layer=0, head=0))) == "L0.H0"
+    assert heads.name_of(heads.chosen_head(HEADS, [ALARM], Selection())) == "L1.H1"
     assert (
-        page.name_of(page.chosen_head(HEADS, [ALARM | {"drifting": True}], Selection())) == "L1.H0"
+        heads.name_of(heads.chosen_head(HEADS, [ALARM | {"drifting": True}], Selection()))
+        == "L1.H0"
     )
-    assert page.name_of(page.chosen_head(HEADS, [ALARM], Selection(layer=0))) == "L0.H1"
-    assert page.name_of(page.chosen_head(HEADS, [], Selection(layer=7, head=7))) == "L1.H0"
+    assert heads.name_of(heads.chosen_head(HEADS, [ALARM], Selection(layer=0))) == "L0.H1"
+    assert heads.name_of(heads.chosen_head(HEADS, [], Selection(layer=7, head=7))) == "L1.H0"
     young = [
         head(0, 0, z=None, value=1.0),
         head(0, 1, z=None, value=None),
         head(0, 2, z=None, value=3.0),
     ]
-    assert page.name_of(page.chosen_head(young, [], Selection())) == "L0.H2"
+    assert heads.name_of(heads.chosen_head(young, [], Selection())) == "L0.H2"
 
 
 def test_the_title_has_the_gap_and_sigma_and_none_where_there_is_no_past():
-    assert page.title_of(1342, head(5, 3, z=31.0, value=88.1)) == (
+    assert heads.title_of(1342, head(5, 3, z=31.0, value=88.1)) == (
         "Step 1,342: L5.H3's largest attention logit 8 → 88.1 (31σ above its own past)"
     )
-    assert "(9σ below its own past)" in page.title_of(1, HEADS[2])
-    assert page.title_of(1, HEADS[3]) == "Step 1: L1.H1's largest attention logit 50"
-    assert "∞σ" in page.title_of(1, head(0, 0, z=math.inf))
+    assert "(9σ below its own past)" in heads.title_of(1, HEADS[2])
+    assert heads.title_of(1, HEADS[3]) == "Step 1: L1.H1's largest attention logit 50"
+    assert "∞σ" in heads.title_of(1, head(0, 0, z=math.inf))
 
 
 def test_the_sentence_counts_the_heads_beyond_six_sigma_and_names_the_first_to_move():
-    said = said_of(page._sentence(HEADS, HEADS[1], [ALARM]))
+    said = said_of(heads.sentence_of(HEADS, HEADS[1], [ALARM]))
     assert "2 of 4 heads stand beyond 6σ" in said and "L1.H0, L0.H1" in said
     assert "First head to move: L1.H1, 4 steps before." in said
     assert "L0.H1's entropy is 20% of uniform, its own past 40%" in said and "caused" not in said
-    assert "there are fewer" in said_of(page._sentence([HEADS[3]], HEADS[3], []))
+    assert "there are fewer" in said_of(heads.sentence_of([HEADS[3]], HEADS[3], []))
 
 
 def test_cells_are_the_pairs_above_the_first_threshold_with_their_sign():
     weight = np.array([[1.0, 0.0], [0.02, -0.3]])
-    cells = page.cells_of(
+    cells = patterns.cells_of(
         weight, np.array([[5.0, -np.inf], [1.0, 2.0]]), 1, ["a", "b", "c"]
     ).to_pylist()
     assert [(c["query"], c["key"], c["level"], c["reads"], c["looks"]) for c in cells] == [
@@ -85,30 +86,33 @@ def test_cells_are_the_pairs_above_the_first_threshold_with_their_sign():
         (1, 0, 1, "b", "a"),
         (1, 1, -4, "b", "b"),
     ]
-    pooled = page.cells_of(weight, weight, 4, list("abcdefgh")).to_pylist()
+    pooled = patterns.cells_of(weight, weight, 4, list("abcdefgh")).to_pylist()
     assert [(c["query"], c["query2"], c["looks"]) for c in pooled] == [
         (0, 4, "a"),
         (4, 8, "a"),
         (4, 8, "e"),
     ]
-    each = page.cells_of(np.array([list(WEIGHTS)]), np.zeros((1, 5)), 1, list("abcde"))
+    each = patterns.cells_of(np.array([list(WEIGHTS)]), np.zeros((1, 5)), 1, list("abcde"))
     assert each["level"].to_pylist() == [1, 2, 3, 4, 5]
 
 
 def test_weights_that_are_not_finite_are_blank_and_their_states_are_told():
     weight = np.array([[np.nan, 0.6], [np.inf, -np.inf]])
-    cells = page.cells_of(weight, np.zeros((2, 2)), 1, ["a", "b", "c"]).to_pylist()
+    cells = patterns.cells_of(weight, np.zeros((2, 2)), 1, ["a", "b", "c"]).to_pylist()
     assert [(c["query"], c["key"], c["level"]) for c in cells] == [(0, 1, 5)]
     kept = ({}, lambda name, state, layer, number: [np.ones((2, 2)), weight][state])
-    assert page.broken_states({"states": [10, 20]}, kept, HEADS[0]) == [20]
+    assert states.broken_states({"states": [10, 20]}, kept, HEADS[0]) == [20]
 
 
 def test_masked_pairs_are_no_difference_and_strengths_go_by_the_square_root():
     inf = np.inf
-    assert page._difference(np.array([1.0, -inf]), np.array([3.0, -inf])).tolist() == [-2.0, 0.0]
-    assert page.attention_levels([1.0, 0.25, 0.0, math.nan]) == [6, 3, 0, 0]
-    assert page.attention_levels([0.0]) == [0]
-    assert page.whens([384, 400, 416], 400) == ["before", "at", "after"]
+    assert patterns._difference(np.array([1.0, -inf]), np.array([3.0, -inf])).tolist() == [
+        -2.0,
+        0.0,
+    ]
+    assert patterns.attention_levels([1.0, 0.25, 0.0, math.nan]) == [6, 3, 0, 0]
+    assert patterns.attention_levels([0.0]) == [0]
+    assert states.whens([384, 400, 416], 400) == ["before", "at", "after"]
 
 
 def test_lens_cells_of_a_long_sequence_stay_below_20_000_and_keep_the_worst():
@@ -116,7 +120,7 @@ def test_lens_cells_of_a_long_sequence_stay_below_20_000_and_keep_the_worst():
     loss = np.random.default_rng(0).random((L, T)).astype(np.float32)
     loss[7, 1234] = 99.0
     read = Reading(tuple(range(T + 1)), tuple("x" for _ in range(T + 1)), (), 512)
-    cells = page.lens_cells(
+    cells = lens.lens_cells(
         loss, np.zeros((L, T), np.int32), np.ones((L, T), np.float32), read, lambda i: "\u202e"
     )
     assert cells.num_rows <= 20_000
@@ -132,11 +136,15 @@ def test_lens_cells_of_a_long_sequence_stay_below_20_000_and_keep_the_worst():
 @pytest.mark.parametrize(
     ("read", "event", "change"),
     [
-        (page.head_of, {"selection": {"cell": [{"layer": 2, "head": 1}]}}, {"layer": 2, "head": 1}),
-        (page.head_of, {"selection": {"cell": []}}, None),
-        (page.query_of, {"selection": {"pair": [{"query": 17}]}}, {"position": 17}),
-        (page.column_of, {"selection": {"read": [{"position": 4}]}}, {"position": 4}),
-        (page.column_of, {}, None),
+        (
+            heads.head_of,
+            {"selection": {"cell": [{"layer": 2, "head": 1}]}},
+            {"layer": 2, "head": 1},
+        ),
+        (heads.head_of, {"selection": {"cell": []}}, None),
+        (patterns.query_of, {"selection": {"pair": [{"query": 17}]}}, {"position": 17}),
+        (lens.column_of, {"selection": {"read": [{"position": 4}]}}, {"position": 4}),
+        (lens.column_of, {}, None),
     ],
 )
 def test_a_click_is_a_function_of_the_event(read, event, change):

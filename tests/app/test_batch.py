@@ -8,9 +8,9 @@ import math
 import pytest
 
 from app import reading
-from app.pages import _batch as batch
 from app.step import step_of
 from app.tokens import LEVELS
+from app.views.batch import sequences, summary, text
 
 DAMAGED = 121  # a batch of hostile documents
 
@@ -38,14 +38,14 @@ def said_of(parts):
 
 def test_the_title_has_the_batch_its_loss_and_the_gap():
     assert (
-        batch.title_of(1342, [row(0, 5.0), row(1, 3.0)])
+        summary.title_of(1342, [row(0, 5.0), row(1, 3.0)])
         == "Batch 1,342: loss 4.000 nats/token, +2.000 over the 64 steps before"
     )
-    assert batch.title_of(3, [row(0, 5.0, baseline=None)]) == "Batch 3: loss 5.000 nats/token"
-    assert batch.title_of(3, [row(0, math.inf)]) == "Batch 3: the loss is not finite"
-    assert batch.title_of(3, [row(0, None, weight=0.0)]) == "Batch 3: no target counted"
+    assert summary.title_of(3, [row(0, 5.0, baseline=None)]) == "Batch 3: loss 5.000 nats/token"
+    assert summary.title_of(3, [row(0, math.inf)]) == "Batch 3: the loss is not finite"
+    assert summary.title_of(3, [row(0, None, weight=0.0)]) == "Batch 3: no target counted"
     masked = [row(0, 4.0), row(1, None, weight=0.0)]
-    assert batch.title_of(3, masked).startswith("Batch 3: loss 4.000")
+    assert summary.title_of(3, masked).startswith("Batch 3: loss 4.000")
 
 
 def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_alone_apart():
@@ -54,7 +54,7 @@ def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_al
         row(2, 4.0, share=0.3, z=3.5, source="damaged"),
         row(1, 2.4, z=0.3),
     ]
-    said = said_of(batch.worst_of(rows))
+    said = said_of(summary.worst_of(rows))
     assert (
         "Its worst of 3 sequences, slot 7 (loss 6.000), holds 60% of the excess; it reads"
         " damaged: x" in said
@@ -63,31 +63,33 @@ def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_al
         "2 of 3 stand 3σ or more above" in said
         and "all of them of the source damaged and hold 90% of the excess" in said
     )
-    calm = said_of(batch.worst_of([row(0, 1.5, z=-1.0), row(1, 1.2, z=-2.0)]))
+    calm = said_of(summary.worst_of([row(0, 1.5, z=-1.0), row(1, 1.2, z=-2.0)]))
     assert "holds" not in calm and "None stands 3σ" in calm
-    assert "an intervention made" in said_of(batch.worst_of([row(0, 3.0, path=None, source=None)]))
+    assert "an intervention made" in said_of(
+        summary.worst_of([row(0, 3.0, path=None, source=None)])
+    )
 
 
 def test_tokens_are_coloured_by_loss_to_ln_v_and_underlined_above():
-    levels, under = batch.loss_levels(
+    levels, under = text.loss_levels(
         [None, 0.0, math.log(512) - 0.01, math.log(512) + 0.01, math.nan], 512
     )
     assert levels == [0, 0, LEVELS - 1, LEVELS - 1, LEVELS - 1] and under == {3, 4}
 
 
 def test_influence_has_a_sign_and_the_largest_is_the_strongest():
-    assert batch.influence_levels([None, 4.0, -4.0, 1.0, 0.0]) == [0, 6, -6, 3, 0]
-    assert batch.influence_levels([None, 0.0]) == [0, 0]
-    assert batch.influence_levels([math.nan, -1.0]) == [0, -6]
+    assert text.influence_levels([None, 4.0, -4.0, 1.0, 0.0]) == [0, 6, -6, 3, 0]
+    assert text.influence_levels([None, 0.0]) == [0, 0]
+    assert text.influence_levels([math.nan, -1.0]) == [0, -6]
 
 
 @pytest.mark.parametrize(
     ("read", "event", "change"),
     [
-        (batch.slot_of, {"selection": {"bar": [{"slot": 3}]}}, {"slot": 3}),
-        (batch.slot_of, {"selection": {"bar": []}}, None),
-        (batch.position_of, {"selection": {"token": [{"place": 17}]}}, {"position": 17}),
-        (batch.position_of, {}, None),
+        (sequences.slot_of, {"selection": {"bar": [{"slot": 3}]}}, {"slot": 3}),
+        (sequences.slot_of, {"selection": {"bar": []}}, None),
+        (text.position_of, {"selection": {"token": [{"place": 17}]}}, {"position": 17}),
+        (text.position_of, {}, None),
     ],
 )
 def test_a_click_is_a_function_of_the_event(read, event, change):
@@ -127,12 +129,12 @@ def test_tokens_that_share_a_character_show_it_once_and_spaces_in_front_stay():
 
 def test_a_bar_without_a_past_to_stand_apart_from_is_quiet_and_not_without_a_colour():
     known = {"sequence": 1, "place": 0, "level": 2}
-    apart, first = batch.bars_of(
+    apart, first = sequences.bars_of(
         [row(0, 5.0) | known, row(1, 3.0) | known | {"place": 1, "level": None}]
     )
     assert (apart["level"], first["level"]) == (2, 0)
     assert (first["place"], first["shown"], first["loss"]) == (1.0, 3.0, "3.000")
-    broken = batch.bars_of([row(0, math.nan) | known, row(1, 3.0) | known])[0]
+    broken = sequences.bars_of([row(0, math.nan) | known, row(1, 3.0) | known])[0]
     assert broken["shown"] == pytest.approx(3.3)
 
 
@@ -155,10 +157,10 @@ def test_it_opens_on_the_batch_and_offers_the_token_losses_by_their_command(runs
 
 
 def test_the_button_starts_the_command_and_nothing_else(runs, app_page, monkeypatch):
-    from app import work
+    from app import jobs
 
     started = []
-    monkeypatch.setattr(work, "start", lambda *a, **k: started.append(a))
+    monkeypatch.setattr(jobs, "start", lambda *a, **k: started.append(a))
     test = app_page("batch", run="demo", step=DAMAGED)
     next(b for b in test.button if b.label == "Compute the token losses").click().run()
     assert started == [("demo", "forensics", ["batch", "demo", str(DAMAGED), "--token-losses"])]
@@ -231,10 +233,10 @@ def test_influence_is_shown_where_blame_kept_it_for_this_sequence(apart, app_pag
 def test_the_influence_of_the_tokens_is_a_button_until_it_is_known(
     apart, app_page, said, monkeypatch
 ):
-    from app import work
+    from app import jobs
 
     started = []
-    monkeypatch.setattr(work, "start", lambda *a, **k: started.append(a))
+    monkeypatch.setattr(jobs, "start", lambda *a, **k: started.append(a))
     command = "replay blame demo --spike 122 --tokens"
     test = app_page("batch", run="demo", step=DAMAGED, spike=122)
     assert command in [c.value for c in test.code]
@@ -308,7 +310,7 @@ def test_a_sequence_that_an_intervention_made_is_read_by_a_process_and_not_by_th
     made, app_page, said, monkeypatch
 ):
     import replay.step.look
-    from app import work
+    from app import jobs
     from forensics.errors import ForensicsError
 
     def never(*_):
@@ -316,7 +318,7 @@ def test_a_sequence_that_an_intervention_made_is_read_by_a_process_and_not_by_th
 
     monkeypatch.setattr(replay.step.look, "batch_at", never)
     started = []
-    monkeypatch.setattr(work, "start", lambda *a, **k: started.append(a))
+    monkeypatch.setattr(jobs, "start", lambda *a, **k: started.append(a))
     test = app_page("batch", run="made", step=122)
     assert not test.exception and "made by an intervention" in said(test)
     assert "forensics batch made 122" in [c.value for c in test.code]
@@ -396,14 +398,14 @@ def test_exposure_is_that_of_the_last_state_before_the_batch(apart, app_page, sa
     assert "By state 120: 12 times a target, 13 times an input, first at step 3" in text
 
 
-@pytest.mark.parametrize("page", ["batch", "attention", "microscope"])
+@pytest.mark.parametrize("page", ["batch", "attention", "trace"])
 def test_steps_and_slots_that_are_not_there_are_said(runs, app_page, said, page):
     test = app_page(page, run="demo", step=99999, slot=99, position=9999, layer=77, head=88)
     assert not test.exception
     assert "Step 99,999 was not trained" in said(test)
 
 
-@pytest.mark.parametrize("page", ["batch", "attention", "microscope"])
+@pytest.mark.parametrize("page", ["batch", "attention", "trace"])
 def test_an_empty_folder_and_a_run_without_a_step_name_the_command(
     empty_runs, app_page, said, page
 ):

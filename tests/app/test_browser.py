@@ -4,9 +4,9 @@ and foreign requests.
 
 import pytest
 
-from app import pages
+from app import navigation
 
-ALL = [name for name in pages.TITLES if (pages.FOLDER / f"{name}.py").is_file()]
+ALL = list(navigation.views())
 
 
 @pytest.fixture

@@ -8,54 +8,65 @@ import pkgutil
 
 import pytest
 
-import app.charts
-from app.charts import attention, batch, forks, microscope, runs, spikes, sql, theme, vocabulary
+import app.views
+from app import theme
+from app.views.attention import charts as attention_charts
+from app.views.batch import charts as batch_charts
+from app.views.blame import charts as blame_charts
+from app.views.forks import charts as forks_charts
+from app.views.forks import matrix_charts, sweep_charts
+from app.views.runs import charts as runs_charts
+from app.views.spikes import charts as spikes_charts
+from app.views.sql import charts as sql_charts
+from app.views.tokens import charts as tokens_charts
+from app.views.trace import charts as trace_charts
 
 TEMPLATES = [
-    (attention.heads, (4, 8)),
-    (attention.heads, (24, 16)),
-    (attention.over_time, ("entropy",)),
-    (attention.weights, (128, True)),
-    (attention.weights, (128, False)),
-    (attention.lens, (4,)),
-    (attention.reads, (4, 128)),
-    (batch.sequences, ()),
-    (batch.tokens, ()),
-    (forks.distance, ("KL", True, False)),
-    (forks.distance, ("L2", False, True)),
-    (forks.gap, ()),
-    (forks.losses, ()),
-    (forks.layers, (6,)),
-    (forks.sweep, (True, "× placebos")),
-    (forks.sweep, (False, "steps")),
-    (forks.matrix, (3, "jump")),
-    (forks.matrix, (1, "jump", False, True)),
-    (forks.windows, ()),
-    (forks.jumps, ()),
-    (forks.deletion, ()),
-    (microscope.timeline, ()),
-    (microscope.blame, (12,)),
-    (microscope.scan, ()),
-    (runs.tree, (7,)),
-    (spikes.overview, ()),
-    (spikes.loss, ()),
-    (spikes.grad_norm, ()),
-    (spikes.heat, (8, True, ("layer",))),
-    (spikes.heat, (4, False)),
-    (spikes.alarms, (5,)),
-    (sql.curve, ()),
-    (sql.bars, ()),
-    (vocabulary.legend, ()),
-    (vocabulary.scatter, ("indicator",)),
-    (vocabulary.trajectory, ()),
-    (vocabulary.exposure, ()),
+    (attention_charts.heads, (4, 8)),
+    (attention_charts.heads, (24, 16)),
+    (attention_charts.over_time, ("entropy",)),
+    (attention_charts.weights, (128, True)),
+    (attention_charts.weights, (128, False)),
+    (attention_charts.lens, (4,)),
+    (attention_charts.reads, (4, 128)),
+    (batch_charts.sequences, ()),
+    (batch_charts.tokens, ()),
+    (forks_charts.distance, ("KL", True, False)),
+    (forks_charts.distance, ("L2", False, True)),
+    (forks_charts.gap, ()),
+    (forks_charts.losses, ()),
+    (forks_charts.layers, (6,)),
+    (sweep_charts.sweep, (True, "× placebos")),
+    (sweep_charts.sweep, (False, "steps")),
+    (matrix_charts.matrix, (3, "jump")),
+    (matrix_charts.matrix, (1, "jump", False, True)),
+    (matrix_charts.windows, ()),
+    (matrix_charts.jumps, ()),
+    (blame_charts.deletion, ()),
+    (trace_charts.timeline, ()),
+    (trace_charts.blame, (12,)),
+    (trace_charts.scan, ()),
+    (runs_charts.tree, (7,)),
+    (spikes_charts.overview, ()),
+    (spikes_charts.loss, ()),
+    (spikes_charts.grad_norm, ()),
+    (spikes_charts.heat, (8, True, ("layer",))),
+    (spikes_charts.heat, (4, False)),
+    (spikes_charts.alarms, (5,)),
+    (sql_charts.curve, ()),
+    (sql_charts.bars, ()),
+    (tokens_charts.legend, ()),
+    (tokens_charts.scatter, ("indicator",)),
+    (tokens_charts.trajectory, ()),
+    (tokens_charts.exposure, ()),
 ]
 
 
 def test_every_template_of_every_family_is_looked_at():
     families = [
-        importlib.import_module(f"app.charts.{m.name}")
-        for m in pkgutil.iter_modules(app.charts.__path__)
+        importlib.import_module(m.name)
+        for m in pkgutil.walk_packages(app.views.__path__, "app.views.")
+        if m.name.endswith("charts")
     ]
     made = {f for family in families for f in vars(family).values() if hasattr(f, "cache_info")}
     names = [
@@ -106,7 +117,7 @@ def test_the_heat_scale_has_a_colour_for_each_threshold_and_its_own_ramp_in_the_
 
 
 def test_filling_in_leaves_the_template_as_it_was():
-    spec = spikes.heat(False, 8, True, ("layer",))
+    spec = spikes_charts.heat(False, 8, True, ("layer",))
     before = json.dumps(spec)
     filled = theme.filled(spec, bounds=[-1, 1], rows=["a", "b"])
     assert json.dumps(spec) == before
@@ -118,12 +129,14 @@ def test_filling_in_leaves_the_template_as_it_was():
 def test_what_is_not_finite_has_a_colour_and_a_shape_of_its_own_in_the_timeline():
     for dark in (False, True):
         dots = next(
-            layer for layer in microscope.timeline(dark)["layer"] if layer["data"]["name"] == "dots"
+            layer
+            for layer in trace_charts.timeline(dark)["layer"]
+            if layer["data"]["name"] == "dots"
         )["encoding"]
         colours = dict(zip(dots["color"]["scale"]["domain"], dots["color"]["scale"]["range"]))
-        assert colours[microscope.BROKEN] == theme.palette(dark).nonfinite
-        assert set(colours) == {*range(-5, 6), microscope.BROKEN}, "no level is without a colour"
+        assert colours[trace_charts.BROKEN] == theme.palette(dark).nonfinite
+        assert set(colours) == {*range(-5, 6), trace_charts.BROKEN}, "no level is without a colour"
         assert dots["shape"]["condition"] == {
-            "test": f"datum.level == {microscope.BROKEN}",
+            "test": f"datum.level == {trace_charts.BROKEN}",
             "value": "cross",
         }

@@ -6,9 +6,10 @@ import threading
 
 import pytest
 
-from app import data, show
-from app.pages import _sql as sql
+from app import data, safe_html
 from app.selection import LONGEST, Selection
+from app.views.sql import page as sql
+from app.views.sql import result
 from forensics.errors import ForensicsError
 from forensics.store.writer import Writer, replace_table
 
@@ -143,7 +144,7 @@ HIDDEN = [
 
 @pytest.mark.parametrize("value", HIDDEN)
 def test_what_cannot_be_seen_is_shown_inside_every_kind_of_column(value):
-    shown = show.readable(of_sql(f"select {value} as x"))
+    shown = safe_html.readable(of_sql(f"select {value} as x"))
     text = shown["x"][0].as_py()
     assert isinstance(text, str) and "⟨U+202E⟩" in text and "\u202e" not in text
 
@@ -154,7 +155,7 @@ def test_numbers_and_times_stay_what_they_are_and_the_rest_is_text():
         " n, interval 3 day as v, [1, null] as l, {'a': 1.5} as st, '\\xFF'::blob as raw,"
         " '101'::bit as bits"
     )
-    (found,) = show.readable(rows).to_pylist()
+    (found,) = safe_html.readable(rows).to_pylist()
     assert (found["i"], found["f"], found["s"], found["b"], found["n"]) == (1, 1.5, 7.0, True, None)
     assert (
         str(found["d"]) == "2020-01-02"
@@ -165,7 +166,9 @@ def test_numbers_and_times_stay_what_they_are_and_the_rest_is_text():
 
 
 def test_a_number_of_38_digits_is_written_to_a_file_as_it_is():
-    assert sql.written(of_sql("select 12345678901234567890123::hugeint as n"), "csv").split() == [
+    assert result.written(
+        of_sql("select 12345678901234567890123::hugeint as n"), "csv"
+    ).split() == [
         b'"n"',
         b"12345678901234567890123",
     ]
@@ -179,14 +182,14 @@ def test_a_result_with_lists_structs_and_enums_can_be_written_and_a_sum_can_be_d
         "select range as step, sum(range) over () as total, [range] as l, {'a': range} as s,"
         " 'x'::enum('x') as e from range(3)"
     )
-    csv = pyarrow.csv.read_csv(io.BytesIO(sql.written(rows, "csv"))).to_pylist()
+    csv = pyarrow.csv.read_csv(io.BytesIO(result.written(rows, "csv"))).to_pylist()
     assert csv[1] == {"step": 1, "total": 3.0, "l": "[1]", "s": '{"a": 1}', "e": "x"}
-    assert pyarrow.parquet.read_table(io.BytesIO(sql.written(rows, "parquet")))[
+    assert pyarrow.parquet.read_table(io.BytesIO(result.written(rows, "parquet")))[
         "l"
     ].to_pylist() == [[0], [1], [2]]
-    x, y = sql.axes(sql.unique(show.plain(rows)))
+    x, y = result.axes(result.unique(safe_html.plain(rows)))
     assert (x, y) == (["step", "total", "l", "s", "e"], ["total"])
-    points, numeric = sql.plotted(show.plain(rows), "step", "total")
+    points, numeric = result.plotted(safe_html.plain(rows), "step", "total")
     assert numeric and points.to_pylist()[2] == {"x": 2, "y": 3.0}
 
 

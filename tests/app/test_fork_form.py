@@ -8,9 +8,8 @@ import tomllib
 import pytest
 
 from app import data, forms
-from app.pages import _fork_build as build
-from app.pages import _fork_sweep as sweep
 from app.selection import LONGEST, Selection
+from app.views.forks import build, sweep
 from tests.app.conftest import SPIKE
 
 FARTHEST = 2**53 - 1  # the largest number of a URL

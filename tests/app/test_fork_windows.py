@@ -8,8 +8,7 @@ import os
 import pytest
 
 from app import browser as driver
-from app.pages import _fork_matrix as matrix
-from app.pages import _fork_windows as windows
+from app.views.forks import matrix, windows
 
 
 def window(
@@ -228,9 +227,9 @@ def test_the_tick_box_starts_the_command_whose_answer_is_shown(runs, app_page, s
     import shutil
     import time
 
-    from app import work
+    from app import jobs
 
-    before = {w.id for w in work.listed("demo")}
+    before = {w.id for w in jobs.listed("demo")}
     page = app_page("forks", run="demo", part="matrix", step=121)
     fields = {t.label: t for t in [*page.text_input, *page.number_input, *page.checkbox]}
     fields["From batch"].set_value(119)
@@ -238,10 +237,10 @@ def test_the_tick_box_starts_the_command_whose_answer_is_shown(runs, app_page, s
     fields["States"].set_value("110,119")
     next(c for label, c in fields.items() if label.startswith("The whole window")).check()
     next(b for b in page.button if b.label == "Start the matrix").click().run()
-    started = next(w for w in work.listed("demo") if w.id not in before)
+    started = next(w for w in jobs.listed("demo") if w.id not in before)
     try:
         end = time.monotonic() + 120
-        while (started := work.opened("demo", started.id)).status == "running":
+        while (started := jobs.opened("demo", started.id)).status == "running":
             assert time.monotonic() < end
             time.sleep(0.1)
         assert started.status == "done", started.log()

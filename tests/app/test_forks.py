@@ -13,16 +13,14 @@ import pytest
 
 from app import browser as driver
 from app import data, forms
-from app.charts import forks as charts
-from app.pages import _fork_blame as blame
-from app.pages import _fork_build as build
-from app.pages import _fork_kept as kept
-from app.pages import _fork_matrix as matrix
-from app.pages import _fork_one as one
-from app.pages import _fork_panels as panels
-from app.pages import _fork_sweep as sweep
-from app.pages._fork_state import State, file_of, launch, state_of
+from app import documents as kept
 from app.selection import Selection
+from app.views.blame import page as blame
+from app.views.blame import removal, summary, suspects
+from app.views.forks import fork as one
+from app.views.forks import matrix, matrix_charts, panels, sweep
+from app.views.forks import page as forks_page
+from app.views.forks.state import State, file_of, launch, state_of
 from forensics.errors import ForensicsError
 
 HOSTILE = "<script>alert(1)</script> ![](http://evil.example/a.png) \u202eevil\x07"
@@ -387,7 +385,9 @@ def test_the_cells_of_a_matrix_are_over_the_placebo_scale_and_mark_what_happened
 
 
 def test_a_matrix_is_drawn_on_canvas() -> None:
-    assert charts.matrix(False, 40, "jump")["usermeta"]["embedOptions"]["renderer"] == "canvas"
+    assert (
+        matrix_charts.matrix(False, 40, "jump")["usermeta"]["embedOptions"]["renderer"] == "canvas"
+    )
 
 
 def test_a_matrix_without_a_scale_colours_nothing() -> None:
@@ -449,14 +449,15 @@ def blame_of():
 
 
 def test_the_deletion_curve_keeps_what_was_measured() -> None:
-    found = blame.curve_of(blame_of())
+    found = removal.curve_of(blame_of())
     assert [(r["removed"], r["order"]) for r in found] == [
         (1, "by influence"),
         (1, "random"),
         (4, "by influence"),
     ]
     assert (
-        blame.title_of(blame_of()) == "Step 90: data · excess 1.500 nats/token, 31σ above its past"
+        summary.title_of(blame_of())
+        == "Step 90: data · excess 1.500 nats/token, 31σ above its past"
     )
 
 
@@ -465,12 +466,12 @@ SUSPECTS = [{"step": 90, "slot": 1}, {"step": 90, "slot": 4}, {"step": 88, "slot
 
 @pytest.mark.parametrize("rows, place", [([1], {"step": 90, "slot": 4}), ([], None), ([3], None)])
 def test_a_click_into_the_candidates_is_a_place_in_the_url(rows, place) -> None:
-    assert blame.place_of({"selection": {"rows": rows}}, SUSPECTS) == place
+    assert suspects.place_of({"selection": {"rows": rows}}, SUSPECTS) == place
 
 
 def test_the_candidate_of_the_url_is_looked_at_else_the_strongest() -> None:
-    assert blame.chosen_of(SUSPECTS, Selection(step=88, slot=1)) is SUSPECTS[2]
-    assert blame.chosen_of(SUSPECTS, Selection(step=88, slot=9)) is SUSPECTS[0]
+    assert suspects.chosen_of(SUSPECTS, Selection(step=88, slot=1)) is SUSPECTS[2]
+    assert suspects.chosen_of(SUSPECTS, Selection(step=88, slot=9)) is SUSPECTS[0]
 
 
 def test_blame_keeps_the_influence_of_tokens_where_that_is_small_and_says_what_it_costs() -> None:
@@ -492,7 +493,7 @@ def test_a_document_without_the_influence_of_tokens_is_told_from_one_that_has_no
 ) -> None:
     found = blame_of()
     found["candidates"][0] |= {"influence": influence} | ({"tokens": tokens} if tokens else {})
-    assert blame.without_tokens(found) is missing
+    assert summary.without_tokens(found) is missing
 
 
 # ---- the form
@@ -566,7 +567,7 @@ def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
         "memory_bytes": 30 << 20,
     }
     assert (
-        text_of(build.sentence_of(plan))
+        text_of(plan.sentence_of(plan))
         == "skips steps 4:6. 16 sequences of 2 steps (4 to 5) are touched, 512 targets. 5 arms, 100"
         " steps: about 36 s, 30 MiB of states."
     )
@@ -674,18 +675,16 @@ def test_what_is_chosen_on_the_page_of_a_fork_is_chosen_in_its_parent(
     assert "A fork of <code>demo</code>" in said(page)
 
 
-def test_another_row_of_the_list_is_another_fork_of_the_same_run(
-    forked, page_module, monkeypatch
-) -> None:
-    forks, gone = page_module("forks"), []
-    monkeypatch.setattr(forks, "goto", lambda **changes: gone.append(changes))
+def test_another_row_of_the_list_is_another_fork_of_the_same_run(forked, monkeypatch) -> None:
+    gone = []
+    monkeypatch.setattr(forks_page, "goto", lambda **changes: gone.append(changes))
     monkeypatch.setattr(
-        forks.st,
+        forks_page.st,
         "session_state",
         {"list": {"selection": {"rows": [1]}}, "none": {"selection": {"rows": []}}},
     )
     for key in ("list", "none"):
-        forks._picked("demo", ["a", "b"], key)
+        forks_page._picked("demo", ["a", "b"], key)
     assert gone == [{"run": "demo", "fork": "b", "part": "fork"}]
 
 
@@ -743,10 +742,10 @@ def test_the_chosen_rows_are_marked_and_have_a_table_of_their_own(forked, app_pa
 def test_blame_without_tokens_can_be_started_again_with_them(
     forked, app_page, said, monkeypatch
 ) -> None:
-    from app import work
+    from app import jobs
 
     started = []
-    monkeypatch.setattr(work, "start", lambda *about: started.append(about))
+    monkeypatch.setattr(jobs, "start", lambda *about: started.append(about))
     page = app_page("forks", run="demo", part="blame", spike=90)
     assert "The influence of each token was not kept" in said(page)
     next(b for b in page.button if b.label == "Blame again, with each token").click().run()
@@ -1080,7 +1079,7 @@ def waited(wanted, seconds=120.0):
 
 
 def test_a_fork_that_is_stopped_goes_on_from_where_it_was(forked) -> None:
-    from app import work
+    from app import jobs
 
     text = forms.file(
         {"parent": "demo", "from": 0, "to": 130, "placebos": 6, "name": "long"},
@@ -1089,7 +1088,7 @@ def test_a_fork_that_is_stopped_goes_on_from_where_it_was(forked) -> None:
     launch("demo", "long", text)
     running = waited(lambda s: s.work.progress.get("done", 0) >= 3)
     assert running.status == "running"
-    work.stop(running.work)
+    jobs.stop(running.work)
     stopped = waited(lambda s: s.status not in ("running", "starting"))
     assert stopped.status == "stopped" and 0 < stopped.halfway["step"] < 130
     launch("demo", "long", file_of(stopped))

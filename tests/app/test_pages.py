@@ -11,6 +11,9 @@ from urllib.parse import parse_qsl
 
 import pytest
 
+from app.views.runs import health, tree
+from app.views.runs import page as runs_page
+from app.views.spikes import overview, panels, summary
 from forensics.store.writer import Writer, replace_table
 
 PAGES = ["runs", "spikes", "sql"]
@@ -139,7 +142,7 @@ def test_another_run_of_the_picker_forgets_what_the_url_chose_inside_the_one_it_
 
 
 def test_a_link_to_another_page_drops_what_only_this_page_has_unless_it_is_given():
-    from app.pages import parameters
+    from app.navigation import parameters
     from app.selection import Selection
 
     here = Selection(
@@ -269,7 +272,7 @@ def test_the_runs_page_shows_only_what_differs_from_the_parent(runs, empty_runs,
     assert any("⟨U+202E⟩" in c.value for c in test.code)
 
 
-def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty_runs, page_module):
+def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty_runs):
     from app import data
 
     begin(empty_runs, "a", status="finished")
@@ -283,8 +286,7 @@ def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty
         "forks",
         {"fork": ["a-fork"], "placebos": [5], "chaos": [3], "sentence": ["drops"]},
     )
-    module = page_module("runs")
-    rows = module.tree(data.headers(), {h["run"]: h for h in data.rows("run_health")})
+    rows = tree.tree(data.headers(), {h["run"]: h for h in data.rows("run_health")})
     assert [(r["row"].strip("└ "), r["kind"]) for r in rows] == [
         ("a", "run"),
         ("a-fork", "fork"),
@@ -305,17 +307,15 @@ def test_the_tree_puts_forks_under_their_parents_and_null_forks_in_one_row(empty
         "a",
         50,
     )
-    assert module.bar_of({"selection": {"bar": [{"run": "a-fork"}]}}) == {"run": "a-fork"}
-    assert module.bar_of({"selection": {"bar": []}}) is None
+    assert tree.bar_of({"selection": {"bar": [{"run": "a-fork"}]}}) == {"run": "a-fork"}
+    assert tree.bar_of({"selection": {"bar": []}}) is None
 
 
 def touch(path, seconds_ago):
     os.utime(path, (time.time() - seconds_ago,) * 2)
 
 
-def test_a_run_that_was_killed_is_named_and_not_counted_as_healthy(
-    empty_runs, app_page, page_module, said
-):
+def test_a_run_that_was_killed_is_named_and_not_counted_as_healthy(empty_runs, app_page, said):
     from app import data
 
     for name, ago in (("killed", 4000), ("young", 10)):
@@ -330,56 +330,49 @@ def test_a_run_that_was_killed_is_named_and_not_counted_as_healthy(
     )
     assert "<code>killed</code> · stopped without saying so" in text
     assert "<code>young</code> · running" in said(app_page("runs", run="young"))
-    module = page_module("runs")
-    rows = module.tree(data.headers(), {})
+    rows = tree.tree(data.headers(), {})
     assert {r["run"]: r["status"] for r in rows} == {
-        "killed": module.SILENT,
+        "killed": health.SILENT,
         "young": "running",
         "done": "finished",
     }
 
 
-def test_a_slow_run_is_believed_for_as_long_as_its_steps_between_two_writes_take(
-    empty_runs, page_module
-):
+def test_a_slow_run_is_believed_for_as_long_as_its_steps_between_two_writes_take(empty_runs):
     from app import data
 
-    module = page_module("runs")
     with Writer(begin(empty_runs, "slow", config={"record": {"flush_every": 50}})) as w:
         w.append("steps", step=[0, 1], loss=1.0, seconds=[9.0, 11.0])
     written = empty_runs / "slow" / "tables" / "steps" / "manifest.json"
     touch(written, 1400)  # 50 steps of 10 s, three times
-    assert module.status_of(data.header("slow")) == "running"
+    assert health.status_of(data.header("slow")) == "running"
     touch(written, 1600)
-    assert module.status_of(data.header("slow")) == module.SILENT
+    assert health.status_of(data.header("slow")) == health.SILENT
     begin(empty_runs, "first")
     touch(empty_runs / "first" / "run.json", 1000)  # nothing is written before the first flush
-    assert module.status_of(data.header("first")) == "running"
+    assert health.status_of(data.header("first")) == "running"
     touch(empty_runs / "first" / "run.json", 2000)
-    assert module.status_of(data.header("first")) == module.SILENT
+    assert health.status_of(data.header("first")) == health.SILENT
 
 
-def test_the_runs_page_looks_again_when_anything_it_shows_was_written_and_only_then(
-    empty_runs, page_module
-):
-    module = page_module("runs")
+def test_the_runs_page_looks_again_when_anything_it_shows_was_written_and_only_then(empty_runs):
     folder, other = begin(empty_runs, "a"), begin(empty_runs, "b")
     with Writer(folder) as w:
         w.append("steps", step=[0], loss=1.0)
-        before = module.state_of("a")
+        before = runs_page.state_of("a")
         w.flush()
-        written = module.state_of("a")
-        assert before != written == module.state_of("a")
+        written = runs_page.state_of("a")
+        assert before != written == runs_page.state_of("a")
         w.append("certificates", first=0, last=1, bitwise=True)
         w.flush()
-    assert module.state_of("a") != written
-    seen = module.state_of("a")
+    assert runs_page.state_of("a") != written
+    seen = runs_page.state_of("a")
     with Writer(other) as w:
         w.append("events", step=0, kind="note", text="x")
-    assert module.state_of("a") != seen  # of another run: a spike is a mark in the tree
-    seen = module.state_of("a")
+    assert runs_page.state_of("a") != seen  # of another run: a spike is a mark in the tree
+    seen = runs_page.state_of("a")
     touch(folder / "tables" / "steps" / "manifest.json", 4000)
-    assert module.state_of("a") != seen  # it fell silent, or another wrote
+    assert runs_page.state_of("a") != seen  # it fell silent, or another wrote
 
 
 def test_a_fork_that_is_not_done_says_what_it_alters(empty_runs, app_page, said):
@@ -437,33 +430,30 @@ def test_hostile_documents_reach_the_page_only_as_visible_text(runs, app_page, s
     assert "<script>" not in said(test) and not test.markdown
 
 
-def test_what_a_click_changes_is_a_function_of_the_event(page_module):
-    module = page_module("spikes")
-    assert module.spike_of({"selection": {"spike": [{"step": 90.0}]}}) == {"spike": 90}
-    assert module.spike_of({"selection": {"spike": []}}) is None and module.spike_of({}) is None
-    assert module.cell_of({"selection": {"cell": [{"step": 9, "layer": 5}]}}) == {
+def test_what_a_click_changes_is_a_function_of_the_event():
+    assert overview.spike_of({"selection": {"spike": [{"step": 90.0}]}}) == {"spike": 90}
+    assert overview.spike_of({"selection": {"spike": []}}) is None and overview.spike_of({}) is None
+    assert panels.cell_of({"selection": {"cell": [{"step": 9, "layer": 5}]}}) == {
         "layer": 5,
         "step": 9,
     }
-    assert module.cell_of({"selection": {"cell": [{"step": 9, "layer": 5, "head": 3}]}}) == {
+    assert panels.cell_of({"selection": {"cell": [{"step": 9, "layer": 5, "head": 3}]}}) == {
         "layer": 5,
         "head": 3,
         "step": 9,
     }
-    assert module.cell_of({"selection": {}}) is None
+    assert panels.cell_of({"selection": {}}) is None
 
 
-def test_a_batch_too_large_to_be_drawn_whole_is_told(page_module):
+def test_a_batch_too_large_to_be_drawn_whole_is_told():
     import pyarrow as pa
 
-    module = page_module("spikes")
-    assert module.thinned(pa.table({"sequences": [512, 8]})) == ", at most 206 of 512 a step"
-    assert module.thinned(pa.table({"sequences": [206]})) == ""
-    assert module.thinned(pa.table({"sequences": pa.array([], pa.int64())})) == ""
+    assert panels.thinned(pa.table({"sequences": [512, 8]})) == ", at most 206 of 512 a step"
+    assert panels.thinned(pa.table({"sequences": [206]})) == ""
+    assert panels.thinned(pa.table({"sequences": pa.array([], pa.int64())})) == ""
 
 
-def test_the_title_of_a_spike_says_from_where_to_where_its_kind_and_when_it_was_over(page_module):
-    module = page_module("spikes")
+def test_the_title_of_a_spike_says_from_where_to_where_its_kind_and_when_it_was_over():
     spike = {
         "kind": "spike",
         "step": 1342,
@@ -476,14 +466,14 @@ def test_the_title_of_a_spike_says_from_where_to_where_its_kind_and_when_it_was_
         "tensor": None,
     }
     assert (
-        module.title_of(spike)
+        summary.title_of(spike)
         == "Step 1,342: loss 2.270 → 5.380 nats/token · fast (31σ, back in 9 steps)"
     )
-    assert module.title_of({**spike, "recovered_at": None, "spike_kind": "slow"}).endswith(
+    assert summary.title_of({**spike, "recovered_at": None, "spike_kind": "slow"}).endswith(
         "slow (31σ, not back)"
     )
-    assert module.title_of({**spike, "metric": "grad_norm"}).startswith(
+    assert summary.title_of({**spike, "metric": "grad_norm"}).startswith(
         "Step 1,342: gradient norm 2.27 → 5.38 ·"
     )
     broken = {**spike, "kind": "nonfinite", "tensor": "layers.0"}
-    assert module.title_of(broken) == "Step 1,342: loss is not finite, first in layers.0"
+    assert summary.title_of(broken) == "Step 1,342: loss is not finite, first in layers.0"

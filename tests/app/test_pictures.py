@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app import browser as driver
-from app import data, pages, pictures
+from app import data, navigation, pictures
 from app.selection import Selection
 
 SPEC = Path("sweep.toml")
@@ -94,7 +94,7 @@ def full(copied):
 
 def test_without_anything_kept_each_page_has_a_picture_and_no_part_of_the_forks_has(copied):
     found = pictures.views("demo")
-    assert set(found) == set(pages.TITLES) and all(
+    assert set(found) == set(navigation.views()) and all(
         name == page for name, (page, _) in found.items()
     )
     for _, selection in found.values():
@@ -109,14 +109,14 @@ def test_each_page_is_shown_where_something_is_kept(full):
     chosen = {name: selection for name, (_, selection) in found.items()}
     assert chosen["batch"]["position"] == 8, "the token of highest loss: the loss of target 7"
     assert (chosen["attention"]["slot"], chosen["attention"]["position"]) == (3, 20)
-    assert chosen["microscope"]["position"] == 1, "the loss, which lists its costliest tokens"
+    assert chosen["trace"]["position"] == 1, "the loss, which lists its costliest tokens"
     assert (chosen["tokens"]["step"], chosen["tokens"]["token"]) == (136, 2), (
         "a token that is verified"
     )
     parts = {
         name: (page, chosen[name]["part"])
         for name, (page, _) in found.items()
-        if name not in pages.TITLES
+        if name not in navigation.views()
     }
     assert parts == {f"forks-{p}": ("forks", p) for p in ("sweep", "matrix", "blame")}
     assert chosen["forks-blame"]["spike"] == spike
@@ -129,7 +129,7 @@ def test_each_page_is_shown_where_something_is_kept(full):
 
 def test_every_picture_stands_in_the_docs():
     text = (Path(pictures.__file__).parents[1] / "docs" / "app.md").read_text(encoding="utf-8")
-    for name in [*pages.TITLES, "forks-sweep", "forks-matrix", "forks-blame"]:
+    for name in [*navigation.views(), "forks-sweep", "forks-matrix", "forks-blame"]:
         assert f"(pictures/{name}.png)" in text
 
 

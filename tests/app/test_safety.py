@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app
-from app.show import accent, code, escaped, strong
+from app.safe_html import accent, code, escaped, strong
 from app.tokens import level, shown
 from forensics.visible import visible
 
@@ -34,7 +34,7 @@ MARKDOWN = {
     "divider",
 }
 OURS = {
-    ("caption", "show"),
+    ("caption", "safe_html"),
     ("table", "data"),
     ("table", "pa"),
     ("header", "data"),
@@ -81,16 +81,16 @@ INTEGERS = {
 }  # columns and fields of the selection that are whole numbers, whatever holds them
 # Names in labels, helps and options that a reader has looked at: our own words, or the catalog's.
 LOOKED_AT = {
-    ("pages/__init__.py", "label"),  # of `link`: each caller is looked at here
-    ("pages/_batch.py", "label"),  # of `_offer`, whose callers are in that file
-    ("pages/_fork_build.py", "label"),  # of a dictionary that stands right above
-    ("pages/_fork_build.py", "meaning"),
-    ("pages/_fork_build.py", "field.label"),  # declared with the interventions
-    ("pages/_fork_build.py", "field.help or None"),
-    ("pages/_fork_matrix.py", "list(MEASURES)"),
-    ("pages/_sql.py", "parameter"),  # a parameter's name and meaning, from queries/catalog.toml
-    ("pages/_sql.py", "its['meaning']"),
-    ("pages/forks.py", "list(PARTS)"),
+    ("navigation.py", "label"),  # of `link`: each caller is looked at here
+    ("views/batch/text.py", "label"),  # of `_offer`, whose callers are in that file
+    ("views/forks/build.py", "label"),  # of a dictionary that stands right above
+    ("views/forks/build.py", "meaning"),
+    ("views/forks/build.py", "field.label"),  # declared with the interventions
+    ("views/forks/build.py", "field.help or None"),
+    ("views/forks/matrix.py", "list(MEASURES)"),
+    ("views/sql/page.py", "parameter"),  # a parameter's name and meaning, from queries/catalog.toml
+    ("views/sql/page.py", "its['meaning']"),
+    ("views/forks/page.py", "list(PARTS)"),
 }
 
 
@@ -215,7 +215,7 @@ def _ours(node, file):
         return _ours(node.body, file) and _ours(node.orelse, file)
     if isinstance(node, ast.Call):
         name, of = _called(node.func)
-        if of == "words" and name != "listed":
+        if of == "formatting" and name != "listed":
             return True  # numbers as words
     return isinstance(node, ast.Constant) or (file, ast.unparse(node)) in LOOKED_AT
 
@@ -286,7 +286,7 @@ def test_each_name_that_was_looked_at_is_still_there():
         "st.pills('which', options=names)",
         "st.segmented_control('which', [run])",
         "st.spinner(run)",
-        "st.button(words.listed(names))",
+        "st.button(formatting.listed(names))",
         "st.button('a' if x else run)",
         "st.button('a' + run)",
         "st.dialog(run)",
@@ -304,8 +304,8 @@ def test_a_label_from_a_name_is_found_whatever_it_is_called_on(code):
     [
         "st.button('Open')",
         "st.button(f'Step {step:,}')",
-        "c.button(f'{x:.3f} and {words.count(n)}')",
-        "show.caption(path)",
+        "c.button(f'{x:.3f} and {formatting.count(n)}')",
+        "safe_html.caption(path)",
         "data.table(name)",
         "st.tabs(['a', 'b'])",
         "st.code(path)",
@@ -325,5 +325,5 @@ def test_no_chart_has_a_field_called_image_and_html_comes_from_one_place():
         text = path.read_text(encoding="utf-8")
         assert '"image"' not in text and "'image'" not in text, path
         assert "unsafe_allow_html" not in text and "unsafe_allow_javascript" not in text, path
-        if path.name not in ("show.py", "main.py"):
-            assert "st.html(" not in text, f"{path}: what a page says goes through app.show"
+        if path.name not in ("safe_html.py", "main.py"):
+            assert "st.html(" not in text, f"{path}: what a page says goes through app.safe_html"

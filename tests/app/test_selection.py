@@ -50,10 +50,12 @@ def test_any_url_parses_and_what_is_kept_survives_the_round_trip(url):
 
 def test_another_run_forgets_what_was_chosen_inside_the_first():
     selection = Selection(run="a", spike=4, step=5, layer=1, head=2, slot=3, metric="rms_t")
-    assert selection.but(run="b") == Selection(run="b", metric="rms_t")
-    assert selection.but(run="a") == selection
-    assert selection.but(layer=2).head is None
-    assert selection.but(spike=7, layer=0) == Selection(run="a", spike=7, layer=0, metric="rms_t")
+    assert selection.replacing(run="b") == Selection(run="b", metric="rms_t")
+    assert selection.replacing(run="a") == selection
+    assert selection.replacing(layer=2).head is None
+    assert selection.replacing(spike=7, layer=0) == Selection(
+        run="a", spike=7, layer=0, metric="rms_t"
+    )
 
 
 def test_what_the_page_shows_is_filled_in_where_the_url_names_nothing_and_takes_nothing_away():

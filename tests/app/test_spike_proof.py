@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from app.pages import _spike_proof as proof
+from app.views.spikes import proof
 from forensics.store.writer import Writer, replace_table
 
 HEDGE = "not proof of cause"

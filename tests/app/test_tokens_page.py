@@ -14,25 +14,10 @@ import pytest
 
 from app import browser as driver
 from app import data
-from app.pages import _token as token_page
+from app.views.tokens import lists, scatter, summary
+from app.views.tokens import token as token_page
 
 HOSTILE = "<script>alert(1)</script>![](http://evil.example/a.png)\u202e\x07"
-
-
-@pytest.fixture(scope="module")
-def page_module():
-    """The page's own functions; the module is also the page, which needs runs when it is run."""
-    import importlib.util
-
-    from app import pages
-
-    spec = importlib.util.spec_from_file_location("tokens_page", pages.FOLDER / "tokens.py")
-    module = importlib.util.module_from_spec(spec)
-    source = (
-        (pages.FOLDER / "tokens.py").read_text(encoding="utf-8").replace("\nguarded(page)\n", "\n")
-    )
-    exec(compile(source, str(pages.FOLDER / "tokens.py"), "exec"), module.__dict__)
-    return module
 
 
 def vocabulary(run, V=257):
@@ -80,27 +65,27 @@ def text_of(parts):
     return "".join(p if isinstance(p, str) else p.text for p in parts)
 
 
-def test_the_summary_counts_never_shown_candidates_and_causes(measured, page_module) -> None:
-    s = page_module.summary(data.table("token_points", run="demo", step=120))
+def test_the_summary_counts_never_shown_candidates_and_causes(measured) -> None:
+    s = summary.summary(data.table("token_points", run="demo", step=120))
     assert (s["tokens"], s["never"], s["candidates"], s["met_candidates"]) == (257, 9, 6, 0)
     assert (
         s["kinds"] == {"ok": 255, "merge-scaffold": 1, "partial-utf8": 1}
         and s["lowest"][0]["token"] == 0
     )
-    said = text_of(page_module.sentence_of(s, {0: True, 1: False}, "24 of 24 repeated"))
+    said = text_of(summary.sentence_of(s, {0: True, 1: False}, "24 of 24 repeated"))
     assert (
         "6 of 256 reachable tokens lie at or below the 2nd percentile" in said
         and "1 of 2 that were prompted are verified." in said
     )
 
 
-def test_a_checkpoint_without_an_indicator_says_so(measured, page_module) -> None:
+def test_a_checkpoint_without_an_indicator_says_so(measured) -> None:
     rows = data.table("token_points", run="demo", step=120)
     empty = rows.set_column(
         rows.column_names.index("indicator"), "indicator", pa.nulls(rows.num_rows, pa.float32())
     )
     assert "Only their exposure is known" in text_of(
-        page_module.sentence_of(page_module.summary(empty), {}, None)
+        summary.sentence_of(summary.summary(empty), {}, None)
     )
 
 
@@ -111,7 +96,7 @@ def test_the_tied_exposure_is_whichever_moved_the_row_more(measured) -> None:
     )
 
 
-def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -> None:
+def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay() -> None:
     n, caused = 30_000, 40
     rng = np.random.default_rng(0)
     kinds = ["forgotten"] * caused + ["ok"] * (n - caused)
@@ -123,7 +108,7 @@ def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -
             "indicator": rng.normal(size=n),
         }
     )
-    marks, cells = page_module.rolled(known, 20_000)
+    marks, cells = scatter.rolled(known, 20_000)
     assert marks.num_rows == caused and sum(cells["tokens"].to_pylist()) == n - caused
     assert marks.num_rows + cells.num_rows <= 20_000
     ok = known.slice(caused)
@@ -131,9 +116,9 @@ def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -
     assert min(cells["x"].to_pylist()) == pytest.approx(x.min(), abs=1e-6) and max(
         cells["y2"].to_pylist()
     ) == pytest.approx(y.max())
-    few, none = page_module.rolled(known.slice(0, 20_000), 20_000)
+    few, none = scatter.rolled(known.slice(0, 20_000), 20_000)
     assert few.num_rows == 20_000 and none.num_rows == 0
-    most, _ = page_module.rolled(
+    most, _ = scatter.rolled(
         known.set_column(1, "kind", pa.array(["forgotten"] * n)).slice(0, 25_000), 20_000
     )
     assert most.num_rows <= 20_000
@@ -142,17 +127,13 @@ def test_many_ok_tokens_are_rolled_up_and_those_with_a_cause_stay(page_module) -
 @pytest.mark.parametrize(
     "text, first", [("17", 17), ("t200", 200), ("T200", None), ("script", 3), ("99999", None)]
 )
-def test_a_token_is_found_by_id_or_text(
-    measured, page_module, text: str, first: int | None
-) -> None:
-    found = page_module.found_of(data.table("token_points", run="demo"), text)
+def test_a_token_is_found_by_id_or_text(measured, text: str, first: int | None) -> None:
+    found = lists.found_of(data.table("token_points", run="demo"), text)
     assert (found[0]["token"] if found else None) == first
 
 
-def test_a_token_in_a_list_shows_its_spaces_and_what_is_hidden(page_module) -> None:
-    assert (
-        page_module.spelled(" a\n\tb\u202e") == "␣a↵→b⟨U+202E⟩" and page_module.spelled("") == "∅"
-    )
+def test_a_token_in_a_list_shows_its_spaces_and_what_is_hidden() -> None:
+    assert lists.spelled(" a\n\tb\u202e") == "␣a↵→b⟨U+202E⟩" and lists.spelled("") == "∅"
 
 
 def test_the_documents_of_a_token_are_those_of_the_corpus(measured) -> None:
@@ -273,10 +254,10 @@ def test_a_model_that_cannot_copy_says_so_in_the_place_of_a_count(prompted, app_
 def test_the_candidates_of_a_checkpoint_can_be_verified_from_the_page(
     measured, app_page, monkeypatch
 ) -> None:
-    from app import work
+    from app import jobs
 
     started = []
-    monkeypatch.setattr(work, "start", lambda *a: started.append(a))
+    monkeypatch.setattr(jobs, "start", lambda *a: started.append(a))
     test = app_page("tokens", run="demo", step=60)
     next(b for b in test.button if b.label == "Verify the candidates by prompts").click().run()
     assert started == [("demo", "forensics", ["tokens", "demo@60", "--verify"])]
@@ -316,18 +297,18 @@ def test_the_tick_of_the_list_follows_the_url(measured, app_page) -> None:
     )
 
 
-def test_a_row_that_is_clicked_is_a_function_of_the_event(page_module, monkeypatch) -> None:
+def test_a_row_that_is_clicked_is_a_function_of_the_event(monkeypatch) -> None:
     import streamlit as st
 
     gone = []
-    monkeypatch.setattr(page_module, "goto", lambda **change: gone.append(change))
+    monkeypatch.setattr(lists, "goto", lambda **change: gone.append(change))
     for rows in ([1], [], [7]):
         monkeypatch.setattr(st, "session_state", {"list": {"selection": {"rows": rows}}})
-        page_module._chose("list", [30, 31])
+        lists._chose("list", [30, 31])
     assert gone == [{"token": 31}], (
         "the ticked row clicked again, or one that is no longer there, changes nothing"
     )
-    assert [page_module.row_of([30, 31], t) for t in (31, 5, None)] == [1, None, None]
+    assert [lists.row_of([30, 31], t) for t in (31, 5, None)] == [1, None, None]
 
 
 @pytest.mark.parametrize("dark", [False, True])

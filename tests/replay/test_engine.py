@@ -158,7 +158,9 @@ def test_arms_are_compared_on_sequences_that_none_of_them_has_consumed(
     fork = Fork(made, base, lambda *_: None)
     fresh = fork.unseen.batch.sequence.tolist()
     consumed = {int(i) for s in range(78) for i in base.stream(s).sequence}
-    consumed |= {int(i) for arm in fork.arms for s in range(78, 90) for i in arm.stream(s).sequence}
+    consumed |= {
+        int(i) for arm in fork.arms.values() for s in range(78, 90) for i in arm.stream(s).sequence
+    }
     assert len(set(fresh)) == 32 and not consumed & set(fresh)
     assert not set(fresh) & set(base.batches.order.held_out.tolist())
     result = fork.go()

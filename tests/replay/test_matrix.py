@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forensics.cli.console import plain
 from forensics.errors import ForensicsError
+from forensics.json_documents import plain
 from forensics.store.resumable import Kept
 from forensics.train.advance import advance
 from forensics.train.run import Run

@@ -1,0 +1,177 @@
+"""What did the head do? All heads small, one of them over time, its weights before, at and after,
+the logit lens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from app import data, formatting, jobs, safe_html
+from app.navigation import chosen_run, link
+from app.safe_html import Part, code, strong
+from app.selection import Selection
+from app.step import chosen_step
+from app.views.attention.heads import (
+    BEFORE,
+    chosen_head,
+    draw_over_time,
+    draw_thumbnails,
+    name_of,
+    sentence_of,
+    title_of,
+)
+from app.views.attention.lens import draw_lens
+from app.views.attention.patterns import draw_query, draw_triptych
+from app.views.attention.states import (
+    Kept,
+    attention_of,
+    broken_states,
+    of_head,
+    sequence_of,
+    slots_of,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def page() -> None:
+    selection = chosen_run()
+    selection = chosen_step(selection) if selection is not None else None
+    if selection is None:
+        return
+    run, step = str(selection.run), int(selection.step or 0)
+    heads = data.rows("heads_at", run=run, step=step, window=(max(0, step - 512), step + 1))
+    if not heads:
+        safe_html.verdict(f"Step {formatting.count(step)}", "Its heads were not recorded.")
+        first = max(0, step - BEFORE)
+        safe_html.nothing(
+            "A fork that changes nothing records them:",
+            f"replay fork {run} --from {first} --to {step + 1} --lr-scale 1@{first}:{step + 1}"
+            " --record light",
+            'record.level = "light" records every head at every step of a run.',
+        )
+        return
+    alarms = data.rows("first_alarms", run=run, step=step, window=(max(0, step - 512), step + 1))
+    head = chosen_head(heads, alarms, selection)
+    slot = _slot(run, step, selection)
+    kept = attention_of(run, step, slot)
+    left, right = st.columns([4, 1], vertical_alignment="top")
+    with left:
+        safe_html.verdict(
+            title_of(step, head),
+            *sentence_of(heads, head, alarms),
+            *_moved(kept, head),
+            hedge=[
+                "Order in time, not proof of cause. Proof: replay (Forks), or ",
+                code(f"replay blame {run} --spike {selection.spike or step}"),
+                ".",
+            ],
+        )
+    with right:
+        link("batch", "Read the batch", run=run, step=step, slot=slot)
+        link("trace", "Inside the step", run=run, step=step)
+        link("spikes", "Around the spike", run=run, spike=selection.spike)
+    overview, beside = st.columns([1.35, 1])
+    with overview:
+        draw_thumbnails(run, step, heads, head)
+    with beside:
+        draw_over_time(run, step, head)
+    _patterns(run, step, slot, head, kept, selection)
+
+
+# ---- which head, in words
+
+
+def _moved(kept: Kept | None, head: dict[str, Any]) -> list[Part]:
+    """How far the head's attention on the sequence went elsewhere, from the kept states."""
+    if kept is None:
+        return []
+    about = kept[0]
+    states, step = about["states"], about["step"]
+    if len(states) < 2 or step not in states or states[0] == step:
+        return []
+    at = states.index(step)
+    first, then = (of_head(kept, "weights", i, head) for i in (0, at))
+    gone = float(abs(then - first).sum(-1).mean() / 2) if about["block"] == 1 else math.nan
+    if not math.isfinite(gone):
+        return []
+    return [
+        "On slot ",
+        strong(about["slot"]),
+        ", ",
+        strong(formatting.share(gone)),
+        (
+            f" of its attention goes elsewhere at state {formatting.count(step)} than at"
+            f" {formatting.count(states[0])}."
+        ),
+    ]
+
+
+def _slot(run: str, step: int, selection: Selection) -> int:
+    """The sequence to look at: the URL's, else one that is kept already, else the batch's worst."""
+    rows = data.rows("batch_at", run=run, step=step, window=(max(0, step - 64), step + 1))
+    slots = [r["slot"] for r in rows]
+    if selection.slot is not None and (selection.slot in slots or not slots):
+        return selection.slot
+    looked = slots_of(run, step)
+    return looked[0] if looked else slots[0] if slots else 0
+
+
+# ---- all heads
+
+
+# ---- one head on one sequence
+
+
+def _start(run: str, arguments: list[str]) -> None:
+    jobs.start(run, "replay", arguments)
+
+
+def _patterns(
+    run: str, step: int, slot: int, head: dict[str, Any], kept: Kept | None, selection: Selection
+) -> None:
+    safe_html.heading(
+        f"{name_of(head)} on slot {slot} of batch {formatting.count(step)}, before, at and after"
+    )
+    arguments = ["attention", run, str(step), "--slot", str(slot)]
+    mine = [
+        w for w in jobs.listed(run) if w.program == "replay" and list(w.arguments[:5]) == arguments
+    ]
+    if kept is None:
+        if not any(w.status == "running" for w in mine):
+            others = [s for s in slots_of(run, step) if s != slot]
+            also = f"Kept already: slot {formatting.listed(others)}." if others else ""
+            safe_html.nothing(
+                "Its weights are not kept yet. They come from the exact states 16 steps before, at"
+                " and after, by replay:",
+                f"replay {' '.join(arguments)}",
+                also,
+            )
+            st.button(
+                "Replay to the three states", type="primary", on_click=_start, args=(run, arguments)
+            )
+        if mine:
+            jobs.panel(run, most=3, key="attention-work")
+        return
+    about = kept[0]
+    if False in about["exact"]:
+        safe_html.amber(
+            strong("Tolerance only: "),
+            "a replayed state is not the recorded one bit for bit on this machine.",
+        )
+    for state in broken_states(about, kept, head):
+        safe_html.amber(
+            strong(f"The weights of state {formatting.count(state)} are not finite"),
+            f" in {name_of(head)}: such pairs are left blank.",
+        )
+    read = sequence_of(run, data.header(run).get("corpus"), tuple(about["tokens"]))
+    draw_triptych(about, kept, head, read, selection.position)
+    draw_query(about, kept, head, read, selection.position)
+    draw_lens(about, kept, read, selection.position)
+
+
+# ---- the logit lens

@@ -1,0 +1,188 @@
+"""One head's weights on one sequence before, at and after the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from app import formatting, safe_html, theme, tokens
+from app.reading import Reading
+from app.safe_html import code
+from app.selection import goto, picked
+from app.views.attention import charts
+from app.views.attention.states import Kept, of_head, whens
+from forensics.visible import visible
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def draw_triptych(
+    about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Reading, position: int | None
+) -> None:
+    import pyarrow as pa
+
+    states, block = about["states"], about["block"]
+    T = len(about["tokens"]) - 1
+    both = [
+        (of_head(kept, "weights", i, head), of_head(kept, "scores", i, head))
+        for i in range(len(states))
+    ]
+    at = states.index(about["step"]) if about["step"] in states else len(states) - 1
+    # key, caption, weights, scores, whether it is a state and no difference
+    panels: list[tuple[str, str, np.ndarray, np.ndarray, bool]] = []
+    for (weight, score), state, when in zip(both, states, whens(states, about["step"])):
+        caption = (
+            f"{when.capitalize()}: state {formatting.count(state)} · largest logit"
+            f" {formatting.number(float(score.max()))}"
+        )
+        panels.append((f"weights-{state}", caption, weight, score, True))
+    if len(states) > 1:
+        last = len(states) - 1
+        pair = (last, 0) if states[0] < about["step"] else (last, at)
+        (w1, s1), (w0, s0) = both[pair[0]], both[pair[1]]
+        caption = (
+            f"State {formatting.count(states[pair[0]])} − state {formatting.count(states[pair[1]])}: orange"
+            " gained, blue lost"
+        )
+        panels.append(("weights-gap", caption, w1 - w0, _difference(s1, s0), False))
+    pooled = f" · pairs in blocks of {block} positions, the largest counts" if block > 1 else ""
+    safe_html.caption(
+        "Weight of each query (down) on each key (across), on one scale: from"
+        f" {', '.join(f'{100 * w:g}' for w in charts.WEIGHTS)}%, blank below{pooled} · click a row"
+    )
+    texts = [visible(t).replace("\n", "↵") for t in read.texts]
+    row = (
+        []
+        if position is None or position >= T
+        else [
+            {
+                "query": position // block * block,
+                "query2": position // block * block + block,
+                "zero": 0,
+                "all": T,
+            }
+        ]
+    )
+    schema = pa.schema([(k, pa.int64()) for k in ("query", "query2", "zero", "all")])
+    half = pa.table({"key": [0, T], "query": [0, T], "below": [T, T]})
+    for column, (key, caption, weight, score, plain) in zip(st.columns(len(panels)), panels):
+        with column:
+            safe_html.caption(caption)
+            shown = {
+                "cells": cells_of(weight, score, block, texts),
+                "half": half,
+                "row": pa.Table.from_pylist(row, schema=schema),
+            }
+            theme.draw(
+                charts.weights(safe_html.dark(), T, plain),
+                shown,
+                key=key,
+                on_select=partial(_clicked_row, key) if plain else None,
+            )
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a − b; masked pairs, −∞ in both, are 0."""
+    import numpy as np
+
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(a - b, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def cells_of(weight: np.ndarray, score: np.ndarray, block: int, texts: Sequence[str]) -> Any:
+    """The pairs whose |weight| passes the first threshold, as rectangles: key, key2, query, query2,
+    level, …
+
+    A weight that is not finite passes none.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    known = np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=0.0)
+    level = (
+        np.searchsorted(charts.WEIGHTS, np.abs(known) + 1e-9, side="right") * np.sign(known)
+    ).astype(int)
+    query, key = np.nonzero(level)
+    names = np.array([*texts, ""], dtype=object)
+    return pa.table(
+        {
+            "query": query * block,
+            "query2": query * block + block,
+            "key": key * block,
+            "key2": key * block + block,
+            "level": level[query, key],
+            "weight": weight[query, key].astype(float),
+            "score": score[query, key].astype(float),
+            "reads": pa.array(names[query * block].tolist(), pa.string()),
+            "looks": pa.array(names[key * block].tolist(), pa.string()),
+        }
+    )
+
+
+def query_of(event: Any) -> dict[str, int] | None:
+    """What a click on a pair changes in the URL: the query's position."""
+    mark = picked(event, "pair", "query")
+    return {"position": int(mark["query"])} if mark else None
+
+
+def _clicked_row(key: str) -> None:
+    change = query_of(st.session_state[key])
+    if change:
+        goto(**change)
+
+
+def draw_query(
+    about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Reading, position: int | None
+) -> None:
+    """The text, coloured by what the chosen query looks at; without one, by what all queries look
+    at.
+    """
+    states, block = about["states"], about["block"]
+    T = len(about["tokens"]) - 1
+    at = states.index(about["step"]) if about["step"] in states else 0
+    weight = of_head(kept, "weights", at, head)
+    if position is not None and position < T:
+        by_key = weight[position // block]
+        safe_html.caption(
+            f"What position {position}, ",
+            code(tokens.shown(read.texts[position]).strip("\n") or "␣"),
+            f", looks at: weight on each token at state {formatting.count(states[at])} · click another",
+        )
+    else:
+        by_key = weight.mean(0)
+        safe_html.caption(
+            f"Mean weight on each token over all queries, at state {formatting.count(states[at])} ·"
+            " click one to see what it looks at"
+        )
+    levels = attention_levels([float(by_key[i // block]) for i in range(T)])
+    titles = [f"position {i} · weight {by_key[i // block]:.3f}" for i in range(T)]
+    tokens.tokens(
+        read.texts[:T],
+        levels,
+        titles=titles,
+        key="attended",
+        chosen=position,
+        on_click=_clicked_token,
+    )
+
+
+def attention_levels(weights: Sequence[float]) -> list[int]:
+    """Strength 0 … 6 by the square root of the weight over the largest, so that small ones can be
+    seen.
+    """
+    top = max((w for w in weights if math.isfinite(w)), default=0.0)
+    return [
+        round((tokens.LEVELS - 1) * math.sqrt(w / top)) if top > 0 and math.isfinite(w) else 0
+        for w in weights
+    ]
+
+
+def _clicked_token() -> None:
+    at = tokens.clicked_token(st.session_state["attended"])
+    if at is not None:
+        goto(position=at)

@@ -1,0 +1,90 @@
+"""The sequences of a batch by loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import streamlit as st
+
+from app import formatting, safe_html, theme
+from app.selection import goto, picked
+from app.views.batch import charts
+
+
+def bars_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A bar for each sequence; without a past to stand apart from, as quiet as those within 3σ."""
+    top = _top(rows)
+    return [
+        {
+            **{k: r[k] for k in ("slot", "sequence", "share", "z", "source", "path")},
+            "level": r["level"] or 0,
+            "loss": formatting.loss(r["loss"]),
+            "place": float(r["place"]),
+            "place2": r["place"] + 0.88,
+            "zero": 0.0,
+            "shown": (
+                r["loss"]
+                if r["loss"] is not None and math.isfinite(r["loss"])
+                else top * 1.1
+                if r["loss"] is not None
+                else 0.0
+            ),
+        }
+        for r in rows
+    ]
+
+
+def _top(rows: Sequence[dict[str, Any]]) -> float:
+    """The largest finite loss."""
+    return max(
+        [r["loss"] for r in rows if r["loss"] is not None and math.isfinite(r["loss"])], default=1.0
+    )
+
+
+def draw_sequences(
+    rows: Sequence[dict[str, Any]], chosen: dict[str, Any], header: dict[str, Any]
+) -> None:
+    import pyarrow as pa
+
+    vocabulary = (header.get("shape") or {}).get("vocabulary")
+    bars, top = bars_of(rows), _top(rows)
+    past = rows[0]["baseline"]
+    lines = (
+        [{"value": past, "what": f"the 64 steps before: {formatting.loss(past)}"}]
+        if past is not None
+        else []
+    )
+    if vocabulary and top > 0.6 * math.log(vocabulary):
+        lines.append(
+            {"value": math.log(vocabulary), "what": f"ln V, guessing: {math.log(vocabulary):.3f}"}
+        )
+    safe_html.caption(
+        "Loss by sequence (nats/token), highest first · colour: σ from the sequences of the 64"
+        f" steps before, grey under 3 · click one (now slot {chosen['slot']})"
+    )
+    schema = pa.schema([("value", pa.float64()), ("what", pa.string())])
+    one = [b for b in bars if b["slot"] == chosen["slot"]]
+    theme.draw(
+        theme.filled(charts.sequences(safe_html.dark()), last=float(len(rows))),
+        {
+            "bars": pa.Table.from_pylist(bars),
+            "lines": pa.Table.from_pylist(lines, schema=schema),
+            "chosen": pa.Table.from_pylist(one),
+        },
+        key="sequences",
+        on_select=_clicked_bar,
+    )
+
+
+def slot_of(event: Any) -> dict[str, int] | None:
+    """What a click on a bar changes in the URL."""
+    mark = picked(event, "bar", "slot")
+    return {"slot": int(mark["slot"])} if mark else None
+
+
+def _clicked_bar() -> None:
+    change = slot_of(st.session_state["sequences"])
+    if change:
+        goto(**change)

@@ -1,0 +1,1 @@
+"""Which data made the spike?"""

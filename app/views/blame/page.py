@@ -1,0 +1,167 @@
+"""Which data made the spike? Blame's verdict, what goes when its suspects are removed, and who they
+are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+
+from app import data, formatting, jobs, safe_html
+from app.documents import documents
+from app.safe_html import code, strong
+from app.selection import Selection, goto
+from app.views.blame.evidence import draw_split, draw_sums, draw_trials
+from app.views.blame.removal import draw_curve
+from app.views.blame.summary import method_of, sentence_of, title_of, without_tokens
+from app.views.blame.suspects import draw_candidates
+
+KEPT = 16  # candidates of a document: replay.blame.investigate.SHOWN
+TOKEN_BYTES = 40  # of a token's id and influence in the document
+CHEAP = 16 << 20  # bytes of a document up to which they are kept without asking
+
+
+def draw(run: str, selection: Selection) -> None:
+    """The document of the URL's spike; else the newest."""
+    found = {
+        int(d["spike"]["step"]): d
+        for _, d in reversed(documents(run, "blame"))
+        if isinstance(d.get("spike"), Mapping)
+    }
+    spikes = data.rows("spikes", run=run, metric="loss")
+    newest = next(reversed(found), None)
+    spike = selection.spike if selection.spike is not None else newest
+    if spike is None and spikes:
+        spike = max(spikes, key=lambda s: s["sigma"] or 0.0)["step"]
+    _picker(run, sorted({*found, *(s["step"] for s in spikes)}), found, spike)
+    if spike is None:
+        safe_html.verdict(
+            ["No spike was found in ", code(run), ", so there is nothing to blame"],
+            hedge=[
+                "Any step can be blamed with ",
+                code(f"replay blame {run} --spike STEP --force"),
+                ".",
+            ],
+        )
+        return
+    document = found.get(spike)
+    if document is None:
+        safe_html.verdict(
+            f"Step {formatting.count(spike)} has not been blamed yet",
+            "Blame ranks each sequence of the steps before by its influence on the spike, then"
+            " removes the first 1, 2, 4 … of them by replay, beside as many random ones.",
+        )
+        length = _length(run)
+        safe_html.nothing(
+            "From the command line:",
+            " ".join(["replay", *arguments_of(run, spike, length)]),
+            f"It takes some minutes on a small run. {cost_of(length)}",
+        )
+        if not _busy(run):
+            st.button("Blame it", type="primary", on_click=_start, args=(run, spike, length))
+        return
+    _document(run, document, selection)
+
+
+def _picker(run: str, steps: list[int], found: Mapping[int, Any], spike: int | None) -> None:
+    if len(steps) > 1 and spike is not None:
+        if spike not in steps:
+            steps = sorted([*steps, spike])
+        st.session_state["blamed"] = spike
+        st.selectbox(
+            "Spike",
+            steps,
+            key="blamed",
+            label_visibility="collapsed",
+            width=280,
+            format_func=lambda s: f"step {s:,}" + ("" if s in found else " (not yet blamed)"),
+            on_change=lambda: goto(run=run, spike=st.session_state["blamed"]),
+        )
+
+
+def _length(run: str) -> int:
+    """T, tokens of a sequence."""
+    return int(
+        ((data.header(run).get("config") or {}).get("data") or {}).get("sequence_length") or 0
+    )
+
+
+def arguments_of(run: str, spike: int, length: int) -> list[str]:
+    """Of `replay blame`: with the influence of every token, where the document stays small."""
+    return [
+        "blame",
+        run,
+        "--spike",
+        str(spike),
+        *(["--tokens"] if KEPT * length * TOKEN_BYTES <= CHEAP else []),
+    ]
+
+
+def cost_of(length: int) -> str:
+    """What --tokens costs: the gradient has them anyway, only the document grows."""
+    size = KEPT * length * TOKEN_BYTES / 1000
+    room = f"{size:,.0f} kB" if size < 1000 else f"{size / 1000:,.0f} MB"
+    if "--tokens" in arguments_of("", 0, length):
+        return (
+            f"It keeps each token's influence too: that takes no further replay, only up to {room}"
+            " of the document."
+        )
+    return (
+        f"Each token's influence, which takes no further replay but up to {room} of the document,"
+        " is kept with --tokens."
+    )
+
+
+def _start(run: str, spike: int, length: int) -> None:
+    jobs.start(run, "replay", arguments_of(run, spike, length))
+
+
+def _busy(run: str) -> bool:
+    own = [w for w in jobs.listed(run) if w.arguments[:1] == ("blame",)][:1]
+    if own and own[0].status != "done":
+        jobs.panel(run, most=2, key="work-blame")
+    return bool(own) and own[0].status == "running"
+
+
+def _document(run: str, d: dict[str, Any], selection: Selection) -> None:
+    safe_html.verdict(title_of(d), *sentence_of(d), hedge=[method_of(d)])
+    if not d["control"]["bitwise"]:
+        safe_html.amber(strong("Tolerance only. "), d["control"]["sentence"], ".")
+    for note in d["notes"]:
+        safe_html.note("Note: ", note, ".")
+    _again(run, d)
+    left, right = st.columns([1.25, 1], gap="medium")
+    with left:
+        draw_curve(d)
+        draw_candidates(run, d, selection)
+    with right:
+        draw_split(d)
+        draw_trials(d)
+        draw_sums(d)
+
+
+def _again(run: str, d: Mapping[str, Any]) -> None:
+    """Blame once more, for the influence of each token, where it was not kept; while that runs, how
+    far it is.
+    """
+    busy, length = _busy(run), _length(run)
+    if without_tokens(d) and not busy:
+        spike = d["spike"]["step"]
+        safe_html.note(
+            "The influence of each token was not kept. Blaming again takes as long as it did,"
+            f" {d['seconds']:,.0f} s. ",
+            cost_of(length),
+        )
+        if "--tokens" in arguments_of(run, spike, length):
+            st.button(
+                "Blame again, with each token",
+                key="blame-again",
+                on_click=_start,
+                args=(run, spike, length),
+            )
+        else:
+            safe_html.nothing(
+                "From the command line:", f"replay blame {run} --spike {spike} --tokens"
+            )

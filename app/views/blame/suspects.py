@@ -1,0 +1,107 @@
+"""The strongest sequences, and forks without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from app import safe_html
+from app.navigation import link
+from app.selection import Selection, goto
+from app.views.forks.fork import chosen_row
+from forensics.visible import visible
+
+SHOWN = 12  # candidates
+
+
+def chosen_of(shown: Sequence[Mapping[str, Any]], selection: Selection) -> Mapping[str, Any]:
+    """The candidate of the URL, else the strongest."""
+    return next(
+        (c for c in shown if (c["step"], c["slot"]) == (selection.step, selection.slot)), shown[0]
+    )
+
+
+def draw_candidates(run: str, d: Mapping[str, Any], selection: Selection) -> None:
+    shown, spike = d["candidates"][:SHOWN], d["spike"]["step"]
+    if not shown:
+        return
+    safe_html.heading("The strongest sequences; choose one to fork without it")
+    chosen = chosen_of(shown, selection)
+    rows = [
+        {
+            "": "●" if c is chosen else "",
+            "batch": c["step"],
+            "slot": c["slot"],
+            "influence": c["influence"],
+            "goes alone": c["replayed_effect"],
+            "source": c["source"],
+            "document": c["path"],
+            "text": c["text"],
+        }
+        for c in shown
+    ]
+    number = st.column_config.NumberColumn
+    columns = {
+        "": st.column_config.TextColumn(width=24),
+        "influence": number(format="%+.4f", help="nats, first order"),
+        "goes alone": number(format="%+.4f", help="nats, by replay"),
+        "text": st.column_config.TextColumn(width="large"),
+    }
+    # a key of this choice: the tick of another, from before Back, would not go away
+    key = f"blame-candidates-{run}-{spike}-{chosen['step']}-{chosen['slot']}"
+    safe_html.frame(
+        rows,
+        key=key,
+        on_select=partial(_picked, run, spike, shown, key),
+        selection_mode="single-row",
+        column_config=columns,
+        height=min(330, 38 + 35 * len(rows)),
+    )
+    step, slot, document = chosen["step"], chosen["slot"], chosen["document"]
+    st.text(visible(str(chosen["text"])))
+    places = st.columns(3)
+    build = partial(
+        goto,
+        run=run,
+        part="build",
+        fork=None,
+        spike=spike,
+        first=d["window"][0],
+        last=spike + 24,
+        values=None,
+    )
+    places[0].button(
+        f"Fork without batch {step:,}, slot {slot}",
+        key="blame-fork-sequence",
+        on_click=partial(build, kind="remove-sequences", step=step, slot=slot, document=None),
+    )
+    if document is not None:
+        places[1].button(
+            f"Fork without document {document:,}",
+            key="blame-fork-document",
+            on_click=partial(build, kind="remove-documents", step=None, document=document),
+        )
+    link(
+        "batch", f"Batch {step:,}", container=places[2], run=run, spike=spike, step=step, slot=slot
+    )
+
+
+def place_of(
+    event: Mapping[str, Any] | None, shown: Sequence[Mapping[str, Any]]
+) -> dict[str, int] | None:
+    """What a click into the table of candidates changes in the URL."""
+    row = chosen_row(event)
+    return (
+        {"step": shown[row]["step"], "slot": shown[row]["slot"]}
+        if row is not None and row < len(shown)
+        else None
+    )
+
+
+def _picked(run: str, spike: int, shown: Sequence[Mapping[str, Any]], key: str) -> None:
+    place = place_of(st.session_state[key], shown)
+    if place:
+        goto(run=run, spike=spike, **place)

@@ -1,0 +1,313 @@
+"""Building a fork: a form, or the fork file itself; the plan of a dry run; then its launch.
+
+A dry run is `replay fork FILE --dry-run` in a process: it checks the file, runs its SQL and counts
+what is touched.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from app import data, formatting, forms, safe_html
+from app.safe_html import code
+from app.selection import LONGEST, Selection, goto, here
+from app.views.forks.plan import draw_plan
+from forensics.errors import ForensicsError
+from forensics.visible import visible
+
+NULLS = {"placebos": 3, "chaos": 1}  # how many, where nothing is said
+FILE = forms.Field(
+    "text", "Fork file", wide=True, help="TOML. SQL may name $run, $first and $last."
+)
+
+
+def draw(run: str, selection: Selection) -> None:
+    """The form's sentence, the form, its plan."""
+    said = st.container()
+    kind = _kind(selection)
+    left, right = st.columns([1.35, 1], gap="large")
+    try:
+        with left:
+            text = _form(run, kind, selection)
+    except ForensicsError as e:
+        with said:
+            safe_html.verdict(["A fork of ", code(run)], "Nothing runs before you launch it.")
+        with left:
+            safe_html.failed(e)
+        return
+    with said:
+        _verdict(run, kind, text)
+    with right:
+        safe_html.heading("The fork file")
+        st.code(visible(text), language=None)
+        draw_plan(run, text)
+
+
+def window_of(run: str, selection: Selection) -> tuple[int, int]:
+    """Where the fork of the form begins and ends, if the URL does not say."""
+    header, spike, onset = data.header(run), selection.spike, None
+    if spike is not None:
+        found = next(
+            (s for s in data.rows("spikes", run=run, metric="loss") if s["step"] == spike), None
+        )
+        onset = found["onset"] if found else None
+    begin = selection.step if selection.step is not None else onset
+    saved = [c["step"] for c in data.recorded("checkpoints", run, ("step",))]
+    reached = data.reached(run) or int(header.get("steps") or 1)
+    start, end = _states(run)
+    first, last = forms.window_for(
+        spike if spike is not None else selection.step, begin, reached, saved, start
+    )
+    first = first if selection.first is None else min(max(selection.first, start), end)
+    return first, max(last if selection.last is None else selection.last, first + 1)
+
+
+def _states(run: str) -> tuple[int, int]:
+    """The first and the last state that a fork of the run can start from."""
+    header = data.header(run)
+    start = int(header.get("first_step") or 0)
+    return start, max(start, int(header.get("steps") or 0), data.reached(run) or 0)
+
+
+def _kind(selection: Selection) -> str:
+    if selection.kind in forms.titles():
+        return str(selection.kind)
+    if selection.document is not None:
+        return "remove-documents"
+    if selection.token is not None and selection.step is None:
+        return "boost-token"
+    return "remove-sequences" if selection.step is not None else "skip"
+
+
+def _form(run: str, kind: str, selection: Selection) -> str:
+    """The widgets; returns the fork file. Each shows the URL's answer, else the run's own to begin
+    with. Errors: usage.
+    """
+    first, last = window_of(run, selection)
+    context = _context(run, kind, selection)
+    given = forms.given(selection.values, context)
+    titles = forms.titles()
+    st.session_state["fork-kind"] = kind
+    st.selectbox(
+        "What is altered",
+        list(titles),
+        key="fork-kind",
+        format_func=lambda k: titles[k],
+        on_change=partial(_other_kind, run, selection, first, last, given),
+    )
+    columns = st.columns(4)
+    moved = partial(_moved, run)
+    _put(f"from-{run}", first)
+    _put(f"to-{run}", last)
+    head: dict[str, Any] = {
+        "parent": run,
+        "from": int(
+            columns[0].number_input(
+                "From state",
+                *_states(run),
+                key=f"from-{run}",
+                on_change=moved,
+                help="State s is the one after s steps.",
+            )
+        ),
+        "to": int(
+            columns[1].number_input(
+                "To step",
+                1,
+                key=f"to-{run}",
+                on_change=moved,
+                help="The first step that is no longer run.",
+            )
+        ),
+    }
+    labels = {
+        "placebos": (
+            "Placebos",
+            "The same on random other data. 19 allow p = 0.05; 3, a factor of 5.",
+        ),
+        "chaos": ("Chaos forks", "Their start is moved by one unit in the last place."),
+    }
+    for name, column in zip(NULLS, columns[2:]):
+        key = f"{name}-{context}"
+        _put(key, forms.number(given.get(name), NULLS[name], 0, 999))
+        label, meaning = labels[name]
+        head[name] = int(
+            column.number_input(
+                label,
+                0,
+                999,
+                key=key,
+                help=meaning,
+                on_change=partial(_edited, run, context, name, key),
+            )
+        )
+    begin = _answers(run, kind, selection, head) | given
+    answers = {
+        f.name: _widget(f, begin.get(f.name, f.default), run, context) for f in _fields(kind)
+    }
+    if any(answers[f.name] != _shown(f, begin.get(f.name, f.default)) for f in _fields(kind)):
+        safe_html.note(
+            "Longer than a URL can hold: a reload of the page forgets what was written. The fork"
+            " file can be copied."
+        )
+    if kind == "file":
+        safe_html.caption(
+            "Several interventions, each a table of its own; docs/interventions.md lists every kind"
+            " and key."
+        )
+        return str(answers["text"])
+    length = int(
+        (((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0
+    )
+    return forms.file(head, [forms.intervention(kind, answers, length)])
+
+
+def _fields(kind: str) -> tuple[forms.Field, ...]:
+    return (FILE,) if kind == "file" else forms.fields(kind)
+
+
+def _widget(field: forms.Field, value: Any, run: str, context: str) -> Any:
+    key = f"{context}-{field.name}"
+    _put(key, _shown(field, value))
+    options: dict[str, Any] = {
+        "key": key,
+        "help": field.help or None,
+        "on_change": partial(_edited, run, context, field.name, key),
+    }
+    if field.read is bool:
+        return st.checkbox(field.label, **options)
+    if field.options:
+        return st.selectbox(field.label, field.options, **options)
+    if field.wide:
+        return st.text_area(field.label, height=330 if field is FILE else 92, **options)
+    return st.text_input(field.label, placeholder=field.wanted, **options)
+
+
+def _shown(field: forms.Field, value: Any) -> Any:
+    """What a widget can show of an answer, which may come from the URL."""
+    if field.read is bool:
+        return value is True
+    if field.options:
+        return value if value in field.options else field.default
+    return str(value)
+
+
+# ---- what was edited, kept in the URL
+
+
+def _context(run: str, kind: str, selection: Selection) -> str:
+    """What the form asks about: the answers to one are none to another."""
+    return f"{run}-{kind}-{selection.document}-{selection.step}-{selection.slot}-{selection.token}"
+
+
+def _put(key: str, value: Any) -> None:
+    """Show what the URL says where that is new: at first, after an edit, after Back. What no URL
+    can hold stays.
+    """
+    if key not in st.session_state or st.session_state.get(f"{key}@") != value:
+        st.session_state[key] = st.session_state[f"{key}@"] = value
+
+
+def _edited(run: str, context: str, name: str, key: str) -> None:
+    """An answer into the URL, beside those that stand there."""
+    text = forms.written(
+        context, forms.given(here().values, context) | {name: st.session_state[key]}
+    )
+    if len(text) <= LONGEST:
+        goto(run=run, part="build", values=text)
+
+
+def _moved(run: str) -> None:
+    goto(
+        run=run,
+        part="build",
+        first=st.session_state[f"from-{run}"],
+        last=st.session_state[f"to-{run}"],
+    )
+
+
+def _other_kind(
+    run: str, selection: Selection, first: int, last: int, given: Mapping[str, Any]
+) -> None:
+    """Another form over the same window, with as many null forks."""
+    kind = st.session_state["fork-kind"]
+    nulls = {name: given[name] for name in NULLS if name in given}
+    values = forms.written(_context(run, kind, selection), nulls) if nulls else None
+    goto(run=run, kind=kind, part="build", first=first, last=last, values=values)
+
+
+def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any]) -> dict[str, Any]:
+    """What the form begins with: the sequence, document or token of the URL, else an example that
+    says how it is done.
+    """
+    step, slot, first, last = selection.step, selection.slot, head["from"], head["to"]
+    if kind == "file":
+        example = {
+            "kind": "remove-documents",
+            "window": f"{first}:{last}",
+            "sql": "select document from documents where repeat_share > 0.3",
+        }
+        return {"text": forms.file(head, [example])}
+    if kind == "remove-documents":
+        return (
+            {"documents": str(selection.document)}
+            if selection.document is not None
+            else {"sql": "select document from documents where repeat_share > 0.3"}
+        )
+    if kind == "remove-sequences":
+        slots = [] if step is None else [slot] if slot is not None else _worst(run, step)
+        if slots:
+            return {"at": ", ".join(f"{step}/{s}" for s in slots)}
+        where = f"step = {step}" if step is not None else "step >= $first and step < $last"
+        return {
+            "sql": (
+                f"select {'run, ' if data.header(run).get('parent') else ''}step, slot from"
+                f" sequences where {where} order by loss desc limit 2"
+            )
+        }
+    if kind == "mask-tokens" and selection.token is not None:
+        return {"tokens": str(selection.token)}
+    if kind == "boost-token":
+        return {"token": "" if selection.token is None else str(selection.token)}
+    at = step if step is not None and first <= step < last else first
+    return {
+        "window": f"{at}:{at + 1}",
+        "a": str(at),
+        "b": str(min(at + 1, last - 1)),
+        "at": str(at),
+        "batch": str(max(0, at - 1)),
+    }
+
+
+def _worst(run: str, step: int) -> list[int]:
+    """The worst eighth of a batch, which the Spikes page's sentence names; empty where its excess
+    is not known.
+    """
+    rows = data.rows("excess_by_sequence", run=run, step=step, window=(max(0, step - 64), step + 1))
+    return [r["slot"] for r in rows[: max(1, round(len(rows) / 8))] if r["excess"] is not None]
+
+
+def _verdict(run: str, kind: str, text: str) -> None:
+    first, last = (re.search(rf"^{key} = (\d+)$", text, re.M) for key in ("from", "to"))
+    window = (
+        f" from state {formatting.count(int(first[1]))} to {formatting.count(int(last[1]))}"
+        if first and last
+        else ""
+    )
+    safe_html.verdict(
+        ["A fork of ", code(run), window],
+        "It runs beside an unaltered control, in lock-step: what differs in the end is "
+        "what the alteration did, or chaos. Placebos and chaos forks tell which.",
+        hedge=[
+            "Nothing runs before you launch it. Causal words will need p ≤ 0.05, so 19 placebos;"
+            " or, with 3 or more, an effect of 5 times the largest of them."
+        ],
+    )
+
+
+# ---- the plan

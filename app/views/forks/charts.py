@@ -1,0 +1,226 @@
+"""The Forks page: a fork beside its null forks, sweeps, the matrix of batches and states, blame's
+deletion curve.
+
+Named data: `arms` (step, value, arm, kind), `bands` (step, low, middle, high, kind), `ends` (step,
+value, word, kind, below), `losses` (step, loss, arm), `cells` (begin, step, row, ratio, level, …),
+`curves` (step, loss, state, …). To be `filled`: `bounds`, the steps shown; `rows` and `states`, in
+their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import altair as alt
+
+from app.theme import Palette, cached, labels, named, palette, template
+
+Q: Final = "quantitative"
+O: Final = "ordinal"
+N: Final = "nominal"
+STEP_TIP = alt.Tooltip("step", type=Q, format=",d")
+KINDS = ("fork", "placebo", "chaos")
+FEWEST = 5  # null forks from which a band is drawn; fewer are drawn one by one
+RATIOS = (2, 5, 10, 20)  # over the placebos' median; below the first, nothing is drawn
+
+
+def _steps(axis: bool = True, field: str = "step") -> alt.X:
+    shown = alt.Axis(title=None, labels=axis, ticks=axis, tickCount=8, format=",d", labelFlush=True)
+    return alt.X(
+        field,
+        type=Q,
+        axis=shown,
+        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
+    )
+
+
+def end_words(name: str, x: alt.X, value: str, colour: alt.Color, dx: int = -2) -> list[alt.Chart]:
+    """A word where each line ends: over it, or under it where `below` says so."""
+    rows = alt.Chart(named(name))
+    place: dict[str, Any] = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
+    return [
+        rows.transform_filter(which)
+        .mark_text(dy=dy, **place)
+        .encode(x, alt.Y(value, type=Q), colour, text=alt.Text("word", type=N))
+        for which, dy in (("!datum.below", -9), ("datum.below", 12))
+    ]
+
+
+def _colour(p: Palette) -> alt.Color:
+    return alt.Color(
+        "kind", type=N, scale=alt.Scale(domain=list(KINDS), range=[p.fork, p.parent, p.slow])
+    )
+
+
+def _dash() -> alt.StrokeDash:
+    return alt.StrokeDash(
+        "kind", type=N, scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [1, 0], [3, 3]])
+    )
+
+
+def _over_nulls(
+    y: alt.Y, low: alt.Y, p: Palette, tips: list[alt.Tooltip], axis: bool
+) -> alt.LayerChart | alt.FacetChart:
+    """The fork's line over bands of the null forks, or over each of them; a word at each line's
+    end.
+    """
+    x = _steps(axis)
+    bands = alt.Chart(named("bands"))
+    band = bands.mark_area(opacity=0.28, line=False).encode(x, low, alt.Y2("high"), _colour(p))
+    middle = bands.mark_line(strokeWidth=1.2, strokeDash=[4, 3]).encode(
+        x, alt.Y("middle", type=Q), _colour(p)
+    )
+    arms = alt.Chart(named("arms"))
+    nulls = (
+        arms.transform_filter("datum.kind != 'fork'")
+        .mark_line(strokeWidth=1.1, opacity=0.9)
+        .encode(x, y, _colour(p), _dash(), alt.Detail("arm", type=N))
+    )
+    own = (
+        arms.transform_filter("datum.kind == 'fork'")
+        .mark_line(strokeWidth=2)
+        .encode(x, y, _colour(p))
+    )
+    dots = arms.mark_point(filled=True, opacity=1).encode(
+        x,
+        y,
+        _colour(p),
+        alt.Shape(
+            "kind",
+            type=N,
+            scale=alt.Scale(domain=list(KINDS), range=["circle", "square", "triangle-up"]),
+        ),
+        size=alt.condition("datum.kind == 'fork'", alt.value(28), alt.value(14)),
+        tooltip=tips,
+    )
+    words = end_words("ends", x, "value", _colour(p))
+    back = alt.Chart(named("back")).mark_rule(strokeDash=[2, 3], color=p.ink).encode(x)
+    return alt.layer(band, middle, nulls, own, dots, back, *words)
+
+
+@cached
+def distance(dark: bool, title: str, log: bool, axis: bool) -> dict[str, Any]:
+    """How far each arm is from the control: KL or L2 on a log axis, or a signed loss gap."""
+    p = palette(dark)
+    scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True)
+    shown = labels(tickCount=4 if log else 5, format="~g" if log else "+.3~f")
+    tips = [
+        STEP_TIP,
+        alt.Tooltip("arm", type=N),
+        alt.Tooltip("value", type=Q, format=".4~g" if log else "+.4f", title=title),
+    ]
+    y = alt.Y("value", type=Q, axis=shown, scale=scale)
+    chart = _over_nulls(y, alt.Y("low", type=Q, axis=shown, scale=scale), p, tips, axis)
+    return template(chart, dark, height=(176 if log else 120) + (18 if axis else 0))
+
+
+@cached
+def gap(dark: bool) -> dict[str, Any]:
+    """Loss gap of the fork on two sets, over the placebos' own gaps on the probe set; the zero line
+    is the control.
+    """
+    p = palette(dark)
+    x = _steps(False)
+    y = alt.Y("value", type=Q, axis=labels(tickCount=5, format="+.3~f"), scale=alt.Scale(zero=True))
+    tips = [
+        STEP_TIP,
+        alt.Tooltip("arm", type=N),
+        alt.Tooltip("set", type=N),
+        alt.Tooltip("value", type=Q, format="+.4f", title="nats/token"),
+    ]
+    dash = alt.StrokeDash(
+        "set", type=N, scale=alt.Scale(domain=["probe set", "unseen"], range=[[1, 0], [5, 3]])
+    )
+    shape = alt.Shape(
+        "set", type=N, scale=alt.Scale(domain=["probe set", "unseen"], range=["circle", "square"])
+    )
+    zero = alt.Chart(named("zero")).mark_rule(color=p.parent).encode(alt.Y("value", type=Q))
+    band = (
+        alt.Chart(named("bands"))
+        .mark_area(opacity=0.28)
+        .encode(
+            x,
+            alt.Y("low", type=Q, axis=labels(tickCount=5, format="+.3~f")),
+            alt.Y2("high"),
+            _colour(p),
+        )
+    )
+    arms = alt.Chart(named("gaps"))
+    lines = arms.mark_line().encode(
+        x,
+        y,
+        _colour(p),
+        dash,
+        alt.Detail("arm", type=N),
+        strokeWidth=alt.condition("datum.kind == 'fork'", alt.value(2), alt.value(1)),
+    )
+    dots = arms.mark_point(filled=True, opacity=1).encode(
+        x,
+        y,
+        _colour(p),
+        shape,
+        size=alt.condition("datum.kind == 'fork'", alt.value(26), alt.value(8)),
+        tooltip=tips,
+    )
+    words = end_words("gap_ends", x, "value", _colour(p))
+    return template(alt.layer(zero, band, lines, dots, *words), dark, height=120)
+
+
+@cached
+def losses(dark: bool) -> dict[str, Any]:
+    """The loss of parent and fork, each on its own batches; spikes of the parent as marks."""
+    p = palette(dark)
+    who = alt.Scale(domain=["parent", "fork"], range=[p.parent, p.fork])
+    y = alt.Y("loss", type=Q, axis=labels(tickCount=5), scale=alt.Scale(zero=False))
+    tips = [STEP_TIP, alt.Tooltip("arm", type=N), alt.Tooltip("loss", type=Q, format=".3f")]
+    x, colour = _steps(False), alt.Color("arm", type=N, scale=who)
+    rows = alt.Chart(named("losses"))
+    line = rows.mark_line(strokeWidth=1.7).encode(x, y, colour)
+    dots = rows.mark_point(opacity=0, size=50).encode(x, y, colour, tooltip=tips)
+    begin = alt.Chart(named("begin")).mark_rule(strokeDash=[2, 3], color=p.faint).encode(x)
+    spikes = (
+        alt.Chart(named("spikes"))
+        .mark_point(
+            filled=True, size=80, opacity=1, shape="triangle-down", color=p.fast, yOffset=-9
+        )
+        .encode(x, y, tooltip=[STEP_TIP, alt.Tooltip("loss", type=Q, format=".3f", title="spike")])
+    )
+    return template(alt.layer(begin, line, dots, spikes), dark, height=130)
+
+
+@cached
+def layers(dark: bool, rows: int) -> dict[str, Any]:
+    """Rectangles of layer and step: L2 over the placebos' median, in four steps of blue."""
+    p = palette(dark)
+    order = alt.Y(
+        "row",
+        type=O,
+        sort=None,
+        axis=labels(ticks=False),
+        scale=alt.Scale(domain={"expr": "rows"}, padding=0.06),
+    )
+    colour = alt.Color(
+        "level", type=O, scale=alt.Scale(domain=[1, 2, 3, 4], range=list(p.down[1:]))
+    )
+    tips = [
+        STEP_TIP,
+        alt.Tooltip("row", type=N, title="of"),
+        alt.Tooltip("ratio", type=Q, format=",.1f", title="× placebos"),
+        alt.Tooltip("l2", type=Q, format=".4~g", title="L2"),
+        alt.Tooltip("placebo_l2", type=Q, format=".4~g", title="placebos' median"),
+    ]
+    cells = (
+        alt.Chart(named("cells"))
+        .mark_rect(stroke=None)
+        .encode(_steps(field="begin"), alt.X2("step"), order, colour, tooltip=tips)
+    )
+    return template(alt.layer(cells), dark, height=max(34, 15 * rows) + 26, canvas=True)
+
+
+# ---- early against late
+
+
+# ---- batch against state
+
+
+# ---- blame

@@ -1,0 +1,4 @@
+"""Which spike, data or state, and what moved first?"""
+
+TITLE = "Spikes"
+ORDER = 2

@@ -1,0 +1,82 @@
+"""The loss of the whole run with its spikes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app import data, safe_html, theme
+from app.selection import goto, picked
+from app.views.spikes import charts
+from app.views.spikes.panels import AFTER, BEFORE
+from forensics.records import BUCKET
+
+BINS = 700  # of the whole run: about one per two pixels
+
+
+SHORT = 20_000  # steps up to which the whole run is drawn from every step, not from the roll-ups
+
+
+def draw_overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] | None) -> None:
+    import pyarrow as pa
+
+    steps = data.reached(run) or 0
+    if steps <= SHORT:
+        band = data.table("loss_band", run=run, every=max(1, steps // BINS))
+    else:
+        band = data.table(
+            "loss_band_by100", run=run, every=max(1, steps // BINS // BUCKET) * BUCKET
+        )
+    marks = [
+        {
+            "step": s["step"],
+            "value": s["value"],
+            "metric": s["metric"],
+            "sigma": s["sigma"],
+            "kind": s["spike_kind"] or "nonfinite",
+        }
+        for s in found
+    ]
+    schema = pa.schema(
+        [
+            ("step", pa.int64()),
+            ("value", pa.float64()),
+            ("metric", pa.string()),
+            ("sigma", pa.float64()),
+            ("kind", pa.string()),
+        ]
+    )
+    at = [] if spike is None else [spike["step"]]
+    kinds = [k for k in theme.KINDS if any(m["kind"] == k for m in marks)]
+    safe_html.caption(
+        "Loss (nats/token), whole run"
+        + (f" · {' '.join(_sign(k) for k in kinds)} · click one" if kinds else "")
+    )
+    shown = {
+        "band": band,
+        "spikes": pa.Table.from_pylist(marks, schema=schema),
+        "chosen": pa.table({"step": at}),
+        "window": pa.table(
+            {"first": [max(0, s - BEFORE) for s in at], "last": [min(steps, s + AFTER) for s in at]}
+        ),
+    }
+    theme.draw(charts.overview(safe_html.dark()), shown, key="overview", on_select=_clicked_spike)
+
+
+def _sign(kind: str) -> str:
+    return {"batch": "■ batch", "fast": "▼ fast", "slow": "◆ slow", "nonfinite": "✚ not finite"}[
+        kind
+    ]
+
+
+def spike_of(event: Any) -> dict[str, int] | None:
+    """What a click into the overview changes in the URL."""
+    mark = picked(event, "spike", "step")
+    return {"spike": int(mark["step"])} if mark else None
+
+
+def _clicked_spike() -> None:
+    change = spike_of(st.session_state["overview"])
+    if change:
+        goto(**change)

@@ -1,0 +1,4 @@
+"""Ask anything: named queries, and one SELECT of your own."""
+
+TITLE = "SQL"
+ORDER = 9

@@ -1,0 +1,126 @@
+"""The rows that a query found: table, downloads, chart."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import streamlit as st
+
+from app import safe_html, theme
+from app.views.sql import charts
+
+SHOWN = 5_000  # rows of the table on the page; a download has all
+
+
+def draw_result(rows: Any) -> None:
+    cut = (rows.schema.metadata or {}).get(b"truncated") == b"true"
+    said = f"{rows.num_rows:,} rows" + (
+        ", cut there: aggregate, or filter by run and step" if cut else ""
+    )
+    safe_html.heading(said + (f"; the first {SHOWN:,} are shown" if rows.num_rows > SHOWN else ""))
+    if not rows.num_rows:
+        safe_html.nothing(
+            "The query found no row.",
+            hint="Another run or step may have some: see its parameters above.",
+        )
+        return
+    plain = unique(safe_html.plain(rows))
+    safe_html.frame(
+        unique(safe_html.readable(plain.slice(0, SHOWN))),
+        height=min(420, 36 * (min(rows.num_rows, 12) + 1) + 2),
+    )
+    with st.container(horizontal=True):
+        st.download_button(
+            "Download Parquet",
+            lambda: written(rows, "parquet"),
+            "result.parquet",
+            on_click="ignore",
+        )
+        st.download_button(
+            "Download CSV",
+            lambda: written(rows, "csv"),
+            "result.csv",
+            "text/csv",
+            on_click="ignore",
+        )
+    _chart(plain)
+
+
+def unique(rows: Any) -> Any:
+    """The table with columns of different names: SQL may return two of one name, a page cannot show
+    them.
+    """
+    names: list[str] = []
+    for name in rows.column_names:
+        number, fresh = 2, name
+        while fresh in names:
+            number, fresh = number + 1, f"{name}_{number}"
+        names.append(fresh)
+    return rows.rename_columns(names)
+
+
+def written(rows: Any, shape: str) -> bytes:
+    """The whole result as a file; CSV has no lists and structs: there they are JSON."""
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    out = io.BytesIO()
+    if shape == "csv":
+        pyarrow.csv.write_csv(safe_html.plain(rows), out)
+    else:
+        pyarrow.parquet.write_table(rows, out)
+    return out.getvalue()
+
+
+def axes(rows: Any) -> tuple[list[str], list[str]]:
+    """Columns that can be x (numbers, then texts) and y (numbers), the likeliest first."""
+    import pyarrow as pa
+
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
+    numbers = [f.name for f in rows.schema if any(is_it(f.type) for is_it in kinds)]
+    texts = [f.name for f in rows.schema if pa.types.is_string(f.type)]
+    likely = [n for n in ("step", "bucket", "offset") if n in numbers]
+    x = [*likely, *(n for n in numbers if n not in likely), *texts]
+    y = [n for n in numbers if n not in likely]
+    return x, [n for n in y if "loss" in n] + [n for n in y if "loss" not in n]
+
+
+def _chart(rows: Any) -> None:
+    x, y = axes(rows)
+    if not y or len(x) < 2 or rows.num_rows < 2:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        across = st.selectbox("Across", x, key=f"x-{hash(tuple(x))}", width=220)
+        up = st.selectbox(
+            "Up", [n for n in y if n != across] or y, key=f"y-{hash(tuple(y))}", width=220
+        )
+    safe_html.caption(f"{up} by {across}")
+    points, numeric = plotted(rows, across, up)
+    theme.draw(
+        (charts.curve if numeric else charts.bars)(safe_html.dark()),
+        {"rows": points},
+        key=f"result-{numeric}",
+    )
+
+
+def plotted(rows: Any, across: str, up: str) -> tuple[Any, bool]:
+    """The two columns as (x, y) and whether x is a number; more than fit are rolled up to the
+    largest y of each stretch.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    picked = pa.table({"x": rows[across], "y": rows[up].cast(pa.float64())})
+    if pa.types.is_string(picked["x"].type):
+        return picked.slice(0, 60), False
+    if picked.num_rows > theme.STEPS_MOST:
+        picked = picked.sort_by("x")
+        stretch = np.arange(picked.num_rows) * (theme.STEPS_MOST // 2) // picked.num_rows
+        grouped = (
+            picked.append_column("stretch", pa.array(stretch))
+            .group_by("stretch")
+            .aggregate([("x", "min"), ("y", "max")])
+        )
+        picked = pa.table({"x": grouped["x_min"], "y": grouped["y_max"]})
+    return picked, True

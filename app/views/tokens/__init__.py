@@ -1,0 +1,4 @@
+"""Which tokens has the model hardly trained?"""
+
+TITLE = "Tokens"
+ORDER = 8

@@ -1,0 +1,212 @@
+"""The Tokens page: indicator against exposure, one token over the checkpoints.
+
+Named data: `points` (token, exposure, indicator, kind, …), `cells` (x, x2, y, y2, tokens),
+`chosen`, `verified`, `line` (the rule's threshold); `kinds` (place, kind, word) for the legend;
+`trajectory` (step, indicator, low, middle, high, …). To be `filled`: `bounds`, the steps shown, and
+`counts`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import altair as alt
+
+from app.theme import Palette, cached, labels, named, palette, template
+
+Q: Final = "quantitative"
+N: Final = "nominal"
+KINDS = (
+    "ok",
+    "unreachable",
+    "partial-utf8",
+    "tokenizer-only",
+    "merge-scaffold",
+    "single-document",
+    "forgotten",
+)
+SHAPES = ("circle", "triangle-up", "diamond", "square", "cross", "triangle-down", "triangle-right")
+LIGHT = ("#9aa0a8", "#d55e00", "#b8408f", "#0072b2", "#00875f", "#c98a00", "#7b3fa0")
+DARK = ("#7d838c", "#ff7f0e", "#ef8fcb", "#56b4e9", "#2fc79a", "#f0c040", "#b57edc")
+MOST = 20_000  # marks in one chart
+
+
+def _colour(p: Palette) -> alt.Color:
+    return alt.Color(
+        "kind",
+        type=N,
+        scale=alt.Scale(domain=list(KINDS), range=list(DARK if p.ink == "#fafafa" else LIGHT)),
+    )
+
+
+def _shape() -> alt.Shape:
+    return alt.Shape("kind", type=N, scale=alt.Scale(domain=list(KINDS), range=list(SHAPES)))
+
+
+@cached
+def legend(dark: bool) -> dict[str, Any]:
+    """What the marks mean, each with how many there are."""
+    p = palette(dark)
+    x = alt.X("place", type=Q, axis=None, scale=alt.Scale(domain=[0, len(KINDS)], nice=False))
+    rows = alt.Chart(named("kinds"))
+    marks = rows.mark_point(filled=True, size=75, opacity=1).encode(x, _colour(p), _shape())
+    words = rows.mark_text(align="left", dx=9, fontSize=12, color=p.ink).encode(
+        x, text=alt.Text("word", type=N)
+    )
+    return template(alt.layer(marks, words), dark, height=26)
+
+
+@cached
+def scatter(dark: bool, indicator: str) -> dict[str, Any]:
+    """Indicator against log(1 + exposure); OK grey, causes by colour and shape, verified ringed; a
+    click tells the token.
+    """
+    p = palette(dark)
+    axis = alt.Axis(
+        title="exposure, log(1 + n)",
+        format=",d",
+        values=[0, 1, 3, 10, 30, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9],
+    )
+    log1p = alt.Scale(type="symlog", constant=1, nice=False, padding=10)
+    x = alt.X("exposure", type=Q, axis=axis, scale=log1p)
+    y = alt.Y(
+        "indicator",
+        type=Q,
+        axis=labels(tickCount=7, title=indicator, minExtent=34, maxExtent=34),
+        scale=alt.Scale(zero=False, padding=10),
+    )
+    tips = [
+        alt.Tooltip("token", type=Q, format="d", title="id"),
+        alt.Tooltip("text", type=N),
+        alt.Tooltip("exposure", type=Q, format=",d"),
+        alt.Tooltip("indicator", type=Q, format=".4~g"),
+        alt.Tooltip("documents", type=Q, format=",d"),
+        alt.Tooltip("kind", type=N),
+        alt.Tooltip("category", type=N),
+    ]
+    cells = (
+        alt.Chart(named("cells"))
+        .mark_rect(color=(DARK if dark else LIGHT)[0])
+        .encode(
+            alt.X("x", type=Q, axis=axis, scale=log1p),
+            alt.X2("x2"),
+            alt.Y("y", type=Q),
+            alt.Y2("y2"),
+            alt.Opacity("tokens", type=Q, scale=alt.Scale(type="log", range=[0.25, 0.95])),
+            tooltip=[alt.Tooltip("tokens", type=Q, format=",d", title="OK tokens")],
+        )
+    )
+    at = alt.selection_point(name="token", fields=["token"], on="click", clear="dblclick")
+    size = alt.condition("datum.kind == 'ok'", alt.value(16), alt.value(58))
+    strong = alt.condition("datum.kind == 'ok'", alt.value(0.5), alt.value(0.95))
+    points = (
+        alt.Chart(named("points"))
+        .mark_point(filled=True)
+        .encode(x, y, _colour(p), _shape(), size=size, opacity=strong, tooltip=tips)
+        .add_params(at)
+    )
+    rings = (
+        alt.Chart(named("verified"))
+        .mark_point(filled=False, size=150, strokeWidth=1.5, color=p.nonfinite, opacity=1)
+        .encode(x, alt.Y("indicator", type=Q))
+    )
+    chosen = (
+        alt.Chart(named("chosen"))
+        .mark_point(filled=False, size=330, strokeWidth=2, color=p.ink, opacity=1)
+        .encode(x, alt.Y("indicator", type=Q))
+    )
+    name = (
+        alt.Chart(named("chosen"))
+        .mark_text(align="left", dx=12, dy=-8, fontWeight="bold", color=p.ink)
+        .encode(x, alt.Y("indicator", type=Q), text=alt.Text("text", type=N))
+    )
+    line = (
+        alt.Chart(named("line"))
+        .mark_rule(strokeDash=[4, 3], color=p.faint)
+        .encode(alt.Y("indicator", type=Q))
+    )
+    return template(
+        alt.layer(cells, line, points, rings, chosen, name), dark, height=430, canvas=True
+    )
+
+
+@cached
+def trajectory(dark: bool) -> dict[str, Any]:
+    """One token's indicator over the checkpoints, over the 10–90 % band of tokens that nothing had
+    reached by then.
+    """
+    p = palette(dark)
+    x = alt.X(
+        "step",
+        type=Q,
+        axis=alt.Axis(title=None, format=",d", tickCount=6, labels=False),
+        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
+    )
+    y = alt.Y(
+        "indicator",
+        type=Q,
+        axis=labels(tickCount=5, minExtent=44, maxExtent=44),
+        scale=alt.Scale(zero=False),
+    )
+    tips = [
+        alt.Tooltip("step", type=Q, format=",d"),
+        alt.Tooltip("indicator", type=Q, format=".4~g"),
+        alt.Tooltip("middle", type=Q, format=".4~g", title="never reached, median"),
+        alt.Tooltip("unmet", type=Q, format=",d", title="of so many"),
+    ]
+    rows = alt.Chart(named("trajectory"))
+    band = rows.mark_area(color=p.null, opacity=0.4).encode(
+        x,
+        alt.Y("low", type=Q, axis=labels(tickCount=5, minExtent=44, maxExtent=44)),
+        alt.Y2("high"),
+    )
+    middle = rows.mark_line(color=p.parent, strokeDash=[4, 3], strokeWidth=1.2).encode(
+        x, alt.Y("middle", type=Q)
+    )
+    line = rows.mark_line(color=p.fork, strokeWidth=2).encode(x, y)
+    dots = rows.mark_point(filled=True, size=45, color=p.fork, opacity=1).encode(x, y, tooltip=tips)
+    first = alt.Chart(named("seen")).mark_rule(strokeDash=[2, 3], color=p.ink).encode(x)
+    return template(alt.layer(band, middle, first, line, dots), dark, height=170)
+
+
+@cached
+def exposure(dark: bool) -> dict[str, Any]:
+    """How often one token had been met by each checkpoint, on log(1 + n); `counts`: 0 and the
+    most.
+    """
+    p = palette(dark)
+    x = alt.X(
+        "step",
+        type=Q,
+        axis=alt.Axis(title=None, format=",d", tickCount=6),
+        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
+    )
+    y = alt.Y(
+        "count",
+        type=Q,
+        axis=labels(
+            format=",d",
+            values=[0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8],
+            minExtent=44,
+            maxExtent=44,
+        ),
+        scale=alt.Scale(type="symlog", constant=1, nice=False, domain={"expr": "counts"}),
+    )
+    kinds = ["as input", "as target"]
+    colour = alt.Color("what", type=N, scale=alt.Scale(domain=kinds, range=[p.fork, p.parent]))
+    shape = alt.Shape("what", type=N, scale=alt.Scale(domain=kinds, range=["circle", "square"]))
+    dash = alt.StrokeDash("what", type=N, scale=alt.Scale(domain=kinds, range=[[1, 0], [4, 3]]))
+    rows = alt.Chart(named("exposures"))
+    line = rows.mark_line(strokeWidth=1.6).encode(x, y, colour, dash)
+    dots = rows.mark_point(filled=True, size=34, opacity=1).encode(
+        x,
+        y,
+        colour,
+        shape,
+        tooltip=[
+            alt.Tooltip("step", type=Q, format=",d"),
+            alt.Tooltip("what", type=N),
+            alt.Tooltip("count", type=Q, format=",d"),
+        ],
+    )
+    return template(alt.layer(line, dots), dark, height=130)

@@ -1,0 +1,125 @@
+"""Which tokens never learned? Indicator against exposure at a checkpoint; one token over the run,
+and where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from app import data, jobs, safe_html
+from app.navigation import chosen_run
+from app.safe_html import code
+from app.selection import goto, here
+from app.views.tokens import token as _token
+from app.views.tokens.lists import draw_list, draw_search
+from app.views.tokens.scatter import draw_scatter
+from app.views.tokens.summary import draw_verdict
+
+if TYPE_CHECKING:
+    import pyarrow
+
+
+def page() -> None:
+    selection = chosen_run()
+    if selection is None:
+        return
+    run = str(selection.run)
+    measured = [c for c in data.rows("token_checkpoints", run=run) if c["tokens"]]
+    if not measured:
+        _empty(run)
+        return
+    steps = [c["step"] for c in measured]
+    best = [c["step"] for c in measured if c["measured"]] or steps
+    step = (
+        selection.step if selection.step is not None and selection.step in steps else int(best[-1])
+    )
+    tied = bool((data.header(run).get("shape") or {}).get("tied"))
+    points = data.table("token_points", run=run, step=step, tied=int(tied))
+    verified, told = _token.verified_of(run, step)
+    draw_verdict(run, step, points, tied, verified, told)
+    if told is None and step in [c["step"] for c in measured if c["measured"]]:
+        _offer(run, step)
+    _checkpoints(steps, step)
+    _body(run, step, points, verified, tied)
+    if jobs.listed(run):
+        _panel(run)
+
+
+@st.fragment
+def _body(
+    run: str, step: int, points: pyarrow.Table, verified: Mapping[int, bool], tied: bool
+) -> None:
+    """The overview and the token that is chosen in it: a click runs this again, not the page."""
+    token = here().token
+    left, right = st.columns([1.45, 1], gap="large")
+    chosen = token if token is not None else _first(points)
+    with left:
+        draw_scatter(points, token, verified, tied)
+        draw_list(points, verified, chosen, f"{run}-{step}")
+    with right:
+        draw_search(points, chosen, f"{run}-{step}")
+        if chosen is not None:
+            _token.draw(run, step, chosen, points, verified)
+
+
+def _empty(run: str) -> None:
+    safe_html.verdict(
+        ["No token of ", code(run), " has been measured yet"],
+        "Each token's embedding is held against how often the run showed it: exposure is known"
+        " exactly, from the data order.",
+    )
+    safe_html.nothing(
+        "From the command line:",
+        f"forensics tokens {run}",
+        "It measures the last checkpoint; RUN@STEP another one.",
+    )
+    if not _panel(run):
+        st.button(
+            "Measure the tokens", type="primary", on_click=_start, args=(run, ["tokens", run])
+        )
+
+
+def _start(run: str, arguments: list[str]) -> None:
+    jobs.start(run, "forensics", arguments)
+
+
+def _offer(run: str, step: int) -> None:
+    """A button that has the candidates verified, unless tokens are being measured already."""
+    arguments = ["tokens", f"{run}@{step}", "--verify"]
+    if not any(w.status == "running" and w.arguments[:1] == ("tokens",) for w in jobs.listed(run)):
+        st.button("Verify the candidates by prompts", on_click=_start, args=(run, arguments))
+
+
+def _panel(run: str) -> bool:
+    """The newest measurement while it runs, or when it failed; True while it runs."""
+    own = [w for w in jobs.listed(run) if w.arguments[:1] == ("tokens",)][:1]
+    if own and own[0].status != "done":
+        jobs.panel(run, most=1, key="work-tokens")
+    return bool(own) and own[0].status == "running"
+
+
+# ---- the sentence
+
+
+# ---- the overview
+
+
+def _checkpoints(steps: list[int], step: int) -> None:
+    if len(steps) > 1:
+        st.session_state["token-step"] = step
+        st.select_slider(
+            "Checkpoint",
+            steps,
+            key="token-step",
+            on_change=lambda: goto(step=st.session_state["token-step"]),
+        )
+
+
+def _first(points: pyarrow.Table) -> int | None:
+    return points["token"][0].as_py() if points.num_rows else None
+
+
+# ---- lists

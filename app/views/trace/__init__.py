@@ -1,0 +1,5 @@
+"""What inside one step went wrong?"""
+
+TITLE = "Microscope"
+ORDER = 5
+PATH = "microscope"

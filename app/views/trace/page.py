@@ -1,0 +1,146 @@
+"""What inside the step broke it? The events of a traced step in order, the update by tensor, the
+line along it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import streamlit as st
+
+from app import data, formatting, jobs, safe_html
+from app.navigation import chosen_run, link
+from app.safe_html import strong
+from app.selection import goto
+from app.step import chosen_step
+from app.views.trace.events import (
+    largest_of,
+)
+from app.views.trace.summary import hedge_of, sentence_of, title_of
+from app.views.trace.timeline import NUMBERS, draw_event, draw_timeline
+from app.views.trace.update import draw_blame, draw_scan
+
+
+def page() -> None:
+    selection = chosen_run()
+    selection = chosen_step(selection) if selection is not None else None
+    if selection is None:
+        return
+    run, step = str(selection.run), int(selection.step or 0)
+    trace = _kept(run, step)
+    left, right = st.columns([4, 1], vertical_alignment="top")
+    with left:
+        if trace is None:
+            _untraced(run, step)
+        else:
+            safe_html.verdict(
+                title_of(trace), *sentence_of(trace), hedge=hedge_of(run, step, selection)
+            )
+    with right:
+        link("batch", "Read the batch", run=run, step=step)
+        link("attention", "Attention at this step", run=run, step=step)
+        link("spikes", "Around the spike", run=run, spike=selection.spike)
+    if trace is None:
+        return
+    if trace.get("exact") is False:
+        safe_html.amber(
+            strong("Tolerance only: "),
+            "the traced step is not the recorded one bit for bit on this machine.",
+        )
+    draw_timeline(trace, selection.position)
+    update, along = st.columns([1.35, 1])
+    with update:
+        draw_blame(trace)
+    with along:
+        draw_scan(trace)
+    if selection.position is None or selection.position >= len(trace["events"]):
+        _largest(trace)
+        return
+    most, one = st.columns([1.35, 1])
+    with most:
+        _largest(trace)
+    with one:
+        draw_event(trace, selection.position, run)
+
+
+def _kept(run: str, step: int) -> dict[str, Any] | None:
+    from replay.step import artifacts
+
+    path = artifacts.trace_of(data.runs_folder() / data.require(run), step)
+    document = data.document(path)
+    return document if "events" in document else None
+
+
+def _untraced(run: str, step: int) -> None:
+    """What the records tell of the step, and how to look inside."""
+    rows = data.rows(
+        "steps_around", run=run, step=step, before=1, after=0, window=(max(0, step - 1), step + 1)
+    )
+    row = rows[-1] if rows and rows[-1]["step"] == step else None
+    if row is None:
+        safe_html.verdict(f"Step {formatting.count(step)} was not recorded.")
+    else:
+        clipped = row["clip_scale"] is not None and row["clip_scale"] < 1
+        safe_html.verdict(
+            f"Step {formatting.count(step)}: loss {formatting.loss(row['loss'])} nats/token, gradient norm"
+            f" {formatting.number(row['grad_norm'])}",
+            (
+                f"Clipping scaled the gradient by {formatting.number(row['clip_scale'])}. "
+                if clipped
+                else "The gradient was not clipped. "
+            ),
+            "What happened inside is not known until the step is run again under the microscope.",
+        )
+    arguments = ["trace", run, str(step)]
+    mine = [
+        w for w in jobs.listed(run) if w.program == "replay" and list(w.arguments[:3]) == arguments
+    ]
+    first = max(data.header(run).get("first_step") or 0, 0) + 1
+    if step < first:
+        safe_html.nothing(
+            f"A step is traced beside the one before it: {run} has such steps from {first:,} on."
+        )
+    elif not any(w.status == "running" for w in mine):
+        safe_html.nothing(
+            "Replays to the exact state, then runs the step once more, watched at every sub-layer:",
+            f"replay {' '.join(arguments)}",
+        )
+        st.button("Trace this step", type="primary", on_click=_start, args=(run, arguments))
+    if mine:
+        jobs.panel(run, most=3, key="trace-work")
+    others = _traced(run)
+    if others:
+        with st.container(horizontal=True, gap="small"):
+            safe_html.caption("Traced already:")
+            for other in others[:8]:
+                st.button(
+                    f"{other:,}",
+                    key=f"traced-{other}",
+                    type="tertiary",
+                    on_click=goto,
+                    kwargs={"step": other},
+                )
+
+
+def _start(run: str, arguments: list[str]) -> None:
+    jobs.start(run, "replay", arguments)
+
+
+def _traced(run: str) -> list[int]:
+    folder = data.runs_folder() / data.require(run) / "looks"
+    steps = [path.stem.removeprefix("trace-") for path in folder.glob("trace-*.json")]
+    return sorted(int(s) for s in steps if s.isdecimal())
+
+
+# ---- the sentence
+
+
+# ---- the timeline
+
+
+# ---- the update
+
+
+def _largest(trace: dict[str, Any], most: int = 40) -> None:
+    safe_html.heading("What moved most")
+    safe_html.frame(largest_of(trace, most), column_config=NUMBERS, height=280, placeholder="")
