@@ -29,7 +29,7 @@ from forensics.step.batch import Batch, BatchStream
 from forensics.train.advance import advance
 from forensics.train.loop import train
 from forensics.train.run import Run, open_run
-from replay.blame import metagradient
+from replay.blame import window_memory
 from replay.blame.metagradient import Target, influence, probe_target
 
 K, B, T, TOP = 16, 32, 16, 5
@@ -156,18 +156,18 @@ def long_window(run: Run, steps: int = 64) -> dict[str, Any]:
     target, start, held = (
         probe_target(run, run.batches.held_out()),
         run.state_at(20),
-        metagradient.HOLD,
+        window_memory.HOLD,
     )
     found = {}
     for name, hold in (("all kept", held), ("every root-K-th state", 0)):
-        metagradient.HOLD = hold
+        window_memory.HOLD = hold
         one = influence(run, 20, 20 + steps, target, start=start, check=False)
         found[name] = {
             "advances": one.advances,
             "per_step": one.advances / steps,
             "seconds": one.seconds,
         }
-    metagradient.HOLD = held
+    window_memory.HOLD = held
     return {"steps": steps, **found}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from replay.blame.deletion import AWAY
-from replay.blame.removed_replays import Replays
+from replay.blame.window_replays import Replays
 from replay.interventions.rows import Slot
 
 BUDGET = 200  # replays

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.blame.removed_replays import Removal, Replays
+from replay.blame.window_replays import Removal, Replays
 from replay.compare import null_test
 from replay.interventions.rows import Slot
 

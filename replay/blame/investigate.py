@@ -24,13 +24,14 @@ from forensics.progress import ProgressCallback, silent
 from forensics.store.writer import replace_table, write_atomic
 from forensics.train.loop import now
 from forensics.train.run import Run
-from replay.blame import candidates, suspects, verdict
+from replay.blame import candidates, counterfactuals, influence_text, suspects, verdict
 from replay.blame.bisect import BUDGET, Found, bisect
+from replay.blame.blamed_step import Asked, the_spike
 from replay.blame.candidates import Influences
 from replay.blame.deletion import AWAY, HALF, Point, Proof, deletion_curve, prove
-from replay.blame.excess import BEFORE, Asked, Control, clean_probes, lowest, the_spike
-from replay.blame.removed_replays import Replays
+from replay.blame.excess import BEFORE, Control, clean_probes, lowest
 from replay.blame.suspects import Suspect
+from replay.blame.window_replays import Replays
 from replay.interventions.rows import Slot
 from replay.lineage import open_trajectory, require_intact
 from replay.step.update_split import layer_blame, line_scan, split_update
@@ -103,7 +104,7 @@ def _first(run: Run, step: int, window: int) -> int:
 
 def _require_memory(run: Run, steps: int, precision: str) -> None:
     """Refuse a window that does not fit. Errors: memory."""
-    from replay.blame.metagradient import longest_window, memory_needed
+    from replay.blame.window_memory import longest_window, memory_needed
 
     free, needed = _free_memory(run), memory_needed(run, steps, precision)
     if free is not None and needed > free:
@@ -217,7 +218,7 @@ class _Blame:
         self._keep(document)
         if page is not None:
             shown = [(c, self.pieces(c)) for c in document["candidates"]]
-            write_atomic(page, candidates.page(document, shown).encode())
+            write_atomic(page, influence_text.page(document, shown).encode())
         document["coloured"] = [self.pieces(c) for c in document["candidates"][:3]]
         return document
 
@@ -391,14 +392,14 @@ class _Blame:
             if self.proof is not None and found
             else self.first
         )
-        f.other_data = verdict.other_data(self.replays, first)
-        f.stale = verdict.stale_tensors(self.run, min(first, S - 1), S)
+        f.other_data = counterfactuals.other_data(self.replays, first)
+        f.stale = counterfactuals.stale_tensors(self.run, min(first, S - 1), S)
         if all(t.spikes for t in f.other_data):
-            f.steady_rate = verdict.steady_rate(self.replays)
-            f.up_to_date = verdict.up_to_date(self.replays, self.first)
+            f.steady_rate = counterfactuals.steady_rate(self.replays)
+            f.up_to_date = counterfactuals.up_to_date(self.replays, self.first)
         elif self.proof is not None and self.proof.causal:
-            f.other_states = verdict.other_states(self.replays, first)
-            f.up_to_date = verdict.up_to_date(self.replays, first)
+            f.other_states = counterfactuals.other_states(self.replays, first)
+            f.up_to_date = counterfactuals.up_to_date(self.replays, first)
 
     def _tensors(self) -> None:
         """The update of the window after which P's loss rose most, taken apart by tensor."""
@@ -438,7 +439,7 @@ class _Blame:
 
     def pieces(self, candidate: dict[str, Any]) -> list[tuple[str, float]]:
         """The coloured text of a candidate."""
-        return candidates.pieces(
+        return influence_text.pieces(
             self.replays, self.influences, self.replays.row(candidate["step"], candidate["slot"])
         )
 

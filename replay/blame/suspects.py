@@ -11,7 +11,7 @@ from replay.blame import candidates
 from replay.blame.bisect import document_spans
 from replay.blame.candidates import Influences
 from replay.blame.deletion import SHARE
-from replay.blame.removed_replays import Replays
+from replay.blame.window_replays import Replays
 from replay.interventions.rows import Slot
 
 SINGLE = 3  # leading documents that are removed each by itself

@@ -177,7 +177,7 @@ def _tell_candidates(d: dict[str, Any], coloured: list[list[tuple[str, float]]])
 def _tell_text(d: dict[str, Any], coloured: list[list[tuple[str, float]]]) -> None:
     from rich.console import Console
 
-    from replay.blame.candidates import coloured as shaded
+    from replay.blame.influence_text import coloured as shaded
 
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     largest = max((abs(v) for parts in coloured for _, v in parts), default=0.0)

@@ -14,6 +14,7 @@ from replay.cli import output
 from replay.cli.blame import blame
 from replay.cli.boost import boost
 from replay.cli.fork_options import ForkCommand, from_flags, steps
+from replay.step.perfetto import write_perfetto
 
 
 @click.group(cls=Program, name="replay", example="replay verify demo 390 410")
@@ -373,7 +374,7 @@ def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
     with bar("taking the update apart", "tensors") as progress:
         document = microscope.trace(runs_folder(), run, step, progress)
     if perfetto is not None:
-        microscope.write_perfetto(document, perfetto)
+        write_perfetto(document, perfetto)
     emit(document, lambda: output.trace(document, top))
 
 

@@ -309,14 +309,14 @@ def told(folder, at, tokens):
 def test_a_sequence_that_an_intervention_made_is_read_by_a_process_and_not_by_the_page(
     made, app_page, said, monkeypatch
 ):
-    import replay.step.look
+    import replay.step.batch_contents
     from app import jobs
     from forensics.errors import ForensicsError
 
     def never(*_):
         raise AssertionError("the page's script replays nothing")
 
-    monkeypatch.setattr(replay.step.look, "batch_at", never)
+    monkeypatch.setattr(replay.step.batch_contents, "batch_at", never)
     started = []
     monkeypatch.setattr(jobs, "start", lambda *a, **k: started.append(a))
     test = app_page("batch", run="made", step=122)

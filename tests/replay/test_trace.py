@@ -13,7 +13,7 @@ import torch
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
-from replay.step import trace, update_split
+from replay.step import perfetto, step_watch, trace, trace_events, update_split
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_the_numbers_are_the_recorders_own(traced: dict, trained: Path) -> None:
 def test_the_worst_tokens_are_the_worst(traced: dict) -> None:
     worst = next(e for e in traced["events"] if e["phase"] == "loss")["detail"]
     losses = [token["loss"] for token in worst]
-    assert len(worst) == trace.WORST_TOKENS and losses == sorted(losses, reverse=True)
+    assert len(worst) == trace_events.WORST_TOKENS and losses == sorted(losses, reverse=True)
 
 
 def test_memory_and_data_add_up_to_the_update(base: Run) -> None:
@@ -118,7 +118,7 @@ def test_the_line_scan_runs_through_both_states(traced: dict) -> None:
 
 
 def test_perfetto_gets_one_row_per_phase_and_plain_json(traced: dict, tmp_path: Path) -> None:
-    trace.write_perfetto(traced, tmp_path / "t.json")
+    perfetto.write_perfetto(traced, tmp_path / "t.json")
     document = json.loads(
         (tmp_path / "t.json").read_text(), parse_constant=lambda x: pytest.fail(x)
     )
@@ -146,9 +146,9 @@ def test_a_nan_of_any_micro_batch_stays_one(minimum):
     for order in ((1.0, math.nan, 2.0), (math.nan, 1.0), (1.0, math.nan)):
         values = {}
         for value in order:
-            trace._merge(values, "x", value, minimum)
+            step_watch.merge_extreme(values, "x", value, minimum)
         assert math.isnan(values["x"]), order
     values = {}
     for value in (1.0, math.inf, -2.0):
-        trace._merge(values, "x", value, minimum)
+        step_watch.merge_extreme(values, "x", value, minimum)
     assert values["x"] == (-2.0 if minimum else math.inf)

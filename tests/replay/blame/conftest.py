@@ -11,7 +11,7 @@ import pytest
 from benchmarks import blame_study
 from replay.blame.excess import Control, Probes, clean_probes
 from replay.blame.investigate import blame
-from replay.blame.removed_replays import Replays
+from replay.blame.window_replays import Replays
 from replay.lineage import open_trajectory
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.blame_study import AT
-from replay.blame import candidates
+from replay.blame import candidates, influence_text
 from replay.blame.bisect import document_spans
 from replay.blame.candidates import Influences
 
@@ -54,7 +54,7 @@ def test_what_no_method_looked_at_has_no_influence(hurt, influences):
 
 def test_the_pieces_of_a_sequence_are_its_text_and_its_influence(hurt, influences):
     row = hurt.row(AT, 0)
-    parts = candidates.pieces(hurt, influences, row)
+    parts = influence_text.pieces(hurt, influences, row)
     ids = hurt.run.stream(AT).tokens[0].tolist()
     assert "".join(text for text, _ in parts) == candidates.visible(hurt.run.corpus.decode(ids))
     assert sum(v for _, v in parts) == pytest.approx(influences.of(row))
@@ -62,7 +62,7 @@ def test_the_pieces_of_a_sequence_are_its_text_and_its_influence(hurt, influence
 
 def test_text_of_the_corpus_is_neither_markup_nor_html(hurt):
     parts = [("[bold red]<script>alert(1)</script>&", 1.0), ("ok", -1.0)]
-    assert candidates.coloured(parts, 1.0).plain == "[bold red]<script>alert(1)</script>&ok"
+    assert influence_text.coloured(parts, 1.0).plain == "[bold red]<script>alert(1)</script>&ok"
     candidate = {
         "step": 1,
         "slot": 2,
@@ -78,12 +78,12 @@ def test_text_of_the_corpus_is_neither_markup_nor_html(hurt):
         "sentence": "<i>",
         "deletion_curve": [],
     }
-    page = candidates.page(document, [(candidate, parts)])
+    page = influence_text.page(document, [(candidate, parts)])
     assert "<script" not in page and "<b>" not in page and "<i>" not in page and "\x1b" not in page
     assert "&lt;script&gt;" in page and "[bold red]" in page
 
 
 def test_strong_text_is_red_where_it_raises_and_blue_where_it_lowers():
-    text = candidates.coloured([("up", 1.0), ("down", -1.0), ("none", 0.0)], 1.0)
+    text = influence_text.coloured([("up", 1.0), ("down", -1.0), ("none", 0.0)], 1.0)
     styles = [str(span.style) for span in text.spans]
     assert len(styles) == 2 and "rgb(220,30,30)" in styles[0] and "rgb(30,40,220)" in styles[1]

@@ -16,9 +16,10 @@ from forensics.step.skip_step import SkipWindow
 from forensics.train.advance import fold
 from forensics.train.loop import train
 from forensics.train.run import open_run
-from replay.blame import metagradient
+from replay.blame import window_memory
 from replay.blame.adjoint import Smooth
-from replay.blame.metagradient import influence, longest_window, memory_needed, probe_target
+from replay.blame.metagradient import influence, probe_target
+from replay.blame.window_memory import longest_window, memory_needed
 
 STEPS, B, T = 8, 4, 16
 VARIANTS = {
@@ -193,8 +194,8 @@ def test_kept_states_and_all_states_give_the_same_bits(case, monkeypatch):
     made = case()
     ask = {"start": made.start, "tokens": True, "check": False}
     whole = influence(made.run, 0, STEPS, made.target, **ask)
-    monkeypatch.setattr(metagradient, "HOLD", 0)
-    assert metagradient.segment(1, STEPS) == 2
+    monkeypatch.setattr(window_memory, "HOLD", 0)
+    assert window_memory.segment(1, STEPS) == 2
     kept = influence(made.run, 0, STEPS, made.target, **ask)
     assert np.array_equal(kept.by_token, whole.by_token) and kept.value == whole.value
     assert kept.condition is None
@@ -339,7 +340,7 @@ def test_a_target_that_nothing_moves_has_no_influence(case):
 
 
 def test_progress_goes_to_its_end(base, monkeypatch):
-    monkeypatch.setattr(metagradient, "HOLD", 0)
+    monkeypatch.setattr(window_memory, "HOLD", 0)
     seen = []
     influence(base, 40, 47, progress=lambda done, total, note="": seen.append((done, total)))
     assert [done for done, _ in seen] == list(range(1, 29)) and {total for _, total in seen} == {28}

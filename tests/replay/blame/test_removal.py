@@ -7,7 +7,7 @@ import pytest
 from benchmarks.blame_study import AT
 from replay.blame import deletion
 from replay.blame.bisect import _Search, bisect
-from replay.blame.removed_replays import Replays
+from replay.blame.window_replays import Replays
 from replay.interventions.row_removal import Removal, removed
 from replay.interventions.rows import Slot
 

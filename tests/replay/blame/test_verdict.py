@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from replay.blame.blamed_step import Asked
+from replay.blame.counterfactuals import Trial
 from replay.blame.deletion import Proof
-from replay.blame.excess import Asked, Excess
-from replay.blame.verdict import Facts, Trial, judge
+from replay.blame.excess import Excess
+from replay.blame.verdict import Facts, judge
 from replay.interventions.rows import Slot
 from replay.verify import Report
 
