@@ -1,14 +1,14 @@
 """The forms of the Forks page: the questions that an intervention's fields ask, and the fork file
 that their answers make.
 
-titles()                                                   # {"drop": "Drop batches: …", …}
-fields("lr-scale")                                         # (Field("window", …), Field("factor", …))
-intervention("lr-scale", {"window": "", "factor": "0.5"})  # {"kind": "lr-scale", "factor": 0.5}
-given(written("lr-scale", {"factor": "2"}), "lr-scale")    # {"factor": "2"}: as the URL keeps edits
-file({"parent": "demo", "from": 400, "to": 420}, [that])   # a fork file; replay/forks/spec.py checks
+titles()                                                 # {"drop": "Drop batches: …", …}
+fields("lr-scale")                                       # (Field("window", …), Field("factor", …))
+intervention("lr-scale", {"factor": "0.5"})              # {"kind": "lr-scale", "factor": 0.5}
+given(written("lr-scale", {"factor": "2"}), "lr-scale")  # {"factor": "2"}: as the URL keeps edits
+file({"parent": "demo", "from": 400, "to": 420}, [that]) # a fork file; `replay fork` checks it
 
-A kind declares its title, and each field its label (replay/interventions/fields.py); this page asks
-for what has one.
+A kind declares its title, and each of its fields a label (replay/interventions/fields.py); the page
+asks for what has one.
 """
 
 from __future__ import annotations
@@ -45,23 +45,25 @@ class Field:
     help: str = ""
 
 
+def _words(text: str) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", text.strip()) if word]
+
+
 def _ids(text: str) -> list[int]:
-    return [int(part) for part in re.split(r"[\s,]+", text.strip()) if part]
+    return [int(word) for word in _words(text)]
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in re.split(r"[\s,]+", text.strip()) if part]
+    return [float(word) for word in _words(text)]
 
 
 def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _places(text: str) -> list[list[int]]:
     """`402/3, 402/7` as (step, slot) pairs."""
-    pairs = [
-        [int(n) for n in part.split("/")] for part in re.split(r"[\s,]+", text.strip()) if part
-    ]
+    pairs = [[int(number) for number in word.split("/")] for word in _words(text)]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(text)
     return pairs
@@ -92,8 +94,8 @@ def titles() -> dict[str, str]:
     """Return the kinds that have a form and what the page calls them, in the order of `replay fork
     --help`.
     """
-    own = {kind.kind: kind.title for kind in kinds() if kind.title}
-    return own | {FILE: "Any kind: write the fork file"}
+    with_form = {kind.kind: kind.title for kind in kinds() if kind.title}
+    return with_form | {FILE: "Any kind: write the fork file"}
 
 
 def fields(kind: str) -> tuple[Field, ...]:
@@ -102,7 +104,7 @@ def fields(kind: str) -> tuple[Field, ...]:
 
 
 def _fields(kind: type) -> Iterator[Field]:
-    """The window first, and after a field that SQL may fill, the SQL."""
+    """Yield the window first, and after a field that SQL may fill, the SQL."""
     if issubclass(kind, Windowed):
         yield WINDOW
     declarations = declared.fields_of(kind)
@@ -134,9 +136,11 @@ def _field(field: declared.Field) -> Field:
 
 
 def _without_none(type_: Any) -> Any:
-    """The type of a field that may be left out."""
-    alternatives = [t for t in typing.get_args(type_) if t is not type(None)]
-    return alternatives[0] if type(None) in typing.get_args(type_) else type_
+    """Return the type of a field that may be left out."""
+    alternatives = typing.get_args(type_)
+    if type(None) not in alternatives:
+        return type_
+    return next(each for each in alternatives if each is not type(None))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -194,8 +198,8 @@ def given(text: str | None, context: str) -> dict[str, Any]:
     if not isinstance(document, dict) or document.pop("of", None) != context:
         return {}
     texts = {
-        n: a.encode("utf-8", "replace").decode() if isinstance(a, str) else a
-        for n, a in document.items()
+        name: answer.encode("utf-8", "replace").decode() if isinstance(answer, str) else answer
+        for name, answer in document.items()
     }
     return {name: answer for name, answer in texts.items() if isinstance(answer, str | bool | int)}
 

@@ -16,7 +16,9 @@ from replay.interventions.registry import composed, from_dict
 
 
 def open_trajectory(runs: Path, name: str) -> Run:
-    """A run or fork with the stream and policy that made it. Errors: usage, missing, integrity."""
+    """Open a run or fork with the stream and policy that made it. Errors: usage, missing,
+    integrity.
+    """
     run = open_run(runs, name)
     if run.header.parent is not None:
         parent = open_trajectory(runs, run.header.parent)

@@ -53,7 +53,7 @@ def intervention_options() -> list[click.Parameter]:
 
 
 def _option(field: Any) -> click.Parameter:
-    """The option of one field: a switch, a choice, or a value with its default."""
+    """Make the option of one field: a switch, a choice, or a value with its default."""
     option, about = field.about.option, field.about
     if field.type is bool:
         return click.Option([option.name], is_flag=True, help=option.help)
@@ -99,7 +99,7 @@ def from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parameter(option: str) -> str:
-    """What click calls the value of an option."""
+    """Name the value of an option as click does."""
     return option.removeprefix("--").replace("-", "_")
 
 

@@ -31,6 +31,7 @@ from replay.forks.statement import with_choice
 from replay.interventions.base import Intervention
 from replay.interventions.registry import from_dict, refuse_lost, to_dict
 
+ForkFile = dict[str, Any]  # the keys of a fork file, before they are checked
 KEYS = {
     "parent",
     "from",
@@ -62,21 +63,19 @@ class Spec:
     record: str = "light"  # off | light | dense
     seed: int = 0  # of placebos and chaos
     name: str | None = None
-    barrier: tuple[
-        int, ...
-    ] = ()  # states at which the loss between arm and control is followed along their line
+    barrier: tuple[int, ...] = ()  # states at which the loss is followed from arm to control
 
     @property
     def fork(self) -> str:
-        """The fork's id: the hash of parent, window and interventions, unless it was given a
-        name.
-        """
+        """Name the fork: by the hash of parent, window and interventions, unless it has a name."""
         if self.name:
             return self.name
         document = [self.parent, self.first, self.last, [to_dict(i) for i in self.interventions]]
-        return f"{self.parent}-fork-{xxhash.xxh3_64_hexdigest(json.dumps(document, sort_keys=True).encode())[:8]}"
+        text = json.dumps(document, sort_keys=True)
+        return f"{self.parent}-fork-{xxhash.xxh3_64_hexdigest(text.encode())[:8]}"
 
     def sentence(self) -> str:
+        """Say in one line what its interventions do."""
         return "; ".join(i.sentence() for i in self.interventions) or "changes nothing"
 
     def check(self, run: Run) -> None:
@@ -100,7 +99,7 @@ class Spec:
         refuse_lost(self.interventions, run)
 
     def toml(self) -> str:
-        """The spec as a fork file, which `read` and `build` take back to an equal spec."""
+        """Write the spec as a fork file, which `read` and `build` take back to an equal spec."""
         head = {
             "parent": self.parent,
             "from": self.first,
@@ -116,24 +115,24 @@ class Spec:
         return toml_text.written(head, [to_dict(i) for i in self.interventions])
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A fork file as a dictionary. Errors: missing, config."""
+def read(path: Path) -> ForkFile:
+    """Read a fork file's keys. Errors: missing, config."""
     if not path.is_file():
         raise ForensicsError(
             "missing", f"wanted a fork file at {path}, found none", "docs/forks.md has an example"
         )
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        keys: ForkFile = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ForensicsError(
             "config", f"{path.name} is not TOML: {e}", "docs/forks.md has an example"
         ) from None
-    for key in raw:
+    for key in keys:
         if key not in KEYS:
             raise ForensicsError(
                 "config", f"unknown key {key!r} in {path.name}", nearest(key, KEYS)
             )
-    return raw
+    return keys
 
 
 def _check_window(run: Run, first: int, last: int) -> None:
@@ -149,31 +148,31 @@ def _check_window(run: Run, first: int, last: int) -> None:
         )
 
 
-def build(runs: Path, run: Run, raw: dict[str, Any]) -> Spec:
-    """A spec from a fork file's keys; SQL is run now, so that the fork's id tells what was chosen.
+def build(runs: Path, run: Run, file: ForkFile) -> Spec:
+    """Make a spec from a fork file's keys; SQL runs now, so that the fork's id tells what it chose.
     Errors: config, sql.
     """
     for key in ("from", "to"):
-        if type(raw.get(key)) is not int:
+        if type(file.get(key)) is not int:
             raise ForensicsError(
-                "config", f"wanted a step as {key!r}, found {raw.get(key)!r}", f"e.g. {key} = 200"
+                "config", f"wanted a step as {key!r}, found {file.get(key)!r}", f"e.g. {key} = 200"
             )
-    first, last = raw["from"], raw["to"]
+    first, last = file["from"], file["to"]
     _check_window(run, first, last)
-    counts = {key: raw.get(key, 0) for key in ("placebos", "chaos", "seed")}
+    counts = {key: file.get(key, 0) for key in ("placebos", "chaos", "seed")}
     for key, value in counts.items():
         if type(value) is not int:
             raise ForensicsError(
                 "config", f"{key}: wanted a whole number, found {value!r}", f"e.g. {key} = 3"
             )
-    barrier = raw.get("barrier", [])
+    barrier = file.get("barrier", [])
     if not isinstance(barrier, list) or any(type(step) is not int for step in barrier):
         raise ForensicsError(
             "config", f"barrier: wanted a list of states, found {barrier!r}", "e.g. barrier = [420]"
         )
     interventions = []
-    for each in raw.get("intervention", []):
-        intervention = from_dict(with_choice(runs, run, each, first, last))
+    for keys in file.get("intervention", []):
+        intervention = from_dict(with_choice(runs, run, keys, first, last))
         intervention.check(run, first, last)
         interventions.append(intervention.resolved(run))
     return Spec(
@@ -182,8 +181,8 @@ def build(runs: Path, run: Run, raw: dict[str, Any]) -> Spec:
         last,
         tuple(interventions),
         **counts,
-        probe_every=raw.get("probe_every"),
-        record=raw.get("record", "light"),
-        name=raw.get("name"),
+        probe_every=file.get("probe_every"),
+        record=file.get("record", "light"),
+        name=file.get("name"),
         barrier=tuple(barrier),
     )

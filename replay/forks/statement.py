@@ -1,6 +1,4 @@
-"""Run the SELECT of an intervention over the tables of its parent's lineage, and fill the field that
-it chooses.
-"""
+"""Run the SELECT of an intervention over the tables of its parent's lineage, and fill its field."""
 
 from __future__ import annotations
 
@@ -38,8 +36,8 @@ def with_choice(
             keys["first"], keys["last"] = window(str(keys.pop("window")), kind)
         where = keys.setdefault("first", first), keys.setdefault("last", last)
     fields = fields_of(KINDS[kind])
-    choices = {columns: f.name for f in fields for columns in f.about.columns}
-    by_hand = {f.name for f in fields if f.about.columns or f.about.instead_of_sql}
+    choices = {columns: field.name for field in fields for columns in field.about.columns}
+    by_hand = {field.name for field in fields if field.about.columns or field.about.instead_of_sql}
     if choices and keys.get("sql") and not by_hand & keys.keys():
         Windowed(*where).check(run, first, last)
         columns, rows = select(runs, run, str(keys["sql"]), list(choices), where)
@@ -74,10 +72,10 @@ def select(
     choices = sorted(choices, key=lambda choice: -len(choice.names))
     chosen = next((c for c in choices if set(c.names) <= set(table.column_names)), None)
     if chosen is None:
-        wanted = " or ".join(" and ".join(repr(name) for name in c.names) for c in choices)
+        sets = " or ".join(" and ".join(repr(name) for name in c.names) for c in choices)
         raise ForensicsError(
             "sql",
-            f"wanted a column {wanted}, found {', '.join(table.column_names)}",
+            f"wanted a column {sets}, found {', '.join(table.column_names)}",
             f"select {', '.join(choices[0].names)} from …",
         )
     if table.schema.metadata and table.schema.metadata.get(b"truncated") == b"true":

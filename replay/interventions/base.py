@@ -54,8 +54,8 @@ class Intervention:
         """Register a class that names its kind."""
         super().__init_subclass__(**arguments)
         if kind := cls.__dict__.get("kind"):
-            known = KINDS.get(kind, cls).__qualname__
-            assert known == cls.__qualname__, f"two interventions are called {kind!r}"
+            name = KINDS.get(kind, cls).__qualname__
+            assert name == cls.__qualname__, f"two interventions are called {kind!r}"
             KINDS[kind] = cls
 
     @classmethod

@@ -33,13 +33,13 @@ def _another_token(
     boost: BoostToken, run: Run, stream: BatchStream, first: int, last: int, seed: int
 ) -> BoostToken | None:
     counts = _token_counts(run)
-    others = np.flatnonzero(
+    candidates = np.flatnonzero(
         (counts > 0)
         & (np.arange(len(counts)) != boost.token)
         & (np.arange(len(counts)) != run.corpus.eot)
     )
-    gap = np.abs(np.log(counts[others]) - np.log(max(int(counts[boost.token]), 1)))
-    near = others[np.argsort(gap, kind="stable")[:NEAR]]
+    gap = np.abs(np.log(counts[candidates]) - np.log(max(int(counts[boost.token]), 1)))
+    near = candidates[np.argsort(gap, kind="stable")[:NEAR]]
     for token in np.random.default_rng(seed).permutation(near).tolist():
         try:
             return BoostToken(boost.first, boost.last, token, boost.times, seed).resolved(run)

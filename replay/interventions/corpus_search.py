@@ -61,9 +61,9 @@ def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
     for index, source in enumerate(run.corpus.sources):
         ids = np.array(
             [
-                d
-                for d in documents
-                if source.first_document <= d < source.first_document + source.documents
+                document
+                for document in documents
+                if source.first_document <= document < source.first_document + source.documents
             ],
             np.int64,
         )

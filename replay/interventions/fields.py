@@ -1,8 +1,8 @@
 """Describe the fields of an intervention, once, for everything that asks for them.
 
-A field's type says how a fork file spells it. What else there is to know stands in its metadata: the
-question of the app's form, the option of `replay fork`, whether a sweep moves it with the starting
-step or draws it anew, and which columns of a SELECT fill it.
+A field's type says how a fork file spells it. Its metadata say the rest: the question of the app's
+form, the option of `replay fork`, whether a sweep moves it with the starting step or draws it anew,
+and which columns of a SELECT fill it.
 
 factor: float = field(metadata=about(label="Factor", begin=0.5))
 at: int = field(metadata=about(step=True, label="Before batch"))
@@ -86,6 +86,6 @@ def fields_of(kind: type) -> list[Field]:
     """List the fields of a kind in the order of their declaration."""
     types = typing.get_type_hints(kind)
     return [
-        Field(f.name, types[f.name], f.default, f.metadata.get("setting", PLAIN))
-        for f in dataclasses.fields(kind)
+        Field(field.name, types[field.name], field.default, field.metadata.get("setting", PLAIN))
+        for field in dataclasses.fields(kind)
     ]

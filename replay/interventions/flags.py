@@ -40,10 +40,10 @@ def split(mark: str, **keys: Callable[[str], Any]) -> Reader:
     """Read what stands before and after the first `mark` as two keys."""
 
     def read(text: str) -> Keys:
-        before, found, after = text.partition(mark)
-        if not found:
+        before, present, after = text.partition(mark)
+        if not present:
             raise ValueError(text)
-        return {key: parse(part) for (key, parse), part in zip(keys.items(), (before, after))}
+        return {key: parse(half) for (key, parse), half in zip(keys.items(), (before, after))}
 
     return read
 

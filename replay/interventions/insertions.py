@@ -26,8 +26,8 @@ def _replace_at_random(
     replacement: Replace, run: Run, stream: BatchStream, first: int, last: int, seed: int
 ) -> Replace:
     steps = replacement.last - replacement.first
-    n = len(replacement.sequences) or steps * run.recipe.train.batch
-    sequences = random_sequences(run, n, seed)
+    rows = len(replacement.sequences) or steps * run.recipe.train.batch
+    sequences = random_sequences(run, rows, seed)
     return Replace(replacement.first, replacement.last, sequences=sequences)
 
 
@@ -121,8 +121,8 @@ class Replace(BatchesOfWindow):
 def _insert_at_random(
     insertion: Insert, run: Run, stream: BatchStream, first: int, last: int, seed: int
 ) -> Insert:
-    n = len(insertion.sequences) or insertion.count(run) * run.recipe.train.batch
-    return Insert(insertion.at, sequences=random_sequences(run, n, seed))
+    rows = len(insertion.sequences) or insertion.count(run) * run.recipe.train.batch
+    return Insert(insertion.at, sequences=random_sequences(run, rows, seed))
 
 
 @dataclass(frozen=True)
@@ -163,16 +163,20 @@ class Insert(Intervention):
 
     def stream(self, stream: BatchStream, run: Run) -> BatchStream:
         """Move the batches from `at` on back behind the new ones."""
-        n = self.count(run)
-        fresh = _batches_of(run, self.text, self.sequences, n)
-        return lambda s: (
-            stream(s) if s < self.at else fresh(s - self.at) if s < self.at + n else stream(s - n)
-        )
+        count = self.count(run)
+        fresh = _batches_of(run, self.text, self.sequences, count)
+
+        def altered(s: int) -> Batch:
+            if s < self.at:
+                return stream(s)
+            return fresh(s - self.at) if s < self.at + count else stream(s - count)
+
+        return altered
 
     def source_step(self, step: int, run: Run) -> int | None:
         """Name the batch that stands there; None: a new one."""
-        n = self.count(run)
-        return step if step < self.at else step - n if step >= self.at + n else None
+        count = self.count(run)
+        return step if step < self.at else step - count if step >= self.at + count else None
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse a place outside the fork's window, both or none of text and sequences, and

@@ -31,12 +31,10 @@ def _other_targets(
     for step in range(mask.first, mask.last):
         masked = mask.masked(step, stream(step))
         free = (~masked).nonzero().tolist()
-        n = min(int(masked.sum()), len(free))
-        chosen += (
-            [(step, *free[int(i)]) for i in np.sort(rng.choice(len(free), n, replace=False))]
-            if n
-            else []
-        )
+        count = min(int(masked.sum()), len(free))
+        if count:
+            drawn = np.sort(rng.choice(len(free), count, replace=False))
+            chosen += [(step, *free[int(i)]) for i in drawn]
     return replace(mask, tokens=(), sql="", at=tuple(chosen)) if chosen else None
 
 

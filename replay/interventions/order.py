@@ -116,7 +116,7 @@ class Swap(Intervention):
 
 @dataclass(frozen=True)
 class Repeat(BatchesOfWindow):
-    """Show the window's batches `times` times, one pass after the other; all later ones move back."""
+    """Show the window's batches `times` times, one pass after the other; later ones move back."""
 
     kind = "repeat"
     title = "Repeat batches"
@@ -245,12 +245,13 @@ class Shuffle(BatchesOfWindow):
     def stream(self, stream: BatchStream, run: Run) -> BatchStream:
         """Ask for each slot's row where the permutation puts it."""
         B = len(stream(self.first).sequence)
-        n = (self.last - self.first) * B
+        rows = (self.last - self.first) * B
         # the order's own keyed permutation, so that it never changes with a library's version
-        order = permuted(np.arange(n), np.full(n, n), np.full(n, self.seed % 2**64, np.uint64))
+        seeds = np.full(rows, self.seed % 2**64, np.uint64)
+        order = permuted(np.arange(rows), np.full(rows, rows), seeds)
         order = np.argsort(order) if self.inverse else order
-        places = [(self.first + i // B, i % B) for i in range(n)]
-        return rearranged(stream, {places[i]: places[int(order[i])] for i in range(n)})
+        places = [(self.first + i // B, i % B) for i in range(rows)]
+        return rearranged(stream, {places[i]: places[int(order[i])] for i in range(rows)})
 
     def sentence(self) -> str:
         """Say which window is shuffled by which seed."""

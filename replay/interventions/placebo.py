@@ -28,7 +28,9 @@ def placebos_of(
     """Draw the placebo of each intervention that has one in the fork first:last of `run`. Errors:
     usage.
     """
-    drawn = (each.placebo(run, run.stream, first, last, seed) for each in interventions)
+    drawn = (
+        intervention.placebo(run, run.stream, first, last, seed) for intervention in interventions
+    )
     return tuple(placebo for placebo in drawn if placebo is not None)
 
 

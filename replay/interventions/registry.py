@@ -13,7 +13,7 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import replay.interventions
@@ -66,16 +66,17 @@ def kinds() -> list[type[Intervention]]:
 
 def to_dict(intervention: Intervention) -> dict[str, Any]:
     """Return plain JSON, as TOML spells it too; a key that has no value is left out."""
-    values = {k: v for k, v in dataclasses.asdict(intervention).items() if v is not None}
+    values = dataclasses.asdict(intervention)
+    values = {key: value for key, value in values.items() if value is not None}
     return {"kind": intervention.kind} | _plain(values)
 
 
-def from_dict(raw: dict[str, Any]) -> Intervention:
+def from_dict(keys: Mapping[str, Any]) -> Intervention:
     """Make an intervention from JSON or TOML. Errors: config, naming the key."""
-    kind = raw.get("kind", "")
+    kind = keys.get("kind", "")
     if kind not in KINDS:
         raise ForensicsError("config", f"unknown intervention {kind!r}", nearest(str(kind), KINDS))
-    values = {k: v for k, v in raw.items() if k != "kind"}
+    values = {key: value for key, value in keys.items() if key != "kind"}
     fields = {field.name: field for field in fields_of(KINDS[kind])}
     if "window" in values and "first" in fields:
         values["first"], values["last"] = window(str(values.pop("window")), kind)
@@ -102,8 +103,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         items = value if isinstance(value, (list, tuple)) else None
         hints = [args[0]] * len(items or ()) if args[-1] is Ellipsis else list(args)
         if items is None or len(items) != len(hints):
-            wanted = "a list" if args[-1] is Ellipsis else f"a list of {len(args)}"
-            raise ForensicsError("config", f"{where}: wanted {wanted}, found {value!r}", SEE)
+            length = "" if args[-1] is Ellipsis else f" of {len(args)}"
+            raise ForensicsError("config", f"{where}: wanted a list{length}, found {value!r}", SEE)
         return tuple(_value(item_hint, item, where) for item_hint, item in zip(hints, items))
     if hint is float and type(value) is int:
         value = float(value)
@@ -114,8 +115,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def composed(interventions: Sequence[Intervention], run: Run) -> tuple[BatchStream, Policy]:

@@ -29,8 +29,8 @@ def _how() -> Any:
         metadata=about(
             label="How",
             choices=HOWS,
-            help="replace: another of the same source in its place; mask: weight 0; repack: all later"
-            " ones move up.",
+            help="replace: another of the same source in its place; mask: weight 0; repack: all"
+            " later ones move up.",
             option=Option("--how"),
         ),
     )
@@ -86,7 +86,7 @@ class RemoveDocuments(BatchesOfWindow):
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse no documents, and those that the corpus has not. Errors: usage, missing."""
         super().check(run, first, last)
-        known = run.corpus.documents.num_rows
+        documents = run.corpus.documents.num_rows
         require_choice(self.kind, "how", self.how, HOWS)
         require(
             bool(self.documents),
@@ -96,17 +96,17 @@ class RemoveDocuments(BatchesOfWindow):
             "try it with `forensics query --sql`",
         )
         for document in self.documents:
-            if not 0 <= document < known:
+            if not 0 <= document < documents:
                 raise ForensicsError(
                     "missing",
                     f"remove-documents: wanted a document of {run.name}, found id {document}",
-                    f"it has documents 0 to {known - 1}",
+                    f"it has documents 0 to {documents - 1}",
                 )
 
     def sentence(self) -> str:
         """Say how many documents go, and how."""
-        n = len(self.documents)
-        return f"removes {n} document{'s' if n != 1 else ''} ({self.how}) in {self.window}"
+        count = len(self.documents)
+        return f"removes {count} document{'s' if count != 1 else ''} ({self.how}) in {self.window}"
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class RemoveSequences(Windowed):
 
     def sentence(self) -> str:
         """Say how many sequences go, and how."""
-        n = len({(step, slot) for step, slot, _, _ in self.at})
-        return f"removes {n} sequence{'s' if n != 1 else ''} ({self.how}) in {self.window}"
+        count = len({(step, slot) for step, slot, _, _ in self.at})
+        return f"removes {count} sequence{'s' if count != 1 else ''} ({self.how}) in {self.window}"
 
     def batches(self) -> Collection[int]:
         """Name the steps of the rows."""

@@ -46,13 +46,13 @@ def require_tokens(run: Run, kind: str, tokens: Sequence[int]) -> None:
 def require_sequences(run: Run, kind: str, sequences: Sequence[int]) -> None:
     """Refuse an id that the corpus has not, or that is held out. Errors: missing, usage."""
     layout = run.corpus.layout(run.recipe.data.sequence_length)
-    known, held_out = sum(layout.n_sequences), set(run.batches.order.held_out.tolist())
+    total, held_out = sum(layout.n_sequences), set(run.batches.order.held_out.tolist())
     for sequence in sequences:
-        if not 0 <= sequence < known:
+        if not 0 <= sequence < total:
             raise ForensicsError(
                 "missing",
                 f"{kind}: wanted a sequence of {run.name}, found id {sequence}",
-                f"it has sequences 0 to {known - 1}",
+                f"it has sequences 0 to {total - 1}",
             )
         require(
             sequence not in held_out,

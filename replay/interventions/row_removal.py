@@ -1,4 +1,4 @@
-"""Take rows out of a stream: find those that hold a document, and fill, mask or close their places."""
+"""Take rows out of a stream: those that hold a document, by filling, masking or closing a place."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _replaced(
 def _next_draws(
     stream: BatchStream, run: Run, places: list[Place], forbidden: frozenset[int]
 ) -> dict[Place, int]:
-    """For each place the id that takes its place: its source's next draw after the parent's end that
-    is not forbidden.
+    """For each place the id that comes there: its source's next draw after the parent's end that is
+    not forbidden.
 
     A source of which nothing is left gives way to the source that the run draws from most.
     """
@@ -144,19 +144,19 @@ def _next_draws(
 
 
 def _draws(run: Run, source: int, start: int, forbidden: frozenset[int]) -> Iterator[int]:
-    """A source's draws from number `start` on, forbidden ones passed over; ends after an epoch
+    """Draw from a source from number `start` on, forbidden ones passed over; end after an epoch
     without any.
     """
-    order, n, barren = run.batches.order, start, 0
+    order, number, barren = run.batches.order, start, 0
     size = int(order.n_sequences[source])
     while barren <= size:
-        for sequence in order.draws(source, n, 64).tolist():
+        for sequence in order.draws(source, number, 64).tolist():
             if sequence in forbidden:
                 barren += 1
             else:
                 barren = 0
                 yield sequence
-        n += 64
+        number += 64
 
 
 def _repacked(stream: BatchStream, places: list[Place], first: int) -> BatchStream:

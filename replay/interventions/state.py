@@ -167,9 +167,9 @@ class Transplant(Intervention):
         """Copy the tensors over."""
         from forensics.train import checkpoint
 
-        other, step = self._donor(run)
+        donor_run, step = self._donor(run)
         donor, _ = checkpoint.load(
-            other.folder / "checkpoints" / checkpoint.name_of(step), run.header.device
+            donor_run.folder / "checkpoints" / checkpoint.name_of(step), run.header.device
         )
         for name in matching_tensors(run, self.kind, self.tensors):
             for mine, theirs in self._pairs(state, donor, name):
@@ -194,29 +194,29 @@ class Transplant(Intervention):
             repr(self.checkpoint),
             f"e.g. {run.name}@{run.header.first_step}",
         )
-        other = open_run(run.runs, name)
-        if int(step) not in other.saved_steps():
-            saved = ", ".join(str(s) for s in other.saved_steps()) or "none"
+        donor_run = open_run(run.runs, name)
+        if int(step) not in donor_run.saved_steps():
+            saved = ", ".join(str(s) for s in donor_run.saved_steps()) or "none"
             raise ForensicsError(
                 "missing",
                 f"transplant: wanted a checkpoint of {name} at {step}, found none",
                 f"saved: {saved}",
             )
-        return other, int(step)
+        return donor_run, int(step)
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse a checkpoint that there is not, and tensors of other shapes. Errors: usage,
         missing.
         """
-        other, _ = self._donor(run)
-        shapes, donor_shapes = tensor_shapes(run), tensor_shapes(other)
+        donor_run, _ = self._donor(run)
+        shapes, donor_shapes = tensor_shapes(run), tensor_shapes(donor_run)
         for name in matching_tensors(run, self.kind, self.tensors):
             if shapes[name] != donor_shapes.get(name):
                 shape = "none" if name not in donor_shapes else list(donor_shapes[name])
                 raise ForensicsError(
                     "usage",
                     f"transplant: wanted {name} of shape {list(shapes[name])}, found {shape} in"
-                    f" {other.name}",
+                    f" {donor_run.name}",
                     "name tensors that are alike, by pattern",
                 )
 

@@ -136,15 +136,15 @@ def _pieces(run: Run, ids: Sequence[int]) -> tuple[Piece, ...]:
 
 
 def _whole_characters(run: Run, ids: list[int]) -> list[Piece]:
-    """A piece without the halves of characters at its ends, which stand beside it as they are."""
+    """Split a piece from the halves of characters at its ends, which stay as they are."""
     low, high = 0, len(ids)
-    for k in range(min(LONGEST_CHARACTER, len(ids))):
-        if not run.corpus.decode(ids[k:]).startswith(BROKEN):
-            low = k
+    for cut in range(min(LONGEST_CHARACTER, len(ids))):
+        if not run.corpus.decode(ids[cut:]).startswith(BROKEN):
+            low = cut
             break
-    for k in range(min(LONGEST_CHARACTER, len(ids) - low)):
-        if not run.corpus.decode(ids[low : len(ids) - k]).endswith(BROKEN):
-            high = len(ids) - k
+    for cut in range(min(LONGEST_CHARACTER, len(ids) - low)):
+        if not run.corpus.decode(ids[low : len(ids) - cut]).endswith(BROKEN):
+            high = len(ids) - cut
             break
     text = run.corpus.decode(ids[low:high])
     pieces = [
