@@ -95,7 +95,7 @@ def tell(runs: Path, quick: bool, progress: ProgressCallback, say: Say) -> dict[
             {"kind": "remove-documents", "sql": DAMAGED, "window": f"{planted}:{after + 16}"}
         ],
     }
-    made = fork(specs.build(runs, run, raw), runs, progress)
+    made = fork(specs.build(runs, run, raw), runs, progress).to_document()
     _tell_fork(made, say)
     blamed = blame(runs, name, spike["step"], force=spike["metric"] != "loss", progress=progress)
     del blamed["coloured"]

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from forensics.detect.spikes import phase_restarts, robust
 from forensics.errors import ForensicsError
@@ -23,6 +23,7 @@ from forensics.train.run import Run
 from replay.lineage import open_trajectory, require_intact
 
 COMPARED = ("loss", "grad_norm")
+Level = Literal["exact", "reproduces", "absent"]
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Report:
     """What a witness says of the window it saw."""
 
     bitwise: bool
-    level: str  # exact | reproduces | absent
+    level: Level
     steps: int
     compared: int  # steps of which something was recorded
     first_difference: dict[str, Any] | None
@@ -133,7 +134,7 @@ class Witness:
             fingerprint_differs=differs,
         )
 
-    def _level(self) -> str:
+    def _level(self) -> Level:
         """reproduces: each spike of the window again within ±2 steps, its excess within a factor 2;
         else absent.
         """

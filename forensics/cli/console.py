@@ -20,6 +20,7 @@ import click
 from forensics import __version__
 from forensics.errors import ForensicsError
 from forensics.json_documents import dumps
+from forensics.result_records import ResultRecord
 from forensics.visible import visible
 
 
@@ -167,7 +168,7 @@ def _fail(kind: str, message: str, hint: str, code: int, as_json: bool) -> None:
     sys.exit(code)
 
 
-def emit(document: dict[str, Any], story: Callable[[], None]) -> None:
+def emit(document: dict[str, Any] | ResultRecord, story: Callable[[], None]) -> None:
     """The result: one JSON document under --json, else what `story` prints."""
     if settings().json:
         click.echo(dumps(document))

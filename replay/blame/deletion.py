@@ -199,7 +199,7 @@ def _judged(
     finite = [
         x if x > -math.inf else -abs(replays.excess) for x in random
     ]  # not finite: it spikes all the same
-    found = null_test.effect(taken, finite)
+    found = null_test.judge_effect(taken, finite)
     largest = max((abs(x) for x in finite), default=math.inf)
     causal = found.p is not None and (
         found.p <= 0.05
@@ -208,7 +208,7 @@ def _judged(
     words = (
         f"beyond the random removals (N = {len(finite)})"
         if causal
-        else found.words.replace("placebos", "random removals")
+        else found.sentence("random removal")
     )
     if not causal and found.causal:
         words = f"not distinguishable from the random removals (N = {len(finite)})"

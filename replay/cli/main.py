@@ -98,7 +98,7 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
     """
     from replay.forks import spec as specs
     from replay.forks.plan import plan
-    from replay.forks.run import fork as go
+    from replay.forks.run import fork as run_fork
     from replay.lineage import open_trajectory
 
     runs = runs_folder()
@@ -108,12 +108,12 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
         raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
     spec = specs.build(runs, open_trajectory(runs, raw["parent"]), raw)
     if dry_run:
-        document = plan(spec, runs)
-        emit(document, lambda: output.plan(document))
+        made = plan(spec, runs)
+        emit(made, lambda: output.plan(made))
         return
     with bar(f"fork of {spec.parent}") as progress:
-        document = go(spec, runs, progress, again=again)
-    emit(document, lambda: output.fork(document))
+        result = run_fork(spec, runs, progress, again=again)
+    emit(result, lambda: output.fork(result))
 
 
 @main.command(

@@ -2,62 +2,86 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forensics.cli.console import cell, say, table
 
+if TYPE_CHECKING:
+    from replay.forks.result import ForkPlan, ForkResult
 
-def plan(p: dict[str, Any]) -> None:
-    say(f"{p['fork']}: {p['parent']} from state {p['from']} to {p['to']}, {p['does']}")
-    if p["sequences"]:
-        steps = sorted(p["sequences_by_step"])
+
+def plan(made: ForkPlan) -> None:
+    """Tell what a fork would do and cost."""
+    say(f"{made.fork}: {made.parent} from state {made.first} to {made.last}, {made.does}")
+    if made.sequences:
+        steps = sorted(made.sequences_by_step)
         say(
-            f"{p['sequences']} sequences of {len(steps)} steps ({steps[0]} to {steps[-1]}) are"
-            f" touched, {p['tokens']:,} targets, {len(p['documents'])} documents"
+            f"It touches {made.sequences} sequences of {len(steps)} steps ({steps[0]} to"
+            f" {steps[-1]}): {made.tokens:,} targets, {len(made.documents)} documents."
         )
     say(
-        f"{p['arms']} arms, {p['steps_to_compute']:,} steps, about {p['hours']:.3f} hours,"
-        f" {p['memory_bytes'] / 2**20:,.0f} MiB of states"
+        f"It runs {made.arms} arms, {made.steps_to_compute:,} steps in all, about"
+        f" {duration(made.hours)} without probes, and holds {made.memory_bytes / 2**20:,.0f} MiB"
+        " of states."
     )
 
 
-def fork(r: dict[str, Any]) -> None:
-    final = r["final"]
-    if not r["control"]["bitwise"]:
-        say("TOLERANCE ONLY")
-    say(f"{r['fork']} {r['does']}, from state {r['from']} to {r['to']}")
-    say(f"control: {r['control']['level']}; {r['control']['sentence']}")
-    if final["loss_fork"] is not None:
-        gap = final["loss_fork"] - final["loss_control"]
+def duration(hours: float) -> str:
+    """Write a time in the unit that a person would use."""
+    seconds = hours * 3600
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{hours:.1f} hours"
+
+
+def fork(result: ForkResult) -> None:
+    """Tell how fork and control stand at the end, and what the null forks say of it."""
+    final = result.final
+    if not result.control.bitwise:
         say(
-            f"probe loss {final['loss_control']:.3f} → {final['loss_fork']:.3f} ({gap:+.3f} ±"
-            f" {final['loss_error'] or 0:.3f}, {final['probe_sequences']} sequences), KL"
-            f" {final['logit_kl']:.3g}, L2 {final['l2']:.3g}"
+            "TOLERANCE ONLY: the control is not the recorded run bit for bit, so no number below"
+            " is better than that gap."
         )
-    fresh = final["unseen"]
-    if fresh["sequences"]:
-        gap = fresh["loss_fork"] - fresh["loss_control"]
+    say(f"{result.fork} {result.does}, from state {result.first} to {result.last}.")
+    say(f"Control ({result.control.level}): {result.control.sentence}.")
+    if final.gap is not None:
         say(
-            f"on {fresh['sequences']} sequences that no arm has consumed: {gap:+.3f} ±"
-            f" {fresh['loss_error'] or 0:.3f}"
+            f"Probe loss at the end: {final.loss_control:.3f} in the control, {final.loss_fork:.3f}"
+            f" in the fork ({final.gap:+.3f} ± {final.loss_error or 0:.3f} nats/token over"
+            f" {final.probe_sequences} held-out sequences)."
         )
-    for each in r["barriers"]:
-        if each["arm"] == "fork":
+    if final.unseen.gap is not None:
+        say(
+            f"On {final.unseen.sequences} sequences that no arm has consumed: fork − control"
+            f" {final.unseen.gap:+.3f} ± {final.unseen.loss_error or 0:.3f} nats/token."
+        )
+    divergence = (
+        f"KL(control ‖ fork) {final.logit_kl:.3g} nats, " if final.logit_kl is not None else ""
+    )
+    say(f"Distance: {divergence}L2 of the parameters {final.l2:.3g}.")
+    for barrier in result.barriers:
+        if barrier.arm == "fork":
             say(
-                f"barrier at state {each['step']}: {each['height']:.4f} nats, at α ="
-                f" {each['alpha']:.1f} of the line"
+                f"Loss barrier at state {barrier.step}: {barrier.height:.4f} nats above the line"
+                f" from control to fork, highest at α = {barrier.alpha:.1f}."
             )
-    times = (
-        f"{final['effect']:.3g} times the placebos' median, p = {final['p']:.2g}, N ="
-        f" {final['placebos']}: "
-        if final["effect"] is not None
-        else ""
-    )
-    say(times + final["verdict"])
-    if r["time_to_reconverge"] is not None:
-        say(f"back among the placebos after {r['time_to_reconverge']} steps")
-    elif r["censored"]:
-        say(f"not back among the placebos within the window ({r['censored']} steps)")
+    if final.effect is None:
+        say(f"Verdict: {final.verdict}.")
+    else:
+        measure = "KL" if final.measure == "logit_kl" else "L2"
+        say(
+            f"Verdict: {final.verdict}. The fork's {measure} is {final.effect:.3g} times the"
+            f" placebos' median, p = {final.p:.2g}."
+        )
+    if result.time_to_reconverge is not None:
+        say(f"The fork is back among the placebos after {result.time_to_reconverge} steps.")
+    elif result.censored:
+        say(
+            "The fork is not back among the placebos within its window"
+            f" ({result.last - result.first} steps)."
+        )
 
 
 def matrix(m: dict[str, Any]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
 from replay.compare import distances
-from replay.forks.run import RESULT
+from replay.forks.result import RESULT_FILE, ForkResult
 from replay.lineage import open_trajectory
 from replay.verify import COMPARED, recorded_steps
 
@@ -18,15 +17,15 @@ def between(runs: Path, name: str, other: str) -> dict[str, Any]:
     """`first_difference`, `divergence` by step and `time_to_reconverge`. Errors: missing, usage."""
     a, b = open_trajectory(runs, name), open_trajectory(runs, other)
     if b.header.parent == name:
-        path = b.folder / RESULT
+        path = b.folder / RESULT_FILE
         if not path.is_file():
             raise ForensicsError(
                 "missing", f"{other} was not finished", "run `replay fork` again: it starts anew"
             )
-        kept = json.loads(path.read_bytes())
+        document = ForkResult.read(path).to_document()
         return {"run": name, "fork": other} | {
-            k: kept[k]
-            for k in (
+            key: document[key]
+            for key in (
                 "control",
                 "first_difference",
                 "divergence",

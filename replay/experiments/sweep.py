@@ -292,9 +292,11 @@ def _sizes(
         "kl" if own["kl"] else "l2"
     )  # without a probe set, only the parameters can be compared
     steps = probed if measure == "kl" else list(range(first + 1, last + 1))
-    found = null_test.effect(own["l2"][-1], [p["l2"][-1] for p in placebos])
+    found = null_test.judge_effect(own["l2"][-1], [p["l2"][-1] for p in placebos])
     found_kl = (
-        null_test.effect(own["kl"][-1], [p["kl"][-1] for p in placebos]) if own["kl"] else None
+        null_test.judge_effect(own["kl"][-1], [p["kl"][-1] for p in placebos])
+        if own["kl"]
+        else None
     )
     time = null_test.time_to_reconverge(steps, own[measure], [p[measure] for p in placebos], first)
     gap = readings["fork"].loss - readings["control"].loss if readings else None
@@ -307,7 +309,7 @@ def _sizes(
         "over_placebos": _finite(found.effect),
         "p": found.p,
         "placebos": found.placebos,
-        "verdict": found.words,
+        "verdict": found.sentence(),
         "logit_kl_over_placebos": _finite(found_kl.effect) if found_kl else None,
         "logit_kl_p": found_kl.p if found_kl else None,
         "placebo_l2": [p["l2"][-1] for p in placebos],
@@ -333,7 +335,7 @@ def _summary(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [p for p in points if (p["step"], p["arm"]) == (step, arm)]
         l2 = float(np.median([p["l2"] for p in own]))
         nulls = [x for p in own for x in p["placebo_l2"]]
-        found = null_test.effect(l2, nulls)
+        found = null_test.judge_effect(l2, nulls)
         times = [p["time_to_reconverge"] for p in own]
         median = sorted(math.inf if t is None else t for t in times)[(len(times) - 1) // 2]
         rows.append(
@@ -349,7 +351,7 @@ def _summary(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "over_placebos": _finite(found.effect),
                 "p": found.p,
                 "placebos": found.placebos,
-                "verdict": found.words,
+                "verdict": found.sentence(),
                 "time_to_reconverge": median if math.isfinite(median) else None,
                 "censored": sum(t is None for t in times) if nulls else None,
                 "bitwise": all(p["control"]["bitwise"] for p in own),

@@ -402,14 +402,14 @@ def _effect(own: list[float | None], placebos: list[float | None]) -> dict[str, 
     d = _median(own)
     if d is None:
         return None
-    found = null_test.effect(d, [abs(x) for x in placebos if x is not None])
+    found = null_test.judge_effect(d, [abs(x) for x in placebos if x is not None])
     return {
         "change": d,
         "p": found.p,
         "placebos": found.placebos,
         "largest_placebo": found.largest,
         "causal": found.causal,
-        "verdict": found.words,
+        "verdict": found.sentence(),
     }
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
-from forensics.json_documents import dumps
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback as Progress
 from forensics.progress import silent
@@ -33,6 +32,16 @@ from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe, Reading, unseen
 from replay.forks import resume
 from replay.forks.lockstep import Arm, arm_from, step_all
+from replay.forks.result import (
+    RESULT_FILE,
+    BarrierHeight,
+    ControlResult,
+    DivergenceRow,
+    FirstDifference,
+    ForkEnd,
+    ForkResult,
+    UnseenGap,
+)
 from replay.forks.spec import Spec
 from replay.interventions.base import Intervention
 from replay.interventions.placebo import placebos_of
@@ -41,10 +50,21 @@ from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
 from replay.verify import Report, Witness
 
-RESULT = "fork.json"
 FLUSH_S = 1.0  # seconds of the clock after which what was measured is written, for those who watch
 UNSEEN = 32  # sequences
-NO_PLACEBO = "these interventions have no placebo: the same on other data does not exist"
+# columns of table `forks` that the end of a fork holds under the same names
+FINAL_COLUMNS = (
+    "loss_control",
+    "loss_fork",
+    "loss_error",
+    "probe_sequences",
+    "logit_kl",
+    "l2",
+    "cosine",
+    "placebos",
+    "effect",
+    "p",
+)
 
 
 class Fork:
@@ -71,7 +91,7 @@ class Fork:
         record = dataclasses.replace(parent.recipe.record, level=spec.record)
         self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
         self.every = spec.probe_every or max(1, (spec.last - spec.first) // 20)
-        self.verdict: str | None = None  # in place of the rule's words
+        self.placebos_exist = True
         self.notes: dict[str, Any] = {
             "difference": None,
             "series": {},
@@ -103,7 +123,8 @@ class Fork:
             resume.clear(self.run.folder)
             self.writer.truncate(0)
 
-    def go(self) -> dict[str, Any]:
+    def run_to_end(self) -> ForkResult:
+        """Step all arms to the end of the window; Ctrl-C saves them first."""
         spec, control = self.spec, self.arms["control"]
         if self.first == spec.first:
             self._save(self.arms["fork"].state, "first")
@@ -165,7 +186,7 @@ class Fork:
         for seed in range(spec.seed, spec.seed + 4 * spec.placebos):
             null = placebos_of(spec.interventions, run, spec.first, spec.last, seed)
             if not null:
-                self.verdict = NO_PLACEBO
+                self.placebos_exist = False
                 break
             if null not in found:
                 found.append(null)
@@ -267,98 +288,80 @@ class Fork:
         self.writer.truncate(step)
         return step
 
-    def _result(self, report: Report) -> dict[str, Any]:
-        spec, series, arms = self.spec, self.notes["series"], self.arms
-        own, nulls = series["fork"], [series[name] for name in arms if name.startswith("placebo-")]
-        measure = (
-            "kl" if own["kl"] else "l2"
-        )  # without any set to probe on, only the parameters can be compared
+    def _result(self, report: Report) -> ForkResult:
+        spec, series = self.spec, self.notes["series"]
+        fork = series["fork"]
+        nulls = [series[name] for name in self.arms if name.startswith("placebo-")]
+        # without any set to probe on, only the parameters can be compared
+        measure = "kl" if fork["kl"] else "l2"
         steps = (
             self.notes["probed"] if measure == "kl" else list(range(spec.first + 1, spec.last + 1))
         )
-        effect = null_test.effect(own[measure][-1], [n[measure][-1] for n in nulls])
+        effect = null_test.judge_effect(
+            fork[measure][-1], [null[measure][-1] for null in nulls], self.placebos_exist
+        )
         reconverged = null_test.time_to_reconverge(
-            steps, own[measure], [n[measure] for n in nulls], spec.first
+            steps, fork[measure], [null[measure] for null in nulls], spec.first
         )
-        probe, fresh = _gap(self.readings, arms), _gap(self.unseen_readings, arms)
-        return {
-            "fork": spec.fork,
-            "parent": spec.parent,
-            "from": spec.first,
-            "to": spec.last,
-            "does": spec.sentence(),
-            "interventions": [to_dict(i) for i in spec.interventions],
-            "placebos": len(nulls),
-            "placebos_asked": spec.placebos,
-            "chaos": spec.chaos,
-            "control": {
-                "level": report.level,
-                "bitwise": report.bitwise,
-                "sentence": report.sentence(),
-            },
-            "first_difference": self.notes["difference"],
-            "final": {
-                **probe,
-                "probe_sequences": self.probe.sequences,
-                "unseen": {**fresh, "sequences": self.unseen.sequences},
-                "logit_kl": own["kl"][-1] if own["kl"] else None,
-                "l2": own["l2"][-1],
-                "cosine": own["cosine"][-1],
-                "measure": "logit_kl" if measure == "kl" else "l2",
-                "effect": effect.effect,
-                "p": effect.p,
-                "placebos": effect.placebos,
-                "causal": effect.causal,
-                "verdict": self.verdict or effect.words,
-                "placebo_largest": effect.largest,
-            },
-            "time_to_reconverge": reconverged,
-            "censored": f"> {spec.last - spec.first}" if nulls and reconverged is None else None,
-            "barriers": self.notes["barriers"],
-            "divergence": self.notes["rows"],
-            "seconds": time.perf_counter() - self.started,
-        }
+        final = ForkEnd(
+            **_losses(self.readings, self.arms),
+            probe_sequences=self.probe.sequences,
+            unseen=UnseenGap(
+                **_losses(self.unseen_readings, self.arms), sequences=self.unseen.sequences
+            ),
+            logit_kl=fork["kl"][-1] if fork["kl"] else None,
+            l2=fork["l2"][-1],
+            cosine=fork["cosine"][-1],
+            measure="logit_kl" if measure == "kl" else "l2",
+            effect=effect.effect,
+            p=effect.p,
+            placebos=effect.placebos,
+            causal=effect.causal,
+            finding=effect.finding,
+            verdict=effect.sentence(),
+            placebo_largest=effect.largest,
+        )
+        difference = self.notes["difference"]
+        return ForkResult(
+            fork=spec.fork,
+            parent=spec.parent,
+            first=spec.first,
+            last=spec.last,
+            does=spec.sentence(),
+            interventions=tuple(to_dict(i) for i in spec.interventions),
+            placebos=len(nulls),
+            placebos_asked=spec.placebos,
+            chaos=spec.chaos,
+            control=ControlResult(report.level, report.bitwise, report.sentence()),
+            first_difference=FirstDifference(**difference) if difference else None,
+            final=final,
+            time_to_reconverge=reconverged,
+            censored=f"> {spec.last - spec.first}" if nulls and reconverged is None else None,
+            barriers=tuple(BarrierHeight(**row) for row in self.notes["barriers"]),
+            divergence=tuple(DivergenceRow(**row) for row in self.notes["rows"]),
+            seconds=time.perf_counter() - self.started,
+        )
 
-    def _keep(self, result: dict[str, Any]) -> None:
-        final, run = result["final"], self.run
-        own = (
-            "loss_control",
-            "loss_fork",
-            "loss_error",
-            "probe_sequences",
-            "logit_kl",
-            "l2",
-            "cosine",
-            "placebos",
-            "effect",
-            "p",
-        )
-        fresh = final["unseen"]
-        unseen_gap = fresh["loss_fork"] - fresh["loss_control"] if fresh["sequences"] else None
-        replace_table(
-            run.folder,
-            "forks",
-            {
-                k: [v]
-                for k, v in {
-                    "fork": result["fork"],
-                    "parent": result["parent"],
-                    "first": result["from"],
-                    "last": result["to"],
-                    "interventions": json.dumps(result["interventions"]),
-                    "sentence": result["does"],
-                    "control_level": result["control"]["level"],
-                    "control_bitwise": result["control"]["bitwise"],
-                    **{k: final[k] for k in own},
-                    "unseen_gap": unseen_gap,
-                    "unseen_sequences": fresh["sequences"],
-                    "chaos": result["chaos"],
-                    "time_to_reconverge": result["time_to_reconverge"],
-                    "created": now(),
-                }.items()
-            },
-        )
-        write_atomic(run.folder / RESULT, (dumps(result) + "\n").encode())
+    def _keep(self, result: ForkResult) -> None:
+        final, run = result.final, self.run
+        row = {
+            "fork": result.fork,
+            "parent": result.parent,
+            "first": result.first,
+            "last": result.last,
+            "interventions": json.dumps(result.interventions),
+            "sentence": result.does,
+            "control_level": result.control.level,
+            "control_bitwise": result.control.bitwise,
+            **{column: getattr(final, column) for column in FINAL_COLUMNS},
+            "unseen_gap": final.unseen.gap if final.unseen.sequences else None,
+            "unseen_sequences": final.unseen.sequences,
+            "chaos": result.chaos,
+            "time_to_reconverge": result.time_to_reconverge,
+            "created": now(),
+        }
+        replace_table(run.folder, "forks", {column: [value] for column, value in row.items()})
+        write_atomic(run.folder / RESULT_FILE, result.to_json())
         write_header(run.runs, dataclasses.replace(run.header, status="finished"))
 
     def _create(self) -> Run:
@@ -408,47 +411,35 @@ class Fork:
         )
 
 
-def _gap(readings: dict[str, Reading], arms: Iterable[str]) -> dict[str, Any]:
-    """Losses of control and fork on one set, the standard error of their difference, the placebos'
-    differences.
-    """
+def _losses(readings: dict[str, Reading], arms: Iterable[str]) -> dict[str, Any]:
+    """Compute the fields of a LossGap from the last readings of one set."""
     if not readings:
-        return {
-            "loss_control": None,
-            "loss_fork": None,
-            "loss_error": None,
-            "placebo_loss_gaps": [],
-        }
+        return {}
     control, fork = readings["control"], readings["fork"]
     gaps = fork.by_sequence - control.by_sequence
     return {
         "loss_control": control.loss,
         "loss_fork": fork.loss,
         "loss_error": float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None,
-        "placebo_loss_gaps": [
+        "placebo_loss_gaps": tuple(
             readings[name].loss - control.loss for name in arms if name.startswith("placebo-")
-        ],
+        ),
     }
 
 
-def fork(
-    spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = False
-) -> dict[str, Any]:
-    """Run a fork with its control and null forks; returns and keeps `fork.json`.
+def fork(spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = False) -> ForkResult:
+    """Run a fork with its control and null forks, and keep its result as `fork.json`.
 
     A fork that is done is not run again unless more is asked of it now; one that was interrupted
     goes on. Errors: usage, missing, integrity, storage.
     """
     parent = open_trajectory(runs, spec.parent)
     spec.check(parent)
-    done = runs / spec.fork / RESULT
-    if done.is_file() and not again:
-        kept = json.loads(done.read_bytes())
-        enough = (
-            kept.get("placebos_asked", kept["placebos"]) >= spec.placebos
-            and kept["chaos"] >= spec.chaos
-        )
-        if enough and set(spec.barrier) <= {each["step"] for each in kept.get("barriers", [])}:
-            return kept
+    path = runs / spec.fork / RESULT_FILE
+    if path.is_file() and not again:
+        done = ForkResult.read(path)
+        enough = done.placebos_asked >= spec.placebos and done.chaos >= spec.chaos
+        if enough and set(spec.barrier) <= {barrier.step for barrier in done.barriers}:
+            return done
     require_intact(parent)
-    return Fork(spec, parent, progress, anew=again).go()
+    return Fork(spec, parent, progress, anew=again).run_to_end()

@@ -10,6 +10,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from replay.experiments import batch_scan
 from replay.forks import plan as engine
 from replay.forks import run as fork_run
 from replay.forks import statement
+from replay.forks.result import RESULT_FILE
 from replay.forks.run import Fork
 from replay.forks.spec import Spec
 from replay.interventions.no_update import Skip
@@ -37,6 +39,11 @@ from replay.interventions.selection import DOCUMENTS
 from replay.lineage import open_trajectory
 from replay.step.batch_contents import batch_at
 from tests.replay.test_interventions import damaged
+
+
+def forked(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """The result of a fork, as its document."""
+    return fork_run.fork(*arguments, **options).to_document()
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 10), (13, 31), (50, 51), (75, 100), (99, 100)])
@@ -57,7 +64,7 @@ def test_any_window_replays_bit_for_bit(a: int, b: int, runs: Path) -> None:
 def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(
     start: int, runs: Path, base: Run
 ) -> None:
-    fork_run.fork(Spec("base", start, start + 12, (), name="same"), runs)
+    forked(Spec("base", start, start + 12, (), name="same"), runs)
     same = open_trajectory(runs, "same")
     own, theirs = (
         verify.recorded_steps(same, start, start + 12),
@@ -68,7 +75,7 @@ def test_a_fork_without_interventions_is_its_parent_from_every_checkpoint(
 
 
 def test_swapping_twice_is_the_parent(runs: Path, base: Run) -> None:
-    result = fork_run.fork(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
+    result = forked(Spec("base", 75, 90, (Swap(80, 85), Swap(80, 85))), runs)
     assert result["first_difference"] is None and result["final"]["l2"] == 0.0
     assert (
         result["final"]["logit_kl"] == 0.0
@@ -88,7 +95,7 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
         chaos=1,
         probe_every=3,
     )
-    result = fork_run.fork(made, runs)
+    result = forked(made, runs)
     assert result["control"] == {
         "level": "exact",
         "bitwise": True,
@@ -139,12 +146,23 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
     assert {layer for _, _, layer in layers} == {0, 1}
 
 
+def test_a_result_of_another_version_is_told_and_again_makes_it_anew(runs: Path) -> None:
+    one = Spec("base", 75, 78, (Skip(76, 77),), name="older")
+    result = forked(one, runs)
+    path = runs / "older" / RESULT_FILE
+    path.write_text(json.dumps({**result, "version": 0}))
+    with pytest.raises(ForensicsError, match="wanted a fork of version 1, found version 0") as e:
+        forked(one, runs)
+    assert "--again" in str(e.value)
+    assert forked(one, runs, again=True)["final"]["l2"] == result["final"]["l2"]
+
+
 def test_a_fork_that_is_done_is_found_and_its_id_tells_what_it_is(runs: Path) -> None:
     one = Spec("base", 75, 80, (Skip(76, 78),))
-    first = fork_run.fork(one, runs)
-    marker = runs / one.fork / fork_run.RESULT
+    first = forked(one, runs)
+    marker = runs / one.fork / RESULT_FILE
     before = marker.stat().st_mtime_ns
-    assert fork_run.fork(one, runs) == json.loads(marker.read_bytes()) == first
+    assert forked(one, runs) == json.loads(marker.read_bytes()) == first
     assert marker.stat().st_mtime_ns == before
     assert Spec("base", 75, 80, (Skip(76, 79),)).fork != one.fork
 
@@ -163,7 +181,7 @@ def test_arms_are_compared_on_sequences_that_none_of_them_has_consumed(
     }
     assert len(set(fresh)) == 32 and not consumed & set(fresh)
     assert not set(fresh) & set(base.batches.order.held_out.tolist())
-    result = fork.go()
+    result = fork.run_to_end().to_document()
     fresh = result["final"]["unseen"]
     assert (
         fresh["sequences"] == 32
@@ -187,19 +205,19 @@ def test_a_source_that_has_been_read_whole_offers_nothing_unseen(base: Run) -> N
 
 def test_the_barrier_is_followed_at_the_chosen_states_for_every_arm(runs: Path) -> None:
     made = Spec("base", 78, 90, (LearningRate(80, 84, 3.0),), placebos=0, chaos=1, barrier=(84, 90))
-    result = fork_run.fork(made, runs)
+    result = forked(made, runs)
     assert {(b["step"], b["arm"]) for b in result["barriers"]} == {
         (s, a) for s in (84, 90) for a in ("fork", "chaos-0")
     }
     rows = {r["step"]: r["barrier"] for r in result["divergence"]}
     assert rows[84] is not None and rows[90] is not None and rows[85] is None
     assert (
-        fork_run.fork(dataclasses.replace(made, barrier=()), runs) == result
+        forked(dataclasses.replace(made, barrier=()), runs) == result
     )  # done: nothing more is asked
-    again = fork_run.fork(dataclasses.replace(made, barrier=(86,)), runs)
+    again = forked(dataclasses.replace(made, barrier=(86,)), runs)
     assert {b["step"] for b in again["barriers"]} == {86}
     with pytest.raises(ForensicsError, match="barrier at a state of 78:90, found 78"):
-        fork_run.fork(dataclasses.replace(made, barrier=(78,)), runs)
+        forked(dataclasses.replace(made, barrier=(78,)), runs)
 
 
 @pytest.mark.parametrize("stop", [79, 85, 89])
@@ -217,16 +235,16 @@ def test_a_fork_that_was_interrupted_goes_on_to_the_same_end(
         barrier=(84,),
     )
     shutil.copytree(runs, tmp_path / "other")
-    whole = fork_run.fork(made, tmp_path / "other")
+    whole = forked(made, tmp_path / "other")
 
     def ctrl_c(done: int, total: int, note: str) -> None:
         if done == stop - 78:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt, match=f"goes on from state {stop}"):
-        fork_run.fork(made, runs, ctrl_c)
+        forked(made, runs, ctrl_c)
     steps = []
-    resumed = fork_run.fork(made, runs, lambda done, total, note: steps.append(done))
+    resumed = forked(made, runs, lambda done, total, note: steps.append(done))
     assert steps == list(range(stop - 77, 13))
     assert {k: v for k, v in resumed.items() if k != "seconds"} == {
         k: v for k, v in whole.items() if k != "seconds"
@@ -261,7 +279,7 @@ def flushed(
     time = itertools.count(step=seconds)
     made = Spec("base", 78, last, (Skip(80, 81),), chaos=1, name=name)
     fork = Fork(made, base, look, clock=lambda: next(time))
-    fork.go()
+    fork.run_to_end()
     return fork
 
 
@@ -306,16 +324,16 @@ def test_a_half_run_fork_is_not_taken_up_for_another_one(runs: Path, base: Run) 
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fork_run.fork(made, runs, ctrl_c)
+        forked(made, runs, ctrl_c)
     steps: list[int] = []
     other = dataclasses.replace(made, interventions=(LearningRate(80, 84, 2.0),))
-    fork_run.fork(other, runs, lambda done, total, note: steps.append(done))
+    forked(other, runs, lambda done, total, note: steps.append(done))
     assert steps[0] == 1
 
 
 def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:
     made = Spec("base", 75, 80, (Skip(76, 78),))
-    fork_run.fork(made, runs)
+    forked(made, runs)
     rows = {r["step"]: r for r in open_trajectory(runs, made.fork).table("steps").to_pylist()}
     assert sorted(rows) == [75, 76, 77, 78, 79]
     assert [rows[s]["loss"] is None for s in sorted(rows)] == [False, True, True, False, False]
@@ -324,8 +342,8 @@ def test_skipped_steps_have_a_row_with_null_loss(runs: Path) -> None:
 
 def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
     first = Spec("base", 75, 90, (Drop(80, 82),), name="one")
-    fork_run.fork(first, runs)
-    fork_run.fork(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
+    forked(first, runs)
+    forked(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
     two = open_trajectory(runs, "two")
     assert [two.stream(s).origin for s in (79, 80, 84, 85, 86)] == [79, 82, 87, 86, 88]
     assert batch_at(runs, "two", 84)["origin"] == 87
@@ -339,7 +357,7 @@ def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
 
 
 def test_a_stream_goes_on_past_its_parents_end(runs: Path) -> None:
-    result = fork_run.fork(Spec("base", 98, 106, (LearningRate(98, 106, 0.5),)), runs)
+    result = forked(Spec("base", 98, 106, (LearningRate(98, 106, 0.5),)), runs)
     assert [row["step"] for row in result["divergence"]] == list(range(99, 107))
     assert result["control"]["bitwise"]
 
@@ -349,7 +367,7 @@ def test_a_control_that_differs_is_said_to_be_tolerance_only(runs: Path, base: R
     rows["loss"][80] += 1e-6
     rows["state_digest"][80] = "0" * 32
     replace_table(base.folder, "steps", rows)
-    result = fork_run.fork(Spec("base", 78, 84, (Skip(83, 84),)), runs)
+    result = forked(Spec("base", 78, 84, (Skip(83, 84),)), runs)
     assert not result["control"]["bitwise"] and result["control"]["level"] in (
         "reproduces",
         "absent",
@@ -370,7 +388,7 @@ def test_data_that_changed_on_disk_is_refused_before_any_step(runs: Path, base: 
     data[7] ^= 1
     shard.write_bytes(data)
     with pytest.raises(ForensicsError, match="not what it was trained on") as e:
-        fork_run.fork(Spec("base", 75, 80, ()), runs)
+        forked(Spec("base", 75, 80, ()), runs)
     assert e.value.exit_code == 1
 
 
@@ -392,8 +410,8 @@ def test_documents_are_chosen_by_sql_and_other_runs_rows_do_not_count(
 def test_the_plan_says_what_would_be_touched_and_runs_nothing(runs: Path, base: Run) -> None:
     made = Spec("base", 78, 90, (RemoveDocuments(78, 90, damaged(base)),), placebos=2)
     plan = engine.plan(made, runs)
-    assert plan["sequences_by_step"].keys() == {80, 81} and plan["arms"] == 4
-    assert plan["steps_to_compute"] == 4 * 12 + 3
+    assert plan.sequences_by_step.keys() == {80, 81} and plan.arms == 4
+    assert plan.steps_to_compute == 4 * 12 + 3
     assert not (runs / made.fork).exists()
 
 
@@ -451,7 +469,7 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
 
 def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
     made = Spec("base", 75, 82, (Swap(77, 78),))
-    fork_run.fork(made, runs)
+    forked(made, runs)
     told = between(runs, "base", made.fork)
     assert (
         told["first_difference"]["step"] == 77
@@ -463,17 +481,20 @@ def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
 
 
 def test_causal_words_follow_the_rule() -> None:
-    assert not null_test.effect(1.0, []).causal
+    assert not null_test.judge_effect(1.0, []).causal
     assert (
-        not null_test.effect(1.0, [0.1, 0.1]).causal
-        and "too few" in null_test.effect(1.0, [0.1, 0.1]).words
+        not null_test.judge_effect(1.0, [0.1, 0.1]).causal
+        and "too few" in null_test.judge_effect(1.0, [0.1, 0.1]).sentence()
     )
-    assert null_test.effect(1.0, [0.2, 0.1, 0.1]).causal
-    assert not null_test.effect(1.0, [0.21, 0.1, 0.1]).causal
-    assert null_test.effect(1.0, [0.5] * 19).causal and null_test.effect(1.0, [0.5] * 19).p == 0.05
-    assert not null_test.effect(1.0, [0.5] * 18).causal
-    assert not null_test.effect(0.0, [0.0] * 3).causal
-    assert all(f"N = {n}" in null_test.effect(1.0, [0.5] * n).words for n in (1, 3, 19))
+    assert null_test.judge_effect(1.0, [0.2, 0.1, 0.1]).causal
+    assert not null_test.judge_effect(1.0, [0.21, 0.1, 0.1]).causal
+    assert (
+        null_test.judge_effect(1.0, [0.5] * 19).causal
+        and null_test.judge_effect(1.0, [0.5] * 19).p == 0.05
+    )
+    assert not null_test.judge_effect(1.0, [0.5] * 18).causal
+    assert not null_test.judge_effect(0.0, [0.0] * 3).causal
+    assert all(f"N = {n}" in null_test.judge_effect(1.0, [0.5] * n).sentence() for n in (1, 3, 19))
 
 
 def test_reconverging_means_staying_below_the_placebos() -> None:

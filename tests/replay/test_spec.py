@@ -516,7 +516,8 @@ def test_a_fork_of_everything_at_once_runs_and_its_stream_is_found_again(runs: P
         placebos=1,
     )
     result = fork_run.fork(many, runs)
-    assert result["control"]["bitwise"] and result["first_difference"]["step"] == 79
+    assert result.control.bitwise
+    assert result.first_difference is not None and result.first_difference.step == 79
     again = open_trajectory(runs, many.fork)
     stream, _ = composed(many.interventions, base)
     for s in range(79, 84):

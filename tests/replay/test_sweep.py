@@ -100,7 +100,7 @@ def test_a_point_is_the_fork_that_the_engine_makes(
     found: dict[str, Any], runs: Path, base: Run
 ) -> None:
     raw = RAW | {"from": 70, "to": 76, "intervention": [{"kind": "skip", "window": "71:72"}]}
-    made = fork(spec.build(runs, base, raw), runs)
+    made = fork(spec.build(runs, base, raw), runs).to_document()
     own = found["points"][2]
     assert own["l2"] == made["final"]["l2"] and own["logit_kl"] == made["final"]["logit_kl"]
     assert own["placebos"] == 1 and own["time_to_reconverge"] == made["time_to_reconverge"]
