@@ -271,13 +271,14 @@ def prepare(runs: Path, run: str) -> list[list[str]]:
     Minutes, on the demo.
     """
     os.environ["FORENSICS_RUNS"] = str(Path(runs).absolute())
-    from app import data, forms
+    from app import data
+    from replay.forks import toml_text
 
     failed = []
     with tempfile.TemporaryDirectory() as folder:
         spec, first = Path(folder) / "sweep.toml", _spread(data.reached(run) or 2)[0]
         spec.write_text(
-            forms.file(
+            toml_text.written(
                 {"parent": run, "from": first, "to": first + SWEPT, "placebos": 3},
                 [{"kind": "skip", "window": f"{first}:{first + 2}"}],
             )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run, open_run
-from replay.interventions.registry import composed, from_dict
+from replay.interventions.composition import composed
+from replay.interventions.registry import from_dict
 
 
 def open_trajectory(runs: Path, name: str) -> Run:

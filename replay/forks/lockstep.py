@@ -16,7 +16,7 @@ from forensics.step.state import Counters, TrainState
 from forensics.train.advance import StepModel, take_step
 from forensics.train.run import Run
 from replay.interventions.base import Intervention
-from replay.interventions.registry import composed
+from replay.interventions.composition import composed
 
 
 @dataclass

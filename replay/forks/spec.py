@@ -29,7 +29,8 @@ from replay.compare.loss_barrier import probe_loss
 from replay.forks import toml_text
 from replay.forks.statement import with_choice
 from replay.interventions.base import Intervention
-from replay.interventions.registry import from_dict, refuse_lost, to_dict
+from replay.interventions.composition import refuse_lost
+from replay.interventions.registry import from_dict, to_dict
 
 ForkFile = dict[str, Any]  # the keys of a fork file, before they are checked
 KEYS = {

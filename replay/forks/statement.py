@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from forensics.config import window
 from forensics.errors import ForensicsError
 from forensics.store.sandbox import run_sandboxed
 from forensics.train.run import Run
 from replay.interventions.base import Windowed
 from replay.interventions.fields import Columns, Rows, fields_of
-from replay.interventions.registry import KINDS
+from replay.interventions.registry import KINDS, read_window
 from replay.lineage import own_steps
 
 MOST_ROWS = 1_000_000
@@ -26,21 +25,18 @@ def with_choice(
     """Return a fork file's intervention with its window, and with what its SQL chose under the key
     that it fills. Errors: usage, sql.
     """
-    keys = dict(keys)
     kind = keys.get("kind", "")
     if kind not in KINDS:
-        return keys
-    where = (first, last)
+        return dict(keys)
+    filled, where = read_window(keys), (first, last)
     if issubclass(KINDS[kind], Windowed):
-        if "window" in keys:
-            keys["first"], keys["last"] = window(str(keys.pop("window")), kind)
-        where = keys.setdefault("first", first), keys.setdefault("last", last)
+        where = filled.setdefault("first", first), filled.setdefault("last", last)
     fields = fields_of(KINDS[kind])
     choices = {columns: field.name for field in fields for columns in field.about.columns}
     by_hand = {field.name for field in fields if field.about.columns or field.about.instead_of_sql}
-    if choices and keys.get("sql") and not by_hand & keys.keys():
+    if choices and filled.get("sql") and not by_hand & filled.keys():
         Windowed(*where).check(run, first, last)
-        columns, rows = select(runs, run, str(keys["sql"]), list(choices), where)
+        columns, rows = select(runs, run, str(filled["sql"]), list(choices), where)
         value = columns.read(run, rows, *where)
         if not value:
             raise ForensicsError(
@@ -48,8 +44,8 @@ def with_choice(
                 f"{kind}: the statement selected nothing inside {where[0]}:{where[1]}",
                 "try it with `forensics query --sql`",
             )
-        keys[choices[columns]] = value
-    return keys
+        filled[choices[columns]] = value
+    return filled
 
 
 def select(

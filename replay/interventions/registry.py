@@ -1,8 +1,6 @@
-"""Every kind of intervention, to and from fork files, and several of them as one stream and policy.
+"""Know every kind of intervention; read and write them as a fork file's keys.
 
-A kind is a class in any file of this folder: adding the file is enough. A list of interventions
-composes in its order: the stream of the first is what the second alters, and so on; the same for
-policies. A state intervention acts once, at the fork's start.
+A kind is a class in any file of this folder: adding the file is enough.
 """
 
 from __future__ import annotations
@@ -13,20 +11,14 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import replay.interventions
 from forensics.config import window
 from forensics.errors import ForensicsError, nearest
-from replay.interventions.base import KINDS, Intervention
+from replay.interventions.base import KINDS, Intervention, Windowed
 from replay.interventions.fields import fields_of
-from replay.interventions.order import Drop
-
-if TYPE_CHECKING:
-    from forensics.step.batch import BatchStream
-    from forensics.step.policy import Policy
-    from forensics.train.run import Run
 
 # The order in which flags compose and `--help` lists them, by what a kind alters and then by its
 # file; a file that is not named here follows, and within a file the classes as they stand.
@@ -76,10 +68,9 @@ def from_dict(keys: Mapping[str, Any]) -> Intervention:
     kind = keys.get("kind", "")
     if kind not in KINDS:
         raise ForensicsError("config", f"unknown intervention {kind!r}", nearest(str(kind), KINDS))
-    values = {key: value for key, value in keys.items() if key != "kind"}
+    values = read_window(keys)
+    del values["kind"]
     fields = {field.name: field for field in fields_of(KINDS[kind])}
-    if "window" in values and "first" in fields:
-        values["first"], values["last"] = window(str(values.pop("window")), kind)
     for name, value in values.items():
         if name not in fields:
             raise ForensicsError("config", f"{kind}: unknown key {name!r}", nearest(name, fields))
@@ -88,6 +79,16 @@ def from_dict(keys: Mapping[str, Any]) -> Intervention:
         if name not in values and field.required:
             raise ForensicsError("config", f"{kind}: {name!r} is missing", SEE)
     return KINDS[kind](**values)
+
+
+def read_window(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys with `first` and `last` for a window A:B, where their kind has one. Errors:
+    config.
+    """
+    keys = dict(keys)
+    if "window" in keys and issubclass(KINDS[keys["kind"]], Windowed):
+        keys["first"], keys["last"] = window(str(keys.pop("window")), keys["kind"])
+    return keys
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
@@ -117,42 +118,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def composed(interventions: Sequence[Intervention], run: Run) -> tuple[BatchStream, Policy]:
-    """Compose stream and policy of a fork of `run`, interventions applied in their order."""
-    stream, policy = run.stream, run.policy
-    for intervention in interventions:
-        stream = intervention.stream(stream, run)
-        policy = intervention.policy(policy, run)
-    return stream, policy
-
-
-def refuse_lost(interventions: Sequence[Intervention], run: Run) -> None:
-    """Refuse an intervention on a batch that another one drops, whichever comes first. Errors:
-    usage.
-    """
-    for i, drop in enumerate(interventions):
-        if not isinstance(drop, Drop):
-            continue
-        for later in interventions[
-            i + 1 :
-        ]:  # it means the parent's batch, but another one stands there now
-            _refuse_lost(later, [s for s in later.batches() if drop.first <= s < drop.last], drop)
-        steps: list[int] = list(range(drop.first, drop.last))
-        for earlier in reversed(interventions[:i]):
-            acts_on = earlier.batches()
-            if not isinstance(earlier, Drop):
-                _refuse_lost(earlier, [s for s in steps if s in acts_on], drop)
-            sources = (earlier.source_step(s, run) for s in steps)
-            steps = [s for s in sources if s is not None]
-
-
-def _refuse_lost(intervention: Intervention, lost: list[int], drop: Drop) -> None:
-    if lost and (intervention.needs_all_batches or len(set(lost)) == len(intervention.batches())):
-        raise ForensicsError(
-            "usage",
-            f"{intervention.kind}: wanted a batch that is seen, found batch {lost[0]}, which the"
-            f" drop of {drop.window} takes away",
-            "leave one of the two out, or move its window",
-        )

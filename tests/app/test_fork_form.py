@@ -7,9 +7,9 @@ import tomllib
 
 import pytest
 
-from app import data, forms
+from app import data
 from app.selection import LONGEST, Selection
-from app.views.forks import build, sweep
+from app.views.forks import build, edits, sweep
 from tests.app.conftest import SPIKE
 
 FARTHEST = 2**53 - 1  # the largest number of a URL
@@ -38,9 +38,9 @@ def url_of(page):
 
 
 def test_answers_come_back_only_into_the_form_that_they_were_given_to() -> None:
-    text = forms.written("demo-clip", {"value": "0.5", "renormalise": True, "placebos": 19})
-    assert forms.given(text, "demo-clip") == {"value": "0.5", "renormalise": True, "placebos": 19}
-    assert forms.given(text, "demo-betas") == {}
+    text = edits.encode("demo-clip", {"value": "0.5", "renormalise": True, "placebos": 19})
+    assert edits.decode(text, "demo-clip") == {"value": "0.5", "renormalise": True, "placebos": 19}
+    assert edits.decode(text, "demo-betas") == {}
 
 
 @pytest.mark.parametrize(
@@ -60,32 +60,32 @@ def test_answers_come_back_only_into_the_form_that_they_were_given_to() -> None:
     ],
 )
 def test_a_damaged_text_is_no_answer(text: str | None) -> None:
-    assert forms.given(text, "f") == {}
+    assert edits.decode(text, "f") == {}
 
 
 def test_half_a_character_of_a_url_cannot_reach_the_page() -> None:
-    assert forms.given('{"of": "f", "at": "\\ud800x"}', "f")["at"].encode() == b"?x"
+    assert edits.decode('{"of": "f", "at": "\\ud800x"}', "f")["at"].encode() == b"?x"
 
 
 @pytest.mark.parametrize(
     "answer, number", [(7, 7), (-1, 3), (1000, 3), ("7", 3), (True, 3), (None, 3)]
 )
 def test_a_number_of_the_url_is_taken_only_within_its_bounds(answer, number: int) -> None:
-    assert forms.number(answer, 3, 0, 999) == number
+    assert edits.number_within(answer, 3, 0, 999) == number
 
 
 # ---- the window
 
 
 def test_a_fork_of_a_fork_begins_at_a_state_that_it_has() -> None:
-    assert forms.window_for(None, None, 416, [400, 416], 400) == (400, 416)
-    assert forms.window_for(None, None, 416, [], 400) == (400, 416)
-    assert forms.window_for(405, 402, 416, [0, 350], 400) == (400, 445)
-    assert forms.window_for(390, 380, 416, [], 400) == (400, 440), (
+    assert build.default_window(None, None, 416, [400, 416], 400) == (400, 416)
+    assert build.default_window(None, None, 416, [], 400) == (400, 416)
+    assert build.default_window(405, 402, 416, [0, 350], 400) == (400, 445)
+    assert build.default_window(390, 380, 416, [], 400) == (400, 440), (
         "a spike of the ancestor lies before it"
     )
-    assert forms.window_for(FARTHEST, None, 416, [400], 400) == (400, 456)
-    assert forms.window_for(FARTHEST, None, 416, [], 0) == (400, 456)
+    assert build.default_window(FARTHEST, None, 416, [400], 400) == (400, 456)
+    assert build.default_window(FARTHEST, None, 416, [], 0) == (400, 456)
 
 
 def test_the_states_of_a_sweep_lie_in_the_run_with_the_window_after_them() -> None:
@@ -223,7 +223,7 @@ def test_hostile_answers_of_a_url_stay_text_and_out_of_bounds_ones_are_left_out(
     runs, app_page
 ) -> None:
     context = build._context("demo", "remove-documents", Selection(run="demo"))
-    values = forms.written(
+    values = edits.encode(
         context, {"how": "<script>", "documents": True, "placebos": 10**9, "sql": 5}
     )
     page = app_page("forks", run="demo", part="build", kind="remove-documents", values=values)

@@ -12,16 +12,17 @@ import pyarrow as pa
 import pytest
 
 from app import browser as driver
-from app import data, forms
+from app import data
 from app import documents as kept
 from app.selection import Selection
 from app.views.blame import page as blame
 from app.views.blame import removal, summary, suspects
+from app.views.forks import build, forms, matrix, matrix_charts, panels, sweep
 from app.views.forks import fork as one
-from app.views.forks import matrix, matrix_charts, panels, sweep
 from app.views.forks import page as forks_page
 from app.views.forks.state import State, file_of, launch, state_of
 from forensics.errors import ForensicsError
+from replay.forks import toml_text
 
 HOSTILE = "<script>alert(1)</script> ![](http://evil.example/a.png) \u202eevil\x07"
 
@@ -500,7 +501,7 @@ def test_a_document_without_the_influence_of_tokens_is_told_from_one_that_has_no
 
 
 def test_the_form_makes_a_fork_file_that_says_the_same() -> None:
-    text = forms.file(
+    text = toml_text.written(
         {"parent": "demo", "from": 4, "to": 9, "name": None},
         [
             forms.intervention("lr-scale", {"window": "5:6", "factor": "0.5"}),
@@ -549,9 +550,9 @@ def test_every_form_is_a_kind_that_replay_knows_with_keys_that_it_has() -> None:
 
 
 def test_a_fork_begins_at_the_checkpoint_before_the_spike_unless_that_is_far() -> None:
-    assert forms.window_for(400, 398, 460, [0, 350, 390, 450]) == (390, 440)
-    assert forms.window_for(400, None, 460, [0, 100]) == (384, 440)
-    assert forms.window_for(None, None, 460, [0, 400, 450]) == (400, 432)
+    assert build.default_window(400, 398, 460, [0, 350, 390, 450]) == (390, 440)
+    assert build.default_window(400, None, 460, [0, 100]) == (384, 440)
+    assert build.default_window(None, None, 460, [0, 400, 450]) == (400, 432)
 
 
 def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
@@ -1081,7 +1082,7 @@ def waited(wanted, seconds=120.0):
 def test_a_fork_that_is_stopped_goes_on_from_where_it_was(forked) -> None:
     from app import jobs
 
-    text = forms.file(
+    text = toml_text.written(
         {"parent": "demo", "from": 0, "to": 130, "placebos": 6, "name": "long"},
         [{"kind": "skip", "window": "30:31"}],
     )

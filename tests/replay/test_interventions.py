@@ -22,6 +22,7 @@ from replay.forks.spec import Spec
 from replay.interventions import corpus_search
 from replay.interventions.base import KINDS, Intervention
 from replay.interventions.boost_token import BoostToken
+from replay.interventions.composition import composed
 from replay.interventions.corpus_search import holding, sequences_of, token_counts
 from replay.interventions.edit_tokens import EditTokens
 from replay.interventions.insertions import Insert, Replace
@@ -39,7 +40,7 @@ from replay.interventions.policy import (
     WeightDecay,
     ZLoss,
 )
-from replay.interventions.registry import composed, from_dict, to_dict
+from replay.interventions.registry import from_dict, to_dict
 from replay.interventions.removal import RemoveDocuments, RemoveSequences
 from replay.interventions.row_removal import HOWS, _repacked
 from replay.interventions.state import Noise, ResetMoments, Transplant, UnitInLastPlace

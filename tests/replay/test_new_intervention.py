@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 
 import replay.interventions
-from app import forms
+from app.views.forks import forms
 from docs import generate
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
 from replay.cli.main import main
 from replay.experiments.sweep import moved, sweep
-from replay.forks import spec
+from replay.forks import spec, toml_text
 from replay.forks.run import fork
 from replay.interventions import registry
 from replay.interventions.base import KINDS
@@ -155,8 +155,9 @@ def test_the_apps_form_asks_for_it_and_its_answers_are_a_fork_that_runs(
         "onset": ("From step", "", "a whole number"),
         "sql": ("SQL that returns onset", "", "text"),
     }
+    assert [f.name for f in forms.fields("lr-step") if f.step] == ["onset"]  # begins in the window
     answers = forms.intervention("lr-step", {"factor": "0.5", "onset": "81"})
-    text = forms.file({"parent": "base", "from": 80, "to": 83}, [answers])
+    text = toml_text.written({"parent": "base", "from": 80, "to": 83}, [answers])
     made = spec.build(runs, base, tomllib.loads(text))
     assert made.sentence() == "multiplies the learning rate by 0.5 from 81 on"
     assert fork(made, runs)["first_difference"]["step"] == 81

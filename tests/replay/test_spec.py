@@ -24,6 +24,7 @@ from replay.forks.spec import Spec
 from replay.interventions import selection
 from replay.interventions.base import KINDS, Intervention, Windowed
 from replay.interventions.boost_token import BoostToken
+from replay.interventions.composition import composed
 from replay.interventions.edit_tokens import EditTokens
 from replay.interventions.insertions import Insert, Replace
 from replay.interventions.no_update import HoldParameters, Skip, SkipFrozen, ZeroUpdate
@@ -39,7 +40,7 @@ from replay.interventions.policy import (
     WeightDecay,
     ZLoss,
 )
-from replay.interventions.registry import composed, from_dict
+from replay.interventions.registry import from_dict
 from replay.interventions.state import Noise, ResetMoments, Transplant, UnitInLastPlace
 from replay.lineage import open_trajectory
 from tests.replay.test_interventions import EACH

@@ -7,21 +7,23 @@ what is touched.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import streamlit as st
 
-from app import data, formatting, forms, safe_html
+from app import data, formatting, safe_html
 from app.safe_html import code
 from app.selection import LONGEST, Selection, goto, here
+from app.views.forks import edits, forms
 from app.views.forks.plan import draw_plan
 from forensics.errors import ForensicsError
 from forensics.visible import visible
+from replay.forks import toml_text
 
 NULLS = {"placebos": 3, "chaos": 1}  # how many, where nothing is said
-FILE = forms.Field(
+FORK_FILE = forms.Field(
     "text", "Fork file", wide=True, help="TOML. SQL may name $run, $first and $last."
 )
 
@@ -60,11 +62,29 @@ def window_of(run: str, selection: Selection) -> tuple[int, int]:
     saved = [c["step"] for c in data.recorded("checkpoints", run, ("step",))]
     reached = data.reached(run) or int(header.get("steps") or 1)
     start, end = _states(run)
-    first, last = forms.window_for(
+    first, last = default_window(
         spike if spike is not None else selection.step, begin, reached, saved, start
     )
     first = first if selection.first is None else min(max(selection.first, start), end)
     return first, max(last if selection.last is None else selection.last, first + 1)
+
+
+def default_window(
+    spike: int | None, onset: int | None, steps: int, saved: Sequence[int], start: int = 0
+) -> tuple[int, int]:
+    """Choose from where to where a fork runs when nothing is said: from the checkpoint before the
+    spike's first step, past it.
+
+    It begins at a state of the run, `start` … `steps`, wherever the spike is said to be.
+    """
+    if spike is None:
+        first = max((s for s in saved if start <= s <= max(start, steps - 32)), default=start)
+        return first, min(first + 32, max(steps, first + 1))
+    spike = min(spike, steps)
+    begin = min(onset, steps) if onset is not None else spike
+    near = max((s for s in saved if start <= s <= begin), default=start)
+    first = max(start, near if begin - near <= 64 else begin - 16)
+    return first, max(first, spike) + 40
 
 
 def _states(run: str) -> tuple[int, int]:
@@ -90,7 +110,7 @@ def _form(run: str, kind: str, selection: Selection) -> str:
     """
     first, last = window_of(run, selection)
     context = _context(run, kind, selection)
-    given = forms.given(selection.values, context)
+    given = edits.decode(selection.values, context)
     titles = forms.titles()
     st.session_state["fork-kind"] = kind
     st.selectbox(
@@ -134,7 +154,7 @@ def _form(run: str, kind: str, selection: Selection) -> str:
     }
     for name, column in zip(NULLS, columns[2:]):
         key = f"{name}-{context}"
-        _put(key, forms.number(given.get(name), NULLS[name], 0, 999))
+        _put(key, edits.number_within(given.get(name), NULLS[name], 0, 999))
         label, meaning = labels[name]
         head[name] = int(
             column.number_input(
@@ -155,7 +175,7 @@ def _form(run: str, kind: str, selection: Selection) -> str:
             "Longer than a URL can hold: a reload of the page forgets what was written. The fork"
             " file can be copied."
         )
-    if kind == "file":
+    if kind == forms.FILE:
         safe_html.caption(
             "Several interventions, each a table of its own; docs/interventions.md lists every kind"
             " and key."
@@ -164,11 +184,11 @@ def _form(run: str, kind: str, selection: Selection) -> str:
     length = int(
         (((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0
     )
-    return forms.file(head, [forms.intervention(kind, answers, length)])
+    return toml_text.written(head, [forms.intervention(kind, answers, length)])
 
 
 def _fields(kind: str) -> tuple[forms.Field, ...]:
-    return (FILE,) if kind == "file" else forms.fields(kind)
+    return (FORK_FILE,) if kind == forms.FILE else forms.fields(kind)
 
 
 def _widget(field: forms.Field, value: Any, run: str, context: str) -> Any:
@@ -184,7 +204,7 @@ def _widget(field: forms.Field, value: Any, run: str, context: str) -> Any:
     if field.options:
         return st.selectbox(field.label, field.options, **options)
     if field.wide:
-        return st.text_area(field.label, height=330 if field is FILE else 92, **options)
+        return st.text_area(field.label, height=330 if field is FORK_FILE else 92, **options)
     return st.text_input(field.label, placeholder=field.wanted, **options)
 
 
@@ -215,8 +235,8 @@ def _put(key: str, value: Any) -> None:
 
 def _edited(run: str, context: str, name: str, key: str) -> None:
     """An answer into the URL, beside those that stand there."""
-    text = forms.written(
-        context, forms.given(here().values, context) | {name: st.session_state[key]}
+    text = edits.encode(
+        context, edits.decode(here().values, context) | {name: st.session_state[key]}
     )
     if len(text) <= LONGEST:
         goto(run=run, part="build", values=text)
@@ -237,7 +257,7 @@ def _other_kind(
     """Another form over the same window, with as many null forks."""
     kind = st.session_state["fork-kind"]
     nulls = {name: given[name] for name in NULLS if name in given}
-    values = forms.written(_context(run, kind, selection), nulls) if nulls else None
+    values = edits.encode(_context(run, kind, selection), nulls) if nulls else None
     goto(run=run, kind=kind, part="build", first=first, last=last, values=values)
 
 
@@ -246,13 +266,13 @@ def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any])
     says how it is done.
     """
     step, slot, first, last = selection.step, selection.slot, head["from"], head["to"]
-    if kind == "file":
+    if kind == forms.FILE:
         example = {
             "kind": "remove-documents",
             "window": f"{first}:{last}",
             "sql": "select document from documents where repeat_share > 0.3",
         }
-        return {"text": forms.file(head, [example])}
+        return {"text": toml_text.written(head, [example])}
     if kind == "remove-documents":
         return (
             {"documents": str(selection.document)}
@@ -275,11 +295,10 @@ def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any])
     if kind == "boost-token":
         return {"token": "" if selection.token is None else str(selection.token)}
     at = step if step is not None and first <= step < last else first
+    steps = [field.name for field in forms.fields(kind) if field.step]
     return {
         "window": f"{at}:{at + 1}",
-        "a": str(at),
-        "b": str(min(at + 1, last - 1)),
-        "at": str(at),
+        **{name: str(min(at + i, last - 1)) for i, name in enumerate(steps)},
         "batch": str(max(0, at - 1)),
     }
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app import data, forms
+from app import data
 from app import jobs as work
 from forensics.store import manifest
+from replay.forks import toml_text
 
 # since the last write, after which a fork that says it runs is believed to have been stopped
 RECENT_S = 60
@@ -103,7 +104,7 @@ def file_of(state: State, **changes: Any) -> str:
         **asked,
         **changes,
     }
-    return forms.file(head, state.header.get("interventions") or [])
+    return toml_text.written(head, state.header.get("interventions") or [])
 
 
 def launch(parent: str, fork: str, text: str) -> work.Work:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from app import data, formatting, forms, jobs, safe_html, theme
+from app import data, formatting, jobs, safe_html, theme
 from app import documents as kept
 from app.safe_html import Part, strong
 from app.selection import Selection
@@ -15,6 +15,7 @@ from app.views.forks import sweep_charts
 from app.views.forks.build import window_of
 from app.views.forks.panels import below
 from forensics.visible import visible
+from replay.forks import toml_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -335,7 +336,7 @@ def _sweep_form(run: str, selection: Selection) -> None:
     safe_html.heading("Measure")
     first, last = window_of(run, selection)
     last = min(last, first + HORIZON)
-    example = forms.file(
+    example = toml_text.written(
         {"parent": run, "from": first, "to": last, "placebos": 3},
         [{"kind": "skip", "window": f"{first}:{first + 1}"}],
     )

@@ -1,11 +1,9 @@
-"""The forms of the Forks page: the questions that an intervention's fields ask, and the fork file
-that their answers make.
+"""The forms of the Forks page: the questions that an intervention's fields ask, and the keys of a
+fork file that their answers make.
 
-titles()                                                 # {"drop": "Drop batches: …", …}
-fields("lr-scale")                                       # (Field("window", …), Field("factor", …))
-intervention("lr-scale", {"factor": "0.5"})              # {"kind": "lr-scale", "factor": 0.5}
-given(written("lr-scale", {"factor": "2"}), "lr-scale")  # {"factor": "2"}: as the URL keeps edits
-file({"parent": "demo", "from": 400, "to": 420}, [that]) # a fork file; `replay fork` checks it
+titles()                                     # {"drop": "Drop batches: later ones move up", …}
+fields("lr-scale")                           # (Field("window", …), Field("factor", …))
+intervention("lr-scale", {"factor": "0.5"})  # {"kind": "lr-scale", "factor": 0.5}
 
 A kind declares its title, and each of its fields a label (replay/interventions/fields.py); the page
 asks for what has one.
@@ -13,7 +11,6 @@ asks for what has one.
 
 from __future__ import annotations
 
-import json
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +18,6 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from forensics.errors import ForensicsError
-from replay.forks import toml_text
 from replay.interventions import fields as declared
 from replay.interventions.base import Windowed
 from replay.interventions.registry import KINDS, kinds
@@ -43,6 +39,7 @@ class Field:
     wide: bool = False  # a text area
     options: tuple[str, ...] = ()
     help: str = ""
+    step: bool = False  # a step of the fork's window
 
 
 def _words(text: str) -> list[str]:
@@ -132,6 +129,7 @@ def _field(field: declared.Field) -> Field:
         about.wide,
         about.choices,
         about.help,
+        about.step and read is int,
     )
 
 
@@ -173,55 +171,3 @@ def intervention(kind: str, answers: Mapping[str, Any], length: int = 0) -> dict
             if field.read is _rows:
                 keys[field.name] = [[*place, 0, length] for place in keys[field.name]]
     return keys
-
-
-def file(head: Mapping[str, Any], interventions: Sequence[Mapping[str, Any]]) -> str:
-    """Write the fork file. Keys without a value are left out."""
-    return toml_text.written(head, interventions)
-
-
-def written(context: str, answers: Mapping[str, Any]) -> str:
-    """Write edited answers as the text of one URL parameter, with what they are answers to: a form
-    of anything else ignores them.
-    """
-    return json.dumps({"of": context, **answers}, ensure_ascii=False, separators=(",", ":"))
-
-
-def given(text: str | None, context: str) -> dict[str, Any]:
-    """Read the answers of such a text: texts, ticks and numbers by field; none where it belongs to
-    another form or is damaged.
-    """
-    try:
-        document = json.loads(text or "null")
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(document, dict) or document.pop("of", None) != context:
-        return {}
-    texts = {
-        name: answer.encode("utf-8", "replace").decode() if isinstance(answer, str) else answer
-        for name, answer in document.items()
-    }
-    return {name: answer for name, answer in texts.items() if isinstance(answer, str | bool | int)}
-
-
-def number(answer: Any, default: int, low: int, high: int) -> int:
-    """Return a whole number of `given`, if it is one between `low` and `high`."""
-    return answer if type(answer) is int and low <= answer <= high else default
-
-
-def window_for(
-    spike: int | None, onset: int | None, steps: int, saved: Sequence[int], start: int = 0
-) -> tuple[int, int]:
-    """Choose from where to where a fork runs when nothing is said: from the checkpoint before the
-    spike's first step, past it.
-
-    It begins at a state of the run, `start` … `steps`, wherever the spike is said to be.
-    """
-    if spike is None:
-        first = max((s for s in saved if start <= s <= max(start, steps - 32)), default=start)
-        return first, min(first + 32, max(steps, first + 1))
-    spike = min(spike, steps)
-    begin = min(onset, steps) if onset is not None else spike
-    near = max((s for s in saved if start <= s <= begin), default=start)
-    first = max(start, near if begin - near <= 64 else begin - 16)
-    return first, max(first, spike) + 40
