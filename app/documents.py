@@ -9,11 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import streamlit as st
-
-from app import data, jobs
+from app import data
+from app.controls import pick
 from app.selection import Selection, goto
-from forensics.visible import visible
 from replay.result_files import kept
 
 
@@ -50,26 +48,12 @@ def chosen(
     name = selection.query if selection.query in names else names[0]
     if len(names) > 1:
         about = dict(found)
-        st.session_state["measured"] = name
-        st.selectbox(
+        pick(
             "Measured",
             names,
+            name,
             key="measured",
-            format_func=lambda n: visible(label(about[n])),
-            label_visibility="collapsed",
-            on_change=lambda: goto(run=run, query=st.session_state["measured"]),
+            choose=lambda chosen_name: goto(run=run, query=chosen_name),
+            name=lambda option: label(about[option]),
         )
     return dict(found)[name]
-
-
-def busy(run: str, command: str) -> bool:
-    """Whether this command runs now; then the panel of work is drawn, which looks again by
-    itself.
-    """
-    running = any(w.status == "running" and w.arguments[:1] == (command,) for w in jobs.listed(run))
-    if running or any(
-        w.status in ("failed", "lost") and w.arguments[:1] == (command,)
-        for w in jobs.listed(run)[:1]
-    ):
-        jobs.panel(run, most=2, key=f"work-{command}")
-    return running

@@ -231,6 +231,48 @@ def panel(run: str | None = None, *, most: int = 5, key: str = "work") -> None:
     body()
 
 
+def busy(run: str, command: str) -> bool:
+    """Return whether this command runs now; draw the panel while its newest run is not done."""
+    newest = next((job for job in listed(run) if job.arguments[:1] == (command,)), None)
+    if newest is None or newest.status == "done":
+        return False
+    panel(run, most=2, key=f"work-{command}")
+    return newest.status == "running"
+
+
+def launcher(run: str, program: str, arguments: Sequence[str], label: str, **options: Any) -> None:
+    """Draw the button that starts a command on a run; `options` are `st.button`'s."""
+    import streamlit as st
+
+    def launch() -> None:
+        start(run, program, arguments)
+
+    st.button(label, on_click=launch, **options)
+
+
+def offer(
+    run: str,
+    program: str,
+    arguments: Sequence[str],
+    label: str,
+    missing: str,
+    *,
+    hint: str = "",
+    key: str,
+) -> None:
+    """Offer a command: what is missing, the command, a button; once it runs, how far it is."""
+    from app import safe_html
+
+    same = [
+        job for job in listed(run) if job.program == program and job.arguments == tuple(arguments)
+    ]
+    if not any(job.status == "running" for job in same):
+        safe_html.nothing(missing, " ".join([program, *arguments]), hint)
+        launcher(run, program, arguments, label, key=f"offer-{key}", type="primary")
+    if same and same[0].status != "done":
+        panel(run, most=3, key=f"{key}-work")
+
+
 def _status(ended: dict[str, Any] | None, process: dict[str, Any], folder: Path) -> str:
     if ended is not None:
         return "done" if ended["code"] == 0 else "failed"

@@ -19,6 +19,7 @@ import streamlit as st
 
 import app.views
 from app import data, safe_html
+from app.controls import pick
 from app.selection import SHOWN, Selection, goto, here, shown, shows
 from forensics.errors import ForensicsError
 from forensics.store.reader import runs_in
@@ -122,14 +123,13 @@ def chosen_run() -> Selection | None:
         )
         selection = selection.replacing(run=_newest() or names[-1])
     shows(run=selection.run)
-    st.session_state["run-picker"] = selection.run
-    st.selectbox(
+    pick(
         "Run",
         names,
+        str(selection.run),
         key="run-picker",
-        label_visibility="collapsed",
+        choose=lambda name: goto(run=name),
         width=280,
-        on_change=lambda: goto(run=st.session_state["run-picker"]),
     )
     return selection
 

@@ -41,6 +41,8 @@ STYLE = """<style>
 .fw .amber { border-left: .3rem solid #d98e04; background: rgba(217, 142, 4, .13); padding: .5rem .8rem; }
 </style>"""
 
+HEAD_PX, ROW_PX = 38, 35  # of a table
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -143,15 +145,22 @@ def failed(error: ForensicsError) -> None:
 
 
 def frame(
-    rows: Sequence[Mapping[str, Any]] | pyarrow.Table, *, key: str | None = None, **options: Any
+    rows: Sequence[Mapping[str, Any]] | pyarrow.Table,
+    *,
+    key: str | None = None,
+    tallest: int | None = None,
+    **options: Any,
 ) -> Any:
-    """A table of rows (text columns made visible) as `st.dataframe`, without an index; options are
-    its own.
+    """Draw rows as `st.dataframe` without an index, text made visible; `options` are its own.
+
+    `tallest`: pixels beyond which a table scrolls; a shorter one is as high as its rows.
     """
     import pyarrow as pa
 
     if not isinstance(rows, pa.Table):
         rows = pa.Table.from_pylist([dict(row) for row in rows])
+    if tallest is not None:
+        options["height"] = min(tallest, HEAD_PX + ROW_PX * rows.num_rows)
     return st.dataframe(readable(rows), key=key, hide_index=True, **options)
 
 

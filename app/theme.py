@@ -15,7 +15,7 @@ SQL, is slow: a shorthand chart costs 80 ms a time, a cached template 3 to 8.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -57,6 +57,16 @@ class Palette:
     down: tuple[str, ...] = ()
     null: str = "#b5b5b5"
     shade: str = "rgba(213, 94, 0, .16)"
+    # of a token: none, then the causes in the order of the Tokens page
+    causes: tuple[str, ...] = (
+        "#9aa0a8",
+        "#d55e00",
+        "#b8408f",
+        "#0072b2",
+        "#00875f",
+        "#c98a00",
+        "#7b3fa0",
+    )
 
 
 LIGHT = Palette(
@@ -86,6 +96,7 @@ DARK = Palette(
     down=("#14304a", "#1c4d7a", "#2b78b5", "#62a8dc", "#bfe0ff"),
     null="#6c6c6c",
     shade="rgba(255, 127, 14, .22)",
+    causes=("#7d838c", "#ff7f0e", "#ef8fcb", "#56b4e9", "#2fc79a", "#f0c040", "#b57edc"),
 )
 
 KINDS = ("batch", "fast", "slow", "nonfinite")
@@ -109,6 +120,12 @@ def heat_colour(p: Palette) -> alt.Scale:
     return alt.Scale(
         type="ordinal", domain=[-5, -4, -3, -2, -1, 1, 2, 3, 4, 5], range=[*reversed(p.down), *p.up]
     )
+
+
+def heat_with_quiet(p: Palette, quiet: str) -> alt.Scale:
+    """Return the heat with a colour for level 0: what stands within its own past."""
+    scale = heat_colour(p).to_dict()
+    return alt.Scale(type="ordinal", domain=[*scale["domain"], 0], range=[*scale["range"], quiet])
 
 
 def template(
@@ -161,6 +178,49 @@ def labels(**options: Any) -> alt.Axis:
             **options,
         }
     )
+
+
+STEP_TIP = alt.Tooltip("step", type=Q, format=",d")
+
+
+def within(domain: str) -> alt.Scale:
+    """Return a scale whose domain is the expression `domain`, to be `filled`."""
+    return alt.Scale(nice=False, zero=False, domain={"expr": domain})
+
+
+def by_name(field: str, domain: Sequence[str], *, colours: Sequence[str]) -> alt.Color:
+    """Return a colour for each name of a field."""
+    return alt.Color(field, type=N, scale=alt.Scale(domain=list(domain), range=list(colours)))
+
+
+def shape_by_name(field: str, domain: Sequence[str], shapes: Sequence[str]) -> alt.Shape:
+    """Return a shape for each name of a field."""
+    return alt.Shape(field, type=N, scale=alt.Scale(domain=list(domain), range=list(shapes)))
+
+
+def dash_by_name(
+    field: str, domain: Sequence[str], dashes: Sequence[Sequence[int]]
+) -> alt.StrokeDash:
+    """Return a dash for each name of a field; [1, 0] is a whole line."""
+    return alt.StrokeDash(field, type=N, scale=alt.Scale(domain=list(domain), range=list(dashes)))
+
+
+def end_words(name: str, x: alt.X, value: str, colour: alt.Color, dx: int = -2) -> list[alt.Chart]:
+    """Return layers with a word where each line ends: over it, or under it where `below` says so."""
+    rows = alt.Chart(named(name))
+    place: dict[str, Any] = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
+    return [
+        rows.transform_filter(which)
+        .mark_text(dy=dy, **place)
+        .encode(x, alt.Y(value, type=Q), colour, text=alt.Text("word", type=N))
+        for which, dy in (("!datum.below", -9), ("datum.below", 12))
+    ]
+
+
+def below(ends: list[dict[str, Any]], by: str = "value") -> list[dict[str, Any]]:
+    """Put the lowest of several words at the ends of lines under its line, so that all are read."""
+    lowest = min((end[by] for end in ends), default=None) if len(ends) > 1 else None
+    return [end | {"below": end[by] == lowest} for end in ends]
 
 
 def filled(template: dict[str, Any], **values: Any) -> dict[str, Any]:

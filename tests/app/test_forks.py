@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 
 from app import browser as driver
-from app import data
+from app import data, theme
 from app import documents as kept
-from app.selection import Selection
+from app.selection import Selection, picked_row
 from app.views.blame import page as blame
 from app.views.blame import removal, summary, suspects
 from app.views.forks import build, forms, matrix, matrix_charts, panels, sweep
@@ -238,8 +238,8 @@ def test_placebos_that_ended_alike_are_counted_once() -> None:
 
 
 def test_the_lower_of_two_words_goes_under_its_line() -> None:
-    assert [e["below"] for e in panels.below([{"value": 2.0}, {"value": 1.0}])] == [False, True]
-    assert [e["below"] for e in panels.below([{"value": 2.0}])] == [False]
+    assert [e["below"] for e in theme.below([{"value": 2.0}, {"value": 1.0}])] == [False, True]
+    assert [e["below"] for e in theme.below([{"value": 2.0}])] == [False]
 
 
 def test_rows_stand_in_the_order_of_the_forward() -> None:
@@ -264,7 +264,7 @@ def test_rows_stand_in_the_order_of_the_forward() -> None:
     ],
 )
 def test_the_row_of_a_table_is_read_from_its_event(event, row) -> None:
-    assert one.chosen_row(event) == row
+    assert picked_row(event, range(3)) == row
 
 
 # ---- sweep, matrix, blame

@@ -72,8 +72,8 @@ LABELLED = dict.fromkeys(
         "camera_input",
     ),
     0,
-) | {"page_link": 1, "link": 1, "progress": 1}
-OPTIONS = {"radio", "pills", "segmented_control"}  # the second argument is Markdown too
+) | {"page_link": 1, "link": 1, "progress": 1, "offer": 3, "launcher": 3, "pick": 0, "switch": 0}
+OPTIONS = {"radio", "pills", "segmented_control", "switch"}  # the second argument is Markdown too
 INTEGERS = {
     "slot",
     "layer",
@@ -82,15 +82,18 @@ INTEGERS = {
 # Names in labels, helps and options that a reader has looked at: our own words, or the catalog's.
 LOOKED_AT = {
     ("navigation.py", "label"),  # of `link`: each caller is looked at here
-    ("views/batch/text.py", "label"),  # of `_offer`, whose callers are in that file
+    ("jobs.py", "label"),  # of `offer` and `launcher`: each caller is looked at here
+    ("controls.py", "label"),  # of `pick` and `switch`: so are theirs
+    ("controls.py", "list(names)"),
     ("views/forks/build.py", "label"),  # of a dictionary that stands right above
     ("views/forks/build.py", "meaning"),
     ("views/forks/build.py", "field.label"),  # declared with the interventions
     ("views/forks/build.py", "field.help or None"),
-    ("views/forks/matrix.py", "list(MEASURES)"),
+    ("views/forks/matrix.py", "MEASURES"),
+    ("views/batch/text.py", "COLOURS"),
     ("views/sql/page.py", "parameter"),  # a parameter's name and meaning, from queries/catalog.toml
     ("views/sql/page.py", "its['meaning']"),
-    ("views/forks/page.py", "list(PARTS)"),
+    ("views/forks/page.py", "PARTS"),
 }
 
 

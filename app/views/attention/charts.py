@@ -13,10 +13,9 @@ from typing import Any
 
 import altair as alt
 
-from app.theme import cached, heat_colour, named, palette, template
+from app.theme import N, O, Q, cached, heat_colour, heat_with_quiet, named, palette, template
 from app.tokens import LEVELS
 
-Q, O, N = "quantitative", "ordinal", "nominal"
 WEIGHTS = (0.01, 0.03, 0.1, 0.25, 0.5)  # of attention; below the first, nothing is drawn
 STATES = ("before", "at", "after")  # with their shapes and colours
 
@@ -62,7 +61,7 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
             alt.X2("head2"),
             y,
             alt.Y2("layer2"),
-            alt.Color("level", type=O, scale=_with_none(p)),
+            alt.Color("level", type=O, scale=heat_with_quiet(p, "rgba(128, 128, 128, 0.06)")),
             tooltip=tips,
         )
         .add_params(
@@ -91,15 +90,6 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
         .encode(x, alt.X2("head2"), y, alt.Y2("layer2"))
     )
     return template(shown, dark, height=34 + layers * (44 if layers <= 8 else 24), canvas=True)
-
-
-def _with_none(p: Any) -> alt.Scale:
-    """The heat, with a colour for rows that stand within their own past."""
-    scale = heat_colour(p).to_dict()
-    domain, colours = list(scale["domain"]), list(scale["range"])
-    return alt.Scale(
-        type="ordinal", domain=[*domain, 0], range=[*colours, "rgba(128,128,128,0.06)"]
-    )
 
 
 @cached

@@ -14,11 +14,7 @@ from app.selection import Selection, goto, picked
 from app.views.attention import charts
 
 BEFORE = 64  # steps shown around the step
-
-
 AFTER = 32
-
-
 POINTS = 20_000  # of all small curves together
 
 

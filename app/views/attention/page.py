@@ -5,7 +5,7 @@ the logit lens.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import streamlit as st
 
@@ -33,9 +33,6 @@ from app.views.attention.states import (
     sequence_of,
     slots_of,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def page() -> None:
@@ -121,14 +118,7 @@ def _slot(run: str, step: int, selection: Selection) -> int:
     return looked[0] if looked else slots[0] if slots else 0
 
 
-# ---- all heads
-
-
 # ---- one head on one sequence
-
-
-def _start(run: str, arguments: list[str]) -> None:
-    jobs.start(run, "replay", arguments)
 
 
 def _patterns(
@@ -138,24 +128,18 @@ def _patterns(
         f"{name_of(head)} on slot {slot} of batch {formatting.count(step)}, before, at and after"
     )
     arguments = ["attention", run, str(step), "--slot", str(slot)]
-    mine = [
-        w for w in jobs.listed(run) if w.program == "replay" and list(w.arguments[:5]) == arguments
-    ]
     if kept is None:
-        if not any(w.status == "running" for w in mine):
-            others = [s for s in slots_of(run, step) if s != slot]
-            also = f"Kept already: slot {formatting.listed(others)}." if others else ""
-            safe_html.nothing(
-                "Its weights are not kept yet. They come from the exact states 16 steps before, at"
-                " and after, by replay:",
-                f"replay {' '.join(arguments)}",
-                also,
-            )
-            st.button(
-                "Replay to the three states", type="primary", on_click=_start, args=(run, arguments)
-            )
-        if mine:
-            jobs.panel(run, most=3, key="attention-work")
+        others = [s for s in slots_of(run, step) if s != slot]
+        jobs.offer(
+            run,
+            "replay",
+            arguments,
+            "Replay to the three states",
+            "Its weights are not kept yet. They come from the exact states 16 steps before, at"
+            " and after, by replay:",
+            hint=f"Kept already: slot {formatting.listed(others)}." if others else "",
+            key="attention",
+        )
         return
     about = kept[0]
     if False in about["exact"]:
@@ -172,6 +156,3 @@ def _patterns(
     draw_triptych(about, kept, head, read, selection.position)
     draw_query(about, kept, head, read, selection.position)
     draw_lens(about, kept, read, selection.position)
-
-
-# ---- the logit lens

@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from app.theme import N, O, Palette, Q, cached, heat_colour, named, palette, template
+from app.theme import N, O, Q, cached, heat_with_quiet, named, palette, template
 
 STRENGTHS = (
     0.12,
@@ -24,14 +24,6 @@ STRENGTHS = (
 )  # of a token's bar; the text's own, but for the lowest, which is seen too
 
 QUIET = {False: "#c9ccd3", True: "#3a3d47"}  # a sequence that stands within 3σ
-
-
-def heat(p: Palette, dark: bool) -> alt.Scale:
-    """The heat of z, with grey for what stands within 3σ."""
-    scale = heat_colour(p).to_dict()
-    return alt.Scale(
-        type="ordinal", domain=[*scale["domain"], 0], range=[*scale["range"], QUIET[dark]]
-    )
 
 
 @cached
@@ -61,7 +53,7 @@ def sequences(dark: bool) -> dict[str, Any]:
             alt.X2("place2"),
             alt.Y("shown", type=Q, axis=loss),
             alt.Y2("zero"),
-            alt.Color("level", type=O, scale=heat(p, dark)),
+            alt.Color("level", type=O, scale=heat_with_quiet(p, QUIET[dark])),
             tooltip=tips,
         )
         .add_params(at)

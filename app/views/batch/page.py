@@ -44,15 +44,3 @@ def page() -> None:
     if found is not None:
         with beside:
             draw_beside(run, step, row, selection, *found)
-
-
-# ---- the sentence
-
-
-# ---- the sequences
-
-
-# ---- its text
-
-
-# ---- beside it

@@ -17,8 +17,6 @@ BUILD: dict[str, Any] = {
     "first": None,
     "last": None,
 }  # a new fork, not one of the URL
-
-
 APART = 3  # σ above the sequences before, from which a sequence is named
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import streamlit as st
 
 from app import formatting, jobs, reading, safe_html, theme, tokens
+from app.controls import switch
 from app.reading import Reading
 from app.safe_html import strong
 from app.selection import Selection, goto, picked
 from app.views.batch import charts
 from app.views.batch.token import draw_documents
 
+COLOURS = {"loss": "loss", "influence": "influence"}
 Found = tuple[Reading, list[float | None] | None]
 
 
@@ -35,11 +37,13 @@ def draw_text(run: str, step: int, row: dict[str, Any], selection: Selection) ->
         f"Slot {slot} · sequence {number} · loss {formatting.loss(row['loss'])}{repeats}"
     )
     if row["sequence"] < 0 and slot not in reading.made(run, step):
-        _offer(
+        jobs.offer(
             run,
+            "forensics",
             ["batch", run, str(step)],
             "Read it from the fork's stream",
             "It stands in no document: what the fork read here is known to its own stream alone.",
+            key="batch",
         )
         return None
     found = reading.sequence(run, step, slot, row["sequence"])
@@ -90,12 +94,14 @@ def draw_text(run: str, step: int, row: dict[str, Any], selection: Selection) ->
         on_click=_clicked_token,
     )
     if known is None:
-        _offer(
+        jobs.offer(
             run,
+            "forensics",
             ["batch", run, str(step), "--token-losses"],
             "Compute the token losses",
             "The loss of each token was not recorded here (only dense windows record it). From the"
             " exact state, by replay:",
+            key="batch",
         )
     else:
         _by_token(found, losses or [], selection.position)
@@ -113,13 +119,14 @@ def _offer_influence(run: str, spike: int) -> None:
             " this sequence among its strongest."
         )
         return
-    _offer(
+    jobs.offer(
         run,
+        "replay",
         ["blame", run, "--spike", str(spike), "--tokens"],
         "Compute the influence of each token",
         "By influence instead: what each token of the strongest sequences does to the spike at"
         f" {formatting.count(spike)}, by metagradient; some minutes on a small run:",
-        program="replay",
+        key="blame",
     )
 
 
@@ -209,13 +216,12 @@ def _title(
 
 
 def _measures(by_influence: bool) -> None:
-    st.session_state["colour-by"] = "influence" if by_influence else "loss"
-    st.segmented_control(
+    switch(
         "Colour by",
-        ["loss", "influence"],
+        COLOURS,
+        "influence" if by_influence else "loss",
         key="colour-by",
-        label_visibility="collapsed",
-        on_change=lambda: goto(metric=st.session_state["colour-by"] or "loss"),
+        choose=lambda name: goto(metric=name),
     )
 
 
@@ -223,27 +229,3 @@ def _clicked_token() -> None:
     at = tokens.clicked_token(st.session_state["text"])
     if at is not None:
         goto(position=at)
-
-
-def _start(run: str, program: str, arguments: list[str]) -> None:
-    jobs.start(run, program, arguments)
-
-
-def _offer(
-    run: str, arguments: list[str], label: str, why: str, *, program: str = "forensics"
-) -> None:
-    """What is not known is computed as work of its own: why, the command, a button; then how it
-    goes.
-    """
-    mine = [w for w in jobs.listed(run) if w.program == program and list(w.arguments) == arguments]
-    if not any(w.status == "running" for w in mine):
-        safe_html.nothing(why, f"{program} {' '.join(arguments)}")
-        st.button(
-            label,
-            type="primary",
-            key=f"offer-{arguments[0]}",
-            on_click=_start,
-            args=(run, program, arguments),
-        )
-    if mine and mine[0].status != "done":
-        jobs.panel(run, most=3, key=f"{arguments[0]}-work")

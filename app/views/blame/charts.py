@@ -6,8 +6,21 @@ from typing import Any
 
 import altair as alt
 
-from app.theme import cached, labels, named, palette, template
-from app.views.forks.charts import N, Q, end_words
+from app.theme import (
+    N,
+    Q,
+    by_name,
+    cached,
+    dash_by_name,
+    end_words,
+    labels,
+    named,
+    palette,
+    shape_by_name,
+    template,
+)
+
+ORDERS = ("by influence", "random")
 
 
 @cached
@@ -16,7 +29,6 @@ def deletion(dark: bool) -> dict[str, Any]:
     ones.
     """
     p = palette(dark)
-    kinds = ["by influence", "random"]
     x = alt.X(
         "removed",
         type=Q,
@@ -24,9 +36,9 @@ def deletion(dark: bool) -> dict[str, Any]:
         scale=alt.Scale(type="log", base=2, nice=False, padding=16),
     )
     y = alt.Y("taken", type=Q, axis=labels(tickCount=5, format=".3~f"), scale=alt.Scale(zero=True))
-    colour = alt.Color("order", type=N, scale=alt.Scale(domain=kinds, range=[p.fork, p.parent]))
-    shape = alt.Shape("order", type=N, scale=alt.Scale(domain=kinds, range=["circle", "square"]))
-    dash = alt.StrokeDash("order", type=N, scale=alt.Scale(domain=kinds, range=[[1, 0], [4, 3]]))
+    colour = by_name("order", ORDERS, colours=[p.fork, p.parent])
+    shape = shape_by_name("order", ORDERS, ["circle", "square"])
+    dash = dash_by_name("order", ORDERS, [[1, 0], [4, 3]])
     tips = [
         alt.Tooltip("removed", type=Q, format=",d"),
         alt.Tooltip("order", type=N),

@@ -63,7 +63,7 @@ def draw_trials(d: Mapping[str, Any]) -> None:
         safe_html.frame(
             rows,
             column_config={"left, nats": st.column_config.NumberColumn(format="%+.3f")},
-            height=min(320, 38 + 35 * len(rows)),
+            tallest=320,
         )
 
 
@@ -83,7 +83,7 @@ def draw_sums(d: Mapping[str, Any]) -> None:
         safe_html.frame(
             rows,
             column_config={"influence": st.column_config.NumberColumn(format="%+.4f")},
-            height=min(290, 38 + 35 * len(rows)),
+            tallest=290,
         )
     tensors = d["tensors"]
     if tensors:

@@ -10,6 +10,7 @@ from typing import Any
 import streamlit as st
 
 from app import data, formatting, jobs, safe_html
+from app.controls import pick
 from app.documents import documents
 from app.safe_html import code, strong
 from app.selection import Selection, goto
@@ -54,13 +55,14 @@ def draw(run: str, selection: Selection) -> None:
             " removes the first 1, 2, 4 … of them by replay, beside as many random ones.",
         )
         length = _length(run)
+        arguments = arguments_of(run, spike, length)
         safe_html.nothing(
             "From the command line:",
-            " ".join(["replay", *arguments_of(run, spike, length)]),
+            " ".join(["replay", *arguments]),
             f"It takes some minutes on a small run. {cost_of(length)}",
         )
-        if not _busy(run):
-            st.button("Blame it", type="primary", on_click=_start, args=(run, spike, length))
+        if not jobs.busy(run, "blame"):
+            jobs.launcher(run, "replay", arguments, "Blame it", type="primary")
         return
     _document(run, document, selection)
 
@@ -69,15 +71,14 @@ def _picker(run: str, steps: list[int], found: Mapping[int, Any], spike: int | N
     if len(steps) > 1 and spike is not None:
         if spike not in steps:
             steps = sorted([*steps, spike])
-        st.session_state["blamed"] = spike
-        st.selectbox(
+        pick(
             "Spike",
             steps,
+            spike,
             key="blamed",
-            label_visibility="collapsed",
+            choose=lambda step: goto(run=run, spike=step),
+            name=lambda step: f"step {step:,}" + ("" if step in found else " (not yet blamed)"),
             width=280,
-            format_func=lambda s: f"step {s:,}" + ("" if s in found else " (not yet blamed)"),
-            on_change=lambda: goto(run=run, spike=st.session_state["blamed"]),
         )
 
 
@@ -114,17 +115,6 @@ def cost_of(length: int) -> str:
     )
 
 
-def _start(run: str, spike: int, length: int) -> None:
-    jobs.start(run, "replay", arguments_of(run, spike, length))
-
-
-def _busy(run: str) -> bool:
-    own = [w for w in jobs.listed(run) if w.arguments[:1] == ("blame",)][:1]
-    if own and own[0].status != "done":
-        jobs.panel(run, most=2, key="work-blame")
-    return bool(own) and own[0].status == "running"
-
-
 def _document(run: str, d: dict[str, Any], selection: Selection) -> None:
     safe_html.verdict(title_of(d), *sentence_of(d), hedge=[method_of(d)])
     if not d["control"]["bitwise"]:
@@ -146,7 +136,7 @@ def _again(run: str, d: Mapping[str, Any]) -> None:
     """Blame once more, for the influence of each token, where it was not kept; while that runs, how
     far it is.
     """
-    busy, length = _busy(run), _length(run)
+    busy, length = jobs.busy(run, "blame"), _length(run)
     if without_tokens(d) and not busy:
         spike = d["spike"]["step"]
         safe_html.note(
@@ -154,12 +144,10 @@ def _again(run: str, d: Mapping[str, Any]) -> None:
             f" {d['seconds']:,.0f} s. ",
             cost_of(length),
         )
-        if "--tokens" in arguments_of(run, spike, length):
-            st.button(
-                "Blame again, with each token",
-                key="blame-again",
-                on_click=_start,
-                args=(run, spike, length),
+        arguments = arguments_of(run, spike, length)
+        if "--tokens" in arguments:
+            jobs.launcher(
+                run, "replay", arguments, "Blame again, with each token", key="blame-again"
             )
         else:
             safe_html.nothing(

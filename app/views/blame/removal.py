@@ -7,7 +7,6 @@ from typing import Any
 
 from app import safe_html, theme
 from app.views.blame import charts
-from app.views.forks.panels import below
 
 
 def curve_of(d: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,7 +54,8 @@ def draw_curve(d: Mapping[str, Any]) -> None:
         "curve": pa.Table.from_pylist(sorted(rows, key=lambda r: r["removed"]), schema),
         "nulls": pa.Table.from_pylist(nulls, schema),
         "ends": pa.Table.from_pylist(
-            below(ends, "taken"), pa.schema([*schema, ("word", pa.string()), ("below", pa.bool_())])
+            theme.below(ends, "taken"),
+            pa.schema([*schema, ("word", pa.string()), ("below", pa.bool_())]),
         ),
         "whole": pa.table({"taken": pa.array([total], pa.float64())}),
     }

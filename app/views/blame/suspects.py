@@ -10,8 +10,7 @@ import streamlit as st
 
 from app import safe_html
 from app.navigation import link
-from app.selection import Selection, goto
-from app.views.forks.fork import chosen_row
+from app.selection import Selection, goto, picked_row
 from forensics.visible import visible
 
 SHOWN = 12  # candidates
@@ -58,7 +57,7 @@ def draw_candidates(run: str, d: Mapping[str, Any], selection: Selection) -> Non
         on_select=partial(_picked, run, spike, shown, key),
         selection_mode="single-row",
         column_config=columns,
-        height=min(330, 38 + 35 * len(rows)),
+        tallest=330,
     )
     step, slot, document = chosen["step"], chosen["slot"], chosen["document"]
     st.text(visible(str(chosen["text"])))
@@ -93,12 +92,8 @@ def place_of(
     event: Mapping[str, Any] | None, shown: Sequence[Mapping[str, Any]]
 ) -> dict[str, int] | None:
     """What a click into the table of candidates changes in the URL."""
-    row = chosen_row(event)
-    return (
-        {"step": shown[row]["step"], "slot": shown[row]["slot"]}
-        if row is not None and row < len(shown)
-        else None
-    )
+    candidate = picked_row(event, shown)
+    return None if candidate is None else {"step": candidate["step"], "slot": candidate["slot"]}
 
 
 def _picked(run: str, spike: int, shown: Sequence[Mapping[str, Any]], key: str) -> None:

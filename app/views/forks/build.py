@@ -14,6 +14,7 @@ from typing import Any
 import streamlit as st
 
 from app import data, formatting, safe_html
+from app.controls import pick
 from app.safe_html import code
 from app.selection import LONGEST, Selection, goto, here
 from app.views.forks import edits, forms
@@ -112,13 +113,14 @@ def _form(run: str, kind: str, selection: Selection) -> str:
     context = _context(run, kind, selection)
     given = edits.decode(selection.values, context)
     titles = forms.titles()
-    st.session_state["fork-kind"] = kind
-    st.selectbox(
+    pick(
         "What is altered",
         list(titles),
+        kind,
         key="fork-kind",
-        format_func=lambda k: titles[k],
-        on_change=partial(_other_kind, run, selection, first, last, given),
+        choose=partial(_other_kind, run, selection, first, last, given),
+        name=titles.__getitem__,
+        label_visibility="visible",
     )
     columns = st.columns(4)
     moved = partial(_moved, run)
@@ -252,10 +254,9 @@ def _moved(run: str) -> None:
 
 
 def _other_kind(
-    run: str, selection: Selection, first: int, last: int, given: Mapping[str, Any]
+    run: str, selection: Selection, first: int, last: int, given: Mapping[str, Any], kind: str
 ) -> None:
     """Another form over the same window, with as many null forks."""
-    kind = st.session_state["fork-kind"]
     nulls = {name: given[name] for name in NULLS if name in given}
     values = edits.encode(_context(run, kind, selection), nulls) if nulls else None
     goto(run=run, kind=kind, part="build", first=first, last=last, values=values)
@@ -327,6 +328,3 @@ def _verdict(run: str, kind: str, text: str) -> None:
             " or, with 3 or more, an effect of 5 times the largest of them."
         ],
     )
-
-
-# ---- the plan

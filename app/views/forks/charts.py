@@ -9,17 +9,30 @@ their order.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import altair as alt
 
-from app.theme import Palette, cached, labels, named, palette, template
+from app.theme import (
+    STEP_TIP,
+    N,
+    O,
+    Palette,
+    Q,
+    by_name,
+    cached,
+    dash_by_name,
+    end_words,
+    labels,
+    named,
+    palette,
+    shape_by_name,
+    template,
+    within,
+)
 
-Q: Final = "quantitative"
-O: Final = "ordinal"
-N: Final = "nominal"
-STEP_TIP = alt.Tooltip("step", type=Q, format=",d")
 KINDS = ("fork", "placebo", "chaos")
+SETS = ("probe set", "unseen")
 FEWEST = 5  # null forks from which a band is drawn; fewer are drawn one by one
 RATIOS = (2, 5, 10, 20)  # over the placebos' median; below the first, nothing is drawn
 
@@ -30,32 +43,16 @@ def _steps(axis: bool = True, field: str = "step") -> alt.X:
         field,
         type=Q,
         axis=shown,
-        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
+        scale=within("bounds"),
     )
-
-
-def end_words(name: str, x: alt.X, value: str, colour: alt.Color, dx: int = -2) -> list[alt.Chart]:
-    """A word where each line ends: over it, or under it where `below` says so."""
-    rows = alt.Chart(named(name))
-    place: dict[str, Any] = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
-    return [
-        rows.transform_filter(which)
-        .mark_text(dy=dy, **place)
-        .encode(x, alt.Y(value, type=Q), colour, text=alt.Text("word", type=N))
-        for which, dy in (("!datum.below", -9), ("datum.below", 12))
-    ]
 
 
 def _colour(p: Palette) -> alt.Color:
-    return alt.Color(
-        "kind", type=N, scale=alt.Scale(domain=list(KINDS), range=[p.fork, p.parent, p.slow])
-    )
+    return by_name("kind", KINDS, colours=[p.fork, p.parent, p.slow])
 
 
 def _dash() -> alt.StrokeDash:
-    return alt.StrokeDash(
-        "kind", type=N, scale=alt.Scale(domain=list(KINDS), range=[[1, 0], [1, 0], [3, 3]])
-    )
+    return dash_by_name("kind", KINDS, [[1, 0], [1, 0], [3, 3]])
 
 
 def _over_nulls(
@@ -85,11 +82,7 @@ def _over_nulls(
         x,
         y,
         _colour(p),
-        alt.Shape(
-            "kind",
-            type=N,
-            scale=alt.Scale(domain=list(KINDS), range=["circle", "square", "triangle-up"]),
-        ),
+        shape_by_name("kind", KINDS, ["circle", "square", "triangle-up"]),
         size=alt.condition("datum.kind == 'fork'", alt.value(28), alt.value(14)),
         tooltip=tips,
     )
@@ -128,12 +121,8 @@ def gap(dark: bool) -> dict[str, Any]:
         alt.Tooltip("set", type=N),
         alt.Tooltip("value", type=Q, format="+.4f", title="nats/token"),
     ]
-    dash = alt.StrokeDash(
-        "set", type=N, scale=alt.Scale(domain=["probe set", "unseen"], range=[[1, 0], [5, 3]])
-    )
-    shape = alt.Shape(
-        "set", type=N, scale=alt.Scale(domain=["probe set", "unseen"], range=["circle", "square"])
-    )
+    dash = dash_by_name("set", SETS, [[1, 0], [5, 3]])
+    shape = shape_by_name("set", SETS, ["circle", "square"])
     zero = alt.Chart(named("zero")).mark_rule(color=p.parent).encode(alt.Y("value", type=Q))
     band = (
         alt.Chart(named("bands"))
@@ -170,10 +159,9 @@ def gap(dark: bool) -> dict[str, Any]:
 def losses(dark: bool) -> dict[str, Any]:
     """The loss of parent and fork, each on its own batches; spikes of the parent as marks."""
     p = palette(dark)
-    who = alt.Scale(domain=["parent", "fork"], range=[p.parent, p.fork])
     y = alt.Y("loss", type=Q, axis=labels(tickCount=5), scale=alt.Scale(zero=False))
     tips = [STEP_TIP, alt.Tooltip("arm", type=N), alt.Tooltip("loss", type=Q, format=".3f")]
-    x, colour = _steps(False), alt.Color("arm", type=N, scale=who)
+    x, colour = _steps(False), by_name("arm", ("parent", "fork"), colours=[p.parent, p.fork])
     rows = alt.Chart(named("losses"))
     line = rows.mark_line(strokeWidth=1.7).encode(x, y, colour)
     dots = rows.mark_point(opacity=0, size=50).encode(x, y, colour, tooltip=tips)
@@ -215,12 +203,3 @@ def layers(dark: bool, rows: int) -> dict[str, Any]:
         .encode(_steps(field="begin"), alt.X2("step"), order, colour, tooltip=tips)
     )
     return template(alt.layer(cells), dark, height=max(34, 15 * rows) + 26, canvas=True)
-
-
-# ---- early against late
-
-
-# ---- batch against state
-
-
-# ---- blame

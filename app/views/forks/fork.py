@@ -41,12 +41,6 @@ def draw(run: str, fork: str) -> None:
         _done(state, state.result)
 
 
-def chosen_row(event: Mapping[str, Any] | None) -> int | None:
-    """The row of a table's selection; None where there is none."""
-    rows = ((event or {}).get("selection") or {}).get("rows") or []
-    return int(rows[0]) if rows else None
-
-
 # ---- on its way
 
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import data, formatting, jobs, safe_html, theme
 from app import documents as kept
+from app.controls import switch
 from app.safe_html import Part, strong
 from app.selection import Selection, goto
 from app.views.forks import matrix_charts, windows
@@ -19,7 +20,6 @@ from app.views.forks.build import window_of
 if TYPE_CHECKING:
     import pyarrow
 
-THRESHOLDS = (3, 6, 10, 20, 40)
 NEAR = 0.7  # of the largest part, from which another is named beside it
 MEASURES = {
     "jump": "jump of the probe loss after one step",
@@ -44,7 +44,7 @@ def matrices(run: str, selection: Selection) -> None:
             "From the command line:",
             f"replay matrix {run} --batches {first}:{last} --states {states}",
         )
-        kept.busy(run, "matrix")
+        jobs.busy(run, "matrix")
         _matrix_form(run, selection)
         return
     document = kept.chosen(run, found, selection, _label)
@@ -52,7 +52,7 @@ def matrices(run: str, selection: Selection) -> None:
         windows.draw(document)
     else:
         _matrix(run, document, selection)
-    kept.busy(run, "matrix")
+    jobs.busy(run, "matrix")
     _matrix_form(run, selection)
 
 
@@ -86,14 +86,12 @@ def _matrix(run: str, document: dict[str, Any], selection: Selection) -> None:
             " from there. A column: the data. A row: the state. Outlined: what happened."
         ],
     )
-    st.session_state["matrix-measure"] = measure
-    st.segmented_control(
+    switch(
         "Measure",
-        list(MEASURES),
+        MEASURES,
+        measure,
         key="matrix-measure",
-        format_func=MEASURES.__getitem__,
-        label_visibility="collapsed",
-        on_change=lambda: goto(run=run, metric=st.session_state["matrix-measure"] or measure),
+        choose=lambda name: goto(run=run, metric=name),
     )
     _matrix_charts(document, measure)
 
@@ -113,7 +111,7 @@ def matrix_title(d: Mapping[str, Any], measure: str) -> list[Part]:
     size, over = effects["size"], effects["over_placebo"]
     names = {"data": "the data", "state": "the state", "interaction": "the two together"}
     order = sorted(names, key=lambda k: -size[k])
-    if over[order[0]] is not None and over[order[0]] < THRESHOLDS[0]:
+    if over[order[0]] is not None and over[order[0]] < theme.THRESHOLDS[0]:
         return [f"{title}: nothing stands out from the placebo batches"]
     near = [names[k] for k in order if size[k] >= NEAR * size[order[0]]]
     what = (
@@ -165,10 +163,10 @@ def matrix_sentence(d: Mapping[str, Any], measure: str) -> list[Part]:
 
 
 def level_of(over: float | None) -> int:
-    """−5 … 5: how many of THRESHOLDS a value over the placebo scale passes, with its sign."""
+    """−5 … 5: how many of theme.THRESHOLDS a value over the placebo scale passes, with its sign."""
     if over is None:
         return 0
-    passed = sum(abs(over) >= t for t in THRESHOLDS)
+    passed = sum(abs(over) >= t for t in theme.THRESHOLDS)
     return passed if over > 0 else -passed
 
 

@@ -6,8 +6,23 @@ from typing import Any
 
 import altair as alt
 
-from app.theme import cached, heat_colour, labels, named, palette, template
-from app.views.forks.charts import N, O, Q, end_words
+from app.theme import (
+    N,
+    O,
+    Q,
+    by_name,
+    cached,
+    dash_by_name,
+    end_words,
+    heat_colour,
+    labels,
+    named,
+    palette,
+    shape_by_name,
+    template,
+)
+
+SPIKED = ("spikes", "does not")
 
 
 @cached
@@ -82,9 +97,7 @@ def windows(dark: bool) -> dict[str, Any]:
     )
     y = alt.Y("loss", type=Q, axis=labels(tickCount=5), scale=alt.Scale(zero=False))
     colour = alt.Color("rank", type=Q, scale=alt.Scale(domain=[0, 1], range=[p.parent, p.fork]))
-    dash = alt.StrokeDash(
-        "spiked", type=N, scale=alt.Scale(domain=["spikes", "does not"], range=[[1, 0], [4, 3]])
-    )
+    dash = dash_by_name("spiked", SPIKED, [[1, 0], [4, 3]])
     tips = [
         alt.Tooltip("step", type=Q, format=",d", title="batch"),
         alt.Tooltip("state", type=N),
@@ -105,7 +118,6 @@ def jumps(dark: bool) -> dict[str, Any]:
     were run from.
     """
     p = palette(dark)
-    kinds = ["spikes", "does not"]
     x = alt.X(
         "state",
         type=N,
@@ -113,10 +125,8 @@ def jumps(dark: bool) -> dict[str, Any]:
         axis=alt.Axis(title="state", labelAngle=0, labelOverlap=True, ticks=False),
     )
     y = alt.Y("jump", type=Q, axis=labels(tickCount=5, format="+.3~f"), scale=alt.Scale(zero=True))
-    colour = alt.Color("spiked", type=N, scale=alt.Scale(domain=kinds, range=[p.fast, p.parent]))
-    shape = alt.Shape(
-        "spiked", type=N, scale=alt.Scale(domain=kinds, range=["triangle-down", "circle"])
-    )
+    colour = by_name("spiked", SPIKED, colours=[p.fast, p.parent])
+    shape = shape_by_name("spiked", SPIKED, ["triangle-down", "circle"])
     tips = [
         alt.Tooltip("state", type=N),
         alt.Tooltip("jump", type=Q, format="+.4f", title="probe loss, nats/token"),

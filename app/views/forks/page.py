@@ -10,8 +10,9 @@ from typing import Any
 import streamlit as st
 
 from app import data, formatting, jobs, safe_html
+from app.controls import switch
 from app.navigation import chosen_run
-from app.selection import Selection, goto
+from app.selection import Selection, goto, picked_row
 from app.views.blame import page as _fork_blame
 from app.views.forks import build, fork, matrix, sweep
 from forensics.visible import visible
@@ -34,16 +35,12 @@ def page() -> None:
     run = str(selection.run)
     forks = [h for h in data.headers() if h.get("parent") == run][::-1][:MOST]
     part = _part(selection, bool(forks))
-    st.session_state["fork-part"] = part
-    st.segmented_control(
+    switch(
         "Part",
-        list(PARTS),
+        PARTS,
+        part,
         key="fork-part",
-        format_func=PARTS.__getitem__,
-        label_visibility="collapsed",
-        on_change=lambda: goto(
-            run=run, fork=selection.fork, part=st.session_state["fork-part"] or part
-        ),
+        choose=lambda name: goto(run=run, fork=selection.fork, part=name),
     )
     if part == "build":
         build.draw(run, selection)
@@ -134,7 +131,7 @@ def _list(
         on_select=partial(_picked, run, names, key),
         selection_mode="single-row",
         column_config=columns,
-        height=min(420, 38 + 35 * len(rows)),
+        tallest=420,
     )
 
 
@@ -180,6 +177,6 @@ def _row(header: dict[str, Any], f: dict[str, Any] | None, chosen: bool) -> dict
 
 def _picked(run: str, names: list[str], key: str) -> None:
     """The row that was clicked becomes the fork of the URL."""
-    row = fork.chosen_row(st.session_state[key])
-    if row is not None and row < len(names):
-        goto(run=run, fork=names[row], part="fork")
+    name = picked_row(st.session_state[key], names)
+    if name is not None:
+        goto(run=run, fork=name, part="fork")

@@ -191,7 +191,7 @@ def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[A
     return (
         drawn,
         own,
-        pa.Table.from_pylist(below(ends), ends_schema()),
+        pa.Table.from_pylist(theme.below(ends), ends_schema()),
         "".join(f" · {s}" for s in said),
     )
 
@@ -248,15 +248,7 @@ def _gap_ends(both: pyarrow.Table) -> pyarrow.Table:
                     "kind": "fork",
                 }
             )
-    return pa.Table.from_pylist(below(found), ends_schema())
-
-
-def below(ends: list[dict[str, Any]], by: str = "value") -> list[dict[str, Any]]:
-    """Words at the ends of lines, the lowest of several under its line, so that two close ones can
-    both be read.
-    """
-    lowest = min((e[by] for e in ends), default=None) if len(ends) > 1 else None
-    return [e | {"below": e[by] == lowest} for e in ends]
+    return pa.Table.from_pylist(theme.below(found), ends_schema())
 
 
 def ends_schema() -> pyarrow.Schema:

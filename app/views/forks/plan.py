@@ -91,7 +91,7 @@ def _planned(p: dict[str, Any]) -> None:
         steps = sorted(int(s) for s in p["sequences_by_step"])
         safe_html.frame(
             [{"step": s, "sequences": p["sequences_by_step"][str(s)]} for s in steps[:200]],
-            height=min(180, 38 + 35 * len(steps)),
+            tallest=180,
         )
 
 

@@ -13,7 +13,6 @@ from app.safe_html import Part, strong
 from app.selection import Selection
 from app.views.forks import sweep_charts
 from app.views.forks.build import window_of
-from app.views.forks.panels import below
 from forensics.visible import visible
 from replay.forks import toml_text
 
@@ -44,7 +43,7 @@ def sweeps(run: str, selection: Selection) -> None:
             "fork.toml is any fork file of this run: the page of a fork offers its own for"
             " download.",
         )
-        kept.busy(run, "sweep")
+        jobs.busy(run, "sweep")
         _sweep_form(run, selection)
         return
     document = kept.chosen(
@@ -91,7 +90,7 @@ def sweeps(run: str, selection: Selection) -> None:
         )
     with right:
         _sweep_rows(document)
-    kept.busy(run, "sweep")
+    jobs.busy(run, "sweep")
     _sweep_form(run, selection)
 
 
@@ -213,7 +212,7 @@ def _points(
                     "below": False,
                 }
             )
-    ends = below(ends)
+    ends = theme.below(ends)
     if len(ends) == 2 and ends[0]["below"] and ends[1]["below"]:
         ends[0]["below"] = False
     ends_schema = pa.schema(
@@ -312,7 +311,7 @@ def _sweep_rows(d: Mapping[str, Any]) -> None:
     safe_html.frame(
         rows,
         key="sweep-rows",
-        height=min(300, 38 + 35 * len(rows)),
+        tallest=300,
         column_config={
             "η": number(format="%.2g"),
             "× placebos": number(format="%.3g"),

@@ -6,8 +6,20 @@ from typing import Any
 
 import altair as alt
 
-from app.theme import cached, labels, named, palette, template
-from app.views.forks.charts import STEP_TIP, N, Q, end_words
+from app.theme import (
+    STEP_TIP,
+    N,
+    Q,
+    by_name,
+    cached,
+    dash_by_name,
+    end_words,
+    labels,
+    named,
+    palette,
+    shape_by_name,
+    template,
+)
 
 ARMS = ("own", "equal")
 
@@ -26,9 +38,9 @@ def sweep(dark: bool, log: bool, unit: str) -> dict[str, Any]:
     )
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True)
     y = alt.Y("value", type=Q, axis=labels(tickCount=5, format="~g"), scale=scale)
-    colour = alt.Color("arm", type=N, scale=alt.Scale(domain=list(ARMS), range=[p.fork, p.fast]))
-    shape = alt.Shape("arm", type=N, scale=alt.Scale(domain=list(ARMS), range=["circle", "square"]))
-    dash = alt.StrokeDash("arm", type=N, scale=alt.Scale(domain=list(ARMS), range=[[1, 0], [5, 3]]))
+    colour = by_name("arm", ARMS, colours=[p.fork, p.fast])
+    shape = shape_by_name("arm", ARMS, ["circle", "square"])
+    dash = dash_by_name("arm", ARMS, [[1, 0], [5, 3]])
     tips = [
         STEP_TIP,
         alt.Tooltip("arm", type=N, title="learning rate"),

@@ -14,7 +14,6 @@ from app import documents as kept
 from app import formatting, jobs, safe_html, theme
 from app.safe_html import Part, strong
 from app.views.forks import matrix_charts
-from app.views.forks.panels import below
 
 if TYPE_CHECKING:
     import pyarrow
@@ -76,9 +75,7 @@ def draw(d: Mapping[str, Any]) -> None:
             width=24, help="the state had already been trained on some of these batches"
         ),
     }
-    safe_html.frame(
-        rows, key="windows-rows", column_config=columns, height=min(320, 38 + 35 * len(rows))
-    )
+    safe_html.frame(rows, key="windows-rows", column_config=columns, tallest=320)
 
 
 def title_of(d: Mapping[str, Any]) -> str:
@@ -199,7 +196,7 @@ def ends_of(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             peaks[r["state"]] = r
     order = sorted(peaks.values(), key=lambda r: r["loss"])
     two = [order[-1], order[0]] if len(order) > 1 else order
-    return below(
+    return theme.below(
         [
             {"step": r["step"], "loss": r["loss"], "rank": r["rank"], "word": f"from {r['state']}"}
             for r in two

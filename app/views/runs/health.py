@@ -11,14 +11,8 @@ from forensics.store import manifest
 
 # seconds since the last write after which a run that says it is running is believed to be dead,
 ALIVE_S = 180
-
-
 FIRST_S = 1800  # or before its first; a fork's, whose steps are those of all its arms
-
-
 SLOW = 3  # or that many times what the steps between two writes take
-
-
 SILENT = "stopped without saying so"
 
 

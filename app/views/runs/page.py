@@ -51,9 +51,3 @@ def _look_again(run: str, seen: tuple[Any, ...]) -> None:
     """Draws nothing: the page is drawn again when there is something new to see."""
     if state_of(run) != seen:
         st.rerun()
-
-
-# ---- the tree
-
-
-# ---- one run

@@ -43,9 +43,7 @@ def draw_header(run: str) -> None:
         "software": h.get("git_commit") or formatting.NONE,
         "started with": " ".join(map(str, h.get("arguments") or [])) or formatting.NONE,
     }
-    safe_html.frame(
-        [{"": k, run: str(v)} for k, v in pairs.items()], height=36 * (len(pairs) + 1) + 2
-    )
+    safe_html.frame([{"": k, run: str(v)} for k, v in pairs.items()], tallest=1000)
     with st.container(horizontal=True):
         link("spikes", "Spikes", run=run)
         link("forks", "Forks", run=run, fork=None)
@@ -106,7 +104,7 @@ def draw_configuration(run: str) -> None:
         table = [
             {"key": k, other: a, "here" if other != "here" else "this run": b} for k, a, b in rows
         ]
-        safe_html.frame(table, height=min(360, 36 * (len(table) + 1) + 2))
+        safe_html.frame(table, tallest=360)
 
 
 def draw_events(run: str) -> None:
@@ -141,7 +139,7 @@ def draw_events(run: str) -> None:
         safe_html.frame(
             rows,
             key=key,
-            height=min(290, 36 * (len(rows) + 1) + 2),
+            tallest=290,
             selection_mode="single-row",
             column_config=columns,
             on_select=partial(_chose_spike, key, [r["step"] for r in rows]),
@@ -157,7 +155,7 @@ def draw_events(run: str) -> None:
                 {"step": e["step"], "kind": e["kind"], "text": e["text"] or e["metric"]}
                 for e in rest
             ],
-            height=min(220, 36 * (len(rest) + 1) + 2),
+            tallest=220,
         )
     else:
         safe_html.nothing(
@@ -203,4 +201,4 @@ def draw_certificates(run: str) -> None:
         }
         for c in found
     ]
-    safe_html.frame(rows, height=min(220, 36 * (len(rows) + 1) + 2))
+    safe_html.frame(rows, tallest=220)

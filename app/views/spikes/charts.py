@@ -12,6 +12,7 @@ from typing import Any
 import altair as alt
 
 from app.theme import (
+    STEP_TIP,
     N,
     O,
     Q,
@@ -23,9 +24,8 @@ from app.theme import (
     named,
     palette,
     template,
+    within,
 )
-
-STEP_TIP = alt.Tooltip("step", type=Q, format=",d")
 
 
 def _offsets(axis: bool) -> alt.X:
@@ -37,7 +37,7 @@ def _offsets(axis: bool) -> alt.X:
         "offset",
         type=Q,
         axis=shown,
-        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
+        scale=within("bounds"),
     )
 
 

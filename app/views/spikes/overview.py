@@ -13,8 +13,6 @@ from app.views.spikes.panels import AFTER, BEFORE
 from forensics.records import BUCKET
 
 BINS = 700  # of the whole run: about one per two pixels
-
-
 SHORT = 20_000  # steps up to which the whole run is drawn from every step, not from the roll-ups
 
 

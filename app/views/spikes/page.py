@@ -76,15 +76,3 @@ def _without_spikes(run: str) -> None:
         hedge=["What the detectors say of every step: ", code(f"forensics spikes {run}")],
     )
     draw_overview(run, [], None)
-
-
-# ---- the sentence
-
-
-# ---- the whole run
-
-
-# ---- around the spike
-
-
-# ---- beside it

@@ -14,17 +14,9 @@ from app.views.spikes.proof import holder_of
 from app.views.spikes.summary import brief, place_of
 
 BEFORE = 64  # steps shown around a spike
-
-
 AFTER = 32
-
-
 BOUNDS = [-BEFORE - 0.5, AFTER + 0.5]
-
-
 PAST = BEFORE + 16  # steps without which robust z has no baseline
-
-
 DOTS = theme.STEPS_MOST // (BEFORE + AFTER + 1)  # of one step
 
 

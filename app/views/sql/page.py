@@ -11,6 +11,7 @@ import streamlit as st
 
 import queries
 from app import data, safe_html
+from app.controls import pick
 from app.navigation import chosen_run
 from app.safe_html import code, strong
 from app.selection import LONGEST, Selection, goto, shown
@@ -46,15 +47,20 @@ def page() -> None:
             safe_html.nothing(
                 ["No named query is called ", code(selection.query), "."], "forensics query --list"
             )
-        st.session_state["named"] = name
-        st.selectbox("Named query", [*catalog, OWN], key="named", on_change=_chose_query)
+        pick(
+            "Named query",
+            [*catalog, OWN],
+            name,
+            key="named",
+            choose=_chose_query,
+            label_visibility="visible",
+        )
         result = _own(selection) if name == OWN else _named(name, selection)
         if result is not None:
             draw_result(result)
 
 
-def _chose_query() -> None:
-    name = st.session_state["named"]
+def _chose_query(name: str) -> None:
     if name == OWN:
         goto(sql=START.format(run=shown().run or "demo"))
     else:

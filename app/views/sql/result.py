@@ -28,7 +28,7 @@ def draw_result(rows: Any) -> None:
     plain = unique(safe_html.plain(rows))
     safe_html.frame(
         unique(safe_html.readable(plain.slice(0, SHOWN))),
-        height=min(420, 36 * (min(rows.num_rows, 12) + 1) + 2),
+        tallest=420,
     )
     with st.container(horizontal=True):
         st.download_button(

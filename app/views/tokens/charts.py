@@ -8,14 +8,25 @@ Named data: `points` (token, exposure, indicator, kind, …), `cells` (x, x2, y,
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import altair as alt
 
-from app.theme import Palette, cached, labels, named, palette, template
+from app.theme import (
+    N,
+    Palette,
+    Q,
+    by_name,
+    cached,
+    dash_by_name,
+    labels,
+    named,
+    palette,
+    shape_by_name,
+    template,
+    within,
+)
 
-Q: Final = "quantitative"
-N: Final = "nominal"
 KINDS = (
     "ok",
     "unreachable",
@@ -26,21 +37,15 @@ KINDS = (
     "forgotten",
 )
 SHAPES = ("circle", "triangle-up", "diamond", "square", "cross", "triangle-down", "triangle-right")
-LIGHT = ("#9aa0a8", "#d55e00", "#b8408f", "#0072b2", "#00875f", "#c98a00", "#7b3fa0")
-DARK = ("#7d838c", "#ff7f0e", "#ef8fcb", "#56b4e9", "#2fc79a", "#f0c040", "#b57edc")
 MOST = 20_000  # marks in one chart
 
 
 def _colour(p: Palette) -> alt.Color:
-    return alt.Color(
-        "kind",
-        type=N,
-        scale=alt.Scale(domain=list(KINDS), range=list(DARK if p.ink == "#fafafa" else LIGHT)),
-    )
+    return by_name("kind", KINDS, colours=p.causes)
 
 
 def _shape() -> alt.Shape:
-    return alt.Shape("kind", type=N, scale=alt.Scale(domain=list(KINDS), range=list(SHAPES)))
+    return shape_by_name("kind", KINDS, SHAPES)
 
 
 @cached
@@ -86,7 +91,7 @@ def scatter(dark: bool, indicator: str) -> dict[str, Any]:
     ]
     cells = (
         alt.Chart(named("cells"))
-        .mark_rect(color=(DARK if dark else LIGHT)[0])
+        .mark_rect(color=p.causes[0])
         .encode(
             alt.X("x", type=Q, axis=axis, scale=log1p),
             alt.X2("x2"),
@@ -140,7 +145,7 @@ def trajectory(dark: bool) -> dict[str, Any]:
         "step",
         type=Q,
         axis=alt.Axis(title=None, format=",d", tickCount=6, labels=False),
-        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
+        scale=within("bounds"),
     )
     y = alt.Y(
         "indicator",
@@ -179,7 +184,7 @@ def exposure(dark: bool) -> dict[str, Any]:
         "step",
         type=Q,
         axis=alt.Axis(title=None, format=",d", tickCount=6),
-        scale=alt.Scale(nice=False, zero=False, domain={"expr": "bounds"}),
+        scale=within("bounds"),
     )
     y = alt.Y(
         "count",
@@ -193,9 +198,9 @@ def exposure(dark: bool) -> dict[str, Any]:
         scale=alt.Scale(type="symlog", constant=1, nice=False, domain={"expr": "counts"}),
     )
     kinds = ["as input", "as target"]
-    colour = alt.Color("what", type=N, scale=alt.Scale(domain=kinds, range=[p.fork, p.parent]))
-    shape = alt.Shape("what", type=N, scale=alt.Scale(domain=kinds, range=["circle", "square"]))
-    dash = alt.StrokeDash("what", type=N, scale=alt.Scale(domain=kinds, range=[[1, 0], [4, 3]]))
+    colour = by_name("what", kinds, colours=[p.fork, p.parent])
+    shape = shape_by_name("what", kinds, ["circle", "square"])
+    dash = dash_by_name("what", kinds, [[1, 0], [4, 3]])
     rows = alt.Chart(named("exposures"))
     line = rows.mark_line(strokeWidth=1.6).encode(x, y, colour, dash)
     dots = rows.mark_point(filled=True, size=34, opacity=1).encode(

@@ -50,7 +50,7 @@ def draw_search(points: pyarrow.Table, chosen: int | None, of: str) -> None:
         row_of(ids, chosen),
         key=key,
         on_select=partial(_chose, key, ids),
-        height=min(220, 38 + 35 * len(found)),
+        tallest=220,
     )
 
 

@@ -44,8 +44,7 @@ def page() -> None:
         _offer(run, step)
     _checkpoints(steps, step)
     _body(run, step, points, verified, tied)
-    if jobs.listed(run):
-        _panel(run)
+    jobs.busy(run, "tokens")
 
 
 @st.fragment
@@ -76,32 +75,15 @@ def _empty(run: str) -> None:
         f"forensics tokens {run}",
         "It measures the last checkpoint; RUN@STEP another one.",
     )
-    if not _panel(run):
-        st.button(
-            "Measure the tokens", type="primary", on_click=_start, args=(run, ["tokens", run])
-        )
-
-
-def _start(run: str, arguments: list[str]) -> None:
-    jobs.start(run, "forensics", arguments)
+    if not jobs.busy(run, "tokens"):
+        jobs.launcher(run, "forensics", ["tokens", run], "Measure the tokens", type="primary")
 
 
 def _offer(run: str, step: int) -> None:
     """A button that has the candidates verified, unless tokens are being measured already."""
     arguments = ["tokens", f"{run}@{step}", "--verify"]
     if not any(w.status == "running" and w.arguments[:1] == ("tokens",) for w in jobs.listed(run)):
-        st.button("Verify the candidates by prompts", on_click=_start, args=(run, arguments))
-
-
-def _panel(run: str) -> bool:
-    """The newest measurement while it runs, or when it failed; True while it runs."""
-    own = [w for w in jobs.listed(run) if w.arguments[:1] == ("tokens",)][:1]
-    if own and own[0].status != "done":
-        jobs.panel(run, most=1, key="work-tokens")
-    return bool(own) and own[0].status == "running"
-
-
-# ---- the sentence
+        jobs.launcher(run, "forensics", arguments, "Verify the candidates by prompts")
 
 
 # ---- the overview
@@ -120,6 +102,3 @@ def _checkpoints(steps: list[int], step: int) -> None:
 
 def _first(points: pyarrow.Table) -> int | None:
     return points["token"][0].as_py() if points.num_rows else None
-
-
-# ---- lists

@@ -186,7 +186,7 @@ def _documents(run: str, token: int) -> None:
         {"times": r["times"], "document": r["document"], "source": r["source"], "path": r["path"]}
         for r in rows[:LISTED]
     ]
-    safe_html.frame(shown_rows, key="token-documents", height=min(250, 38 + 35 * len(shown_rows)))
+    safe_html.frame(shown_rows, key="token-documents", tallest=250)
 
 
 @functools.lru_cache(64)

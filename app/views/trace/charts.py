@@ -12,9 +12,8 @@ from typing import Any
 
 import altair as alt
 
-from app.theme import cached, heat_colour, named, palette, template
+from app.theme import N, O, Q, cached, heat_colour, named, palette, template
 
-Q, O, N = "quantitative", "ordinal", "nominal"
 RATIOS = (
     1.5,
     2,

@@ -16,14 +16,8 @@ PHASES = {
     "update": "update",
     "next": "next",
 }
-
-
 LOUD = charts.RATIOS[0]  # a ratio, or its inverse, from which a value counts as moved
-
-
 BROKEN = charts.BROKEN  # the level of a value that is not finite
-
-
 OF_UPDATE = (
     "rms_t",
     "update_ratio",

@@ -91,23 +91,20 @@ def _untraced(run: str, step: int) -> None:
             ),
             "What happened inside is not known until the step is run again under the microscope.",
         )
-    arguments = ["trace", run, str(step)]
-    mine = [
-        w for w in jobs.listed(run) if w.program == "replay" and list(w.arguments[:3]) == arguments
-    ]
     first = max(data.header(run).get("first_step") or 0, 0) + 1
     if step < first:
         safe_html.nothing(
             f"A step is traced beside the one before it: {run} has such steps from {first:,} on."
         )
-    elif not any(w.status == "running" for w in mine):
-        safe_html.nothing(
+    else:
+        jobs.offer(
+            run,
+            "replay",
+            ["trace", run, str(step)],
+            "Trace this step",
             "Replays to the exact state, then runs the step once more, watched at every sub-layer:",
-            f"replay {' '.join(arguments)}",
+            key="trace",
         )
-        st.button("Trace this step", type="primary", on_click=_start, args=(run, arguments))
-    if mine:
-        jobs.panel(run, most=3, key="trace-work")
     others = _traced(run)
     if others:
         with st.container(horizontal=True, gap="small"):
@@ -122,20 +119,10 @@ def _untraced(run: str, step: int) -> None:
                 )
 
 
-def _start(run: str, arguments: list[str]) -> None:
-    jobs.start(run, "replay", arguments)
-
-
 def _traced(run: str) -> list[int]:
     folder = data.runs_folder() / data.require(run) / "looks"
     steps = [path.stem.removeprefix("trace-") for path in folder.glob("trace-*.json")]
     return sorted(int(s) for s in steps if s.isdecimal())
-
-
-# ---- the sentence
-
-
-# ---- the timeline
 
 
 # ---- the update
