@@ -17,7 +17,7 @@ from app import documents as kept
 from app.selection import Selection, picked_row
 from app.views.blame import page as blame
 from app.views.blame import removal, summary, suspects
-from app.views.forks import build, forms, matrix, matrix_charts, panels, sweep
+from app.views.forks import build, forms, matrix, matrix_charts, panels, plan, sweep
 from app.views.forks import fork as one
 from app.views.forks import page as forks_page
 from app.views.forks.state import State, file_of, launch, state_of
@@ -556,7 +556,7 @@ def test_a_fork_begins_at_the_checkpoint_before_the_spike_unless_that_is_far() -
 
 
 def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
-    plan = {
+    document = {
         "does": "skips steps 4:6",
         "sequences": 16,
         "sequences_by_step": {"4": 8, "5": 8},
@@ -568,7 +568,7 @@ def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
         "memory_bytes": 30 << 20,
     }
     assert (
-        text_of(plan.sentence_of(plan))
+        text_of(plan.sentence_of(document))
         == "skips steps 4:6. 16 sequences of 2 steps (4 to 5) are touched, 512 targets. 5 arms, 100"
         " steps: about 36 s, 30 MiB of states."
     )
