@@ -8,7 +8,7 @@ from pathlib import Path
 
 from replay import fork
 from replay.forks.spec import Spec
-from replay.interventions.registry import Drop
+from replay.interventions.order import Drop
 
 runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
 
