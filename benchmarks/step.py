@@ -30,8 +30,8 @@ from benchmarks.elsewhere import Elsewhere
 from benchmarks.plain import CPU, DRY, GPU, Sizes, tokens
 from benchmarks.rounds import interleaved, medians, ratios, report
 from forensics import config, identity
-from forensics.model.families.registry import parameter_shapes, shape_of
 from forensics.model.initialize import initialize
+from forensics.model.shape import parameter_shapes, shape_of
 from forensics.observe.recorder import Recorder
 from forensics.step.batch import Batch
 from forensics.step.observer import SILENT, Observer

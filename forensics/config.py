@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pkgutil
 import tomllib
 import types
 import typing
@@ -19,6 +20,14 @@ from typing import Any
 from forensics.errors import ForensicsError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
+# the files of forensics/model/families, one a family; listed and not imported, for configuration
+# stands below the model
+FAMILIES = tuple(
+    sorted(
+        module.name
+        for module in pkgutil.iter_modules([str(Path(__file__).parent / "model" / "families")])
+    )
+)
 
 
 def key(
@@ -90,7 +99,7 @@ class Model:
     family: str = key(
         "llama",
         "whose defaults the knobs take",
-        choices=("llama", "olmo", "olmo2", "gpt_neox", "gpt2", "qwen3"),
+        choices=FAMILIES,
     )
     layers: int = key(4, "decoder blocks", low=1)
     width: int = key(128, "D, size of the residual stream", low=1)

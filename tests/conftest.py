@@ -9,8 +9,8 @@ import torch
 
 from forensics import config, identity
 from forensics.model.decoder import Decoder
-from forensics.model.families.registry import Shape, shape_of
 from forensics.model.initialize import initialize
+from forensics.model.shape import Shape, shape_of
 from forensics.step.batch import Batch
 from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forensics.model.cpu_kernels import GELU, RMSNorm, Rotate, SwiGLU, _wide
-from forensics.model.families.registry import Shape, parameter_shapes
+from forensics.model.shape import Shape, parameter_shapes
 from forensics.step.observer import SITES, UNTAPPED, Site, Taps
 
 Params = dict[str, Tensor]

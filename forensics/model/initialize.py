@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from forensics.model.families.registry import Shape, parameter_shapes
+from forensics.model.shape import Shape, parameter_shapes
 
 INTO_STREAM = ("attn.o_proj.weight", "mlp.down.weight")
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from forensics.errors import ForensicsError
-from forensics.model.families.registry import Shape, to_hf_config, to_hf_tensors
+from forensics.model.hugging_face import to_hf_config, to_hf_tensors
+from forensics.model.shape import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
-from forensics.model.families.registry import FAMILIES
+from forensics.model.families import FAMILIES
+from forensics.model.hugging_face import is_tied, stored_name
 from forensics.tokens.indicators import Weights
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
     """Input embedding, unembedding and LM-head bias in float32. Errors: missing, data."""
     stored = _stored(folder)
-    embedding = _first(stored, INPUTS)
+    family = FAMILIES.get(str(config.get("model_type")))
+    embedding = stored_name(family, "embed.weight", stored) if family else None
+    embedding = embedding or _first(stored, INPUTS)
     if embedding is None:
         raise ForensicsError(
             "data",
@@ -90,11 +93,12 @@ def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
             f"{len(stored)} tensors",
             f"known names: {', '.join(INPUTS)}",
         )
-    tied = config.get("tie_word_embeddings")
+    tied = is_tied(config, stored)
     text = config.get("text_config")  # of models that also read images
     if tied is None and isinstance(text, dict):
         tied = text.get("tie_word_embeddings")
-    output = None if tied else _first(stored, OUTPUTS)
+    output = stored_name(family, "unembed.weight", stored) if family else None
+    output = None if tied else output or _first(stored, OUTPUTS)
     if output is None and tied is False:
         raise ForensicsError(
             "data",

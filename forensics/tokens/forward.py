@@ -21,7 +21,7 @@ from torch import Tensor
 
 from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder, unembedding
-from forensics.model.families.registry import Shape
+from forensics.model.shape import Shape
 
 
 class Forward(Protocol):

@@ -379,6 +379,8 @@ def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dic
     for i in places[:top].tolist():
         id = int(c.ids[i])
         met = exposed is not None and id < len(exposed.exposure_in)
+        # without a row nothing was measured; NaN is what a row that is not finite gives
+        has_row = found.target.weights is not None and id < found.target.weights.rows
         p = float(told.max_prob[i]) if told is not None and np.isfinite(told.max_prob[i]) else None
         rows.append(
             {
@@ -389,8 +391,14 @@ def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dic
                 "byte": c.byte[i],
                 "special": bool(c.special[i]),
                 "encodes_to": c.again[i] if not c.category[i].startswith("OK") else None,
-                "indicator": None if found.indicator is None else float(values[found.indicator][i]),
-                "indicators": {name: float(v[i]) for name, v in values.items()},
+                "indicator": (
+                    float(values[found.indicator][i])
+                    if found.indicator is not None and has_row
+                    else None
+                ),
+                "indicators": {
+                    name: float(numbers[i]) if has_row else None for name, numbers in values.items()
+                },
                 "candidate": i in chosen,
                 **{
                     key: int(getattr(exposed, key)[id]) if met else None

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from forensics.model.families.registry import Shape
+from forensics.model.shape import Shape
 from forensics.step.state import TrainState
 from forensics.train import checkpoint
 

@@ -29,8 +29,8 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from forensics.errors import ForensicsError
-from forensics.model.families import registry
-from forensics.model.families.registry import Shape
+from forensics.model import hugging_face
+from forensics.model.shape import Shape, parameter_shapes
 from forensics.step.skip_step import SkipWindow
 from forensics.step.state import Counters, TrainState, as_bytes, header
 from forensics.store.writer import write_atomic
@@ -64,8 +64,8 @@ def save(
     """
     final = folder / name_of(state.counters.step)
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    hf = registry.exported_family(shape) is not None
-    params = registry.to_hf_tensors(state.params, shape) if hf else state.params
+    hf = hugging_face.exported_family(shape) is not None
+    params = hugging_face.to_hf_tensors(state.params, shape) if hf else state.params
     moments = {
         f"{kind}/{n}": t
         for kind in ("exp_avg", "exp_avg_sq")
@@ -86,7 +86,7 @@ def save(
         temporary.mkdir(parents=True)
         files = {"state.json": _json(document)}
         if hf:
-            files["config.json"] = _json(registry.to_hf_config(shape, eot))
+            files["config.json"] = _json(hugging_face.to_hf_config(shape, eot))
         if tokenizer is not None:
             files["tokenizer.json"] = tokenizer.read_bytes()
             files["tokenizer_config.json"] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
@@ -132,8 +132,8 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
             "integrity", f"checkpoint {path.name} cannot be read: {e}", "take an earlier checkpoint"
         ) from None
     if document["layout"] == "huggingface":
-        params = registry.from_hf_tensors(params, shape)
-    names = list(registry.parameter_shapes(shape))
+        params = hugging_face.from_hf_tensors(params, shape)
+    names = list(parameter_shapes(shape))
     params, exp_avg, exp_avg_sq = (
         {name: group[prefix + name].to(device) for name in names}
         for group, prefix in ((params, ""), (moments, "exp_avg/"), (moments, "exp_avg_sq/"))
@@ -285,6 +285,7 @@ def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], 
         }
     except (ValueError, SafetensorError) as e:
         raise ForensicsError("data", f"{path} cannot be read: {e}", "is it complete?") from None
-    shape = registry.from_hf_config(document)
-    params = registry.from_hf_tensors(tensors, shape)
+    tied = hugging_face.is_tied(document, tensors)
+    shape = hugging_face.from_hf_config(document | {"tie_word_embeddings": tied})
+    params = hugging_face.from_hf_tensors(tensors, shape)
     return {name: t.to(device) for name, t in params.items()}, shape

@@ -23,8 +23,8 @@ from forensics.data.tokenize import prepare
 from forensics.detect.spikes import RobustDetector, Spike, phase_restarts
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
-from forensics.model.families.registry import parameter_shapes, shape_of
 from forensics.model.initialize import initialize
+from forensics.model.shape import parameter_shapes, shape_of
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback, silent
 from forensics.step import sums

@@ -25,7 +25,7 @@ from forensics.data.batches import Batches, own_stream
 from forensics.data.shards import Corpus, open_corpus
 from forensics.errors import ForensicsError, nearest
 from forensics.model.decoder import Decoder
-from forensics.model.families.registry import Shape
+from forensics.model.shape import Shape
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.observer import SILENT, Observer
 from forensics.step.policy import Policy

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from forensics.model.cpu_kernels import CUBE
 from forensics.model.decoder import Decoder, Params, unembedding
-from forensics.model.families.registry import Shape
 from forensics.model.loss import chunks
+from forensics.model.shape import Shape
 from forensics.step import sums
 from forensics.step.batch import Batch
 from forensics.step.observer import Site

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from forensics.errors import ForensicsError
-from forensics.model.families.registry import Shape
+from forensics.model.shape import Shape
 from forensics.step.state import TrainState
 from forensics.store.writer import write_atomic
 from forensics.train import checkpoint

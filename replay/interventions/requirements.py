@@ -85,7 +85,7 @@ def require_places(run: Run, intervention: Windowed, places: Iterable[Place]) ->
 
 def tensor_shapes(run: Run) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the run's parameters by name, in the order of the forward."""
-    from forensics.model.families.registry import parameter_shapes
+    from forensics.model.shape import parameter_shapes
 
     return parameter_shapes(run.shape)
 

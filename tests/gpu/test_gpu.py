@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from forensics import config, identity
+from forensics.model import families
 from forensics.model.decoder import Decoder
-from forensics.model.families import registry
 from forensics.model.initialize import initialize
 from forensics.model.loss import loss_and_gradient
 from forensics.observe.attention import attention_statistics
@@ -171,7 +171,7 @@ def model_of(shape, micro_batch=4, **decoder):
 @pytest.mark.parametrize(
     "knobs", [{}, {"document_mask": True}, {"kv_heads": 2}], ids=["plain", "documents", "grouped"]
 )
-@pytest.mark.parametrize("family", registry.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_family_trains_strictly_and_twice_alike(
     family, knobs, make_shape, make_batch, make_policy
 ):

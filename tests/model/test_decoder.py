@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from forensics.model import families
 from forensics.model.cpu_kernels import GELU, RMSNorm, Rotate, SwiGLU
 from forensics.model.decoder import Decoder, unembedding
-from forensics.model.families import registry
+from forensics.model.shape import Shape
 from forensics.step.observer import SITES
 
 VARIANTS = {
-    **{family: (family, {}) for family in registry.FAMILIES},
+    **{family: (family, {}) for family in families.FAMILIES},
     "document mask": ("llama", {"document_mask": True}),
     "grouped keys": ("qwen3", {"kv_heads": 2}),
     "half a llama, half a neox": (
@@ -125,7 +126,7 @@ def test_fused_norm_keeps_bf16_outside_and_fp32_inside():
     torch.testing.assert_close(y.double(), exact.double(), rtol=2**-8, atol=0)
 
 
-@pytest.mark.parametrize("family", registry.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_a_later_token_changes_no_earlier_logit(family, make_shape, random_params):
     shape = make_shape(family)
     params = random_params(shape)
@@ -145,7 +146,7 @@ def test_a_later_token_changes_no_earlier_logit(family, make_shape, random_param
 def test_with_the_document_mask_a_change_in_one_document_changes_no_logit_in_another(
     plain, cut, seed
 ):
-    shape = registry.Shape(
+    shape = Shape(
         layers=2,
         width=16,
         heads=2,
@@ -170,7 +171,7 @@ def test_with_the_document_mask_a_change_in_one_document_changes_no_logit_in_ano
     generator = torch.Generator().manual_seed(seed)
     params = {
         n: torch.randn(s, generator=generator) * 0.3
-        for n, s in registry.parameter_shapes(shape).items()
+        for n, s in shape.parameter_shapes(shape).items()
     }
     tokens = torch.randint(0, 61, (1, 16), generator=generator)
     documents = torch.zeros(1, 16, dtype=torch.int64)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from forensics.errors import ForensicsError
+from forensics.model import families, hugging_face
 from forensics.model.decoder import Decoder, unembedding
-from forensics.model.families import registry
 from forensics.step.state import TrainState
 from forensics.train import checkpoint
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 VARIANTS = {
-    **{family: (family, {}) for family in registry.FAMILIES},
+    **{family: (family, {}) for family in families.FAMILIES},
     "llama, tied": ("llama", {"tied": True}),
     "llama, grouped keys": ("llama", {"kv_heads": 2}),
     "llama, head width": (
@@ -72,7 +72,7 @@ def test_a_checkpoint_opens_in_transformers_and_gives_the_same_logits(
     theirs, report = AutoModelForCausalLM.from_pretrained(
         path, attn_implementation="eager", output_loading_info=True
     )
-    assert type(theirs).__name__ == registry.FAMILIES[family].architecture
+    assert type(theirs).__name__ == families.FAMILIES[family].architecture
     assert not any(report.values()), f"transformers found weights missing or too many: {report}"
     assert_equal_logits(our_logits(params, shape), their_logits(theirs))
 
@@ -174,9 +174,9 @@ def test_knobs_that_are_no_known_architecture_have_no_hugging_face_form(
     make_shape, random_params, tmp_path
 ):
     shape = make_shape("llama", norm="post")
-    assert registry.exported_family(shape) is None
+    assert hugging_face.exported_family(shape) is None
     with pytest.raises(ForensicsError) as e:
-        registry.to_hf_config(shape, 60)
+        hugging_face.to_hf_config(shape, 60)
     assert e.value.kind == "config"
     params = random_params(shape)
     path, digest, _ = checkpoint.save(
@@ -198,12 +198,12 @@ def test_knobs_that_are_no_known_architecture_have_no_hugging_face_form(
     ],
 )
 def test_one_knob_off_the_family_is_not_exported_as_the_family(make_shape, changed):
-    assert registry.exported_family(make_shape("llama", **changed)) is None
+    assert hugging_face.exported_family(make_shape("llama", **changed)) is None
 
 
 def test_what_the_knobs_say_decides_the_export_not_the_family_they_started_from(make_shape):
-    assert registry.exported_family(make_shape("llama", qk_norm="head")) == "qwen3"
-    assert registry.exported_family(make_shape("qwen3", qk_norm="none")) == "llama"
+    assert hugging_face.exported_family(make_shape("llama", qk_norm="head")) == "qwen3"
+    assert hugging_face.exported_family(make_shape("qwen3", qk_norm="none")) == "llama"
 
 
 @pytest.mark.parametrize(
@@ -218,16 +218,16 @@ def test_what_the_knobs_say_decides_the_export_not_the_family_they_started_from(
     ],
 )
 def test_a_configuration_that_is_not_built_here_is_refused_in_one_line(make_shape, change):
-    config = registry.to_hf_config(make_shape("llama"), 60) | change
+    config = hugging_face.to_hf_config(make_shape("llama"), 60) | change
     with pytest.raises(ForensicsError) as e:
-        registry.from_hf_config(config)
+        hugging_face.from_hf_config(config)
     assert e.value.kind == "config" and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("key", ["scale_attn_by_inverse_layer_idx", "add_cross_attention"])
 def test_a_gpt2_with_other_attention_is_refused(make_shape, key):
     with pytest.raises(ForensicsError, match=key):
-        registry.from_hf_config(registry.to_hf_config(make_shape("gpt2"), 60) | {key: True})
+        hugging_face.from_hf_config(hugging_face.to_hf_config(make_shape("gpt2"), 60) | {key: True})
 
 
 def test_a_folder_whose_weights_are_not_those_of_its_configuration_is_refused(

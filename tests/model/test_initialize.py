@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from forensics.model.families import registry
-from forensics.model.families.registry import parameter_shapes
+from forensics.model import families
 from forensics.model.initialize import initialize
+from forensics.model.shape import parameter_shapes
 
 
 @pytest.mark.parametrize("scheme", ["normal", "scaled", "olmo"])
@@ -45,7 +45,7 @@ def test_seeds_and_names_give_different_numbers(make_shape):
     )
 
 
-@pytest.mark.parametrize("family", registry.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_parameter_is_there_in_the_order_of_the_forward(family, make_shape):
     shape = make_shape(family)
     params = initialize(shape, "normal", 0)

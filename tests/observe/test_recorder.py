@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from forensics import config
-from forensics.model.families.registry import parameter_shapes
+from forensics.model.shape import parameter_shapes
 from forensics.observe.recorder import Recorder
 from forensics.records import TABLES
 from forensics.store import reader

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from forensics import identity
-from forensics.model.families import registry
+from forensics.model import families
 from forensics.model.initialize import initialize
 from forensics.step.state import Counters, TrainState
 from forensics.train.advance import advance, fold, token_losses
@@ -25,7 +25,7 @@ class Gradients:
         self.grads = {n: g.clone() for n, g in grads.items()}
 
 
-@pytest.mark.parametrize("family", registry.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_number_of_threads_changes_no_bit(
     family, make_shape, make_model, make_batch, make_policy
 ):

@@ -11,8 +11,8 @@ import torch._dynamo.utils
 
 from forensics import identity
 from forensics.errors import ForensicsError
+from forensics.model import families
 from forensics.model.decoder import Decoder
-from forensics.model.families import registry
 from forensics.train.run import build_model, check_compiler
 
 # Dynamo asks every tensor for .grad and hides the warning by a hook, which comes too late where
@@ -79,7 +79,7 @@ def test_the_fingerprint_keeps_compiled_and_eager_apart(compiled, eager):
     assert prints[0]["compiler"] and prints[1]["compiler"] is None
 
 
-@pytest.mark.parametrize("family", registry.FAMILIES)
+@pytest.mark.parametrize("family", families.FAMILIES)
 def test_every_family_is_one_graph_with_the_eager_gradients(family, make_shape, random_params):
     """Traced and differentiated by the compiler, run without its C++: an eager stand-in for what it
     would generate.

@@ -1,0 +1,59 @@
+"""What a model family is: values of the decoder's knobs, and the way to Hugging Face and back.
+
+A file of forensics/model/families holds one, under the name FAMILY. Adding the file is enough:
+`model.family` of a recipe, import, export, `forensics tokens` and docs/recipes.md take it up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forensics.model.shape import Shape
+
+Tensors = dict[str, "Tensor"]
+
+
+def _nothing_fused(tensors: Tensors, other: Any, shape: Shape) -> None:
+    """Leave the tensors as they are: every one is stored under a name of its own."""
+
+
+def _no_more(shape: Shape) -> dict[str, Any]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of models, as settings of the decoder."""
+
+    knobs: dict[str, Any]  # every knob that a recipe may leave out
+    mlp_multiple: float  # hidden size of the MLP over the width
+    architecture: str  # Hugging Face's class
+    config: dict[str, str]  # our knob → Hugging Face's configuration key
+    fixed: dict[str, Any]  # configuration keys that are always the same
+    names: dict[str, str]  # our name → Hugging Face's, {i} the layer
+    # pack(theirs, params, shape) adds what Hugging Face stores fused, and turns what it stores
+    # turned; unpack(ours, take, shape) undoes it, `take(name)` being a tensor of theirs
+    pack: Callable[[Tensors, Tensors, Shape], None] = _nothing_fused
+    unpack: Callable[[Tensors, Callable[[str], Tensor], Shape], None] = _nothing_fused
+    rope_config: Callable[[Shape], dict[str, Any]] = _no_more  # keys beside the usual ones of RoPE
+
+    def stored_as(self, ours: str) -> str | None:
+        """Return Hugging Face's name of one of our tensors; None where it is stored fused."""
+        layer = ours.split(".")[1] if ours.startswith("layers.") else ""
+        general = ours.replace(f"layers.{layer}.", "layers.{i}.", 1) if layer else ours
+        name = self.names.get(general)
+        return name.replace("{i}", layer) if name is not None else None
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """Return the names under which a checkpoint may hold a tensor, the usual one first.
+
+    A base model is saved without the prefix of the class around it.
+    """
+    prefixes = ("transformer.", "model.", "gpt_neox.")
+    return (name, *(name.removeprefix(p) for p in prefixes if name.startswith(p)))

@@ -1,0 +1,197 @@
+"""Hugging Face's configuration and tensors from ours, and back.
+
+What a run's knobs say, not its family's name, decides what it exports as: a llama with per-head
+QK-norm is a Qwen3 and opens as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING, Any
+
+from forensics.errors import ForensicsError
+from forensics.model.families import FAMILIES
+from forensics.model.family import Family, Tensors, spellings
+from forensics.model.shape import Shape, parameter_shapes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def exported_family(shape: Shape) -> str | None:
+    """Find the family whose architecture these knobs are exactly.
+
+    None: there is none, so the decoder has no Hugging Face form.
+    """
+    for name, family in FAMILIES.items():
+        # what a configuration key of theirs says, and it alone
+        free = {"norm_eps", "rope_theta", "rope_fraction"} | {
+            knob for knob, key in family.config.items() if key not in family.fixed
+        }
+        same = all(
+            getattr(shape, knob) == value
+            for knob, value in family.knobs.items()
+            if knob not in free
+        )
+        if not same or shape.document_mask:
+            continue
+        if family.knobs["rope_fraction"] == 1.0 and shape.rope_fraction != 1.0:
+            continue
+        if "norm_eps" not in family.config and shape.norm_eps != family.knobs["norm_eps"]:
+            continue
+        if "kv_heads" not in family.config and shape.kv_heads != shape.heads:
+            continue
+        if "head_width" not in family.config and shape.head_width * shape.heads != shape.width:
+            continue
+        return name
+    return None
+
+
+def to_hf_config(shape: Shape, eot: int) -> dict[str, Any]:
+    """Make `config.json` for transformers. Errors: config, for knobs of no known family."""
+    name = exported_family(shape)
+    if name is None:
+        raise ForensicsError(
+            "config",
+            "these knobs together are no architecture that transformers knows",
+            "export needs the knobs of one family: " + ", ".join(FAMILIES),
+        )
+    family = FAMILIES[name]
+    config = {theirs: getattr(shape, ours) for ours, theirs in family.config.items()} | family.fixed
+    if shape.position == "rope":
+        config["rope_theta"] = shape.rope_theta
+        config["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rope_theta}
+        if family.knobs["rope_fraction"] != 1.0:
+            config["rope_parameters"]["partial_rotary_factor"] = shape.rope_fraction
+        config |= family.rope_config(shape)
+    return config | {
+        "model_type": name,
+        "architectures": [family.architecture],
+        "bos_token_id": eot,
+        "eos_token_id": eot,
+        "pad_token_id": None,
+        "dtype": "float32",
+    }
+
+
+def from_hf_config(config: dict[str, Any]) -> Shape:
+    """Read the decoder that a Hugging Face `config.json` describes. Errors: config."""
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        raise ForensicsError(
+            "config",
+            f"wanted a model of a known family, found model_type {name!r}",
+            "known: " + ", ".join(FAMILIES),
+        )
+    family = FAMILIES[name]
+    for key, value in family.fixed.items():
+        if key in config and config[key] != value and not key.endswith(("pdrop", "dropout")):
+            raise ForensicsError(
+                "config",
+                f"{name} with {key} = {config[key]!r} is not built here",
+                f"only {key} = {value!r} is",
+            )
+    values = dict(family.knobs)
+    values |= {
+        ours: config[theirs]
+        for ours, theirs in family.config.items()
+        if config.get(theirs) is not None
+    }
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise ForensicsError(
+            "config",
+            f"RoPE of type {rope['rope_type']!r} is not built here",
+            "only the default type is",
+        )
+    if values["position"] == "rope":
+        values["rope_theta"] = float(
+            rope.get("rope_theta")
+            or config.get("rope_theta")
+            or config.get("rotary_emb_base")
+            or values["rope_theta"]
+        )
+        values["rope_fraction"] = float(
+            rope.get("partial_rotary_factor") or config.get("rotary_pct") or values["rope_fraction"]
+        )
+    for ours in ("layers", "width", "heads", "max_positions", "vocabulary"):
+        if not isinstance(values.get(ours), int) or values[ours] < 1:
+            raise ForensicsError(
+                "config",
+                f"wanted {family.config[ours]} of a {name} model, found {values.get(ours)!r}",
+                "is it the model's own config.json?",
+            )
+    values.setdefault("kv_heads", values["heads"])
+    values.setdefault("head_width", values["width"] // values["heads"])
+    values.setdefault("mlp_width", int(family.mlp_multiple * values["width"]))
+    return Shape(**values)
+
+
+def hf_names(shape: Shape) -> Iterator[tuple[str, str]]:
+    """Yield (our name, Hugging Face's) of every tensor that both sides store by itself."""
+    family = _family_of(shape)
+    for ours in parameter_shapes(shape):
+        theirs = family.stored_as(ours)
+        if theirs is not None:
+            yield ours, theirs
+
+
+def _family_of(shape: Shape) -> Family:
+    name = exported_family(shape)
+    assert name is not None, "to_hf_config says why first"
+    return FAMILIES[name]
+
+
+def to_hf_tensors(params: Tensors, shape: Shape) -> Tensors:
+    """Return our tensors under Hugging Face's names and layouts, copied where the layout differs."""
+    theirs = {name: params[ours].detach() for ours, name in hf_names(shape)}
+    _family_of(shape).pack(theirs, params, shape)
+    return {name: tensor.contiguous() for name, tensor in theirs.items()}
+
+
+def is_tied(config: dict[str, Any], stored: Collection[str]) -> bool | None:
+    """Say whether embedding and unembedding are one tensor; None for a family nobody here knows.
+
+    The configuration says so; where it is silent, the family's own default, and where the
+    unembedding is not among the `stored` names it cannot be another tensor.
+    """
+    tied = config.get("tie_word_embeddings")
+    if tied is not None:
+        return bool(tied)
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        return None
+    return family.knobs["tied"] or stored_name(family, "unembed.weight", stored) is None
+
+
+def stored_name(family: Family, ours: str, stored: Collection[str]) -> str | None:
+    """Find the name under which a checkpoint holds one of our tensors; None where it does not."""
+    theirs = family.stored_as(ours)
+    return next((name for name in spellings(theirs or "") if name in stored), None)
+
+
+def from_hf_tensors(tensors: Tensors, shape: Shape) -> Tensors:
+    """Return Hugging Face's tensors under our names and layouts. Errors: data."""
+    name, family = exported_family(shape), _family_of(shape)
+
+    def take(theirs: str) -> Tensor:
+        for candidate in spellings(theirs):
+            if candidate in tensors:
+                return tensors[candidate]
+        raise ForensicsError(
+            "data",
+            f"wanted tensor {theirs!r}, found none in the checkpoint",
+            f"is it complete, and a {name} model?",
+        )
+
+    params = {ours: take(theirs) for ours, theirs in hf_names(shape)}
+    family.unpack(params, take, shape)
+    sizes = parameter_shapes(shape)
+    for ours, size in sizes.items():
+        if tuple(params[ours].shape) != size:
+            raise ForensicsError(
+                "data",
+                f"{ours}: wanted shape {size}, found {tuple(params[ours].shape)}",
+                "do config.json and weights belong together?",
+            )
+    return {ours: params[ours].contiguous() for ours in sizes}

@@ -1,0 +1,159 @@
+"""The shape of a decoder: every knob decided, and the name and size of each parameter tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from forensics.config import Model
+from forensics.errors import ForensicsError
+from forensics.model.families import FAMILIES
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A decoder with every knob decided.
+
+    Letters: D width, H heads, K head width, L layers, V vocabulary.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    norm: str  # pre | post
+    norm_kind: str  # rms | layer | layer_no_parameters
+    norm_eps: float
+    qk_norm: str  # none | head | whole
+    position: str  # rope | learned
+    rope_theta: float
+    rope_fraction: float
+    parallel: bool
+    bias: bool
+    activation: str  # swiglu | gelu | gelu_tanh
+    tied: bool
+    max_positions: int
+    vocabulary: int
+    document_mask: bool = False
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has a gate."""
+        return self.activation == "swiglu"
+
+    @property
+    def rotated(self) -> int:
+        """Return how many of the K numbers of each head RoPE turns."""
+        return int(self.head_width * self.rope_fraction) if self.position == "rope" else 0
+
+
+def shape_of(model: Model, vocabulary: int, sequence_length: int) -> Shape:
+    """Decide every knob of the decoder that a recipe's [model] asks for. Errors: config."""
+    family = FAMILIES[model.family]
+    knobs = dict(family.knobs)
+    for name in knobs:
+        chosen = getattr(model, name)
+        if chosen is not None:
+            knobs[name] = chosen
+    kv_heads = model.kv_heads or model.heads
+    if model.head_width is None and model.width % model.heads:
+        raise ForensicsError(
+            "config",
+            f"model.heads: {model.heads} does not divide model.width = {model.width}",
+            "change one of them, or set model.head_width",
+        )
+    head_width = model.head_width or model.width // model.heads
+    if model.heads % kv_heads:
+        raise ForensicsError(
+            "config",
+            f"model.kv_heads: {kv_heads} does not divide model.heads = {model.heads}",
+            "each key head serves the same number of query heads",
+        )
+    # Rounded up to a multiple of 32, so that matrix products stay on the fast path.
+    mlp_width = model.mlp_width or -(-int(family.mlp_multiple * model.width) // 32) * 32
+    shape = Shape(
+        layers=model.layers,
+        width=model.width,
+        heads=model.heads,
+        kv_heads=kv_heads,
+        head_width=head_width,
+        mlp_width=mlp_width,
+        max_positions=model.max_positions or sequence_length,
+        vocabulary=vocabulary,
+        document_mask=model.document_mask,
+        **knobs,
+    )
+    if shape.position == "rope" and (shape.rotated < 2 or shape.rotated % 2):
+        raise ForensicsError(
+            "config",
+            f"model.rope_fraction: RoPE turns pairs, found {shape.rotated} of {head_width} numbers"
+            " per head",
+            "make head width × rope_fraction an even number",
+        )
+    if shape.position == "learned" and shape.max_positions < sequence_length:
+        raise ForensicsError(
+            "config",
+            f"model.max_positions: {shape.max_positions} is less than data.sequence_length ="
+            f" {sequence_length}",
+            "set model.max_positions higher",
+        )
+    return shape
+
+
+def parameter_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """List every parameter tensor's name and shape, in the order of the forward."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    D, q_width, kv_width = (
+        shape.width,
+        shape.heads * shape.head_width,
+        shape.kv_heads * shape.head_width,
+    )
+
+    def linear(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"] = (out, into)
+        if shape.bias:
+            shapes[f"{name}.bias"] = (out,)
+
+    def norm(name: str, width: int, kind: str = shape.norm_kind) -> None:
+        if kind != "layer_no_parameters":
+            shapes[f"{name}.weight"] = (width,)
+        if kind == "layer":
+            shapes[f"{name}.bias"] = (width,)
+
+    shapes["embed.weight"] = (shape.vocabulary, D)
+    if shape.position == "learned":
+        shapes["positions.weight"] = (shape.max_positions, D)
+    for i in range(shape.layers):
+        norm(f"layers.{i}.attn.norm", D)
+        linear(f"layers.{i}.attn.q_proj", q_width, D)
+        linear(f"layers.{i}.attn.k_proj", kv_width, D)
+        linear(f"layers.{i}.attn.v_proj", kv_width, D)
+        if shape.qk_norm != "none":
+            norm(
+                f"layers.{i}.attn.q_norm",
+                shape.head_width if shape.qk_norm == "head" else q_width,
+                "rms",
+            )
+            norm(
+                f"layers.{i}.attn.k_norm",
+                shape.head_width if shape.qk_norm == "head" else kv_width,
+                "rms",
+            )
+        linear(f"layers.{i}.attn.o_proj", D, q_width)
+        norm(f"layers.{i}.mlp.norm", D)
+        if shape.gated:
+            linear(f"layers.{i}.mlp.gate", shape.mlp_width, D)
+        linear(f"layers.{i}.mlp.up", shape.mlp_width, D)
+        linear(f"layers.{i}.mlp.down", D, shape.mlp_width)
+    norm("norm", D)
+    if not shape.tied:
+        shapes["unembed.weight"] = (shape.vocabulary, D)
+    return shapes
+
+
+def replace(shape: Shape, **knobs: Any) -> Shape:
+    """Return the same decoder with some knobs turned."""
+    return dataclasses.replace(shape, **knobs)
