@@ -44,8 +44,7 @@ top because it has a TITLE (`app.navigation`):
   missing: add it to the dataclass (numbers `int | None`), and to WITHIN if it is chosen inside
   another. A row of a table that was clicked: `picked_row(event, items)`; the chosen one has a ● and
   stands in the table's key.
-* **Data.** `data.rows(query, …)` and `data.table(query, …)` run a named query (`queries/*.sql`,
-  `catalog.toml`), cached
+* **Data.** `data.rows(query, …)` and `data.table(query, …)` run a named query (`queries/*.sql`), cached
   until a manifest changes; `data.recorded("events", run)` is a short table whole; `data.sql(text)`
   is the user's, in the sandbox; `data.headers()`, `header(run)`, `lineage(run)`, `reached(run)`
   read run.json and manifests only.

@@ -114,9 +114,8 @@ def table(query: str, *, window: tuple[int, int] | None = None, **parameters: An
     """
     folder = runs_folder()
     values = queries.arguments(query, parameters, str(folder))
-    names, about = queries.tables_of(query), queries.catalog()[query]["parameters"]
-    runs = _runs_of(about, values)
-    return _answer(query, queries.load(query), values, names, runs, window)
+    runs = _runs_of(queries.catalog()[query], values)
+    return _answer(query, queries.load(query), values, queries.tables_of(query), runs, window)
 
 
 def rows(
@@ -172,16 +171,15 @@ def _stat(path: str) -> tuple[int, ...]:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _runs_of(about: dict[str, Any], values: dict[str, Any]) -> list[str]:
-    listed = [
-        n.strip()
-        for p, a in about.items()
-        if a["type"] == "runs"
-        for n in str(values[p]).split(",")
-    ]
-    if any(name not in ("", "*") for name in listed):
+def _runs_of(query: queries.QueryEntry, values: dict[str, Any]) -> list[str]:
+    """The runs whose parts a query reads: those it lists, else a run and its ancestors, else all."""
+    parameters = query.parameters.values()
+    listed = {
+        run for p in parameters if p.type == "runs" for run in queries.names_in(str(values[p.name]))
+    }
+    if listed:
         return sorted(listed)
-    chosen = [values[p] for p, a in about.items() if a["type"] == "run"]
+    chosen = [values[p.name] for p in parameters if p.type == "run"]
     if chosen:
         return sorted({ancestor for run in chosen for ancestor in lineage(require(run))})
     return reader.runs_in(runs_folder())

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.rounds import interleaved, report
 from benchmarks.store import make, record, sizes
+from queries import QueryEntry
 
 ALONE = {
     "steps",
@@ -39,8 +40,8 @@ ALONE = {
 VALUES = {"layer": 7, "head": 3, "tensor": "layers.7.q.weight", "fork": "r", "limit": 20}
 
 
-def arguments(parameters: dict[str, Any], steps: int) -> dict[str, Any] | None:
-    """Values for what has no default, or None where one cannot be told."""
+def arguments(query: QueryEntry, steps: int) -> dict[str, Any] | None:
+    """Return values for what has no default, or None where one cannot be told."""
     known = VALUES | {
         "run": "r",
         "runs": "r",
@@ -48,7 +49,7 @@ def arguments(parameters: dict[str, Any], steps: int) -> dict[str, Any] | None:
         "first": steps // 2,
         "last": steps // 2 + 40,
     }
-    needed = [name for name, p in parameters.items() if "default" not in p]
+    needed = [p.name for p in query.parameters.values() if p.default is None]
     return {name: known[name] for name in needed} if set(needed) <= known.keys() else None
 
 
@@ -65,7 +66,7 @@ def measure(steps: int, rounds: int) -> dict[str, Any]:
         asked: dict[str, Callable[[], Any]] = {}
         found: dict[str, int] = {}
         for query, entry in queries.catalog().items():
-            values = arguments(entry.get("parameters", {}), steps)
+            values = arguments(entry, steps)
             if values is None or not queries.tables_of(query) <= ALONE:
                 continue
 

@@ -1,29 +1,55 @@
-with located as (
-    select slot, sequence, loss, weight, repeat_share, source, first_token, documents, document, path, document_tokens
-    from worst_sequences
+/*
+sentence = "Every sequence of one batch, highest loss first: its share of the excess, its document."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the batch" }
+top = { type = "int", default = 1000000, meaning = "sequences at most" }
+
+[columns]
+place = "rank of its loss; 0: the highest"
+slot = "row of the batch"
+sequence = "id in the corpus; −1: made by an intervention"
+loss = { unit = "nats/token", meaning = "mean over the sequence's targets" }
+baseline = { unit = "nats/token", meaning = "median batch loss of the 64 steps before" }
+excess = { unit = "nats", meaning = "(loss − baseline) · weight" }
+share = "of the batch's excess; shares sum to 1, those of sequences below the baseline are negative"
+z = { unit = "σ", meaning = "robust z against the sequences of those steps; NULL: there are none" }
+level = "how many of 3, 6, 10, 20, 40 |z| reaches, with the sign of z"
+weight = "sum of its targets' weights"
+repeat_share = "share of its tokens in an n-gram repeated 32 or more times in a row"
+source = "name of its source in the recipe"
+documents = "number of documents it touches"
+document = "the document that supplies most of it"
+path = "where that document came from"
+document_tokens = { unit = "tokens", meaning = "of that document in this sequence" }
+*/
+with worst_sequences as (
+-- include worst_sequences.sql
 ),
-span as (
+span as (  -- the runs of the trajectory, each with the steps that are its own
     select run, first_step, last_step from lineage($run)
 ),
 past as (
-    select
-        median(s.loss) as middle, 1.4826 * mad(s.loss) as scale
-    from sequences as s join span on span.run = s.run and s.step >= span.first_step and s.step < span.last_step
-    where s.step >= $step - 64 and s.step < $step and isfinite(s.loss)
+    select median(loss) as middle, robust_sigma(loss) as scale
+    from sequences as s
+    join span on span.run = s.run and s.step >= first_step and s.step < last_step
+    where step >= $step - 64 and step < $step and isfinite(loss)
 ),
 batch as (
-    select median(s.loss) as baseline
-    from steps as s join span on span.run = s.run and s.step >= span.first_step and s.step < span.last_step
-    where s.step >= $step - 64 and s.step < $step and isfinite(s.loss)
+    select median(loss) as baseline
+    from steps as s
+    join span on span.run = s.run and s.step >= first_step and s.step < last_step
+    where step >= $step - 64 and step < $step and isfinite(loss)
 ),
 excess as (
     select
-        l.*, batch.baseline, (l.loss - batch.baseline) * l.weight as excess,
+        w.*, batch.baseline, (w.loss - batch.baseline) * w.weight as excess,
         case
-            when not isfinite(l.loss) then 'infinity'::double
-            when past.scale > 0 then (l.loss - past.middle) / past.scale
+            when past.scale > 0 or not isfinite(w.loss)
+                then robust_z(w.loss, past.middle, past.scale)
         end as z
-    from located as l, batch, past
+    from worst_sequences as w, batch, past
 ),
 total as (
     select sum(excess) filter (isfinite(excess)) as excess from excess
@@ -33,12 +59,8 @@ final as (
         row_number() over (order by e.loss desc nulls last, e.slot) - 1 as place,
         e.slot, e.sequence, e.loss, e.baseline, e.excess,
         case when isfinite(e.excess) then e.excess / nullif(total.excess, 0) end as share,
-        e.z,
-        (case
-            when abs(e.z) >= 40 then 5 when abs(e.z) >= 20 then 4 when abs(e.z) >= 10 then 3 when abs(e.z) >= 6 then 2
-            when abs(e.z) >= 3 then 1 else 0
-        end * sign(e.z))::integer as level,
-        e.weight, e.repeat_share, e.source, e.documents, e.document, e.path, e.document_tokens
+        e.z, z_level(e.z) as level, e.weight, e.repeat_share, e.source, e.documents, e.document,
+        e.path, e.document_tokens
     from excess as e, total
     order by place
 )

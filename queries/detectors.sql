@@ -1,30 +1,69 @@
-with chosen as (  -- `alarms` stands before this: forensics query alarms
-    select run from runs
-    where trim($runs) in ('', '*') or list_contains(string_split(replace($runs, ' ', ''), ','), run)
+/*
+sentence = "How well each detector foretells loss spikes, beside random alarms: best first."
+
+[parameters]
+runs = { type = "runs", default = "", meaning = "names with commas between; empty or *: all runs" }
+horizon = { type = "int", default = 20, low = 1, meaning = "steps before an onset that count" }
+
+[columns]
+detector = "the rule, as in `alarms`"
+runs = "number of runs; of each, its own steps are judged, not its ancestors'"
+steps = { unit = "steps", meaning = "of those runs together" }
+steps_read = { unit = "steps", meaning = "that hold what the detector reads; 0: it could not fire" }
+spikes = "recorded spikes of the loss"
+alarms = { unit = "steps", meaning = "at which it fired" }
+hits = "spikes with an alarm in [onset − horizon, onset)"
+misses = "spikes without one"
+median_lead = { unit = "steps", meaning = "from the first such alarm to the onset, median of hits" }
+false_alarms = "alarms with no onset within the horizon after them; also late ones, in a spike"
+false_per_1000 = { unit = "1/1000 steps", meaning = "false alarms" }
+random_hits.unit = ""
+random_hits.meaning = """expected hits of as many alarms on random steps of the same run, exact \
+(hypergeometric); alarms in bursts would hit less"""
+*/
+with alarms as (
+-- include alarms.sql
+),
+chosen as (
+    select run from runs where is_listed(run, $runs)
 ),
 own as (
     select run, step, loss, grad_norm from steps semi join chosen using (run)
 ),
-read as (  -- how many steps hold what a detector reads
+read_steps as (  -- how many steps hold what a detector reads
     select count(loss) as loss, count(grad_norm) as grad_norm from own
 ),
+per_step_tensors as (
+    select run, step, count(rms_t) as rms_t, count(gss_share) as gss_share
+    from tensors semi join chosen using (run)
+    group by run, step
+),
 read_tensors as (
-    select count(*) filter (where r > 0) as rms_t, count(*) filter (where g > 0) as gss_share
-    from (
-        select run, step, count(rms_t) as r, count(gss_share) as g from tensors semi join chosen using (run) group by all
-    )
+    select
+        count(*) filter (where rms_t > 0) as rms_t,
+        count(*) filter (where gss_share > 0) as gss_share
+    from per_step_tensors
+),
+per_step_heads as (
+    select
+        run, step, count(attn_entropy_norm) as attn_entropy_norm,
+        count(attn_logit_max) as attn_logit_max
+    from heads semi join chosen using (run)
+    group by run, step
 ),
 read_heads as (
-    select count(*) filter (where e > 0) as attn_entropy_norm, count(*) filter (where m > 0) as attn_logit_max
-    from (
-        select run, step, count(attn_entropy_norm) as e, count(attn_logit_max) as m
-        from heads semi join chosen using (run) group by all
-    )
+    select
+        count(*) filter (where attn_entropy_norm > 0) as attn_entropy_norm,
+        count(*) filter (where attn_logit_max > 0) as attn_logit_max
+    from per_step_heads
 ),
 names as (
-    select unnest(['monitor_loss', 'skip_step']) as detector, loss as steps_read from read
+    select unnest(['monitor_loss', 'skip_step']) as detector, loss as steps_read from read_steps
     union all
-    select unnest(['monitor_grad_norm', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend']), grad_norm from read
+    select
+        unnest(['monitor_grad_norm', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend']),
+        grad_norm
+    from read_steps
     union all select 'rms_t', rms_t from read_tensors
     union all select 'gss_share', gss_share from read_tensors
     union all select 'entropy_collapse', attn_entropy_norm from read_heads
@@ -36,7 +75,9 @@ onsets as (
     where kind = 'spike' and metric = 'loss'
 ),
 sizes as (
-    select chosen.run, count(own.step) as steps from chosen left join own on own.run = chosen.run group by chosen.run
+    select chosen.run, count(own.step) as steps
+    from chosen left join own on own.run = chosen.run
+    group by chosen.run
 ),
 windows as (  -- of each spike, the recorded steps in which an alarm would have foretold it
     select o.run, o.onset, count(own.step) as width
@@ -51,25 +92,35 @@ rates as (  -- alarms of each detector in each run
     group by all
 ),
 foretold as (
-    select r.detector, w.run, w.onset, any_value(w.width) as width, any_value(r.steps) as n, any_value(r.alarms) as k,
-        w.onset - min(a.step) as lead
+    select
+        r.detector, w.run, w.onset, any_value(w.width) as width, any_value(r.steps) as n,
+        any_value(r.alarms) as k, w.onset - min(a.step) as lead
     from windows as w
     join rates as r on r.run = w.run
     left join alarms as a
-        on a.run = w.run and a.detector = r.detector and a.step >= w.onset - $horizon and a.step < w.onset
+        on a.run = w.run and a.detector = r.detector
+        and a.step >= w.onset - $horizon and a.step < w.onset
     group by r.detector, w.run, w.onset
 ),
 chance as (  -- 1 − C(n − width, k) / C(n, k): k alarms on random steps, none twice
-    select *, case
-        when width = 0 then 0
-        when k > n - width then 1
-        else 1 - exp(lgamma(n - width + 1) - lgamma(n - width - k + 1) - lgamma(n + 1) + lgamma(n - k + 1))
-    end as random_hit
+    select
+        *,
+        case
+            when width = 0 then 0
+            when k > n - width then 1
+            else 1 - exp(
+                lgamma(n - width + 1) - lgamma(n - width - k + 1) - lgamma(n + 1)
+                + lgamma(n - k + 1)
+            )
+        end as random_hit
     from foretold
 ),
 hits as (
-    select detector, count(*) as spikes, count(lead) as hits, median(lead) as median_lead, sum(random_hit) as random_hits
-    from chance group by detector
+    select
+        detector, count(*) as spikes, count(lead) as hits, median(lead) as median_lead,
+        sum(random_hit) as random_hits
+    from chance
+    group by detector
 ),
 false_ones as (
     select a.detector, count(*) as false_alarms
@@ -78,8 +129,10 @@ false_ones as (
     group by a.detector
 ),
 totals as (
-    select detector, count(*) as runs, sum(steps)::bigint as steps, sum(alarms)::bigint as alarms
-    from rates group by detector
+    select
+        detector, count(*) as runs, sum(steps)::bigint as steps, sum(alarms)::bigint as alarms
+    from rates
+    group by detector
 ),
 final as (
     select

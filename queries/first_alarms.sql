@@ -1,79 +1,120 @@
-with span as (  -- the baseline is [step − 512, step − 64), the watch is [step − 64, step], and one step more for a pair
-    select run, greatest(first_step, $step - 512) as low, least(last_step, $step + 2) as high
-    from lineage($run)
+/*
+sentence = "Who moved first before a spike, and stayed away from its own past until the spike."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the spike" }
+threshold = { type = "float", default = 6.0, meaning = "|z| that counts as outside" }
+least = { type = "int", default = 16, low = 2, meaning = "steps that a baseline needs" }
+top = { type = "int", default = 100, meaning = "rows at most" }
+
+[columns]
+step.unit = "step"
+step.meaning = """first of two steps in a row in [-64, 0] outside, of the excursion that lasts, \
+with gaps of at most 8 steps, until the spike; the spike's own step counts alone"""
+lead = { unit = "steps", meaning = "from there to the spike" }
+kind = "head | tensor | layer | step"
+layer = "decoder block, of a head or a layer"
+head = "query head, of a head"
+tensor = "name, of a tensor"
+statistic = "attn_logit_max | rms_t | staleness | resid_grad_rms | grad_norm | loss"
+value = "the statistic at that step"
+baseline = "median of the statistic over the steps [-512, -64) before the spike"
+z.unit = "σ"
+z.meaning = """robust z at that step: `robust_z`; outside is the threshold, or more where 2 % of \
+the baseline lie beyond it"""
+drifting = "it was outside from the first step of the watch: when it left is not known"
+*/
+with span as (  -- the runs of the trajectory, each with the steps that are its own
+    select run, first_step, last_step from lineage($run)
 ),
-tensor_rows as (
-    select t.step, t.tensor, t.rms_t, t.staleness
-    from tensors as t join span on span.run = t.run and t.step >= span.low and t.step < span.high
-    where t.step >= $step - 512 and t.step < $step + 2  -- a constant range: other row groups are not read
+tensor_rows as (  -- the watch is [-64, 0], and one step more for a pair
+    select step, tensor, rms_t, staleness
+    from tensors as t
+    join span on span.run = t.run and t.step >= first_step and t.step < last_step
+    where step >= $step - 512 and step < $step + 2
+),
+tensor_names as (
+    select distinct tensor from tensor_rows
 ),
 tensor_numbers as (
-    select tensor, row_number() over (order by tensor) as number from (select distinct tensor from tensor_rows)
+    select tensor, row_number() over (order by tensor) as number from tensor_names
+),
+numbered as (
+    select rows.*, numbers.number
+    from tensor_rows as rows join tensor_numbers as numbers on numbers.tensor = rows.tensor
 ),
 measured as materialized (  -- a row's number: kind · 10^12 + layer · 10^6 + head, or the tensor's
-    select h.step, h.layer * 1000000::bigint + h.head as row, h.attn_logit_max::double as x
-    from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
-    where h.step >= $step - 512 and h.step < $step + 2
+    select step, layer * 1000000::bigint + head as row, attn_logit_max::double as x
+    from heads as h
+    join span on span.run = h.run and h.step >= first_step and h.step < last_step
+    where step >= $step - 512 and step < $step + 2
     union all
-    select y.step, 1000000000000 + y.layer * 1000000::bigint, y.resid_grad_rms
-    from layers as y join span on span.run = y.run and y.step >= span.low and y.step < span.high
-    where y.step >= $step - 512 and y.step < $step + 2
+    select step, 1000000000000 + layer * 1000000::bigint, resid_grad_rms
+    from layers as y
+    join span on span.run = y.run and y.step >= first_step and y.step < last_step
+    where step >= $step - 512 and step < $step + 2
     union all
-    select t.step, 2000000000000 + n.number, t.rms_t from tensor_rows as t join tensor_numbers as n on n.tensor = t.tensor
+    select step, 2000000000000 + number, rms_t from numbered
     union all
-    select t.step, 3000000000000 + n.number, t.staleness
-    from tensor_rows as t join tensor_numbers as n on n.tensor = t.tensor
+    select step, 3000000000000 + number, staleness from numbered
     union all
-    select s.step, unnest([4000000000000, 5000000000000]), unnest([s.grad_norm, s.loss])
-    from steps as s join span on span.run = s.run and s.step >= span.low and s.step < span.high
-    where s.step >= $step - 512 and s.step < $step + 2
+    select step, unnest([4000000000000, 5000000000000]), unnest([grad_norm, loss])
+    from steps as s
+    join span on span.run = s.run and s.step >= first_step and s.step < last_step
+    where step >= $step - 512 and step < $step + 2
 ),
-band as (  -- a row that is often out is judged by its own tail: the deviation that 2 % of its baseline exceed
-    select row, tail[2] as middle, coalesce(nullif(1.4826 * mad, 0), deviation) as scale, tail[1] as low, tail[3] as high
-    from (
-        select row, quantile_cont(x, [0.01, 0.5, 0.99]) as tail, mad(x) as mad, stddev_pop(x) as deviation
-        from measured
-        where step < $step - 64 and isfinite(x)
-        group by row
-        having count(*) >= $least
-    )
+past as (
+    select
+        row, robust_scale(x) as scale, quantile_cont(x, [0.01, 0.5, 0.99]) as tail
+    from measured
+    where step < $step - 64 and isfinite(x)
+    group by row
+    having count(*) >= $least
+),
+limits as (  -- a row that is often out is judged by its own tail: what 2 % of its baseline exceed
+    select
+        row, scale, tail[2] as middle,
+        greatest(tail[3] - tail[2], tail[2] - tail[1]) / nullif(scale, 0) as tail_z
+    from past
 ),
 watched as materialized (
     select
-        v.row, v.step, v.x, b.middle,
-        case
-            when not isfinite(v.x) then 'infinity'::double
-            when b.scale > 0 then (v.x - b.middle) / b.scale
-            when v.x = b.middle then 0
-            else 'infinity'::double
-        end as z,
-        greatest($threshold, coalesce(greatest(b.high - b.middle, b.middle - b.low) / nullif(b.scale, 0), 0)) as limit_z
-    from measured as v
-    join band as b on b.row = v.row
-    where v.step >= $step - 64 and v.x is not null
+        m.row, m.step, m.x, b.middle, robust_z(m.x, b.middle, b.scale) as z,
+        greatest($threshold, coalesce(b.tail_z, 0)) as limit_z
+    from measured as m
+    join limits as b on b.row = m.row
+    where m.step >= $step - 64 and m.x is not null
 ),
-candidates as materialized (  -- most rows never leave their past: the rest is cheap
-    select * from watched semi join (select row from watched where abs(z) >= limit_z) as out using (row)
+outside as (
+    select row from watched where abs(z) >= limit_z
 ),
-paired as (  -- one step beyond the threshold is common among thousands of rows; two in a row are not
+candidates as materialized (  -- most rows never leave their past: the others are few
+    select * from watched semi join outside using (row)
+),
+paired as (  -- one step beyond the limit is common among thousands of rows; two in a row are not
     select
-        *, abs(z) >= limit_z and abs(lead(z) over by_step) >= limit_z and sign(z) = sign(lead(z) over by_step) as pair
+        *, abs(z) >= limit_z and abs(lead(z) over by_step) >= limit_z
+            and sign(z) = sign(lead(z) over by_step) as pair
     from candidates
     window by_step as (partition by row order by step)
 ),
-gaps as (  -- what came back, and stayed back for more than 8 steps before the spike, is not part of it
+away as (  -- at least half-way out, and the next step of the row that is
+    select
+        row, step,
+        coalesce(lead(step) over (partition by row order by step), $step) as following
+    from candidates
+    where step <= $step and abs(z) >= 0.5 * limit_z
+),
+gaps as (  -- what came back, and stayed back for more than 8 steps before the spike, is over
     select row, max(step) filter (where following - step > 8) as over_at
-    from (
-        select row, step, coalesce(lead(step) over (partition by row order by step), $step) as following
-        from candidates
-        where step <= $step and abs(z) >= 0.5 * limit_z
-    )
+    from away
     group by row
 ),
 alarmed as (  -- the spike's own step counts alone: what follows it may be over at once
     select
-        p.row, min(p.step) as step, arg_min(p.x, p.step) as value, any_value(p.middle) as baseline,
-        arg_min(p.z, p.step) as z
+        p.row, min(p.step) as step, arg_min(p.x, p.step) as value,
+        any_value(p.middle) as baseline, arg_min(p.z, p.step) as z
     from paired as p
     left join gaps as g on g.row = p.row
     where p.step <= $step and p.step > coalesce(g.over_at, -1)
@@ -82,15 +123,23 @@ alarmed as (  -- the spike's own step counts alone: what follows it may be over 
 ),
 named as (
     select
-        *, row // 1000000000000 as sort, row % 1000000000000 // 1000000 as layer_number, row % 1000000 as number
+        *, row // 1000000000000 as sort, row % 1000000000000 // 1000000 as layer_number,
+        row % 1000000 as number
     from alarmed
+),
+recorded as (  -- the first step of the baseline that any run of the trajectory can have
+    select min(greatest(first_step, $step - 512)) as first from span
 ),
 final as (
     select
-        a.step, $step - a.step as lead, ['head', 'layer', 'tensor', 'tensor', 'step', 'step'][a.sort + 1] as kind,
-        if(a.sort <= 1, a.layer_number, null) as layer, if(a.sort = 0, a.number, null) as head, n.tensor,
-        ['attn_logit_max', 'resid_grad_rms', 'rms_t', 'staleness', 'grad_norm', 'loss'][a.sort + 1] as statistic,
-        a.value, a.baseline, a.z, a.step <= greatest($step - 64, (select min(low) from span)) as drifting
+        a.step, $step - a.step as lead,
+        ['head', 'layer', 'tensor', 'tensor', 'step', 'step'][a.sort + 1] as kind,
+        if(a.sort <= 1, a.layer_number, null) as layer, if(a.sort = 0, a.number, null) as head,
+        n.tensor,
+        ['attn_logit_max', 'resid_grad_rms', 'rms_t', 'staleness', 'grad_norm', 'loss'][a.sort + 1]
+            as statistic,
+        a.value, a.baseline, a.z,
+        a.step <= greatest($step - 64, (select first from recorded)) as drifting
     from named as a
     left join tensor_numbers as n on n.number = a.number and a.sort in (2, 3)
     order by drifting, lead desc, abs(a.z) desc, kind, layer, head, n.tensor, statistic

@@ -1,4 +1,23 @@
-with long as (
+/*
+sentence = "Between which values the placebos and the chaos forks of a fork lie at each step."
+
+[parameters]
+run = { type = "run", meaning = "the fork" }
+most = { type = "int", default = 400, low = 1, meaning = "rows per arm, each a stretch's last" }
+
+[columns]
+step = { unit = "step", meaning = "the state after this many updates" }
+kind = "placebo | chaos"
+measure = "l2 | logit_kl | loss_gap | unseen_gap, as in `fork_arms`"
+low = "10th percentile over the arms of this kind"
+middle = "median"
+high = "90th percentile"
+forks = "number of arms that were measured"
+*/
+with fork_arms as (
+-- include fork_arms.sql
+),
+long as (
     select step, kind, m.measure, m.value
     from fork_arms, unnest([
         {'measure': 'l2', 'value': l2}, {'measure': 'logit_kl', 'value': logit_kl},

@@ -1,13 +1,33 @@
-with own as (
-    select 'fork' as arm, step, loss from steps where run = $run and step >= $first and step < $last
+/*
+sentence = "The loss of a fork and of its parent, each on its own batches."
+
+[parameters]
+run = { type = "run", meaning = "the fork" }
+parent = { type = "run", meaning = "its parent" }
+first = { type = "int", meaning = "first step" }
+last = { type = "int", meaning = "first step that is left out" }
+most = { type = "int", default = 1000, low = 1, meaning = "rows per run, each a stretch's highest" }
+
+[columns]
+step = { unit = "step", meaning = "the step" }
+arm = "fork | parent"
+loss = { unit = "nats/token", meaning = "loss of the batch" }
+*/
+with fork as (
+    select 'fork' as arm, step, loss
+    from steps
+    where run = $run and step >= $first and step < $last
 ),
 parent as (
-    select 'parent' as arm, s.step, s.loss
-    from steps as s
-    join lineage($parent) as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
-    where s.step >= $first and s.step < $last
+    select 'parent' as arm, step, loss
+    from steps_along($parent)
+    where step >= $first and step < $last
 ),
-measured as (select * from own union all select * from parent),
+measured as (
+    select * from fork
+    union all
+    select * from parent
+),
 final as (  -- the highest of each stretch, so that no spike disappears
     select arg_max(step, loss) as step, arm, max(loss) as loss
     from measured

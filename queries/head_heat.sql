@@ -1,39 +1,35 @@
-with span as (
-    select run, greatest(first_step, $step - 512) as low, least(last_step, $step + $after + 1) as high
-    from lineage($run)
-),
-measured as (
-    select h.step, h.head as row, h.layer, h.head, h.attn_logit_max::double as x, h.attn_entropy_mean as entropy
-    from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
-    where h.layer = $layer and h.step >= $step - 512 and h.step <= $step + $after
-),
-band as (
-    select row, median(x) as middle, coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x)) as scale
-    from measured
-    where step < $step - 64 and isfinite(x)
-    group by row
-    having count(*) >= $least
-),
-scored as (
+/*
+sentence = "The largest attention logit of a layer's heads around a spike, against their own past."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the spike" }
+layer = { type = "int", default = 0, meaning = "the layer" }
+before = { type = "int", default = 64, meaning = "steps before the spike" }
+after = { type = "int", default = 32, meaning = "steps after the spike" }
+least = { type = "int", default = 16, low = 2, meaning = "steps that a baseline needs" }
+
+[columns]
+step = { unit = "step", meaning = "the step" }
+offset = { unit = "steps", meaning = "after the spike, − ½: where the step's rectangle begins" }
+offset2 = { unit = "steps", meaning = "after the spike, + ½: where the rectangle ends" }
+layer = "the layer"
+head = "query head"
+entropy = { unit = "nats", meaning = "mean attention entropy of the head" }
+value = "largest attention logit of the head"
+baseline = "median of the value over the steps [-512, -64) before the spike"
+z = { unit = "σ", meaning = "robust z of the value against those steps: `robust_z`" }
+level = "how many of 3, 6, 10, 20, 40 |z| reaches, with the sign of z"
+*/
+with measured as (
     select
-        m.*, b.middle as baseline,
-        case
-            when not isfinite(m.x) then 'infinity'::double
-            when b.scale > 0 then (m.x - b.middle) / b.scale
-            when m.x = b.middle then 0
-            else 'infinity'::double
-        end as z
-    from measured as m
-    join band as b on b.row = m.row
-    where m.step >= $step - $before and m.x is not null
+        step, head as row, layer, head, attn_logit_max::double as x, attn_entropy_mean as entropy
+    from heads_along($run)
+    where layer = $layer and step >= $step - 512 and step <= $step + $after
 ),
+-- include shared/heat.sql
 final as (
-    select
-        step, (step - $step)::double - 0.5 as "offset", (step - $step)::double + 0.5 as offset2, layer, head, entropy, x as value, baseline, z,
-        (case
-            when abs(z) >= 40 then 5 when abs(z) >= 20 then 4 when abs(z) >= 10 then 3 when abs(z) >= 6 then 2
-            when abs(z) >= 3 then 1 else 0
-        end * sign(z))::integer as level
+    select step, "offset", offset2, layer, head, entropy, x as value, baseline, z, level
     from scored
     order by head, step
 )

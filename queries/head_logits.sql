@@ -1,18 +1,34 @@
-with trajectory as (
-    select h.*, h.step // $every * $every as bin
-    from heads as h
-    join lineage($run) as l on l.run = h.run and h.step >= l.first_step and h.step < l.last_step
-    where h.step >= $first and h.step < $last
-),
-binned as (
+/*
+sentence = "The largest attention logit of every head over time, and how it grew."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+first = { type = "int", default = 0, meaning = "first step" }
+last = { type = "int", default = 9223372036854775807, meaning = "first step that is left out" }
+every = { type = "int", default = 50, low = 1, meaning = "steps per row" }
+
+[columns]
+layer = "decoder block"
+head = "query head"
+step = { unit = "step", meaning = "first step of the bin" }
+attn_logit_max = "largest attention logit in the bin"
+at_step = { unit = "step", meaning = "where it was largest" }
+growth = "attn_logit_max over that of the first bin"
+attn_entropy_mean = { unit = "nats", meaning = "smallest mean attention entropy in the bin" }
+q_norm_max = "largest max ‖q‖ in the bin"
+k_norm_max = "largest max ‖k‖ in the bin"
+*/
+with binned as (
     select
-        layer, head, bin,
+        layer, head, step // $every * $every as bin,
         max(attn_logit_max) as attn_logit_max,
         arg_max(step, attn_logit_max) as at_step,
         min(attn_entropy_mean) as attn_entropy_mean,
         max(q_norm_max) as q_norm_max,
         max(k_norm_max) as k_norm_max
-    from trajectory group by layer, head, bin
+    from heads_along($run)
+    where step >= $first and step < $last
+    group by layer, head, bin
 ),
 final as (
     select

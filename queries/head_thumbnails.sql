@@ -1,19 +1,35 @@
-with span as (
-    select run, greatest(first_step, $step - $before) as low, least(last_step, $step + $after + 1) as high
-    from lineage($run)
-),
-binned as (
+/*
+sentence = "The largest attention logit of every head around a step, as small curves on a grid."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the step" }
+before = { type = "int", default = 64, meaning = "steps before it" }
+after = { type = "int", default = 32, meaning = "steps after it" }
+every = { type = "int", default = 1, low = 1, meaning = "steps per point; the largest counts" }
+
+[columns]
+layer = "decoder block"
+head = "query head"
+step = { unit = "step", meaning = "first step of the point" }
+attn_logit_max = "largest attention logit of the point"
+across = "place on the grid: head + 0 … 1"
+down = "place on the grid: layer + 0 … 1, larger is lower"
+*/
+with binned as (
     select
-        h.layer, h.head, (h.step - ($step - $before)) // $every as bin,
-        max(h.attn_logit_max::double) filter (isfinite(h.attn_logit_max)) as x
-    from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
-    where h.step >= $step - $before and h.step <= $step + $after
-    group by h.layer, h.head, bin
+        layer, head, (step - ($step - $before)) // $every as bin,
+        max(attn_logit_max::double) filter (isfinite(attn_logit_max)) as x
+    from heads_along($run)
+    where step >= $step - $before and step <= $step + $after
+    group by layer, head, bin
 ),
-ranged as (  -- a head that hardly moves is drawn as one: its range is at least a tenth of its median
+ranged as (  -- a head that hardly moves is drawn so: its range is at least a tenth of its median
     select
-        layer, head, median(x) as middle, min(x) as low, greatest(max(x), min(x) + 0.1 * abs(median(x)), min(x) + 1e-6) as high
-    from binned where x is not null
+        layer, head, median(x) as middle, min(x) as low,
+        greatest(max(x), min(x) + 0.1 * abs(median(x)), min(x) + 1e-6) as high
+    from binned
+    where x is not null
     group by layer, head
 ),
 final as (
@@ -21,7 +37,8 @@ final as (
         b.layer, b.head, $step - $before + b.bin * $every as step, b.x as attn_logit_max,
         b.head + 0.06 + 0.88 * (b.bin + 0.5) * $every / ($before + $after + 1) as across,
         b.layer + 0.94 - 0.5 * (b.x - r.low) / (r.high - r.low) as down
-    from binned as b join ranged as r on r.layer = b.layer and r.head = b.head
+    from binned as b
+    join ranged as r on r.layer = b.layer and r.head = b.head
     where b.x is not null
     order by b.layer, b.head, b.bin
 )

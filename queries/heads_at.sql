@@ -1,39 +1,47 @@
-with span as (
-    select run, greatest(first_step, $step - 512) as low, least(last_step, $step + 1) as high
-    from lineage($run)
-),
-measured as (
+/*
+sentence = "Every head at one step, its largest attention logit against the head's own past."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the step" }
+least = { type = "int", default = 16, low = 2, meaning = "steps that a baseline needs" }
+
+[columns]
+layer = "decoder block"
+head = "query head"
+attn_logit_max = "largest attention logit of the batch"
+baseline = "median of the largest logit over the steps [-512, -64) before the step"
+z = { unit = "σ", meaning = "robust z of the logit against those steps; NULL: too few of them" }
+level = "how many of 3, 6, 10, 20, 40 |z| reaches, with the sign of z"
+attn_entropy_norm = { unit = "share", meaning = "mean entropy over log(number of keys)" }
+baseline_entropy = { unit = "share", meaning = "median of that over the baseline's steps" }
+sink_mass = { unit = "share", meaning = "mean weight on the first key" }
+q_norm_max = "max ‖q‖"
+k_norm_max = "max ‖k‖"
+*/
+with measured as (
     select
-        h.step, h.layer, h.head, h.attn_logit_max::double as x, h.attn_entropy_norm::double as e,
-        h.sink_mass, h.q_norm_max, h.k_norm_max
-    from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
-    where h.step >= $step - 512 and h.step <= $step and (h.step < $step - 64 or h.step = $step)
+        step, layer, head, attn_logit_max::double as x, attn_entropy_norm::double as entropy,
+        sink_mass, q_norm_max, k_norm_max
+    from heads_along($run)
+    where step >= $step - 512 and step <= $step and (step < $step - 64 or step = $step)
 ),
-band as (
+past as (
     select
-        layer, head, count(*) as rows,
-        median(x) as middle, coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x)) as scale, median(e) as entropy
+        layer, head, count(*) as rows, median(x) as middle, robust_scale(x) as scale,
+        median(entropy) as entropy
     from measured
     where step < $step - 64 and isfinite(x)
     group by layer, head
 ),
 final as (
     select
-        m.layer, m.head, m.x as attn_logit_max, b.middle as baseline,
-        case
-            when coalesce(b.rows, 0) < $least then null
-            when not isfinite(m.x) then 'infinity'::double
-            when b.scale > 0 then (m.x - b.middle) / b.scale
-            when m.x = b.middle then 0
-            else 'infinity'::double
-        end as z,
-        (case
-            when abs(z) >= 40 then 5 when abs(z) >= 20 then 4 when abs(z) >= 10 then 3 when abs(z) >= 6 then 2
-            when abs(z) >= 3 then 1 else 0
-        end * sign(z))::integer as level,
-        m.e as attn_entropy_norm, b.entropy as baseline_entropy, m.sink_mass, m.q_norm_max, m.k_norm_max
+        m.layer, m.head, m.x as attn_logit_max, p.middle as baseline,
+        case when p.rows >= $least then robust_z(m.x, p.middle, p.scale) end as z,
+        z_level(z) as level, m.entropy as attn_entropy_norm, p.entropy as baseline_entropy,
+        m.sink_mass, m.q_norm_max, m.k_norm_max
     from measured as m
-    left join band as b on b.layer = m.layer and b.head = m.head
+    left join past as p on p.layer = m.layer and p.head = m.head
     where m.step = $step
     order by m.layer, m.head
 )

@@ -1,40 +1,35 @@
-with span as (
-    select run, greatest(first_step, $step - 512) as low, least(last_step, $step + $after + 1) as high
-    from lineage($run)
-),
-measured as (
-    select h.step, h.layer as row, h.layer, max(h.attn_logit_max)::double as x, arg_max(h.head, h.attn_logit_max) as head
-    from heads as h join span on span.run = h.run and h.step >= span.low and h.step < span.high
-    where h.step >= $step - 512 and h.step <= $step + $after  -- a constant range: other row groups are not read
-    group by h.step, h.layer
-),
-band as (
-    select row, median(x) as middle, coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x)) as scale
-    from measured
-    where step < $step - 64 and isfinite(x)
-    group by row
-    having count(*) >= $least
-),
-scored as (
+/*
+sentence = "The largest attention logit of each layer around a spike, against the layer's own past."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the spike" }
+before = { type = "int", default = 64, meaning = "steps before the spike" }
+after = { type = "int", default = 32, meaning = "steps after the spike" }
+least = { type = "int", default = 16, low = 2, meaning = "steps that a baseline needs" }
+
+[columns]
+step = { unit = "step", meaning = "the step" }
+offset = { unit = "steps", meaning = "after the spike, − ½: where the step's rectangle begins" }
+offset2 = { unit = "steps", meaning = "after the spike, + ½: where the rectangle ends" }
+layer = "decoder block"
+head = "the head that has the logit"
+value = "largest attention logit over the layer's heads"
+baseline = "median of the value over the steps [-512, -64) before the spike"
+z = { unit = "σ", meaning = "robust z of the value against those steps: `robust_z`" }
+level = "how many of 3, 6, 10, 20, 40 |z| reaches, with the sign of z"
+*/
+with measured as (
     select
-        m.*, b.middle as baseline,
-        case
-            when not isfinite(m.x) then 'infinity'::double
-            when b.scale > 0 then (m.x - b.middle) / b.scale
-            when m.x = b.middle then 0
-            else 'infinity'::double
-        end as z
-    from measured as m
-    join band as b on b.row = m.row
-    where m.step >= $step - $before and m.x is not null
+        step, layer as row, layer, max(attn_logit_max)::double as x,
+        arg_max(head, attn_logit_max) as head
+    from heads_along($run)
+    where step >= $step - 512 and step <= $step + $after
+    group by step, layer
 ),
+-- include shared/heat.sql
 final as (
-    select
-        step, (step - $step)::double - 0.5 as "offset", (step - $step)::double + 0.5 as offset2, layer, head, x as value, baseline, z,
-        (case
-            when abs(z) >= 40 then 5 when abs(z) >= 20 then 4 when abs(z) >= 10 then 3 when abs(z) >= 6 then 2
-            when abs(z) >= 3 then 1 else 0
-        end * sign(z))::integer as level
+    select step, "offset", offset2, layer, head, x as value, baseline, z, level
     from scored
     order by layer, step
 )

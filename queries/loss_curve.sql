@@ -1,14 +1,28 @@
-with trajectory as (
-    select s.run, s.step, s.loss, s.held_out_loss, s.grad_norm, s.lr
-    from steps as s
-    join lineage($run) as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
-),
-smoothed as (
+/*
+sentence = "The loss of a run and of the ancestors it continues, step by step and smoothed."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+first = { type = "int", default = 0, meaning = "first step" }
+last = { type = "int", default = 9223372036854775807, meaning = "first step that is left out" }
+smooth = { type = "int", default = 20, meaning = "steps that the mean and the median reach back" }
+
+[columns]
+run = "the run or an ancestor: whose table the step stands in"
+step = { unit = "step", meaning = "the step" }
+loss = { unit = "nats/token", meaning = "loss of the batch; NULL where nothing was computed" }
+smooth_loss = { unit = "nats/token", meaning = "mean of the last `smooth` steps' finite losses" }
+held_out_loss = { unit = "nats/token", meaning = "loss on the held-out sequences, where measured" }
+grad_norm = "gradient norm before clipping"
+median_grad_norm = "median of the last `smooth` steps' gradient norms"
+lr = "learning rate"
+*/
+with smoothed as (
     select
         *,
         avg(loss) filter (where isfinite(loss)) over recent as smooth_loss,
         median(grad_norm) over recent as median_grad_norm
-    from trajectory
+    from steps_along($run)
     window recent as (order by step range between $smooth - 1 preceding and current row)
 ),
 final as (

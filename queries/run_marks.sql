@@ -1,3 +1,13 @@
+/*
+sentence = "Every step at which a run has a spike of the loss or a value that is not finite."
+
+[columns]
+run = "the run"
+step = { unit = "step", meaning = "the step; of a spike, the peak" }
+kind = "batch | fast | slow | nonfinite"
+metric = "the column that showed it"
+sigma = { unit = "σ", meaning = "of a spike: (value − median) / (1.4826·MAD)" }
+*/
 with final as (
     select run, step, coalesce(spike_kind, 'nonfinite') as kind, metric, sigma
     from events

@@ -1,8 +1,25 @@
+/*
+sentence = "What SkipStep would have skipped: loss or gradient norm far above the latest mean."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+sigma = { type = "float", default = 6.0, meaning = "standard deviations above the mean" }
+window = { type = "int", default = 128, low = 1, meaning = "previous steps that are looked at" }
+least = { type = "int", default = 64, low = 2, meaning = "previous steps that it needs to judge" }
+
+[columns]
+step = { unit = "step", meaning = "the step" }
+loss = { unit = "nats/token", meaning = "loss of the batch" }
+loss_sigma = { unit = "σ", meaning = "the loss above the mean; NULL: the window never moved" }
+by_loss = "the loss alone would have it skipped; a NaN or inf always does"
+grad_norm = "gradient norm before clipping"
+grad_norm_sigma = { unit = "σ", meaning = "the gradient norm above the mean" }
+by_grad_norm = "the gradient norm alone would have it skipped"
+n = { unit = "steps", meaning = "in the window" }
+update = "what was done with the gradient in fact: apply | hold | zero | none | skipped"
+*/
 with trajectory as (
-    select s.step, s.loss, s.grad_norm, s.update
-    from steps as s
-    join lineage($run) as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
-    where s.loss is not null
+    select step, loss, grad_norm, update from steps_along($run) where loss is not null
 ),
 windowed as (
     select
@@ -11,7 +28,8 @@ windowed as (
         avg(loss) filter (where isfinite(loss)) over earlier as loss_mean,
         stddev_samp(loss) filter (where isfinite(loss)) over earlier as loss_deviation,
         avg(grad_norm) filter (where isfinite(grad_norm)) over earlier as grad_norm_mean,
-        stddev_samp(grad_norm) filter (where isfinite(grad_norm)) over earlier as grad_norm_deviation
+        stddev_samp(grad_norm) filter (where isfinite(grad_norm)) over earlier
+            as grad_norm_deviation
     from trajectory
     window earlier as (order by step rows between $window preceding and 1 preceding)
 ),
@@ -21,7 +39,8 @@ judged as (
         (loss - loss_mean) / nullif(loss_deviation, 0) as loss_sigma,
         (grad_norm - grad_norm_mean) / nullif(grad_norm_deviation, 0) as grad_norm_sigma,
         loss - loss_mean > $sigma * loss_deviation or not isfinite(loss) as by_loss,
-        grad_norm - grad_norm_mean > $sigma * grad_norm_deviation or not isfinite(grad_norm) as by_grad_norm
+        grad_norm - grad_norm_mean > $sigma * grad_norm_deviation or not isfinite(grad_norm)
+            as by_grad_norm
     from windowed
     where n >= $least
 ),

@@ -1,14 +1,33 @@
+/*
+sentence = "Mean loss and share of each source over the steps."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+first = { type = "int", default = 0, meaning = "first step" }
+last = { type = "int", default = 9223372036854775807, meaning = "first step that is left out" }
+every = { type = "int", default = 50, low = 1, meaning = "steps per row" }
+
+[columns]
+step = { unit = "step", meaning = "first step of the bin" }
+source = "name of the source in the recipe; (made): by an intervention"
+sequences = "number of its sequences in the bin"
+tokens = "sum of their targets' weights"
+loss = { unit = "nats/token", meaning = "weighted mean over those targets" }
+worst_loss = { unit = "nats/token", meaning = "highest loss of a sequence" }
+repeat_share = { unit = "share", meaning = "tokens in repeated n-grams, mean over sequences" }
+share = "of the bin's sequences"
+*/
 with trajectory as (
-    select s.*, s.step // $every * $every as bin
-    from sequences as s
-    join lineage($run) as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
-    where s.step >= $first and s.step < $last
+    select *, step // $every * $every as bin
+    from sequences_along($run)
+    where step >= $first and step < $last
 ),
 labelled as (
     select t.bin, t.loss, t.weight, t.repeat_share, coalesce(src.source, '(made)') as source
     from trajectory as t
     left join sources as src
-        on src.run = t.run and t.sequence >= src.first_sequence and t.sequence < src.first_sequence + src.sequences
+        on src.run = t.run and t.sequence >= src.first_sequence
+        and t.sequence < src.first_sequence + src.sequences
 ),
 final as (
     select

@@ -1,27 +1,47 @@
-with trajectory as (
-    select s.run, s.step, s.loss, s.grad_norm
-    from steps as s
-    join lineage($run) as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
+/*
+sentence = "Every spike and non-finite value of a run, with what it cost."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+metric = { type = "text", default = "", meaning = "loss | grad_norm; empty: all" }
+
+[columns]
+run = "the run or an ancestor: whose step it is"
+step = { unit = "step", meaning = "the peak" }
+kind = "spike | nonfinite"
+metric = "the column that showed it"
+value = "the metric at the peak"
+baseline = "median of the metric in its window"
+sigma = { unit = "σ", meaning = "(value − median) / (1.4826·MAD)" }
+spike_kind = "batch | fast | slow"
+onset = { unit = "step", meaning = "first outlying step" }
+recovered_at = { unit = "step", meaning = "first of five steps in a row back in the band" }
+steps_to_recover = { unit = "steps", meaning = "from the peak; NULL: it did not recover" }
+excess.unit = "nats/token × steps"
+excess.meaning = """loss above the baseline, summed until recovery (100 steps where it did not); \
+of loss spikes only"""
+tensor = "where a non-finite value appeared first"
+text = "the sentence recorded about it"
+*/
+with happened as (
+    select *
+    from events_along($run)
+    where kind in ('spike', 'nonfinite') and ($metric = '' or metric = $metric)
 ),
-found as (
-    select e.*
-    from events as e
-    join lineage($run) as l on l.run = e.run and e.step >= l.first_step and e.step < l.last_step
-    where e.kind in ('spike', 'nonfinite') and ($metric = '' or e.metric = $metric)
-),
-cost as (  -- what the spike added to the loss, in nats/token × steps
-    select f.step, f.metric, f.kind, sum(greatest(t.loss - f.baseline, 0)) as excess
-    from found as f
-    join trajectory as t on t.step >= coalesce(f.onset, f.step) and t.step < coalesce(f.recovered_at, f.step + 100)
-    where f.kind = 'spike' and f.metric = 'loss' and f.baseline is not null and isfinite(t.loss)
+cost as (
+    select h.step, h.metric, h.kind, sum(greatest(s.loss - h.baseline, 0)) as excess
+    from happened as h
+    join steps_along($run) as s
+        on s.step >= coalesce(h.onset, h.step) and s.step < coalesce(h.recovered_at, h.step + 100)
+    where h.kind = 'spike' and h.metric = 'loss' and h.baseline is not null and isfinite(s.loss)
     group by all
 ),
 final as (
     select
-        f.run, f.step, f.kind, f.metric, f.value, f.baseline, f.sigma, f.spike_kind, f.onset,
-        f.recovered_at, f.recovered_at - f.step as steps_to_recover, cost.excess, f.tensor, f.text
-    from found as f
-    left join cost on cost.step = f.step and cost.metric = f.metric and cost.kind = f.kind
-    order by f.step, f.metric
+        h.run, h.step, h.kind, h.metric, h.value, h.baseline, h.sigma, h.spike_kind, h.onset,
+        h.recovered_at, h.recovered_at - h.step as steps_to_recover, cost.excess, h.tensor, h.text
+    from happened as h
+    left join cost on cost.step = h.step and cost.metric = h.metric and cost.kind = h.kind
+    order by h.step, h.metric
 )
 select * from final

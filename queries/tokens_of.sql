@@ -1,8 +1,21 @@
+/*
+sentence = "The loss of every target of one sequence, where it was recorded (dense windows)."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the batch" }
+slot = { type = "int", meaning = "row of the batch" }
+
+[columns]
+position = "place of the target in the sequence, from 0"
+token = "the target's id"
+loss = { unit = "nats", meaning = "cross-entropy of the target" }
+weight = "its weight in the loss"
+*/
 with final as (
-    select t.position, t.token, t.loss::double as loss, t.weight
-    from tokens as t
-    join lineage($run) as l on l.run = t.run and t.step >= l.first_step and t.step < l.last_step
-    where t.step = $step and t.slot = $slot
-    order by t.position
+    select position, token, loss::double as loss, weight
+    from tokens_along($run)
+    where step = $step and slot = $slot
+    order by position
 )
 select * from final

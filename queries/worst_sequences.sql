@@ -1,8 +1,30 @@
+/*
+sentence = "The sequences of one batch with the highest loss, and the documents they come from."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+step = { type = "int", meaning = "the batch" }
+top = { type = "int", default = 8, meaning = "sequences at most" }
+
+[columns]
+run = "the run or an ancestor: whose batch it is"
+step = { unit = "step", meaning = "the batch" }
+slot = "row of the batch"
+sequence = "id in the corpus; −1: made by an intervention"
+loss = { unit = "nats/token", meaning = "mean over the sequence's targets" }
+above_median = { unit = "nats/token", meaning = "its loss − the median of the batch's sequences" }
+weight = "sum of its targets' weights"
+repeat_share = "share of its tokens in an n-gram repeated 32 or more times in a row"
+source = "name of its source in the recipe"
+first_token = "offset of its first token in the source"
+documents = "number of documents it touches"
+document = "the document that supplies most of it"
+path = "where that document came from"
+document_tokens = { unit = "tokens", meaning = "of that document in this sequence" }
+tags = "that document's marks"
+*/
 with batch as (
-    select s.*
-    from sequences as s
-    join lineage($run) as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
-    where s.step = $step
+    select * from sequences_along($run) where step = $step
 ),
 worst as (
     select
@@ -12,17 +34,17 @@ worst as (
     from batch
     qualify place <= $top
 ),
+lengths as (
+    select run, cast(config ->> '$.data.sequence_length' as bigint) as length from runs
+),
 located as (  -- number i of a source is its tokens [i·T, i·T + T]
     select
-        w.*, src.source,
-        (w.sequence - src.first_sequence) * length as first_token,
-        length
+        w.*, src.source, (w.sequence - src.first_sequence) * length as first_token, length
     from worst as w
-    join (
-        select run, cast(config ->> '$.data.sequence_length' as bigint) as length from runs
-    ) as r on r.run = w.run
+    join lengths on lengths.run = w.run
     left join sources as src
-        on src.run = w.run and w.sequence >= src.first_sequence and w.sequence < src.first_sequence + src.sequences
+        on src.run = w.run and w.sequence >= src.first_sequence
+        and w.sequence < src.first_sequence + src.sequences
 ),
 parts as (
     select
@@ -36,14 +58,16 @@ parts as (
 ),
 supplied as (
     select
-        slot, count(*) as documents, arg_max(document, overlap) as document, arg_max(path, overlap) as path,
-        arg_max(tags, overlap) as tags, max(overlap) as document_tokens
-    from parts group by slot
+        slot, count(*) as documents, arg_max(document, overlap) as document,
+        arg_max(path, overlap) as path, arg_max(tags, overlap) as tags,
+        max(overlap) as document_tokens
+    from parts
+    group by slot
 ),
 final as (
     select
-        o.run, o.step, o.slot, o.sequence, o.loss, o.above_median, o.weight, o.repeat_share, o.source,
-        o.first_token, s.documents, s.document, s.path, s.document_tokens, s.tags
+        o.run, o.step, o.slot, o.sequence, o.loss, o.above_median, o.weight, o.repeat_share,
+        o.source, o.first_token, s.documents, s.document, s.path, s.document_tokens, s.tags
     from located as o
     left join supplied as s on s.slot = o.slot
     order by o.place

@@ -289,7 +289,12 @@ def spikes(run: str, metric: str | None, detector: str) -> None:
     help="A parameter of the named query; may be repeated.",
 )
 @click.option("--sql", metavar="TEXT", help="Any one SELECT over the tables, in a sandbox.")
-@click.option("--list", "listing", is_flag=True, help="Tables, columns and named queries.")
+@click.option(
+    "--list",
+    "listing",
+    is_flag=True,
+    help="Names of the queries, tables and macros; with NAME, one of them whole.",
+)
 @click.option(
     "--format",
     "shape",
@@ -312,17 +317,14 @@ def query(
     import queries
     from forensics.store.sandbox import run_sandboxed
 
-    if sum((name is not None, sql is not None, listing)) != 1:
+    if (sql is not None) + (listing or name is not None) != 1:
         raise ForensicsError(
             "usage",
             "wanted one of NAME, --sql TEXT and --list",
             "`forensics query --list` shows what there is",
         )
     if listing:
-        emit(
-            {"tables": queries.schema(), "queries": queries.catalog()},
-            lambda: click.echo(queries.describe()),
-        )
+        _list_queries(name, as_json=shape == "json")
         return
     if sql is not None:
         rows = run_sandboxed(runs_folder(), sql, limit=limit)
@@ -331,6 +333,17 @@ def query(
         given = dict(_pair(text) for text in parameters)
         rows = queries.run(runs_folder(), name, given).slice(0, limit)
     _write_rows(rows, shape or ("json" if settings().json else "table"))
+
+
+def _list_queries(name: str | None, *, as_json: bool) -> None:
+    """Print the names of all that can be asked, or one query, table or macro whole."""
+    import queries
+
+    settings().json |= as_json
+    if name is None:
+        emit(queries.listing(), lambda: say(queries.names_text()))
+    else:
+        emit(queries.about(name), lambda: say(queries.about_text(name)))
 
 
 def _pair(text: str) -> tuple[str, str]:

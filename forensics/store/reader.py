@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from forensics.errors import ForensicsError
 from forensics.records import SQL_TYPES, TABLES, Table
 from forensics.store import manifest as m
+from forensics.store.macros import MACROS
 
 if TYPE_CHECKING:
     import duckdb
@@ -33,19 +34,6 @@ SOURCES = {
     "sequences": ("BIGINT", "number of its sequences; number i of them is its tokens [i·T, i·T+T]"),
     "tokens": ("BIGINT", "length of its token stream"),
 }
-FOREVER = 2**63 - 1  # last_step of the run itself in lineage(): it has no end yet
-
-LINEAGE = f"""
-create or replace macro lineage(of_run) as table
-with recursive chain as (
-    select run, parent, coalesce(parent_step, 0) as first_step, {FOREVER} as last_step
-    from runs where run = of_run
-    union  -- not `union all`: two runs that name each other as parent end here
-    select r.run, r.parent, coalesce(r.parent_step, 0), least(chain.first_step, chain.last_step)
-    from chain join runs as r on r.run = chain.parent
-)
-select run, first_step, last_step from chain where first_step < last_step order by first_step
-"""
 
 
 def check_run_name(name: str) -> str:
@@ -148,13 +136,13 @@ def connect(
     tables: Collection[str] | None = None,
     runs: Collection[str] | None = None,
 ) -> duckdb.DuckDBPyConnection:
-    """An in-memory DuckDB with a view per table over all runs, `sources`, and the macro
-    `lineage(run)`.
+    """Open an in-memory DuckDB with a view per table over all runs, `sources`, and the macros of
+    `forensics.store.macros`.
 
     Views list the parts alive now: call `refresh` or connect again to see later ones. `tables` and
-    `runs` limit what is looked up (other tables are then empty). One `con.cursor()` per thread;
-    results by `to_arrow_table()` of `con.sql(…)`. Rows of views are not hashed: `check_parts` does
-    that. Errors: missing, integrity.
+    `runs` limit what is looked up: other tables are then empty, their macros absent. One
+    `con.cursor()` per thread; results by `to_arrow_table()` of `con.sql(…)`. Rows of views are not
+    hashed: `check_parts` does that. Errors: missing, integrity.
     """
     import duckdb
 
@@ -186,7 +174,8 @@ def refresh(
     wanted = {*TABLES, "sources"} if tables is None else {*tables}
     made = [_view(spec, folder, names if spec.name in wanted else []) for spec in TABLES.values()]
     made.append(_sources_view(folder, names if "sources" in wanted else []))
-    made.append(LINEAGE)
+    macros = [macro for macro in MACROS.values() if macro.reads <= {*wanted, "runs"}]
+    made += [macro.definition for macro in macros]
     made.append(f"create or replace macro runs_folder() as {_text(str(folder))}")
     con.execute(";\n".join(made))
 

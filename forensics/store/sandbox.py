@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from forensics.errors import ForensicsError, nearest
 from forensics.records import TABLES
 from forensics.store import manifest, reader
+from forensics.store.macros import MACROS
 
 if TYPE_CHECKING:
     import pyarrow
@@ -40,8 +41,9 @@ QUERY_NODES = {
     "RECURSIVE_CTE_NODE",
     "CTE_NODE",
 }  # COPY, INSERT, … in a CTE are not
+ROW_MACROS = {name: macro.reads for name, macro in MACROS.items() if macro.reads}
 TABLE_FUNCTIONS = {
-    "lineage",
+    *ROW_MACROS,
     "range",
     "generate_series",
     "unnest",
@@ -229,8 +231,7 @@ def _tables(tree: dict[str, Any]) -> set[str]:
             name = str(node["function"].get("function_name", "")).lower()
             if name not in TABLE_FUNCTIONS:
                 raise _refused(f"the table function {name}", nearest(name, TABLE_FUNCTIONS))
-            if name == "lineage":
-                found.add("runs")
+            found |= ROW_MACROS.get(name, frozenset())
         elif kind == "SHOW_REF" and node.get("query") is None:
             found |= {str(node.get("table_name", "")).strip('"').lower()} & {*TABLES, "sources"}
         elif kind == "BASE_TABLE":

@@ -16,39 +16,41 @@ def _(mo):
     mo.md(r"""
     # A spike from first to last
 
-    Which spike, who moved first, data or state, what it cost, and what replays have shown of it. It looks at the largest
-    spike of the loss in the runs folder (`FORENSICS_RUNS`, else `runs`); set `RUN` and `STEP` below for another one.
+    This notebook follows one spike of the loss: what moved first, whether the data or the state
+    caused it, what it cost, and what replays have shown. It takes the largest spike in the folder
+    of runs (`FORENSICS_RUNS`, else `runs`); set `RUN` and `STEP` below for another one.
 
-    Order in time is not proof of cause: the last part says what was replayed.
+    What comes first in time need not be the cause: the last part shows what was replayed.
     """)
     return
 
 
 @app.cell
 def _():
-    import os
-
     import altair as alt
 
-    from queries import connect
-    from queries import run as query
+    from queries.notebook import setup
 
-    con = connect(os.environ.get("FORENSICS_RUNS", "runs"))
+    runs = setup()
     RUN, STEP = None, None  # for example "demo", 400
-    return RUN, STEP, alt, con, query
+    return RUN, STEP, alt, runs
 
 
 @app.cell
-def _(RUN, STEP, con):
-    spikes = con.sql(
+def _(RUN, STEP, runs):
+    spikes = runs.sql(
         """
-        select run, step, value, baseline, sigma, spike_kind, onset, recovered_at - step as steps_to_recover
+        select
+            run, step, value, baseline, sigma, spike_kind, onset,
+            recovered_at - step as steps_to_recover
         from events
-        where kind = 'spike' and metric = 'loss' and ($run is null or run = $run) and ($step is null or step = $step)
+        where kind = 'spike' and metric = 'loss'
+            and ($run is null or run = $run) and ($step is null or step = $step)
         order by sigma desc nulls last
         """,
-        params={"run": RUN, "step": STEP},
-    ).df()
+        run=RUN,
+        step=STEP,
+    )
     assert len(spikes), "no spike of the loss is recorded: forensics demo makes a run with one"
     run, step = str(spikes.run[0]), int(spikes.step[0])
     spikes.head(20)
@@ -57,10 +59,11 @@ def _(RUN, STEP, con):
 
 @app.cell
 def _(mo, run, spikes, step):
-    _s = spikes.iloc[0]
+    _largest = spikes.iloc[0]
     mo.md(
-        f"**{run}, step {step:,}: loss {_s.baseline:.3f} → {_s.value:.3f} nats/token,"
-        f" {_s.sigma:.0f}σ, {_s.spike_kind}.**"
+        f"**{run}, step {step:,}: the loss rises from {_largest.baseline:.3f} to"
+        f" {_largest.value:.3f} nats/token, {_largest.sigma:.0f} robust σ;"
+        f" kind of spike: {_largest.spike_kind}.**"
     )
     return
 
@@ -70,24 +73,26 @@ def _(mo):
     mo.md(r"""
     ## The steps around it
 
-    The line is the batch, the dots are its sequences. Dots apart from the rest point to the data, a whole cloud that
-    rises to the state.
+    The line is the loss of the batch, the dots are the losses of its sequences. If a few dots lie
+    far above the others, these sequences are the likely cause; if all dots rise together, the
+    state of the model is.
     """)
     return
 
 
 @app.cell
-def _(alt, con, query, run, step):
-    around = query(con, "spike_neighbourhood", {"run": run, "step": step, "radius": 24}).to_pandas()
-    dots = con.sql(
+def _(alt, run, runs, step):
+    around = runs.query("spike_neighbourhood", run=run, step=step, radius=24)
+    dots = runs.sql(
         """
-        select s.step, s.slot, s.loss from sequences as s
-        join lineage($run) as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
-        where s.step between $step - 24 and $step + 24
+        select step, slot, loss
+        from sequences_along($run)
+        where step between $step - 24 and $step + 24
         limit 4000
         """,
-        params={"run": run, "step": step},
-    ).df()
+        run=run,
+        step=step,
+    )
     _x = alt.X("step:Q", scale=alt.Scale(zero=False))
     _line = (
         alt.Chart(around)
@@ -111,24 +116,26 @@ def _(mo):
     mo.md(r"""
     ## First to move
 
-    Which statistic left its own past (robust z over the steps [-512, -64)) first, and by how many steps before the spike.
+    The statistics that left their normal range, the first at the top, with the number of steps
+    before the spike. A statistic's normal range is its own values in the steps [-512, -64) before
+    the spike; it has left it where its robust z is beyond 6.
     """)
     return
 
 
 @app.cell
-def _(con, query, run, step):
-    moved = query(con, "first_to_move", {"run": run, "step": step, "top": 12}).to_pandas()
+def _(run, runs, step):
+    moved = runs.query("first_to_move", run=run, step=step, top=12)
     moved
     return (moved,)
 
 
 @app.cell
 def _(alt, moved):
-    _rows = moved.assign(what=moved.place.astype(str) + " " + moved.statistic.astype(str))
+    _rows = moved.assign(row=moved.place.astype(str) + " " + moved.statistic.astype(str))
     alt.Chart(_rows).mark_point(shape="diamond", filled=True, size=80, color="#d55e00").encode(
         alt.X("lead:Q", scale=alt.Scale(reverse=True), title="steps before the spike"),
-        alt.Y("what:N", sort=None, title=None),
+        alt.Y("row:N", sort=None, title=None),
         tooltip=["moved_at", "value", "baseline", "z"],
     ).properties(width=560)
     return
@@ -137,14 +144,14 @@ def _(alt, moved):
 @app.cell
 def _(mo):
     mo.md(r"""
-    ## What it read: the batch's sequences, worst first
+    ## The sequences of the batch with the highest loss
     """)
     return
 
 
 @app.cell
-def _(con, query, run, step):
-    query(con, "worst_sequences", {"run": run, "step": step, "top": 8}).to_pandas()[
+def _(run, runs, step):
+    runs.query("worst_sequences", run=run, step=step, top=8)[
         ["slot", "loss", "above_median", "repeat_share", "source", "document", "path"]
     ]
     return
@@ -153,57 +160,65 @@ def _(con, query, run, step):
 @app.cell
 def _(mo):
     mo.md(r"""
-    ## Second moments that were out of date just before it
+    ## The tensors whose second moments were most out of date just before the spike
     """)
     return
 
 
 @app.cell
-def _(con, query, run, step):
-    query(con, "stale_tensors", {"run": run, "step": step, "top": 8}).to_pandas()
+def _(run, runs, step):
+    runs.query("stale_tensors", run=run, step=step, top=8)
     return
 
 
 @app.cell
 def _(mo):
     mo.md(r"""
-    ## What it cost, and what replays have shown
+    ## What the spike cost, and what replays have shown
 
-    `excess` sums the loss above the baseline until recovery. Below it the forks whose window holds the spike, and what
-    blame found (empty: `replay blame RUN --spike STEP`).
+    `excess` is the sum of the loss above the baseline until recovery. Then follow the forks whose
+    window holds the spike, and the suspects that blame ranked. Where they are empty, nothing was
+    replayed yet: `replay blame RUN --spike STEP` does it.
     """)
     return
 
 
 @app.cell
-def _(con, query, run, step):
-    _costs = query(con, "spikes", {"run": run, "metric": "loss"}).to_pandas()
+def _(run, runs, step):
+    _costs = runs.query("spikes", run=run, metric="loss")
     _costs[_costs.step == step][["step", "spike_kind", "steps_to_recover", "excess"]]
     return
 
 
 @app.cell
-def _(con, run, step):
-    forks = con.sql(
+def _(run, runs, step):
+    forks = runs.sql(
         """
-        select fork, sentence, control_level, loss_fork - loss_control as loss_gap, logit_kl, effect, p, placebos
-        from forks where parent = $run and first <= $step and last > $step
+        select
+            fork, sentence, control_level, loss_fork - loss_control as loss_gap, logit_kl, effect,
+            p, placebos
+        from forks
+        where parent = $run and first <= $step and last > $step
         """,
-        params={"run": run, "step": step},
-    ).df()
+        run=run,
+        step=step,
+    )
     forks
     return
 
 
 @app.cell
-def _(con, run, step):
-    blame = con.sql(
+def _(run, runs, step):
+    blame = runs.sql(
         """
         select rank, step, slot, sequence, document, source, part, influence, replayed_effect
-        from blame where run = $run and spike = $step order by rank
+        from blame
+        where run = $run and spike = $step
+        order by rank
         """,
-        params={"run": run, "step": step},
-    ).df()
+        run=run,
+        step=step,
+    )
     blame
     return
 

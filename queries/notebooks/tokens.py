@@ -16,39 +16,41 @@ def _(mo):
     mo.md(r"""
     # Tokens against exposure
 
-    Which tokens never learned? *Fishing for Magikarp* (arXiv 2405.05417) guesses it from the embeddings of one final
-    checkpoint. Here the data order is known, so each token's exposure is exact, at every checkpoint: how often it was an
-    input, how often a target, and at how many input positions some counted target could be reached.
+    Which tokens did the model never learn? *Fishing for Magikarp* (arXiv 2405.05417) guesses it
+    from the embeddings of one final checkpoint. Here the order of the data is known, so each
+    token's exposure is exact at every checkpoint: how often it was an input, how often a target,
+    and from how many input positions some counted target could be reached.
 
-    Fill the table with `forensics tokens RUN`.
+    `forensics tokens RUN` fills the table that this notebook reads.
     """)
     return
 
 
 @app.cell
 def _():
-    import os
-
     import altair as alt
 
-    from queries import connect
+    from queries.notebook import setup
 
-    con = connect(os.environ.get("FORENSICS_RUNS", "runs"))
+    runs = setup()
     RUN = None  # for example "demo"; None: the first that has measured tokens
-    return RUN, alt, con
+    return RUN, alt, runs
 
 
 @app.cell
-def _(RUN, con):
-    measured = con.sql(
+def _(RUN, runs):
+    measured = runs.sql(
         """
-        select run, step, count(*) as tokens, count(indicator) as measured,
+        select
+            run, step, count(*) as tokens, count(indicator) as measured,
             count(*) filter (exposure_in = 0 and exposure_out = 0) as never_shown
-        from vocabulary where $run is null or run = $run
-        group by run, step order by run, step
+        from vocabulary
+        where $run is null or run = $run
+        group by run, step
+        order by run, step
         """,
-        params={"run": RUN},
-    ).df()
+        run=RUN,
+    )
     assert len(measured), "no token is measured: forensics tokens RUN"
     run = str(measured.run[0])
     step = int(measured[measured.run == run].step.max())
@@ -58,24 +60,29 @@ def _(RUN, con):
 
 @app.cell
 def _(measured, mo, run, step):
-    _m = measured[(measured.run == run) & (measured.step == step)].iloc[0]
+    _latest = measured[(measured.run == run) & (measured.step == step)].iloc[0]
     mo.md(
-        f"**{run}, state {step:,}: {_m.never_shown:,} of {_m.tokens:,} tokens were never shown to"
-        " the model.**"
+        f"**{run}, state {step:,}: {_latest.never_shown:,} of {_latest.tokens:,} tokens were never"
+        " shown to the model.**"
     )
     return
 
 
 @app.cell
-def _(con, run, step):
-    tokens = con.sql(
+def _(run, runs, step):
+    runs.sql(
         """
-        select token, text, category, indicator, exposure_in, exposure_out, exposure_grad, documents, first_seen, last_seen, cause
-        from vocabulary where run = $run and step = $step order by indicator nulls last, token
+        select
+            token, text, category, indicator, exposure_in, exposure_out, exposure_grad, documents,
+            first_seen, last_seen, cause
+        from vocabulary
+        where run = $run and step = $step
+        order by indicator nulls last, token
+        limit 20
         """,
-        params={"run": run, "step": step},
-    ).to_arrow_table()
-    tokens.slice(0, 20).to_pandas()
+        run=run,
+        step=step,
+    )
     return
 
 
@@ -84,21 +91,28 @@ def _(mo):
     mo.md(r"""
     ## Indicator against exposure
 
-    Low is suspect. A token at the left was never shown; low ones at the right were shown and did not learn, or are short
-    for another reason. At most 4,800 are drawn, the lowest first.
+    A low indicator is suspect. Tokens at the left were never shown to the model. Low ones at the
+    right were shown and did not learn, or their embeddings are short for another reason. At most
+    4,800 tokens are drawn, those with the lowest indicator.
     """)
     return
 
 
 @app.cell
-def _(alt, con, run, step):
-    points = con.sql(
+def _(alt, run, runs, step):
+    points = runs.sql(
         """
-        select token, text, exposure_grad, ln(1 + exposure_grad) as log_exposure, indicator, coalesce(cause, 'none known') as cause
-        from vocabulary where run = $run and step = $step and indicator is not null order by indicator limit 4800
+        select
+            token, text, exposure_grad, ln(1 + exposure_grad) as log_exposure, indicator,
+            coalesce(cause, 'none known') as cause
+        from vocabulary
+        where run = $run and step = $step and indicator is not null
+        order by indicator
+        limit 4800
         """,
-        params={"run": run, "step": step},
-    ).df()
+        run=run,
+        step=step,
+    )
     alt.Chart(points).mark_point(filled=True, opacity=0.6).encode(
         alt.X("log_exposure:Q", title="log(1 + exposure)"),
         alt.Y("indicator:Q", scale=alt.Scale(zero=False)),
@@ -112,33 +126,42 @@ def _(alt, con, run, step):
 @app.cell
 def _(mo):
     mo.md(r"""
-    ## Does the indicator know?
+    ## Does the indicator agree with the exposure?
 
-    Spearman's rank correlation with exposure at every checkpoint, and the precision of the 2 % rule: of the tokens at or
-    below the 2nd percentile, the share that nothing had reached.
+    At every checkpoint: Spearman's rank correlation of the indicator with the exposure, and the
+    precision of the 2 % rule, which is the share of tokens that nothing had reached among those at
+    or below the 2nd percentile of the indicator.
     """)
     return
 
 
 @app.cell
-def _(con, run):
-    known = con.sql(
+def _(run, runs):
+    known = runs.sql(
         """
         with ranked as (
-            select step, exposure_grad, indicator, rank() over (partition by step order by exposure_grad) as by_exposure,
+            select
+                step, exposure_grad, indicator,
+                rank() over (partition by step order by exposure_grad) as by_exposure,
                 rank() over (partition by step order by indicator) as by_indicator
-            from vocabulary where run = $run and indicator is not null
+            from vocabulary
+            where run = $run and indicator is not null
         ),
-        rule as (select step, quantile_cont(indicator, 0.02) as threshold from ranked group by step)
+        rule as (
+            select step, quantile_cont(indicator, 0.02) as threshold from ranked group by step
+        )
         select
             r.step, corr(by_exposure, by_indicator) as spearman,
             count(*) filter (indicator <= threshold) as candidates,
             count(*) filter (indicator <= threshold and exposure_grad = 0)
                 / count(*) filter (indicator <= threshold)::double as precision
-        from ranked as r join rule using (step) group by r.step order by r.step
+        from ranked as r
+        join rule using (step)
+        group by r.step
+        order by r.step
         """,
-        params={"run": run},
-    ).df()
+        run=run,
+    )
     known
     return
 
@@ -148,25 +171,32 @@ def _(mo):
     mo.md(r"""
     ## When were the rarest tokens trained?
 
-    The twelve least exposed tokens that the model was shown at all, over the checkpoints.
+    The indicator over the checkpoints, of the twelve tokens that the model was shown least, but at
+    least once.
     """)
     return
 
 
 @app.cell
-def _(alt, con, run, step):
-    courses = con.sql(
+def _(alt, run, runs, step):
+    courses = runs.sql(
         """
         with rare as (
-            select token from vocabulary where run = $run and step = $step and exposure_grad > 0
-            order by exposure_grad, token limit 12
+            select token
+            from vocabulary
+            where run = $run and step = $step and exposure_grad > 0
+            order by exposure_grad, token
+            limit 12
         )
         select v.step, v.token, v.text, v.indicator, v.exposure_grad
-        from vocabulary as v join rare on rare.token = v.token
-        where v.run = $run and v.indicator is not null order by v.token, v.step
+        from vocabulary as v
+        join rare on rare.token = v.token
+        where v.run = $run and v.indicator is not null
+        order by v.token, v.step
         """,
-        params={"run": run, "step": step},
-    ).df()
+        run=run,
+        step=step,
+    )
     alt.Chart(courses).mark_line(point=True).encode(
         alt.X("step:Q"),
         alt.Y("indicator:Q", scale=alt.Scale(zero=False)),

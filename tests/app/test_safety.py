@@ -91,8 +91,8 @@ LOOKED_AT = {
     ("views/forks/build.py", "field.help or None"),
     ("views/forks/matrix.py", "MEASURES"),
     ("views/batch/text.py", "COLOURS"),
-    ("views/sql/page.py", "parameter"),  # a parameter's name and meaning, from queries/catalog.toml
-    ("views/sql/page.py", "its['meaning']"),
+    ("views/sql/page.py", "parameter"),  # a parameter's name and meaning, from queries/*.sql
+    ("views/sql/page.py", "its.meaning"),
     ("views/forks/page.py", "PARTS"),
 }
 

@@ -186,6 +186,26 @@ def test_queries_come_out_in_every_format(runs: Path, capsys: pytest.CaptureFixt
     assert "worst_sequences" in call(forensics, "query", "--list", "--runs", runs, capsys=capsys)[1]
 
 
+def test_the_list_of_queries_names_each_in_a_line_and_shows_one_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = call(forensics, "query", "--list", capsys=capsys)[1].splitlines()
+    (line,) = [line for line in lines if line.split()[:1] == ["worst_sequences"]]
+    assert "sequences of one batch with the highest loss" in line
+    one = call(forensics, "query", "--list", "worst_sequences", capsys=capsys)[1]
+    assert one == call(forensics, "query", "worst_sequences", "--list", capsys=capsys)[1]
+    for words in ("sequences at most", "nats/token", "select * from final", "--param run=demo"):
+        assert words in one
+    table = call(forensics, "query", "--list", "heads", capsys=capsys)[1]
+    assert "one row per step × layer × head" in table and "attn_logit_max" in table
+    listed = document(forensics, "query", "--list", capsys=capsys)
+    assert {"tables", "queries"} <= set(listed) and "worst_sequences" in listed["queries"]
+    shown = document(forensics, "query", "--list", "worst_sequences", capsys=capsys)
+    assert shown["columns"]["slot"] == "row of the batch" and "with " in shown["sql"]
+    by_format = call(forensics, "query", "--list", "--format", "json", capsys=capsys)[1]
+    assert json.loads(by_format) == listed
+
+
 BAD = [
     # (program, arguments, exit code, words that the line holds)
     (forensics, ["show", "nosuch"], 3, "nosuch"),
@@ -210,6 +230,7 @@ BAD = [
     (forensics, ["query", "--sql", "select * from read_text('/etc/passwd')"], 2, ""),
     (forensics, ["query", "--sql", "copy steps to '/tmp/x.csv'"], 2, ""),
     (forensics, ["query"], 2, "--list"),
+    (forensics, ["query", "--list", "spike"], 2, "did you mean 'spikes'"),
     (forensics, ["spikes", "nosuch"], 3, "nosuch"),
     (forensics, ["export", "tiny@99", "/tmp/nowhere-forensics"], 3, "0 to 12"),
     (forensics, ["export", "tiny@x", "/tmp/nowhere-forensics"], 2, "RUN@STEP"),

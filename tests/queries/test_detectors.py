@@ -348,9 +348,7 @@ def test_a_run_that_has_no_rows_yet_has_no_spikes_and_is_no_error(tmp_path):
         if header:
             replace_table(folder, "runs", {"name": [name], "status": ["running"]})
         got = queries.run(tmp_path, "spikes", {"run": name})
-        assert got.num_rows == 0 and got.schema.names == list(
-            queries.catalog()["spikes"]["columns"]
-        )
+        assert got.num_rows == 0 and got.schema.names == list(queries.catalog()["spikes"].columns)
         assert queries.run(tmp_path, "loss_curve", {"run": name}).num_rows == 0
 
 

@@ -6,6 +6,8 @@ import pytest
 import queries
 from forensics.errors import ForensicsError
 from forensics.records import TABLES
+from forensics.store.macros import MACROS
+from queries.entries import TYPES, read_entry
 
 
 def rows(runs, name, **params):
@@ -16,31 +18,118 @@ def column(got, name):
     return [row[name] for row in got]
 
 
-def test_there_are_at_least_ten_queries_each_with_its_file_and_every_file_with_its_entry():
+VALUES = {  # for parameters that must be given
+    "run": "base",
+    "step": "150",
+    "document": "0",
+    "slot": "0",
+    "token": "0",
+    "parent": "base",
+    "first": "140",
+    "last": "160",
+}
+
+
+def test_there_are_at_least_ten_queries_and_every_file_is_one():
     files = {path.stem for path in queries.FOLDER.glob("*.sql")}
     assert files == set(queries.catalog()) and len(files) >= 10
 
 
 @pytest.mark.parametrize("name", queries.catalog())
-def test_every_query_is_a_chain_that_ends_in_final_and_gives_the_columns_of_the_catalog(runs, name):
-    about = queries.catalog()[name]
+def test_every_query_is_a_chain_that_ends_in_final_and_gives_the_columns_it_describes(runs, name):
+    query = queries.catalog()[name]
     sql = queries.load(name)
     assert sql.startswith("with ") and sql.endswith("\nselect * from final\n")
-    assert about["sentence"].endswith((".", "?")) or ":" in about["sentence"]
-    given = {
-        "run": "base",
-        "step": "150",
-        "document": "0",
-        "slot": "0",
-        "token": "0",
-        "parent": "base",
-        "first": "140",
-        "last": "160",
-    }
-    params = {p: given[p] for p, a in about["parameters"].items() if "default" not in a}
-    assert all(f"${p}" in sql for p in about["parameters"])
-    got = queries.run(runs, name, params)
-    assert got.schema.names == list(about["columns"])
+    assert "-- include" not in sql
+    assert query.sentence.endswith((".", "?"))
+    required = [p for p in query.parameters.values() if p.default is None]
+    assert all(f"${p}" in sql for p in query.parameters)
+    assert {p.type for p in query.parameters.values()} <= set(TYPES)
+    result = queries.run(runs, name, {p.name: VALUES[p.name] for p in required})
+    assert result.schema.names == list(query.columns)
+    assert all(c.meaning for c in query.columns.values())
+
+
+@pytest.mark.parametrize("name", queries.catalog())
+def test_every_query_is_listed_in_one_line_and_described_whole(name):
+    query = queries.catalog()[name]
+    lines = [line.split(maxsplit=1) for line in queries.names_text().splitlines()]
+    assert lines.count([name, query.sentence]) == 1
+    text = queries.about_text(name)
+    assert query.sentence in text and queries.load(name).rstrip() in text
+    assert f"Example: forensics query {name}" in text
+    for column in query.columns.values():
+        assert column.meaning in text and column.unit in text
+    assert all(p.meaning in text for p in query.parameters.values())
+    values = queries.about(name)
+    assert values["columns"] == {c.name: c.meaning for c in query.columns.values()}
+    assert queries.listing()["queries"][name].items() <= values.items()
+
+
+def test_tables_and_macros_are_listed_and_described_too():
+    text = queries.names_text()
+    assert "one row per step × layer × head" in text and "z_level(z)" in text
+    assert "cross-entropy" in queries.about_text("steps") and "nats/token" in queries.about_text(
+        "steps"
+    )
+    assert queries.about_text("z_level").startswith("z_level(z): how many of 3, 6, 10, 20, 40")
+    with pytest.raises(ForensicsError, match="no query, table or macro is called 'spike'") as e:
+        queries.about("spike")
+    assert e.value.kind == "usage" and "spikes" in e.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("with final as (select 1 as x) select * from final\n", "wanted a comment with TOML"),
+        ("/*\nsentence = \n*/\nselect 1\n", "cannot be read"),
+        ('/*\n[columns]\nx = "x"\n*/\nselect 1\n', "sentence"),
+        ('/*\nsentence = "X."\nauthor = "me"\n[columns]\nx = "x"\n*/\nselect 1\n', "author"),
+        ('/*\nsentence = "X."\n[columns]\nx.units = "s"\n*/\nselect 1\n', "units"),
+    ],
+)
+def test_a_front_comment_that_cannot_be_read_is_named(tmp_path, text, problem):
+    path = tmp_path / "odd.sql"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=problem) as e:
+        read_entry(path)
+    assert "odd.sql" in str(e.value)
+
+
+def test_a_query_is_one_file(runs, tmp_path, monkeypatch):
+    """A new file in the folder is run, listed, described and documented, with nothing else to do."""
+    from queries import entries
+
+    (tmp_path / "final_loss.sql").write_text(
+        """/*
+sentence = "The loss of a run's last step."
+
+[parameters]
+run = { type = "run", meaning = "the run" }
+
+[columns]
+loss = { unit = "nats/token", meaning = "loss of the batch" }
+*/
+with final as (
+    select arg_max(loss, step) as loss from steps_along($run)
+)
+select * from final
+""",
+        encoding="utf-8",
+    )
+    caches = (entries.catalog, entries.load, entries.tables_of)
+    monkeypatch.setattr(entries, "FOLDER", tmp_path)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        assert rows(runs, "final_loss", run="base") == [{"loss": 3.01}]
+        assert queries.tables_of("final_loss") == {"steps", "runs"}
+        assert "The loss of a run's last step." in queries.names_text()
+        assert "nats/token" in queries.about_text("final_loss")
+        assert "## `final_loss`" in queries.describe()
+    finally:
+        for cached in caches:
+            cached.cache_clear()
 
 
 def test_run_summary(runs):
@@ -342,6 +431,8 @@ def test_the_schema_and_its_description_hold_every_column_and_query():
         names = [c["name"] for c in views[table.name]["columns"]]
         assert names == ["run", *(c.name for c in table.columns)]
         assert f"## `{table.name}`" in text and all(f"| `{n}` |" in text for n in names)
-    assert "sources" in views and "lineage(run)" in text
-    for name, about in queries.catalog().items():
-        assert f"## `{name}`" in text and about["sentence"] in text
+    assert "sources" in views and "lineage(of_run)" in text
+    for macro in MACROS.values():
+        assert macro.call in text and macro.meaning.replace("|", "\\|") in text
+    for name, query in queries.catalog().items():
+        assert f"## `{name}`" in text and query.sentence in text

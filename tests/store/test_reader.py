@@ -5,7 +5,8 @@ import pytest
 
 from forensics.errors import ForensicsError
 from forensics.records import SQL_TYPES, TABLES
-from forensics.store.reader import FOREVER, check_run_name, connect, read, refresh, runs_in
+from forensics.store.macros import FOREVER
+from forensics.store.reader import check_run_name, connect, read, refresh, runs_in
 from forensics.store.writer import Writer, replace_table
 
 

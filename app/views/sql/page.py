@@ -80,29 +80,30 @@ def filled_in(name: str, selection: Selection) -> dict[str, str]:
     """A value for every parameter of a named query: the URL's, else what is selected; empty: the
     default, if it has one.
     """
-    parameters, url = queries.catalog()[name]["parameters"], given(selection.values)
+    parameters, url = queries.catalog()[name].parameters, given(selection.values)
     step = selection.step if selection.step is not None else selection.spike
     selected = {**selection.params(), **({"step": str(step)} if step is not None else {})}
     values = {}
     for parameter, about in parameters.items():
         values[parameter] = url.get(
-            parameter, "" if "default" in about else selected.get(parameter, "")
+            parameter,
+            selected.get(parameter, "") if about.default is None else "",
         )
     return values
 
 
 def _named(name: str, selection: Selection) -> Any:
     about, values = queries.catalog()[name], filled_in(name, selection)
-    safe_html.note(about["sentence"])
+    safe_html.note(about.sentence)
     keys = {parameter: f"{name}-{parameter}" for parameter in values}
     columns = st.columns(min(4, max(1, len(values)))) if values else []
     for i, (parameter, value) in enumerate(values.items()):
         st.session_state[keys[parameter]] = value
-        its = about["parameters"][parameter]
+        its = about.parameters[parameter]
         columns[i % len(columns)].text_input(
             parameter,
             key=keys[parameter],
-            help=its["meaning"],
+            help=its.meaning,
             placeholder=_default(its),
             on_change=_set_values,
             args=(keys,),
@@ -116,7 +117,7 @@ def _named(name: str, selection: Selection) -> Any:
             help="A statement of your own has no parameters: put values in their place.",
         )
     absent = [
-        p for p, value in values.items() if value == "" and "default" not in about["parameters"][p]
+        p for p, value in values.items() if value == "" and about.parameters[p].default is None
     ]
     if absent:
         safe_html.nothing(
@@ -128,8 +129,8 @@ def _named(name: str, selection: Selection) -> Any:
     return data.table(name, **asked)
 
 
-def _default(about: dict[str, Any]) -> str:
-    default = about.get("default")
+def _default(about: queries.Parameter) -> str:
+    default = about.default
     return (
         "must be given"
         if default is None
