@@ -285,7 +285,7 @@ def prepare(runs: Path, run: str) -> list[list[str]]:
         )
         for program, *arguments in missing(run, spec):
             print("$", program, *arguments, flush=True)
-            command = [sys.executable, "-m", f"{program}.cli", "--runs", str(runs), *arguments]
+            command = [sys.executable, "-m", f"{program}.cli.main", "--runs", str(runs), *arguments]
             if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
                 failed.append([program, *arguments])
     return failed
