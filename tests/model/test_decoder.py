@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from forensics.model import families
 from forensics.model.cpu_kernels import GELU, RMSNorm, Rotate, SwiGLU
 from forensics.model.decoder import Decoder, unembedding
-from forensics.model.shape import Shape
+from forensics.model.shape import Shape, parameter_shapes
 from forensics.step.observer import SITES
 
 VARIANTS = {
@@ -170,8 +170,7 @@ def test_with_the_document_mask_a_change_in_one_document_changes_no_logit_in_ano
     )
     generator = torch.Generator().manual_seed(seed)
     params = {
-        n: torch.randn(s, generator=generator) * 0.3
-        for n, s in shape.parameter_shapes(shape).items()
+        n: torch.randn(s, generator=generator) * 0.3 for n, s in parameter_shapes(shape).items()
     }
     tokens = torch.randint(0, 61, (1, 16), generator=generator)
     documents = torch.zeros(1, 16, dtype=torch.int64)
