@@ -8,7 +8,6 @@ they are asked for changes no bit.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
@@ -17,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from forensics.step.gpu_kernels import load_kernels
 from forensics.step.result import LogitRows
+
+KERNELS = "forensics.model.loss_kernels"
 
 CHUNK = 512  # rows
 # rows: large enough that the products fill a GPU, and few enough that their sum is added up in few
@@ -67,7 +69,7 @@ def loss_and_gradient(
     N, wide = hidden.shape[0], _wide(hidden)
     dtype = wide if wide == torch.float64 else dtype
     h, W = hidden.to(dtype), unembedding.to(dtype)
-    kernels = _kernels() if h.is_cuda and dtype != torch.float64 else None
+    kernels = load_kernels(KERNELS) if h.is_cuda and dtype != torch.float64 else None
     if kernels is not None:
         return on_gpu(
             kernels, h, W, targets, weight / denominator, z_loss, hidden.dtype, statistics
@@ -154,15 +156,6 @@ def on_gpu(
         LogitRows(largest, mean_square, logz, entropy) if statistics else None
     )  # computed in any case: the same bits
     return LossOut(ce, logz, grad_hidden.to(out), grad_unembedding, rows_)
-
-
-@functools.cache
-def _kernels() -> ModuleType | None:
-    try:
-        from forensics.model import loss_kernels as kernels
-    except ImportError:  # a build of torch without Triton
-        return None
-    return kernels
 
 
 def plain_cross_entropy(

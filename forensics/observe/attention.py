@@ -6,11 +6,9 @@ of statistics/heads.py, where the symbols are defined, make the statistics of th
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,6 +16,9 @@ from torch import Tensor
 
 from forensics.statistics.heads import STATISTICS, QueryCounts, QueryNumbers
 from forensics.step import sums
+from forensics.step.gpu_kernels import load_kernels
+
+KERNELS = "forensics.observe.attention_kernels"
 
 QUERIES = 32  # query rows per block: fewer pairs in vain beyond the diagonal
 ELEMENTS = 1 << 20  # scores held at once; not by threads, so that neither are the bits
@@ -83,7 +84,7 @@ def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) 
         "an empty batch has no statistics, and groups are whole"
     )
     with torch.autocast(q.device.type, enabled=False):
-        kernels = _kernels() if q.is_cuda else None
+        kernels = load_kernels(KERNELS) if q.is_cuda else None
         if kernels is not None and q.shape[-1] <= kernels.WIDEST:
             norms = [
                 torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax((0, 2))
@@ -95,15 +96,6 @@ def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) 
         # said where it is known, because a GPU would be waited for
         opened = q.shape[0] * (q.shape[2] - 1) if documents is None else None
         return _reduce(rows, norms[0], norms[1].repeat_interleave(q.shape[1] // k.shape[1]), opened)
-
-
-@functools.cache
-def _kernels() -> ModuleType | None:
-    try:
-        from forensics.observe import attention_kernels as kernels
-    except ImportError:  # a build of torch without Triton
-        return None
-    return kernels
 
 
 def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, Tensor, Tensor]:

@@ -8,9 +8,7 @@ a GPU until `columns`.
 
 from __future__ import annotations
 
-import functools
 import math
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +16,9 @@ from torch import Tensor
 
 from forensics.statistics.tensors import STATISTICS, TensorNumbers
 from forensics.step import sums
+from forensics.step.gpu_kernels import load_kernels
+
+KERNELS = "forensics.observe.tensor_kernels"
 
 if TYPE_CHECKING:
     from forensics.step.policy import StepPolicy
@@ -46,7 +47,7 @@ class TensorProbe:
         self.clip_scale = clip_scale
         self.policy = policy
         self.updates = state.counters.updates
-        self.kernels = _kernels() if next(iter(grads.values())).is_cuda else None
+        self.kernels = load_kernels(KERNELS) if next(iter(grads.values())).is_cuda else None
         self.bias_before = 1 - policy.betas[1] ** self.updates
         self.threshold = GSS / self.bias_before if self.bias_before > 0 else math.inf
         second = [state.exp_avg_sq[name] for name in self.names]
@@ -150,15 +151,6 @@ class TensorProbe:
             after,
         )
         return {each.column: each.value(numbers) for each in STATISTICS}
-
-
-@functools.cache
-def _kernels() -> ModuleType | None:
-    try:
-        from forensics.observe import tensor_kernels
-    except ImportError:  # a build of torch without Triton
-        return None
-    return tensor_kernels
 
 
 # Comparing and counting cost ten times an addition on CPU, and hardly any stretch holds what is

@@ -6,7 +6,6 @@ from one to the next is the final stream, so that one checkpoint is in memory at
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from forensics.observe.attention import HeadStatistics, attention_statistics
 from forensics.step import sums
 from forensics.step.batch import Batch
 from forensics.step.observer import UNTAPPED, Site, Taps
+from forensics.step.precision import autocast
 from forensics.train.advance import StepModel, documents, token_losses
 from forensics.train.run import Run
 
@@ -55,12 +55,10 @@ class Metric:
 def _forward(view: View, watch: Taps = UNTAPPED) -> Iterator[Tensor]:
     """Final streams (b, T, D), a micro-batch at a time."""
     assert view.text is not None
-    model, half = view.model, view.run.header.precision == "bf16"
+    model = view.model
     for tokens in view.text.tokens.split(model.micro_batch):
         inputs = tokens.to(model.device)[:, :-1]
-        with (
-            torch.autocast(model.device, dtype=torch.bfloat16) if half else contextlib.nullcontext()
-        ):
+        with autocast(model.device, view.run.header.precision):
             yield model.decoder.hidden(view.params, inputs, watch, documents(inputs, model))
 
 

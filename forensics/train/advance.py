@@ -8,7 +8,6 @@ denominator.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from forensics.step import sums
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.observer import SILENT, Observer, Site
 from forensics.step.policy import Policy, StepPolicy
+from forensics.step.precision import autocast, product_dtype
 from forensics.step.result import LogitRows, StepResult
 from forensics.step.state import TrainState
 from forensics.train.optimizer import update
@@ -201,13 +201,7 @@ def _leaf(
     """One micro-batch: gradients in the order of `names`; appends its (B, T) cross-entropy."""
     tokens = tokens.to(model.device, non_blocking=True)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    half = torch.bfloat16 if policy.precision == "bf16" else torch.float32
-    cast = (
-        torch.autocast(model.device, dtype=half)
-        if half != torch.float32
-        else contextlib.nullcontext()
-    )
-    with torch.enable_grad(), cast:
+    with torch.enable_grad(), autocast(model.device, policy.precision):
         hidden = model.decoder.hidden(state.params, inputs, watch, documents(inputs, model))
     unembed = unembedding(state.params)
     out = loss_and_gradient(
@@ -218,7 +212,7 @@ def _leaf(
         denominator,
         policy.z_loss,
         statistics="rows" in watch.wants,
-        dtype=half,
+        dtype=product_dtype(policy.precision),
     )
     ce.append(out.ce.view(targets.shape))
     if out.rows is not None:
@@ -260,14 +254,9 @@ def token_losses(
     from forensics.model.loss import evaluate
 
     size, found = micro_batch or model.micro_batch, []
-    cast = (
-        torch.autocast(model.device, dtype=torch.bfloat16)
-        if precision == "bf16"
-        else contextlib.nullcontext()
-    )
     for tokens in batch.tokens.split(size):
         tokens = tokens.to(model.device)
-        with cast:
+        with autocast(model.device, precision):
             hidden = model.decoder.hidden(
                 params, tokens[:, :-1], documents_BT=documents(tokens[:, :-1], model)
             )

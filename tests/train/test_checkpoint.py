@@ -3,13 +3,16 @@
 import errno
 import json
 import os
+import re
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from forensics.data.tokenize import bytes_tokenizer
 from forensics.errors import ForensicsError
+from forensics.model import hugging_face
+from forensics.model.families import FAMILIES
 from forensics.store import writer
 from forensics.train import checkpoint
 from forensics.train.advance import advance
@@ -228,3 +231,31 @@ def test_saving_the_same_step_again_replaces_it(saved, trained):
     checkpoint.save(saved.parent, state, shape, None, 60)
     assert checkpoint.load(saved)[0].params["norm.weight"][0] == 7.0
     assert [f.name for f in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "olmo2"])
+@pytest.mark.parametrize("says", [None, True, False])
+@pytest.mark.parametrize("prefixed", [True, False])
+def test_tokens_and_scan_read_the_same_two_matrices_of_a_folder(
+    family, says, prefixed, make_shape, random_params, tmp_path
+):
+    """`forensics tokens` reads two matrices, `replay scan` a whole model: of one folder, one answer,
+    whether its configuration says that they are tied and whether its names have the class's prefix.
+    """
+    from forensics.tokens.folder import read_config, read_weights
+
+    shape = make_shape(family, tied=FAMILIES[family].knobs["tied"] if says is None else says)
+    tensors = hugging_face.to_hf_tensors(random_params(shape), shape)
+    config = hugging_face.to_hf_config(shape, 60)
+    if says is None:
+        del config["tie_word_embeddings"]  # the family's own default counts
+    if not prefixed:
+        prefix = re.compile(r"^(transformer|model|gpt_neox)\.")
+        tensors = {prefix.sub("", name): tensor for name, tensor in tensors.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, tmp_path / "model.safetensors")
+    params, read = checkpoint.load_hf_folder(tmp_path)
+    weights = read_weights(tmp_path, read_config(tmp_path))
+    assert weights.tied == read.tied == shape.tied
+    assert torch.equal(weights.embedding, params["embed.weight"])
+    assert torch.equal(weights.unembedding, params.get("unembed.weight", params["embed.weight"]))
