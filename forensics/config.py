@@ -10,13 +10,13 @@ import dataclasses
 import math
 import pkgutil
 import tomllib
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from forensics.coercion import coerce
 from forensics.errors import ForensicsError, nearest
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -326,6 +326,9 @@ def differences(
     return found
 
 
+SEE = "see `forensics train --help` and docs/recipes.md"
+
+
 def _build(cls: type, raw: Any, where: str) -> Any:
     if not isinstance(raw, dict):
         raise ForensicsError(
@@ -340,54 +343,9 @@ def _build(cls: type, raw: Any, where: str) -> Any:
         dotted = f"{where}.{name}" if where else name
         if name not in fields:
             raise ForensicsError("config", f"unknown key {dotted!r}", nearest(name, fields))
-        values[name] = _value(hints[name], value, dotted)
+        values[name] = coerce(hints[name], value, dotted, SEE, _build)
         _check_range(fields[name].metadata, values[name], dotted)
     return cls(**values)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type: the few shapes that TOML has and the dataclasses above use."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _value(args[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise _wrong(where, "a list", value)
-        if args[-1] is Ellipsis:
-            return tuple(_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-        if len(value) != len(args):
-            raise _wrong(where, f"a list of {len(args)}", value)
-        return tuple(_value(h, v, f"{where}[{i}]") for i, (h, v) in enumerate(zip(args, value)))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _wrong(where, "a table", value)
-        return {k: _value(args[1], v, f"{where}.{k}") for k, v in value.items()}
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not hint:
-        raise _wrong(
-            where,
-            {
-                "int": "a whole number",
-                "float": "a number",
-                "bool": "true or false",
-                "str": "a string",
-            }[hint.__name__],
-            value,
-        )
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _wrong(where, "a finite number", value)
-    return value
-
-
-def _wrong(where: str, wanted: str, found: Any) -> ForensicsError:
-    return ForensicsError(
-        "config",
-        f"{where}: wanted {wanted}, found {found!r}",
-        "see `forensics train --help` and docs/recipes.md",
-    )
 
 
 def _check_range(meta: Any, value: Any, where: str) -> None:

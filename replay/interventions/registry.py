@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import math
 import pkgutil
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 import replay.interventions
+from forensics.coercion import coerce
 from forensics.config import window
 from forensics.errors import ForensicsError, nearest
 from replay.interventions.base import KINDS, Intervention, Windowed
@@ -74,7 +72,10 @@ def from_dict(keys: Mapping[str, Any]) -> Intervention:
     for name, value in values.items():
         if name not in fields:
             raise ForensicsError("config", f"{kind}: unknown key {name!r}", nearest(name, fields))
-        values[name] = _value(fields[name].type, value, f"{kind}.{name}")
+        field_type = fields[name].type
+        if field_type == tuple[str, ...] and isinstance(value, str):
+            value = [value]  # one name may stand for a list of one
+        values[name] = coerce(field_type, value, f"{kind}.{name}", SEE)
     for name, field in fields.items():
         if name not in values and field.required:
             raise ForensicsError("config", f"{kind}: {name!r} is missing", SEE)
@@ -89,29 +90,6 @@ def read_window(keys: Mapping[str, Any]) -> dict[str, Any]:
     if "window" in keys and issubclass(KINDS[keys["kind"]], Windowed):
         keys["first"], keys["last"] = window(str(keys.pop("window")), keys["kind"])
     return keys
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the field's type: number, bool, string, or tuples of them; one string may stand
-    for a list of one.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _value(args[0], value, where)
-    if origin is tuple:
-        if args == (str, ...) and isinstance(value, str):
-            value = [value]
-        items = value if isinstance(value, (list, tuple)) else None
-        hints = [args[0]] * len(items or ()) if args[-1] is Ellipsis else list(args)
-        if items is None or len(items) != len(hints):
-            length = "" if args[-1] is Ellipsis else f" of {len(args)}"
-            raise ForensicsError("config", f"{where}: wanted a list{length}, found {value!r}", SEE)
-        return tuple(_value(item_hint, item, where) for item_hint, item in zip(hints, items))
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise ForensicsError("config", f"{where}: wanted {hint.__name__}, found {value!r}", SEE)
-    return value
 
 
 def _plain(value: Any) -> Any:

@@ -118,7 +118,7 @@ def test_every_kind_is_tried_above() -> None:
         ({"kind": "skip", "window": "5:3"}, "A < B"),
         ({"kind": "skip", "first": 3}, "'last' is missing"),
         ({"kind": "lr-scale", "window": "1:2", "factr": 1.0}, "did you mean 'factor'"),
-        ({"kind": "swap", "a": "x", "b": 1}, "wanted int"),
+        ({"kind": "swap", "a": "x", "b": 1}, "wanted a whole number"),
     ],
 )
 def test_a_malformed_intervention_is_refused_by_name(raw: dict, words: str) -> None:
