@@ -93,6 +93,46 @@ EACH = [
 ]
 
 
+# flags of `replay fork 2:9` and what they say; kinds whose flags take SQL are tried in test_spec.py
+FLAGS: list[tuple[list[str], Intervention]] = [
+    (["--drop", "3:5"], Drop(3, 5)),
+    (["--swap", "3,7"], Swap(3, 7)),
+    (["--repeat", "3:5@4"], Repeat(3, 5, 4)),
+    (["--shuffle", "3:5"], Shuffle(3, 5)),
+    (["--shuffle", "3:5@9"], Shuffle(3, 5, 9)),
+    (["--replace", "3:5=7"], Replace(3, 5, 7)),
+    (["--replace-text", "3:5=a=b"], Replace(3, 5, text="a=b")),
+    (["--insert", "3=a@b"], Insert(3, "a@b")),
+    (["--edit", "a@1=>b@3:5"], EditTokens(3, 5, "a@1", "b")),
+    (["--boost-token", "7", "--times", "3"], BoostToken(2, 9, 7, 3)),
+    (["--skip", "3:5"], Skip(3, 5)),
+    (["--skip-frozen", "3:5"], SkipFrozen(3, 5)),
+    (["--zero-update", "3:5"], ZeroUpdate(3, 5)),
+    (["--hold-parameters", "3:5"], HoldParameters(3, 5)),
+    (["--lr-scale", "0.5@3:5"], LearningRate(3, 5, 0.5)),
+    (["--clip", "0"], Clip(2, 9, 0.0)),
+    (["--betas", "0.8,0.9@3:5"], Betas(3, 5, (0.8, 0.9))),
+    (["--eps", "1e-6@3:5"], Epsilon(3, 5, 1e-6)),
+    (["--weight-decay", "0@3:5"], WeightDecay(3, 5, 0.0)),
+    (["--z-loss", "1e-4@3:5"], ZLoss(3, 5, 1e-4)),
+    (["--skip-step", "on@3:5"], SkipStep(3, 5, True)),
+    (["--skip-step", "off"], SkipStep(2, 9, False)),
+    (["--freeze", "embed.*@3:5"], Freeze(3, 5, ("embed.*",))),
+    (["--precision", "fp32@3:5"], Precision(3, 5, "fp32")),
+    (["--reset-moments"], ResetMoments()),
+    (["--reset-moments", "embed.*"], ResetMoments(("embed.*",))),
+    (["--reset-moments", "--reset-counter"], ResetMoments(counter=True)),
+    (["--noise", "0.1@4"], Noise(0.1, 4)),
+    (["--ulp", "3"], UnitInLastPlace(3)),
+    (
+        ["--transplant", "base@50:embed.*", "--with-moments"],
+        Transplant("base@50", ("embed.*",), True),
+    ),
+    (["--transplant", "base@50"], Transplant("base@50")),
+]
+BY_SQL = {"reorder", "remove-documents", "remove-sequences", "mask-tokens"}
+
+
 @pytest.mark.parametrize("intervention", EACH, ids=lambda i: i.kind)
 def test_each_goes_through_json_and_comes_back_the_same(intervention: Intervention) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(intervention)))) == intervention

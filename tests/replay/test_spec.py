@@ -23,27 +23,10 @@ from replay.forks import spec, statement, toml_text
 from replay.forks.spec import Spec
 from replay.interventions import selection
 from replay.interventions.base import KINDS, Intervention, Windowed
-from replay.interventions.boost_token import BoostToken
 from replay.interventions.composition import composed
-from replay.interventions.edit_tokens import EditTokens
-from replay.interventions.insertions import Insert, Replace
-from replay.interventions.no_update import HoldParameters, Skip, SkipFrozen, ZeroUpdate
-from replay.interventions.order import Drop, Repeat, Shuffle, Swap
-from replay.interventions.policy import (
-    Betas,
-    Clip,
-    Epsilon,
-    Freeze,
-    LearningRate,
-    Precision,
-    SkipStep,
-    WeightDecay,
-    ZLoss,
-)
 from replay.interventions.registry import from_dict
-from replay.interventions.state import Noise, ResetMoments, Transplant, UnitInLastPlace
 from replay.lineage import open_trajectory
-from tests.replay.test_interventions import EACH
+from tests.replay.test_interventions import BY_SQL, EACH, FLAGS
 
 
 def built(run: Run, *interventions: dict[str, Any], **head: Any) -> Spec:
@@ -181,7 +164,7 @@ def test_the_id_of_a_fork_never_changes(base: Run) -> None:
     for intervention in EACH:
         id = Spec("base", 3, 9, (intervention,)).fork.removeprefix("base-fork-")
         ids[intervention.kind] = f"{ids.get(intervention.kind, '')} {id}".strip()
-    assert ids == IDS
+    assert {kind: ids[kind] for kind in IDS} == IDS
 
 
 def test_what_is_filled_in_when_a_fork_file_is_read_is_part_of_its_id_and_does_not_change(
@@ -346,44 +329,6 @@ def test_a_window_outside_the_run_is_refused(head: dict, words: str, base: Run) 
         built(base, {"kind": "boost-token", "token": 5, "times": 1}, **head)
 
 
-FLAGS: list[tuple[list[str], Intervention]] = [
-    (["--drop", "3:5"], Drop(3, 5)),
-    (["--swap", "3,7"], Swap(3, 7)),
-    (["--repeat", "3:5@4"], Repeat(3, 5, 4)),
-    (["--shuffle", "3:5"], Shuffle(3, 5)),
-    (["--shuffle", "3:5@9"], Shuffle(3, 5, 9)),
-    (["--replace", "3:5=7"], Replace(3, 5, 7)),
-    (["--replace-text", "3:5=a=b"], Replace(3, 5, text="a=b")),
-    (["--insert", "3=a@b"], Insert(3, "a@b")),
-    (["--edit", "a@1=>b@3:5"], EditTokens(3, 5, "a@1", "b")),
-    (["--boost-token", "7", "--times", "3"], BoostToken(2, 9, 7, 3)),
-    (["--skip", "3:5"], Skip(3, 5)),
-    (["--skip-frozen", "3:5"], SkipFrozen(3, 5)),
-    (["--zero-update", "3:5"], ZeroUpdate(3, 5)),
-    (["--hold-parameters", "3:5"], HoldParameters(3, 5)),
-    (["--lr-scale", "0.5@3:5"], LearningRate(3, 5, 0.5)),
-    (["--clip", "0"], Clip(2, 9, 0.0)),
-    (["--betas", "0.8,0.9@3:5"], Betas(3, 5, (0.8, 0.9))),
-    (["--eps", "1e-6@3:5"], Epsilon(3, 5, 1e-6)),
-    (["--weight-decay", "0@3:5"], WeightDecay(3, 5, 0.0)),
-    (["--z-loss", "1e-4@3:5"], ZLoss(3, 5, 1e-4)),
-    (["--skip-step", "on@3:5"], SkipStep(3, 5, True)),
-    (["--skip-step", "off"], SkipStep(2, 9, False)),
-    (["--freeze", "embed.*@3:5"], Freeze(3, 5, ("embed.*",))),
-    (["--precision", "fp32@3:5"], Precision(3, 5, "fp32")),
-    (["--reset-moments"], ResetMoments()),
-    (["--reset-moments", "embed.*"], ResetMoments(("embed.*",))),
-    (["--reset-moments", "--reset-counter"], ResetMoments(counter=True)),
-    (["--noise", "0.1@4"], Noise(0.1, 4)),
-    (["--ulp", "3"], UnitInLastPlace(3)),
-    (
-        ["--transplant", "base@50:embed.*", "--with-moments"],
-        Transplant("base@50", ("embed.*",), True),
-    ),
-    (["--transplant", "base@50"], Transplant("base@50")),
-]
-
-
 def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the flags of `replay fork` say, without running it."""
     said: list[dict[str, Any]] = []
@@ -445,8 +390,7 @@ def test_flags_that_take_sql_hand_it_on(monkeypatch: pytest.MonkeyPatch) -> None
 def test_every_kind_has_a_flag_and_flags_come_in_the_order_of_the_help(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sql = {"reorder", "remove-documents", "remove-sequences", "mask-tokens"}
-    assert {wanted.kind for _, wanted in FLAGS} | sql == set(KINDS)
+    assert {wanted.kind for _, wanted in FLAGS} | BY_SQL == set(KINDS)
     said = parsed(["--noise", "0.1", "--skip", "3:4", "--drop", "3:5"], monkeypatch)
     assert [each["kind"] for each in said] == ["drop", "skip", "noise"]
 
