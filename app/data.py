@@ -173,13 +173,10 @@ def _stat(path: str) -> tuple[int, ...]:
 
 def _runs_of(query: queries.QueryEntry, values: dict[str, Any]) -> list[str]:
     """The runs whose parts a query reads: those it lists, else a run and its ancestors, else all."""
-    parameters = query.parameters.values()
-    listed = {
-        run for p in parameters if p.type == "runs" for run in queries.names_in(str(values[p.name]))
-    }
+    listed = {run for key in query.names_of("runs") for run in queries.names_in(str(values[key]))}
     if listed:
         return sorted(listed)
-    chosen = [values[p.name] for p in parameters if p.type == "run"]
+    chosen = [values[key] for key in query.names_of("run")]
     if chosen:
         return sorted({ancestor for run in chosen for ancestor in lineage(require(run))})
     return reader.runs_in(runs_folder())

@@ -52,6 +52,10 @@ class QueryEntry:
     columns: dict[str, ResultColumn]
     sql: str  # as it is written; `load` puts in what it includes
 
+    def names_of(self, parameter_type: str) -> list[str]:
+        """Return the names of the parameters of a type."""
+        return [p.name for p in self.parameters.values() if p.type == parameter_type]
+
     @property
     def builds_on(self) -> str | None:
         """The named query whose rows it reads, if there is one."""
@@ -78,13 +82,16 @@ def read_entry(path: Path) -> QueryEntry:
         return QueryEntry(
             path.stem,
             about.pop("sentence"),
-            {n: Parameter(n, **p) for n, p in about.pop("parameters", {}).items()},
-            {n: _column(n, c) for n, c in about.pop("columns").items()},
+            {
+                name: Parameter(name, **fields)
+                for name, fields in about.pop("parameters", {}).items()
+            },
+            {name: _column(name, fields) for name, fields in about.pop("columns").items()},
             text[front.end() :],
             **about,  # anything else is refused
         )
-    except (tomllib.TOMLDecodeError, KeyError, TypeError) as e:
-        raise ValueError(f"{path.name}: its front comment cannot be read: {e}") from None
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path.name}: its front comment cannot be read: {error}") from None
 
 
 def _column(name: str, about: str | dict[str, str]) -> ResultColumn:

@@ -44,15 +44,17 @@ def run(
         con = connection.cursor() if connection else connect(folder, tables, runs)
         try:
             return con.sql(sql, params=values or None).to_arrow_table()
-        except duckdb.IOException as e:  # a part merged away since the views were made
+        except duckdb.IOException as error:  # a part merged away since the views were made
             if attempt == reader.ATTEMPTS - 1:
                 raise ForensicsError(
-                    "integrity", one_line(e), "run `forensics doctor RUN`"
+                    "integrity", one_line(error), "run `forensics doctor RUN`"
                 ) from None
             if connection:
                 reader.refresh(con, folder)
-        except duckdb.Error as e:
-            raise ForensicsError("sql", f"{name}: {one_line(e)}", "check its parameters") from None
+        except duckdb.Error as error:
+            raise ForensicsError(
+                "sql", f"{name}: {one_line(error)}", "check its parameters"
+            ) from None
         finally:
             con.close()
     raise AssertionError("unreachable")
@@ -63,11 +65,11 @@ def _runs_to_open(folder: str, name: str, values: Mapping[str, Value]) -> list[s
 
     With 200 runs in a folder, it opens only the parts of one run and its ancestors.
     """
-    parameters = entry(name).parameters.values()
-    listed = {run for p in parameters if p.type == "runs" for run in names_in(str(values[p.name]))}
+    query = entry(name)
+    listed = {run for key in query.names_of("runs") for run in names_in(str(values[key]))}
     if listed:
         return sorted(listed)
-    chosen = [str(values[p.name]) for p in parameters if p.type == "run"]
+    chosen = [str(values[key]) for key in query.names_of("run")]
     if not chosen:
         return None
     con = connect(folder, {"runs"})
@@ -81,19 +83,19 @@ def _runs_to_open(folder: str, name: str, values: Mapping[str, Value]) -> list[s
 def arguments(name: str, params: Mapping[str, Any], folder: str) -> dict[str, Value]:
     """Return a value of its type for every parameter of a query. Errors: usage, missing."""
     parameters = entry(name).parameters
-    for parameter in params:
-        if parameter not in parameters:
+    for key in params:
+        if key not in parameters:
             raise ForensicsError(
-                "usage", f"{name} has no parameter {parameter!r}", nearest(parameter, parameters)
+                "usage", f"{name} has no parameter {key!r}", nearest(key, parameters)
             )
     values = {}
-    for p in parameters.values():
-        if p.name not in params and p.default is None:
+    for key, parameter in parameters.items():
+        if key not in params and parameter.default is None:
             raise ForensicsError(
-                "usage", f"{name} needs {p.name}: {p.meaning}", f"--param {p.name}=…"
+                "usage", f"{name} needs {key}: {parameter.meaning}", f"--param {key}=…"
             )
-        values[p.name] = value = _typed(params.get(p.name, p.default), p, name)
-        runs = {"run": [str(value)], "runs": names_in(str(value))}.get(p.type, [])
+        values[key] = value = _typed(params.get(key, parameter.default), parameter, name)
+        runs = {"run": [str(value)], "runs": names_in(str(value))}.get(parameter.type, [])
         for run in runs:
             if run not in (recorded := reader.runs_in(folder)):
                 raise ForensicsError("missing", f"no run is called {run!r}", nearest(run, recorded))

@@ -1,4 +1,4 @@
-"""What can be asked: every table, macro and named query, as text, Markdown or plain values for JSON."""
+"""What can be asked: every table, macro and named query, as text, Markdown or values for JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from forensics.store.macros import MACROS, Macro
 from queries.entries import Parameter, QueryEntry, catalog, load
 
 Cells = list[list[str]]  # rows of a table of text
+VIEW_HEAD = ["column", "type", "unit", "meaning"]
+PARAMETER_HEAD = ["parameter", "type", "default", "meaning"]
+COLUMN_HEAD = ["column", "unit", "meaning"]
 
 
 class ViewColumn(TypedDict):
@@ -43,8 +46,13 @@ def schema() -> list[View]:
     views: list[View] = []
     for table in TABLES.values():
         columns: list[ViewColumn] = [
-            {"name": c.name, "type": SQL_TYPES[c.type], "unit": c.unit, "meaning": c.meaning}
-            for c in table.columns
+            {
+                "name": column.name,
+                "type": SQL_TYPES[column.type],
+                "unit": column.unit,
+                "meaning": column.meaning,
+            }
+            for column in table.columns
         ]
         views.append(
             {
@@ -90,18 +98,19 @@ def _macro_values(macro: Macro) -> dict[str, str]:
 
 def _query_values(query: QueryEntry) -> dict[str, Any]:
     parameters = {}
-    for p in query.parameters.values():
-        limits = {"default": p.default, "low": p.low}
-        parameters[p.name] = {
-            "type": p.type,
+    for parameter in query.parameters.values():
+        limits = {"default": parameter.default, "low": parameter.low}
+        parameters[parameter.name] = {
+            "type": parameter.type,
             **{key: value for key, value in limits.items() if value is not None},
-            "meaning": p.meaning,
+            "meaning": parameter.meaning,
         }
+    columns = query.columns.values()
     values = {
         "sentence": query.sentence,
         "parameters": parameters,
-        "columns": {c.name: c.meaning for c in query.columns.values()},
-        "units": {c.name: c.unit for c in query.columns.values() if c.unit},
+        "columns": {column.name: column.meaning for column in columns},
+        "units": {column.name: column.unit for column in columns if column.unit},
     }
     return values | ({"builds_on": query.builds_on} if query.builds_on else {})
 
@@ -133,8 +142,11 @@ def about(name: str) -> dict[str, Any]:
 def example(query: QueryEntry) -> str:
     """Return a command that runs the query, with all that must be given."""
     values = {"run": "demo", "parent": "demo", "step": 400, "first": 390, "last": 410}
-    needed = (p.name for p in query.parameters.values() if p.default is None)
-    words = [f"--param {name}={values.get(name, 0)}" for name in needed]
+    words = [
+        f"--param {parameter.name}={values.get(parameter.name, 0)}"
+        for parameter in query.parameters.values()
+        if parameter.default is None
+    ]
     return " ".join([f"forensics query {query.name}", *words])
 
 
@@ -164,17 +176,31 @@ def about_text(name: str) -> str:
         return f"{values['macro']}: {values['meaning']}."
     if "table" in values:
         keys = ", ".join(["run", *values["key"]])
-        rows = [[c["name"], c["type"], c["unit"], c["meaning"]] for c in values["columns"]]
         head = [f"{name}: one row per {values['row']}; key: {keys}.", ""]
-        return "\n".join([*head, *_aligned(rows, ["column", "type", "unit", "meaning"])])
+        return "\n".join([*head, *_aligned(_view_rows(values["columns"]), VIEW_HEAD)])
     query = catalog()[name]
     lines = [f"{name}: {query.sentence}", ""]
     if query.parameters:
-        rows = [[p.name, p.type, _default(p), p.meaning] for p in query.parameters.values()]
-        lines += [*_aligned(rows, ["parameter", "type", "default", "meaning"]), ""]
-    rows = [[c.name, c.unit, c.meaning] for c in query.columns.values()]
-    lines += [*_aligned(rows, ["column", "unit", "meaning"]), ""]
+        lines += [*_aligned(_parameter_rows(query), PARAMETER_HEAD), ""]
+    lines += [*_aligned(_column_rows(query), COLUMN_HEAD), ""]
     return "\n".join([*lines, f"Example: {values['example']}", "", values["sql"].rstrip()])
+
+
+def _view_rows(columns: list[ViewColumn]) -> Cells:
+    return [
+        [column["name"], column["type"], column["unit"], column["meaning"]] for column in columns
+    ]
+
+
+def _parameter_rows(query: QueryEntry) -> Cells:
+    return [
+        [parameter.name, parameter.type, _default(parameter), parameter.meaning]
+        for parameter in query.parameters.values()
+    ]
+
+
+def _column_rows(query: QueryEntry) -> Cells:
+    return [[column.name, column.unit, column.meaning] for column in query.columns.values()]
 
 
 def _aligned(rows: Cells, head: list[str] | None = None) -> list[str]:
@@ -207,14 +233,17 @@ def describe() -> str:
         "",
     ]
     for view in schema():
-        rows = [[f"`{c['name']}`", c["type"], c["unit"], c["meaning"]] for c in view["columns"]]
         lines += [
             f"## `{view['table']}`",
             "",
             f"One row per {view['row']}; key: run, {', '.join(view['key'])}.",
             "",
-            *_markdown(["column", "type", "unit", "meaning"], rows),
+            *_markdown(VIEW_HEAD, _view_rows(view["columns"])),
         ]
+    macros = [
+        [macro.call, "rows" if macro.reads else "a value", macro.meaning]
+        for macro in MACROS.values()
+    ]
     lines += [
         "# Macros",
         "",
@@ -224,10 +253,7 @@ def describe() -> str:
         "select step, loss from steps_along('my-fork') order by step",
         "```",
         "",
-        *_markdown(
-            ["macro", "gives", "meaning"],
-            [[f"`{m.call}`", "rows" if m.reads else "a value", m.meaning] for m in MACROS.values()],
-        ),
+        *_markdown(["macro", "gives", "meaning"], macros),
         "# Named queries",
         "",
     ]
@@ -235,20 +261,17 @@ def describe() -> str:
         builds = f" Builds on `{query.builds_on}`." if query.builds_on else ""
         lines += [f"## `{query.name}`", "", query.sentence + builds, ""]
         if query.parameters:
-            rows = [
-                [f"`{p.name}`", p.type, _default(p), p.meaning] for p in query.parameters.values()
-            ]
-            lines += _markdown(["parameter", "type", "default", "meaning"], rows)
-        rows = [[f"`{c.name}`", c.unit, c.meaning] for c in query.columns.values()]
-        lines += _markdown(["column", "unit", "meaning"], rows)
+            lines += _markdown(PARAMETER_HEAD, _parameter_rows(query))
+        lines += _markdown(COLUMN_HEAD, _column_rows(query))
     return "\n".join(lines)
 
 
 def _markdown(head: list[str], rows: Cells) -> list[str]:
-    """A Markdown table and an empty line."""
+    """A Markdown table, its first column as code, and an empty line."""
+    cells = [[f"`{first}`", *others] for first, *others in rows]
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows),
+        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in cells),
         "",
     ]

@@ -52,11 +52,11 @@ def begin(runs, name, parent=None, parent_step=None):
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     runs = tmp_path_factory.mktemp("golden") / "runs"
-    with Writer(begin(runs, "base")) as w:
+    with Writer(begin(runs, "base")) as writer:
         for s in range(200):
             loss = {60: None, 150: 6.0, 151: 4.0}.get(s, 3 + 0.01 * (s % 2))
             grad_norm = {60: None, 150: 20.0, 180: math.nan}.get(s, 1 + 0.1 * (s % 3))
-            w.append(
+            writer.append(
                 "steps",
                 step=s,
                 loss=loss,
@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
                 update="skipped" if s == 60 else "apply",
             )
             hot = 10.0 * (s - 144) if s >= 146 else 11.0 + s % 2
-            w.append(
+            writer.append(
                 "heads",
                 step=s,
                 layer=[0, 0, 1, 1],
@@ -75,7 +75,7 @@ def runs(tmp_path_factory):
                 attn_logit_max=[10.0 + s % 2, 10.0 + s % 2, hot, 5.0 + s % 2],
                 attn_entropy_mean=2.0,
             )
-            w.append(
+            writer.append(
                 "tensors",
                 step=s,
                 tensor=["b", "w"],
@@ -87,13 +87,13 @@ def runs(tmp_path_factory):
             losses = [3.0, 3.1, 3.2, 3.3]
             if s == 150:
                 sequence[2], losses[2] = 11, 9.0
-            w.append(
+            writer.append(
                 "sequences", step=s, slot=[0, 1, 2, 3], sequence=sequence, loss=losses, weight=8.0
             )
             if s % 50 == 49:
-                w.append("checkpoints", step=s + 1, path=f"step-{s + 1:06d}")
-                w.flush()
-        w.append(
+                writer.append("checkpoints", step=s + 1, path=f"step-{s + 1:06d}")
+                writer.flush()
+        writer.append(
             "events",
             step=150,
             kind="spike",
@@ -105,11 +105,11 @@ def runs(tmp_path_factory):
             onset=150,
             recovered_at=152,
         )
-        w.append("events", step=180, kind="nonfinite", metric="grad_norm", tensor="w")
-        w.append("events", step=10, kind="note", text="hello")
-    with Writer(begin(runs, "fork", "base", 140)) as w:
-        w.append("steps", step=list(range(140, 160)), loss=2.5, grad_norm=1.0, update="apply")
-        w.append(
+        writer.append("events", step=180, kind="nonfinite", metric="grad_norm", tensor="w")
+        writer.append("events", step=10, kind="note", text="hello")
+    with Writer(begin(runs, "fork", "base", 140)) as writer:
+        writer.append("steps", step=list(range(140, 160)), loss=2.5, grad_norm=1.0, update="apply")
+        writer.append(
             "sequences",
             step=[150, 150],
             slot=[0, 1],
@@ -124,7 +124,7 @@ def runs(tmp_path_factory):
             ("placebo-2", 2.0),
             ("chaos-0", 0.5),
         ):
-            w.append(
+            writer.append(
                 "divergence",
                 step=[141, 142],
                 arm=arm,
@@ -132,7 +132,7 @@ def runs(tmp_path_factory):
                 l2=[l2, 2.0],
                 loss_gap=[-0.1, None],
             )
-        w.append("divergence", step=141, arm="fork", tensor="w", l2=4.0)
+        writer.append("divergence", step=141, arm="fork", tensor="w", l2=4.0)
     replace_table(
         runs / "fork",
         "forks",

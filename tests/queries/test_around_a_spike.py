@@ -15,8 +15,8 @@ def rows(runs, name, **parameters):
 
 
 def test_the_first_alarm_is_the_head_that_stays_out_and_not_the_tensor_that_came_back(runs):
-    found = rows(runs, "first_alarms", run="base", step=150)
-    head = next(r for r in found if r["kind"] == "head")
+    result = rows(runs, "first_alarms", run="base", step=150)
+    head = next(row for row in result if row["kind"] == "head")
     assert (head["layer"], head["head"], head["step"], head["lead"], head["drifting"]) == (
         1,
         0,
@@ -26,10 +26,10 @@ def test_the_first_alarm_is_the_head_that_stays_out_and_not_the_tensor_that_came
     )
     assert (head["value"], head["baseline"]) == (20.0, 11.5)
     assert head["z"] == pytest.approx((20.0 - 11.5) / (1.4826 * 0.5))
-    assert found[0] is head or found[0]["lead"] >= head["lead"]
+    assert result[0] is head or result[0]["lead"] >= head["lead"]
     # w stood at 3.0 for one step alone, 147: two in a row are an alarm
-    assert not [r for r in found if r["tensor"] == "w" and r["statistic"] == "rms_t"]
-    assert {r["statistic"]: r["lead"] for r in found if r["kind"] == "step"} == {
+    assert not [row for row in result if row["tensor"] == "w" and row["statistic"] == "rms_t"]
+    assert {row["statistic"]: row["lead"] for row in result if row["kind"] == "step"} == {
         "loss": 0,
         "grad_norm": 0,
     }
@@ -39,12 +39,12 @@ def excursion(folder, outside):
     """A run of 200 steps whose one head is at 50 on the steps `outside`, else at 10 or 11."""
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-    with Writer(folder) as w:
-        w.append("runs", name=folder.name)
+    with Writer(folder) as writer:
+        writer.append("runs", name=folder.name)
         steps = list(range(200))
-        w.append("steps", step=steps, loss=2.0, grad_norm=1.0)
+        writer.append("steps", step=steps, loss=2.0, grad_norm=1.0)
         values = [50.0 if s in outside else 10.0 + s % 2 for s in steps]
-        w.append("heads", step=steps, layer=0, head=0, attn_logit_max=values)
+        writer.append("heads", step=steps, layer=0, head=0, attn_logit_max=values)
     return folder.parent
 
 
@@ -61,16 +61,18 @@ def excursion(folder, outside):
     ],
 )
 def test_an_excursion_is_that_which_lasts_until_the_spike(tmp_path, outside, lead, drifting):
-    found = rows(
+    result = rows(
         excursion(tmp_path / "runs" / "r", set(outside)), "first_alarms", run="r", step=180
     )
-    assert [(r["lead"], r["drifting"]) for r in found if r["kind"] == "head"] == (
+    assert [(row["lead"], row["drifting"]) for row in result if row["kind"] == "head"] == (
         [] if lead is None else [(lead, drifting)]
     )
 
 
 def test_heat_is_the_z_against_the_row_s_own_past_in_steps_of_3_6_10_20_40(runs):
-    cells = {(r["step"], r["layer"]): r for r in rows(runs, "layer_heat", run="base", step=150)}
+    cells = {
+        (row["step"], row["layer"]): row for row in rows(runs, "layer_heat", run="base", step=150)
+    }
     hot = cells[146, 1]
     assert (hot["head"], hot["value"], hot["baseline"]) == (0, 20.0, 11.5)
     assert hot["z"] == pytest.approx(8.5 / (1.4826 * 0.5)) and hot["level"] == 3
@@ -81,42 +83,42 @@ def test_heat_is_the_z_against_the_row_s_own_past_in_steps_of_3_6_10_20_40(runs)
 
 def test_heads_of_a_layer_and_the_tensors_that_moved_first(runs):
     heads = rows(runs, "head_heat", run="base", step=150, layer=1)
-    assert {r["head"] for r in heads} == {0, 1}
-    assert max(abs(r["level"]) for r in heads if r["head"] == 1) == 0
+    assert {row["head"] for row in heads} == {0, 1}
+    assert max(abs(row["level"]) for row in heads if row["head"] == 1) == 0
     tensors = rows(runs, "tensor_heat", run="base", step=150, top=2)
-    assert {r["tensor"] for r in tensors if r["place"] == 1} == {"w"}
+    assert {row["tensor"] for row in tensors if row["place"] == 1} == {"w"}
     assert (
         next(
-            r
-            for r in tensors
-            if r["step"] == 147 and r["statistic"] == "rms_t" and r["tensor"] == "w"
+            row
+            for row in tensors
+            if row["step"] == 147 and row["statistic"] == "rms_t" and row["tensor"] == "w"
         )["level"]
         == 4
     )
 
 
 def test_the_excess_of_a_batch_by_sequence(runs):
-    found = rows(runs, "excess_by_sequence", run="base", step=150)
-    assert [r["slot"] for r in found] == [2, 3, 1, 0]
-    assert found[0]["baseline"] == pytest.approx(3.005)
-    assert found[0]["excess"] == pytest.approx((9.0 - 3.005) * 8, rel=1e-6)
-    assert sum(r["share"] for r in found) == pytest.approx(1)
-    assert [r["above"] for r in found] == [True, False, False, False]
-    assert found[0]["batch_excess"] == pytest.approx((3.0 + 3.1 + 9.0 + 3.3) / 4 - 3.005, rel=1e-6)
+    result = rows(runs, "excess_by_sequence", run="base", step=150)
+    assert [row["slot"] for row in result] == [2, 3, 1, 0]
+    assert result[0]["baseline"] == pytest.approx(3.005)
+    assert result[0]["excess"] == pytest.approx((9.0 - 3.005) * 8, rel=1e-6)
+    assert sum(row["share"] for row in result) == pytest.approx(1)
+    assert [row["above"] for row in result] == [True, False, False, False]
+    assert result[0]["batch_excess"] == pytest.approx((3.0 + 3.1 + 9.0 + 3.3) / 4 - 3.005, rel=1e-6)
 
 
 def test_bands_keep_the_largest_and_the_smallest(runs):
     for name in ("loss_band", "loss_band_by100"):
         band = rows(runs, name, run="base", every=100)
-        assert [(r["step"], r["step2"], r["low"], r["high"]) for r in band] == [
+        assert [(row["step"], row["step2"], row["low"], row["high"]) for row in band] == [
             (0, 100, 3.0, 3.01),
             (100, 200, 3.0, 6.0),
         ]
         assert math.isclose(band[0]["mean"], 3.005, abs_tol=1e-3)
     fork = rows(runs, "loss_band", run="fork", every=10)
-    assert [r["high"] for r in fork if r["step"] >= 140] == [2.5, 2.5]
+    assert [row["high"] for row in fork if row["step"] >= 140] == [2.5, 2.5]
     assert [
-        (r["step"], r["low"]) for r in rows(runs, "loss_band_by100", run="fork", every=100)
+        (row["step"], row["low"]) for row in rows(runs, "loss_band_by100", run="fork", every=100)
     ] == [
         (0, 3.0),
         (100, 2.5),
@@ -125,21 +127,23 @@ def test_bands_keep_the_largest_and_the_smallest(runs):
 
 def test_sequences_apart_stand_out_of_the_cloud_before(runs):
     dots = rows(runs, "sequences_around", run="base", step=150, before=20, after=2)
-    assert [(d["step"], d["slot"]) for d in dots if d["apart"]] == [(150, 2)]
+    assert [(dot["step"], dot["slot"]) for dot in dots if dot["apart"]] == [(150, 2)]
     assert len(dots) == 23 * 4
     (middle,) = rows(runs, "steps_around", run="base", step=150, before=0, after=0)
     assert (middle["offset"], middle["loss"]) == (0, 6.0)
 
 
 def test_health_and_marks_of_all_runs(runs):
-    health = {r["run"]: r for r in rows(runs, "run_health")}
+    health = {row["run"]: row for row in rows(runs, "run_health")}
     assert (
         health["base"]["loss_spikes"],
         health["base"]["nonfinite"],
         health["base"]["notes"],
     ) == (1, 1, 1)
     assert (health["fork"]["loss_spikes"], health["fork"]["control_bitwise"]) == (0, True)
-    assert [(m["step"], m["kind"]) for m in rows(runs, "run_marks") if m["run"] == "base"] == [
+    assert [
+        (mark["step"], mark["kind"]) for mark in rows(runs, "run_marks") if mark["run"] == "base"
+    ] == [
         (150, "fast"),
         (180, "nonfinite"),
     ]

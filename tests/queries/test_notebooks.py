@@ -65,7 +65,7 @@ def runs(tmp_path_factory):
     train(recipe, name="base", recipe_name="base", runs=folder / "runs", resume=False)
     run = open_run(folder / "runs", "base")
     for first in (20, 88):
-        raw = {
+        plan = {
             "parent": "base",
             "from": first,
             "to": first + 5,
@@ -73,7 +73,7 @@ def runs(tmp_path_factory):
             "chaos": 1,
             "intervention": [{"kind": "skip", "window": f"{first + 2}:{first + 3}"}],
         }
-        fork(build(folder / "runs", run, raw), folder / "runs")
+        fork(build(folder / "runs", run, plan), folder / "runs")
     for step in (52, 104):
         write_vocabulary(
             run, step, indicator=np.linspace(0.1, 1, run.shape.vocabulary, dtype=np.float32)
@@ -123,17 +123,23 @@ def test_a_notebook_runs_as_jupyter(runs, tmp_path, monkeypatch, name: str) -> N
         resources={"metadata": {"path": str(tmp_path)}},
     ).execute()
     shown = [
-        o["data"] for c in notebook.cells if c.cell_type == "code" for o in c.outputs if "data" in o
+        output["data"]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "data" in output
     ]
     charts = [
-        d for d in shown if any("vega" in kind for kind in d) or "vega" in d.get("text/html", "")
+        data
+        for data in shown
+        if any("vega" in kind for kind in data) or "vega" in data.get("text/html", "")
     ]
     assert len(charts) >= 2
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_two_forms_of_a_notebook_are_in_step(tmp_path, name: str) -> None:
-    made = tmp_path / f"{name}.ipynb"
+    exported = tmp_path / f"{name}.ipynb"
     command = [
         sys.executable,
         "-m",
@@ -143,28 +149,29 @@ def test_the_two_forms_of_a_notebook_are_in_step(tmp_path, name: str) -> None:
         "ipynb",
         str(FOLDER / f"{name}.py"),
         "-o",
-        str(made),
+        str(exported),
         "--sort",
         "top-down",
         "--no-include-outputs",
         "-f",
     ]
-    done = subprocess.run(
+    export = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"NO_COLOR": "1"}
     )
-    assert done.returncode == 0, done.stderr
-    kept, new = (
-        json.loads(p.read_text(encoding="utf-8")) for p in (FOLDER / f"{name}.ipynb", made)
+    assert export.returncode == 0, export.stderr
+    stored, new = (
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in (FOLDER / f"{name}.ipynb", exported)
     )
-    assert [c["source"] for c in kept["cells"]] == [c["source"] for c in new["cells"]], (
-        "run `make notebooks`"
-    )
+    assert [cell["source"] for cell in stored["cells"]] == [
+        cell["source"] for cell in new["cells"]
+    ], "run `make notebooks`"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_output_and_no_path_of_a_machine_is_kept(name: str) -> None:
     text = (FOLDER / f"{name}.ipynb").read_text(encoding="utf-8")
-    assert all(not c.get("outputs") for c in json.loads(text)["cells"])
+    assert all(not cell.get("outputs") for cell in json.loads(text)["cells"])
     assert "/home/" not in text and "/tmp/" not in text and "/work/" not in text
 
 

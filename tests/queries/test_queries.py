@@ -14,8 +14,8 @@ def rows(runs, name, **params):
     return queries.run(runs, name, params).to_pylist()
 
 
-def column(got, name):
-    return [row[name] for row in got]
+def column(result, name):
+    return [row[name] for row in result]
 
 
 VALUES = {  # for parameters that must be given
@@ -73,9 +73,9 @@ def test_tables_and_macros_are_listed_and_described_too():
         "steps"
     )
     assert queries.about_text("z_level").startswith("z_level(z): how many of 3, 6, 10, 20, 40")
-    with pytest.raises(ForensicsError, match="no query, table or macro is called 'spike'") as e:
+    with pytest.raises(ForensicsError, match="no query, table or macro is called 'spike'") as error:
         queries.about("spike")
-    assert e.value.kind == "usage" and "spikes" in e.value.hint
+    assert error.value.kind == "usage" and "spikes" in error.value.hint
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_tables_and_macros_are_listed_and_described_too():
 def test_a_front_comment_that_cannot_be_read_is_named(tmp_path, text, problem):
     path = tmp_path / "odd.sql"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=problem) as e:
+    with pytest.raises(ValueError, match=problem) as error:
         read_entry(path)
-    assert "odd.sql" in str(e.value)
+    assert "odd.sql" in str(error.value)
 
 
 def test_a_query_is_one_file(runs, tmp_path, monkeypatch):
-    """A new file in the folder is run, listed, described and documented, with nothing else to do."""
+    """A new file in the folder is run, listed, described and documented: no other file changes."""
     from queries import entries
 
     (tmp_path / "final_loss.sql").write_text(
@@ -163,15 +163,15 @@ def test_run_summary(runs):
 
 
 def test_loss_curve_of_a_fork_continues_its_parent(runs):
-    got = rows(runs, "loss_curve", run="fork", first="138", last="142", smooth="2")
-    assert [(r["run"], r["step"], r["loss"]) for r in got] == [
+    result = rows(runs, "loss_curve", run="fork", first="138", last="142", smooth="2")
+    assert [(row["run"], row["step"], row["loss"]) for row in result] == [
         ("base", 138, 3.0),
         ("base", 139, 3.01),
         ("fork", 140, 2.5),
         ("fork", 141, 2.5),
     ]
-    assert column(got, "smooth_loss") == pytest.approx([3.005, 3.005, 2.755, 2.5])
-    assert column(got, "median_grad_norm") == pytest.approx([1.1, 1.05, 1.05, 1.0])
+    assert column(result, "smooth_loss") == pytest.approx([3.005, 3.005, 2.755, 2.5])
+    assert column(result, "median_grad_norm") == pytest.approx([1.1, 1.05, 1.05, 1.0])
     assert column(rows(runs, "loss_curve", run="base"), "step") == list(range(200))
 
 
@@ -195,12 +195,12 @@ def test_spikes_and_what_they_cost(runs):
 
 
 def test_spike_neighbourhood(runs):
-    got = rows(runs, "spike_neighbourhood", run="base", step="150")
-    assert column(got, "offset") == list(range(-20, 21))
-    middle = got[20]
+    result = rows(runs, "spike_neighbourhood", run="base", step="150")
+    assert column(result, "offset") == list(range(-20, 21))
+    middle = result[20]
     assert (middle["step"], middle["loss"], middle["grad_norm"]) == (150, 6.0, 20.0)
     assert (middle["attn_logit_max"], middle["layer"], middle["head"]) == (60.0, 1, 0)
-    assert (got[17]["rms_t"], got[17]["tensor"]) == (3.0, "w")
+    assert (result[17]["rms_t"], result[17]["tensor"]) == (3.0, "w")
 
 
 def test_worst_sequences_with_their_documents(runs):
@@ -226,41 +226,46 @@ def test_worst_sequences_with_their_documents(runs):
 
 
 def test_worst_sequences_names_one_made_by_an_intervention(runs):
-    made = rows(runs, "worst_sequences", run="fork", step="150", top="1")[0]
-    assert (made["sequence"], made["source"], made["documents"]) == (-1, None, None)
+    worst = rows(runs, "worst_sequences", run="fork", step="150", top="1")[0]
+    assert (worst["sequence"], worst["source"], worst["documents"]) == (-1, None, None)
 
 
 def test_head_logits_and_their_growth(runs):
-    got = rows(runs, "head_logits", run="base", every="100")
-    assert [(r["layer"], r["head"], r["step"]) for r in got] == [
+    result = rows(runs, "head_logits", run="base", every="100")
+    assert [(row["layer"], row["head"], row["step"]) for row in result] == [
         (layer, head, step) for layer in (0, 1) for head in (0, 1) for step in (0, 100)
     ]
-    hot = got[5]
+    hot = result[5]
     assert (hot["attn_logit_max"], hot["at_step"], hot["growth"]) == (
         550.0,
         199,
         pytest.approx(550 / 12),
     )
-    assert column(got, "growth")[:2] == [1.0, 1.0]
+    assert column(result, "growth")[:2] == [1.0, 1.0]
 
 
 def test_first_to_move_orders_what_left_its_band(runs):
-    got = rows(runs, "first_to_move", run="base", step="150")
-    assert [(r["moved_at"], r["lead"], r["kind"], r["place"], r["statistic"]) for r in got] == [
+    result = rows(runs, "first_to_move", run="base", step="150")
+    assert [
+        (row["moved_at"], row["lead"], row["kind"], row["place"], row["statistic"])
+        for row in result
+    ] == [
         (146, 4, "head", "layer 1 head 0", "attn_logit_max"),
         (147, 3, "tensor", "w", "staleness"),  # its baseline never moved: z is infinite
         (147, 3, "tensor", "w", "rms_t"),
         (150, 0, "step", "whole model", "loss"),
         (150, 0, "step", "whole model", "grad_norm"),
     ]
-    head = got[0]
+    head = result[0]
     assert head["baseline_steps"] == 86  # steps 0 … 85
     assert head["z"] == pytest.approx((20 - 11.5) / (1.4826 * 0.5))
     assert head["steps_outside"] == 5
     losses = [3 + 0.01 * (s % 2) for s in range(86) if s != 60]
     # 43 of these 85 are equal, so MAD is 0 and the standard deviation stands in
-    assert got[3]["z"] == pytest.approx((6 - statistics.median(losses)) / statistics.pstdev(losses))
-    assert got[1]["z"] == math.inf
+    assert result[3]["z"] == pytest.approx(
+        (6 - statistics.median(losses)) / statistics.pstdev(losses)
+    )
+    assert result[1]["z"] == math.inf
 
 
 def test_first_to_move_needs_a_baseline(runs):
@@ -268,7 +273,7 @@ def test_first_to_move_needs_a_baseline(runs):
 
 
 def test_stale_tensors(runs):
-    worst, other = rows(runs, "stale_tensors", run="base", step="150")
+    worst, second = rows(runs, "stale_tensors", run="base", step="150")
     assert (worst["tensor"], worst["rms_t"], worst["rms_t_at"], worst["lead"], worst["alarm"]) == (
         "w",
         3.0,
@@ -277,7 +282,7 @@ def test_stale_tensors(runs):
         True,
     )
     assert (worst["staleness"], worst["staleness_at"]) == (1.5, 147)
-    assert (other["tensor"], other["alarm"]) == ("b", False)
+    assert (second["tensor"], second["alarm"]) == ("b", False)
     assert rows(runs, "stale_tensors", run="base", step="150", within="2")[0]["alarm"] is False
 
 
@@ -291,15 +296,15 @@ def test_source_loss(runs):
             expected.setdefault(
                 (s // 100 * 100, "clean" if sequence < 10 else "damaged"), []
             ).append(loss)
-    got = rows(runs, "source_loss", run="base", every="100")
-    assert {(r["step"], r["source"]): r["sequences"] for r in got} == {
-        k: len(v) for k, v in expected.items()
+    result = rows(runs, "source_loss", run="base", every="100")
+    assert {(row["step"], row["source"]): row["sequences"] for row in result} == {
+        key: len(values) for key, values in expected.items()
     }
-    for row in got:
+    for row in result:
         values = expected[row["step"], row["source"]]
         assert row["loss"] == pytest.approx(statistics.mean(values), rel=1e-6)
         assert row["tokens"] == 8 * len(values) and row["share"] == pytest.approx(len(values) / 400)
-    assert max(column(got, "worst_loss")) == 9.0
+    assert max(column(result, "worst_loss")) == 9.0
     assert "(made)" in column(rows(runs, "source_loss", run="fork"), "source")
 
 
@@ -331,17 +336,17 @@ def test_skipstep_would_skip_agrees_with_the_definition_in_plain_python(runs):
             continue
         flags = []
         for series in (losses, norms):
-            window = [series[e] for e in earlier if math.isfinite(series[e])]
+            window = [series[at] for at in earlier if math.isfinite(series[at])]
             limit = 6 * statistics.stdev(window)
             flags.append(
                 not math.isfinite(series[s]) or series[s] - statistics.mean(window) > limit
             )
         if any(flags):
             expected[s] = tuple(flags)
-    got = rows(runs, "skipstep_would_skip", run="base")
-    assert {r["step"]: (r["by_loss"], r["by_grad_norm"]) for r in got} == expected
+    result = rows(runs, "skipstep_would_skip", run="base")
+    assert {row["step"]: (row["by_loss"], row["by_grad_norm"]) for row in result} == expected
     assert 150 in expected and 180 in expected
-    assert got[0]["n"] == 128
+    assert result[0]["n"] == 128
 
 
 def test_document_exposure_agrees_with_a_count_token_by_token(runs):
@@ -357,14 +362,14 @@ def test_document_exposure_agrees_with_a_count_token_by_token(runs):
             for slot in range(4):
                 sequence = 11 if (s, slot) == (150, 2) else (4 * s + slot) % 14
                 where = ("clean", sequence) if sequence < 10 else ("damaged", sequence - 10)
-                held = range(where[1] * 8, where[1] * 8 + 9)  # T+1 tokens
-                if where[0] == source and set(held) & set(range(first, first + tokens)):
+                tokens_held = range(where[1] * 8, where[1] * 8 + 9)  # T+1 tokens
+                if where[0] == source and set(tokens_held) & set(range(first, first + tokens)):
                     expected.append((s, slot))
-        got = rows(runs, "document_exposure", run="base", document=str(document))
-        assert [(r["step"], r["slot"]) for r in got] == expected
+        result = rows(runs, "document_exposure", run="base", document=str(document))
+        assert [(row["step"], row["slot"]) for row in result] == expected
     for last, latest in (("3", 0), ("4", 3)):  # batch 3 begins the second epoch
-        seen = rows(runs, "document_exposure", run="base", document="0", last=last)
-        assert max(column(seen, "step")) == latest
+        batches = rows(runs, "document_exposure", run="base", document="0", last=last)
+        assert max(column(batches, "step")) == latest
 
 
 def test_a_connection_and_its_cursors_serve_queries_as_a_folder_does(runs):
@@ -403,9 +408,9 @@ def test_a_connection_made_before_a_merge_still_answers(tmp_path):
     ],
 )
 def test_a_wrong_name_or_parameter_is_one_line_with_the_nearest(runs, name, params, kind, hint):
-    with pytest.raises(ForensicsError) as e:
+    with pytest.raises(ForensicsError) as error:
         queries.run(runs, name, params)
-    assert e.value.kind == kind and hint in e.value.hint and "\n" not in str(e.value)
+    assert error.value.kind == kind and hint in error.value.hint and "\n" not in str(error.value)
 
 
 def test_a_flipped_byte_is_found_by_the_query_that_reads_it_and_by_no_other(tmp_path, runs):
@@ -413,15 +418,15 @@ def test_a_flipped_byte_is_found_by_the_query_that_reads_it_and_by_no_other(tmp_
 
     copy = tmp_path / "runs"
     shutil.copytree(runs, copy)
-    part = next((copy / "base" / "tables" / "steps").glob("*.parquet"))
-    data = bytearray(part.read_bytes())
+    part_file = next((copy / "base" / "tables" / "steps").glob("*.parquet"))
+    data = bytearray(part_file.read_bytes())
     data[100] ^= 4
-    part.write_bytes(data)
+    part_file.write_bytes(data)
     assert queries.run(copy, "stale_tensors", {"run": "base", "step": "150"}).num_rows == 2
     for where in (copy, queries.connect(copy)):
-        with pytest.raises(ForensicsError, match=part.name) as e:
+        with pytest.raises(ForensicsError, match=part_file.name) as error:
             queries.run(where, "loss_curve", {"run": "base"})
-        assert e.value.kind == "integrity"
+        assert error.value.kind == "integrity"
 
 
 def test_the_schema_and_its_description_hold_every_column_and_query():

@@ -17,32 +17,32 @@ def wide(tmp_path):
     folder = tmp_path / "wide"
     folder.mkdir()
     (folder / "run.json").write_text("{}")
-    with Writer(folder) as w:
-        w.append("runs", name="wide")
+    with Writer(folder) as writer:
+        writer.append("runs", name="wide")
         for step in range(5):
             losses = [2 + (slot * 7 % 1000) / 999 for slot in range(1000)]
             if step == 3:
                 losses[500], losses[600] = 9.0, math.nan
-            w.append("sequences", step=step, slot=list(range(1000)), sequence=0, loss=losses)
+            writer.append("sequences", step=step, slot=list(range(1000)), sequence=0, loss=losses)
     return tmp_path
 
 
 def dots(runs, step, **parameters):
-    found = run(runs, "sequences_around", {"run": "wide", "step": 3, **parameters}).to_pylist()
-    return [d for d in found if d["step"] == step]
+    result = run(runs, "sequences_around", {"run": "wide", "step": 3, **parameters}).to_pylist()
+    return [dot for dot in result if dot["step"] == step]
 
 
 def test_a_large_batch_keeps_its_highest_its_lowest_what_stands_apart_and_its_shape(wide):
-    kept = dots(wide, 3)
-    assert len(kept) == 206 and {d["sequences"] for d in kept} == {1000}
-    assert 500 in [d["slot"] for d in kept if d["apart"]]
-    losses = sorted(dots(wide, 2), key=lambda d: -d["loss"])
-    values = [d["loss"] for d in losses]
+    drawn = dots(wide, 3)
+    assert len(drawn) == 206 and {dot["sequences"] for dot in drawn} == {1000}
+    assert 500 in [dot["slot"] for dot in drawn if dot["apart"]]
+    losses = sorted(dots(wide, 2), key=lambda dot: -dot["loss"])
+    values = [dot["loss"] for dot in losses]
     assert values[:103] == pytest.approx(
         [3 - i / 999 for i in range(103)]
     )  # the highest, all of them
     assert values[-1] == 2.0  # and the lowest
-    gaps = [a - b for a, b in itertools.pairwise(values[103:])]
+    gaps = [higher - lower for higher, lower in itertools.pairwise(values[103:])]
     assert max(gaps) < 10 / 999  # the others, 897, each eighth or ninth of them
     assert len(dots(wide, 3, top=10)) == 10
 
