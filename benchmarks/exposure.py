@@ -36,7 +36,8 @@ SHARD = 1 << 24  # tokens of the one file
 
 def make(folder: Path, tokens: int, T: int, batch: int) -> Any:
     """A run over a corpus of this many tokens, finished as far as the ledger can tell."""
-    from forensics.model.shape import parameter_shapes, shape_of
+    from forensics.model.knobs import shape_of
+    from forensics.model.shape import parameter_shapes
     from forensics.store.writer import replace_table
     from forensics.train.run import Header, open_run
     from forensics.train.run import write_header as write_run

@@ -31,7 +31,8 @@ from benchmarks.plain import CPU, DRY, GPU, Sizes, tokens
 from benchmarks.rounds import interleaved, medians, ratios, report
 from forensics import config, identity
 from forensics.model.initialize import initialize
-from forensics.model.shape import parameter_shapes, shape_of
+from forensics.model.knobs import shape_of
+from forensics.model.shape import parameter_shapes
 from forensics.observe.recorder import Recorder
 from forensics.step.batch import Batch
 from forensics.step.observer import SILENT, Observer

@@ -9,6 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from forensics.lazy import getter
+from forensics.version import __version__
 
 if TYPE_CHECKING:
     from forensics.train.loop import train
@@ -20,6 +21,5 @@ if TYPE_CHECKING:
 # it is set before torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-__version__ = "0.1.0"
-__all__ = ["open_run", "train"]
+__all__ = ["__version__", "open_run", "train"]
 __getattr__ = getter(__name__, {"open_run": "forensics.train.run", "train": "forensics.train"})

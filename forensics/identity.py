@@ -16,8 +16,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from forensics import __version__
 from forensics.errors import ForensicsError
+from forensics.version import __version__
 
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors")
 DISPATCH = (

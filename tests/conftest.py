@@ -10,11 +10,12 @@ import torch
 from forensics import config, identity
 from forensics.model.decoder import Decoder
 from forensics.model.initialize import initialize
-from forensics.model.shape import Shape, shape_of
+from forensics.model.knobs import shape_of
+from forensics.model.shape import Shape
+from forensics.model.step_model import StepModel
 from forensics.step.batch import Batch
 from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
-from forensics.train.advance import StepModel
 from forensics.train.optimizer import decayed_names
 
 # A busy machine is no defect of a test: how long an example takes says nothing about what it shows.

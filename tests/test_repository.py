@@ -17,7 +17,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 def test_the_version_has_one_source():
     assert PROJECT["project"]["dynamic"] == ["version"] and "version" not in PROJECT["project"]
-    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "forensics.__version__"}
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {
+        "attr": "forensics.version.__version__"
+    }
     from forensics import identity
 
     fingerprint = identity.fingerprint(

@@ -17,10 +17,10 @@ from typing import Any
 
 import click
 
-from forensics import __version__
 from forensics.errors import ForensicsError
 from forensics.json_documents import dumps
 from forensics.result_records import ResultRecord
+from forensics.version import __version__
 from forensics.visible import visible
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import starmap
 from pathlib import Path
 
+from forensics.data.document import Document
 from forensics.data.planted import invented, planted
 from forensics.errors import ForensicsError, nearest
 
@@ -27,16 +28,6 @@ NOT_THE_LIBRARY = {
 }
 
 FORMS = "stdlib, stdlib/PACKAGE, a folder of text, a .jsonl, a .parquet, hf:NAME or shuffled:SOURCE"
-
-
-@dataclass(frozen=True)
-class Document:
-    """A unit of source text; `path` says where it came from and names no folder outside its
-    source.
-    """
-
-    path: str
-    text: str
 
 
 @dataclass

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from forensics.data.corpus import Document
+    from forensics.data.document import Document
 
 PLANTED = {
     "zorvexil": 0,

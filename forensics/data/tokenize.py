@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from forensics.data.corpus import Document, Documents
+from forensics.data.corpus import Documents
+from forensics.data.document import Document
 from forensics.data.repeats import repeat_share_pieces
 from forensics.data.shards import Corpus, Shard, Source, hash_file, open_corpus, write_header
 from forensics.errors import ForensicsError

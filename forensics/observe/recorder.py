@@ -34,10 +34,10 @@ from forensics.step.observer import Site
 from forensics.store.writer import Writer
 
 if TYPE_CHECKING:
+    from forensics.model.step_model import StepModel
     from forensics.step.policy import StepPolicy
     from forensics.step.result import StepResult
     from forensics.step.state import TrainState
-    from forensics.train.advance import StepModel
 
 HEADS = tuple(each.column for each in head_statistics.STATISTICS)
 # what a block computes, in that order; the taps come in another one, once the block is done

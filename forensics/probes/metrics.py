@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forensics.model.step_model import StepModel
 from forensics.observe.attention import HeadStatistics, attention_statistics
 from forensics.step import sums
 from forensics.step.batch import Batch
 from forensics.step.observer import UNTAPPED, Site, Taps
 from forensics.step.precision import autocast
-from forensics.train.advance import StepModel, documents, token_losses
+from forensics.train.advance import documents, token_losses
 from forensics.train.run import Run
 
 Params = dict[str, Tensor]

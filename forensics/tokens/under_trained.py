@@ -21,28 +21,14 @@ from forensics.tokens.exposure import Exposure, ledger
 from forensics.tokens.indicators import measure
 from forensics.tokens.reference import Reference
 from forensics.tokens.target import Target
+from forensics.tokens.verification import Verification
 from forensics.tokens.verification_cache import keep
 
 if TYPE_CHECKING:
-    from forensics.tokens.verify import Control
+    pass
 
 RULE = 2.0  # percentile of the indicator over OK tokens, up to which a token is a candidate
 CANNOT_COPY = "this model cannot copy: verification says nothing"
-
-
-@dataclass(frozen=True, eq=False)
-class Verification:
-    """What the prompts told; max_prob and bound are (n,) over the categories' ids, NaN where a
-    token was not asked.
-    """
-
-    placeholder: int | None
-    controls: list[Control]
-    copies: bool
-    verdict: str
-    max_prob: np.ndarray
-    bound: np.ndarray  # bool: P is at least that, because the token was rejected there
-    whole: bool  # a census
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from forensics.tokens.under_trained import Verification
+    from forensics.tokens.verification import Verification
     from forensics.train.run import Run
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from forensics.model.decoder import Decoder, unembedding
+from forensics.model.decoder import unembedding
 from forensics.model.loss import loss_and_gradient
+from forensics.model.step_model import StepModel
 from forensics.step import sums
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.observer import SILENT, Observer, Site
@@ -27,18 +28,6 @@ from forensics.step.result import LogitRows, StepResult
 from forensics.step.state import TrainState
 from forensics.train.optimizer import update
 from forensics.train.step_errors import translate_torch_errors
-
-
-@dataclass(frozen=True)
-class StepModel:
-    """What stays the same from step to step and is no part of the state."""
-
-    decoder: Decoder
-    micro_batch: int  # sequences
-    optimizer: str  # fused | foreach | loop
-    decayed: frozenset[str]
-    device: str
-    eot: int  # id of the end-of-text token, which ends a document
 
 
 def advance(

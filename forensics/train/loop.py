@@ -24,7 +24,8 @@ from forensics.detect.spikes import RobustDetector, Spike, phase_restarts
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
 from forensics.model.initialize import initialize
-from forensics.model.shape import parameter_shapes, shape_of
+from forensics.model.knobs import shape_of
+from forensics.model.shape import parameter_shapes
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback, silent
 from forensics.step import sums

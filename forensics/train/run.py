@@ -26,6 +26,7 @@ from forensics.data.shards import Corpus, open_corpus
 from forensics.errors import ForensicsError, nearest
 from forensics.model.decoder import Decoder
 from forensics.model.shape import Shape
+from forensics.model.step_model import StepModel
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.observer import SILENT, Observer
 from forensics.step.policy import Policy
@@ -34,7 +35,7 @@ from forensics.step.state import TrainState
 from forensics.store import reader
 from forensics.store.writer import write_atomic
 from forensics.train import checkpoint
-from forensics.train.advance import StepModel, fold
+from forensics.train.advance import fold
 from forensics.train.optimizer import decayed_names
 from forensics.train.prefetch import Ahead
 from forensics.train.schedule import own_policy

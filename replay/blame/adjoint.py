@@ -25,13 +25,14 @@ from forensics.model.cpu_kernels import CUBE
 from forensics.model.decoder import Decoder, Params, unembedding
 from forensics.model.loss import chunks
 from forensics.model.shape import Shape
+from forensics.model.step_model import StepModel
 from forensics.step import sums
 from forensics.step.batch import Batch
 from forensics.step.observer import Site
 from forensics.step.policy import StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import TrainState
-from forensics.train.advance import StepModel, documents
+from forensics.train.advance import documents
 from forensics.train.optimizer import Adjoint, pull_back
 
 ACTIVATIONS = 1 << 30  # bytes that the graph of one piece of a batch may take

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from forensics.errors import ForensicsError
+from forensics.model.step_model import StepModel
 from forensics.progress import ProgressCallback, silent
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.observer import SILENT, Observer, Site
 from forensics.step.policy import Policy, StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
-from forensics.train.advance import StepModel, advance, fold, token_losses
+from forensics.train.advance import advance, fold, token_losses
 from forensics.train.optimizer import Adjoint
 from forensics.train.run import Run
 from replay.blame.adjoint import Smooth, Taken, Tape, step_back

@@ -20,6 +20,7 @@ import xxhash
 from forensics import identity
 from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder
+from forensics.model.step_model import StepModel
 from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
 from forensics.step.batch import Batch, BatchStream
@@ -27,7 +28,7 @@ from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
 from forensics.store.resumable import Kept
 from forensics.train import checkpoint
-from forensics.train.advance import StepModel, advance
+from forensics.train.advance import advance
 from forensics.train.run import enable_determinism_for
 from replay.lineage import open_trajectory, require_intact
 

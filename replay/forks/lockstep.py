@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from forensics.errors import ForensicsError
+from forensics.model.step_model import StepModel
 from forensics.step.batch import BatchStream
 from forensics.step.observer import SILENT, Observer
 from forensics.step.policy import Policy, StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
-from forensics.train.advance import StepModel, take_step
+from forensics.train.advance import take_step
 from forensics.train.run import Run
 from replay.interventions.base import Intervention
 from replay.interventions.composition import composed

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from forensics.model.decoder import Decoder, Params
+from forensics.model.step_model import StepModel
 from forensics.observe.attention import attention_statistics
 from forensics.observe.tensors import TensorProbe
 from forensics.step import sums
@@ -17,7 +18,6 @@ from forensics.step.observer import Site
 from forensics.step.policy import StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import TrainState
-from forensics.train.advance import StepModel
 
 
 class TimedDecoder(Decoder):

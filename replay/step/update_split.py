@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forensics.model.step_model import StepModel
 from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
-from forensics.train.advance import StepModel, token_losses
+from forensics.train.advance import token_losses
 from forensics.train.optimizer import update as optimizer_update
 from forensics.train.run import Run
 from replay.compare.probe_sequences import Probe

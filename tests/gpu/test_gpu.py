@@ -16,11 +16,12 @@ from forensics.model import families
 from forensics.model.decoder import Decoder
 from forensics.model.initialize import initialize
 from forensics.model.loss import loss_and_gradient
+from forensics.model.step_model import StepModel
 from forensics.observe.attention import attention_statistics
 from forensics.observe.tensors import TensorProbe
 from forensics.step.state import Counters, TrainState
 from forensics.train import loop
-from forensics.train.advance import StepModel, advance
+from forensics.train.advance import advance
 from forensics.train.optimizer import decayed_names
 from forensics.train.run import open_run
 

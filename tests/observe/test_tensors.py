@@ -127,7 +127,7 @@ def test_embeddings_that_do_not_decay_have_an_update_ratio_without_decay_of_thei
     make_shape, start_state, make_batch, make_policy
 ):
     from forensics.model.decoder import Decoder
-    from forensics.train.advance import StepModel
+    from forensics.model.step_model import StepModel
     from forensics.train.optimizer import decayed_names
 
     shape = make_shape()

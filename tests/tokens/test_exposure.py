@@ -14,11 +14,12 @@ from forensics.config import Data, Phase
 from forensics.data.order import make_order
 from forensics.data.planted import PLANTED
 from forensics.errors import ForensicsError
+from forensics.model.step_model import StepModel
 from forensics.tokens import exposure
 from forensics.tokens.causes import corpus_counts
 from forensics.tokens.exposure import FIELDS, ledger, ledgers, reachable, sequence_ids
 from forensics.tokens.vocabulary import vocabulary, write_vocabulary
-from forensics.train.advance import StepModel, documents
+from forensics.train.advance import documents
 from forensics.train.run import Run
 from replay.lineage import open_trajectory
 

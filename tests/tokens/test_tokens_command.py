@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from forensics.cli import tokens as command
 from forensics.cli.main import main
+from forensics.tokens import verification
 from forensics.tokens.categories import CATEGORIES
 from forensics.tokens.indicators import INDICATORS
 from forensics.tokens.under_trained import CANNOT_COPY
@@ -215,7 +216,7 @@ def prompts(monkeypatch: pytest.MonkeyPatch):
             for id, value in (p or {}).items():
                 max_prob[categories.position[id]] = value
             verdict = "24 of 24 repeated" if p is not None else under_trained.CANNOT_COPY
-            return under_trained.Verification(
+            return verification.Verification(
                 None, [], p is not None, verdict, max_prob, max_prob >= 0.01, census
             )
 

@@ -16,7 +16,8 @@ from forensics.tokens.categories import Categories, categorise
 from forensics.tokens.forward import Recomputed, of_decoder, of_folder
 from forensics.tokens.indicators import Weights
 from forensics.tokens.target import Target
-from forensics.tokens.under_trained import CANNOT_COPY, Verification, _verify, rule_against
+from forensics.tokens.under_trained import CANNOT_COPY, _verify, rule_against
+from forensics.tokens.verification import Verification
 from forensics.tokens.verify import VERIFIED, Verifier, can_copy, choose_controls
 
 TEXT = (

@@ -298,7 +298,8 @@ def test_what_to_lower_depends_on_what_is_left():
 def test_the_recipes_for_one_gpu_have_the_sizes_they_say(name, parameters):
     import math
 
-    from forensics.model.shape import parameter_shapes, shape_of
+    from forensics.model.knobs import shape_of
+    from forensics.model.shape import parameter_shapes
 
     recipe = config.load(name, ["data.source=somewhere"])
     shape = shape_of(recipe.model, recipe.data.vocabulary, recipe.data.sequence_length)
