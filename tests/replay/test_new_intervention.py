@@ -160,7 +160,8 @@ def test_the_apps_form_asks_for_it_and_its_answers_are_a_fork_that_runs(
     text = toml_text.written({"parent": "base", "from": 80, "to": 83}, [answers])
     made = spec.build(runs, base, tomllib.loads(text))
     assert made.sentence() == "multiplies the learning rate by 0.5 from 81 on"
-    assert fork(made, runs)["first_difference"]["step"] == 81
+    difference = fork(made, runs).first_difference
+    assert difference is not None and difference.step == 81
 
 
 def test_the_documents_have_it() -> None:
