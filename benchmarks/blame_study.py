@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from forensics import config
-from forensics.progress import bar
+from forensics.cli.progress_bar import bar
 from forensics.store.resumable import Kept
 from forensics.train.loop import train
 from replay.executors import local

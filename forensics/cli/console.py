@@ -209,15 +209,3 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return str(value)
-
-
-def state_of(text: str) -> tuple[str, int | None]:
-    """`RUN@STEP` or `RUN` as (run, step or None). Errors: usage."""
-    run, at, step = text.partition("@")
-    if at and not step.isdecimal():
-        raise ForensicsError(
-            "usage",
-            f"wanted RUN@STEP, found {text!r}",
-            "e.g. demo@200; without @STEP, the last checkpoint",
-        )
-    return run, int(step) if at else None

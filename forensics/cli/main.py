@@ -11,21 +11,12 @@ from typing import Any
 
 import click
 
-from forensics.cli.console import (
-    Program,
-    cell,
-    emit,
-    runs_folder,
-    say,
-    settings,
-    state_of,
-    table,
-    visible,
-)
+from forensics.cli.console import Program, cell, emit, runs_folder, say, settings, table, visible
+from forensics.cli.progress_bar import bar
 from forensics.cli.tokens import tokens
 from forensics.errors import ForensicsError
 from forensics.json_documents import plain
-from forensics.progress import bar
+from forensics.state_name import parse_state
 
 
 @click.group(cls=Program, name="forensics", example="forensics demo")
@@ -384,7 +375,7 @@ def export(state: str, dest: Path) -> None:
     """A Hugging Face folder of the state at any step: it opens in AutoModelForCausalLM."""
     from replay.state_export import export_state
 
-    name, step = state_of(state)
+    name, step = parse_state(state)
     with bar("replaying") as progress:
         document = export_state(runs_folder(), name, step, dest, progress)
     emit(document, lambda: say(f"{name} at step {document['step']} is in {dest}"))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table, warn
-from forensics.progress import bar
+from forensics.cli.progress_bar import bar
 
 # As `categories.CATEGORIES` and `indicators.INDICATORS`, which a test holds them to: those modules
 # load numpy and torch.

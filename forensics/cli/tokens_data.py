@@ -7,9 +7,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from forensics.cli.console import emit, say, state_of, table
+from forensics.cli.console import emit, say, table
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback
+from forensics.state_name import parse_state
 from forensics.tokens.target import Open
 
 SHOWN = 20  # tokens that stay behind
@@ -29,7 +30,7 @@ def tell_of_data(
 
     Errors: usage (not a run), missing, integrity.
     """
-    name, step = state_of(target)
+    name, step = parse_state(target)
     if not (runs / name / "run.json").is_file():
         raise ForensicsError(
             "usage",

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forensics.cli.console import state_of
 from forensics.errors import ForensicsError, nearest
 from forensics.progress import ProgressCallback, silent
+from forensics.state_name import parse_state
 from forensics.store.reader import check_run_name, runs_in
 from forensics.tokens import folder as hf
 from forensics.tokens import gguf_file
@@ -71,7 +71,7 @@ def open_target(
             "give the folder for safetensors",
         )
     if "/" not in text and "@" in text:
-        name, _ = state_of(text)
+        name, _ = parse_state(text)
         check_run_name(name)
         raise ForensicsError(
             "missing",
@@ -95,7 +95,7 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: ProgressCallback) -
     from forensics.tokens.forward import of_decoder
     from forensics.tokens.indicators import Weights
 
-    name, step = state_of(text)
+    name, step = parse_state(text)
     run = open_run(runs, name)
     at = run.last_step() if step is None else step
     state = _state(run, at, progress)

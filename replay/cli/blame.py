@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table, visible, warn
-from forensics.progress import bar
+from forensics.cli.progress_bar import bar
 
 BAR = 30  # characters of the longest bar of the deletion curve
 

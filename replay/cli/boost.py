@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table
+from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
-from forensics.progress import bar
 
 
 @click.command(

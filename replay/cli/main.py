@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from forensics.cli.console import Program, emit, runs_folder, say, state_of, table, warn
+from forensics.cli.console import Program, emit, runs_folder, say, table, warn
+from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
-from forensics.progress import bar
+from forensics.state_name import parse_state
 from replay.cli import output
 from replay.cli.blame import blame
 from replay.cli.boost import boost
@@ -178,7 +179,7 @@ def scan(
             )
         target = scans.of_folder(Path(state), tokens, sequence_length, batch_size, runs_folder())
     else:
-        name, step = state_of(state)
+        name, step = parse_state(state)
         target = scans.of_run(runs_folder(), name, step)
     with bar("scanning", "batches") as progress:
         rows = scans.scan(target, first, last, per_sequence, progress)
@@ -343,7 +344,7 @@ def state(state: str, dest: Path) -> None:
     """The exact state at any step, as a checkpoint folder."""
     from replay.state_export import export_state
 
-    name, step = state_of(state)
+    name, step = parse_state(state)
     with bar("replaying") as progress:
         document = export_state(runs_folder(), name, step, dest, progress)
     emit(

@@ -66,7 +66,7 @@ def test_a_process_that_is_gone_without_a_word_is_lost(runs):
 
 
 def test_progress_goes_into_the_file_that_is_named(tmp_path, monkeypatch):
-    from forensics.progress import bar
+    from forensics.cli.progress_bar import bar
 
     monkeypatch.setenv("FORENSICS_PROGRESS", str(tmp_path / "p.json"))
     with bar("training", "steps") as report:
