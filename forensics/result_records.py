@@ -29,6 +29,7 @@ from forensics.errors import ForensicsError
 from forensics.json_documents import dumps, number, plain
 
 KEY = "json key"
+Part = typing.TypeVar("Part")
 
 
 def json_key(key: str, **options: Any) -> Any:
@@ -102,6 +103,11 @@ def _part(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _part(item) for key, item in value.items()}
     return plain(value)
+
+
+def read_part(cls: type[Part], document: dict[str, Any]) -> Part:
+    """Read a dataclass from plain JSON. Raises KeyError, TypeError, ValueError."""
+    return typing.cast(Part, _read(cls, document))
 
 
 @functools.cache

@@ -73,16 +73,13 @@ def tell(runs: Path, quick: bool, progress: ProgressCallback, say: Say) -> dict[
 
     target = scans.of_run(runs, name, planted)
     rows = scans.scan(target, planted - 6, after + 6, progress=progress)
-    worst = sorted(row["step"] for row in rows[: after - planted])
+    worst = sorted(row.step for row in rows[: after - planted])
     say(
         f"\n4. The scan. State {planted} held still, batches {planted - 6}:{after + 6}, no update."
         f" By gradient norm the worst {len(worst)} are {', '.join(map(str, worst))}:"
     )
     for row in rows[: len(worst) + 1]:
-        say(
-            f"     batch {row['step']}  loss {row['loss']:.3f}  gradient norm"
-            f" {row['grad_norm']:.2f}"
-        )
+        say(f"     batch {row.step}  loss {row.loss:.3f}  gradient norm {row.grad_norm:.2f}")
 
     run = open_trajectory(runs, name)
     raw = {

@@ -168,6 +168,7 @@ def scan(
     """
     from forensics.config import window
     from replay.experiments import batch_scan as scans
+    from replay.experiments.results import ScanResult
 
     first, last = window(batches, "--batches")
     if tokens is not None or ("/" in state and Path(state).is_dir()):
@@ -183,14 +184,8 @@ def scan(
         target = scans.of_run(runs_folder(), name, step)
     with bar("scanning", "batches") as progress:
         rows = scans.scan(target, first, last, per_sequence, progress)
-
-    def story() -> None:
-        columns = (
-            ["step", "slot", "loss", "grad_norm"] if per_sequence else ["step", "loss", "grad_norm"]
-        )
-        table(columns, [[row[c] for c in columns] for row in rows[:top]])
-
-    emit({"state": state, "batches": rows}, story)
+    result = ScanResult(state, rows)
+    emit(result, lambda: output.scan(result, per_sequence, top))
 
 
 @main.command(example="replay diff demo demo-fork-1a2b3c4d")
@@ -245,12 +240,17 @@ def matrix(run: str, batches: str, states: str, whole: bool) -> None:
     from forensics.config import window
     from replay.experiments import data_state_matrix as matrices
 
-    go = matrices.windows if whole else matrices.matrix
+    first, last = window(batches, "--batches")
+    chosen = steps(states, "--states")
     with bar("matrix", "batches") as progress:
-        document = go(
-            runs_folder(), run, *window(batches, "--batches"), steps(states, "--states"), progress
-        )
-    emit(document, lambda: output.windows(document) if whole else output.matrix(document))
+        if whole:
+            windows = matrices.windows(runs_folder(), run, first, last, chosen, progress)
+        else:
+            cells = matrices.matrix(runs_folder(), run, first, last, chosen, progress)
+    if whole:
+        emit(windows, lambda: output.windows(windows))
+    else:
+        emit(cells, lambda: output.matrix(cells))
 
 
 @main.command(example="replay noise demo --at 50,200,390")
@@ -324,17 +324,17 @@ def noise(run: str, at: str, window: int, seeds: int) -> None:
 )
 def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
     """The same intervention at many steps, by the run's own learning rate and at an equal one."""
-    from replay.experiments.sweep import sweep as go
+    from replay.experiments.sweep import sweep as run_sweep
     from replay.forks import spec as specs
 
     raw = specs.read(spec)
     if not isinstance(raw.get("parent"), str):
         raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
     with bar("sweep", "forks") as progress:
-        document = go(
+        result = run_sweep(
             runs_folder(), raw, steps(at, "--at"), workers=workers, seeds=seeds, progress=progress
         )
-    emit(document, lambda: output.sweep(document))
+    emit(result, lambda: output.sweep(result))
 
 
 @main.command(example="replay state demo@401 ./state-401")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from forensics.cli.console import cell, say, table
 
 if TYPE_CHECKING:
+    from replay.experiments.results import MatrixResult, ScanResult, SweepResult, WindowsResult
     from replay.forks.result import ForkPlan, ForkResult
 
 
@@ -84,90 +85,124 @@ def fork(result: ForkResult) -> None:
         )
 
 
-def matrix(m: dict[str, Any]) -> None:
-    first, last = m["batches"]
-    titles = {
-        "jump": "jump of the probe loss after one step, over the placebo batches' median (nats)",
-        "loss": "loss of the batch at the state (nats)",
-        "grad_norm": "gradient norm of the batch at the state",
-    }
-    for measure, title in titles.items():
+MATRIX_TITLES = {
+    "jump": "Jump of the probe loss after one step, over the placebo batches' median (nats)",
+    "loss": "Loss of the batch at the state (nats/token)",
+    "grad_norm": "Gradient norm of the batch at the state",
+}
+
+
+def matrix(result: MatrixResult) -> None:
+    """Tell each measure by state and batch, and how large the data's and the state's parts are."""
+    first, last = result.batches
+    for measure, title in MATRIX_TITLES.items():
         say(f"{title}; * the state has already been trained on the batch")
         rows = []
-        for s in m["states"]:
-            own = [c for c in m["cells"] if c["state"] == s]
-            rows.append([s, *(cell(c[measure]) + ("*" if c["consumed"] else "") for c in own)])
-        table(["state", *(str(b) for b in range(first, last))], rows)
-        effects = m["effects"][measure]
+        for state in result.states:
+            cells = [each for each in result.cells if each.state == state]
+            rows.append(
+                [state, *(cell(getattr(c, measure)) + ("*" if c.consumed else "") for c in cells)]
+            )
+        table(["state", *(str(step) for step in range(first, last))], rows)
+        effects = result.effects[measure]
         if effects is None:
-            say("no effects: a cell is missing or not finite")
+            say("No parts: a cell is missing or not finite.")
         else:
-            over = effects["over_placebo"]
+            parts = []
+            for name in ("data", "state", "interaction"):
+                over = getattr(effects.over_placebo, name)
+                times = f" ({over:.3g} times the placebos' scale)" if over is not None else ""
+                parts.append(f"{name} {getattr(effects.size, name):.3g}{times}")
             say(
-                ", ".join(
-                    f"{name} {effects['size'][name]:.3g}"
-                    + (f" ({over[name]:.3g} × placebo scale)" if over[name] is not None else "")
-                    for name in ("data", "state", "interaction")
-                )
-                + f"; {m['placebos']} placebo batches"
+                f"Parts, as root mean squares: {', '.join(parts)}; the scale is that of"
+                f" {result.placebos} placebo batches."
             )
         say()
 
 
-def windows(m: dict[str, Any]) -> None:
-    first, last = m["batches"]
+def windows(result: WindowsResult) -> None:
+    """Tell from which states the window spikes too."""
+    first, last = result.batches
     say(
-        f"batches {first}:{last} of {m['run']} from each state; * it has already been trained on"
-        " some of them"
+        f"Batches {first}:{last} of {result.run}, run from each state; * the state has already been"
+        " trained on some of them"
     )
     rows = [
         [
-            f"{w['state']}{'*' if w['consumed'] else ''}",
-            w["peak"],
-            w["placebo_median"],
-            w["sigma"],
-            w["spiked"],
-            w["jump"],
+            f"{w.state}{'*' if w.consumed else ''}",
+            w.peak,
+            w.placebo_median,
+            w.sigma,
+            w.spiked,
+            w.jump,
         ]
-        for w in m["windows"]
-    ]
-    table(["state", "highest loss", "placebo loss", "sigma", "spikes", "probe jump after"], rows)
-
-
-def sweep(s: dict[str, Any]) -> None:
-    if not all(row["bitwise"] for row in s["summary"]):
-        say("TOLERANCE ONLY")
-    say(
-        f"{s['does']} (as written from {s['from']}), over {s['horizon']} steps of {s['run']} from"
-        " each step"
-    )
-    say(
-        f"arm own: the run's learning rate; arm equal: {s['equal_learning_rate']:.3g} throughout,"
-        " in control and fork"
-    )
-    rows = [
-        [
-            r["step"],
-            r["arm"],
-            r["learning_rate"],
-            r["l2"],
-            r["l2_over_moved"],
-            r["over_placebos"],
-            r["p"],
-            r["placebos"],
-            (
-                r["time_to_reconverge"]
-                if r["time_to_reconverge"] is not None
-                else f"> {s['horizon']}"
-                if r["placebos"]
-                else None
-            ),
-        ]
-        for r in s["summary"]
+        for w in result.windows
     ]
     table(
-        ["step", "arm", "lr", "l2", "l2/moved", "× placebos", "p", "N", "reconverges after"], rows
+        [
+            "state",
+            "highest loss",
+            "placebos' median loss",
+            "σ above it",
+            "spikes",
+            "probe loss after it, over placebos'",
+        ],
+        rows,
     )
+
+
+def sweep(result: SweepResult) -> None:
+    """Tell how large the fork is from each step, and whether it comes back."""
+    if not all(row.bitwise for row in result.summary):
+        say("TOLERANCE ONLY: a control is not the recorded run bit for bit.")
+    say(
+        f"{result.does} (as written from {result.first}), over {result.horizon} steps of"
+        f" {result.run} from each step"
+    )
+    say(
+        "Arm own: the run's own learning rate. Arm equal:"
+        f" {result.equal_learning_rate:.3g} throughout, in control and fork alike."
+    )
+    rows = []
+    for row in result.summary:
+        after: object = row.time_to_reconverge
+        if after is None and row.placebos:
+            after = f"> {result.horizon}"
+        rows.append(
+            [
+                row.step,
+                row.arm,
+                row.learning_rate,
+                row.l2,
+                row.l2_over_moved,
+                row.over_placebos,
+                row.p,
+                row.placebos,
+                after,
+            ]
+        )
+    table(
+        [
+            "step",
+            "arm",
+            "learning rate",
+            "L2",
+            "L2 / moved",
+            "× placebos",
+            "p",
+            "N",
+            "back after (steps)",
+        ],
+        rows,
+    )
+
+
+def scan(result: ScanResult, per_sequence: bool, top: int) -> None:
+    """Tell the batches or sequences of the largest gradient norm."""
+    columns = (
+        ["step", "slot", "loss", "grad_norm"] if per_sequence else ["step", "loss", "grad_norm"]
+    )
+    table(columns, [[getattr(row, c) for c in columns] for row in result.batches[:top]])
 
 
 def attention(a: dict[str, Any], top: int) -> None:

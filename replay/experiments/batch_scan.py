@@ -8,10 +8,10 @@ finished batch is kept in a file, so that an interrupted scan goes on where it w
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder
 from forensics.model.step_model import StepModel
 from forensics.progress import ProgressCallback, silent
+from forensics.result_records import part_to_document, read_part
 from forensics.step import sums
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.policy import StepPolicy
@@ -30,11 +31,12 @@ from forensics.store.resumable import Kept
 from forensics.train import checkpoint
 from forensics.train.advance import advance
 from forensics.train.run import enable_determinism_for
+from replay.experiments.results import ScanRow
 from replay.lineage import open_trajectory, require_intact
 
 
 @dataclass
-class Target:
+class ScanTarget:
     """A state and the batches it is held against."""
 
     state: TrainState
@@ -45,13 +47,13 @@ class Target:
     identity: str
 
 
-def of_run(runs: Path, name: str, step: int | None) -> Target:
+def of_run(runs: Path, name: str, step: int | None) -> ScanTarget:
     """A run's state at any step, and its own stream. Errors: missing, integrity."""
     run = open_trajectory(runs, name)
     require_intact(run)
     at = run.last_step() if step is None else step
     state = run.state_at(at)
-    return Target(
+    return ScanTarget(
         state,
         run.model,
         run.stream,
@@ -61,7 +63,9 @@ def of_run(runs: Path, name: str, step: int | None) -> Target:
     )
 
 
-def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs: Path) -> Target:
+def of_folder(
+    folder: Path, tokens: Path, sequence_length: int, batch: int, runs: Path
+) -> ScanTarget:
     """Any Hugging Face folder of a known family, and a flat file of token ids (.npy, or uint16
     .bin).
 
@@ -93,7 +97,7 @@ def of_folder(folder: Path, tokens: Path, sequence_length: int, batch: int, runs
     state = TrainState.start(params)
     model = StepModel(Decoder(shape, device), batch, "fused", frozenset(), device, -1)
     key = f"{xxhash.xxh3_64_hexdigest(ids[: 1 << 20].tobytes())} {state.digest()} {T} {batch}"
-    return Target(state, model, stream, "fp32", runs / "_scans", key)
+    return ScanTarget(state, model, stream, "fp32", runs / "_scans", key)
 
 
 def _token_file(path: Path, vocabulary: int) -> np.ndarray:
@@ -128,14 +132,15 @@ def _token_file(path: Path, vocabulary: int) -> np.ndarray:
 
 
 def scan(
-    target: Target,
+    target: ScanTarget,
     first: int,
     last: int,
     per_sequence: bool = False,
     progress: ProgressCallback = silent,
-) -> list[dict[str, Any]]:
-    """Rows {step, slot (None for a whole batch), loss, grad_norm}, the largest gradient norm first;
-    NaN before all.
+) -> tuple[ScanRow, ...]:
+    """Measure each batch, or each of its sequences, at the target's state. Errors: usage, missing.
+
+    The largest gradient norm comes first, what is not finite before all.
     """
     if not 0 <= first < last:
         raise ForensicsError(
@@ -144,28 +149,28 @@ def scan(
             "windows are half-open",
         )
     kept = Kept(target.keep, f"{target.identity} {per_sequence}")
-    rows: list[dict[str, Any]] = []
+    rows: list[ScanRow] = []
     for step in range(first, last):
-        found = kept.get(str(step))
-        if found is None:
-            found = list(_measure(target, step, per_sequence))
-            kept.put(str(step), found)
-        rows += found
-        progress(step + 1 - first, last - first, f"loss {found[0]['loss']:.3f}")
+        documents = kept.get(str(step))
+        if documents is None:
+            documents = [part_to_document(row) for row in _measure(target, step, per_sequence)]
+            kept.put(str(step), documents)
+        measured = [read_part(ScanRow, document) for document in documents]
+        rows += measured
+        progress(step + 1 - first, last - first, f"loss {measured[0].loss:.3f}")
 
-    def badness(row: dict[str, Any]) -> tuple[bool, float, int, int]:
-        size = row["grad_norm"]
-        finite = np.isfinite(size) and np.isfinite(row["loss"])
-        return bool(finite), -size if finite else 0.0, row["step"], row["slot"] or 0
+    def badness(row: ScanRow) -> tuple[bool, float, int, int]:
+        finite = math.isfinite(row.grad_norm) and math.isfinite(row.loss)
+        return finite, -row.grad_norm if finite else 0.0, row.step, row.slot or 0
 
-    return sorted(rows, key=badness)
+    return tuple(sorted(rows, key=badness))
 
 
-def _measure(target: Target, step: int, per_sequence: bool) -> Iterator[dict[str, Any]]:
+def _measure(target: ScanTarget, step: int, per_sequence: bool) -> Iterator[ScanRow]:
     batch = target.stream(step)
     if not per_sequence:
         loss, norm = _one(target, batch, target.model)
-        yield {"step": step, "slot": None, "loss": loss, "grad_norm": norm}
+        yield ScanRow(step, None, loss, norm)
         return
     single = dataclasses.replace(target.model, micro_batch=1)
     for slot in range(len(batch.tokens)):
@@ -175,10 +180,10 @@ def _measure(target: Target, step: int, per_sequence: bool) -> Iterator[dict[str
             batch.tokens[cut], batch.weight[cut], counted, batch.sequence[cut], batch.origin
         )
         loss, norm = _one(target, row, single)
-        yield {"step": step, "slot": slot, "loss": loss, "grad_norm": norm}
+        yield ScanRow(step, slot, loss, norm)
 
 
-def _one(target: Target, batch: Batch, model: StepModel) -> tuple[float, float]:
+def _one(target: ScanTarget, batch: Batch, model: StepModel) -> tuple[float, float]:
     policy = StepPolicy(
         learning_rate=0.0,
         betas=(0.9, 0.95),

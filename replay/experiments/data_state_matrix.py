@@ -28,6 +28,17 @@ from forensics.store.resumable import Kept
 from forensics.train.advance import advance
 from forensics.train.run import Run
 from replay.compare.probe_sequences import Probe
+from replay.experiments.results import (
+    BatchEffect,
+    JointEffect,
+    MatrixCell,
+    MatrixEffects,
+    MatrixResult,
+    PartSizes,
+    StateEffect,
+    WindowFromState,
+    WindowsResult,
+)
 from replay.forks.lockstep import require_steps
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep
@@ -45,12 +56,10 @@ def matrix(
     last: int,
     states: Sequence[int],
     progress: ProgressCallback = silent,
-) -> dict[str, Any]:
-    """`cells` {state, step, jump, loss, grad_norm, consumed} and `effects` by measure; finished
-    cells are kept.
+) -> MatrixResult:
+    """Run each batch from each state; finished cells are kept.
 
-    jump and loss in nats; jump is None where the run holds nothing out. Errors: usage, missing,
-    integrity.
+    A jump is None where the run holds nothing out. Errors: usage, missing, integrity.
     """
     run, states = _opened(runs, name, first, last, states)
     kept = Kept(run.folder / "matrix", _identity(run))
@@ -81,45 +90,45 @@ def matrix(
                 else cell["after"] - median["after"]
             )
             cells.append(
-                {
-                    "state": s,
-                    "step": b,
-                    "jump": jump,
-                    "loss": cell["loss"],
-                    "grad_norm": cell["grad_norm"],
-                    "consumed": b < s,
-                    "loss_placebo": median["loss"],
-                    "grad_norm_placebo": median["grad_norm"],
-                }
+                MatrixCell(
+                    state=s,
+                    step=b,
+                    jump=jump,
+                    loss=cell["loss"],
+                    grad_norm=cell["grad_norm"],
+                    consumed=b < s,
+                    loss_placebo=median["loss"],
+                    grad_norm_placebo=median["grad_norm"],
+                )
             )
     effects = {}
     for measure in MEASURES:
         table = np.array(
-            [math.nan if c[measure] is None else c[measure] for c in cells], np.float64
+            [np.nan if getattr(c, measure) is None else getattr(c, measure) for c in cells],
+            np.float64,
         )
         scale = [each["after" if measure == "jump" else measure] for each in scales]
         effects[measure] = effects_of(
             table.reshape(len(states), last - first), states, first, _median(scale)
         )
-    document = {
-        "run": name,
-        "batches": [first, last],
-        "states": states,
-        "placebos": PLACEBOS,
-        "probe_sequences": probe.sequences,
-        "consumed": sum(c["consumed"] for c in cells),
-        "cells": cells,
-        "effects": effects,
-    }
-    keep(run.folder, "matrix", f"{_identity(run)} {first}:{last} {states}", document)
-    return document
+    result = MatrixResult(
+        run=name,
+        batches=(first, last),
+        states=tuple(states),
+        placebos=PLACEBOS,
+        probe_sequences=probe.sequences,
+        consumed=sum(cell.consumed for cell in cells),
+        cells=tuple(cells),
+        effects=effects,
+    )
+    keep(run.folder, "matrix", f"{_identity(run)} {first}:{last} {states}", result.to_document())
+    return result
 
 
 def effects_of(
     table: np.ndarray, states: Sequence[int], first: int, scale: float | None
-) -> dict[str, Any] | None:
-    """Two-way decomposition of (states, batches): mean, data α_b, state σ_s, interaction γ_bs, each
-    summing to 0.
+) -> MatrixEffects | None:
+    """Decompose (states, batches) into mean, data α_b, state σ_s, interaction γ_bs, each summing to 0.
 
     `size` is the root mean square of each part, `over_placebo` that over the scale (1.4826·MAD) of
     the placebo batches. None where a cell is missing or not finite: the parts would mean nothing.
@@ -128,21 +137,21 @@ def effects_of(
         return None
     mean = float(table.mean())
     state, data = table.mean(1) - mean, table.mean(0) - mean
-    rest = table - mean - state[:, None] - data[None, :]
-    size = {"data": _rms(data), "state": _rms(state), "interaction": _rms(rest)}
-    return {
-        "mean": mean,
-        "data": [{"step": first + i, "effect": float(x)} for i, x in enumerate(data)],
-        "state": [{"state": s, "effect": float(x)} for s, x in zip(states, state)],
-        "interaction": [
-            {"state": s, "step": first + i, "effect": float(x)}
-            for s, row in zip(states, rest)
+    joint = table - mean - state[:, None] - data[None, :]
+    sizes = (_rms(data), _rms(state), _rms(joint))
+    return MatrixEffects(
+        mean=mean,
+        data=tuple(BatchEffect(first + i, float(x)) for i, x in enumerate(data)),
+        state=tuple(StateEffect(s, float(x)) for s, x in zip(states, state)),
+        interaction=tuple(
+            JointEffect(s, first + i, float(x))
+            for s, row in zip(states, joint)
             for i, x in enumerate(row)
-        ],
-        "size": size,
-        "placebo_scale": scale,
-        "over_placebo": {k: v / scale if scale else None for k, v in size.items()},
-    }
+        ),
+        size=PartSizes(*sizes),
+        placebo_scale=scale,
+        over_placebo=PartSizes(*(size / scale if scale else None for size in sizes)),
+    )
 
 
 def windows(
@@ -152,9 +161,8 @@ def windows(
     last: int,
     states: Sequence[int],
     progress: ProgressCallback = silent,
-) -> dict[str, Any]:
-    """The whole window of batches run from each state, beside as many placebo batches: does it
-    spike from there too?
+) -> WindowsResult:
+    """Run the whole window of batches from each state, beside as many placebo batches.
 
     Per state: the losses on the way, `sigma` of their highest against the placebos' (median and
     1.4826·MAD of at least 16 steps), `spiked` where that is above 6 or not finite, and `jump`, the
@@ -166,7 +174,7 @@ def windows(
     probe, length = Probe(run), last - first
     control = max(length, SHORTEST)
     total = len(states) * (length + control)
-    found = []
+    judged = []
     for i, s in enumerate(states):
         row = kept.get(str(s))
         if row is None:
@@ -187,33 +195,36 @@ def windows(
             }
             kept.put(str(s), row)
         progress((i + 1) * (length + control), total, f"state {s}")
-        found.append({"state": s, "consumed": first < s, **_judged(row)})
-    document = {
-        "run": name,
-        "batches": [first, last],
-        "states": states,
-        "probe_sequences": probe.sequences,
-        "windows": found,
-    }
-    keep(run.folder, "windows", f"{_identity(run)} window {first}:{last} {states}", document)
-    return document
+        judged.append(_judged(s, first < s, row))
+    result = WindowsResult(
+        run=name,
+        batches=(first, last),
+        states=tuple(states),
+        probe_sequences=probe.sequences,
+        windows=tuple(judged),
+    )
+    identity = f"{_identity(run)} window {first}:{last} {states}"
+    keep(run.folder, "windows", identity, result.to_document())
+    return result
 
 
-def _judged(row: dict[str, Any]) -> dict[str, Any]:
+def _judged(state: int, consumed: bool, row: dict[str, Any]) -> WindowFromState:
     losses, placebo = row["losses"], row["placebo"]
     median, scale = _median(placebo), _mad(placebo)
     finite = all(math.isfinite(x) for x in losses)
     peak = max(losses) if finite else math.inf
     sigma = (peak - median) / scale if finite and median is not None and scale else None
     jump = None if row["after"] is None else row["after"] - row["after_placebo"]
-    return {
-        "losses": losses,
-        "peak": peak,
-        "placebo_median": median,
-        "sigma": sigma,
-        "spiked": not finite or (sigma is not None and sigma > SIGMAS),
-        "jump": jump,
-    }
+    return WindowFromState(
+        state=state,
+        consumed=consumed,
+        losses=tuple(losses),
+        peak=peak,
+        placebo_median=median,
+        sigma=sigma,
+        spiked=not finite or (sigma is not None and sigma > SIGMAS),
+        jump=jump,
+    )
 
 
 def _run_over(

@@ -29,12 +29,14 @@ import xxhash
 from forensics.config import window
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
+from forensics.result_records import read_part
 from forensics.step.state import Counters, TrainState
 from forensics.store.resumable import Kept
 from forensics.train.run import Run
 from replay.compare import distances, null_test, probe_sequences
 from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
+from replay.experiments.results import SweepPoint, SweepResult, SweepRow
 from replay.forks import spec
 from replay.forks.lockstep import Arm, arm_from, at_learning_rate, march, require_steps
 from replay.interventions.base import Intervention
@@ -59,9 +61,8 @@ def sweep(
     seeds: int = 1,
     hand_out: Map | None = None,
     progress: ProgressCallback = silent,
-) -> dict[str, Any]:
-    """`points`, one per step, arm and seed, and `summary`, one per step and arm, with median and
-    range over seeds.
+) -> SweepResult:
+    """Fork at each step: one point per step, arm and seed, and a summary over the seeds.
 
     `raw` is a fork file's keys. A seed draws other placebos and chaos, and moves the `seed` of
     interventions that have one. Errors: config, usage, missing, integrity, sql.
@@ -106,32 +107,35 @@ def sweep(
         for arm in ARMS
         for seed in range(seeds)
     ]
-    kept = Kept(run.folder / "sweeps", f"{run.name} {run.header.order} {run.header.created}")
+    kept = Kept(
+        run.folder / "sweeps",
+        f"{run.name} {run.header.order} {run.header.created} {SweepResult.VERSION}",
+    )
     keys = [_key(task) for task in tasks]
     open_tasks = [i for i, key in enumerate(keys) if key not in kept]
     done = len(tasks) - len(open_tasks)
     if open_tasks:
         progress(done, len(tasks), "")
         hand_out = hand_out or (spawned(workers) if workers > 1 else here)
-        for index, result in hand_out(point, [tasks[i] for i in open_tasks]):
-            kept.put(keys[open_tasks[index]], result)
+        for index, measured in hand_out(point, [tasks[i] for i in open_tasks]):
+            kept.put(keys[open_tasks[index]], measured)
             done += 1
-            progress(done, len(tasks), f"state {result['step']}, {result['arm']}")
-    points = [kept.get(key) for key in keys]
-    document = {
-        "run": run.name,
-        "does": own.sentence(),
-        "from": own.first,
-        "steps": steps,
-        "horizon": horizon,
-        "seeds": seeds,
-        "equal_learning_rate": rate,
-        "placebos": own.placebos,
-        "points": points,
-        "summary": _summary(points),
-    }
-    keep(run.folder, "sweep", "\n".join(keys), document)
-    return document
+            progress(done, len(tasks), f"state {measured['step']}, {measured['arm']}")
+    points = [read_part(SweepPoint, kept.get(key)) for key in keys]
+    result = SweepResult(
+        run=run.name,
+        does=own.sentence(),
+        first=own.first,
+        steps=tuple(steps),
+        horizon=horizon,
+        seeds=seeds,
+        equal_learning_rate=rate,
+        placebos=own.placebos,
+        points=tuple(points),
+        summary=tuple(_summary(points)),
+    )
+    keep(run.folder, "sweep", "\n".join(keys), result.to_document())
+    return result
 
 
 def _key(task: Task) -> str:
@@ -309,6 +313,7 @@ def _sizes(
         "over_placebos": _finite(found.effect),
         "p": found.p,
         "placebos": found.placebos,
+        "finding": found.finding,
         "verdict": found.sentence(),
         "logit_kl_over_placebos": _finite(found_kl.effect) if found_kl else None,
         "logit_kl_p": found_kl.p if found_kl else None,
@@ -324,37 +329,37 @@ def _finite(x: float | None) -> float | None:
     return x if x is not None and math.isfinite(x) else None
 
 
-def _summary(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per step and arm: median and range over seeds, the effect and p against all seeds' placebos
-    together.
-    """
+def _summary(points: Sequence[SweepPoint]) -> list[SweepRow]:
+    """Summarise the seeds of each step and arm, judged against all their placebos together."""
     rows = []
     for step, arm in sorted(
-        {(p["step"], p["arm"]) for p in points}, key=lambda each: (each[0], ARMS.index(each[1]))
+        {(point.step, point.arm) for point in points},
+        key=lambda place: (place[0], ARMS.index(place[1])),
     ):
-        own = [p for p in points if (p["step"], p["arm"]) == (step, arm)]
-        l2 = float(np.median([p["l2"] for p in own]))
-        nulls = [x for p in own for x in p["placebo_l2"]]
-        found = null_test.judge_effect(l2, nulls)
-        times = [p["time_to_reconverge"] for p in own]
+        seeds = [point for point in points if (point.step, point.arm) == (step, arm)]
+        l2 = float(np.median([point.l2 for point in seeds]))
+        nulls = [distance for point in seeds for distance in point.placebo_l2]
+        effect = null_test.judge_effect(l2, nulls)
+        times = [point.time_to_reconverge for point in seeds]
         median = sorted(math.inf if t is None else t for t in times)[(len(times) - 1) // 2]
         rows.append(
-            {
-                "step": step,
-                "arm": arm,
-                "seeds": len(own),
-                "learning_rate": own[0]["learning_rate"],
-                "l2": l2,
-                "l2_range": [min(p["l2"] for p in own), max(p["l2"] for p in own)],
-                "l2_over_moved": l2 / own[0]["moved"] if own[0]["moved"] else None,
-                "placebo_range": [min(nulls), max(nulls)] if nulls else None,
-                "over_placebos": _finite(found.effect),
-                "p": found.p,
-                "placebos": found.placebos,
-                "verdict": found.sentence(),
-                "time_to_reconverge": median if math.isfinite(median) else None,
-                "censored": sum(t is None for t in times) if nulls else None,
-                "bitwise": all(p["control"]["bitwise"] for p in own),
-            }
+            SweepRow(
+                step=step,
+                arm=arm,
+                seeds=len(seeds),
+                learning_rate=seeds[0].learning_rate,
+                l2=l2,
+                l2_range=(min(p.l2 for p in seeds), max(p.l2 for p in seeds)),
+                l2_over_moved=l2 / seeds[0].moved if seeds[0].moved else None,
+                placebo_range=(min(nulls), max(nulls)) if nulls else None,
+                over_placebos=_finite(effect.effect),
+                p=effect.p,
+                placebos=effect.placebos,
+                finding=effect.finding,
+                verdict=effect.sentence(),
+                time_to_reconverge=median if math.isfinite(median) else None,
+                censored=sum(t is None for t in times) if nulls else None,
+                bitwise=all(point.control.bitwise for point in seeds),
+            )
         )
     return rows

@@ -426,19 +426,19 @@ def test_the_scan_puts_the_planted_batches_on_top_and_goes_on_where_it_was(
     batch_scan.scan(target, 76, 80)
     rows = batch_scan.scan(target, 76, 86)
     assert len(calls) == 10  # four were kept
-    assert {row["step"] for row in rows[:2]} == {80, 81}
+    assert {row.step for row in rows[:2]} == {80, 81}
     assert target.state.digest() == before
     recorded = open_trajectory(runs, "base").table("steps").to_pydict()
-    at = next(row for row in rows if row["step"] == 80)
-    assert at["loss"] == recorded["loss"][80] and at["grad_norm"] == recorded["grad_norm"][80]
+    at = next(row for row in rows if row.step == 80)
+    assert at.loss == recorded["loss"][80] and at.grad_norm == recorded["grad_norm"][80]
 
 
 def test_a_scan_by_sequence_adds_up_to_the_batch(runs: Path) -> None:
     target = batch_scan.of_run(runs, "base", 50)
-    whole = batch_scan.scan(target, 50, 51)[0]["loss"]
+    whole = batch_scan.scan(target, 50, 51)[0].loss
     each = batch_scan.scan(target, 50, 51, per_sequence=True)
-    assert sorted(row["slot"] for row in each) == list(range(8))
-    assert np.mean([row["loss"] for row in each]) == pytest.approx(whole, rel=1e-6)
+    assert sorted(row.slot for row in each) == list(range(8))
+    assert np.mean([row.loss for row in each]) == pytest.approx(whole, rel=1e-6)
 
 
 def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
@@ -449,7 +449,7 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
     folder = base.folder / "checkpoints" / "step-000050"
     rows = batch_scan.scan(batch_scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 2)
     direct = batch_scan.scan(
-        batch_scan.Target(
+        batch_scan.ScanTarget(
             base.load(50),
             base.model,
             lambda s: base.batches.make(np.arange(s * 4, s * 4 + 4)),
@@ -460,9 +460,7 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
         0,
         2,
     )
-    assert sorted(r["loss"] for r in rows) == pytest.approx(
-        sorted(r["loss"] for r in direct), rel=1e-6
-    )
+    assert sorted(r.loss for r in rows) == pytest.approx(sorted(r.loss for r in direct), rel=1e-6)
     with pytest.raises(ForensicsError, match="wanted batch 2"):
         batch_scan.scan(batch_scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 3)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +25,21 @@ from replay.experiments import data_state_matrix as matrices
 from replay.result_files import kept
 
 
+def matrix(*arguments: Any) -> dict[str, Any]:
+    """A matrix, as its document."""
+    return matrices.matrix(*arguments).to_document()
+
+
+def windows(*arguments: Any) -> dict[str, Any]:
+    """Whole windows from each state, as their document."""
+    return matrices.windows(*arguments).to_document()
+
+
 @pytest.fixture(scope="module")
 def found(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     runs = tmp_path_factory.mktemp("matrix") / "runs"
     shutil.copytree(trained, runs)
-    return matrices.matrix(runs, "base", 78, 84, [50, 81])
+    return matrix(runs, "base", 78, 84, [50, 81])
 
 
 def test_a_cell_is_one_step_of_the_run_on_that_batch(found: dict, base: Run) -> None:
@@ -70,10 +81,10 @@ def test_the_parts_of_a_table_add_up_to_it_and_each_sums_to_nothing(
     table = np.random.default_rng(seed).normal(size=(rows, columns))
     parts = matrices.effects_of(table, list(range(rows)), 0, 1.0)
     assert parts is not None
-    state, data = ([e["effect"] for e in parts[k]] for k in ("state", "data"))
-    rest = np.array([e["effect"] for e in parts["interaction"]]).reshape(rows, columns)
+    state, data = ([e.effect for e in each] for each in (parts.state, parts.data))
+    rest = np.array([e.effect for e in parts.interaction]).reshape(rows, columns)
     np.testing.assert_allclose(
-        parts["mean"] + np.array(state)[:, None] + np.array(data) + rest, table, atol=1e-12
+        parts.mean + np.array(state)[:, None] + np.array(data) + rest, table, atol=1e-12
     )
     for part in (np.array(state), np.array(data), rest, rest.T):
         np.testing.assert_allclose(part.sum(0), 0, atol=1e-9)
@@ -84,9 +95,9 @@ def test_a_table_with_a_cell_that_is_not_finite_has_no_effects() -> None:
 
 
 def test_finished_cells_are_not_computed_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = matrices.matrix(runs, "base", 78, 80, [50])
+    first = matrix(runs, "base", 78, 80, [50])
     monkeypatch.setattr(matrices, "_cell", None)  # calling it would fail
-    assert matrices.matrix(runs, "base", 78, 80, [50]) == first
+    assert matrix(runs, "base", 78, 80, [50]) == first
 
 
 def test_an_interrupted_matrix_goes_on_where_it_was(runs: Path) -> None:
@@ -95,14 +106,14 @@ def test_an_interrupted_matrix_goes_on_where_it_was(runs: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        matrices.matrix(runs, "base", 78, 80, [50], stop)
+        matrix(runs, "base", 78, 80, [50], stop)
     seen: list[int] = []
-    matrices.matrix(runs, "base", 78, 80, [50], lambda done, total, note="": seen.append(done))
+    matrix(runs, "base", 78, 80, [50], lambda done, total, note="": seen.append(done))
     assert seen == list(range(6, 11))  # 8 placebos and 2 batches in all
 
 
 def test_the_planted_batches_of_a_window_stand_out_from_any_checkpoint(runs: Path) -> None:
-    found = matrices.windows(runs, "base", 78, 83, [50, 100])
+    found = windows(runs, "base", 78, 83, [50, 100])
     for w in found["windows"]:
         assert (
             w["peak"] == w["losses"][81 - 78] == max(w["losses"])
@@ -110,7 +121,7 @@ def test_the_planted_batches_of_a_window_stand_out_from_any_checkpoint(runs: Pat
             and w["jump"] is not None
         )
     assert [w["consumed"] for w in found["windows"]] == [False, True]
-    assert matrices.windows(runs, "base", 78, 83, [50, 100]) == found
+    assert windows(runs, "base", 78, 83, [50, 100]) == found
     # for the app, whoever ran it; JSON has no tuples and no NaN
     assert [document for _, document in kept(runs / "base", "windows")] == [
         json.loads(json.dumps(plain(found)))
@@ -126,11 +137,12 @@ def test_a_window_spikes_six_robust_sigmas_above_the_placebo_batches(
 ) -> None:
     placebo = [1.9, 2.0, 2.1, 2.0, 1.8, 2.2]
     row = {"losses": losses, "placebo": placebo, "after": 2.0, "after_placebo": 1.5}
-    assert matrices._judged(row)["spiked"] is spiked and matrices._judged(row)["jump"] == 0.5
+    judged = matrices._judged(50, False, row)
+    assert judged.spiked is spiked and judged.jump == 0.5
 
 
 def test_a_window_from_the_states_own_step_is_the_run(runs: Path, base: Run) -> None:
-    (own,) = matrices.windows(runs, "base", 75, 79, [75])["windows"]
+    (own,) = windows(runs, "base", 75, 79, [75])["windows"]
     recorded = base.table("steps", ["step", "loss"]).to_pylist()[75:79]
     assert own["losses"] == [row["loss"] for row in recorded]
 
@@ -143,7 +155,7 @@ def test_what_the_run_does_not_have_is_refused(
     trained: Path, first: int, last: int, states: list[int], said: str
 ) -> None:
     with pytest.raises(ForensicsError, match=said):
-        matrices.matrix(trained, "base", first, last, states)
+        matrix(trained, "base", first, last, states)
 
 
 def test_a_line_cut_off_in_the_file_of_finished_parts_is_measured_again(tmp_path: Path) -> None:
@@ -179,7 +191,7 @@ def test_a_run_that_holds_nothing_out_has_no_jumps(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matrices, "Probe", _Empty)
-    found = matrices.matrix(runs, "base", 78, 79, [50])
+    found = matrix(runs, "base", 78, 79, [50])
     assert (
         found["cells"][0]["jump"] is None
         and found["effects"]["jump"] is None

@@ -141,8 +141,8 @@ def test_a_sweep_moves_its_step_with_the_start(runs: Path) -> None:
         "intervention": [{"kind": "lr-step", "factor": 0.5, "onset": 41}],
     }
     assert moved(raw, 10)["intervention"] == [{"kind": "lr-step", "factor": 0.5, "onset": 11}]
-    points = sweep(runs, raw, [10, 70])["points"]
-    assert {p["step"]: p["l2"] > 0 for p in points if p["arm"] == "own"} == {10: True, 70: True}
+    points = sweep(runs, raw, [10, 70]).points
+    assert {p.step: p.l2 > 0 for p in points if p.arm == "own"} == {10: True, 70: True}
 
 
 def test_the_apps_form_asks_for_it_and_its_answers_are_a_fork_that_runs(

@@ -17,6 +17,12 @@ from replay.experiments.sweep import moved, sweep
 from replay.forks import spec
 from replay.forks.run import fork
 
+
+def swept(*arguments: Any, **options: Any) -> dict[str, Any]:
+    """The result of a sweep, as its document."""
+    return sweep(*arguments, **options).to_document()
+
+
 RAW = {
     "parent": "base",
     "from": 40,
@@ -64,14 +70,14 @@ def test_sql_chooses_anew_in_each_moved_window(runs: Path, base: Run) -> None:
     }
     chosen = [spec.build(runs, base, moved(raw, step)).interventions[0] for step in (20, 60)]
     assert [i.at for i in chosen] == [((20, 2, 0, 32),), ((60, 2, 0, 32),)]  # type: ignore[attr-defined]
-    assert all(p["l2"] > 0 for p in sweep(runs, raw, [20])["points"])
+    assert all(p["l2"] > 0 for p in swept(runs, raw, [20])["points"])
 
 
 @pytest.fixture(scope="module")
 def found(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     runs = tmp_path_factory.mktemp("sweep") / "runs"
     shutil.copytree(trained, runs)
-    return sweep(runs, RAW, [70, 30])
+    return swept(runs, RAW, [70, 30])
 
 
 def test_each_step_has_a_point_in_either_arm_whose_control_is_the_run(
@@ -119,7 +125,7 @@ def test_sizes_are_over_what_the_control_moved_and_over_the_placebos(found: dict
 
 
 def test_seeds_draw_other_placebos_of_the_same_fork(runs: Path) -> None:
-    found = sweep(runs, RAW, [30], seeds=2)
+    found = swept(runs, RAW, [30], seeds=2)
     own = [p for p in found["points"] if p["arm"] == "own"]
     assert len({p["l2"] for p in own}) == 1 and len({p["placebo_l2"][0] for p in own}) > 1
     assert found["summary"][0]["placebos"] == 2
@@ -128,7 +134,7 @@ def test_seeds_draw_other_placebos_of_the_same_fork(runs: Path) -> None:
 def test_one_thread_workers_find_the_parent_bit_for_bit_and_the_same_numbers(
     found: dict[str, Any], runs: Path
 ) -> None:
-    other = sweep(runs, RAW, [30], workers=2)["points"]
+    other = swept(runs, RAW, [30], workers=2)["points"]
     assert other == found["points"][:2] and all(p["control"]["bitwise"] for p in other)
 
 
@@ -142,13 +148,13 @@ def test_an_interrupted_sweep_goes_on_where_it_was(runs: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sweep(runs, RAW, [30], hand_out=cut_off)
-    assert len(sweep(runs, RAW, [30])["points"]) == 2 and computed == ["own"]
+        swept(runs, RAW, [30], hand_out=cut_off)
+    assert len(swept(runs, RAW, [30])["points"]) == 2 and computed == ["own"]
 
     def never(work: Work, tasks: Sequence[Task]) -> Iterator[tuple[int, dict[str, Any]]]:
         raise AssertionError("all of it is done")
 
-    assert sweep(runs, RAW, [30], hand_out=never)["points"]
+    assert swept(runs, RAW, [30], hand_out=never)["points"]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +170,7 @@ def test_what_cannot_run_at_every_step_is_refused_before_any(
     trained: Path, raw: dict[str, Any], at: list[int], said: str
 ) -> None:
     with pytest.raises(ForensicsError, match=said):
-        sweep(trained, raw, at)
+        swept(trained, raw, at)
 
 
 def test_an_error_in_a_worker_is_told_as_it_is() -> None:

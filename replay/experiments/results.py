@@ -1,0 +1,228 @@
+"""What scans, matrices and sweeps found: the records that commands, pages and JSON share.
+
+docs/formulas.md, "Forks", defines the numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from forensics.result_records import ResultRecord, json_key
+from replay.compare.null_test import Finding
+from replay.verify import Level
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """One batch, or one sequence of it, held against a frozen state."""
+
+    step: int
+    slot: int | None  # None: the whole batch
+    loss: float  # nats/token
+    grad_norm: float  # before clipping
+
+
+@dataclass(frozen=True)
+class ScanResult(ResultRecord):
+    """A scan, the largest gradient norm first, what is not finite before all."""
+
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "scan"
+    AGAIN: ClassVar[str] = "run `replay scan` again"
+
+    state: str
+    batches: tuple[ScanRow, ...]
+
+
+@dataclass(frozen=True)
+class MatrixCell:
+    """One batch from one state; jump and loss in nats."""
+
+    state: int
+    step: int  # the batch
+    jump: float | None  # of the probe loss after the step, less the placebo batches' median
+    loss: float | None  # of the batch at the state
+    grad_norm: float | None
+    consumed: bool  # the state has been trained on the batch
+    loss_placebo: float | None  # median over the placebo batches
+    grad_norm_placebo: float | None
+
+
+@dataclass(frozen=True)
+class BatchEffect:
+    """What a batch adds, whatever the state."""
+
+    step: int
+    effect: float
+
+
+@dataclass(frozen=True)
+class StateEffect:
+    """What a state adds, whatever the batch."""
+
+    state: int
+    effect: float
+
+
+@dataclass(frozen=True)
+class JointEffect:
+    """What is left: this batch from this state."""
+
+    state: int
+    step: int
+    effect: float
+
+
+@dataclass(frozen=True)
+class PartSizes:
+    """One number for each part of the decomposition; None where there is no scale to divide by."""
+
+    data: float | None
+    state: float | None
+    interaction: float | None
+
+
+@dataclass(frozen=True)
+class MatrixEffects:
+    """Two-way decomposition of one measure: mean + data + state + interaction."""
+
+    mean: float
+    data: tuple[BatchEffect, ...]
+    state: tuple[StateEffect, ...]
+    interaction: tuple[JointEffect, ...]
+    size: PartSizes  # root mean square of each part
+    placebo_scale: float | None  # 1.4826·MAD over the placebo batches
+    over_placebo: PartSizes  # size over that scale
+
+
+@dataclass(frozen=True)
+class MatrixResult(ResultRecord):
+    """Each batch of a window from each of several states."""
+
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "matrix"
+    AGAIN: ClassVar[str] = "run `replay matrix` again: finished cells are kept"
+
+    run: str
+    batches: tuple[int, int]  # half-open
+    states: tuple[int, ...]
+    placebos: int  # batches
+    probe_sequences: int
+    consumed: int  # cells whose state has been trained on their batch
+    cells: tuple[MatrixCell, ...]
+    effects: dict[str, MatrixEffects | None]  # by measure; None: a cell is missing or not finite
+
+
+@dataclass(frozen=True)
+class WindowFromState:
+    """The whole window run from one state; losses in nats."""
+
+    state: int
+    consumed: bool  # the state has been trained on some of it
+    losses: tuple[float, ...]
+    peak: float  # the highest
+    placebo_median: float | None
+    sigma: float | None  # of the peak against the placebos
+    spiked: bool  # sigma above 6, or a loss that is not finite
+    jump: float | None  # probe loss after the window, less that after as many placebo batches
+
+
+@dataclass(frozen=True)
+class WindowsResult(ResultRecord):
+    """A window of batches, run from each of several states."""
+
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "matrix of whole windows"
+    AGAIN: ClassVar[str] = "run `replay matrix --window` again: finished windows are kept"
+
+    run: str
+    batches: tuple[int, int]
+    states: tuple[int, ...]
+    probe_sequences: int
+    windows: tuple[WindowFromState, ...]
+
+
+@dataclass(frozen=True)
+class PointControl:
+    """How a point's control stands to the recorded run."""
+
+    level: Level
+    bitwise: bool
+    compared: int  # steps
+    what: str  # what was compared
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One fork from one step: distances at the end of its horizon."""
+
+    step: int  # the state it starts from
+    arm: Literal["own", "equal"]  # by the run's own learning rate, or by one rate throughout
+    seed: int
+    learning_rate: float
+    control: PointControl
+    l2: float
+    moved: float  # L2 that the control moved from the start
+    l2_over_moved: float | None
+    logit_kl: float | None  # nats
+    loss_gap: float | None  # nats/token
+    over_placebos: float | None  # L2 over the placebos' median
+    p: float | None
+    placebos: int
+    finding: Finding
+    verdict: str  # the finding in words
+    logit_kl_over_placebos: float | None
+    logit_kl_p: float | None
+    placebo_l2: tuple[float, ...]
+    chaos_l2: tuple[float, ...]
+    measure: Literal["logit_kl", "l2"]  # of time_to_reconverge
+    time_to_reconverge: int | None  # steps
+    censored: str | None  # "> steps" where it did not come back
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """All seeds of one step and arm together."""
+
+    step: int
+    arm: Literal["own", "equal"]
+    seeds: int
+    learning_rate: float
+    l2: float  # median
+    l2_range: tuple[float, float]
+    l2_over_moved: float | None
+    placebo_range: tuple[float, float] | None
+    over_placebos: float | None
+    p: float | None  # against all seeds' placebos together
+    placebos: int
+    finding: Finding
+    verdict: str
+    time_to_reconverge: float | None  # median, steps
+    censored: int | None  # seeds that did not come back
+    bitwise: bool  # every control
+
+
+@dataclass(frozen=True)
+class SweepResult(ResultRecord):
+    """The same intervention from many steps."""
+
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "sweep"
+    AGAIN: ClassVar[str] = "run `replay sweep` again"
+
+    run: str
+    does: str
+    first: int = json_key("from")  # the step that the fork file was written for
+    steps: tuple[int, ...] = ()
+    horizon: int = 0  # steps of each fork
+    seeds: int = 1
+    equal_learning_rate: float = 0.0
+    placebos: int = 0
+    points: tuple[SweepPoint, ...] = ()
+    summary: tuple[SweepRow, ...] = ()
+
+
+def kept_results() -> dict[str, type[ResultRecord]]:
+    """Return the record of each kind of file `<kind>-<hash>.json` in a run's folder."""
+    return {"sweep": SweepResult, "matrix": MatrixResult, "windows": WindowsResult}
