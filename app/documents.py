@@ -12,7 +12,7 @@ from typing import Any
 from app import data
 from app.controls import pick
 from app.selection import Selection, goto
-from replay.result_files import kept
+from replay.result_files import kept_results
 
 
 def documents(run: str, what: str) -> list[tuple[str, dict[str, Any]]]:
@@ -34,7 +34,7 @@ def written(run: str, name: str) -> float:
 
 @functools.lru_cache(32)
 def _documents(folder: str, what: str, stamp: tuple[Any, ...]) -> list[tuple[str, dict[str, Any]]]:
-    return kept(Path(folder), what)
+    return list(kept_results(Path(folder), what))
 
 
 def chosen(

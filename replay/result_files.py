@@ -1,7 +1,7 @@
-"""Finished documents in a run's folder, whole, for those who come later: the app above all.
+"""Keep finished results in a run's folder, whole, for those who come later: the app above all.
 
-keep(run.folder, "sweep", "all that it depends on", document)     # sweep-<hash>.json
-kept(folder, "sweep")                                             # [(its name, the document)], newest first
+keep_result(run.folder, "sweep", "all that it depends on", result)   # sweep-<hash>.json
+kept_results(folder, "sweep")                        # [(its name, its document)], newest first
 """
 
 from __future__ import annotations
@@ -9,38 +9,51 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 
 from forensics.json_documents import dumps
+from forensics.result_records import ResultRecord
 from forensics.store.writer import write_atomic
 
 LARGEST = 64 << 20  # bytes of a document that is read whole
 
 
-def keep(folder: Path, what: str, identity: str, document: dict[str, Any]) -> Path:
-    """Write it as `<what>-<hash of identity>.json`, atomically. Errors:
-    storage.
-    """
-    path = folder / f"{what}-{xxhash.xxh3_64_hexdigest(identity.encode())}.json"
-    write_atomic(path, (dumps(document) + "\n").encode())
+class KeptResult(NamedTuple):
+    """A result's file name, without its ending, and what it holds."""
+
+    name: str
+    document: dict[str, Any]
+
+
+def keep_result(
+    folder: Path, kind: str, identity: str, result: ResultRecord | dict[str, Any]
+) -> Path:
+    """Write a result as `<kind>-<hash of identity>.json`, atomically. Errors: storage."""
+    path = folder / f"{kind}-{xxhash.xxh3_64_hexdigest(identity.encode())}.json"
+    write_atomic(path, (dumps(result) + "\n").encode())
     return path
 
 
-def kept(folder: Path, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """The documents `<what>-<hash or step>.json` of a folder, newest first; damaged and oversized
-    ones are left out.
+def kept_results(folder: Path, kind: str) -> list[KeptResult]:
+    """List the results `<kind>-<hash or step>.json` of a folder, newest first.
+
+    Damaged and oversized ones are left out.
     """
-    name = re.compile(rf"{re.escape(what)}-([0-9a-f]{{16}}|[0-9]{{1,16}})\.json")
-    found = []
+    pattern = re.compile(rf"{re.escape(kind)}-([0-9a-f]{{16}}|[0-9]{{1,16}})\.json")
+    results = []
     for path in folder.iterdir() if folder.is_dir() else []:
-        if name.fullmatch(path.name):
+        if pattern.fullmatch(path.name):
             try:
                 stat = path.stat()
                 document = json.loads(path.read_bytes()) if stat.st_size <= LARGEST else None
             except (OSError, ValueError):
                 continue
             if isinstance(document, dict):
-                found.append((stat.st_mtime_ns, path.stem, document))
-    return [(stem, document) for _, stem, document in sorted(found, key=lambda f: (-f[0], f[1]))]
+                results.append((-stat.st_mtime_ns, path.stem, document))
+    return [KeptResult(name, document) for _, name, document in sorted(results, key=_age_and_name)]
+
+
+def _age_and_name(result: tuple[int, str, dict[str, Any]]) -> tuple[int, str]:
+    return result[:2]

@@ -193,7 +193,7 @@ def scan(
 @click.argument("fork", metavar="FORK")
 def diff(run: str, fork: str) -> None:
     """First step, layer and tensor that differ; distances by step."""
-    from replay.compare.run_diff import between
+    from replay.run_diff import between
 
     document = between(runs_folder(), run, fork)
 

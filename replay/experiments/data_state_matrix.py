@@ -41,7 +41,7 @@ from replay.experiments.results import (
 )
 from replay.forks.lockstep import require_steps
 from replay.lineage import open_trajectory, require_intact
-from replay.result_files import keep
+from replay.result_files import keep_result
 
 PLACEBOS = 8  # batches
 SIGMAS = 6.0  # of the robust spike detector
@@ -121,7 +121,7 @@ def matrix(
         cells=tuple(cells),
         effects=effects,
     )
-    keep(run.folder, "matrix", f"{_identity(run)} {first}:{last} {states}", result.to_document())
+    keep_result(run.folder, "matrix", f"{_identity(run)} {first}:{last} {states}", result)
     return result
 
 
@@ -204,7 +204,7 @@ def windows(
         windows=tuple(judged),
     )
     identity = f"{_identity(run)} window {first}:{last} {states}"
-    keep(run.folder, "windows", identity, result.to_document())
+    keep_result(run.folder, "windows", identity, result)
     return result
 
 

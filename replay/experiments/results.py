@@ -223,6 +223,9 @@ class SweepResult(ResultRecord):
     summary: tuple[SweepRow, ...] = ()
 
 
-def kept_results() -> dict[str, type[ResultRecord]]:
-    """Return the record of each kind of file `<kind>-<hash>.json` in a run's folder."""
-    return {"sweep": SweepResult, "matrix": MatrixResult, "windows": WindowsResult}
+# the record of each kind of file `<kind>-<hash>.json` in a run's folder
+KEPT: dict[str, type[ResultRecord]] = {
+    "sweep": SweepResult,
+    "matrix": MatrixResult,
+    "windows": WindowsResult,
+}

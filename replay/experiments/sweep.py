@@ -45,7 +45,7 @@ from replay.interventions.placebo import placebos_of
 from replay.interventions.registry import KINDS, from_dict, to_dict
 from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
-from replay.result_files import keep
+from replay.result_files import keep_result
 from replay.verify import Witness, recorded_steps
 
 ARMS = ("own", "equal")
@@ -134,7 +134,7 @@ def sweep(
         points=tuple(points),
         summary=tuple(_summary(points)),
     )
-    keep(run.folder, "sweep", "\n".join(keys), result.to_document())
+    keep_result(run.folder, "sweep", "\n".join(keys), result)
     return result
 
 

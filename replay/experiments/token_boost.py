@@ -42,7 +42,7 @@ from replay.interventions.boost_token import BoostToken
 from replay.interventions.corpus_search import holding
 from replay.interventions.registry import from_dict, to_dict
 from replay.lineage import open_trajectory, require_intact
-from replay.result_files import keep
+from replay.result_files import keep_result
 from replay.verify import Witness
 
 TIMES = (1, 3, 10, 30, 100)
@@ -119,7 +119,7 @@ def boost(
         "summary": summary,
         "verdict": _verdict(arms[0], summary),
     }
-    keep(run.folder, "boost", "\n".join(keys), document)
+    keep_result(run.folder, "boost", "\n".join(keys), document)
     return document
 
 

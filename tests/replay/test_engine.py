@@ -23,7 +23,6 @@ from forensics.train.run import Run
 from replay import verify
 from replay.compare import null_test
 from replay.compare.probe_sequences import unseen
-from replay.compare.run_diff import between
 from replay.experiments import batch_scan
 from replay.forks import plan as engine
 from replay.forks import run as fork_run
@@ -37,6 +36,7 @@ from replay.interventions.policy import LearningRate
 from replay.interventions.removal import RemoveDocuments
 from replay.interventions.selection import DOCUMENTS
 from replay.lineage import open_trajectory
+from replay.run_diff import between
 from replay.step.batch_contents import batch_at
 from tests.replay.test_interventions import damaged
 

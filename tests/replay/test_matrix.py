@@ -22,7 +22,7 @@ from forensics.train.run import Run
 from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe
 from replay.experiments import data_state_matrix as matrices
-from replay.result_files import kept
+from replay.result_files import kept_results as kept
 
 
 def matrix(*arguments: Any) -> dict[str, Any]:
