@@ -46,3 +46,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if match:
         return f"did you mean {match[0]!r}?"
     return "known: " + ", ".join(words) if words else "there are none yet"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library says, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

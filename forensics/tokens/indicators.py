@@ -11,11 +11,12 @@ moved as outputs whether seen or not.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from forensics.model.vocabulary_matrices import Weights
 
 INDICATORS = {
     "cosine": "1 − cos(U_i, u), u the mean of the reference rows of the unembedding U",
@@ -29,24 +30,6 @@ BLOCK = 1 << 14  # rows at a time
 SMALLEST = 1e-6  # of the product of two norms
 CHANGE = 1e-7  # of the first component between two rounds, at which it is found
 ROUNDS = 500
-
-
-@dataclass(frozen=True, eq=False)
-class Weights:
-    """A model's vocabulary matrices in float32; tied ones are the same tensor."""
-
-    embedding: Tensor  # (V, D)
-    unembedding: Tensor  # (V, D)
-    bias: Tensor | None  # (V,)
-    tied: bool
-    grain: Tensor | None = None  # (V, D / b) the quantisation step of each block of b numbers of U
-
-    @property
-    def rows(self) -> int:
-        return self.unembedding.shape[0]
-
-    def default(self) -> str:
-        return "cosine" if self.tied else "input-norm"
 
 
 def measure(weights: Weights, reference: np.ndarray | None) -> dict[str, np.ndarray]:

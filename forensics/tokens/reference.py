@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from forensics.errors import ForensicsError
+from forensics.model.vocabulary_matrices import Weights
 from forensics.tokens.categories import Categories
-from forensics.tokens.indicators import Weights
 
 LEAST = 3  # rows of a cluster
 NEAR = (

@@ -1,5 +1,4 @@
-"""TARGET → one object: what the tokenizer is, the vocabulary matrices, and a forward pass for those
-who verify.
+"""Open a TARGET: its tokenizer, its vocabulary matrices, and a forward pass for those who verify.
 
 open_target("demo@300", Path("runs"))     a run's state      open_target("smol.gguf", …)        a GGUF file
 open_target("olmo-1b/", …)                a folder           open_target("tokenizer.json", …)   the categories alone
@@ -13,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError, nearest
+from forensics.formats import formats, recognised
+from forensics.formats.tokenizer_json import tokenizer_file
 from forensics.progress import ProgressCallback, silent
 from forensics.state_name import parse_state
 from forensics.store.reader import check_run_name, runs_in
-from forensics.tokens import folder as hf
-from forensics.tokens import gguf_file
 from forensics.train.run import Run, open_run
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from forensics.tokens.forward import Forward
-    from forensics.tokens.indicators import Weights
+    from forensics.model.forward import Forward
+    from forensics.model.vocabulary_matrices import Weights
 
 Open = Callable[[Path, str], Run]
 
@@ -49,7 +48,9 @@ class Target:
 def open_target(
     text: str, runs: Path, open_run: Open = open_run, progress: ProgressCallback = silent
 ) -> Target:
-    """A run of that name comes before a path of that name. `open_run` opens forks too where it is
+    """Open a run's state, or what a file of `forensics/formats/` recognises.
+
+    A run of that name comes before a path of that name. `open_run` opens forks too where it is
     replay's.
 
     Errors: missing (no such thing, step or file), data (a file that is not what it should be),
@@ -58,16 +59,21 @@ def open_target(
     if "/" not in text and (runs / text.partition("@")[0] / "run.json").is_file():
         return _of_run(text, runs, open_run, progress)
     path = Path(text).expanduser()
-    if path.is_dir():
-        return _of_folder(path)
+    if known := recognised(path):
+        model = known.read(path)
+        return Target(
+            str(path),
+            known.kind,
+            model.tokenizer,
+            model.special,
+            model.weights,
+            model.forward,
+            notes=model.notes,
+        )
     if path.is_file():
-        if path.suffix == ".gguf" or gguf_file.is_gguf(path):
-            return _of_gguf(path)
-        if path.suffix == ".json":
-            return Target(str(path), "tokenizer", hf.tokenizer_file(path))
         raise ForensicsError(
             "data",
-            f"wanted a GGUF file or a tokenizer.json, found {path.name}, which is neither",
+            f"wanted {_titles()}, found {path.name}, which is none of them",
             "give the folder for safetensors",
         )
     if "/" not in text and "@" in text:
@@ -80,10 +86,15 @@ def open_target(
         )
     raise ForensicsError(
         "missing",
-        "wanted a run's state, a Hugging Face folder, a GGUF file or a tokenizer.json, found no"
-        f" {text!r}",
+        f"wanted a run's state, {_titles()}, found no {text!r}",
         _hint(text, runs),
     )
+
+
+def _titles() -> str:
+    """Name every format that is known."""
+    *titles, last = (known.title for known in formats())
+    return f"{', '.join(titles)} or {last}"
 
 
 def _hint(text: str, runs: Path) -> str:
@@ -92,8 +103,8 @@ def _hint(text: str, runs: Path) -> str:
 
 def _of_run(text: str, runs: Path, open_run: Open, progress: ProgressCallback) -> Target:
     from forensics.model.decoder import unembedding
-    from forensics.tokens.forward import of_decoder
-    from forensics.tokens.indicators import Weights
+    from forensics.model.forward import of_decoder
+    from forensics.model.vocabulary_matrices import Weights
 
     name, step = parse_state(text)
     run = open_run(runs, name)
@@ -106,7 +117,7 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: ProgressCallback) -
     weights = Weights(
         E, E if run.shape.tied else unembedding(params).float().cpu().clone(), None, run.shape.tied
     )
-    tokenizer = hf.tokenizer_file(
+    tokenizer = tokenizer_file(
         run.corpus.folder / "tokenizer.json"
     )  # of its own: another's switches may be set
 
@@ -124,41 +135,4 @@ def _state(run: Run, step: int, progress: ProgressCallback) -> Any:
     start = run.checkpoint_before(step) if step >= run.header.first_step else 0
     return run.state_at(
         step, lambda state, result: progress(state.counters.step - start, step - start, "replaying")
-    )
-
-
-def _of_folder(path: Path) -> Target:
-    from forensics.tokens.forward import of_folder
-
-    if (
-        (path / "tokenizer.json").is_file()
-        and not (path / "config.json").is_file()
-        and not any(path.glob("*.safetensors"))
-    ):
-        return Target(str(path), "tokenizer", hf.tokenizer_file(path / "tokenizer.json"))
-    config = hf.read_config(path)
-    tokenizer = hf.read_tokenizer(path)
-    weights = hf.read_weights(path, config)
-    return Target(
-        str(path),
-        "folder",
-        tokenizer,
-        hf.special_ids(path, tokenizer),
-        weights,
-        lambda: of_folder(path),
-    )
-
-
-def _of_gguf(path: Path) -> Target:
-    from forensics.tokens.forward import of_folder
-
-    read = gguf_file.read(path)
-    return Target(
-        str(path),
-        "gguf",
-        read.tokenizer,
-        frozenset(),
-        read.weights,
-        lambda: of_folder(path.absolute().parent, path.name),
-        notes=read.notes,
     )

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 
 from forensics.errors import ForensicsError
+from forensics.model.vocabulary_matrices import Weights
 from forensics.progress import ProgressCallback, silent
 from forensics.store.parts import write_atomic
 from forensics.store.resumable import Kept
 from forensics.tokens import ranking, reference
 from forensics.tokens.categories import Categories, categorise
 from forensics.tokens.exposure import Exposure, ledgers
-from forensics.tokens.indicators import Weights, measure
+from forensics.tokens.indicators import measure
 from forensics.tokens.vocabulary import texts, write_vocabulary
 from forensics.train.run import Run
 

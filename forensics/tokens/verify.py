@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from forensics.model.forward import Forward
 from forensics.progress import ProgressCallback, silent
 from forensics.tokens.categories import Categories
-from forensics.tokens.forward import Forward
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

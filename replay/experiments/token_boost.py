@@ -25,12 +25,13 @@ import torch
 import xxhash
 
 from forensics.errors import ForensicsError
+from forensics.model.vocabulary_matrices import Weights
 from forensics.progress import ProgressCallback, silent
 from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.store.resumable import Kept
 from forensics.tokens.exposure import ledger, sequence_ids
-from forensics.tokens.indicators import Weights, measure
+from forensics.tokens.indicators import measure
 from forensics.tokens.trajectories import reference_ids
 from forensics.train.advance import fold, token_losses
 from forensics.train.run import Run

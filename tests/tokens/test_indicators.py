@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from forensics.tokens.indicators import BLOCK, INDICATORS, Weights, first_component, measure
+from forensics.model.vocabulary_matrices import Weights
+from forensics.tokens.indicators import BLOCK, INDICATORS, first_component, measure
 
 REFERENCE = np.array([3, 8, 21])
 

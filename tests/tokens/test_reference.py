@@ -8,9 +8,9 @@ import torch
 
 from forensics.data.tokenize import train_tokenizer
 from forensics.errors import ForensicsError
+from forensics.model.vocabulary_matrices import Weights
 from forensics.tokens import reference
 from forensics.tokens.categories import Categories, categorise
-from forensics.tokens.indicators import Weights
 
 D = 64
 
@@ -62,7 +62,7 @@ def test_rows_within_one_quantisation_step_are_one_cluster_and_rows_further_off_
     kind: str, categories: Categories
 ) -> None:
     gguf = pytest.importorskip("gguf")
-    from forensics.tokens.gguf_file import quantisation_steps
+    from forensics.formats.gguf_file import quantisation_steps
 
     U = rows(290)
     base = rows(1, seed=1)

@@ -352,8 +352,8 @@ def test_smollm2_shows_its_known_under_trained_tokens(smollm2: Path, capsys) -> 
 
 
 def test_smollm2_loads_as_the_model_it_is(smollm2: Path) -> None:
-    from forensics.tokens.forward import of_folder
-    from forensics.tokens.gguf_file import read
+    from forensics.formats.gguf_file import read_file as read
+    from forensics.model.forward import of_folder
 
     torch.set_num_threads(2)
     tokenizer = read(smollm2).tokenizer

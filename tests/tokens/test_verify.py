@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from forensics.data.tokenize import train_tokenizer
+from forensics.model.forward import Recomputed, of_decoder, of_folder
+from forensics.model.vocabulary_matrices import Weights
 from forensics.tokens.categories import Categories, categorise
-from forensics.tokens.forward import Recomputed, of_decoder, of_folder
-from forensics.tokens.indicators import Weights
 from forensics.tokens.target import Target
 from forensics.tokens.under_trained import CANNOT_COPY, _verify, rule_against
 from forensics.tokens.verification import Verification

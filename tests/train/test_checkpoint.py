@@ -242,7 +242,7 @@ def test_tokens_and_scan_read_the_same_two_matrices_of_a_folder(
     """`forensics tokens` reads two matrices, `replay scan` a whole model: of one folder, one answer,
     whether its configuration says that they are tied and whether its names have the class's prefix.
     """
-    from forensics.tokens.folder import read_config, read_weights
+    from forensics.formats.huggingface_folder import read_config, read_weights
 
     shape = make_shape(family, tied=FAMILIES[family].knobs["tied"] if says is None else says)
     tensors = hugging_face.to_hf_tensors(random_params(shape), shape)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from forensics.errors import ForensicsError
+from forensics.errors import ForensicsError, first_line
 from forensics.model.decoder import Decoder, unembedding
 from forensics.model.shape import Shape
 
@@ -123,10 +123,9 @@ def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
         except MemoryError:
             raise
         except Exception as e:  # transformers raises what the architecture's own code raises
-            line = (str(e).splitlines() or [type(e).__name__])[0][:200]
             raise ForensicsError(
                 "data",
-                f"transformers cannot load {gguf_file or folder}: {line}",
+                f"transformers cannot load {gguf_file or folder}: {first_line(e)}",
                 "leave out --verify: indicators need no forward pass",
             ) from None
     model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -12,7 +12,7 @@ import torch
 
 from forensics.data.tokenize import train_tokenizer
 from forensics.errors import ForensicsError
-from forensics.tokens import gguf_file
+from forensics.formats import gguf_file
 from forensics.tokens.categories import categorise
 
 gguf = pytest.importorskip("gguf")
@@ -66,7 +66,7 @@ def test_the_matrix_comes_back_within_its_quantisation_step(kind: str, tmp_path:
         assert (gguf_file.quantisation_steps(_Typed("Q6_K"), values) == 0.25).all()  # type: ignore[arg-type]
         return
     E = write(tmp_path / "m.gguf", kind=kind)
-    weights = gguf_file.read(tmp_path / "m.gguf").weights
+    weights = gguf_file.read_file(tmp_path / "m.gguf").weights
     assert weights.tied and weights.embedding is weights.unembedding
     if kind in ("F32", "F16"):
         assert weights.grain is None
@@ -86,13 +86,13 @@ class _Typed:
 
 def test_an_output_matrix_makes_it_untied(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", output=True)
-    weights = gguf_file.read(tmp_path / "m.gguf").weights
+    weights = gguf_file.read_file(tmp_path / "m.gguf").weights
     assert not weights.tied and weights.default() == "input-norm"
 
 
 def test_the_byte_level_tokenizer_is_the_one_that_was_written(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf")
-    read, own = gguf_file.read(tmp_path / "m.gguf"), train_tokenizer([TEXT] * 4, 300)
+    read, own = gguf_file.read_file(tmp_path / "m.gguf"), train_tokenizer([TEXT] * 4, 300)
     assert read.notes == ()
     for text in (TEXT, " 12 34\n\n  x", "<|endoftext|> and «ö»"):
         assert read.tokenizer.encode(text).ids == own.encode(text).ids
@@ -101,10 +101,10 @@ def test_the_byte_level_tokenizer_is_the_one_that_was_written(tmp_path: Path) ->
 
 def test_the_way_of_splitting_is_the_files_own_and_an_unknown_one_is_told(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", pre="smollm")
-    ids = gguf_file.read(tmp_path / "m.gguf").tokenizer.encode("1234").tokens
+    ids = gguf_file.read_file(tmp_path / "m.gguf").tokenizer.encode("1234").tokens
     assert ids == ["1", "2", "3", "4"]  # digits alone, although 1234 was learnt as one
     write(tmp_path / "m.gguf", pre="nobody-knows")
-    assert "nobody-knows" in gguf_file.read(tmp_path / "m.gguf").notes[0]
+    assert "nobody-knows" in gguf_file.read_file(tmp_path / "m.gguf").notes[0]
 
 
 def test_a_sentencepiece_tokenizer_splits_as_sentencepiece_does(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_sentencepiece_tokenizer_splits_as_sentencepiece_does(tmp_path: Path) 
         add_token_scores=[own.get_score(i) for i in range(n)],
         add_token_types=kinds,
     )
-    read = gguf_file.read(tmp_path / "m.gguf").tokenizer
+    read = gguf_file.read_file(tmp_path / "m.gguf").tokenizer
     for text in ("the cats sat on more hats", "a naïve mat 数", "cat  cat", "sang"):
         assert read.encode(text, add_special_tokens=False).ids == own.encode(text), text
     assert read.encode("cat").ids[0] == own.bos_id()
@@ -155,7 +155,7 @@ def test_a_file_cut_short_is_one_line(share: float, tmp_path: Path) -> None:
     data = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "m.gguf").write_bytes(data[: max(4, int(len(data) * share))])
     with pytest.raises(ForensicsError) as e:
-        gguf_file.read(tmp_path / "m.gguf")
+        gguf_file.read_file(tmp_path / "m.gguf")
     assert e.value.kind == "data" and "m.gguf" in str(e.value) and "\n" not in str(e.value)
 
 
@@ -173,5 +173,5 @@ def test_what_is_no_gguf_or_of_no_known_architecture_or_without_tokenizer_is_one
         ("bare", "no tokenizer"),
     ):
         with pytest.raises(ForensicsError) as e:
-            gguf_file.read(tmp_path / f"{name}.gguf")
+            gguf_file.read_file(tmp_path / f"{name}.gguf")
         assert e.value.kind == "data" and words in str(e.value) and "\n" not in str(e.value)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from forensics.errors import ForensicsError, nearest
-from forensics.tokens.indicators import Weights
+from forensics.formats.protocol import ForeignModel, Format
+from forensics.model.vocabulary_matrices import Weights
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -66,7 +67,7 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read(path: Path) -> Gguf:
+def read_file(path: Path) -> Gguf:
     """Errors: data, for a file that is none, is cut short, or whose architecture, tokenizer or
     quantisation is unknown.
     """
@@ -287,3 +288,24 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, 
             if left in vocabulary and right in vocabulary:
                 ways.append((-scores[id], id, vocabulary[left], vocabulary[right], left, right))
     return [(left, right) for *_, left, right in sorted(ways)]
+
+
+def is_gguf_file(path: Path) -> bool:
+    """Tell whether it is a file that is called .gguf or begins like one."""
+    return path.is_file() and (path.suffix == ".gguf" or is_gguf(path))
+
+
+def read(path: Path) -> ForeignModel:
+    """Read a GGUF file. Errors: data."""
+    from forensics.model.forward import of_folder
+
+    parts = read_file(path)
+    return ForeignModel(
+        parts.tokenizer,
+        weights=parts.weights,
+        forward=lambda: of_folder(path.absolute().parent, path.name),
+        notes=parts.notes,
+    )
+
+
+FORMAT = Format("gguf", "a GGUF file", is_gguf_file, read)

@@ -12,10 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from forensics.errors import ForensicsError
+from forensics.errors import ForensicsError, first_line
+from forensics.formats.protocol import ForeignModel, Format
+from forensics.formats.tokenizer_json import is_tokenizer_alone, tokenizer_file
 from forensics.model.families import FAMILIES
 from forensics.model.hugging_face import is_tied, stored_name
-from forensics.tokens.indicators import Weights
+from forensics.model.vocabulary_matrices import Weights
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -132,25 +134,8 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     except Exception as e:  # transformers raises what its converters raise
         raise ForensicsError(
             "data",
-            f"{folder}: transformers cannot read its tokenizer: {_line(e)}",
+            f"{folder}: transformers cannot read its tokenizer: {first_line(e)}",
             "save it as a tokenizer.json",
-        ) from None
-
-
-def tokenizer_file(path: Path) -> Tokenizer:
-    """A tokenizer.json. Errors: data."""
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-        tokenizer.no_truncation()  # a tokenizer.json may cut or fill what it is given
-        tokenizer.no_padding()
-        return tokenizer
-    except Exception as e:  # the library raises a bare Exception
-        raise ForensicsError(
-            "data",
-            f"{path.name} is no tokenizer.json: {_line(e)}",
-            "save one with Tokenizer.save(path)",
         ) from None
 
 
@@ -187,7 +172,7 @@ def _stored(folder: Path) -> dict[str, Path]:
                 found.update(dict.fromkeys(opened.keys(), file))
         except (SafetensorError, OSError) as e:
             raise ForensicsError(
-                "data", f"{file.name} cannot be read: {_line(e)}", "is it complete?"
+                "data", f"{file.name} cannot be read: {first_line(e)}", "is it complete?"
             ) from None
     return found
 
@@ -227,7 +212,7 @@ def _json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise ForensicsError(
-            "data", f"{path} cannot be read: {_line(e)}", "is it complete?"
+            "data", f"{path} cannot be read: {first_line(e)}", "is it complete?"
         ) from None
     if not isinstance(document, dict):
         raise ForensicsError(
@@ -238,10 +223,6 @@ def _json(path: Path) -> dict[str, Any]:
     return document
 
 
-def _line(e: BaseException) -> str:
-    return (str(e).splitlines() or [type(e).__name__])[0][:200]
-
-
 def _near(name: str, known: Iterable[str]) -> str:
     """The known name that is closest; all of them would be hundreds."""
     import difflib
@@ -250,3 +231,22 @@ def _near(name: str, known: Iterable[str]) -> str:
     return (
         f"did you mean {match[0]!r}?" if match else "neither this project nor transformers knows it"
     )
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether it is a folder that is not a tokenizer alone."""
+    return path.is_dir() and not is_tokenizer_alone(path)
+
+
+def read(folder: Path) -> ForeignModel:
+    """Read a Hugging Face folder. Errors: missing, data."""
+    from forensics.model.forward import of_folder
+
+    config = read_config(folder)
+    tokenizer = read_tokenizer(folder)
+    weights = read_weights(folder, config)
+    special = special_ids(folder, tokenizer)
+    return ForeignModel(tokenizer, special, weights, lambda: of_folder(folder))
+
+
+FORMAT = Format("folder", "a Hugging Face folder", is_folder, read)
