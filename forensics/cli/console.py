@@ -107,12 +107,12 @@ class Program(click.Group):
         _write_example(formatter, self.example)
 
     def main(self, args: list[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
-        given = list(sys.argv[1:] if args is None else args)
+        arguments = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(args=given, prog_name=self.name, standalone_mode=False, **extra)
+            code = super().main(args=arguments, prog_name=self.name, standalone_mode=False, **extra)
             sys.exit(code if isinstance(code, int) else 0)
         except ForensicsError as e:
-            _fail(e.kind, e.message, e.hint, e.exit_code, "--json" in given)
+            _fail(e.kind, e.message, e.hint, e.exit_code, "--json" in arguments)
         except click.exceptions.NoArgsIsHelpError as e:
             click.echo(e.format_message())
             sys.exit(2)
@@ -122,9 +122,9 @@ class Program(click.Group):
                 if isinstance(e, click.UsageError) and e.ctx
                 else ""
             )
-            _fail("usage", e.format_message().replace("\n", " "), where, 2, "--json" in given)
+            _fail("usage", e.format_message().replace("\n", " "), where, 2, "--json" in arguments)
         except (KeyboardInterrupt, click.Abort) as e:
-            _fail("interrupted", "interrupted", str(e), 130, "--json" in given)
+            _fail("interrupted", "interrupted", str(e), 130, "--json" in arguments)
         except BrokenPipeError:
             sys.exit(0)
         except MemoryError:
@@ -133,7 +133,7 @@ class Program(click.Group):
                 "out of memory",
                 "lower train.micro_batch, data.sequence_length or model.width",
                 1,
-                "--json" in given,
+                "--json" in arguments,
             )
         except OSError as e:
             if e.errno is None:
@@ -143,7 +143,7 @@ class Program(click.Group):
                 f"{e.strerror}: {e.filename or 'a file'}",
                 "is there space, and may this user write there?",
                 1,
-                "--json" in given,
+                "--json" in arguments,
             )
 
 

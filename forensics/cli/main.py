@@ -82,11 +82,11 @@ def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool)
 
     def story() -> None:
         loss = f"loss {outcome.final_loss:.3f}" if outcome.final_loss is not None else "no loss"
-        held = (
+        ending = (
             f", held-out {outcome.held_out_loss:.3f}" if outcome.held_out_loss is not None else ""
         )
         say(
-            f"{outcome.run}: {outcome.steps:,} steps, {loss}{held} nats/token,"
+            f"{outcome.run}: {outcome.steps:,} steps, {loss}{ending} nats/token,"
             f" {outcome.tokens_per_second:,.0f} tokens/s, {outcome.peak_memory_bytes / 2**20:,.0f}"
             " MiB at most"
         )
@@ -116,7 +116,7 @@ def list_runs() -> None:
     from forensics.train.run import open_run
 
     headers = [open_run(runs_folder(), name).header for name in runs_in(runs_folder())]
-    known = {h.name for h in headers}
+    names = {h.name for h in headers}
     shown = (
         "name",
         "status",
@@ -138,7 +138,7 @@ def list_runs() -> None:
             children = [
                 h
                 for h in headers
-                if h.parent == parent or (parent is None and h.parent not in known)
+                if h.parent == parent or (parent is None and h.parent not in names)
             ]
             for h in sorted(children, key=lambda h: (h.parent_step or 0, h.created)):
                 where = f"{h.first_step}:{h.steps}" if h.parent else f"{h.steps:,} steps"
@@ -204,14 +204,18 @@ def batch(run: str, step: int, by_token: bool) -> None:
                 else ""
             )
         )
-        for each in document["sequences"]:
-            loss = f"loss {each['loss']:.3f}" if each["loss"] is not None else "loss not recorded"
-            say(f"\nslot {each['slot']} · sequence {each['sequence']} · {loss}")
-            for span in each["documents"]:
+        for sequence in document["sequences"]:
+            loss = (
+                f"loss {sequence['loss']:.3f}"
+                if sequence["loss"] is not None
+                else "loss not recorded"
+            )
+            say(f"\nslot {sequence['slot']} · sequence {sequence['sequence']} · {loss}")
+            for span in sequence["documents"]:
                 say(f"  {span['source']}: {span['path']} from token {span['offset']}")
             if by_token:
-                say("  loss by token: " + " ".join(f"{x:.2f}" for x in each["token_losses"]))
-            for line in each["text"].splitlines():
+                say("  loss by token: " + " ".join(f"{x:.2f}" for x in sequence["token_losses"]))
+            for line in sequence["text"].splitlines():
                 say(f"  │ {line}")
 
     emit(document, story)
@@ -321,8 +325,8 @@ def query(
         rows = run_sandboxed(runs_folder(), sql, limit=limit)
     else:
         assert name is not None
-        given = dict(_pair(text) for text in parameters)
-        rows = queries.run(runs_folder(), name, given).slice(0, limit)
+        values = dict(_pair(text) for text in parameters)
+        rows = queries.run(runs_folder(), name, values).slice(0, limit)
     _write_rows(rows, shape or ("json" if settings().json else "table"))
 
 

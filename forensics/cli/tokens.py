@@ -95,7 +95,7 @@ def tokens(
             return tell_of_data(target, runs_folder(), open_trajectory, exact, over_time, reading)
     with bar("reading") as reading, bar("verifying", "tokens") as verifying:
         opened = open_target(target, runs_folder(), open_trajectory, reading)
-        found = find(
+        findings = find(
             opened,
             indicator=indicator,
             reference=reference,
@@ -105,10 +105,12 @@ def tokens(
             verifying=verifying,
         )
     limit = top if settings().json else top or SHOWN
-    told = document(found, limit, only or _unusual(found.indicator, settings().json))
-    for note in told["notes"]:
+    shown_document = document(
+        findings, limit, only or _unusual(findings.indicator, settings().json)
+    )
+    for note in shown_document["notes"]:
         warn(note)
-    emit(told, lambda: _tell(told))
+    emit(shown_document, lambda: _tell(shown_document))
     return 0
 
 

@@ -54,17 +54,17 @@ def tell_of_data(
 def _exact(run: Any, step: int, progress: ProgressCallback) -> dict[str, Any]:
     from forensics.tokens.exact import exact_test
 
-    found = exact_test(run, step, progress)
+    test = exact_test(run, step, progress)
     return {
-        "applies": found.applies,
-        "holds": found.holds,
-        "precision": found.precision,
-        "recall": found.recall,
-        "never": found.never.tolist(),
-        "found": found.found.tolist(),
-        "only_ledger": found.only_ledger.tolist(),
-        "only_bits": found.only_bits.tolist(),
-        "sentence": found.sentence,
+        "applies": test.applies,
+        "holds": test.holds,
+        "precision": test.precision,
+        "recall": test.recall,
+        "never": test.never.tolist(),
+        "found": test.found.tolist(),
+        "only_ledger": test.only_ledger.tolist(),
+        "only_bits": test.only_bits.tolist(),
+        "sentence": test.sentence,
     }
 
 
@@ -108,8 +108,8 @@ def _tell_over_time(told: dict[str, Any]) -> None:
         ["indicator", "Spearman", "≤", "tokens", "AUC", "95%", "average precision", "95%"],
         [
             [
-                each["indicator"],
-                each["spearman"],
+                indicator["indicator"],
+                indicator["spearman"],
                 s["exposure"],
                 s["tokens"],
                 s["auc"],
@@ -117,8 +117,8 @@ def _tell_over_time(told: dict[str, Any]) -> None:
                 s["average_precision"],
                 _interval(s["average_precision_interval"]),
             ]
-            for each in points[-1]["indicators"]
-            for s in each["scores"]
+            for indicator in points[-1]["indicators"]
+            for s in indicator["scores"]
         ],
     )
     say("\n" + told["sentence"])
@@ -151,9 +151,9 @@ def _tell_over_time(told: dict[str, Any]) -> None:
 
 
 def _row(point: dict[str, Any], name: str) -> list[Any]:
-    own = next(each for each in point["indicators"] if each["indicator"] == name)
-    auc = {s["exposure"]: s["auc"] for s in own["scores"]}
-    return [point["step"], point["never"], own["spearman"], *(auc.get(t) for t in (0, 1, 10, 100))]
+    band = next(indicator for indicator in point["indicators"] if indicator["indicator"] == name)
+    auc = {s["exposure"]: s["auc"] for s in band["scores"]}
+    return [point["step"], point["never"], band["spearman"], *(auc.get(t) for t in (0, 1, 10, 100))]
 
 
 def _interval(edges: list[float]) -> str:

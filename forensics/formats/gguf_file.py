@@ -81,20 +81,20 @@ def read_file(path: Path) -> Gguf:
         )
     try:
         reader = gguf.GGUFReader(path)
-        whole = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
+        complete = all(t.data_offset + t.n_bytes <= path.stat().st_size for t in reader.tensors)
     except Exception as e:  # whatever numpy says of bytes that are not there
         raise _cut_short(path, str(e)) from None
-    if not whole or not reader.tensors:
+    if not complete or not reader.tensors:
         raise _cut_short(
             path, "its tensors reach beyond its end" if reader.tensors else "it holds no tensor"
         )
     architecture = str(_value(reader, "general.architecture"))
-    known = {name for name in gguf.MODEL_ARCH_NAMES.values() if name}
-    if architecture not in known:
+    architectures = {name for name in gguf.MODEL_ARCH_NAMES.values() if name}
+    if architecture not in architectures:
         raise ForensicsError(
             "data",
             f"{path.name}: unknown architecture {architecture!r}",
-            nearest(architecture, known)[:120],
+            nearest(architecture, architectures)[:120],
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     weights = _weights(tensors, path)
@@ -281,7 +281,7 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, 
     """Sentencepiece's BPE merges whichever neighbours make the best-scored piece: as a list, every
     way to each piece.
     """
-    ways = []
+    merges = []
     for token, id in vocabulary.items():
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]

@@ -147,9 +147,9 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     if not path.is_file():
         return frozenset()
     config = _json(path)
-    named = [config.get(name) for name in NAMED]
-    named += config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    spelled = [n.get("content") if isinstance(n, dict) else n for n in named]
+    declared = [config.get(name) for name in NAMED]
+    declared += config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    spelled = [n.get("content") if isinstance(n, dict) else n for n in declared]
     ids = (tokenizer.token_to_id(n) for n in spelled if isinstance(n, str))
     return frozenset(id for id in ids if id is not None)
 
@@ -165,16 +165,16 @@ def _stored(folder: Path) -> dict[str, Path]:
             f"wanted *.safetensors in {folder}, found none",
             "convert the weights to safetensors",
         )
-    found = {}
+    file_of = {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
-                found.update(dict.fromkeys(opened.keys(), file))
+                file_of.update(dict.fromkeys(opened.keys(), file))
         except (SafetensorError, OSError) as e:
             raise ForensicsError(
                 "data", f"{file.name} cannot be read: {first_line(e)}", "is it complete?"
             ) from None
-    return found
+    return file_of
 
 
 def _first(stored: dict[str, Path], names: tuple[str, ...]) -> str | None:

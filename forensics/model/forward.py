@@ -51,8 +51,8 @@ class Recomputed:
 
     @torch.no_grad()
     def read(self, tokens_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
-        whole = tokens_BT if past is None else torch.cat([past, tokens_BT], dim=1)
-        return self._logits(whole), whole
+        sequence = tokens_BT if past is None else torch.cat([past, tokens_BT], dim=1)
+        return self._logits(sequence), sequence
 
     def spread(self, past: Any, rows: int) -> Any:
         return None if past is None else past.expand(rows, -1)

@@ -71,8 +71,8 @@ def loss(view: View, _: Any) -> Value:
 
 def norms(view: View, _: Any) -> Value:
     """‖W‖₂ of every tensor, and of all of them together (`all`)."""
-    found = dict(zip(view.params, sums.norms(list(view.params.values())).tolist()))
-    return {"all": _together(found.values()), **found}
+    by_tensor = dict(zip(view.params, sums.norms(list(view.params.values())).tolist()))
+    return {"all": _together(by_tensor.values()), **by_tensor}
 
 
 GROUPS = {"attn": "attention", "mlp": "mlp"}
@@ -80,7 +80,7 @@ GROUPS = {"attn": "attention", "mlp": "mlp"}
 
 def group_norms(view: View, _: Any) -> Value:
     """‖W‖₂ of the groups: embeddings, attention, mlp (by layer too), norms, unembed."""
-    found: dict[str, list[float]] = {}
+    by_group: dict[str, list[float]] = {}
     for name, norm in zip(view.params, sums.norms(list(view.params.values())).tolist()):
         parts = name.split(".")
         if "norm" in name:
@@ -91,8 +91,8 @@ def group_norms(view: View, _: Any) -> Value:
         else:
             groups = ["embeddings" if parts[0] in ("embed", "positions") else parts[0]]
         for group in groups:
-            found.setdefault(group, []).append(norm)
-    return {group: _together(each) for group, each in found.items()}
+            by_group.setdefault(group, []).append(norm)
+    return {group: _together(squares) for group, squares in by_group.items()}
 
 
 def _together(values: Any) -> float:
@@ -115,9 +115,9 @@ class _Heads:
             self.q = x
         else:
             assert self.q is not None, "q is tapped before k"
-            own = attention_statistics(self.q, x, self.documents)
+            statistics = attention_statistics(self.q, x, self.documents)
             before = self.found.get(site.layer)
-            self.found[site.layer] = own if before is None else before.merge(own)
+            self.found[site.layer] = statistics if before is None else before.merge(statistics)
 
 
 def attention(view: View, _: Any) -> Value:
@@ -127,36 +127,36 @@ def attention(view: View, _: Any) -> Value:
     heads = _Heads()
     for _stream in _forward(view, heads):
         pass
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for layer, statistics in sorted(heads.found.items()):
         columns = statistics.columns()
         for short, name in (("entropy", "attn_entropy_mean"), ("logit_max", "attn_logit_max")):
             for head, value in enumerate(columns[name].tolist()):
-                found[f"layers.{layer}.heads.{head}.{short}"] = value
-    entropies = [v for k, v in found.items() if k.endswith("entropy")]
-    largest = [v for k, v in found.items() if k.endswith("logit_max")]
-    return {"entropy_mean": sum(entropies) / len(entropies), "logit_max": max(largest), **found}
+                values[f"layers.{layer}.heads.{head}.{short}"] = value
+    entropies = [v for k, v in values.items() if k.endswith("entropy")]
+    largest = [v for k, v in values.items() if k.endswith("logit_max")]
+    return {"entropy_mean": sum(entropies) / len(entropies), "logit_max": max(largest), **values}
 
 
 def effective_rank(view: View, _: Any) -> Value:
     """exp of the entropy of the singular values' shares, of every weight matrix (Roy & Vetterli
     2007); and their mean.
     """
-    found = {}
+    ranks = {}
     for name, weight in view.params.items():
         if weight.ndim != 2:
             continue
         values = torch.linalg.svdvals(weight.double())
         share = values / values.sum()
-        found[name] = float(torch.special.entr(share).sum().exp())  # entr(0) is 0
-    return {"mean": sum(found.values()) / len(found), **found}
+        ranks[name] = float(torch.special.entr(share).sum().exp())  # entr(0) is 0
+    return {"mean": sum(ranks.values()) / len(ranks), **ranks}
 
 
 def final_stream(view: View) -> Tensor:
     """(rows, D) float32 of at most ROWS positions, each column's mean taken off; computed once."""
     if view.stream is not None:
         return view.stream
-    rows = torch.cat([each.reshape(-1, each.shape[-1]).float() for each in _forward(view)])
+    rows = torch.cat([stream.reshape(-1, stream.shape[-1]).float() for stream in _forward(view)])
     if len(rows) > ROWS:
         rows = rows[
             torch.linspace(0, len(rows) - 1, ROWS, dtype=torch.float64, device=rows.device).long()

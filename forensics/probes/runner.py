@@ -48,23 +48,25 @@ def probe(
         raise ForensicsError("usage", f"{what} reads no text, found --text", "leave it out")
     batch = _text(run, text, what) if metric.reads_text else None
     reads = hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest() if batch is not None else ""
-    kept = Kept(run.folder / "probes", f"{run.name} {run.header.created} {what} {source} {reads}")
+    finished = Kept(
+        run.folder / "probes", f"{run.name} {run.header.created} {what} {source} {reads}"
+    )
     points: list[dict[str, Any]] = []
     carried: Any = None
     for i, step in enumerate(chosen):
         before = chosen[i - 1] if i and metric.carry else None
         key = str(step) if metric.carry is None else f"{before} {step}"
-        if key in kept:
+        if key in finished:
             carried = None
         else:
             if metric.carry is not None and before is not None and carried is None:
                 carried = metric.carry(View(before, run.load(before).params, run, batch))
             view = View(step, run.load(step).params, run, batch)
-            kept.put(key, metric.measure(view, carried))
+            finished.put(key, metric.measure(view, carried))
             # what it carries belongs to the checkpoint just read; the next needs nothing more of it
             carried = metric.carry(view) if metric.carry is not None else None
             del view
-        points.append({"step": step, "value": kept.get(key)})
+        points.append({"step": step, "value": finished.get(key)})
         progress(i + 1, len(chosen), f"checkpoint {step}")
     return {
         "run": name,
@@ -90,16 +92,16 @@ def checkpoints(run: Run, steps: str | None) -> list[int]:
         return saved
     if ":" in steps:
         first, last = window(steps, "--steps")
-        found = [s for s in saved if first <= s < last]
-        if not found:
+        chosen = [s for s in saved if first <= s < last]
+        if not chosen:
             raise ForensicsError(
                 "missing",
                 f"wanted checkpoints of {run.name} in {steps}, found none",
                 f"saved: {shown}",
             )
-        return found
-    numbers_ = [part.strip() for part in steps.split(",")]
-    if not all(part.isdecimal() for part in numbers_):
+        return chosen
+    numbers_ = [step_text.strip() for step_text in steps.split(",")]
+    if not all(step_text.isdecimal() for step_text in numbers_):
         raise ForensicsError(
             "usage", f"wanted --steps A:B or S,T,…, found {steps!r}", "e.g. --steps 0,100,200"
         )
@@ -196,15 +198,17 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
             f"{path.name} cannot be imported: {type(e).__name__}: {e}",
             "does it run by itself?",
         ) from e
-    found = getattr(module, name, None)
-    if not callable(found):
-        own = [
+    function = getattr(module, name, None)
+    if not callable(function):
+        candidates = [
             n
             for n, v in vars(module).items()
             if callable(v) and getattr(v, "__module__", "") == module.__name__
         ]
-        raise ForensicsError("usage", f"{path.name} has no function {name!r}", nearest(name, own))
-    return found
+        raise ForensicsError(
+            "usage", f"{path.name} has no function {name!r}", nearest(name, candidates)
+        )
+    return function
 
 
 def _number_or_numbers(value: Any, who: str, step: int) -> Value:
@@ -215,9 +219,9 @@ def _number_or_numbers(value: Any, who: str, step: int) -> Value:
     if isinstance(value, numbers.Real):
         return float(value)
     if isinstance(value, dict):
-        named = {str(k): _number_or_numbers(v, who, step) for k, v in value.items()}
-        if all(v is None or isinstance(v, float) for v in named.values()):
-            return named  # type: ignore[return-value]
+        named_values = {str(k): _number_or_numbers(v, who, step) for k, v in value.items()}
+        if all(v is None or isinstance(v, float) for v in named_values.values()):
+            return named_values  # type: ignore[return-value]
     raise ForensicsError(
         "usage",
         f"{who}: wanted a number or a dictionary of numbers, found {type(value).__name__} at"

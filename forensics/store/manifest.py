@@ -74,18 +74,20 @@ def load(run_folder: str | Path, table: str, *, fresh: bool = False) -> Manifest
     except (FileNotFoundError, NotADirectoryError):
         return _nothing(table)
     stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-    known = _READ.get(path)
-    if known and known[0] == stamp and not fresh:
-        return known[1]
+    cached = _READ.get(path)
+    if cached and cached[0] == stamp and not fresh:
+        return cached[1]
     try:
-        raw: dict[str, Any] = json.loads(Path(path).read_bytes())
-        if raw["version"] != VERSION:
+        document: dict[str, Any] = json.loads(Path(path).read_bytes())
+        if document["version"] != VERSION:
             raise ForensicsError(
                 "integrity",
-                f"{path}: wanted manifest version {VERSION}, found {raw['version']!r}",
+                f"{path}: wanted manifest version {VERSION}, found {document['version']!r}",
                 "read this run with the version of the software that wrote it",
             )
-        manifest = Manifest(table, tuple(raw["columns"]), tuple(Part(**p) for p in raw["parts"]))
+        manifest = Manifest(
+            table, tuple(document["columns"]), tuple(Part(**p) for p in document["parts"])
+        )
     except (ValueError, KeyError, TypeError) as e:
         raise ForensicsError(
             "integrity",
@@ -154,10 +156,10 @@ def rows(
         source = str(path)
     with pq.ParquetFile(source) as file:
         have = set(file.schema_arrow.names)
-        got = file.read([n for n in schema.names if n in have])
+        table = file.read([n for n in schema.names if n in have])
     nothing = [pa.nulls(part.rows, field.type) for field in schema]
     columns = [
-        got.column(field.name).cast(field.type) if field.name in have else null
+        table.column(field.name).cast(field.type) if field.name in have else null
         for field, null in zip(schema, nothing)
     ]
     return pa.table(columns, schema=schema)

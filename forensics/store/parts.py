@@ -57,7 +57,7 @@ def write_part(place: Path, spec: Table, rows: pyarrow.Table) -> m.Part:
     import xxhash
 
     floats = [f.name for f in rows.schema if pa.types.is_floating(f.type)]
-    others = [f.name for f in rows.schema if not pa.types.is_floating(f.type)]
+    exact_columns = [f.name for f in rows.schema if not pa.types.is_floating(f.type)]
     sink = pa.BufferOutputStream()
     # No statistics for floats: Parquet's leave NaN out, and DuckDB, for which NaN is the largest
     # value, would skip a row group that holds one (tried: `where loss > 5` and `max(loss)` missed
@@ -66,9 +66,9 @@ def write_part(place: Path, spec: Table, rows: pyarrow.Table) -> m.Part:
         rows,
         sink,
         compression="zstd",
-        use_dictionary=others,
+        use_dictionary=exact_columns,
         use_byte_stream_split=floats,
-        write_statistics=others,
+        write_statistics=exact_columns,
         row_group_size=ROW_GROUP,
     )
     data = sink.getvalue()
@@ -110,15 +110,15 @@ def merged(spec: Table, place: Path, parts: Parts, fewest: int = FEWEST_PARTS) -
         i = min(range(len(groups) - 1), key=lambda i: sizes[i] + sizes[i + 1])
         groups[i] += groups.pop(i + 1)
         sizes[i] += sizes.pop(i + 1)
-    made: list[m.Part] = []
+    merged_parts: list[m.Part] = []
     for group in groups:
         if len(group) == 1:
-            made.append(group[0])
+            merged_parts.append(group[0])
         else:
-            made.append(
+            merged_parts.append(
                 write_part(place, spec, pa.concat_tables([load(place, p, spec) for p in group]))
             )
-    return tuple(made)
+    return tuple(merged_parts)
 
 
 def add(run_folder: Path, spec: Table, rows: pyarrow.Table) -> int:
@@ -136,18 +136,18 @@ def cut(
     """Parts without what `keep` leaves out; those that end before `end` in the key's first column
     stay as they are.
     """
-    kept: list[m.Part] = []
+    remaining: list[m.Part] = []
     for part in parts:
         if isinstance(part.last, int) and part.last < end:
-            kept.append(part)
+            remaining.append(part)
             continue
         rows = load(place, part, spec)
         left = keep(rows)
         if left.num_rows == rows.num_rows:
-            kept.append(part)
+            remaining.append(part)
         elif left.num_rows:
-            kept.append(write_part(place, spec, left))
-    return tuple(kept)
+            remaining.append(write_part(place, spec, left))
+    return tuple(remaining)
 
 
 def change(
@@ -164,12 +164,12 @@ def change(
     with _storage(place), _locked(place):
         old = m.load(run_folder, spec.name, fresh=True)
         parts = edit(spec, place, old.parts)
-        kept = {p.file for p in old.parts} & {p.file for p in parts}
+        shared_files = {p.file for p in old.parts} & {p.file for p in parts}
         if (
-            kept and columns is None and old.columns != current
+            shared_files and columns is None and old.columns != current
         ):  # an older schema wrote them: bring them up to this one
             parts = tuple(
-                write_part(place, spec, load(place, p, spec)) if p.file in kept else p
+                write_part(place, spec, load(place, p, spec)) if p.file in shared_files else p
                 for p in parts
             )
         new = m.Manifest(spec.name, columns or current, parts)

@@ -115,7 +115,7 @@ def _overlaps(part: m.Part, steps: tuple[int, int]) -> bool:
 
 def problems(run_folder: str | Path) -> list[str]:
     """One sentence for each damaged or missing part of a run, every byte read again."""
-    found = []
+    damaged = []
     for table in TABLES:
         try:
             for part in m.load(Path(run_folder), table, fresh=True).parts:
@@ -123,12 +123,12 @@ def problems(run_folder: str | Path) -> list[str]:
                 try:
                     m.require_hash(path, part, path.read_bytes())
                 except FileNotFoundError:
-                    found.append(str(m.gone(path)))
+                    damaged.append(str(m.gone(path)))
                 except ForensicsError as e:
-                    found.append(str(e))
+                    damaged.append(str(e))
         except ForensicsError as e:
-            found.append(str(e))
-    return found
+            damaged.append(str(e))
+    return damaged
 
 
 def connect(
@@ -171,13 +171,16 @@ def refresh(
     """Let the views of a connection list the parts that are alive now. Errors: integrity."""
     folder = Path(runs_folder).absolute()
     names = runs_in(folder) if runs is None else sorted(runs)
-    wanted = {*TABLES, "sources"} if tables is None else {*tables}
-    made = [_view(spec, folder, names if spec.name in wanted else []) for spec in TABLES.values()]
-    made.append(_sources_view(folder, names if "sources" in wanted else []))
-    macros = [macro for macro in MACROS.values() if macro.reads <= {*wanted, "runs"}]
-    made += [macro.definition for macro in macros]
-    made.append(f"create or replace macro runs_folder() as {_text(str(folder))}")
-    con.execute(";\n".join(made))
+    tables_to_refresh = {*TABLES, "sources"} if tables is None else {*tables}
+    views = [
+        _view(spec, folder, names if spec.name in tables_to_refresh else [])
+        for spec in TABLES.values()
+    ]
+    views.append(_sources_view(folder, names if "sources" in tables_to_refresh else []))
+    macros = [macro for macro in MACROS.values() if macro.reads <= {*tables_to_refresh, "runs"}]
+    views += [macro.definition for macro in macros]
+    views.append(f"create or replace macro runs_folder() as {_text(str(folder))}")
+    con.execute(";\n".join(views))
 
 
 def live_parts(runs_folder: str | Path, tables: Iterable[str], runs: Iterable[str]) -> list[Path]:

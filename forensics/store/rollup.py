@@ -32,7 +32,7 @@ def aggregate(spec: Table, rows: pyarrow.Table) -> pyarrow.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    made, columns = ROLLUPS[spec.name], summarised(spec)
+    rolled_up, columns = ROLLUPS[spec.name], summarised(spec)
     keys = ["bucket", *spec.key[1:]]
     work = {"bucket": pa.array(buckets(rows)), **{key: rows[key] for key in spec.key[1:]}}
     nonfinite = pa.chunked_array([np.zeros(rows.num_rows, np.int64)])
@@ -44,19 +44,19 @@ def aggregate(spec: Table, rows: pyarrow.Table) -> pyarrow.Table:
             values = pc.if_else(finite, values, pa.scalar(None, values.type))
         work[c.name] = values
     work["nonfinite"] = nonfinite
-    wanted = [("bucket", "count"), ("nonfinite", "sum")]
-    wanted += [
-        (c.name, how)
+    aggregations = [("bucket", "count"), ("nonfinite", "sum")]
+    aggregations += [
+        (c.name, extreme)
         for c in columns
-        for how in ("min", "max", "mean")
-        if f"{c.name}_{how}" in _names(made)
+        for extreme in ("min", "max", "mean")
+        if f"{c.name}_{extreme}" in _names(rolled_up)
     ]
     # one thread: rows come out in the order of first appearance, and the run keeps its cores
-    found = pa.table(work).group_by(keys, use_threads=False).aggregate(wanted)
+    groups = pa.table(work).group_by(keys, use_threads=False).aggregate(aggregations)
     renamed = {"rows": "bucket_count", "nonfinite": "nonfinite_sum"}
-    schema = made.arrow_schema()
+    schema = rolled_up.arrow_schema()
     rolled = pa.table(
-        [found[renamed.get(f.name, f.name)].cast(f.type) for f in schema], schema=schema
+        [groups[renamed.get(f.name, f.name)].cast(f.type) for f in schema], schema=schema
     )
     return rolled.take(pc.sort_indices(rolled, sort_keys=[("bucket", "ascending")]))  # stable
 
@@ -96,9 +96,11 @@ class RollUp:
                 self.rows = pa.concat_tables([self.rows, rows])
             assert self.rows is not None
             newest = int(self.rows["step"].to_numpy().max())
-            whole = newest + 1 if newest % BUCKET == BUCKET - 1 else newest // BUCKET * BUCKET
-            if whole > self.first:
-                self._write(whole)
+            complete_until = (
+                newest + 1 if newest % BUCKET == BUCKET - 1 else newest // BUCKET * BUCKET
+            )
+            if complete_until > self.first:
+                self._write(complete_until)
 
     def finish(self) -> None:
         """Write the incomplete bucket too. Errors: storage, integrity."""
@@ -148,8 +150,8 @@ class RollUp:
         rolled = aggregate(self.spec, settled)
 
         def replace(spec: Table, place: Path, parts: p.Parts) -> p.Parts:
-            kept = _before(spec, place, parts, self.first)
-            return (*kept, p.write_part(place, spec, rolled)) if rolled.num_rows else kept
+            earlier = _before(spec, place, parts, self.first)
+            return (*earlier, p.write_part(place, spec, rolled)) if rolled.num_rows else earlier
 
         if len(p.change(self.run_folder, self.made, replace).parts) >= MOST_PARTS:
             p.change(

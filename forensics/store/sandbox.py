@@ -129,26 +129,29 @@ def run_sandboxed(
 
 def _ask(request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     """Send one request to a fresh child; its answer's head (JSON) and body (Arrow IPC)."""
-    kept = ("LD_LIBRARY_PATH", "SYSTEMROOT")  # secrets in the environment stay with the parent
-    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    environment_names = (
+        "LD_LIBRARY_PATH",
+        "SYSTEMROOT",
+    )  # secrets in the environment stay with the parent
+    environment = {name: os.environ[name] for name in environment_names if name in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parents[2]), *filter(None, sys.path)]
     )
     # -P: a file json.py beside the caller must not become the child's json
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-P", "-m", "forensics.store.sandbox"],
         input=json.dumps(request).encode(),
         capture_output=True,
         env=environment,
         cwd="/",
     )
-    line, _, body = done.stdout.partition(b"\n")
+    line, _, body = finished.stdout.partition(b"\n")
     if line.startswith(b"{"):
         return json.loads(line), memoryview(body)
-    if done.returncode == -signal.SIGALRM:
+    if finished.returncode == -signal.SIGALRM:
         raise _too_long(request["timeout_s"])
-    last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
-        f"exit {done.returncode}"
+    last = finished.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
+        f"exit {finished.returncode}"
     ]
     raise ForensicsError(
         "sql",
@@ -216,7 +219,7 @@ def _tables(tree: dict[str, Any]) -> set[str]:
     """Walk the tree: the tables it reads. Errors: sql, for anything that is not on the lists
     above.
     """
-    found: set[str] = set()
+    tables: set[str] = set()
     for node in _nodes(tree):
         kind = node.get("type")
         if isinstance(kind, str) and kind.endswith("_NODE") and kind not in QUERY_NODES:
@@ -231,15 +234,15 @@ def _tables(tree: dict[str, Any]) -> set[str]:
             name = str(node["function"].get("function_name", "")).lower()
             if name not in TABLE_FUNCTIONS:
                 raise _refused(f"the table function {name}", nearest(name, TABLE_FUNCTIONS))
-            found |= ROW_MACROS.get(name, frozenset())
+            tables |= ROW_MACROS.get(name, frozenset())
         elif kind == "SHOW_REF" and node.get("query") is None:
-            found |= {str(node.get("table_name", "")).strip('"').lower()} & {*TABLES, "sources"}
+            tables |= {str(node.get("table_name", "")).strip('"').lower()} & {*TABLES, "sources"}
         elif kind == "BASE_TABLE":
             path = [str(x).lower() for x in node["qualified_name"]["path"]]
             if len(path) > 2 or (len(path) == 2 and path[0] not in SCHEMAS):
                 raise _refused(f"the table {'.'.join(path)}", "tables are named without a catalog")
-            found.add(path[-1])
-    return found & {*TABLES, "sources"}
+            tables.add(path[-1])
+    return tables & {*TABLES, "sources"}
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:
@@ -291,8 +294,8 @@ def _serve() -> None:
     else:
         import pyarrow as pa
 
-        known = {tuple(key) for key in request["checked"]}
-        checked = [key for key in manifest.CHECKED if key not in known]
+        checked_parts = {tuple(key) for key in request["checked"]}
+        checked = [key for key in manifest.CHECKED if key not in checked_parts]
         out.write(json.dumps({"checked": checked, "truncated": truncated}).encode() + b"\n")
         with pa.ipc.new_stream(out, schema) as stream:
             for batch in batches:
@@ -410,9 +413,9 @@ def read_only_process() -> bool:
     descriptor = libc.syscall(create, ctypes.byref(rules), 16 if version >= 4 else 8, 0)
     if descriptor < 0 or libc.prctl(no_new_privileges, 1, 0, 0, 0) != 0:
         return False
-    done: int = libc.syscall(restrict, descriptor, 0)
+    status: int = libc.syscall(restrict, descriptor, 0)
     os.close(descriptor)
-    return done == 0
+    return status == 0
 
 
 def _lock(con: Any, paths: list[Path], memory: str) -> None:

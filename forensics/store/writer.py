@@ -157,14 +157,14 @@ class Writer:
         After a failure that was raised already it tries once more, and is silent. Errors: storage,
         integrity.
         """
-        told = self._told
+        failure = self._told
         try:
             self.drain()
             for rollup in self._rollups.values():
                 rollup.finish()
         except Exception:
             self._told = True
-            if not told:
+            if not failure:
                 raise
         finally:
             if self._thread is not None:
@@ -193,9 +193,9 @@ class Writer:
         appended.
         """
         unwritten: Rows = {}
-        for done, rows in [*self._handed, (None, self._pending)]:
-            if done is not None:
-                done.exception()  # at once: those behind the failure write nothing
+        for written, rows in [*self._handed, (None, self._pending)]:
+            if written is not None:
+                written.exception()  # at once: those behind the failure write nothing
             for table, chunks in rows.items():
                 unwritten.setdefault(table, []).extend(chunks)
         self._handed.clear()
@@ -263,19 +263,19 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
         return replace_table(run_folder, table, {name: [] for name in spec.key})
     span = pc.min_max(key).as_py()
     digest = xxhash.xxh3_128_hexdigest(part.read_bytes())
-    made = m.Part("", span["min"], span["max"], len(key), part.stat().st_size, digest)
+    linked = m.Part("", span["min"], span["max"], len(key), part.stat().st_size, digest)
 
     def swap(spec: Table, place: Path, parts: p.Parts) -> p.Parts:
         if len(parts) == 1 and parts[0].hash == digest:
             return parts
-        name = p.free_name(place, made.first, made.last)
+        name = p.free_name(place, linked.first, linked.last)
         try:
             os.link(part, place / name)
         except OSError:  # another file system
             temporary = place / f".tmp-{name}-{os.getpid()}"
             shutil.copyfile(part, temporary)
             os.replace(temporary, place / name)
-        return (replace(made, file=name),)
+        return (replace(linked, file=name),)
 
     p.change(
         Path(run_folder), spec, swap, columns=tuple(c.name for c in spec.columns if c.name in names)
@@ -286,9 +286,9 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
 
 
 def _check_columns(spec: Table, columns: dict[str, Any]) -> None:
-    known = {c.name for c in spec.columns}
-    assert columns.keys() <= known, (
-        f"{spec.name} has no column {sorted(columns.keys() - known)}: see records.py"
+    column_names = {c.name for c in spec.columns}
+    assert columns.keys() <= column_names, (
+        f"{spec.name} has no column {sorted(columns.keys() - column_names)}: see records.py"
     )
     missing = [k for k in spec.key if columns.get(k) is None]
     assert not missing, f"{spec.name} needs its key: {missing} left out or None"

@@ -54,19 +54,19 @@ class Categories:
 
     def counts(self) -> dict[str, int]:
         """Tokens of each category, over the whole vocabulary."""
-        found = Counter(self.category)
-        return {category: found[category] for category in CATEGORIES if found[category]}
+        counted = Counter(self.category)
+        return {category: counted[category] for category in CATEGORIES if counted[category]}
 
     def summary(self) -> dict[str, int]:
         """Bytes by their kind, specials, and the unreachable and partial ones that are neither."""
         aside = np.array([kind is not None for kind in self.byte], bool) | self.special
-        rest = Counter(c for c, left_out in zip(self.category, aside) if not left_out)
+        remaining = Counter(c for c, left_out in zip(self.category, aside) if not left_out)
         bytes_ = Counter(kind for kind in self.byte if kind)
         return {
             "unreachable": sum(
-                n for category, n in rest.items() if category.startswith("UNREACHABLE")
+                n for category, n in remaining.items() if category.startswith("UNREACHABLE")
             ),
-            "partial_utf8": rest["UNDECODEABLE"],
+            "partial_utf8": remaining["UNDECODEABLE"],
             "special": int(self.special.sum()),
             **{f"bytes_{kind}": bytes_[kind] for kind in ("ascii", "utf8", "unused_utf8")},
         }
@@ -150,32 +150,32 @@ class RoundTrip:
 
     def decode(self, sequences: Sequence[list[int]]) -> list[str]:
         """The text of each sequence of ids."""
-        found: dict[int, str] = {}
+        texts: dict[int, str] = {}
         for sign, ids in self.signs:
-            left = [i for i in range(len(sequences)) if i not in found]
+            left = [i for i in range(len(sequences)) if i not in texts]
             for i, text in zip(left, self._decode([[*ids, *sequences[i]] for i in left])):
                 text = text.removeprefix(" ")
                 if text.startswith(sign):
-                    found[i] = text.removeprefix(sign)
-        left = [i for i in range(len(sequences)) if i not in found]
-        found |= zip(left, self._decode([sequences[i] for i in left]))
-        return [found[i] for i in range(len(sequences))]
+                    texts[i] = text.removeprefix(sign)
+        left = [i for i in range(len(sequences)) if i not in texts]
+        texts |= zip(left, self._decode([sequences[i] for i in left]))
+        return [texts[i] for i in range(len(sequences))]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text; of one that grows together with every sign, the sign included."""
-        found: dict[int, list[int]] = {}
+        encodings: dict[int, list[int]] = {}
         joined: dict[int, list[int]] = {}
         for sign, ids in self.signs:
-            left = [i for i in range(len(texts)) if i not in found]
+            left = [i for i in range(len(texts)) if i not in encodings]
             for i, encoded in zip(left, self._encode([sign + texts[i] for i in left])):
                 if encoded[: len(ids)] == ids:
-                    found[i] = encoded[len(ids) :]
+                    encodings[i] = encoded[len(ids) :]
                 else:
                     joined.setdefault(i, encoded)
-        found = joined | found
-        left = [i for i in range(len(texts)) if i not in found]
-        found |= zip(left, self._encode([texts[i] for i in left]))
-        return [found[i] for i in range(len(texts))]
+        encodings = joined | encodings
+        left = [i for i in range(len(texts)) if i not in encodings]
+        encodings |= zip(left, self._encode([texts[i] for i in left]))
+        return [encodings[i] for i in range(len(texts))]
 
     def _moves_spaces(self) -> bool:
         """Whether a space comes in front of a text, or the decoder takes away the one that was

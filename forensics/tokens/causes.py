@@ -75,7 +75,7 @@ def causes(
     categories = categories or categorise(run.corpus.tokenizer)
     ids = suspects(exposure, categories) if ids is None else ids
     chosen = [int(id) for id in ids if id in categories.position and id < run.shape.vocabulary]
-    found: dict[int, list[Cause]] = {}
+    causes_of: dict[int, list[Cause]] = {}
     by_source = corpus_counts(run, progress)
     each_found = [
         of_tokenizer(categories, chosen),
@@ -86,8 +86,8 @@ def causes(
     ]
     for rule in each_found:
         for id, cause in rule.items():
-            found.setdefault(id, []).append(cause)
-    return dict(sorted(found.items()))
+            causes_of.setdefault(id, []).append(cause)
+    return dict(sorted(causes_of.items()))
 
 
 def suspects(exposure: Exposure, categories: Categories) -> np.ndarray:
@@ -103,13 +103,13 @@ def strongest(found: dict[int, list[Cause]]) -> dict[int, str]:
 
 def corpus_counts(run: Run, progress: ProgressCallback = silent) -> np.ndarray:
     """How often each token stands in each source of the corpus, read or not: (sources, V) int64."""
-    counts, done = np.zeros((len(run.corpus.sources), run.shape.vocabulary), np.int64), 0
+    counts, counted = np.zeros((len(run.corpus.sources), run.shape.vocabulary), np.int64), 0
     for s, source in enumerate(run.corpus.sources):
         for at in range(0, source.tokens, CHUNK):
             tokens = run.corpus.tokens(s, at, min(at + CHUNK, source.tokens))
             counts[s] += np.bincount(tokens, minlength=counts.shape[1])
-            done += len(tokens)
-            progress(done, run.corpus.tokens_in_all, "counting the corpus")
+            counted += len(tokens)
+            progress(counted, run.corpus.tokens_in_all, "counting the corpus")
     return counts
 
 
@@ -118,13 +118,13 @@ def corpus_counts(run: Run, progress: ProgressCallback = silent) -> np.ndarray:
 
 def of_tokenizer(categories: Categories, ids: Iterable[int]) -> dict[int, Cause]:
     """What a tokenizer says by itself, without a model or data: unreachable, partial-utf8."""
-    found = {}
+    causes_of = {}
     for id in ids:
         place = categories.position[id]
-        category, raw = categories.category[place], categories.raw[place]
+        category, spelled = categories.category[place], categories.raw[place]
         if category.startswith("UNREACHABLE"):
             again = categories.again[place]
-            found[id] = Cause(
+            causes_of[id] = Cause(
                 "unreachable",
                 f"its text {categories.text[place]!r} is encoded as {again}, never as {id}",
                 {"text": categories.text[place], "encoded_as": again},
@@ -136,10 +136,10 @@ def of_tokenizer(categories: Categories, ids: Iterable[int]) -> dict[int, Cause]
                 if kind == "unused_utf8"
                 else "part of a character"
             )
-            found[id] = Cause(
-                "partial-utf8", f"{raw!r} is {words}", {"spelling": raw, "byte": kind}
+            causes_of[id] = Cause(
+                "partial-utf8", f"{spelled!r} is {words}", {"spelling": spelled, "byte": kind}
             )
-    return found
+    return causes_of
 
 
 def _tokenizer_only(
@@ -155,49 +155,49 @@ def _tokenizer_only(
     share = exposure.exposure_in.sum() / max(
         int(in_all.sum()), 1
     )  # of the corpus that was read; above 1 after an epoch
-    found = {}
+    causes_of = {}
     for id in ids:
-        seen, expected = int(exposure.exposure_in[id]), float(in_all[id] * share)
-        if expected < EXPECTED or seen > ABSENT * expected:
+        met, expected = int(exposure.exposure_in[id]), float(in_all[id] * share)
+        if expected < EXPECTED or met > ABSENT * expected:
             continue
-        held = {name: int(n) for name, n in zip(names, by_source[:, id]) if n}
-        where = ", ".join(f"{n:,} in {name}" for name, n in held.items())
-        found[id] = Cause(
+        by_source_name = {name: int(n) for name, n in zip(names, by_source[:, id]) if n}
+        where = ", ".join(f"{n:,} in {name}" for name, n in by_source_name.items())
+        causes_of[id] = Cause(
             "tokenizer-only",
             f"the tokenizer's data holds it {in_all[id]:,} times ({where}); the model was shown "
-            f"it {seen:,} times, where {expected:,.0f} were to be expected",
+            f"it {met:,} times, where {expected:,.0f} were to be expected",
             {
                 "in_tokenizer_data": int(in_all[id]),
-                "by_source": held,
-                "exposure_in": seen,
+                "by_source": by_source_name,
+                "exposure_in": met,
                 "expected": expected,
             },
         )
-    return found
+    return causes_of
 
 
 def _scaffolds(run: Run, counts: np.ndarray, ids: Iterable[int]) -> dict[int, Cause]:
     inside, longest = inside_longer(run.corpus.tokenizer, counts)
-    text, found = texts(run), {}
+    text, causes_of = texts(run), {}
     for id in ids:
-        whole = int(inside[id] + counts[id])
-        if not whole or inside[id] / whole < SCAFFOLD or longest[id] < 0:
+        occurrences = int(inside[id] + counts[id])
+        if not occurrences or inside[id] / occurrences < SCAFFOLD or longest[id] < 0:
             continue
         longer = int(longest[id])
-        found[id] = Cause(
+        causes_of[id] = Cause(
             "merge-scaffold",
-            f"{counts[id]:,} of its {whole:,} occurrences stand alone, the rest inside "
+            f"{counts[id]:,} of its {occurrences:,} occurrences stand alone, the rest inside "
             f"longer tokens, most often {text[longer]!r}",
             {
                 "alone": int(counts[id]),
                 "inside": int(inside[id]),
-                "intersection_over_self": inside[id] / whole,
+                "intersection_over_self": inside[id] / occurrences,
                 "longer": longer,
                 "longer_text": text[longer],
                 "longer_count": int(counts[longer]),
             },
         )
-    return found
+    return causes_of
 
 
 def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -210,21 +210,21 @@ def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray,
     inside, longest = np.zeros_like(counts), np.full_like(counts, -1)
     if model.get("type") != "BPE":
         return inside, longest
-    vocabulary, made = model["vocab"], dict[int, tuple[int, int]]()
+    vocabulary, merged_from = model["vocab"], dict[int, tuple[int, int]]()
     for merge in model["merges"]:
         left, right = merge.split(" ") if isinstance(merge, str) else merge
-        made.setdefault(
+        merged_from.setdefault(
             vocabulary[left + right], (vocabulary[left], vocabulary[right])
         )  # the first to apply makes it
-    for whole, parts in reversed(
-        made.items()
+    for longer, parts in reversed(
+        merged_from.items()
     ):  # longer tokens are made of ones that were merged before them
         for part in parts:
-            inside[part] += counts[whole] + inside[whole]
+            inside[part] += counts[longer] + inside[longer]
             best = (
-                whole
-                if longest[whole] < 0 or counts[whole] >= counts[longest[whole]]
-                else longest[whole]
+                longer
+                if longest[longer] < 0 or counts[longer] >= counts[longest[longer]]
+                else longest[longer]
             )
             if counts[best] and (longest[part] < 0 or counts[best] > counts[longest[part]]):
                 longest[part] = best
@@ -232,7 +232,7 @@ def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray,
 
 
 def _single_document(run: Run, exposure: Exposure, ids: Iterable[int]) -> dict[int, Cause]:
-    found = {}
+    causes_of = {}
     for id in ids:
         times = int(exposure.exposure_in[id])
         if exposure.documents[id] != 1 or times < 2:
@@ -247,7 +247,7 @@ def _single_document(run: Run, exposure: Exposure, ids: Iterable[int]) -> dict[i
         here = next((span for span in spans if span.start <= at < span.stop), None)
         if here is None:
             continue  # it stands first in text that an intervention made
-        found[id] = Cause(
+        causes_of[id] = Cause(
             "single-document",
             f"all {times:,} times in one document, {here.source}: {here.path}, at steps {first:,} "
             f"to {last:,}",
@@ -260,11 +260,11 @@ def _single_document(run: Run, exposure: Exposure, ids: Iterable[int]) -> dict[i
                 "last_step": last,
             },
         )
-    return found
+    return causes_of
 
 
 def _forgotten(exposure: Exposure, ids: Iterable[int]) -> dict[int, Cause]:
-    found = {}
+    causes_of = {}
     for id in ids:
         last, documents = int(exposure.last_step[id]), int(exposure.documents[id])
         if last == UNSEEN or not documents:
@@ -274,7 +274,7 @@ def _forgotten(exposure: Exposure, ids: Iterable[int]) -> dict[int, Cause]:
         if early > EARLY or chance > CHANCE:
             continue
         times = int(exposure.exposure_in[id])
-        found[id] = Cause(
+        causes_of[id] = Cause(
             "forgotten",
             f"seen {times:,} times in {documents:,} documents at steps"
             f" {int(exposure.first_step[id]):,} to {last:,}, and not in the"
@@ -288,4 +288,4 @@ def _forgotten(exposure: Exposure, ids: Iterable[int]) -> dict[int, Cause]:
                 "chance": chance,
             },
         )
-    return found
+    return causes_of

@@ -66,19 +66,19 @@ def exact_test(run: Run, step: int, progress: ProgressCallback = silent) -> Exac
             none,
             "the test does not apply: the embedding is tied, and the softmax moves every row of it",
         )
-    found = untouched(run, step, progress)
-    both = np.intersect1d(found, never)
-    only_ledger, only_bits = np.setdiff1d(never, found), np.setdiff1d(found, never)
+    untouched_ids = untouched(run, step, progress)
+    both = np.intersect1d(untouched_ids, never)
+    only_ledger, only_bits = np.setdiff1d(never, untouched_ids), np.setdiff1d(untouched_ids, never)
     return ExactTest(
         step,
         True,
         never,
-        found,
-        precision=len(both) / len(found) if len(found) else None,
+        untouched_ids,
+        precision=len(both) / len(untouched_ids) if len(untouched_ids) else None,
         recall=len(both) / len(never) if len(never) else None,
         only_ledger=only_ledger,
         only_bits=only_bits,
-        sentence=_sentence(run, step, never, found, only_ledger, only_bits),
+        sentence=_sentence(run, step, never, untouched_ids, only_ledger, only_bits),
     )
 
 
@@ -90,7 +90,7 @@ def untouched(run: Run, step: int, progress: ProgressCallback = silent) -> np.nd
     Over a fork's own window from the fork's own start, so that what an intervention did to the
     state there is no touch; below it, its ancestors'. Errors: missing, integrity.
     """
-    windows = {each.run.name: each for each in moves(run, step)}
+    windows = {window.run.name: window for window in moves(run, step)}
     return _untouched(run, step, windows, progress)
 
 

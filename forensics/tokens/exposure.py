@@ -86,16 +86,16 @@ def ledgers(run: Run, steps: Sequence[int], progress: ProgressCallback = silent)
     """The same at several states, in their order; kept beside the run, so that asking again is
     quick.
     """
-    found: dict[int, Exposure] = {
-        step: each for step in set(steps) if (each := _kept(run, step)) is not None
+    ledger_of: dict[int, Exposure] = {
+        step: ledger_then for step in set(steps) if (ledger_then := _kept(run, step)) is not None
     }
-    wanted = sorted(set(steps) - found.keys())
-    if wanted:
-        _require_trained(run, wanted[-1])
-        for each in _count(run, wanted, progress):
-            found[each.step] = each
-            _keep(run, each)
-    return [found[step] for step in steps]
+    missing_steps = sorted(set(steps) - ledger_of.keys())
+    if missing_steps:
+        _require_trained(run, missing_steps[-1])
+        for ledger_then in _count(run, missing_steps, progress):
+            ledger_of[ledger_then.step] = ledger_then
+            _keep(run, ledger_then)
+    return [ledger_of[step] for step in steps]
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def moves(run: Run, step: int) -> list[Moves]:
     assert run.header.parent is None or run.parent is not None, (
         "a fork is opened by replay.lineage.open_trajectory"
     )
-    found = [] if run.parent is None else moves(run.parent, min(step, run.header.first_step))
+    windows = [] if run.parent is None else moves(run.parent, min(step, run.header.first_step))
     first = run.header.first_step
     if step <= first:
-        return found
+        return windows
     table = run.table("steps", ["step", "update", "schedule", "updates"])
     at, schedule, updates = (table[name].to_numpy() for name in ("step", "schedule", "updates"))
     action = np.array(table["update"].to_pylist(), dtype=object)
@@ -137,7 +137,7 @@ def moves(run: Run, step: int) -> list[Moves]:
     counters = tuple(
         Counters(*map(int, each)) for each in zip(at[order], schedule[order], updates[order])
     )
-    return [*found, Moves(run, at[order].astype(np.int64), action[order] == "apply", counters)]
+    return [*windows, Moves(run, at[order].astype(np.int64), action[order] == "apply", counters)]
 
 
 def _require_trained(run: Run, step: int) -> None:
@@ -160,25 +160,25 @@ def _count(run: Run, steps: list[int], progress: ProgressCallback) -> list[Expos
     T = run.recipe.data.sequence_length
     tally = _Tally(run.shape.vocabulary, sum(run.corpus.layout(T).n_sequences), len(steps))
     windows = moves(run, steps[-1])
-    total = sum(len(each.steps) for each in windows)
-    done, taken = 0, dict[int, tuple[np.ndarray, ...]]()
+    total = sum(len(move.steps) for move in windows)
+    steps_done, snapshots = 0, dict[int, tuple[np.ndarray, ...]]()
     counted = tally.snapshot()
     for window in windows:
         for low, high, snap, complete in _chunks(window, steps):
             tally.add(window, low, high, snap)
             if complete:
-                taken[snap] = tally.snapshot()
-            done += high - low
-            progress(done, total, "counting tokens")
+                snapshots[snap] = tally.snapshot()
+            steps_done += high - low
+            progress(steps_done, total, "counting tokens")
     documents = _documents(run.corpus, T, tally, progress)
-    found = []
+    exposures = []
     for i, step in enumerate(steps):
-        counted = taken.get(
+        counted = snapshots.get(
             i, counted
         )  # where no step led here since the state before, nothing was added
         inputs, targets, reached, first, last = counted
-        found.append(Exposure(step, inputs, targets, reached, documents[i], first, last))
-    return found
+        exposures.append(Exposure(step, inputs, targets, reached, documents[i], first, last))
+    return exposures
 
 
 def _chunks(window: Moves, states: list[int]) -> Iterator[tuple[int, int, int, bool]]:
@@ -234,10 +234,15 @@ class _Tally:
             self._add_whole(tokens, step_n)
         else:
             self._add_whole(tokens[plain_n], step_n[plain_n])
-            rest = ~plain_n
+            partly = ~plain_n
             eot = run.header.eot if run.shape.document_mask else None
             self._add_partly(
-                tokens[rest], counted[rest], step_n[rest], applied_n[rest], grad_n[rest], eot
+                tokens[partly],
+                counted[partly],
+                step_n[partly],
+                applied_n[partly],
+                grad_n[partly],
+                eot,
             )
         _meet(self.met, ids[applied_n], snap)
         _meet(self.met_last, ids[applied_n & counted[:, -1]], snap)
@@ -311,7 +316,7 @@ def sequence_ids(order: Order, steps: np.ndarray) -> np.ndarray:
     Within a phase the order is one list of ids, cut into batches: with 2^j times the batch it gives
     2^j of them at once.
     """
-    found = []
+    chunks = []
     starts = [0] if order.file is not None else [stretch.start for stretch in order.stretches]
     i = 0
     while i < len(steps):
@@ -325,9 +330,9 @@ def sequence_ids(order: Order, steps: np.ndarray) -> np.ndarray:
         ):  # a step in between took no gradient, or a phase ends
             n //= 2
         wide = dataclasses.replace(order, batch=n * order.batch)
-        found.append(wide.sequence_ids(start + (step - start) // n))
+        chunks.append(wide.sequence_ids(start + (step - start) // n))
         i += n
-    return np.concatenate(found)
+    return np.concatenate(chunks)
 
 
 def reachable(inputs_BT: np.ndarray, counted_BT: np.ndarray, eot: int | None) -> np.ndarray:
@@ -364,7 +369,7 @@ def _documents(corpus: Corpus, T: int, tally: _Tally, progress: ProgressCallback
         (S + 1, V), np.int64
     )  # by the state that met the pair of token and document first; S: none
     firsts = corpus.documents["first_token"].to_numpy()
-    rows, total, done = max(1, CHUNK // T), sum(layout.n_sequences), 0
+    rows, total, scanned = max(1, CHUNK // T), sum(layout.n_sequences), 0
     for s, source in enumerate(corpus.sources):
         n, offset = layout.n_sequences[s], layout.first_sequence[s]
         met, met_last = (each[offset : offset + n] for each in (tally.met, tally.met_last))
@@ -376,8 +381,8 @@ def _documents(corpus: Corpus, T: int, tally: _Tally, progress: ProgressCallback
             if (snap_P < S).any():
                 tokens_P = corpus.tokens(s, a * T, a * T + len(snap_P))
                 _count_pairs(tokens_P, snap_P, a * T, first_D, counts, pending)
-            done += b - a
-            progress(done, total, "counting documents")
+            scanned += b - a
+            progress(scanned, total, "counting documents")
     return counts[:S].cumsum(0)
 
 
@@ -457,30 +462,32 @@ def _count_pairs(
 def _path(run: Run, step: int) -> Path:
     import xxhash
 
-    told: list[Any] = [VERSION]
-    each: Run | None = run
-    while each is not None:
-        told.append(
+    identity: list[Any] = [VERSION]
+    ancestor: Run | None = run
+    while ancestor is not None:
+        identity.append(
             (
-                each.name,
-                each.header.created,
-                each.header.order,
-                each.header.corpus,
-                each.header.interventions,
+                ancestor.name,
+                ancestor.header.created,
+                ancestor.header.order,
+                ancestor.header.corpus,
+                ancestor.header.interventions,
             )
         )
-        each = each.parent
+        ancestor = ancestor.parent
     return (
-        run.folder / "exposure" / f"{step:06d}-{xxhash.xxh3_64_hexdigest(repr(told).encode())}.npy"
+        run.folder
+        / "exposure"
+        / f"{step:06d}-{xxhash.xxh3_64_hexdigest(repr(identity).encode())}.npy"
     )
 
 
 def _kept(run: Run, step: int) -> Exposure | None:
     try:
-        found = np.load(_path(run, step), allow_pickle=False)
+        arrays = np.load(_path(run, step), allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return Exposure(step, *found) if found.shape == (len(FIELDS), run.shape.vocabulary) else None
+    return Exposure(step, *arrays) if arrays.shape == (len(FIELDS), run.shape.vocabulary) else None
 
 
 def _keep(run: Run, exposure: Exposure) -> None:

@@ -39,22 +39,24 @@ def measure(weights: Weights, reference: np.ndarray | None) -> dict[str, np.ndar
     The cosine's denominator is at least 1e-6, so that an empty row counts as far (arXiv 2405.05417,
     section 3.2).
     """
-    found: dict[str, Tensor] = {}
+    measured: dict[str, Tensor] = {}
     U = weights.unembedding
     if reference is not None and len(reference):
         u = U[torch.from_numpy(reference)].mean(0)
         mean = U.mean(0)
-        found["cosine"] = _cosine_distance(U, u)
-        found["cosine-centred"] = _cosine_distance(U, u - mean, mean=mean)
+        measured["cosine"] = _cosine_distance(U, u)
+        measured["cosine-centred"] = _cosine_distance(U, u - mean, mean=mean)
         pc = first_component(U, mean)
-        found["cosine-without-pc"] = _cosine_distance(U, u - (u @ pc) * pc, direction=pc)
-        found["euclidean"] = torch.cat([torch.linalg.vector_norm(X - u, dim=1) for X in _blocks(U)])
-    found["input-norm"] = torch.cat(
+        measured["cosine-without-pc"] = _cosine_distance(U, u - (u @ pc) * pc, direction=pc)
+        measured["euclidean"] = torch.cat(
+            [torch.linalg.vector_norm(X - u, dim=1) for X in _blocks(U)]
+        )
+    measured["input-norm"] = torch.cat(
         [torch.linalg.vector_norm(X, dim=1) for X in _blocks(weights.embedding)]
     )
     if weights.bias is not None:
-        found["bias"] = weights.bias
-    return {name: found[name].float().numpy() for name in INDICATORS if name in found}
+        measured["bias"] = weights.bias
+    return {name: measured[name].float().numpy() for name in INDICATORS if name in measured}
 
 
 def first_component(U: Tensor, mean: Tensor) -> Tensor:
@@ -82,16 +84,16 @@ def _cosine_distance(
     U: Tensor, u: Tensor, mean: Tensor | None = None, direction: Tensor | None = None
 ) -> Tensor:
     """1 − cos of each row of U with u, after the mean or a direction was taken from the rows."""
-    length, found = torch.linalg.vector_norm(u), []
+    length, distances = torch.linalg.vector_norm(u), []
     for X in _blocks(U):
         if mean is not None:
             X = X - mean
         if direction is not None:
             X = X - torch.outer(X @ direction, direction)
-        found.append(
+        distances.append(
             1 - (X @ u) / (torch.linalg.vector_norm(X, dim=1) * length).clamp(min=SMALLEST)
         )
-    return torch.cat(found)
+    return torch.cat(distances)
 
 
 def _blocks(U: Tensor) -> Iterator[Tensor]:

@@ -69,16 +69,16 @@ def scores(
             np.float64
         )
         drawn.append([_auc_ap(group, weight * (met <= t), weight * (met > t)) for t in at])
-    found = []
+    scored = []
     for i, t in enumerate(at):
         auc, precision = _auc_ap(group, (met <= t).astype(float), (met > t).astype(float))
         low_high = (
-            _intervals(np.array([each[i] for each in drawn]))
+            _intervals(np.array([resampled[i] for resampled in drawn]))
             if drawn
             else [(auc, auc), (precision, precision)]
         )
-        found.append(Score(t, int((met <= t).sum()), auc, low_high[0], precision, low_high[1]))
-    return found
+        scored.append(Score(t, int((met <= t).sum()), auc, low_high[0], precision, low_high[1]))
+    return scored
 
 
 def _auc_ap(group: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:

@@ -60,8 +60,8 @@ def given(text: str, rows: int) -> Reference:
                 "the ids are rows of the embedding",
             )
         ids.update(range(low, high + 1))
-    found = np.array(sorted(ids), np.int64)
-    return Reference(found, "given", f"{_rows(len(found))} given by --reference")
+    reference_ids = np.array(sorted(ids), np.int64)
+    return Reference(reference_ids, "given", f"{_rows(len(reference_ids))} given by --reference")
 
 
 def never_met(ids: np.ndarray, run: str, step: int) -> Reference:
@@ -101,13 +101,13 @@ def found(weights: Weights, categories: Categories) -> Reference | None:
 
 
 def _cluster(ids: np.ndarray, words: str, kinds: dict[str, np.ndarray]) -> Reference:
-    told = [
+    described = [
         f"{n} {kind}"
         for kind, witnesses in kinds.items()
         if (n := int(np.isin(ids, witnesses).sum()))
     ]
     why = f"{_rows(len(ids))} of the unembedding {words}, the largest such cluster"
-    return Reference(ids, "cluster", f"{why}; witnesses: {', '.join(told) or 'none'}")
+    return Reference(ids, "cluster", f"{why}; witnesses: {', '.join(described) or 'none'}")
 
 
 def witnesses(weights: Weights, categories: Categories) -> dict[str, np.ndarray]:
@@ -196,8 +196,8 @@ def _joined(a: Tensor, b: Tensor, order: np.ndarray, U: Tensor, close: Close) ->
     """Rows linked by close pairs and close to the middle of their cluster, at least LEAST of them,
     largest first.
     """
-    kept = [close(x, y) for x, y in zip(a.split(PAIRS), b.split(PAIRS))]
-    linked = torch.cat(kept).numpy() if kept else np.empty(0, bool)
+    close_pairs = [close(x, y) for x, y in zip(a.split(PAIRS), b.split(PAIRS))]
+    linked = torch.cat(close_pairs).numpy() if close_pairs else np.empty(0, bool)
     x, y = a.numpy()[linked], b.numpy()[linked]
     label = np.arange(len(U))
     while True:  # each row takes the smallest label it is linked to

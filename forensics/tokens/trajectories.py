@@ -48,10 +48,10 @@ class Checkpoint:
         """The exposures (V,) that move what an indicator reads: inputs, targets, or of a tied
         matrix whichever is more.
         """
-        own = self.exposure
+        exposure = self.exposure
         if tied:
-            return np.maximum(own.exposure_grad, own.exposure_out)
-        return own.exposure_grad if indicator == "input-norm" else own.exposure_out
+            return np.maximum(exposure.exposure_grad, exposure.exposure_out)
+        return exposure.exposure_grad if indicator == "input-norm" else exposure.exposure_out
 
 
 def trajectories(
@@ -76,29 +76,33 @@ def trajectories(
                 f"saved: {', '.join(map(str, run.saved_steps()))}",
             )
     categories = categorise(run.corpus.tokenizer)
-    own = reference_ids(run, chosen[-1], progress)
+    reference = reference_ids(run, chosen[-1], progress)
     name = "cosine" if run.shape.tied else "input-norm"
-    others = np.setdiff1d(np.arange(run.shape.vocabulary), own.ids if own else [])
+    other_ids = np.setdiff1d(np.arange(run.shape.vocabulary), reference.ids if reference else [])
     judged_n = np.isin(
-        others, categories.ids[categories.reachable]
+        other_ids, categories.ids[categories.reachable]
     )  # partial and unreachable ones only make the band
-    depends = (
-        f"{run.name} {run.header.created} {own.ids.tolist() if own else None} {seed} {resamples}"
-    )
-    kept = Kept(run.folder / "trajectories", depends)
+    depends = f"{run.name} {run.header.created} {reference.ids.tolist() if reference else None} {seed} {resamples}"
+    finished = Kept(run.folder / "trajectories", depends)
     over_time, history = [], []
-    for i, point in enumerate(checkpoints(run, chosen, own, categories, progress)):
+    for i, point in enumerate(checkpoints(run, chosen, reference, categories, progress)):
         if name not in point.indicators:
             raise ForensicsError(
                 "data",
                 f"{run.name} is tied, and {name} needs ids that are known to be unused",
                 "it met every token; --reference IDS names them",
             )
-        if str(point.step) not in kept:
-            kept.put(str(point.step), _at(point, others[judged_n], run.shape.tied, seed, resamples))
-        over_time.append(kept.get(str(point.step)))
+        if str(point.step) not in finished:
+            finished.put(
+                str(point.step), _at(point, other_ids[judged_n], run.shape.tied, seed, resamples)
+            )
+        over_time.append(finished.get(str(point.step)))
         history.append(
-            (point.step, point.indicators[name][others], point.met(name, run.shape.tied)[others])
+            (
+                point.step,
+                point.indicators[name][other_ids],
+                point.met(name, run.shape.tied)[other_ids],
+            )
         )
         progress(i + 1, len(chosen), f"checkpoint {point.step}")
     return {
@@ -109,10 +113,12 @@ def trajectories(
         "seed": seed,
         "resamples": resamples,
         "reference": (
-            None if own is None else {"kind": own.kind, "ids": own.ids.tolist(), "why": own.why}
+            None
+            if reference is None
+            else {"kind": reference.kind, "ids": reference.ids.tolist(), "why": reference.why}
         ),
         "over_time": over_time,
-        **story_of(history, others, judged_n, texts(run), run.header.steps),
+        **story_of(history, other_ids, judged_n, texts(run), run.header.steps),
     }
 
 
@@ -140,14 +146,14 @@ def checkpoints(
     category = dict(zip(categories.ids.tolist(), categories.category))
     for step, exposure in zip(steps, ledgers(run, steps, progress)):
         path = _path(run, step, own)
-        found = _kept(path)
-        if found is None:
-            found = measure(weights_of(run, step), own.ids if own else None)
+        cached = _kept(path)
+        if cached is None:
+            cached = measure(weights_of(run, step), own.ids if own else None)
             write_vocabulary(
-                run, step, indicator=found.get(name), category=category, exposure=exposure
+                run, step, indicator=cached.get(name), category=category, exposure=exposure
             )
-            _keep(path, found)
-        yield Checkpoint(step, found, exposure)
+            _keep(path, cached)
+        yield Checkpoint(step, cached, exposure)
 
 
 def weights_of(run: Run, step: int) -> Weights:
@@ -170,7 +176,7 @@ def _at(
             {
                 "indicator": name,
                 "spearman": ranking.spearman(value, np.log1p(met)),
-                "scores": [each.document() for each in scores],
+                "scores": [score.document() for score in scores],
             }
         )
     never = int((point.exposure.exposure_grad[judged] == 0).sum())
@@ -191,7 +197,9 @@ def story_of(
 
     The others only help to make the band; `end` is the step at which the run ends.
     """
-    bands = [each for _, value, met in history if (each := band(value, met)) is not None]
+    bands = [
+        band_at_step for _, value, met in history if (band_at_step := band(value, met)) is not None
+    ]
     if len(bands) < len(history):
         return {
             "bands": None,
@@ -225,7 +233,8 @@ def story_of(
     ]
     return {
         "bands": [
-            {"step": step, "low": each[0], "high": each[1]} for step, each in zip(steps, bands)
+            {"step": step, "low": band_at_step[0], "high": band_at_step[1]}
+            for step, band_at_step in zip(steps, bands)
         ],
         "trained_at": [{"step": step, "tokens": int((trained == step).sum())} for step in steps],
         "token_trained_at": {int(id): int(step) for id, step in zip(ids, trained) if step >= 0},
@@ -277,11 +286,11 @@ def exposure_needed(history: History, trained: np.ndarray) -> dict[str, float | 
     order = np.lexsort((~gone, n))  # at a tie, those that left come first
     n, gone = n[order], gone[order]
     staying = np.cumprod(np.where(gone, 1 - 1 / np.arange(len(n), 0, -1), 1.0))
-    found: dict[str, float | None] = {"tokens": len(n)}
+    needed: dict[str, float | None] = {"tokens": len(n)}
     for share, name in zip(QUARTILES, ("quarter", "half", "three_quarters")):
         below = np.flatnonzero(staying <= 1 - share + 1e-12)
-        found[name] = float(n[below[0]]) if len(below) else None
-    return found
+        needed[name] = float(n[below[0]]) if len(below) else None
+    return needed
 
 
 def _forecast(
@@ -292,12 +301,12 @@ def _forecast(
     def when(n: float | None) -> int | None:
         return None if n is None else int(np.ceil(step + max(0.0, n - exposure) / rate))
 
-    own = needed or {}
+    thresholds = needed or {}
     return {
         "rate": rate,
-        "expected_at": when(own.get("half")),
-        "expected_early": when(own.get("quarter")),
-        "expected_late": when(own.get("three_quarters")),
+        "expected_at": when(thresholds.get("half")),
+        "expected_early": when(thresholds.get("quarter")),
+        "expected_late": when(thresholds.get("three_quarters")),
     }
 
 
@@ -316,7 +325,7 @@ def hindsight(
     if needed is None or needed["half"] is None:
         return None
     waiting = np.flatnonzero((then < 0) & (met > 0))
-    said = np.array(
+    foretold = np.array(
         [
             _forecast(int(met[i]), met[i] / step, step, needed)["expected_at"] <= last
             for i in waiting
@@ -328,10 +337,10 @@ def hindsight(
         "made_at": step,
         "until": last,
         "tokens": len(waiting),
-        "said_trained": int(said.sum()),
-        "said_and_came": int((said & came).sum()),
-        "said_not": int((~said).sum()),
-        "said_not_and_came": int((~said & came).sum()),
+        "said_trained": int(foretold.sum()),
+        "said_and_came": int((foretold & came).sum()),
+        "said_not": int((~foretold).sum()),
+        "said_not_and_came": int((~foretold & came).sum()),
     }
 
 
@@ -364,8 +373,10 @@ def _sentence(
 def _path(run: Run, step: int, own: reference.Reference | None) -> Path:
     import xxhash
 
-    told = f"1 {run.name} {run.header.created} {own.ids.tolist() if own else None}"
-    return run.folder / "indicators" / f"{step:06d}-{xxhash.xxh3_64_hexdigest(told.encode())}.npz"
+    identity = f"1 {run.name} {run.header.created} {own.ids.tolist() if own else None}"
+    return (
+        run.folder / "indicators" / f"{step:06d}-{xxhash.xxh3_64_hexdigest(identity.encode())}.npz"
+    )
 
 
 def _kept(path: Path) -> dict[str, np.ndarray] | None:

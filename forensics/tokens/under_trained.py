@@ -53,9 +53,9 @@ class Findings:
         it.
         """
         values, ids = self.values[name], self.categories.ids
-        found = np.full(len(ids), np.nan, np.float32)
-        found[ids < len(values)] = values[ids[ids < len(values)]]
-        return found
+        by_token = np.full(len(ids), np.nan, np.float32)
+        by_token[ids < len(values)] = values[ids[ids < len(values)]]
+        return by_token
 
 
 def find(
@@ -94,23 +94,33 @@ def find(
         if target.run is not None and target.step is not None
         else None
     )
-    used = _reference(target, categories, reference, exposure)
-    values = measure(weights, used.ids if used else None)
+    chosen_reference = _reference(target, categories, reference, exposure)
+    values = measure(weights, chosen_reference.ids if chosen_reference else None)
     name = _indicator(indicator, weights.default(), values, target)
-    found = Findings(
-        target, categories, name, values, used, exposure, None, np.empty(0, np.int64), None
+    findings = Findings(
+        target,
+        categories,
+        name,
+        values,
+        chosen_reference,
+        exposure,
+        None,
+        np.empty(0, np.int64),
+        None,
     )
-    own = found.of_tokens(name)
-    ok = np.array([category == "OK" for category in categories.category], bool) & np.isfinite(own)
-    threshold = float(np.percentile(own[ok], RULE)) if ok.any() else None
+    indicator_of_tokens = findings.of_tokens(name)
+    ok = np.array([category == "OK" for category in categories.category], bool) & np.isfinite(
+        indicator_of_tokens
+    )
+    threshold = float(np.percentile(indicator_of_tokens[ok], RULE)) if ok.any() else None
     below = (
-        np.flatnonzero(categories.reachable & (own <= threshold))
+        np.flatnonzero(categories.reachable & (indicator_of_tokens <= threshold))
         if threshold is not None
         else np.empty(0, np.int64)
     )
-    candidates = below[np.argsort(own[below], kind="stable")]
+    candidates = below[np.argsort(indicator_of_tokens[below], kind="stable")]
     verification = (
-        _verify(target, categories, own, exposure, candidates, census, verifying)
+        _verify(target, categories, indicator_of_tokens, exposure, candidates, census, verifying)
         if verify or census
         else None
     )
@@ -120,7 +130,16 @@ def find(
         if verification is not None:
             keep(target.run, target.step, categories.ids, verification)
     return Findings(
-        target, categories, name, values, used, exposure, threshold, candidates, verification, why
+        target,
+        categories,
+        name,
+        values,
+        chosen_reference,
+        exposure,
+        threshold,
+        candidates,
+        verification,
+        why,
     )
 
 
@@ -231,9 +250,9 @@ def _trained(categories: Categories, measure: np.ndarray) -> np.ndarray:
         measure
     )
     places = np.flatnonzero(ok)
-    found = np.zeros(len(measure))
-    found[places[np.argsort(measure[places], kind="stable")]] = np.linspace(0, 1, len(places))
-    return found
+    trained = np.zeros(len(measure))
+    trained[places[np.argsort(measure[places], kind="stable")]] = np.linspace(0, 1, len(places))
+    return trained
 
 
 def _record(
@@ -246,9 +265,14 @@ def _record(
     from forensics.tokens.vocabulary import write_vocabulary
 
     assert target.run is not None and target.step is not None, "only a run's state has a table"
-    named = dict(zip(categories.ids.tolist(), categories.category))
+    category_of = dict(zip(categories.ids.tolist(), categories.category))
     write_vocabulary(
-        target.run, target.step, indicator=indicator, category=named, cause=cause, exposure=exposure
+        target.run,
+        target.step,
+        indicator=indicator,
+        category=category_of,
+        cause=cause,
+        exposure=exposure,
     )
 
 
@@ -294,22 +318,22 @@ def document(found: Findings, top: int | None = None, only: tuple[str, ...] = ()
 def _told(found: Findings) -> dict[str, Any] | None:
     from forensics.tokens.verify import STRONG, VERIFIED
 
-    told, categories = found.verification, found.categories
-    if told is None:
+    verification, categories = found.verification, found.categories
+    if verification is None:
         return None
-    asked = np.isfinite(told.max_prob)
+    prompted = np.isfinite(verification.max_prob)
     chosen = np.zeros(len(categories.ids), bool)
     chosen[found.candidates] = True
-    verified = asked & (told.max_prob < VERIFIED)
+    verified = prompted & (verification.max_prob < VERIFIED)
     return {
-        "copies": told.copies,
-        "verdict": told.verdict,
+        "copies": verification.copies,
+        "verdict": verification.verdict,
         "placeholder": (
             None
-            if told.placeholder is None
+            if verification.placeholder is None
             else {
-                "id": told.placeholder,
-                "text": categories.text[categories.position[told.placeholder]],
+                "id": verification.placeholder,
+                "text": categories.text[categories.position[verification.placeholder]],
             }
         ),
         "controls": [
@@ -320,14 +344,16 @@ def _told(found: Findings) -> dict[str, Any] | None:
                 "base": c.base,
                 "repeated": c.repeated,
             }
-            for c in told.controls
+            for c in verification.controls
         ],
-        "asked": int(asked.sum()),
-        "verified": int(verified.sum()) if told.copies else None,
-        "strong": int((asked & (told.max_prob < STRONG)).sum()) if told.copies else None,
+        "asked": int(prompted.sum()),
+        "verified": int(verified.sum()) if verification.copies else None,
+        "strong": int((prompted & (verification.max_prob < STRONG)).sum())
+        if verification.copies
+        else None,
         "census": (
             rule_against(verified, chosen, categories.reachable)
-            if told.whole and told.copies
+            if verification.whole and verification.copies
             else None
         ),
     }
@@ -350,7 +376,7 @@ def rule_against(verified: np.ndarray, chosen: np.ndarray, reachable: np.ndarray
 def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dict[str, Any]]:
     from forensics.tokens.verify import STRONG, VERIFIED
 
-    c, told = found.categories, found.verification
+    c, verification = found.categories, found.verification
     values = {name: found.of_tokens(name) for name in found.values}
     places = np.arange(len(c.ids))
     if found.indicator is not None:
@@ -367,7 +393,11 @@ def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dic
         met = exposed is not None and id < len(exposed.exposure_in)
         # without a row nothing was measured; NaN is what a row that is not finite gives
         has_row = found.target.weights is not None and id < found.target.weights.rows
-        p = float(told.max_prob[i]) if told is not None and np.isfinite(told.max_prob[i]) else None
+        p = (
+            float(verification.max_prob[i])
+            if verification is not None and np.isfinite(verification.max_prob[i])
+            else None
+        )
         rows.append(
             {
                 "id": id,
@@ -392,7 +422,11 @@ def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dic
                 },
                 "max_prob": p,
                 "max_prob_is": (
-                    None if p is None or told is None else "at least" if told.bound[i] else "exact"
+                    None
+                    if p is None or verification is None
+                    else "at least"
+                    if verification.bound[i]
+                    else "exact"
                 ),
                 "verified": None if p is None else p < VERIFIED,
                 "strong": None if p is None else p < STRONG,

@@ -39,10 +39,10 @@ def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
             id: (p, least)
             for id, p, least in zip(*(earlier["tokens"][k] for k in ("id", "max_prob", "at_least")))
         }
-    asked = np.isfinite(told.max_prob)
+    prompted = np.isfinite(told.max_prob)
     tokens |= {
         int(id): (float(p), bool(least))
-        for id, p, least in zip(ids[asked], told.max_prob[asked], told.bound[asked])
+        for id, p, least in zip(ids[prompted], told.max_prob[prompted], told.bound[prompted])
     }
     document = {
         "run": run.name,
@@ -66,23 +66,25 @@ def verified(folder: Path, step: int) -> tuple[dict[int, bool], str] | None:
 
     None where none was asked, or where what was kept is damaged.
     """
-    told = _read(path_of(folder, step))
-    if told is None:
+    document = _read(path_of(folder, step))
+    if document is None:
         return None
-    asked = zip(told["tokens"]["id"], told["tokens"]["max_prob"])
-    return {id: p < told["below"] for id, p in asked}, str(told["verdict"])
+    prompted = zip(document["tokens"]["id"], document["tokens"]["max_prob"])
+    return {id: p < document["below"] for id, p in prompted}, str(document["verdict"])
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        told = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    there = isinstance(told, dict) and {"copies", "verdict", "below", "tokens"} <= told.keys()
+    there = (
+        isinstance(document, dict) and {"copies", "verdict", "below", "tokens"} <= document.keys()
+    )
     return (
-        told
+        document
         if there
-        and isinstance(told["tokens"], dict)
-        and {"id", "max_prob", "at_least"} <= told["tokens"].keys()
+        and isinstance(document["tokens"], dict)
+        and {"id", "max_prob", "at_least"} <= document["tokens"].keys()
         else None
     )

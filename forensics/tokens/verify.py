@@ -51,13 +51,18 @@ class Wording:
     answer: str
 
     def text(self, token: str, shots: int) -> str:
-        asked, answered = self.question.replace("{}", token), self.answer.replace("{}", token)
-        return self.preamble + (asked + answered) * shots + asked + self.answer.partition("{}")[0]
+        question, answered = self.question.replace("{}", token), self.answer.replace("{}", token)
+        return (
+            self.preamble
+            + (question + answered) * shots
+            + question
+            + self.answer.partition("{}")[0]
+        )
 
     def places(self, shots: int) -> int:
         """How often the token stands in the text."""
-        each = (self.question + self.answer).count("{}")
-        return each * shots + self.question.count("{}")
+        per_repetition = (self.question + self.answer).count("{}")
+        return per_repetition * shots + self.question.count("{}")
 
 
 WORDINGS = (
@@ -168,7 +173,7 @@ class Verifier:
         """(P (n,), bound (n,) bool): the highest P of each token; once it reaches `stop`, no more
         is asked, and it is a bound.
         """
-        wanted, limit = (
+        targets, limit = (
             torch.from_numpy(ids),
             torch.from_numpy(np.broadcast_to(np.asarray(stop, np.float32), ids.shape).copy()),
         )
@@ -178,7 +183,7 @@ class Verifier:
                 break
             batch = max(1, BATCH // (len(prompt.ids) - prompt.first))
             for rows in left.split(batch):
-                p[rows] = torch.maximum(p[rows], self._ask(prompt, wanted[rows], limit[rows]))
+                p[rows] = torch.maximum(p[rows], self._ask(prompt, targets[rows], limit[rows]))
                 progress(
                     len(ids) - len(left) + int((left <= rows[-1]).sum()),
                     len(ids),
@@ -194,8 +199,8 @@ class Verifier:
         logits, past = self._start(prompt, ids)
         p, going = torch.zeros(len(ids)), torch.arange(len(ids))
         for position in range(POSITIONS):
-            told = logits.softmax(1).gather(1, ids[going, None])[:, 0]
-            p[going] = torch.maximum(p[going], told)
+            probabilities = logits.softmax(1).gather(1, ids[going, None])[:, 0]
+            p[going] = torch.maximum(p[going], probabilities)
             on = p[going] < stop[going]
             if position + 1 == POSITIONS or not on.any():
                 break
@@ -228,21 +233,21 @@ class Verifier:
         """The wordings in ids, with as many shots as the model has positions for; None where the
         token comes out otherwise.
         """
-        found = []
+        prompts = []
         for wording in WORDINGS:
             shots = wording.shots
             while (ids := self._encode(wording.text(text, shots))).count(id) == wording.places(
                 shots
             ):
                 if len(ids) + POSITIONS - 1 <= self.forward.context:
-                    found.append(self._read_prefix(wording.name, ids, id))
+                    prompts.append(self._read_prefix(wording.name, ids, id))
                     break
                 if shots <= LEAST_SHOTS:
                     break
                 shots = max(shots // 2, LEAST_SHOTS)
             else:
                 return None
-        return found
+        return prompts
 
     def _encode(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text)
@@ -252,7 +257,7 @@ class Verifier:
         ]  # without what the tokenizer puts behind a text, which ends it
 
     def _read_prefix(self, name: str, ids: list[int], id: int) -> Prompt:
-        places = [i for i, found in enumerate(ids) if found == id]
+        places = [i for i, id_there in enumerate(ids) if id_there == id]
         past = self.forward.read(torch.tensor([ids[: places[0]]]), None)[1] if places[0] else None
         return Prompt(name, torch.tensor(ids), torch.tensor(places), past, places[0])
 

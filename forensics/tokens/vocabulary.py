@@ -45,15 +45,15 @@ def write_vocabulary(
 
     exposure = exposure or ledger(run, step, progress)
     V = run.shape.vocabulary
-    known = vocabulary(run, step)
+    before = vocabulary(run, step)
     met = exposure.last_step != UNSEEN
     columns = {
         "step": np.full(V, step),
         "token": np.arange(V, dtype=np.int32),
         "text": texts(run),
-        "category": _by_id(category, V) or _before(known, "category"),
+        "category": _by_id(category, V) or _before(before, "category"),
         "indicator": (
-            _before(known, "indicator") if indicator is None else np.asarray(indicator, np.float32)
+            _before(before, "indicator") if indicator is None else np.asarray(indicator, np.float32)
         ),
         **{
             name: getattr(exposure, name)
@@ -61,7 +61,7 @@ def write_vocabulary(
         },
         "first_seen": pa.array(exposure.first_step, mask=~met),
         "last_seen": pa.array(exposure.last_step, mask=~met),
-        "cause": _by_id(cause, V) or _before(known, "cause"),
+        "cause": _by_id(cause, V) or _before(before, "cause"),
     }
     schema = VOCABULARY.arrow_schema()
     rows = pa.table(
@@ -73,11 +73,11 @@ def write_vocabulary(
     )
 
     def put(spec: Table, place: Path, parts: p.Parts) -> p.Parts:
-        made = (
+        column = (
             *p.cut(spec, place, parts, step, lambda t: _without(t, step)),
             p.write_part(place, spec, rows),
         )
-        return p.merged(spec, place, made) if len(made) >= MOST_PARTS else made
+        return p.merged(spec, place, column) if len(column) >= MOST_PARTS else column
 
     p.change(run.folder, VOCABULARY, put)
 
@@ -98,7 +98,8 @@ def texts(run: Run) -> list[str | None]:
     ids = [[id] for id in range(run.shape.vocabulary)]
     text = tokenizer.decode_batch(ids, skip_special_tokens=False)
     return [
-        each if tokenizer.id_to_token(id) is not None else None for (id,), each in zip(ids, text)
+        spelled if tokenizer.id_to_token(id) is not None else None
+        for (id,), spelled in zip(ids, text)
     ]
 
 
