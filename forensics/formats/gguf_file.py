@@ -286,8 +286,8 @@ def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, 
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in vocabulary and right in vocabulary:
-                ways.append((-scores[id], id, vocabulary[left], vocabulary[right], left, right))
-    return [(left, right) for *_, left, right in sorted(ways)]
+                merges.append((-scores[id], id, vocabulary[left], vocabulary[right], left, right))
+    return [(left, right) for *_, left, right in sorted(merges)]
 
 
 def is_gguf_file(path: Path) -> bool:
