@@ -13,8 +13,9 @@ from replay.lineage import open_trajectory
 
 
 def examine(runs: Path, name: str | None, progress: ProgressCallback = silent) -> dict[str, Any]:
-    """The machine's fingerprint; with a run, every hash of its data, tables and checkpoints.
-    Errors: usage, missing.
+    """Return the machine's fingerprint.
+
+    With a run, every hash of its data, tables and checkpoints. Errors: usage, missing.
     """
     from forensics import identity
 
@@ -22,16 +23,16 @@ def examine(runs: Path, name: str | None, progress: ProgressCallback = silent) -
         device = identity.device_for("auto")
         threads = identity.thread_count(0)
         identity.enable_determinism(threads)
-        own = identity.fingerprint(
+        here = identity.fingerprint(
             device=device,
             threads=threads,
             compiled=False,
             optimizer="fused",
             precision=identity.precision_for("auto", device),
         )
-        return {"fingerprint": own, "problems": [], "checked": 0}
+        return {"fingerprint": here, "problems": [], "checked": 0}
     run = open_trajectory(runs, name)
-    own = run.fingerprint()
+    here = run.fingerprint()
     problems = [f"data: {problem}" for problem in run.corpus.verify()]
     try:
         run.batches  # noqa: B018  # makes the order and compares its fingerprint
@@ -45,9 +46,9 @@ def examine(runs: Path, name: str | None, progress: ProgressCallback = silent) -
             for problem in checkpoint.verify(run.folder / "checkpoints" / checkpoint.name_of(step))
         ]
         progress(i + 1, len(saved), "")
-    differs = identity.fingerprint_difference(own, run.header.fingerprint)
+    differs = identity.fingerprint_difference(here, run.header.fingerprint)
     return {
-        "fingerprint": own,
+        "fingerprint": here,
         "differs_from_run": differs,
         "problems": problems,
         "checked": len(saved) + 3,

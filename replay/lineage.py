@@ -25,7 +25,7 @@ def open_trajectory(runs: Path, name: str) -> Run:
         parent = open_trajectory(runs, run.header.parent)
         run.parent = parent
         run.stream, run.policy = composed(
-            [from_dict(each) for each in run.header.interventions or []], parent
+            [from_dict(document) for document in run.header.interventions or []], parent
         )
     return run
 

@@ -23,7 +23,7 @@ class Replayable(Protocol[S, B]):
     """State s is the state after s updates; batch s takes state s to s+1."""
 
     def load(self, step: int) -> S:
-        """The state after `step` updates; a fresh copy each time."""
+        """Return the state after `step` updates; a fresh copy each time."""
         ...
 
     def batch_at(self, step: int) -> B:
@@ -31,7 +31,10 @@ class Replayable(Protocol[S, B]):
         ...
 
     def advance(self, state: S, batch: B) -> tuple[S, float]:
-        """The next state, and the batch's loss at the state before; may change `state` in place."""
+        """Return the next state, and the batch's loss at the state before.
+
+        May change `state` in place.
+        """
         ...
 
     def digest(self, state: S) -> str:
@@ -50,6 +53,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
+    """Whether a replay is the recorded run bit for bit."""
+
     bitwise: bool
     compared: int
     first_difference: int | None  # step
@@ -62,7 +67,7 @@ def replay(
     stream: Callable[[int], B] | None = None,
     progress: ProgressCallback = silent,
 ) -> list[Row]:
-    """Steps first … last−1 from the trainer's state `first`, over its own batches or another
+    """Return steps first … last−1 from the trainer's state `first`, over its own batches or another
     stream.
     """
     if not 0 <= first < last:
@@ -111,10 +116,10 @@ def fork(
     altered: Callable[[Callable[[int], B]], Callable[[int], B]],
     progress: ProgressCallback = silent,
 ) -> list[Pair]:
-    """The window over its own batches and over `altered(batch_at)`, from the same state."""
+    """Return the window over its own batches and over `altered(batch_at)`, from the same state."""
     control = replay(trainer, first, last, progress=progress)
-    made = replay(trainer, first, last, altered(trainer.batch_at), progress)
-    return [Pair(c.step, c.loss, f.loss, c.digest == f.digest) for c, f in zip(control, made)]
+    replayed = replay(trainer, first, last, altered(trainer.batch_at), progress)
+    return [Pair(c.step, c.loss, f.loss, c.digest == f.digest) for c, f in zip(control, replayed)]
 
 
 class OfRun:
@@ -124,15 +129,19 @@ class OfRun:
         self.run = run
 
     def load(self, step: int) -> Any:
+        """Return the exact state after `step` updates."""
         return self.run.state_at(step)
 
     def batch_at(self, step: int) -> Any:
+        """Return the run's batch of a step."""
         return self.run.stream(step)
 
     def advance(self, state: Any, batch: Any) -> tuple[Any, float]:
+        """Take one step, in place."""
         result = advance(state, batch, self.run.policy(state.counters), self.run.model)
         assert result.loss is not None, "a policy that computes nothing has no batch to give here"
         return state, result.loss
 
     def digest(self, state: Any) -> str:
+        """Return the state's digest."""
         return state.digest()

@@ -54,7 +54,7 @@ def _recorded(a: Run, b: Run) -> dict[str, Any]:
     first, divergence = None, []
     for step in shared:
         x, y = rows_a[step], rows_b[step]
-        what = next(
+        column = next(
             (k for k in (*COMPARED, "state_digest") if x[k] != y[k] and None not in (x[k], y[k])),
             None,
         )
@@ -62,8 +62,8 @@ def _recorded(a: Run, b: Run) -> dict[str, Any]:
         if step + 1 in states:
             params = [run.load(step + 1).params for run in (a, b)]
             l2 = distances.distance(params[0], params[1], params[1]).l2[""]
-        if what is not None and first is None:
-            first = {"step": step, "what": what, "tensor": None, "layer": None}
+        if column is not None and first is None:
+            first = {"step": step, "what": column, "tensor": None, "layer": None}
         gap = y["loss"] - x["loss"] if None not in (x["loss"], y["loss"]) else None
         divergence.append({"step": step, "loss_gap": gap, "logit_kl": None, "l2": l2})
     return {

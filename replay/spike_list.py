@@ -30,15 +30,15 @@ def spikes_of(runs: Path, name: str, metric: str | None, detector: str) -> dict[
     every = {
         m: robust(rows[m], metric=m, steps=steps, restarts=restarts) for m in ("loss", "grad_norm")
     }
-    wanted = [metric] if metric else ["loss", "grad_norm"]
+    metrics = [metric] if metric else ["loss", "grad_norm"]
     if detector == "robust":
-        found = [_spike(s) for m in wanted for s in every[m]]
+        spikes = [_spike(s) for m in metrics for s in every[m]]
     else:
-        fired = {m: alarms.monitor(rows[m]) for m in wanted}
+        fired = {m: alarms.monitor(rows[m]) for m in metrics}
         if detector == "skip-step":
             both = alarms.skip_step(rows["loss"], rows["grad_norm"])
-            fired = {wanted[0]: both}
-        found = [
+            fired = {metrics[0]: both}
+        spikes = [
             {
                 "step": steps[i],
                 "onset": steps[i],
@@ -63,7 +63,7 @@ def spikes_of(runs: Path, name: str, metric: str | None, detector: str) -> dict[
         "trend": trend(
             [s for s, _ in settled], [g for _, g in settled], [s.onset for s in every["loss"]]
         ),
-        "spikes": sorted(found, key=lambda s: (s["step"], s["metric"])),
+        "spikes": sorted(spikes, key=lambda s: (s["step"], s["metric"])),
     }
 
 

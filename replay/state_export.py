@@ -16,8 +16,9 @@ from replay.lineage import open_trajectory
 def export_state(
     runs: Path, name: str, step: int | None, dest: Path, progress: ProgressCallback = silent
 ) -> dict[str, Any]:
-    """The exact state at any step as a checkpoint folder that transformers opens. Errors: missing,
-    usage, storage.
+    """Return the exact state at any step as a checkpoint folder that transformers opens.
+
+    Errors: missing, usage, storage.
     """
     run = open_trajectory(runs, name)
     at = run.last_step() if step is None else step

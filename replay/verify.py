@@ -40,6 +40,7 @@ class Report:
     fingerprint_differs: list[str]
 
     def sentence(self) -> str:
+        """Say what was compared and whether anything differs."""
         if self.bitwise:
             return f"bit for bit: {self.compared:,} recorded steps compared, none differs"
         if not self.compared:
@@ -73,16 +74,16 @@ class Witness:
         if row is not None:
             self.compared += 1
             for name in COMPARED:
-                own, theirs = getattr(result, name), row[name]
-                if not _same(own, theirs):
+                replayed, recorded = getattr(result, name), row[name]
+                if not _same(replayed, recorded):
                     self._differs(step, name, None)
                 if (
                     name == "loss"
-                    and own is not None
-                    and theirs is not None
-                    and math.isfinite(own - theirs)
+                    and replayed is not None
+                    and recorded is not None
+                    and math.isfinite(replayed - recorded)
                 ):
-                    self.gap = max(self.gap, abs(own - theirs))
+                    self.gap = max(self.gap, abs(replayed - recorded))
             digest = row["state_digest"]
             if digest is not None and digest != state.digest():
                 self._differs(step, "state_digest", self._tensor(state))
@@ -106,8 +107,8 @@ class Witness:
             }
 
     def _tensor(self, state: TrainState) -> str | None:
-        """The first tensor that differs from the saved state of this step, if one was saved and it
-        does.
+        """Return the first tensor that differs from the saved state of this step, if one was saved
+        and it does.
         """
         step = state.counters.step
         if step not in self.saved:
@@ -120,8 +121,9 @@ class Witness:
         )
 
     def report(self) -> Report:
-        own = self.run.fingerprint()
-        differs = fingerprint_difference(own, self.run.header.fingerprint)
+        """Report what was compared, and the first difference."""
+        here = self.run.fingerprint()
+        differs = fingerprint_difference(here, self.run.header.fingerprint)
         bitwise = self.difference is None and self.compared > 0
         return Report(
             bitwise=bitwise,
@@ -169,13 +171,13 @@ def recorded_steps(run: Run, first: int, last: int) -> dict[int, dict[str, Any]]
     """Rows of `steps` along the run's lineage, by step."""
     import pyarrow.compute as pc
 
-    found: dict[int, dict[str, Any]] = {}
+    rows_by_step: dict[int, dict[str, Any]] = {}
     if run.parent is not None and first < run.header.first_step:
-        found = recorded_steps(run.parent, first, min(last, run.header.first_step))
+        rows_by_step = recorded_steps(run.parent, first, min(last, run.header.first_step))
     table = run.table("steps", ["step", *COMPARED, "state_digest"])
     column = table["step"]
     rows = table.filter(pc.and_(pc.greater_equal(column, first), pc.less(column, last))).to_pylist()
-    return found | {row["step"]: row for row in rows}
+    return rows_by_step | {row["step"]: row for row in rows}
 
 
 def _same(a: float | None, b: float | None) -> bool:

@@ -67,8 +67,8 @@ def boost(
     """
     from replay.experiments.token_boost import boost as go
 
-    parts = [part.strip() for part in times.split(",")]
-    if not all(part.isdecimal() and int(part) for part in parts):
+    parts = [number_text.strip() for number_text in times.split(",")]
+    if not all(number_text.isdecimal() and int(number_text) for number_text in parts):
         raise ForensicsError(
             "usage", f"wanted --times N,M,…, found {times!r}", "e.g. --times 1,3,10"
         )
@@ -79,7 +79,7 @@ def boost(
             token,
             first=first,
             last=last,
-            times=[int(part) for part in parts],
+            times=[int(number_text) for number_text in parts],
             seeds=seeds,
             workers=workers,
             progress=progress,
@@ -116,17 +116,17 @@ def tell(b: dict[str, Any]) -> None:
     ]
     for row in b["summary"]:
         for kind in ("boosted", "placebo"):
-            own = row[kind]
+            arm = row[kind]
             rows.append(
                 [
                     kind,
                     row["times"],
-                    own["value"],
-                    own["rank"],
-                    own["loss"],
-                    own["p"],
-                    own["held_out_gap"],
-                    own["held_out_error"],
+                    arm["value"],
+                    arm["rank"],
+                    arm["loss"],
+                    arm["p"],
+                    arm["held_out_gap"],
+                    arm["held_out_error"],
                     _verdict(row) if kind == "boosted" else None,
                 ]
             )

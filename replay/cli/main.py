@@ -94,8 +94,9 @@ def verify(run: str, a: int, b: int) -> int:
 @click.option("--dry-run", is_flag=True, help="Print the plan: what differs, hours and memory.")
 @click.option("--again", is_flag=True, help="Run it though it is done.")
 def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
-    """A control and an altered arm in lock-step from state A to B; with null forks to judge the
-    difference by.
+    """Run a control and an altered arm in lock-step from state A to B.
+
+    Null forks (placebos, chaos) judge the difference.
     """
     from replay.forks import spec as specs
     from replay.forks.plan import plan
@@ -103,14 +104,14 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
     from replay.lineage import open_trajectory
 
     runs = runs_folder()
-    raw = specs.read(Path(run)) if run.endswith(".toml") else {"parent": run}
-    raw |= {k: v for k, v in from_flags(flags).items() if v not in (None, [])}
-    if not isinstance(raw.get("parent"), str):
+    keys = specs.read(Path(run)) if run.endswith(".toml") else {"parent": run}
+    keys |= {k: v for k, v in from_flags(flags).items() if v not in (None, [])}
+    if not isinstance(keys.get("parent"), str):
         raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
-    spec = specs.build(runs, open_trajectory(runs, raw["parent"]), raw)
+    spec = specs.build(runs, open_trajectory(runs, keys["parent"]), keys)
     if dry_run:
-        made = plan(spec, runs)
-        emit(made, lambda: output.plan(made))
+        planned = plan(spec, runs)
+        emit(planned, lambda: output.plan(planned))
         return
     with bar(f"fork of {spec.parent}") as progress:
         result = run_fork(spec, runs, progress, again=again)
@@ -323,16 +324,16 @@ def noise(run: str, at: str, window: int, seeds: int) -> None:
     help="Draws of the null forks.",
 )
 def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
-    """The same intervention at many steps, by the run's own learning rate and at an equal one."""
+    """Fork at many steps, by the run's own learning rate and at an equal one."""
     from replay.experiments.sweep import sweep as run_sweep
     from replay.forks import spec as specs
 
-    raw = specs.read(spec)
-    if not isinstance(raw.get("parent"), str):
+    keys = specs.read(spec)
+    if not isinstance(keys.get("parent"), str):
         raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
     with bar("sweep", "forks") as progress:
         result = run_sweep(
-            runs_folder(), raw, steps(at, "--at"), workers=workers, seeds=seeds, progress=progress
+            runs_folder(), keys, steps(at, "--at"), workers=workers, seeds=seeds, progress=progress
         )
     emit(result, lambda: output.sweep(result))
 
@@ -341,7 +342,7 @@ def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
 @click.argument("state", metavar="RUN@STEP")
 @click.argument("dest", type=click.Path(path_type=Path))
 def state(state: str, dest: Path) -> None:
-    """The exact state at any step, as a checkpoint folder."""
+    """Write the exact state at any step as a checkpoint folder."""
     from replay.state_export import export_state
 
     name, step = parse_state(state)

@@ -99,7 +99,7 @@ def matrix(result: MatrixResult) -> None:
         say(f"{title}; * the state has already been trained on the batch")
         rows = []
         for state in result.states:
-            cells = [each for each in result.cells if each.state == state]
+            cells = [matrix_cell for matrix_cell in result.cells if matrix_cell.state == state]
             rows.append(
                 [state, *(cell(getattr(c, measure)) + ("*" if c.consumed else "") for c in cells)]
             )

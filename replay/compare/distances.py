@@ -32,7 +32,7 @@ def distance(
     """‖θ_arm − θ_control‖₂, and the cosine of the two displacements from the start; NaN where one
     has not moved.
     """
-    found = Distance()
+    distances = Distance()
     sums_of: dict[str, np.ndarray] = {"": np.zeros(4)}
     for name in control:
         mine = np.zeros(4)
@@ -48,16 +48,17 @@ def distance(
         sums_of[""] += mine
         layer = layer_of(name)
         if layer is not None:
-            whole = sums_of.setdefault(f"layers.{layer}.*", np.zeros(4))
-            whole += mine
+            layer_sums = sums_of.setdefault(f"layers.{layer}.*", np.zeros(4))
+            layer_sums += mine
     for name, parts in sums_of.items():
-        found.l2[name], found.cosine[name] = math.sqrt(parts[0]), _cosine(parts)
-    return found
+        distances.l2[name], distances.cosine[name] = math.sqrt(parts[0]), _cosine(parts)
+    return distances
 
 
 def layer_of(tensor: str) -> int | None:
-    """The layer that a tensor's name names; None for embeddings, the last norm and the empty
-    name.
+    """Return the layer that a tensor's name names.
+
+    None for embeddings, the last norm and the empty name.
     """
     return int(tensor.split(".")[1]) if tensor.startswith("layers.") else None
 
@@ -72,8 +73,8 @@ def _cosine(parts: np.ndarray) -> float:
 
 
 def first_difference(arm: dict[str, Tensor], control: dict[str, Tensor]) -> dict[str, Any] | None:
-    """The first tensor, in the order of the forward, that differs in a bit, and its first such
-    element.
+    """Return the first tensor, in the order of the forward, that differs in a bit, and its first
+    such element.
     """
     for name in control:
         if not torch.equal(arm[name], control[name]):

@@ -36,7 +36,7 @@ def unseen(
         ahead |= _consumed([above.stream], above.header.first_step, min(above.header.steps, last))
         above = above.parent
     read = None if order.file is None else np.unique(order.file[: last * order.batch])
-    found: dict[int, None] = {}
+    chosen: dict[int, None] = {}
     for step in range(last, last + LOOK_AHEAD):
         try:
             ids = order.sequence_ids(step)
@@ -49,10 +49,10 @@ def unseen(
             ids = ids[np.array(first_epoch)[order.source_of(ids)]]
         else:
             ids = ids[~np.isin(ids, read)]
-        found |= {int(i): None for i in ids if int(i) not in ahead}
-        if len(found) >= limit:
+        chosen |= {int(i): None for i in ids if int(i) not in ahead}
+        if len(chosen) >= limit:
             break
-    return np.array(list(found)[:limit], np.int64)
+    return np.array(list(chosen)[:limit], np.int64)
 
 
 def _consumed(streams: Sequence[BatchStream], first: int, last: int) -> set[int]:
@@ -87,8 +87,9 @@ class Probe:
     def read(
         self, control: dict[str, Tensor], arms: dict[str, dict[str, Tensor]]
     ) -> dict[str, Reading]:
-        """The control (under the name "control") and each arm; one forward each, logits in
-        chunks.
+        """Return the control (under the name "control") and each arm.
+
+        One forward each, logits in chunks.
         """
         assert self.batch is not None, "callers ask `sequences` first"
         model = self.run.model
@@ -115,10 +116,10 @@ class Probe:
                         kl[name].append((base.exp() * (base - log_p)).sum(1))
             for name in everyone:
                 losses[name].append(torch.cat(parts[name]).view(len(tokens), -1).double().mean(1))
-        found = {}
+        readings = {}
         for name in everyone:
             by_sequence = torch.cat(losses[name]).cpu().numpy()
             # rounding can leave a KL of equal distributions a hair below 0
             mean_kl = max(0.0, float(torch.cat(kl[name]).double().mean())) if kl[name] else 0.0
-            found[name] = Reading(float(by_sequence.mean()), by_sequence, mean_kl)
-        return found
+            readings[name] = Reading(float(by_sequence.mean()), by_sequence, mean_kl)
+        return readings

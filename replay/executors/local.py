@@ -131,8 +131,9 @@ def _feed(process: subprocess.Popen[str], waiting: Any, finished: Any) -> None:
 
 
 def main(name: str) -> None:
-    """A worker: the function's name, then a task per line of stdin. Results go to stdout, all else
-    to stderr.
+    """Return a worker.
+
+    The function's name, then a task per line of stdin. Results go to stdout, all else to stderr.
     """
     results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(

@@ -48,7 +48,7 @@ class ScanTarget:
 
 
 def of_run(runs: Path, name: str, step: int | None) -> ScanTarget:
-    """A run's state at any step, and its own stream. Errors: missing, integrity."""
+    """Return a run's state at any step, and its own stream. Errors: missing, integrity."""
     run = open_trajectory(runs, name)
     require_intact(run)
     at = run.last_step() if step is None else step
@@ -148,13 +148,13 @@ def scan(
             f"wanted --batches A:B with A < B, found {first}:{last}",
             "windows are half-open",
         )
-    kept = Kept(target.keep, f"{target.identity} {per_sequence}")
+    finished = Kept(target.keep, f"{target.identity} {per_sequence}")
     rows: list[ScanRow] = []
     for step in range(first, last):
-        documents = kept.get(str(step))
+        documents = finished.get(str(step))
         if documents is None:
             documents = [part_to_document(row) for row in _measure(target, step, per_sequence)]
-            kept.put(str(step), documents)
+            finished.put(str(step), documents)
         measured = [read_part(ScanRow, document) for document in documents]
         rows += measured
         progress(step + 1 - first, last - first, f"loss {measured[0].loss:.3f}")

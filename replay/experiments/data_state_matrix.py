@@ -62,28 +62,36 @@ def matrix(
     A jump is None where the run holds nothing out. Errors: usage, missing, integrity.
     """
     run, states = _opened(runs, name, first, last, states)
-    kept = Kept(run.folder / "matrix", _identity(run))
+    finished = Kept(run.folder / "matrix", _identity(run))
     batches = [("placebo", run.header.steps + i) for i in range(PLACEBOS)] + [
-        ("batch", b) for b in range(first, last)
+        ("batch", batch_step) for batch_step in range(first, last)
     ]
-    total, done = len(states) * len(batches), 0
+    total, computed = len(states) * len(batches), 0
     probe = Probe(run)
-    for s in states:
-        wanted = [b for _, b in batches if f"{s} {b}" not in kept]
-        state = run.state_at(s) if wanted else None
-        done += len(batches) - len(wanted)
-        for b in wanted:
+    for state_step in states:
+        missing = [
+            batch_step for _, batch_step in batches if f"{state_step} {batch_step}" not in finished
+        ]
+        state = run.state_at(state_step) if missing else None
+        computed += len(batches) - len(missing)
+        for batch_step in missing:
             assert state is not None
-            kept.put(f"{s} {b}", _cell(run, state, _batch(run, b), probe))
-            done += 1
-            progress(done, total, f"state {s}")
+            finished.put(
+                f"{state_step} {batch_step}", _cell(run, state, _batch(run, batch_step), probe)
+            )
+            computed += 1
+            progress(computed, total, f"state {state_step}")
     cells, scales = [], []
-    for s in states:
-        placebos = [kept.get(f"{s} {b}") for what, b in batches if what == "placebo"]
+    for state_step in states:
+        placebos = [
+            finished.get(f"{state_step} {batch_step}")
+            for kind, batch_step in batches
+            if kind == "placebo"
+        ]
         median = {m: _median([p[m] for p in placebos]) for m in ("after", "loss", "grad_norm")}
         scales.append({m: _mad([p[m] for p in placebos]) for m in median})
-        for b in range(first, last):
-            cell = kept.get(f"{s} {b}")
+        for batch_step in range(first, last):
+            cell = finished.get(f"{state_step} {batch_step}")
             jump = (
                 None
                 if cell["after"] is None or median["after"] is None
@@ -91,12 +99,12 @@ def matrix(
             )
             cells.append(
                 MatrixCell(
-                    state=s,
-                    step=b,
+                    state=state_step,
+                    step=batch_step,
                     jump=jump,
                     loss=cell["loss"],
                     grad_norm=cell["grad_norm"],
-                    consumed=b < s,
+                    consumed=batch_step < state_step,
                     loss_placebo=median["loss"],
                     grad_norm_placebo=median["grad_norm"],
                 )
@@ -107,7 +115,7 @@ def matrix(
             [np.nan if getattr(c, measure) is None else getattr(c, measure) for c in cells],
             np.float64,
         )
-        scale = [each["after" if measure == "jump" else measure] for each in scales]
+        scale = [scale_of["after" if measure == "jump" else measure] for scale_of in scales]
         effects[measure] = effects_of(
             table.reshape(len(states), last - first), states, first, _median(scale)
         )
@@ -128,7 +136,9 @@ def matrix(
 def effects_of(
     table: np.ndarray, states: Sequence[int], first: int, scale: float | None
 ) -> MatrixEffects | None:
-    """Decompose (states, batches) into mean, data α_b, state σ_s, interaction γ_bs, each summing to 0.
+    """Decompose (states, batches) into mean, data α_b, state σ_s, interaction γ_bs.
+
+    Each part sums to 0.
 
     `size` is the root mean square of each part, `over_placebo` that over the scale (1.4826·MAD) of
     the placebo batches. None where a cell is missing or not finite: the parts would mean nothing.
@@ -170,30 +180,30 @@ def windows(
     stays in the state. Errors: usage, missing, integrity.
     """
     run, states = _opened(runs, name, first, last, states)
-    kept = Kept(run.folder / "matrix", f"window {first}:{last} {_identity(run)}")
+    finished = Kept(run.folder / "matrix", f"window {first}:{last} {_identity(run)}")
     probe, length = Probe(run), last - first
     control = max(length, SHORTEST)
     total = len(states) * (length + control)
     judged = []
     for i, s in enumerate(states):
-        row = kept.get(str(s))
+        row = finished.get(str(s))
         if row is None:
             state = run.state_at(s)
-            done = i * (length + control)
+            computed = i * (length + control)
             end = run.header.steps
             placebo, after_placebo = _run_over(
-                run, state, range(end, end + control), length, probe, done, total, progress
+                run, state, range(end, end + control), length, probe, computed, total, progress
             )
-            own, after = _run_over(
-                run, state, range(first, last), length, probe, done + control, total, progress
+            losses, after = _run_over(
+                run, state, range(first, last), length, probe, computed + control, total, progress
             )
             row = {
-                "losses": own,
+                "losses": losses,
                 "placebo": placebo,
                 "after": after,
                 "after_placebo": after_placebo,
             }
-            kept.put(str(s), row)
+            finished.put(str(s), row)
         progress((i + 1) * (length + control), total, f"state {s}")
         judged.append(_judged(s, first < s, row))
     result = WindowsResult(
@@ -258,8 +268,9 @@ def _cell(run: Run, state: TrainState, batch: Batch, probe: Probe) -> dict[str, 
 
 
 def _applied(run: Run, state: TrainState) -> Any:
-    """The run's policy at this state, applied even where a fork leaves its own step out: the batch
-    is to act.
+    """Return the run's policy at this state, applied even where a fork leaves its own step out.
+
+    The batch is to act.
     """
     return dataclasses.replace(run.policy(state.counters), update="apply")
 
@@ -297,7 +308,7 @@ def _opened(
 
 
 def _identity(run: Run) -> str:
-    """What a cell depends on beside its state and batch."""
+    """Tell what a cell depends on beside its state and batch."""
     return (
         f"{run.name} {run.header.order} {run.header.created} {run.header.interventions} {PLACEBOS}"
     )

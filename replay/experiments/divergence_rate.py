@@ -57,15 +57,15 @@ def noise(
         )
     require_intact(run)
     steps = sorted(set(at))
-    kept = Kept(
+    finished = Kept(
         run.folder / "noise", f"{run.name} {run.header.order} {run.header.created} {window} {seeds}"
     )
     points = []
     for i, step in enumerate(steps):
-        if str(step) not in kept:
-            kept.put(str(step), _point(run, step, window, seeds, i, len(steps), progress))
+        if str(step) not in finished:
+            finished.put(str(step), _point(run, step, window, seeds, i, len(steps), progress))
         progress((i + 1) * window, len(steps) * window, f"state {step}")
-        points.append(kept.get(str(step)))
+        points.append(finished.get(str(step)))
     return {"run": name, "window": window, "seeds": seeds, "points": points}
 
 

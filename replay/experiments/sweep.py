@@ -68,9 +68,9 @@ def sweep(
     interventions that have one. Errors: config, usage, missing, integrity, sql.
     """
     run = open_trajectory(runs, raw["parent"])
-    own = spec.build(runs, run, raw)
-    own.check(run)
-    horizon, steps = own.last - own.first, sorted(set(at))
+    as_written = spec.build(runs, run, raw)
+    as_written.check(run)
+    horizon, steps = as_written.last - as_written.first, sorted(set(at))
     require_steps(run, steps, "--at", horizon)
     if seeds < 1 or workers < 1:
         raise ForensicsError(
@@ -83,8 +83,8 @@ def sweep(
         for step in steps
         for seed in range(seeds)
     }
-    for each in at_step.values():
-        each.check(run)
+    for at_one_step in at_step.values():
+        at_one_step.check(run)
     require_intact(run)
     rate = _rate_at(run, steps[0])
     tasks: list[Task] = [
@@ -97,40 +97,40 @@ def sweep(
             "seed": seed,
             "interventions": [to_dict(i) for i in at_step[step, seed].interventions],
             "rate": rate if arm == "equal" else None,
-            "placebos": own.placebos,
-            "chaos": own.chaos,
-            "null_seed": own.seed + seed * max(own.placebos, own.chaos, 1),
-            "probe_every": own.probe_every or max(1, horizon // PROBES),
+            "placebos": as_written.placebos,
+            "chaos": as_written.chaos,
+            "null_seed": as_written.seed + seed * max(as_written.placebos, as_written.chaos, 1),
+            "probe_every": as_written.probe_every or max(1, horizon // PROBES),
             "threads": 1 if workers > 1 else None,
         }
         for step in steps
         for arm in ARMS
         for seed in range(seeds)
     ]
-    kept = Kept(
+    finished = Kept(
         run.folder / "sweeps",
         f"{run.name} {run.header.order} {run.header.created} {SweepResult.VERSION}",
     )
     keys = [_key(task) for task in tasks]
-    open_tasks = [i for i, key in enumerate(keys) if key not in kept]
-    done = len(tasks) - len(open_tasks)
+    open_tasks = [i for i, key in enumerate(keys) if key not in finished]
+    computed = len(tasks) - len(open_tasks)
     if open_tasks:
-        progress(done, len(tasks), "")
+        progress(computed, len(tasks), "")
         hand_out = hand_out or (spawned(workers) if workers > 1 else here)
         for index, measured in hand_out(point, [tasks[i] for i in open_tasks]):
-            kept.put(keys[open_tasks[index]], measured)
-            done += 1
-            progress(done, len(tasks), f"state {measured['step']}, {measured['arm']}")
-    points = [read_part(SweepPoint, kept.get(key)) for key in keys]
+            finished.put(keys[open_tasks[index]], measured)
+            computed += 1
+            progress(computed, len(tasks), f"state {measured['step']}, {measured['arm']}")
+    points = [read_part(SweepPoint, finished.get(key)) for key in keys]
     result = SweepResult(
         run=run.name,
-        does=own.sentence(),
-        first=own.first,
+        does=as_written.sentence(),
+        first=as_written.first,
         steps=tuple(steps),
         horizon=horizon,
         seeds=seeds,
         equal_learning_rate=rate,
-        placebos=own.placebos,
+        placebos=as_written.placebos,
         points=tuple(points),
         summary=tuple(_summary(points)),
     )
@@ -139,7 +139,7 @@ def sweep(
 
 
 def _key(task: Task) -> str:
-    """What a point depends on: not the number of threads or where the runs lie."""
+    """Tell what a point depends on: not the number of threads or where the runs lie."""
     depends = json.dumps(
         {k: v for k, v in task.items() if k not in ("runs", "threads")}, sort_keys=True
     )
@@ -149,8 +149,9 @@ def _key(task: Task) -> str:
 
 
 def moved(raw: dict[str, Any], step: int, seed: int = 0) -> dict[str, Any]:
-    """Rewrite a fork file's keys as if they had been written from `step`, its draws by the seed that
-    lies `seed` above its own.
+    """Rewrite a fork file's keys as if they had been written from `step`.
+
+    Its draws take the seed that lies `seed` above its own.
 
     Windows, batches acted on and places move; the data that comes in (a donor batch, a text,
     sequences) stays the same.
@@ -161,7 +162,10 @@ def moved(raw: dict[str, Any], step: int, seed: int = 0) -> dict[str, Any]:
 
 
 def _moved(keys: dict[str, Any], by: int, seed: int) -> dict[str, Any]:
-    """An intervention's keys `by` steps later: its window, and the fields declared as steps."""
+    """Return an intervention's keys `by` steps later.
+
+    Its window, and the fields declared as steps.
+    """
     if keys.get("kind") not in KINDS:
         return keys
     later = dict(keys)
@@ -176,14 +180,14 @@ def _moved(keys: dict[str, Any], by: int, seed: int) -> dict[str, Any]:
 
 
 def _later(value: Any, by: int) -> Any:
-    """A step, or places (step, slot, …), `by` steps later."""
+    """Return a step, or places (step, slot, …), `by` steps later."""
     return (
         value + by if isinstance(value, int) else [[place[0] + by, *place[1:]] for place in value]
     )
 
 
 def _rate_at(run: Run, step: int) -> float:
-    """The learning rate that step took, as it was recorded."""
+    """Return the learning rate that step took, as it was recorded."""
     row = next(
         (r for r in run.table("steps", ["step", "lr"]).to_pylist() if r["step"] == step), None
     )
@@ -202,7 +206,7 @@ def point(task: Task) -> dict[str, Any]:
         torch.set_num_threads(task["threads"])
     start = run.state_at(first)
     trained = run if task["rate"] is None else at_learning_rate(run, task["rate"])
-    interventions = tuple(from_dict(each) for each in task["interventions"])
+    interventions = tuple(from_dict(document) for document in task["interventions"])
     arms = _arms(trained, start, interventions, task)
     probe, probed, readings = Probe(run), [], {}
     series: dict[str, dict[str, list[float]]] = {
@@ -222,22 +226,22 @@ def point(task: Task) -> dict[str, Any]:
                 control.params, {name: arms[name].state.params for name in series}
             )
             probed.append(step)
-        for name, own in series.items():
-            own["l2"].append(
+        for name, distances_of in series.items():
+            distances_of["l2"].append(
                 distances.distance(arms[name].state.params, control.params, start.params).l2[""]
             )
             if reading:
-                own["kl"].append(readings[name].logit_kl)
+                distances_of["kl"].append(readings[name].logit_kl)
     if trained is run:
         report = witness.report()
-        held = {
+        control_report = {
             "level": report.level,
             "bitwise": report.bitwise,
             "compared": report.compared,
             "what": "every step",
         }
     else:
-        held = {
+        control_report = {
             "level": "exact" if started else "absent",
             "bitwise": started,
             "compared": 1,
@@ -249,7 +253,7 @@ def point(task: Task) -> dict[str, Any]:
         "arm": task["arm"],
         "seed": task["seed"],
         "learning_rate": rate,
-        "control": held,
+        "control": control_report,
         **_sizes(series, probed, readings, moved, first, last),
     }
 
@@ -259,14 +263,14 @@ def _arms(
 ) -> dict[str, Arm]:
     """Control, fork, placebos, chaos, each from its own copy of `start`."""
     first, last, seed = task["step"], task["last"], task["null_seed"]
-    found = {"control": arm_from(start, run), "fork": arm_from(start, run, interventions)}
+    arms = {"control": arm_from(start, run), "fork": arm_from(start, run, interventions)}
     for i in range(task["placebos"]):
         null = placebos_of(interventions, run, first, last, seed + i)
         if null:  # not where the same on other data does not exist
-            found[f"placebo-{i}"] = arm_from(start, run, null)
+            arms[f"placebo-{i}"] = arm_from(start, run, null)
     for i in range(task["chaos"]):
-        found[f"chaos-{i}"] = arm_from(start, run, (UnitInLastPlace(seed + i),))
-    return found
+        arms[f"chaos-{i}"] = arm_from(start, run, (UnitInLastPlace(seed + i),))
+    return arms
 
 
 def _starts_as_recorded(witness: Witness, start: TrainState, result: Any) -> bool:
@@ -289,32 +293,32 @@ def _sizes(
     last: int,
 ) -> dict[str, Any]:
     """How large the fork is in the end, over what the control moved, and over its placebos."""
-    own = series["fork"]
+    fork = series["fork"]
     placebos = [s for name, s in series.items() if name.startswith("placebo-")]
     chaos = [s["l2"][-1] for name, s in series.items() if name.startswith("chaos-")]
     measure = (
-        "kl" if own["kl"] else "l2"
+        "kl" if fork["kl"] else "l2"
     )  # without a probe set, only the parameters can be compared
     steps = probed if measure == "kl" else list(range(first + 1, last + 1))
-    found = null_test.judge_effect(own["l2"][-1], [p["l2"][-1] for p in placebos])
+    effect = null_test.judge_effect(fork["l2"][-1], [p["l2"][-1] for p in placebos])
     found_kl = (
-        null_test.judge_effect(own["kl"][-1], [p["kl"][-1] for p in placebos])
-        if own["kl"]
+        null_test.judge_effect(fork["kl"][-1], [p["kl"][-1] for p in placebos])
+        if fork["kl"]
         else None
     )
-    time = null_test.time_to_reconverge(steps, own[measure], [p[measure] for p in placebos], first)
+    time = null_test.time_to_reconverge(steps, fork[measure], [p[measure] for p in placebos], first)
     gap = readings["fork"].loss - readings["control"].loss if readings else None
     return {
-        "l2": own["l2"][-1],
+        "l2": fork["l2"][-1],
         "moved": moved,
-        "l2_over_moved": own["l2"][-1] / moved if moved else None,
-        "logit_kl": own["kl"][-1] if own["kl"] else None,
+        "l2_over_moved": fork["l2"][-1] / moved if moved else None,
+        "logit_kl": fork["kl"][-1] if fork["kl"] else None,
         "loss_gap": gap,
-        "over_placebos": _finite(found.effect),
-        "p": found.p,
-        "placebos": found.placebos,
-        "finding": found.finding,
-        "verdict": found.sentence(),
+        "over_placebos": _finite(effect.effect),
+        "p": effect.p,
+        "placebos": effect.placebos,
+        "finding": effect.finding,
+        "verdict": effect.sentence(),
         "logit_kl_over_placebos": _finite(found_kl.effect) if found_kl else None,
         "logit_kl_p": found_kl.p if found_kl else None,
         "placebo_l2": [p["l2"][-1] for p in placebos],

@@ -1,7 +1,7 @@
 """Fixing an under-trained token by replay: how often must it be seen, and what does that cost
 elsewhere?
 
-boost(runs, "planted", 1234)      the window again, with n sequences that hold the token in the place of others
+    boost(runs, "planted", 1234)     the window again, n sequences that hold the token in others' place
 
 Arms, all from one state: unmodified; *boosted* by n = 1, 3, 10, 30, 100 sequences; *placebo*, as
 many sequences of another token that the corpus holds about as often. Each n has several seeds,
@@ -89,16 +89,16 @@ def boost(
         }
         for arm in plan["arms"]
     ]
-    kept = Kept(run.folder / "boosts", f"{run.name} {run.header.order} {run.header.created}")
+    finished = Kept(run.folder / "boosts", f"{run.name} {run.header.order} {run.header.created}")
     keys = [_key(task) for task in tasks]
-    waiting = [i for i, key in enumerate(keys) if key not in kept]
-    done = len(tasks) - len(waiting)
+    waiting = [i for i, key in enumerate(keys) if key not in finished]
+    computed = len(tasks) - len(waiting)
     hand_out = hand_out or (spawned(workers) if workers > 1 else here)
     for index, result in hand_out(arm_of, [tasks[i] for i in waiting]):
-        kept.put(keys[waiting[index]], result)
-        done += 1
-        progress(done, len(tasks), f"{result['arm']} {result['times']}")
-    arms = [kept.get(key) for key in keys]
+        finished.put(keys[waiting[index]], result)
+        computed += 1
+        progress(computed, len(tasks), f"{result['arm']} {result['times']}")
+    arms = [finished.get(key) for key in keys]
     met = ledger(run, first)
     summary = _summary(arms)
     document = {
@@ -158,8 +158,8 @@ def _window(
 def _plan(
     run: Run, token: int, first: int, last: int, times: list[int], seeds: int
 ) -> dict[str, Any]:
-    """The arms' interventions, the sequences of the contexts and the reference of the indicator.
-    Errors: usage, missing.
+    """Return the arms' interventions, the sequences of the contexts and the reference of the
+    indicator. Errors: usage, missing.
     """
     BoostToken(first, last, token, 1).resolved(run)  # refuses a token that no sequence holds
     holders = holding(run, token)
@@ -171,7 +171,7 @@ def _plan(
     for n in times:
         for seed in range(seeds):
             boosted = _boosted(run, token, first, last, n, seed, pool)
-            other = _placebo(run, boosted, first, last, seed, holders)
+            placebo = _placebo(run, boosted, first, last, seed, holders)
             arms.append(
                 {
                     "arm": "boosted",
@@ -181,14 +181,14 @@ def _plan(
                     "intervention": to_dict(boosted),
                 }
             )
-            if other is not None:
+            if placebo is not None:
                 arms.append(
                     {
                         "arm": "placebo",
                         "times": n,
                         "seed": seed,
-                        "other": other.token,
-                        "intervention": to_dict(other),
+                        "other": placebo.token,
+                        "intervention": to_dict(placebo),
                     }
                 )
     reference = reference_ids(run, first)
@@ -205,16 +205,16 @@ def _contexts(run: Run, token: int, holders: np.ndarray, last: int) -> tuple[np.
     are in words.
     """
     held_out = run.batches.held_out()
-    own = held_out.sequence[(held_out.tokens[:, 1:] == token).any(1)].numpy()
+    held_out_ids = held_out.sequence[(held_out.tokens[:, 1:] == token).any(1)].numpy()
     unread = np.random.default_rng(0).permutation(np.setdiff1d(holders, _read(run, last)))
     spare = unread[: max(len(unread) // 2, int(len(holders) > 1))]  # the rest is what boosts it
-    chosen = np.concatenate((own, spare))[:CONTEXTS]
+    chosen = np.concatenate((held_out_ids, spare))[:CONTEXTS]
     if not len(chosen):
         return (
             chosen,
             "none: the run trains on every sequence that holds the token, so its loss is not read",
         )
-    mine = min(len(own), CONTEXTS)
+    mine = min(len(held_out_ids), CONTEXTS)
     return chosen, f"{mine} held-out sequences and {len(chosen) - mine} that the run never reads"
 
 
@@ -239,10 +239,10 @@ def _read(run: Run, step: int) -> np.ndarray:
 def _boosted(
     run: Run, token: int, first: int, last: int, n: int, seed: int, pool: np.ndarray
 ) -> BoostToken:
-    """The intervention with its sequences drawn from `pool`."""
-    own = BoostToken(first, last, token, n, seed).resolved(run)
+    """Return the intervention with its sequences drawn from `pool`."""
+    resolved = BoostToken(first, last, token, n, seed).resolved(run)
     come = np.random.default_rng(seed).permutation(pool)
-    return replace(own, sequences=tuple(int(come[i % len(come)]) for i in range(n)))
+    return replace(resolved, sequences=tuple(int(come[i % len(come)]) for i in range(n)))
 
 
 def _placebo(
@@ -250,17 +250,17 @@ def _placebo(
 ) -> BoostToken | None:
     """As many sequences of another token of about the same count, none of which holds this one."""
     for attempt in range(TRIES):
-        other = own.placebo(run, run.stream, first, last, seed + attempt * 1009)
-        if not isinstance(other, BoostToken):
+        placebo = own.placebo(run, run.stream, first, last, seed + attempt * 1009)
+        if not isinstance(placebo, BoostToken):
             return None
-        pool = np.setdiff1d(holding(run, other.token), holders)
+        pool = np.setdiff1d(holding(run, placebo.token), holders)
         if len(pool):
-            return _boosted(run, other.token, first, last, own.times, seed, pool)
+            return _boosted(run, placebo.token, first, last, own.times, seed, pool)
     return None
 
 
 def _key(task: Task) -> str:
-    """What an arm depends on: not the number of threads or where the runs lie."""
+    """Tell what an arm depends on: not the number of threads or where the runs lie."""
     depends = json.dumps(
         {k: v for k, v in task.items() if k not in ("runs", "threads")}, sort_keys=True
     )
@@ -283,11 +283,11 @@ def arm_of(task: Task) -> dict[str, Any]:
         torch.set_num_threads(task["threads"])
     start = run.state_at(first)
     interventions = (from_dict(task["intervention"]),) if task["intervention"] else ()
-    own = arm_from(start, run, interventions)
+    arm = arm_from(start, run, interventions)
     witness = Witness(run, first, last) if not interventions else None
     before = _measured(run, start, task) if witness else None
     del start
-    fold(own.state, own.stream, own.policy, last, model, after=witness.see if witness else None)
+    fold(arm.state, arm.stream, arm.policy, last, model, after=witness.see if witness else None)
     control = None
     if witness is not None:
         report = witness.report()
@@ -299,20 +299,20 @@ def arm_of(task: Task) -> dict[str, Any]:
         "other": task["other"],
         "control": control,
         "before": before,
-        **_measured(run, own.state, task),
+        **_measured(run, arm.state, task),
     }
 
 
 def _measured(run: Run, state: TrainState, task: Task) -> dict[str, Any]:
-    """The token's indicator and its rank, its loss and P in the contexts, and the held-out loss by
-    sequence.
+    """Return the token's indicator and its rank, its loss and P in the contexts, and the held-out
+    loss by sequence.
     """
     token = task["token"]
     name = "cosine" if run.shape.tied else "input-norm"
-    found = measure(_weights(run, state), np.array(task["reference"], np.int64)).get(name)
-    value = None if found is None else float(found[token])
-    lower = None if found is None else float((found < found[token]).mean())
-    own = {
+    indicators = measure(_weights(run, state), np.array(task["reference"], np.int64)).get(name)
+    value = None if indicators is None else float(indicators[token])
+    lower = None if indicators is None else float((indicators < indicators[token]).mean())
+    measures = {
         "indicator": name,
         "value": value,
         "rank": lower,
@@ -325,7 +325,7 @@ def _measured(run: Run, state: TrainState, task: Task) -> dict[str, Any]:
         batch = run.batches.make(np.array(task["contexts"]))
         here_ = batch.tokens[:, 1:] == token
         losses = _losses(run, state, batch)[here_]
-        own |= {
+        measures |= {
             "loss": float(losses.mean()),
             "p": float((-losses).exp().mean()),
             "positions": int(here_.sum()),
@@ -334,8 +334,8 @@ def _measured(run: Run, state: TrainState, task: Task) -> dict[str, Any]:
     if probe.batch is not None:
         counts = (probe.batch.tokens[:, 1:] != token).double()
         losses = _losses(run, state, probe.batch)
-        own["held_out"] = ((losses * counts).sum(1) / counts.sum(1).clamp(min=1)).tolist()
-    return own
+        measures["held_out"] = ((losses * counts).sum(1) / counts.sum(1).clamp(min=1)).tolist()
+    return measures
 
 
 def _losses(run: Run, state: TrainState, batch: Batch) -> torch.Tensor:
@@ -366,11 +366,11 @@ def _summary(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for kind in ("boosted", "placebo")
         )
         row: dict[str, Any] = {"times": n, "seeds": len(boosted), "placebos": len(placebo)}
-        for kind, own in (("boosted", boosted), ("placebo", placebo)):
+        for kind, measured in (("boosted", boosted), ("placebo", placebo)):
             row[kind] = {
-                key: _median([a[key] for a in own]) for key in ("value", "rank", "loss", "p")
+                key: _median([a[key] for a in measured]) for key in ("value", "rank", "loss", "p")
             }
-            gaps = [_gap(a, control) for a in own]
+            gaps = [_gap(a, control) for a in measured]
             row[kind] |= {
                 "held_out_gap": _median([g[0] for g in gaps]),
                 "held_out_error": _median([g[1] for g in gaps]),
@@ -387,8 +387,8 @@ def _summary(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _gap(arm: dict[str, Any], control: dict[str, Any]) -> tuple[float | None, float | None]:
-    """The arm's held-out loss over the control's, and its standard error over the sequences, which
-    are paired.
+    """Return the arm's held-out loss over the control's, and its standard error over the sequences,
+    which are paired.
     """
     if arm["held_out"] is None:
         return None, None
@@ -399,18 +399,18 @@ def _gap(arm: dict[str, Any], control: dict[str, Any]) -> tuple[float | None, fl
 
 
 def _effect(own: list[float | None], placebos: list[float | None]) -> dict[str, Any] | None:
-    """The median change held against the sizes of the placebos' changes."""
+    """Return the median change held against the sizes of the placebos' changes."""
     d = _median(own)
     if d is None:
         return None
-    found = null_test.judge_effect(d, [abs(x) for x in placebos if x is not None])
+    effect = null_test.judge_effect(d, [abs(x) for x in placebos if x is not None])
     return {
         "change": d,
-        "p": found.p,
-        "placebos": found.placebos,
-        "largest_placebo": found.largest,
-        "causal": found.causal,
-        "verdict": found.sentence(),
+        "p": effect.p,
+        "placebos": effect.placebos,
+        "largest_placebo": effect.largest,
+        "causal": effect.causal,
+        "verdict": effect.sentence(),
     }
 
 
@@ -419,10 +419,10 @@ def _verdict(control: dict[str, Any], summary: list[dict[str, Any]]) -> str:
         return "no context of the token is left to read its loss in"
     takes = next((row for row in summary if row["takes"]["causal"]), None)
     shown = takes or summary[-1]
-    others = f", its placebos to {shown['placebo']['loss']:.3f}" if shown["placebos"] else ""
+    placebo_words = f", its placebos to {shown['placebo']['loss']:.3f}" if shown["placebos"] else ""
     words = [
         f"{shown['times']} sequences take its loss from {control['loss']:.3f} to"
-        f" {shown['boosted']['loss']:.3f}{others}, {shown['takes']['verdict']}"
+        f" {shown['boosted']['loss']:.3f}{placebo_words}, {shown['takes']['verdict']}"
         + ("" if takes else ", nor is any smaller number")
     ]
     costly = next((row for row in summary if row["costs"] and row["costs"]["causal"]), None)
@@ -444,5 +444,5 @@ def _less(a: float | None, b: float | None) -> float | None:
 
 
 def _median(values: Sequence[float | None]) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.median(known)) if known else None
+    numbers = [v for v in values if v is not None]
+    return float(np.median(numbers)) if numbers else None

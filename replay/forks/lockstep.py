@@ -65,14 +65,14 @@ def march(arms: Mapping[str, Arm], first: int, last: int, model: StepModel) -> I
 
 
 def at_learning_rate(run: Run, rate: float) -> Run:
-    """The same run, its own policy holding the learning rate at `rate` whatever the step."""
-    held, own = copy.copy(run), run.policy
+    """Return the same run, its own policy holding the learning rate at `rate` whatever the step."""
+    fixed, usual_policy = copy.copy(run), run.policy
 
     def policy(counters: Counters) -> StepPolicy:
-        return replace(own(counters), learning_rate=rate)
+        return replace(usual_policy(counters), learning_rate=rate)
 
-    held.policy = policy
-    return held
+    fixed.policy = policy
+    return fixed
 
 
 def require_steps(
@@ -88,13 +88,13 @@ def require_steps(
     first, last = 0 if lineage else run.header.first_step, run.last_step()
     for step in steps:
         if not first <= step <= last - horizon:
-            wanted = (
+            described = (
                 f"a state of {run.name} with {horizon} steps after it"
                 if horizon
                 else f"a state of {run.name}"
             )
             raise ForensicsError(
                 "missing",
-                f"{flag}: wanted {wanted}, found {step}",
+                f"{flag}: wanted {described}, found {step}",
                 f"it has states {first} to {last}",
             )

@@ -18,10 +18,14 @@ BYTES = 4  # of an fp32 number
 
 
 def plan(spec: Spec, runs: Path) -> ForkPlan:
-    """Plan a fork: the steps and sequences that differ, hours and memory. Errors: usage, missing."""
+    """Plan a fork: what differs, hours and memory. Errors: usage, missing."""
     run = open_trajectory(runs, spec.parent)
     spec.check(run)
-    touched = [slot for each in spec.interventions for slot in each.touches(run, run.stream)]
+    touched = [
+        slot
+        for intervention in spec.interventions
+        for slot in intervention.touches(run, run.stream)
+    ]
     rows = run.table("steps", ["step", "seconds"])
     seconds = float(np.median(rows["seconds"].to_numpy())) if rows.num_rows else math.nan
     arms = 2 + spec.placebos + spec.chaos
@@ -30,14 +34,16 @@ def plan(spec: Spec, runs: Path) -> ForkPlan:
     )
     steps = (spec.last - spec.first) * arms + lead
     by_step = Counter(step for step, _ in {(slot.step, slot.slot) for slot in touched})
-    documents = {d for each in spec.interventions for d in getattr(each, "documents", ())}
+    documents = {
+        d for intervention in spec.interventions for d in getattr(intervention, "documents", ())
+    }
     return ForkPlan(
         fork=spec.fork,
         parent=spec.parent,
         first=spec.first,
         last=spec.last,
         does=spec.sentence(),
-        interventions=tuple(to_dict(each) for each in spec.interventions),
+        interventions=tuple(to_dict(intervention) for intervention in spec.interventions),
         arms=arms,
         sequences=by_step.total(),
         sequences_by_step=dict(by_step),

@@ -133,16 +133,16 @@ class Fork:
             self.parent.recipe.record.flush_every,
         )
         try:
-            with Interruptible() as asked:
+            with Interruptible() as interrupt:
                 for step in range(self.first, spec.last):
                     results = step_all(self.arms, self.parent.model)
                     if step < self.witness.last:
                         self.witness.see(control.state, results["control"])
                     self._compare(step + 1)
-                    done = step + 1 - spec.first
-                    self.progress(done, spec.last - spec.first, f"{len(self.arms)} arms")
+                    steps_done = step + 1 - spec.first
+                    self.progress(steps_done, spec.last - spec.first, f"{len(self.arms)} arms")
                     if step + 1 < spec.last and (
-                        asked.stop or (keep_every and done % keep_every == 0)
+                        interrupt.stop or (keep_every and steps_done % keep_every == 0)
                     ):
                         self._keep_halfway(step + 1)
                     elif (step + 1) % flush_every == 0:
@@ -150,7 +150,7 @@ class Fork:
                     if self.clock() - self.written >= FLUSH_S:
                         self.distances.flush()
                         self.written = self.clock()
-                    if asked.stop and step + 1 < spec.last:
+                    if interrupt.stop and step + 1 < spec.last:
                         raise KeyboardInterrupt(f"the same command goes on from state {step + 1}")
             self.recorder.commit()
             self.writer.drain()
@@ -159,10 +159,10 @@ class Fork:
         finally:
             with self.distances, self.writer:
                 self.recorder.commit()
-        made = self._result(self.witness.report())
-        self._keep(made)
+        result = self._result(self.witness.report())
+        self._keep(result)
         resume.clear(self.run.folder)
-        return made
+        return result
 
     def _arms(self, start: TrainState) -> dict[str, Arm]:
         """Start control, fork, placebo-<i>, chaos-<i> from one state, moved where they say so."""
@@ -182,41 +182,46 @@ class Fork:
         once.
         """
         spec, run = self.spec, self.parent
-        found: list[tuple[Intervention, ...]] = []
+        placebos: list[tuple[Intervention, ...]] = []
         for seed in range(spec.seed, spec.seed + 4 * spec.placebos):
             null = placebos_of(spec.interventions, run, spec.first, spec.last, seed)
             if not null:
                 self.placebos_exist = False
                 break
-            if null not in found:
-                found.append(null)
-            if len(found) == spec.placebos:
+            if null not in placebos:
+                placebos.append(null)
+            if len(placebos) == spec.placebos:
                 break
-        return found
+        return placebos
 
     def _compare(self, state: int) -> None:
         """Distances of every arm from the control; probes and barriers where they are due."""
         spec, notes, control = self.spec, self.notes, self.arms["control"].state.params
-        others = {name: arm.state.params for name, arm in self.arms.items() if name != "control"}
+        params_of = {name: arm.state.params for name, arm in self.arms.items() if name != "control"}
         probing = (state - spec.first) % self.every == 0 or state == spec.last
         read, fresh = {}, {}
         if probing and self.probe.sequences:
-            read = self.readings = self.probe.read(control, others)
+            read = self.readings = self.probe.read(control, params_of)
         if probing and self.unseen.sequences:
-            fresh = self.unseen_readings = self.unseen.read(control, others)
+            fresh = self.unseen_readings = self.unseen.read(control, params_of)
         if read or fresh:
             notes["probed"].append(state)
         if notes["difference"] is None:
-            found = distances.first_difference(others["fork"], control)
-            notes["difference"] = {"step": state - 1, **found} if found else None
-        for name, params in others.items():
+            difference = distances.first_difference(params_of["fork"], control)
+            notes["difference"] = {"step": state - 1, **difference} if difference else None
+        for name, params in params_of.items():
             d = distances.distance(params, control, self.start)
             gap = read[name].loss - read["control"].loss if read else None
             unseen_gap = fresh[name].loss - fresh["control"].loss if fresh else None
             kl = (read or fresh)[name].logit_kl if read or fresh else None
             height = self._barrier(state, name, params, control) if state in spec.barrier else None
             names = list(d.l2)
-            whole = {"loss_gap": gap, "unseen_gap": unseen_gap, "logit_kl": kl, "barrier": height}
+            measures = {
+                "loss_gap": gap,
+                "unseen_gap": unseen_gap,
+                "logit_kl": kl,
+                "barrier": height,
+            }
             self.distances.append(
                 "divergence",
                 step=state,
@@ -226,25 +231,26 @@ class Fork:
                 l2=[d.l2[n] for n in names],
                 cosine=[d.cosine[n] for n in names],
                 **{
-                    key: [value if n == "" else None for n in names] for key, value in whole.items()
+                    key: [value if n == "" else None for n in names]
+                    for key, value in measures.items()
                 },
             )
-            kept = notes["series"].setdefault(name, {"l2": [], "kl": [], "cosine": []})
-            kept["l2"].append(d.l2[""])
-            kept["cosine"].append(d.cosine[""])
+            series = notes["series"].setdefault(name, {"l2": [], "kl": [], "cosine": []})
+            series["l2"].append(d.l2[""])
+            series["cosine"].append(d.cosine[""])
             if kl is not None:
-                kept["kl"].append(kl)
+                series["kl"].append(kl)
             if name == "fork":
-                notes["rows"].append({"step": state, **whole, "l2": d.l2[""]})
+                notes["rows"].append({"step": state, **measures, "l2": d.l2[""]})
 
     def _barrier(
         self, state: int, arm: str, params: dict[str, Any], control: dict[str, Any]
     ) -> float:
-        found = barrier(params, control, probe_loss(self.parent))
+        highest = barrier(params, control, probe_loss(self.parent))
         self.notes["barriers"].append(
-            {"step": state, "arm": arm, "height": found.height, "alpha": found.alpha}
+            {"step": state, "arm": arm, "height": highest.height, "alpha": highest.alpha}
         )
-        return found.height
+        return highest.height
 
     def _keep_halfway(self, step: int) -> None:
         self.recorder.commit()
@@ -265,24 +271,25 @@ class Fork:
         )
 
     def _taken_up(self) -> int:
-        """The step from which an interrupted fork goes on, everything put back as it was; its first
-        where there is none.
+        """Return the step from which an interrupted fork goes on, everything put back as it was.
+
+        Its first where there is none.
         """
-        found = resume.load(
+        saved = resume.load(
             self.run.folder, self.identity, list(self.arms), self.parent.header.device
         )
-        if found is None:
+        if saved is None:
             return self.spec.first
-        step, states, notes = found
+        step, states, notes = saved
         for name, arm in self.arms.items():
             arm.state = states[name]
-        seen = notes.pop("witness")
+        witnessed = notes.pop("witness")
         witness = self.witness
-        witness.losses = {int(s): loss for s, loss in seen["losses"]}
+        witness.losses = {int(s): loss for s, loss in witnessed["losses"]}
         witness.compared, witness.gap, witness.difference = (
-            seen["compared"],
-            seen["gap"],
-            seen["difference"],
+            witnessed["compared"],
+            witnessed["gap"],
+            witnessed["difference"],
         )
         self.notes = notes
         self.writer.truncate(step)
@@ -437,9 +444,9 @@ def fork(spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = F
     spec.check(parent)
     path = runs / spec.fork / RESULT_FILE
     if path.is_file() and not again:
-        done = ForkResult.read(path)
-        enough = done.placebos_asked >= spec.placebos and done.chaos >= spec.chaos
-        if enough and set(spec.barrier) <= {barrier.step for barrier in done.barriers}:
-            return done
+        finished = ForkResult.read(path)
+        enough = finished.placebos_asked >= spec.placebos and finished.chaos >= spec.chaos
+        if enough and set(spec.barrier) <= {barrier.step for barrier in finished.barriers}:
+            return finished
     require_intact(parent)
     return Fork(spec, parent, progress, anew=again).run_to_end()
