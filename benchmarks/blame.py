@@ -1,8 +1,6 @@
-"""The metagradient against plain leave-one-out on windows of 16 × 32 sequences: the same sequences,
-at what cost?
+"""The metagradient against plain leave-one-out: are they the same sequences, and at what cost?
 
-    python -m benchmarks.blame [--rounds 3] [--window damaged] [--json
-    benchmarks/results/blame.json]
+    python -m benchmarks.blame [--rounds 3] [--json benchmarks/results/blame.json]
 
 A small run with a damaged document: in one step 5 of its 32 sequences are shuffled bytes. Two
 windows of 16 steps, one that ends in that step and one of clean data. Leave-one-out is a real
@@ -26,11 +24,14 @@ import torch
 from benchmarks.rounds import report
 from forensics import config
 from forensics.step.batch import Batch, BatchStream
-from forensics.train.advance import advance
+from forensics.step.result import StepResult
+from forensics.step.state import TrainState
+from forensics.train.advance import fold
 from forensics.train.loop import train
 from forensics.train.run import Run, open_run
 from replay.blame import window_memory
-from replay.blame.metagradient import Target, influence, probe_target
+from replay.blame.metagradient import influence
+from replay.blame.probe_target import TargetFunction, probe_target
 
 K, B, T, TOP = 16, 32, 16, 5
 DAMAGED = 70  # the step
@@ -62,7 +63,7 @@ RECIPE = {
 
 
 def without(run: Run, step: int, slot: int) -> BatchStream:
-    """The run's stream with one sequence's weight 0, the denominator kept."""
+    """Return the run's stream with one sequence's weight 0, the denominator kept."""
 
     def stream(s: int) -> Batch:
         batch = run.stream(s)
@@ -75,36 +76,34 @@ def without(run: Run, step: int, slot: int) -> BatchStream:
     return stream
 
 
-def leave_one_out(run: Run, first: int, target: Target) -> tuple[np.ndarray, int]:
-    """Change of the target for each sequence left out (K, B), and how many steps that took."""
+def leave_one_out(run: Run, first: int, target: TargetFunction) -> tuple[np.ndarray, int]:
+    """Leave each sequence out: the target's changes (K, B), and how many steps that took."""
     steps = 0
 
-    def walk(state: Any, stream: BatchStream, stop: int) -> Any:
+    def count(state: TrainState, result: StepResult) -> None:
         nonlocal steps
-        while state.counters.step < stop:
-            advance(state, stream(state.counters.step), run.policy(state.counters), run.model)
-            steps += 1
-        return state
+        steps += 1
 
-    state, kept = run.state_at(first), []
+    def walk(state: TrainState, stream: BatchStream, stop: int) -> TrainState:
+        return fold(state, stream, run.policy, stop, run.model, after=count)
+
+    state, states = run.state_at(first), []
     for step in range(first, first + K):
-        kept.append(state.clone())
+        states.append(state.clone())
         walk(state, run.stream, step + 1)
     with torch.no_grad():
-        whole = float(target(state.params))
-        changes = [
-            [
-                float(target(walk(at.clone(), without(run, first + k, i), first + K).params))
-                - whole
-                for i in range(B)
-            ]
-            for k, at in enumerate(kept)
-        ]
+        unaltered = float(target(state.params))
+
+        def change(k: int, slot: int) -> float:
+            stream = without(run, first + k, slot)
+            return float(target(walk(states[k].clone(), stream, first + K).params)) - unaltered
+
+        changes = [[change(k, slot) for slot in range(B)] for k in range(K)]
     return np.array(changes), steps
 
 
 def window(run: Run, first: int, rounds: int) -> dict[str, Any]:
-    """Both methods on batches first … first+15."""
+    """Measure both methods on batches first … first+15."""
     target = probe_target(run, run.batches.held_out())
     run.state_at(first + K)  # warm
     start = run.state_at(first)
@@ -115,60 +114,59 @@ def window(run: Run, first: int, rounds: int) -> dict[str, Any]:
     began = time.perf_counter()
     replayed, steps = leave_one_out(run, first, target)
     seconds = time.perf_counter() - began
-    found, condition = checked[0], checked[0].condition
+    influences, condition = checked[0], checked[0].condition
     assert condition is not None
     with torch.no_grad():
         before = float(target(start.params))
-    ranks = [x.ravel().argsort().argsort() for x in (-found.by_sequence, replayed)]
+    ranks = [flat.ravel().argsort().argsort() for flat in (-influences.by_sequence, replayed)]
     # what raised the target: a positive influence, a fall of the target when it is left out
     ours, theirs = (
-        [_slot(first, i) for i in x.ravel().argsort()[:TOP]] for x in (-found.by_sequence, replayed)
+        [_slot(first, i) for i in flat.ravel().argsort()[:TOP]]
+        for flat in (-influences.by_sequence, replayed)
     )
-    own = {
-        name: statistics.median(f.seconds for f in each)
-        for name, each in (("plain", plain), ("checked", checked))
+    seconds_of = {
+        name: statistics.median(result.seconds for result in results)
+        for name, results in (("plain", plain), ("checked", checked))
     }
     return {
         "window": [first, first + K],
-        "target_moved_nats": found.value - before,
+        "target_moved_nats": influences.value - before,
         "effect_of_all_nats": float(np.abs(replayed).sum()),
         "largest_single_effect_nats": float(np.abs(replayed).max()),
         "top": ours,
         "top_leave_one_out": theirs,
-        "top_shared": len({tuple(x) for x in ours} & {tuple(x) for x in theirs}),
+        "top_shared": len({tuple(flat) for flat in ours} & {tuple(flat) for flat in theirs}),
         "spearman": float(np.corrcoef(ranks)[0, 1]),
         "relative_error": condition.relative_error,
-        "seconds": own,
+        "seconds": seconds_of,
         "seconds_leave_one_out": seconds,
         "advances": {
-            "plain": statistics.median(f.advances for f in plain),
-            "checked": statistics.median(f.advances for f in checked),
+            "plain": statistics.median(result.advances for result in plain),
+            "checked": statistics.median(result.advances for result in checked),
         },
         "advances_leave_one_out": steps,
-        "share_of_cost": {name: s / seconds for name, s in own.items()},
+        "share_of_cost": {name: total / seconds for name, total in seconds_of.items()},
     }
 
 
 def long_window(run: Run, steps: int = 64) -> dict[str, Any]:
-    """Cost of a long window in steps of training, unchecked: every step kept, and every √K-th
-    state.
-    """
-    target, start, held = (
+    """Measure a long window's cost in steps of training: every step kept, or every √K-th state."""
+    target, start, hold_before = (
         probe_target(run, run.batches.held_out()),
         run.state_at(20),
         window_memory.HOLD,
     )
-    found = {}
-    for name, hold in (("all kept", held), ("every root-K-th state", 0)):
+    costs = {}
+    for name, hold in (("all kept", hold_before), ("every root-K-th state", 0)):
         window_memory.HOLD = hold
-        one = influence(run, 20, 20 + steps, target, start=start, check=False)
-        found[name] = {
-            "advances": one.advances,
-            "per_step": one.advances / steps,
-            "seconds": one.seconds,
+        result = influence(run, 20, 20 + steps, target, start=start, check=False)
+        costs[name] = {
+            "advances": result.advances,
+            "per_step": result.advances / steps,
+            "seconds": result.seconds,
         }
-    window_memory.HOLD = held
-    return {"steps": steps, **found}
+    window_memory.HOLD = hold_before
+    return {"steps": steps, **costs}
 
 
 def _slot(first: int, flat: int) -> list[int]:
@@ -176,6 +174,7 @@ def _slot(first: int, flat: int) -> list[int]:
 
 
 def main() -> None:
+    """Train the run, measure its windows, and report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
@@ -201,7 +200,7 @@ def main() -> None:
                     "sequence_length": T,
                     "threads": 1,
                 },
-                "damaged_slots": [[DAMAGED, i] for i in damaged],
+                "damaged_slots": [[DAMAGED, slot] for slot in damaged],
                 **windows,
                 "long": long_window(run),
             },

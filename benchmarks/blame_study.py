@@ -10,8 +10,9 @@ interrupted study goes on where it was.
 Clean text is a small random language that a small model learns well: its gradients become small, so
 second moments with a long memory go out of date and a few odd batches hurt. The cause:
 
-    damaged document      one document of characters without structure: half of each of 4 consecutive batches
-    rare tokens           bytes that the text never held, in a quarter of 2 batches, under β₂ = 0.999 and no clipping
+    damaged document      one document without structure: half of each of 4 consecutive batches
+    rare tokens           bytes that the text never held, in a quarter of 2 batches, under β₂ =
+                          0.999 and no clipping
     duplicated document   one document, one sequence long, 40 times in 5 batches
     learning-rate jump    a fork whose rate is 30 times as high for 3 steps; no data cause
     clean run             nothing; its largest fluctuation is blamed with --force
@@ -55,7 +56,7 @@ VERSION = 2  # of what a task does: kept results of another version are not used
 
 
 def recipe(cause: str, seed: int, folder: Path) -> config.Recipe:
-    """A small run with a cause planted at step AT; its texts are written to `folder`."""
+    """Return a small run with a cause planted at step AT; write its texts to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     clean = folder / f"language-{seed}.jsonl"
     clean.write_text(_language(seed), encoding="utf-8")
@@ -101,7 +102,7 @@ def recipe(cause: str, seed: int, folder: Path) -> config.Recipe:
 
 
 def _language(seed: int) -> str:
-    """Documents of a language of 24 words, each followed by one of three."""
+    """Make documents of a language of 24 words, each followed by one of three."""
     draw = random.Random(f"language {seed}")
     words = ["".join(draw.choices(string.ascii_lowercase, k=draw.randint(3, 6))) for _ in range(24)]
     follow = {word: draw.sample(words, 3) for word in words}
@@ -115,7 +116,7 @@ def _language(seed: int) -> str:
 
 
 def _planted(cause: str, seed: int) -> str:
-    """The text of the one planted document."""
+    """Make the text of the one planted document."""
     draw = random.Random(f"{cause} {seed}")
     if cause == "damaged document":
         return "".join(draw.choices(string.ascii_lowercase * 4 + " .", k=2 * 4 * BATCH * SEQUENCE))
@@ -130,8 +131,9 @@ def _planted(cause: str, seed: int) -> str:
 
 
 def make(cause: str, seed: int, runs: Path) -> tuple[str, list[tuple[str, int | None]]]:
-    """Train the run (and fork) of a cause; returns its name and where it is to be blamed: (in
-    words, step or None).
+    """Train the run (and fork) of a cause.
+
+    Returns its name, and the places at which it is to be blamed: in words, and a step or None.
     """
     from replay.forks import spec as specs
     from replay.forks.run import fork
@@ -149,7 +151,7 @@ def make(cause: str, seed: int, runs: Path) -> tuple[str, list[tuple[str, int | 
         return name, [("peak", None), ("aftermath", AT + LENGTH[cause])]
     run = open_trajectory(runs, name)
     if cause == "learning-rate jump":
-        raw = {
+        document = {
             "parent": name,
             "from": AT,
             "to": STEPS,
@@ -160,39 +162,39 @@ def make(cause: str, seed: int, runs: Path) -> tuple[str, list[tuple[str, int | 
                 {"kind": "lr-scale", "factor": JUMP, "window": f"{AT}:{AT + LENGTH[cause]}"}
             ],
         }
-        fork(specs.build(runs, run, raw), runs)
+        fork(specs.build(runs, run, document), runs)
         return f"{name}-fork", [("peak", None)]
     losses = run.table("steps", ["step", "loss"]).sort_by("step").to_pydict()["loss"]
     return name, [("largest fluctuation", max(range(AT, STEPS), key=lambda s: losses[s]))]
 
 
 def study(task: dict[str, Any]) -> dict[str, Any]:
-    """One run, trained and blamed: a row for each place at which it was blamed."""
+    """Train and blame one run: a row for each place at which it was blamed."""
     from forensics.json_documents import plain
-    from replay.blame.investigate import blame
+    from replay.blame.investigate import BlameOptions, blame
 
     runs = Path(task["runs"])
     name, places = make(task["cause"], task["seed"], runs)
     rows = []
     for where, step in places:
-        d = blame(runs, name, step, force=step is not None)
-        top = d["candidates"][0] if d["candidates"] else None
-        document = d["documents"][0] if d["documents"] else None
+        result = blame(runs, name, step, BlameOptions(force=step is not None))
+        candidate = result.candidates[0] if result.candidates else None
+        document = result.documents[0] if result.documents else None
         rows.append(
             {
                 "cause": task["cause"],
                 "seed": task["seed"],
                 "where": where,
-                "step": d["spike"]["step"],
-                "verdict": d["verdict"],
-                "sentence": d["sentence"],
-                "p": d["p"],
-                "excess": d["excess"]["total"],
-                "state": d["excess"]["state"],
-                "top": bool(document and document["source"] == "planted"),
-                "first": bool(top and top["source"] == "planted"),
-                "set": [c["source"] for c in d["candidates"]],
-                "seconds": d["seconds"],
+                "step": result.spike.step,
+                "verdict": result.verdict,
+                "sentence": result.sentence,
+                "p": result.p,
+                "excess": result.excess.total,
+                "state": result.excess.state,
+                "top": bool(document and document.source == "planted"),
+                "first": bool(candidate and candidate.source == "planted"),
+                "set": [candidate.source for candidate in result.candidates],
+                "seconds": result.seconds,
             }
         )
     return plain({"rows": rows})
@@ -212,35 +214,34 @@ ALLOWED = {
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each cause and place: how often the planted cause is on top, how often the verdict
-    is right or wrong.
-    """
-    found = []
+    """Count by cause and place how often it is on top, and how often the verdict is right."""
+    table = []
     for (cause, where), right in ALLOWED.items():
-        own = [r for r in rows if (r["cause"], r["where"]) == (cause, where)]
-        if own:
-            verdicts = [r["verdict"] for r in own]
-            found.append(
+        matching = [row for row in rows if (row["cause"], row["where"]) == (cause, where)]
+        if matching:
+            verdicts = [row["verdict"] for row in matching]
+            table.append(
                 {
                     "cause": cause,
                     "blamed at": where,
-                    "runs": len(own),
-                    "on top": sum(r["top"] for r in own) if cause in PLANTED else None,
-                    "right": sum(v in right for v in verdicts),
+                    "runs": len(matching),
+                    "on top": sum(row["top"] for row in matching) if cause in PLANTED else None,
+                    "right": sum(verdict in right for verdict in verdicts),
                     "cannot tell": verdicts.count("cannot tell"),
-                    "wrong": sum(v not in right and v != "cannot tell" for v in verdicts),
+                    "wrong": sum(
+                        verdict not in right and verdict != "cannot tell" for verdict in verdicts
+                    ),
                     "verdicts": ", ".join(
-                        f"{v} {verdicts.count(v)}" for v in dict.fromkeys(verdicts)
+                        f"{verdict} {verdicts.count(verdict)}"
+                        for verdict in dict.fromkeys(verdicts)
                     ),
                 }
             )
-    return found
+    return table
 
 
 def holds(table: Sequence[dict[str, Any]]) -> bool:
-    """The planted cause on top in at least 9 of 10, and no wrong verdict where there is no data
-    cause.
-    """
+    """Whether the planted cause is on top in 9 of 10, and nothing is blamed where there is none."""
     planted = [row for row in table if row["cause"] in PLANTED]
     return all(row["on top"] >= 0.9 * row["runs"] for row in planted) and not any(
         row["wrong"] for row in table if row not in planted
@@ -262,32 +263,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "blame-study")
     parser.add_argument("--only", help="one cause")
-    given = parser.parse_args(arguments)
-    planted, others = [(c, given.seeds) for c in PLANTED], [(c, given.clean) for c in UNPLANTED]
-    causes = [(c, n) for c, n in planted + others if given.only in (None, c)]
-    seeds = range(given.first_seed, given.first_seed + max(given.seeds, given.clean))
-    tasks: list[dict[str, Any]] = [
-        {"cause": c, "seed": seed, "runs": str(given.runs)}
-        for i, seed in enumerate(seeds)
-        for c, n in causes
-        if i < n
-    ]
-    given.runs.mkdir(parents=True, exist_ok=True)
-    kept = Kept(given.runs / "study", f"study {VERSION}")
-    left: list[dict[str, Any]] = [t for t in tasks if f"{t['cause']} {t['seed']}" not in kept]
-    with bar("blame study", "runs") as progress:
-        for done, (i, result) in enumerate(local.spawned(given.workers)(one_study, left), 1):
-            kept.put(f"{left[i]['cause']} {left[i]['seed']}", result)
-            progress(len(tasks) - len(left) + done, len(tasks), left[i]["cause"])
-    rows = [row for t in tasks for row in kept.get(f"{t['cause']} {t['seed']}")["rows"]]
-    found = summary(rows)
-    columns = list(found[0])
-    table(columns, [[row[c] for c in columns] for row in found])
-    say(
-        f"{sum(r['seconds'] for r in rows):.0f} s of blame, {given.workers} workers;"
-        f" {'holds' if holds(found) else 'DOES NOT HOLD'}"
+    options = parser.parse_args(arguments)
+    planted, unplanted = (
+        [(cause, options.seeds) for cause in PLANTED],
+        [(cause, options.clean) for cause in UNPLANTED],
     )
-    return 0 if holds(found) else 1
+    causes = [
+        (cause, count) for cause, count in planted + unplanted if options.only in (None, cause)
+    ]
+    seeds = range(options.first_seed, options.first_seed + max(options.seeds, options.clean))
+    tasks: list[dict[str, Any]] = [
+        {"cause": cause, "seed": seed, "runs": str(options.runs)}
+        for index, seed in enumerate(seeds)
+        for cause, count in causes
+        if index < count
+    ]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    results = Kept(options.runs / "study", f"study {VERSION}")
+    left: list[dict[str, Any]] = [
+        task for task in tasks if f"{task['cause']} {task['seed']}" not in results
+    ]
+    with bar("blame study", "runs") as progress:
+        for finished, (index, result) in enumerate(
+            local.spawned(options.workers)(one_study, left), 1
+        ):
+            results.put(f"{left[index]['cause']} {left[index]['seed']}", result)
+            progress(len(tasks) - len(left) + finished, len(tasks), left[index]["cause"])
+    rows = [row for task in tasks for row in results.get(f"{task['cause']} {task['seed']}")["rows"]]
+    rows_by_cause = summary(rows)
+    columns = list(rows_by_cause[0])
+    table(columns, [[row[cause] for cause in columns] for row in rows_by_cause])
+    say(
+        f"{sum(row['seconds'] for row in rows):.0f} s of blame, {options.workers} workers;"
+        f" {'holds' if holds(rows_by_cause) else 'DOES NOT HOLD'}"
+    )
+    return 0 if holds(rows_by_cause) else 1
 
 
 if __name__ == "__main__":

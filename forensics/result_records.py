@@ -12,7 +12,8 @@
     ForkResult.from_document(document, "fork.json")
 
 A document of another version is one clear error, never a KeyError. Fields may be records and
-dataclasses themselves, lists, tuples and dictionaries of them, or None.
+dataclasses themselves, lists, tuples and dictionaries of them, or None. A field that is made from
+others (`init=False`) is written and not read.
 """
 
 from __future__ import annotations
@@ -151,6 +152,8 @@ def _read_dataclass(cls: type, document: Any) -> Any:
         raise TypeError(f"wanted an object, found {document!r}")
     hints, values = _hints(cls), {}
     for field in dataclasses.fields(cls):
+        if not field.init:  # made from the others
+            continue
         key = field.metadata.get(KEY, field.name)
         optional = (
             field.default is not dataclasses.MISSING

@@ -53,3 +53,36 @@ def own_steps(run: Run) -> dict[str, tuple[int, float]]:
         last = min(last, ancestor.header.first_step)
         ancestor = ancestor.parent
     return steps
+
+
+def root(run: Run) -> Run:
+    """Return the run of its own that a fork descends from; a run itself."""
+    return root(run.parent) if run.parent is not None else run
+
+
+def holder_of(run: Run, step: int) -> Run:
+    """Return the run or ancestor that ran batch `step`: below a fork's start it is an ancestor."""
+    holder = run
+    while holder.parent is not None and step < holder.header.first_step:
+        holder = holder.parent
+    return holder
+
+
+def lowest_state(run: Run) -> int:
+    """Return the first state from which the run's stream and policy lead to its own states.
+
+    A fork agrees with its parent below its start, unless it moved the state there.
+    """
+    if run.parent is None:
+        return run.header.first_step
+    if any(from_dict(each).alters() == "state" for each in run.header.interventions or []):
+        return run.header.first_step
+    return lowest_state(run.parent)
+
+
+def checkpoint_at_or_before(run: Run, step: int) -> int | None:
+    """Return the latest saved state at or before `step` along the lineage; None: there is none."""
+    saved = [state for state in run.saved_steps() if state <= step]
+    if saved:
+        return saved[-1]
+    return checkpoint_at_or_before(run.parent, step) if run.parent is not None else None

@@ -191,34 +191,24 @@ def batch(run: str, step: int, by_token: bool) -> None:
 
     if by_token:
         with bar(f"replaying to {step}") as progress:
-            document = token_losses_at(runs_folder(), run, step, progress)
+            contents = token_losses_at(runs_folder(), run, step, progress)
     else:
-        document = batch_at(runs_folder(), run, step)
+        contents = batch_at(runs_folder(), run, step)
 
     def story() -> None:
-        say(
-            f"batch {step} of {run}"
-            + (
-                f", in the place of {document['origin']}"
-                if document["origin"] not in (None, step)
-                else ""
-            )
-        )
-        for sequence in document["sequences"]:
-            loss = (
-                f"loss {sequence['loss']:.3f}"
-                if sequence["loss"] is not None
-                else "loss not recorded"
-            )
-            say(f"\nslot {sequence['slot']} · sequence {sequence['sequence']} · {loss}")
-            for span in sequence["documents"]:
-                say(f"  {span['source']}: {span['path']} from token {span['offset']}")
-            if by_token:
-                say("  loss by token: " + " ".join(f"{x:.2f}" for x in sequence["token_losses"]))
-            for line in sequence["text"].splitlines():
+        elsewhere = contents.origin not in (None, step)
+        say(f"batch {step} of {run}" + (f", in the place of {contents.origin}" * elsewhere))
+        for sequence in contents.sequences:
+            loss = f"loss {sequence.loss:.3f}" if sequence.loss is not None else "loss not recorded"
+            say(f"\nslot {sequence.slot} · sequence {sequence.sequence} · {loss}")
+            for place in sequence.documents:
+                say(f"  {place.source}: {place.path} from token {place.offset}")
+            if sequence.token_losses is not None:
+                say("  loss by token: " + " ".join(f"{x:.2f}" for x in sequence.token_losses))
+            for line in sequence.text.splitlines():
                 say(f"  │ {line}")
 
-    emit(document, story)
+    emit(contents, story)
 
 
 @main.command(example="forensics spikes demo --metric grad_norm")

@@ -1,9 +1,8 @@
-"""One training step, backwards: from the adjoint of the state after it to that of the state before
-it.
+"""One training step, backwards: from the adjoint of the state after it to that before it.
 
-    taken = []
-    fold(state, stream, policy, stop, model, Tape(taken))       forwards, by the one `advance`
-    by_token = step_back(taken.pop(), adjoint, model, smooth)    backwards; `adjoint` moves in place
+    steps = []
+    fold(state, stream, policy, stop, model, Tape(steps))        forwards, by the one `advance`
+    by_token = step_back(steps.pop(), adjoint, model, smooth)    backwards; `adjoint` moves in place
 
 The update's own product comes first (`train/optimizer.py`), then clipping's, and then ⟨∇ℓ(θ, w), ḡ⟩
 has to be differentiated by θ and by w. Both are one directional derivative along ḡ, taken by
@@ -39,11 +38,13 @@ ACTIVATIONS = 1 << 30  # bytes that the graph of one piece of a batch may take
 
 
 class Smooth(Decoder):
-    """The decoder out of operations whose backwards have a forward derivative; torch's own of these
-    lack one.
+    """The decoder out of operations whose backwards have a forward derivative.
+
+    Some of torch's fused ones lack it.
     """
 
     def __init__(self, shape: Shape, device: str) -> None:
+        """Build it without fused kernels."""
         super().__init__(shape, device, plain=True)
 
     def _activation(self, gate: Tensor | None, up: Tensor) -> Tensor:
@@ -62,8 +63,8 @@ class Smooth(Decoder):
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What going back over one step needs. A step that moved nothing has no `params`."""
+class TapedStep:
+    """What going back over one step needs; a step that moved nothing has no `params`."""
 
     step: int
     batch: Batch | None
@@ -74,40 +75,44 @@ class Taken:
     grads: dict[str, Tensor]  # clipped
     moments: tuple[dict[str, Tensor], dict[str, Tensor]]  # after the step
 
-    @property
-    def moved(self) -> bool:
-        return self.params is not None
-
 
 class Tape:
-    """An observer that appends what each step was to `taken`: four copies of the parameters a
-    step.
-    """
+    """An observer that appends each step to a list: four copies of the parameters a step."""
 
     wants: frozenset[str] = frozenset()
 
-    def __init__(self, taken: list[Taken]) -> None:
-        self.taken = taken
+    def __init__(self, steps: list[TapedStep]) -> None:
+        """Append to `steps`."""
+        self.steps = steps
         self.params: dict[str, Tensor] | None = None
         self.grads: dict[str, Tensor] = {}
 
     def begin(self, state: TrainState, policy: StepPolicy) -> None:
+        """Copy the parameters that the step moves."""
         moves = policy.update in ("apply", "hold")
-        self.params = {n: p.detach().clone() for n, p in state.params.items()} if moves else None
-
-    def tap(self, site: Site, x: Tensor) -> None: ...
-
-    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
-        self.grads = (
-            grads  # this step's own tensors, which clipping then scales in place: no copy is needed
+        self.params = (
+            {name: param.detach().clone() for name, param in state.params.items()}
+            if moves
+            else None
         )
 
+    def tap(self, site: Site, x: Tensor) -> None:
+        """Take nothing."""
+
+    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
+        """Hold the gradients: the step's own tensors, which clipping then scales in place."""
+        self.grads = grads
+
     def end(self, state: TrainState, result: StepResult) -> None:
+        """Append the step, with the moments after it."""
         moved = result.action in ("apply", "hold")
         groups = (state.exp_avg, state.exp_avg_sq) if moved else ({}, {})
-        m, v = ({n: t.clone() for n, t in group.items() if n in self.grads} for group in groups)
-        self.taken.append(
-            Taken(
+        exp_avg, exp_avg_sq = (
+            {name: moment.clone() for name, moment in group.items() if name in self.grads}
+            for group in groups
+        )
+        self.steps.append(
+            TapedStep(
                 result.step,
                 result.batch,
                 result.policy,
@@ -115,36 +120,39 @@ class Tape:
                 result.clip_scale,
                 self.params if moved else None,
                 self.grads if moved else {},
-                (m, v),
+                (exp_avg, exp_avg_sq),
             )
         )
         self.params, self.grads = None, {}
 
 
-def step_back(taken: Taken, adjoint: Adjoint, model: StepModel, smooth: Smooth) -> Tensor | None:
-    """Takes `adjoint` back over one step in place; returns d/d weight of each token, (B, T), or
-    None if none moved.
+def step_back(
+    taped: TapedStep, adjoint: Adjoint, model: StepModel, smooth: Smooth
+) -> Tensor | None:
+    """Take `adjoint` back over one step in place; return d/d weight of each token, (B, T).
+
+    None where the step moved nothing.
     """
-    if taken.params is None:
+    if taped.params is None:
         return None
-    assert taken.batch is not None
+    assert taped.batch is not None
     grads_bar = pull_back(
-        adjoint, taken.moments, taken.grads, taken.updates, taken.policy, model.decayed
+        adjoint, taped.moments, taped.grads, taped.updates, taped.policy, model.decayed
     )
-    _unclip(grads_bar, taken)
+    _unclip(grads_bar, taped)
     return _directional(
-        taken.params, taken.batch, grads_bar, taken.policy.z_loss, adjoint.params, model, smooth
+        taped.params, taped.batch, grads_bar, taped.policy.z_loss, adjoint.params, model, smooth
     )
 
 
-def _unclip(grads_bar: dict[str, Tensor], taken: Taken) -> None:
+def _unclip(grads_bar: dict[str, Tensor], taped: TapedStep) -> None:
     """From g̃ = c·g/‖g‖ to g, in place: ḡ ← s·(ḡ − g̃⟨g̃, ḡ⟩/‖g̃‖²) with s = c/‖g‖."""
-    if taken.clip_scale == 1.0:
+    if taped.clip_scale == 1.0:
         return
-    along = sum(float(sums.total(taken.grads[n] * bar)) for n, bar in grads_bar.items())
-    along /= sum(float(sums.square_sum(g)) for g in taken.grads.values())
+    along = sum(float(sums.total(taped.grads[name] * bar)) for name, bar in grads_bar.items())
+    along /= sum(float(sums.square_sum(grad)) for grad in taped.grads.values())
     for name, bar in grads_bar.items():
-        bar.sub_(taken.grads[name], alpha=along).mul_(taken.clip_scale)
+        bar.sub_(taped.grads[name], alpha=along).mul_(taped.clip_scale)
 
 
 def _directional(
@@ -156,16 +164,16 @@ def _directional(
     model: StepModel,
     smooth: Smooth,
 ) -> Tensor:
-    """Adds the Hessian of the batch's loss times `direction` to `theta_bar`; returns each token's
-    loss along it (B, T).
+    """Add the Hessian of the batch's loss times `direction` to `theta_bar`.
 
-    Tensors that `direction` leaves out stand still: of them only the derivative is taken.
+    Returns each token's loss along it, (B, T). Tensors that `direction` leaves out stand still: of
+    them only the derivative is taken.
     """
-    leaves = {n: p.detach().requires_grad_(True) for n, p in params.items()}
-    size = piece(
+    leaves = {name: param.detach().requires_grad_(True) for name, param in params.items()}
+    size = piece_size(
         smooth.shape, batch.tokens.shape[1] - 1, next(iter(params.values())).element_size()
     )
-    found = []
+    along = []
     for tokens, weight in zip(batch.tokens.split(size), batch.weight.split(size)):
         tokens = tokens.to(model.device)
         scale = (
@@ -175,12 +183,12 @@ def _directional(
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         with fwAD.dual_level(), torch.enable_grad():
             duals = {
-                n: fwAD.make_dual(p, direction[n]) if n in direction else p
-                for n, p in leaves.items()
+                name: fwAD.make_dual(leaf, direction[name]) if name in direction else leaf
+                for name, leaf in leaves.items()
             }
             hidden = smooth.hidden(duals, inputs, documents_BT=documents(inputs, model))
             primal, tangent = (
-                x.detach() if x is not None else None for x in fwAD.unpack_dual(hidden)
+                part.detach() if part is not None else None for part in fwAD.unpack_dual(hidden)
             )
             assert primal is not None
             W, W_dot = fwAD.unpack_dual(unembedding(duals))
@@ -204,8 +212,8 @@ def _directional(
         theta_bar["unembed.weight" if "unembed.weight" in params else "embed.weight"] += (
             head.grad_unembedding_dot
         )
-        found.append(head.along.view(targets.shape))
-    return torch.cat(found)
+        along.append(head.along.view(targets.shape))
+    return torch.cat(along)
 
 
 def _flat(tangent: Tensor | None, primal: Tensor) -> Tensor:
@@ -232,7 +240,7 @@ def head_tangents(
     scale: Tensor,
     z_loss: float,
 ) -> HeadTangents:
-    """Of Σ scale·(ce + z_loss·logz²) by chunks of rows, so that N·V logits are never held.
+    """Differentiate Σ scale·(ce + z_loss·logz²) by chunks of rows: N·V logits are never held.
 
     With l = hWᵀ, p = softmax(l), z = logsumexp(l), ż = ⟨p, l̇⟩ and f = 1 + 2·z_loss·z:
     ∂/∂l = scale·(p·f − 1_target), and its tangent is scale·p·((l̇ − ż)f + 2·z_loss·ż).
@@ -261,12 +269,12 @@ def head_tangents(
     return HeadTangents(along, grad_hidden, grad_hidden_dot, grad_W_dot)
 
 
-def piece(shape: Shape, T: int, itemsize: int) -> int:
-    """Sequences whose graph, tangents included, stays within ACTIVATIONS; at least one."""
+def piece_size(shape: Shape, T: int, itemsize: int) -> int:
+    """Return how many sequences' graph, tangents included, stays within ACTIVATIONS; at least 1."""
     return max(1, ACTIVATIONS // activation_bytes(shape, T, itemsize))
 
 
 def activation_bytes(shape: Shape, T: int, itemsize: int) -> int:
-    """About what one sequence's graph takes with its tangents."""
+    """Estimate the bytes of one sequence's graph with its tangents."""
     per_token = 26 * shape.width + 6 * shape.mlp_width + 4 * shape.heads * T
     return 2 * itemsize * T * shape.layers * per_token

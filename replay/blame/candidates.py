@@ -1,150 +1,195 @@
-"""Who it was: influence by sequence, document and source, and the text of the suspects coloured by
-it.
+"""Who may be the cause: influence by sequence, document and source, and the suspects they make.
 
-Influence in nats: how much of the excess goes, to first order, when a target is removed. Red raises
-it, blue lowers it.
+Influence in nats: how much of the excess goes, to first order, when a target is removed.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from forensics.train.run import Run
 from forensics.visible import visible
-from replay.blame.bisect import document_spans
-from replay.blame.window_replays import Replays
+from replay.blame.deletion import SHARE, Suspect
+from replay.blame.result import Candidate, DocumentInfluence, DocumentSpan, SourceInfluence
+from replay.blame.window_replays import WindowReplays
 from replay.interventions.rows import Slot
 
-EXCERPT = 200  # characters of a candidate's text in the document
+EXCERPT = 200  # characters of a candidate's text in the result
+SINGLE = 3  # leading documents that are removed each by itself
+TOGETHER = (2, 4, 8)  # leading documents that are removed together
+NAMED = 2  # documents of a set that a sentence names
 
 
 @dataclass
 class Influences:
-    """by_token (W+1, B, T), nats, of batches first … S; `known` (W+1, B) where a method looked at
-    the sequence.
-    """
+    """Influence of every target of batches first … S."""
 
     first: int
-    by_token: np.ndarray
-    known: np.ndarray
+    by_token: np.ndarray  # (W+1, B, T), nats
+    known: np.ndarray  # (W+1, B), whether a method looked at the sequence
 
-    @cached_property
+    @functools.cached_property
     def by_sequence(self) -> np.ndarray:
-        """(W+1, B)."""
+        """(W+1, B), nats."""
         return self.by_token.sum(2)
 
     def of(self, row: Slot) -> float | None:
-        """Of a row, or of a stretch of it; None where it is not known."""
+        """Return the influence of a row, or of a stretch of it; None where it is not known."""
         k = row.step - self.first
-        return (
-            float(self.by_token[k, row.slot, row.first : row.last].sum())
-            if self.known[k, row.slot]
-            else None
-        )
+        if not self.known[k, row.slot]:
+            return None
+        return float(self.by_token[k, row.slot, row.first : row.last].sum())
 
-    def ranked(self, replays: Replays) -> list[Slot]:
-        """The sequences that raise the excess, strongest first; ties in order of step and slot."""
+    def ranked(self, replays: WindowReplays) -> list[Slot]:
+        """List the sequences that raise the excess, strongest first; ties by step and slot."""
         S = self.first + len(self.by_token) - 1
-        rows = [
-            r
-            for r in replays.rows(range(self.first, S + 1))
-            if (self.of(r) or 0.0) > 0 and math.isfinite(self.of(r) or 0.0)
-        ]
-        return sorted(rows, key=lambda r: (-(self.of(r) or 0.0), r.step, r.slot))
+        influence = {row: self.of(row) or 0.0 for row in replays.rows(range(self.first, S + 1))}
+        raising = [row for row, nats in influence.items() if nats > 0 and math.isfinite(nats)]
+        return sorted(raising, key=lambda row: (-influence[row], row.step, row.slot))
 
 
 def candidate(
-    replays: Replays, influences: Influences, row: Slot, effect: float | None, tokens: bool
-) -> dict[str, Any]:
-    """One sequence as the result shows it."""
+    replays: WindowReplays, influences: Influences, row: Slot, effect: float | None, tokens: bool
+) -> Candidate:
+    """Describe one sequence; `tokens`: with the influence of each of its tokens."""
     run, batch = replays.run, replays.run.stream(row.step)
     ids = batch.tokens[row.slot].tolist()
-    documents = _documents_of(replays, row)
-    main = max(documents, key=lambda d: d["targets"], default=None)
+    documents = _document_spans(replays, row)
+    main = max(documents, key=lambda span: span.targets, default=None)
     text = visible(run.corpus.decode(ids))
-    found: dict[str, Any] = {
-        "step": row.step,
-        "slot": row.slot,
-        "sequence": int(batch.sequence[row.slot]),
-        "document": main["document"] if main else None,
-        "source": main["source"] if main else None,
-        "path": main["path"] if main else None,
-        "documents": documents,
-        "part": "data" if row.step == replays.control.last else "state",
-        "influence": influences.of(row),
-        "replayed_effect": effect,
-        "text": text if len(text) <= EXCERPT else text[:EXCERPT] + "…",
-    }
-    if tokens and found["influence"] is not None:
-        k = row.step - influences.first
-        found["tokens"] = ids
-        found["token_influence"] = [
-            None,
-            *influences.by_token[k, row.slot].tolist(),
-        ]  # the first token is no target
-    return found
+    influence = influences.of(row)
+    with_tokens = tokens and influence is not None
+    by_token = influences.by_token[row.step - influences.first, row.slot].tolist()
+    return Candidate(
+        step=row.step,
+        slot=row.slot,
+        sequence=int(batch.sequence[row.slot]),
+        document=main.document if main else None,
+        source=main.source if main else None,
+        path=main.path if main else None,
+        documents=documents,
+        part="data" if row.step == replays.control.last else "state",
+        influence=influence,
+        replayed_effect=effect,
+        text=text if len(text) <= EXCERPT else text[:EXCERPT] + "…",
+        tokens=tuple(ids) if with_tokens else None,
+        # the first token is no target
+        token_influence=(None, *by_token) if with_tokens else None,
+    )
 
 
-def _documents_of(replays: Replays, row: Slot) -> list[dict[str, Any]]:
-    table = replays.run.corpus.documents
-    found = []
-    for document, span in document_spans(replays, row):
-        if document >= 0:
-            found.append(
-                {
-                    "document": document,
-                    "source": table["source"][document].as_py(),
-                    "path": table["path"][document].as_py(),
-                    "first": span.first,
-                    "targets": span.last - span.first,
-                }
-            )
-    return found
+def _document_spans(replays: WindowReplays, row: Slot) -> tuple[DocumentSpan, ...]:
+    return tuple(
+        DocumentSpan(
+            stretch.document,
+            _source(replays.run, stretch.document),
+            _path(replays.run, stretch.document),
+            stretch.slot.first,
+            stretch.slot.last - stretch.slot.first,
+        )
+        for stretch in replays.document_stretches(row)
+        if stretch.document >= 0
+    )
+
+
+def _source(run: Run, document: int) -> str:
+    return str(run.corpus.documents["source"][document].as_py())
+
+
+def _path(run: Run, document: int) -> str:
+    return str(run.corpus.documents["path"][document].as_py())
+
+
+@dataclass
+class _DocumentSum:
+    influence: float = 0.0
+    known: bool = False
+    places: set[tuple[int, int]] = field(default_factory=set)
+    targets: int = 0
 
 
 def by_document(
-    replays: Replays, influences: Influences, rows: Sequence[Slot]
-) -> list[dict[str, Any]]:
-    """Influence summed over each document's targets in these rows, strongest first."""
-    table = replays.run.corpus.documents
-    sums: dict[int, list[Any]] = {}
+    replays: WindowReplays, influences: Influences, rows: Sequence[Slot]
+) -> list[DocumentInfluence]:
+    """Sum influence over each document's targets in these rows, strongest first."""
+    sums: dict[int, _DocumentSum] = {}
     for row in rows:
-        for document, span in document_spans(replays, row):
-            own = sums.setdefault(document, [0.0, set(), 0, False])
-            value = influences.of(span)
-            own[0] += value or 0.0
-            own[1].add((row.step, row.slot))
-            own[2] += span.last - span.first
-            own[3] |= value is not None
-    found = [
-        {
-            "document": d if d >= 0 else None,
-            "source": table["source"][d].as_py() if d >= 0 else None,
-            "path": table["path"][d].as_py() if d >= 0 else None,
-            "influence": value if known else None,
-            "sequences": len(places),
-            "targets": targets,
-        }
-        for d, (value, places, targets, known) in sums.items()
-    ]
-    return sorted(found, key=lambda d: (-(d["influence"] or 0.0), -d["targets"]))
-
-
-def by_source(documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same, summed over each source's documents."""
-    sums: dict[str | None, dict[str, Any]] = {}
-    for each in documents:
-        own = sums.setdefault(
-            each["source"],
-            {"source": each["source"], "influence": None, "documents": 0, "targets": 0},
+        for stretch in replays.document_stretches(row):
+            document_sum = sums.setdefault(stretch.document, _DocumentSum())
+            influence = influences.of(stretch.slot)
+            document_sum.influence += influence or 0.0
+            document_sum.known |= influence is not None
+            document_sum.places.add((row.step, row.slot))
+            document_sum.targets += stretch.slot.last - stretch.slot.first
+    documents = [
+        DocumentInfluence(
+            document=document if document >= 0 else None,
+            source=_source(replays.run, document) if document >= 0 else None,
+            path=_path(replays.run, document) if document >= 0 else None,
+            influence=total.influence if total.known else None,
+            sequences=len(total.places),
+            targets=total.targets,
         )
-        if each["influence"] is not None:
-            own["influence"] = (own["influence"] or 0.0) + each["influence"]
-        own["documents"] += 1
-        own["targets"] += each["targets"]
-    return sorted(sums.values(), key=lambda s: (-(s["influence"] or 0.0), -s["targets"]))
+        for document, total in sums.items()
+    ]
+    return sorted(documents, key=lambda d: (-(d.influence or 0.0), -d.targets))
+
+
+def by_source(documents: Sequence[DocumentInfluence]) -> list[SourceInfluence]:
+    """Sum the same over each source's documents."""
+    sources = []
+    for source in dict.fromkeys(document.source for document in documents):
+        members = [document for document in documents if document.source == source]
+        influences = [d.influence for d in members if d.influence is not None]
+        targets = sum(document.targets for document in members)
+        total = functools.reduce(operator.add, influences) if influences else None
+        sources.append(SourceInfluence(source, total, len(members), targets))
+    return sorted(sources, key=lambda s: (-(s.influence or 0.0), -s.targets))
+
+
+def suspects(replays: WindowReplays, influences: Influences, window: int) -> list[Suspect]:
+    """Name what may be to blame as a whole: a document, a source, several documents.
+
+    Each of the 3 leading documents, the leading source, the leading 2, 4, 8 documents, by
+    influence; none that is more than SHARE of the window's sequences. Not the first document alone:
+    a derivative can be far from what a removal does, and only the replays decide.
+    """
+    control = replays.control
+    rows = replays.rows(range(control.begin, control.last + 1))
+    documents = by_document(replays, influences, rows)
+    leading = [d for d in documents if (d.influence or 0.0) > 0 and d.document is not None]
+    spans: dict[int | None, list[Slot]] = {}
+    for row in rows:
+        for stretch in replays.document_stretches(row):
+            spans.setdefault(stretch.document, []).append(stretch.slot)
+
+    def together(kind: str, members: Sequence[DocumentInfluence]) -> Suspect:
+        slots = tuple(slot for member in members for slot in spans[member.document])
+        first = members[0]
+        if kind == "source":
+            return Suspect("source", slots, str(first.source), count=len(members))
+        name, source = str(first.path), str(first.source)
+        several = kind == "documents"
+        return Suspect("documents" if several else "document", slots, name, source, len(members))
+
+    named = [together("document", [document]) for document in leading[:SINGLE]]
+    sources = by_source(documents)
+    if len(sources) > 1 and sources[0].source is not None and (sources[0].influence or 0.0) > 0:
+        members = [d for d in documents if d.source == sources[0].source]
+        named.append(together("source" if len(members) > 1 else "document", members))
+    named += [together("documents", leading[:count]) for count in TOGETHER if count <= len(leading)]
+    return [suspect for suspect in named if suspect.sequences <= SHARE * window]
+
+
+def documents_in(
+    replays: WindowReplays, influences: Influences, removal: Sequence[Slot]
+) -> list[DocumentInfluence]:
+    """List the documents of a set, those with the most targets first."""
+    documents = by_document(replays, influences, removal)
+    return sorted((d for d in documents if d.document is not None), key=lambda d: -d.targets)

@@ -1,11 +1,17 @@
-"""Counterfactual replays that tell data from state."""
+"""Replays that tell data from state: the same window with one thing otherwise.
+
+other data, same state      the touched batches give way to others: a spike that comes all the same
+                            is not the data's
+same data, other states     the same batches from states before the window (PaLM's test)
+up-to-date moments          the same batches and parameters, but second moments with a short memory
+a steady learning rate      the same batches at the rate that held before the window
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,117 +22,102 @@ from forensics.step.policy import Policy, StepPolicy
 from forensics.step.state import Counters
 from forensics.train.run import Run
 from replay.blame.deletion import HALF
-from replay.blame.excess import BEFORE, checkpoint_at_or_before, root
-from replay.blame.window_replays import Outcome, Replays
+from replay.blame.excess import BEFORE
+from replay.blame.result import StaleTensor, Trial
+from replay.blame.window_replays import ExcessLeft, WindowReplays
+from replay.lineage import checkpoint_at_or_before, root
 
 OTHERS = 3  # replays with other data
 LONG = 0.98  # β₂ from which second moments can be out of date: a memory of 50 steps
-
-
 JUMP = 1.5  # × the learning rate before the window, from which a steady one is tried
-STALE = 1.5  # × its own median, from which a tensor's second moment is called out of date
+PAST = 32  # steps before the window that tell a tensor's usual staleness
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One altered replay: what was left of the excess, and whether that is still (at least half of)
-    the spike.
-    """
-
-    what: str
-    left: float  # nats
-    spikes: bool
-
-
-def _trial(replays: Replays, what: str, outcome: Outcome) -> Trial:
-    left = outcome.total
-    return Trial(what, left, not math.isfinite(left) or left >= HALF * replays.excess)
-
-
-def other_data(replays: Replays, first: int, number: int = OTHERS) -> list[Trial]:
-    """Batches first … S replaced by others, `number` times; fewer where the order has no others."""
+def other_data(replays: WindowReplays, first: int, number: int = OTHERS) -> tuple[Trial, ...]:
+    """Replace batches first … S by others, `number` times; fewer where the order has no others."""
     run, S = replays.run, replays.control.last
-    found = []
+    trials = []
     for draw in range(number):
 
         def stream(step: int, draw: int = draw) -> Batch:
             return replays.other_batch(step, draw) if step >= first else run.stream(step)
 
+        start, note = replays.control.state(first), f"other data {draw + 1}"
         try:
-            outcome = replays.along(
-                replays.control.state(first), stream, note=f"other data {draw + 1}"
-            )
-        except (
-            ForensicsError,
-            AssertionError,
-        ):  # neither after the run's end nor before the window
-            break
-        found.append(
-            _trial(replays, f"other batches instead of {first}:{S + 1}, draw {draw + 1}", outcome)
-        )
-    return found
+            left = replays.along(start, stream, note=note)
+        except (ForensicsError, AssertionError):
+            break  # there are none, neither after the run's end nor before the window
+        what = f"other batches instead of {first}:{S + 1}, draw {draw + 1}"
+        trials.append(_trial(replays, what, left, first))
+    return tuple(trials)
 
 
-def other_states(replays: Replays, first: int) -> list[Trial]:
-    """Batches first … S from the first state of the control, and from the checkpoint a window
-    earlier, past warm-up.
+def other_states(replays: WindowReplays, first: int) -> tuple[Trial, ...]:
+    """Run batches first … S from earlier states, past warm-up.
+
+    These are the first state of the control and the checkpoint a window before it.
     """
     run, control = replays.run, replays.control
-    warm = root(run).recipe.train.warmup
+    warm = max(1, root(run).recipe.train.warmup)
     early = checkpoint_at_or_before(run, control.start - BEFORE)
-    states = [
-        s
-        for s in dict.fromkeys([control.start, early])
-        if s is not None and s < first and s >= max(1, warm)
-    ]
-    found = []
-    for s in states:
-        state = control.state(s) if s >= control.start else run.state_at(s)
-        outcome = replays.from_state(state, first, f"the same batches from state {s}")
-        found.append(_trial(replays, f"from state {s}", outcome))
-    return found
+    candidates = dict.fromkeys([control.start, early])
+    trials = []
+    for step in (s for s in candidates if s is not None and warm <= s < first):
+        state = control.state(step) if step >= control.start else run.state_at(step)
+        left = replays.from_state(state, first, f"the same batches from state {step}")
+        trials.append(_trial(replays, f"from state {step}", left, step))
+    return tuple(trials)
 
 
-def up_to_date(replays: Replays, first: int) -> Trial | None:
-    """β₂ lowered to β₁ from state `first` on, its second moments rescaled so that v̂ goes on where
-    it was.
+def up_to_date(replays: WindowReplays, first: int) -> Trial | None:
+    """Lower β₂ to β₁ from state `first` on, second moments rescaled so that v̂ goes on as it was.
 
     None where the run's own β₂ is short already, or no update was made yet.
     """
     state = replays.control.state(first).clone()
-    own = replays.run.policy(state.counters)
-    (beta1, beta2), t = own.betas, state.counters.updates
-    if beta2 < LONG or t == 0 or first == replays.control.last:
+    (beta1, beta2) = replays.run.policy(state.counters).betas
+    updates = state.counters.updates
+    if beta2 < LONG or updates == 0 or first == replays.control.last:
         return None
-    factor = (1 - beta1**t) / (1 - beta2**t)
-    for v in state.exp_avg_sq.values():
-        v.mul_(factor)
-    policy = _altered(replays.run.policy, lambda p: dataclasses.replace(p, betas=(beta1, beta1)))
-    outcome = replays.along(state, policy=policy, note="with up-to-date second moments")
-    return _trial(replays, f"β₂ {beta2:g} → {beta1:g} from state {first}", outcome)
+    factor = (1 - beta1**updates) / (1 - beta2**updates)
+    for second_moment in state.exp_avg_sq.values():
+        second_moment.mul_(factor)
+    policy = _altered(
+        replays.run.policy,
+        lambda step_policy: dataclasses.replace(step_policy, betas=(beta1, beta1)),
+    )
+    left = replays.along(state, policy=policy, note="with up-to-date second moments")
+    return _trial(replays, f"β₂ {beta2:g} → {beta1:g} from state {first}", left, first)
 
 
-def steady_rate(replays: Replays) -> Trial | None:
-    """The window at the learning rate that held before it; None where it held inside too."""
+def steady_rate(replays: WindowReplays) -> Trial | None:
+    """Hold the learning rate at that before the window; None where it held inside too."""
     control, policy = replays.control, replays.run.policy
-    before = [
-        policy(control.state(s).counters).learning_rate for s in range(control.start, control.first)
-    ]
-    inside = [
-        policy(control.state(s).counters).learning_rate for s in range(control.first, control.last)
-    ]
+
+    def rates(first: int, stop: int) -> list[float]:
+        states = (control.state(step) for step in range(first, stop))
+        return [policy(state.counters).learning_rate for state in states]
+
+    before = rates(control.start, control.first)
+    inside = rates(control.first, control.last)
     rate = float(np.median(before)) if before else min(inside)
     if max(inside) <= JUMP * rate:
         return None
     held = _altered(
-        policy, lambda p: dataclasses.replace(p, learning_rate=min(p.learning_rate, rate))
+        policy,
+        lambda step_policy: dataclasses.replace(
+            step_policy, learning_rate=min(step_policy.learning_rate, rate)
+        ),
     )
-    outcome = replays.along(
-        control.state(control.first), policy=held, note="at a steady learning rate"
-    )
-    return _trial(
-        replays, f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})", outcome
-    )
+    start = control.state(control.first)
+    left = replays.along(start, policy=held, note="at a steady learning rate")
+    what = f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})"
+    return _trial(replays, what, left, control.first)
+
+
+def _trial(replays: WindowReplays, what: str, left: ExcessLeft, start: int) -> Trial:
+    spikes = not math.isfinite(left.total) or left.total >= HALF * replays.excess
+    return Trial(what, left.total, spikes, start)
 
 
 def _altered(policy: Policy, change: Callable[[StepPolicy], StepPolicy]) -> Policy:
@@ -136,36 +127,37 @@ def _altered(policy: Policy, change: Callable[[StepPolicy], StepPolicy]) -> Poli
     return altered
 
 
-def stale_tensors(run: Run, first: int, last: int) -> list[dict[str, Any]]:
-    """Recorded `staleness` of each tensor at its highest in first … last−1, against its median
-    before; most stale first.
+def stale_tensors(run: Run, first: int, last: int) -> tuple[StaleTensor, ...]:
+    """Find each tensor's highest recorded `staleness` in first … last−1, most stale first.
+
+    It is held against the tensor's median in the steps before.
     """
+    rows = _recorded_staleness(run, first - PAST, last)
+    tensors = []
+    for name in dict.fromkeys(row["tensor"] for row in rows):
+        recorded = [r for r in rows if r["tensor"] == name and r["staleness"] is not None]
+        before = [row["staleness"] for row in recorded if row["step"] < first]
+        inside = [row for row in recorded if row["step"] >= first]
+        if not before or not inside:
+            continue
+        worst, usual = max(inside, key=lambda row: row["staleness"]), float(np.median(before))
+        times = worst["staleness"] / usual if usual > 0 else None
+        tensors.append(
+            StaleTensor(name, worst["step"], worst["staleness"], worst["rms_t"], usual, times)
+        )
+    return tuple(sorted(tensors, key=lambda tensor: -(tensor.times or 0.0)))
+
+
+def _recorded_staleness(run: Run, first: int, last: int) -> list[dict[str, Any]]:
+    """List the rows of `tensors` in first … last−1 along the lineage."""
     import pyarrow.compute as pc
 
     rows: list[dict[str, Any]] = []
-    at: Run | None = run
-    while at is not None:
-        table = at.table("tensors", ["step", "tensor", "staleness", "rms_t"])
-        upper = last if at is run else min(last, run.header.first_step)
-        keep = pc.and_(pc.greater_equal(table["step"], first - 32), pc.less(table["step"], upper))
+    holder: Run | None = run
+    while holder is not None:
+        table = holder.table("tensors", ["step", "tensor", "staleness", "rms_t"])
+        stop = last if holder is run else min(last, run.header.first_step)
+        keep = pc.and_(pc.greater_equal(table["step"], first), pc.less(table["step"], stop))
         rows += table.filter(keep).to_pylist()
-        at = at.parent if first - 32 < at.header.first_step else None
-    found = []
-    for name in dict.fromkeys(row["tensor"] for row in rows):
-        own = [row for row in rows if row["tensor"] == name and row["staleness"] is not None]
-        past = [row["staleness"] for row in own if row["step"] < first]
-        here = [row for row in own if row["step"] >= first]
-        if not past or not here:
-            continue
-        worst, usual = max(here, key=lambda row: row["staleness"]), float(np.median(past))
-        found.append(
-            {
-                "tensor": name,
-                "step": worst["step"],
-                "staleness": worst["staleness"],
-                "rms_t": worst["rms_t"],
-                "usual": usual,
-                "times": worst["staleness"] / usual if usual > 0 else None,
-            }
-        )
-    return sorted(found, key=lambda row: -(row["times"] or 0.0))
+        holder = holder.parent if first < holder.header.first_step else None
+    return rows

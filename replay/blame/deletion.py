@@ -1,9 +1,8 @@
-"""Proof by replay: the deletion curve, the smallest set that takes the spike away, and random
-removals as the null.
+"""Proof by replay: the deletion curve, the smallest set that takes the spike away, and its null.
 
-The strongest 1, 2, 4, 8, … sequences are removed together; beside each point as many random other
-sequences, of the same steps where these leave a choice. What counts is the difference, by the rule
-for causal words (docs/formulas.md, "Forks").
+The most influential 1, 2, 4, 8, … sequences are removed together; beside each point as many random
+other sequences, of the same steps where these leave a choice. What counts is the difference, by the
+rule for causal words (docs/formulas.md, "Forks").
 """
 
 from __future__ import annotations
@@ -11,131 +10,131 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from replay.blame.window_replays import Removal, Replays
-from replay.compare import null_test
+from replay.blame.result import AWAY, CurvePoint, Proof, SuspectKind
+from replay.blame.window_replays import SlotSet, WindowReplays
+from replay.compare.null_test import (
+    ENOUGH_P,
+    FEWEST_FOR_TIMES,
+    TIMES,
+    Finding,
+    judge_effect,
+)
 from replay.interventions.rows import Slot
 
-AWAY = 0.75  # share of the excess whose going takes the spike away
-HALF = 0.5  # share of it that a cause must carry, over and above random removals
+HALF = 0.5  # share of the excess that a cause must carry, over and above random removals
 # largest share of the window that may be called a cause: removing most of the data proves nothing
 SHARE = 0.5
-FEW, MANY = 3, 19  # random removals: the rule needs 3 (effect 5 times the largest) or 19 (p ≤ 0.05)
-TIMES = 5.0
+MANY = 19  # random removals: p ≤ 0.05 needs so many
 
 
 @dataclass(frozen=True)
-class Point:
-    """One point of the deletion curve, in nats."""
+class Suspect:
+    """A part of the window that may be the cause: its targets, and what it is named after."""
 
-    removed: int
-    data: float  # what is left
-    state: float
-    taken: float  # what went
-    random: float | None  # what went with as many random sequences
-
-
-@dataclass(frozen=True)
-class Proof:
-    """A set, what its removal takes away, and what random removals of its size take away."""
-
-    removal: tuple[Slot, ...]
-    taken: float  # nats
-    share: float  # of the excess
-    data: float  # what is left
-    state: float
-    random: tuple[float, ...]  # nats, one for each random removal
-    effect: float | None  # over the random removals' median
-    p: float | None
-    causal: bool
-    words: str
+    kind: SuspectKind
+    slots: tuple[Slot, ...]
+    name: str | None = None  # the path of its (first) document, or its source
+    source: str | None = None  # of that document
+    count: int = 1  # documents or sequences
 
     @property
     def sequences(self) -> int:
-        return len({(s.step, s.slot) for s in self.removal})
+        """Count the sequences that it touches."""
+        return len({(slot.step, slot.slot) for slot in self.slots})
 
     @property
-    def beyond(self) -> float:
-        """Nats over and above the random removals' median."""
-        return self.taken - (float(np.median(self.random)) if self.random else 0.0)
+    def words(self) -> str:
+        """Name it in a few words."""
+        plural = "s" if self.count != 1 else ""
+        return {
+            "document": f"document {self.name} ({self.source})",
+            "documents": f"{self.count} documents, the first {self.name} ({self.source})",
+            "source": f"source {self.name}",
+            "strongest": f"the {self.count} strongest sequences",
+            "bisection": f"{self.count} sequence{plural} found by bisection",
+        }[self.kind]
 
-    @property
-    def away(self) -> bool:
-        return self.share >= AWAY
+
+def beyond_random(proof: Proof) -> float:
+    """Return the nats that a removal takes away over and above the random removals' median."""
+    return proof.excess_removed - (float(np.median(proof.random)) if proof.random else 0.0)
 
 
-def sizes(n: int, window: int) -> list[int]:
-    """1, 2, 4, … up to n, and never more than SHARE of the window's sequences."""
-    most = min(n, int(SHARE * window))
+def sizes(sequences: int, window: int) -> list[int]:
+    """List 1, 2, 4, … up to `sequences`, and never more than SHARE of the window's sequences."""
+    most = min(sequences, int(SHARE * window))
     powers = [2**i for i in range(most.bit_length()) if 2**i <= most]
     return powers if not powers or powers[-1] == most else [*powers, most]
 
 
 def deletion_curve(
-    replays: Replays,
+    replays: WindowReplays,
     ranked: Sequence[Slot],
     window: int,
     seed: int,
-    point: Callable[[Point], None],
+    on_point: Callable[[CurvePoint], None],
 ) -> int | None:
-    """Remove more and more of `ranked` (strongest first) until the spike is gone; returns the
-    smallest number that
-    takes it away, or None. `point` is told each point as it is known."""
-    last_failed = 0
-    for k in sizes(len(ranked), window):
-        top = frozenset(ranked[:k])
-        left = replays.without(top, f"without the top {k}")
-        taken = replays.taken(top)
-        random = None
-        other = at_random(replays, top, seed)
-        if other is not None:
-            random = replays.taken(other, f"without {k} random ones")
-        point(Point(k, left.data, left.state, taken, random))
-        if taken >= AWAY * replays.excess:
-            return _smallest(replays, ranked, last_failed, k)
-        last_failed = k
+    """Remove more and more of `ranked` (most influential first) until the spike is gone.
+
+    Returns the smallest number that takes it away, or None. `on_point` hears of each point as it
+    is known.
+    """
+    failed = 0
+    for size in sizes(len(ranked), window):
+        removal = frozenset(ranked[:size])
+        left = replays.without(removal, f"without the top {size}")
+        excess_removed = replays.excess_removed(removal)
+        random_removal = at_random(replays, removal, seed)
+        random = (
+            replays.excess_removed(random_removal, f"without {size} random ones")
+            if random_removal is not None
+            else None
+        )
+        on_point(CurvePoint(size, left.data, left.state, random, excess_removed))
+        if excess_removed >= AWAY * replays.excess:
+            return _smallest(replays, ranked, failed, size)
+        failed = size
     return None
 
 
-def _smallest(replays: Replays, ranked: Sequence[Slot], failed: int, works: int) -> int:
-    """Between a number that does not take the spike away and one that does: the smallest that does,
-    by halving.
-    """
+def _smallest(replays: WindowReplays, ranked: Sequence[Slot], failed: int, works: int) -> int:
+    """Find by halving the smallest number that takes the spike away, above one that does not."""
     while works - failed > 1:
         middle = (works + failed) // 2
-        if replays.taken(ranked[:middle], f"without the top {middle}") >= AWAY * replays.excess:
+        note = f"without the top {middle}"
+        if replays.excess_removed(ranked[:middle], note) >= AWAY * replays.excess:
             works = middle
         else:
             failed = middle
     return works
 
 
-def at_random(replays: Replays, removal: Removal, seed: int) -> Removal | None:
-    """As many random other sequences, the same stretches of targets; None where there are too few
-    others.
+def at_random(replays: WindowReplays, removal: SlotSet, seed: int) -> SlotSet | None:
+    """Draw as many random other sequences, the same stretches of targets; None: too few others.
 
-    From the same steps, as far as each has twice as many others as are needed, so that there is a
-    choice; what is missing then comes from the whole window.
+    They come from the same steps, as far as each has twice as many others as are needed, so that
+    there is a choice; what is missing then comes from the whole window.
     """
     control, rng = replays.control, np.random.default_rng(seed)
     by_row: dict[tuple[int, int], list[Slot]] = {}
     for slot in sorted(removal):
         by_row.setdefault((slot.step, slot.slot), []).append(slot)
     free = {
-        s: [r.slot for r in replays.rows([s]) if (s, r.slot) not in by_row]
-        for s in range(control.begin, control.last + 1)
+        step: [row.slot for row in replays.rows([step]) if (step, row.slot) not in by_row]
+        for step in range(control.begin, control.last + 1)
     }
     needed = Counter(step for step, _ in by_row)
-    roomy = {step for step, n in needed.items() if len(free[step]) >= 2 * n}
-    chosen: list[Slot] = []
+    roomy = {step for step, count in needed.items() if len(free[step]) >= 2 * count}
+    drawn: list[Slot] = []
     elsewhere = []
     for (step, _), spans in by_row.items():
         if step in roomy:
             row = free[step].pop(int(rng.integers(len(free[step]))))
-            chosen += [Slot(step, row, span.first, span.last) for span in spans]
+            drawn += [Slot(step, row, span.first, span.last) for span in spans]
         else:
             elsewhere.append(spans)
     for spans in elsewhere:
@@ -144,95 +143,93 @@ def at_random(replays: Replays, removal: Removal, seed: int) -> Removal | None:
             return None
         step, i = places[int(rng.integers(len(places)))]
         row = free[step].pop(i)
-        chosen += [Slot(step, row, span.first, span.last) for span in spans]
-    return frozenset(chosen)
+        drawn += [Slot(step, row, span.first, span.last) for span in spans]
+    return frozenset(drawn)
 
 
 def prove(
-    replays: Replays,
-    removal: Sequence[Slot],
+    replays: WindowReplays,
+    suspect: Suspect,
     seed: int,
     number: int | None,
-    known: Callable[[Proof], None],
+    on_proof: Callable[[Proof], None],
 ) -> Proof:
-    """Hold a removal against random ones: `number` of them, or as many as the rule for causal words
-    needs.
+    """Hold a removal against random ones: `number` of them, or as many as the rule needs.
+
+    `on_proof` hears of the proof after each of them.
     """
-    own = frozenset(removal)
-    taken, left = replays.taken(own, "without the suspects"), replays.without(own)
+    removal = frozenset(suspect.slots)
+    excess_removed = replays.excess_removed(removal, "without the suspects")
     random: list[float] = []
-    seen: set[Removal] = set()
-    proof = _judged(replays, own, taken, left.data, left.state, random)
-    wanted = MANY if number is None else number
-    for i in range(2 * wanted):
-        other = at_random(replays, own, seed + i)
-        if other is None or len(random) == wanted:
+    drawn: set[SlotSet] = set()
+    proof = judge_removal(replays, suspect, excess_removed, random)
+    most = MANY if number is None else number
+    for i in range(2 * most):
+        random_removal = at_random(replays, removal, seed + i)
+        if random_removal is None or len(random) == most:
             break
-        if other in seen:  # the same removal again is no other one
+        if random_removal in drawn:  # the same removal again is no other one
             continue
-        seen.add(other)
-        free = replays.cost(other) == 0
-        random.append(replays.taken(other, f"random removal {len(random) + 1}"))
-        proof = _judged(replays, own, taken, left.data, left.state, random)
-        known(proof)
-        if (
-            number is None
-            and not free
-            and len(random) >= FEW
-            and (proof.causal or taken <= max(random))
-        ):
+        drawn.add(random_removal)
+        free = replays.cost(random_removal) == 0
+        note = f"random removal {len(random) + 1}"
+        random.append(replays.excess_removed(random_removal, note))
+        proof = judge_removal(replays, suspect, excess_removed, random)
+        on_proof(proof)
+        decided = proof.causal or excess_removed <= max(random)
+        if number is None and not free and len(random) >= FEWEST_FOR_TIMES and decided:
             break  # the rule is met, or p ≤ 0.05 cannot be met any more
     return proof
 
 
-def _judged(
-    replays: Replays,
-    removal: Removal,
-    taken: float,
-    data: float,
-    state: float,
-    random: Sequence[float],
+def judge_removal(
+    replays: WindowReplays, suspect: Suspect, excess_removed: float, random: Sequence[float]
 ) -> Proof:
-    """The rule, on signed effects; a random removal that makes the spike worse is as large as one
-    that helps.
+    """Apply the rule for causal words to signed effects.
+
+    A random removal that makes the spike worse is as large as one that helps.
     """
-    finite = [
-        x if x > -math.inf else -abs(replays.excess) for x in random
-    ]  # not finite: it spikes all the same
-    found = null_test.judge_effect(taken, finite)
+    # not finite: it spikes all the same
+    finite = [x if x > -math.inf else -abs(replays.excess) for x in random]
+    effect = judge_effect(excess_removed, finite)
     largest = max((abs(x) for x in finite), default=math.inf)
-    causal = found.p is not None and (
-        found.p <= 0.05
-        or (len(finite) >= 3 and taken > max(0.0, *finite) and taken >= TIMES * largest)
+    causal = effect.p is not None and (
+        effect.p <= ENOUGH_P
+        or (
+            len(finite) >= FEWEST_FOR_TIMES
+            and excess_removed > max(0.0, *finite)
+            and excess_removed >= TIMES * largest
+        )
     )
-    words = (
-        f"beyond the random removals (N = {len(finite)})"
-        if causal
-        else found.sentence("random removal")
-    )
-    if not causal and found.causal:
-        words = f"not distinguishable from the random removals (N = {len(finite)})"
+    finding: Finding = effect.finding
+    if causal:
+        finding = "beyond"
+    elif effect.causal:
+        finding = "not distinguishable"
     share = (
-        float(taken > 0)
+        float(excess_removed > 0)
         if math.isinf(replays.excess)
-        else taken / replays.excess
+        else excess_removed / replays.excess
         if replays.excess > 0
         else 0.0
     )
-    effect = (
-        found.effect
-        if found.effect is not None and math.isfinite(found.effect) and found.effect > 0
-        else None
-    )
+    times = effect.effect
+    removal = frozenset(suspect.slots)
+    left = replays.without(removal)
     return Proof(
-        tuple(sorted(removal)),
-        taken,
-        share,
-        data,
-        state,
-        tuple(finite),
-        effect,
-        found.p,
-        causal,
-        words,
+        who=suspect.words,
+        kind=suspect.kind,
+        name=suspect.name,
+        source=suspect.source,
+        removal=tuple(sorted(removal)),
+        excess_removed=excess_removed,
+        share=share,
+        data=left.data,
+        state=left.state,
+        random=tuple(finite),
+        effect=times if times is not None and math.isfinite(times) and times > 0 else None,
+        p=effect.p,
+        causal=causal,
+        finding=finding,
+        words=replace(effect, finding=finding).sentence("random removal"),
     )

@@ -1,122 +1,124 @@
-"""Text of suspects, coloured by influence."""
+"""The text of suspects coloured by influence: red raises the spike, blue lowers it."""
 
 from __future__ import annotations
 
 import html
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 from forensics.visible import visible
 from replay.blame.candidates import Influences
-from replay.blame.window_replays import Replays
+from replay.blame.result import BlameResult, Candidate, CurvePoint
+from replay.blame.sentences import cause
+from replay.blame.window_replays import WindowReplays
 from replay.interventions.rows import Slot
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 WIDEST = 4  # tokens that may share one character of UTF-8
 
 
-def pieces(replays: Replays, influences: Influences, row: Slot) -> list[tuple[str, float]]:
-    """(text, influence) of a sequence, in order; tokens that share a character of UTF-8 come
-    together.
-    """
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a sequence's text and its influence."""
+
+    text: str
+    influence: float  # nats
+
+
+@dataclass(frozen=True)
+class CandidateText:
+    """A candidate and its whole text, piece by piece."""
+
+    candidate: Candidate
+    pieces: tuple[Piece, ...]
+
+
+def text_pieces(replays: WindowReplays, influences: Influences, row: Slot) -> tuple[Piece, ...]:
+    """Cut a sequence's text into tokens; those that share a character of UTF-8 stay together."""
     run = replays.run
     ids = run.stream(row.step).tokens[row.slot].tolist()
     k = row.step - influences.first
-    values = (
-        [0.0, *influences.by_token[k, row.slot].tolist()]
-        if influences.known[k, row.slot]
-        else [0.0] * len(ids)
-    )
-    found: list[tuple[str, float]] = []
+    by_token = [0.0] * len(ids)
+    if influences.known[k, row.slot]:
+        by_token = [0.0, *influences.by_token[k, row.slot].tolist()]
+    pieces: list[Piece] = []
     start = 0
     for stop in range(1, len(ids) + 1):
         text = run.corpus.decode(ids[start:stop])
-        if "�" in text and stop - start < WIDEST and stop < len(ids):
+        if "\ufffd" in text and stop - start < WIDEST and stop < len(ids):
             continue
-        found.append((visible(text), float(sum(values[start:stop]))))
+        pieces.append(Piece(visible(text), float(sum(by_token[start:stop]))))
         start = stop
-    return found
+    return tuple(pieces)
 
 
-def _shade(value: float, largest: float) -> float:
-    """−1 … 1; a square root, so that small influences can be seen."""
-    return (
-        math.copysign(math.sqrt(min(1.0, abs(value) / largest)), value)
-        if largest > 0 and math.isfinite(value)
-        else 0.0
-    )
+def shade(influence: float, largest: float) -> float:
+    """Return a shade from −1 to 1; a square root, so that small influences can be seen."""
+    if largest <= 0 or not math.isfinite(influence):
+        return 0.0
+    return math.copysign(math.sqrt(min(1.0, abs(influence) / largest)), influence)
 
 
-def coloured(parts: Sequence[tuple[str, float]], largest: float) -> Text:
-    """For the terminal. Text of the corpus is never read as markup."""
-    from rich.text import Text
-
-    line = Text()
-    for text, value in parts:
-        shade = _shade(value, largest)
-        pale = int(90 * abs(shade))
-        style = (
-            ""
-            if abs(shade) < 0.15
-            else f"on rgb({40 + 2 * pale},30,30)"
-            if shade > 0
-            else f"on rgb(30,40,{40 + 2 * pale})"
-        )
-        line.append(text.replace("\n", "⏎"), style=f"white {style}" if style else None)
-    return line
+def largest_influence(texts: Sequence[CandidateText]) -> float:
+    """Return the largest |influence| of any piece, which the shades are relative to."""
+    return max((abs(piece.influence) for text in texts for piece in text.pieces), default=0.0)
 
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; background: #fff }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #cfd6e0; border-radius: 6px; padding: .7rem }}
-table {{ border-collapse: collapse }} td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; font-variant-numeric: tabular-nums }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem; color: #1c2430; background: #fff }}
+pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #cfd6e0;
+  border-radius: 6px; padding: .7rem }}
+table {{ border-collapse: collapse }}
+td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; font-variant-numeric: tabular-nums }}
 </style></head><body>
 <h1>{title}</h1>
-<p><strong>{verdict}.</strong> {sentence}</p>
-<table><tr><th>removed</th><th>nats that go</th><th>with as many random</th></tr>{curve}</table>
-<h2>The strongest sequences</h2>
+<p><strong>{cause}</strong> {sentence}</p>
+<table><tr><th>sequences removed</th><th>the loss falls by (nats)</th>
+<th>with as many random ones</th></tr>{curve}</table>
+<h2>The most influential sequences</h2>
 <p>Red raises the spike, blue lowers it.</p>
 {candidates}
 </body></html>
 """
 
 
-def page(
-    document: dict[str, Any], shown: Sequence[tuple[dict[str, Any], list[tuple[str, float]]]]
-) -> str:
-    """The result as one HTML page; everything from the corpus is escaped."""
-    largest = max((abs(v) for _, parts in shown for _, v in parts), default=0.0)
-    blocks = []
-    for each, parts in shown:
-        spans = []
-        for text, value in parts:
-            shade = _shade(value, largest)
-            colour = f"rgba({'214,69,65' if shade > 0 else '52,106,191'},{0.75 * abs(shade):.2f})"
-            spans.append(
-                f'<span style="background:{colour}" title="{value:+.3g}'
-                f' nats">{html.escape(text)}</span>'
-            )
-        where = html.escape(
-            f"batch {each['step']}, slot {each['slot']}, sequence {each['sequence']}:"
-            f" {each['source']} {visible(str(each['path']))}"
-        )
-        influence = (
-            f", influence {each['influence']:+.4f} nats" if each["influence"] is not None else ""
-        )
-        blocks.append(f"<h3>{where}{influence}</h3>\n<pre>{''.join(spans)}</pre>")
-    rows = "".join(
-        f"<tr><td>{p['removed']}</td><td>{p['taken']:.4f}</td><td>{'–' if p['random'] is None else format(p['random'], '.4f')}</td></tr>"
-        for p in document["deletion_curve"]
-    )
-    title = html.escape(f"Blame: {document['run']}, step {document['spike']['step']}")
+def html_page(result: BlameResult, texts: Sequence[CandidateText]) -> str:
+    """Write the result as one HTML page; everything from the corpus is escaped."""
+    largest = largest_influence(texts)
     return PAGE.format(
-        title=title,
-        verdict=html.escape(document["verdict"]),
-        sentence=html.escape(document["sentence"] or ""),
-        curve=rows,
-        candidates="\n".join(blocks),
+        title=html.escape(f"Blame: {result.run}, step {result.spike.step}"),
+        cause=html.escape(cause(result.verdict)),
+        sentence=html.escape(result.sentence),
+        curve="".join(_curve_row(point) for point in result.deletion_curve),
+        candidates="\n".join(_candidate_block(text, largest) for text in texts),
+    )
+
+
+def _curve_row(point: CurvePoint) -> str:
+    random = "–" if point.random is None else format(point.random, ".4f")
+    removed = f"{point.excess_removed:.4f}"
+    return f"<tr><td>{point.removed}</td><td>{removed}</td><td>{random}</td></tr>"
+
+
+def _candidate_block(text: CandidateText, largest: float) -> str:
+    candidate = text.candidate
+    title = html.escape(
+        f"batch {candidate.step}, slot {candidate.slot}, sequence {candidate.sequence}:"
+        f" {candidate.source} {visible(str(candidate.path))}"
+    )
+    influence = (
+        f", influence {candidate.influence:+.4f} nats" if candidate.influence is not None else ""
+    )
+    spans = "".join(_span(piece, largest) for piece in text.pieces)
+    return f"<h3>{title}{influence}</h3>\n<pre>{spans}</pre>"
+
+
+def _span(piece: Piece, largest: float) -> str:
+    darkness = shade(piece.influence, largest)
+    rgb = "214,69,65" if darkness > 0 else "52,106,191"
+    return (
+        f'<span style="background:rgba({rgb},{0.75 * abs(darkness):.2f})"'
+        f' title="{piece.influence:+.3g} nats">{html.escape(piece.text)}</span>'
     )

@@ -1,13 +1,13 @@
-"""Real replays of the window with something taken away, or altered: what is left of the excess?
+"""Real replays of the window with something removed or altered: what is left of the excess?
 
-    replays.without(removal)        sequences or spans of targets: before S they weigh 0, the denominator kept;
-                                    in batch S itself each gives way to an ordinary target, ℓ(P; θ)
-                                    + the usual gap
+    replays.without(removal)        targets before S weigh 0, the denominator kept; in batch S
+                                    itself each gives way to one of ordinary loss, ℓ(P; θ) + the
+                                    usual gap
     replays.along(start, stream, …)  other data, another policy
-    replays.from_state(...)         the same batches from another state
+    replays.from_state(…)            the same batches from another state
 
-A replay begins at the first step that differs, from the control's own state there; what was
-replayed once is known.
+A replay begins at the first step that differs, from the control's own state there; no removal is
+replayed twice. S is the spike's step, P the probe sequences.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from forensics.step.batch import Batch, BatchStream
 from forensics.step.policy import Policy
 from forensics.step.state import TrainState
 from forensics.train.advance import fold
-from replay.blame.excess import Control, root
+from replay.blame.excess import WindowControl, root
 from replay.interventions import row_removal
 from replay.interventions.rows import Slot, put
 
-Removal = frozenset[Slot]
+SlotSet = frozenset[Slot]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExcessLeft:
     """What is left of the excess, in nats."""
 
     data: float
@@ -41,82 +41,100 @@ class Outcome:
 
     @property
     def total(self) -> float:
+        """Return data and state part together, nats."""
         return self.data + self.state
 
 
-class Replays:
-    """Replays of one window. `replays` counts those that trained at least one step, `steps` their
-    steps.
-    """
+@dataclass(frozen=True)
+class DocumentStretch:
+    """The targets of one document within a sequence."""
 
-    def __init__(self, control: Control, did: Callable[[int, str], None]) -> None:
+    document: int  # −1: an intervention made the sequence
+    slot: Slot
+
+
+class WindowReplays:
+    """Replays of one window; `replays` counts those that train a step, `steps` their steps."""
+
+    def __init__(self, control: WindowControl, on_step: Callable[[int, str], None]) -> None:
         self.control = control
         self.run = control.run
         self.excess = control.excess.total
-        self._did = did
-        self._known: dict[tuple[Removal, bool], Outcome] = {
-            (frozenset(), False): Outcome(control.excess.data, control.excess.state)
+        self._on_step = on_step
+        self._cache: dict[tuple[SlotSet, bool], ExcessLeft] = {
+            (frozenset(), False): ExcessLeft(control.excess.data, control.excess.state)
         }
         self.replays = 0
         self.steps = 0
 
     def row(self, step: int, slot: int) -> Slot:
-        """A whole sequence of the window."""
+        """Return a whole sequence of the window."""
         return Slot(step, slot, 0, self.control.batch.weight.shape[1])
 
     def rows(self, steps: Iterable[int]) -> list[Slot]:
-        """Every sequence of these batches that weighs anything."""
-        found = []
+        """List every sequence of these batches that weighs anything."""
+        rows = []
         for step in steps:
             weighs = self.run.stream(step).weight.sum(1) > 0
-            found += [self.row(step, slot) for slot in weighs.nonzero()[:, 0].tolist()]
-        return found
+            rows += [self.row(step, slot) for slot in weighs.nonzero()[:, 0].tolist()]
+        return rows
+
+    def document_stretches(self, row: Slot) -> list[DocumentStretch]:
+        """Cut a row, or a stretch of it, at the bounds of its documents."""
+        batch = self.run.stream(row.step)
+        one_row = dataclasses.replace(batch, sequence=batch.sequence[row.slot : row.slot + 1])
+        stretches = []
+        for span in self.run.batches.provenance(one_row)[0]:
+            # target t is token t + 1
+            low, high = max(span.start - 1, row.first), min(span.stop - 1, row.last)
+            if low < high:
+                slot = dataclasses.replace(row, first=low, last=high)
+                stretches.append(DocumentStretch(span.document, slot))
+        return stretches or [DocumentStretch(-1, row)]
 
     def cost(self, removal: Iterable[Slot]) -> int:
-        """Steps that a replay without these takes; 0 where it is known."""
-        own = frozenset(removal)
-        return 0 if (own, False) in self._known else self.control.last - self.first_step(own)
+        """Count the steps that a replay without these takes; 0 where it is known already."""
+        slots = frozenset(removal)
+        return 0 if (slots, False) in self._cache else self.control.last - self.first_step(slots)
 
     def first_step(self, removal: Iterable[Slot]) -> int:
-        return min((s.step for s in removal), default=self.control.last)
+        """Return the first step that the removal touches; S where it is empty."""
+        return min((slot.step for slot in removal), default=self.control.last)
 
-    def without(self, removal: Iterable[Slot], note: str = "", replaced: bool = False) -> Outcome:
-        """The excess without these; `replaced`: rows before S give way to ones drawn after the
-        run's end instead.
-        """
-        own = frozenset(removal)
-        key = (own, replaced and self.first_step(own) < self.control.last)
-        if key not in self._known:
-            S = self.control.last
-            if (
-                self.first_step(own) == S
-            ):  # batch S moves nothing before its own loss: θ_S is as it was
-                self._known[key] = self._of(
-                    self.control.ce, self.control.batch, self.control.probe[S], self._gone(own)
-                )
-                return self._known[key]
-            before = [s for s in own if s.step < S]
-            stream = (
-                self._replaced(before)
-                if replaced
-                else row_removal.removed(
-                    self.run.stream,
-                    self.run,
-                    row_removal.Removal(before, frozenset()),
-                    "mask",
-                    S,
-                )
-            )
-            end = self._advanced(
-                self.control.state(self.first_step(own)), stream, self.run.policy, S, note
-            )
-            self._known[key] = self._measured(end.params, self.control.batch, self._gone(own))
-        return self._known[key]
+    def without(
+        self, removal: Iterable[Slot], note: str = "", replaced: bool = False
+    ) -> ExcessLeft:
+        """Measure the excess without these targets.
 
-    def _replaced(self, rows: Iterable[Slot]) -> BatchStream:
-        """The stream in which these rows are those of the batches after the run's end, the same
-        ones every time.
+        `replaced`: rows before S give way to ones drawn after the run's end instead.
         """
+        slots = frozenset(removal)
+        key = (slots, replaced and self.first_step(slots) < self.control.last)
+        if key not in self._cache:
+            self._cache[key] = self._replayed(slots, note, replaced)
+        return self._cache[key]
+
+    def _replayed(self, removal: SlotSet, note: str, replaced: bool) -> ExcessLeft:
+        control, S = self.control, self.control.last
+        if self.first_step(removal) == S:
+            # batch S moves nothing before its own loss: θ_S is as it was
+            return self._left(
+                control.ce, control.batch, control.probe[S], self._removed_targets(removal)
+            )
+        before = [slot for slot in removal if slot.step < S]
+        stream = (
+            self._with_other_rows(before)
+            if replaced
+            else row_removal.removed(
+                self.run.stream, self.run, row_removal.Removal(before, frozenset()), "mask", S
+            )
+        )
+        start = control.state(self.first_step(removal))
+        end = self._advanced(start, stream, self.run.policy, S, note)
+        return self._measured(end.params, control.batch, self._removed_targets(removal))
+
+    def _with_other_rows(self, rows: Iterable[Slot]) -> BatchStream:
+        """Return the stream in which these rows come from after the run's end, always the same."""
         by_step: dict[int, list[int]] = {}
         for row in rows:
             by_step.setdefault(row.step, []).append(row.slot)
@@ -125,27 +143,35 @@ class Replays:
             batch = self.run.stream(step)
             if step not in by_step:
                 return batch
-            at = torch.tensor(sorted(set(by_step[step])))
+            index = torch.tensor(sorted(set(by_step[step])))
             fresh = self.other_batch(step)
-            taken = Batch(fresh.tokens[at], fresh.weight[at], fresh.denominator, fresh.sequence[at])
-            return put(batch, at.tolist(), taken)
+            replacement = Batch(
+                fresh.tokens[index],
+                fresh.weight[index],
+                fresh.denominator,
+                fresh.sequence[index],
+            )
+            return put(batch, index.tolist(), replacement)
 
         return altered
 
     def other_batch(self, step: int, draw: int = 0) -> Batch:
-        """A batch that stands in for that of `step`: one drawn after the run's end, or, where the
-        order ends there,
-        one from before the window. Errors: missing."""
+        """Return a batch that stands in for that of `step`.
+
+        It is drawn after the run's end or, where the order ends there, comes from before the
+        window. Errors: missing.
+        """
         length = self.control.last + 1 - self.control.begin
+        end = root(self.run).header.steps
         try:
-            return self.run.stream(
-                root(self.run).header.steps + step - self.control.begin + draw * length
-            )
+            return self.run.stream(end + step - self.control.begin + draw * length)
         except ForensicsError:
             return self.run.stream(step - (draw + 1) * length)
 
-    def taken(self, removal: Iterable[Slot], note: str = "", replaced: bool = False) -> float:
-        """Nats of the excess that go with these."""
+    def excess_removed(
+        self, removal: Iterable[Slot], note: str = "", replaced: bool = False
+    ) -> float:
+        """Return the nats of the excess that go with these targets; −inf where none do."""
         left = self.without(removal, note, replaced).total
         return self.excess - left if math.isfinite(left) else -math.inf
 
@@ -155,23 +181,25 @@ class Replays:
         stream: BatchStream | None = None,
         policy: Policy | None = None,
         note: str = "",
-    ) -> Outcome:
-        """The excess along another stream or policy from a state of the window on; batch S is the
-        stream's own.
+    ) -> ExcessLeft:
+        """Measure the excess along another stream or policy from a state of the window on.
+
+        Batch S is the stream's own.
         """
         S, stream = self.control.last, stream or self.run.stream
         end = self._advanced(start, stream, policy or self.run.policy, S, note)
         return self._measured(end.params, stream(S), None)
 
-    def from_state(self, state: TrainState, first: int, note: str = "") -> Outcome:
-        """The batches first … S from another state, by the policy that holds there: the excess over
-        that state's own.
+    def from_state(self, state: TrainState, first: int, note: str = "") -> ExcessLeft:
+        """Measure the excess of batches first … S from another state, over that state's own.
+
+        The policy is the one that holds at that state.
         """
-        at, S = state.counters.step, self.control.last
-        before = self.control.probe_loss(state.params)
-        shifted = _shifted(self.run.stream, first - at)
-        end = self._advanced(state, shifted, self.run.policy, at + S - first, note)
-        return self._measured(end.params, self.control.batch, None, before)
+        start, S = state.counters.step, self.control.last
+        probe_before = self.control.probe_loss(state.params)
+        shifted = _shifted(self.run.stream, first - start)
+        end = self._advanced(state, shifted, self.run.policy, start + S - first, note)
+        return self._measured(end.params, self.control.batch, None, probe_before)
 
     def _advanced(
         self, start: TrainState, stream: BatchStream, policy: Policy, stop: int, note: str
@@ -182,47 +210,44 @@ class Replays:
 
         def after(state: TrainState, result: object) -> None:
             self.steps += 1
-            self._did(1, note)
+            self._on_step(1, note)
 
         return fold(start.clone(), stream, policy, stop, self.run.model, after=after)
 
-    def _gone(self, removal: Removal) -> Tensor | None:
-        """(B, T) targets of batch S that are taken away."""
-        S = self.control.last
-        own = [s for s in removal if s.step == S]
-        if not own:
+    def _removed_targets(self, removal: SlotSet) -> Tensor | None:
+        """Mark the targets (B, T) of batch S that are removed; None where none is."""
+        in_spike = [slot for slot in removal if slot.step == self.control.last]
+        if not in_spike:
             return None
-        gone = torch.zeros(self.control.batch.weight.shape, dtype=torch.bool)
-        for slot in own:
-            gone[slot.slot, slot.first : slot.last] = True
-        return gone
+        removed = torch.zeros(self.control.batch.weight.shape, dtype=torch.bool)
+        for slot in in_spike:
+            removed[slot.slot, slot.first : slot.last] = True
+        return removed
 
     def _measured(
         self,
         params: dict[str, Tensor],
         batch: Batch,
-        gone: Tensor | None,
-        before: float | None = None,
-    ) -> Outcome:
-        control = self.control
-        return self._of(
-            control.token_losses(params, batch), batch, control.probe_loss(params), gone, before
-        )
+        removed: Tensor | None,
+        probe_before: float | None = None,
+    ) -> ExcessLeft:
+        ce, probe = self.control.token_losses(params, batch), self.control.probe_loss(params)
+        return self._left(ce, batch, probe, removed, probe_before)
 
-    def _of(
+    def _left(
         self,
         ce: Tensor,
         batch: Batch,
         probe: float,
-        gone: Tensor | None,
-        before: float | None = None,
-    ) -> Outcome:
-        known = self.control.excess
-        ordinary = probe + known.usual_gap
-        if gone is not None:
-            ce = ce.masked_fill(gone, ordinary)
-        before = known.probe_before if before is None else before
-        return Outcome(self.control.loss_of(ce, batch) - ordinary, probe - before)
+        removed: Tensor | None,
+        probe_before: float | None = None,
+    ) -> ExcessLeft:
+        excess = self.control.excess
+        ordinary = probe + excess.usual_gap
+        if removed is not None:
+            ce = ce.masked_fill(removed, ordinary)
+        before = excess.probe_before if probe_before is None else probe_before
+        return ExcessLeft(self.control.loss_of(ce, batch) - ordinary, probe - before)
 
 
 def _shifted(stream: BatchStream, by: int) -> BatchStream:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table, visible, warn
 from forensics.cli.progress_bar import bar
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from replay.blame.influence_text import CandidateText
+    from replay.blame.result import BlameResult, UpdateBlame
+
 BAR = 30  # characters of the longest bar of the deletion curve
+COLOURED = 3  # candidates whose text is shown
+DOCUMENTS = 8  # rows of the table of documents
+TENSORS, STALE = 6, 3  # rows of the tables of tensors
 
 
 @click.command(
@@ -27,8 +37,8 @@ BAR = 30  # characters of the longest bar of the deletion curve
     type=click.IntRange(min=1),
     metavar="K",
     help=(
-        "Steps before it that are gone into; left out, those of the last 16 in which the model"
-        " became worse."
+        "Look at the K steps before it; left out, at those of the last 16 in which the model became"
+        " worse."
     ),
 )
 @click.option(
@@ -48,15 +58,14 @@ BAR = 30  # characters of the longest bar of the deletion curve
 )
 @click.option(
     "--float64",
-    "wide",
     is_flag=True,
-    help="Metagradient in float64, where float32 is ill-conditioned.",
+    help="Compute the metagradient in float64, where float32 is ill-conditioned.",
 )
 @click.option(
     "--html",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="The suspects' text, coloured, as a page.",
+    help="Write the suspects' text, coloured, as a page.",
 )
 @click.option("--force", is_flag=True, help="Blame a step that no detector calls a spike.")
 def blame(
@@ -66,155 +75,181 @@ def blame(
     method: str,
     placebos: int | None,
     tokens: bool,
-    wide: bool,
+    float64: bool,
     html: Path | None,
     force: bool,
 ) -> int:
-    """Which step, sequence, document, token and tensor made a spike; proved by replay against
-    random removals.
-    """
-    from replay.blame.investigate import blame as go
+    """Find the step, sequence, document, token and tensor that caused a spike, proved by replay."""
+    from forensics.store.writer import write_atomic
+    from replay.blame.influence_text import html_page
+    from replay.blame.investigate import BlameOptions, investigate
 
+    options = BlameOptions(
+        window=window,
+        method=method,  # type: ignore[arg-type]
+        placebos=placebos,
+        precision="float64" if float64 else "float32",
+        tokens=tokens,
+        force=force,
+    )
     with bar(f"blame of {run}") as progress:
-        document = go(
-            runs_folder(),
-            run,
-            spike,
-            window=window,
-            method=method,
-            placebos=placebos,
-            tokens=tokens,
-            force=force,
-            precision="float64" if wide else "float32",
-            progress=progress,
-            page=html,
-        )
-    coloured = document.pop("coloured")
-    emit(document, lambda: tell(document, coloured))
-    if document["interrupted"]:
+        investigation = investigate(runs_folder(), run, spike, options, progress)
+    result = investigation.result
+    texts = [investigation.candidate_text(candidate) for candidate in result.candidates]
+    if html is not None:
+        write_atomic(html, html_page(result, texts).encode())
+    emit(result, lambda: tell(result, texts[:COLOURED]))
+    if result.interrupted:
         warn("interrupted: this is what was known by then")
-    return 130 if document["interrupted"] else 0
+    return 130 if result.interrupted else 0
 
 
-def tell(d: dict[str, Any], coloured: list[list[tuple[str, float]]]) -> None:
-    """The result as a story, the verdict first."""
-    spike, excess = d["spike"], d["excess"]
-    if not d["control"]["bitwise"]:
-        say("TOLERANCE ONLY")
-    say(f"{d['verdict'].upper()}. {d['sentence']}")
-    if spike["words"]:
-        say(spike["words"])
-    size = f", {spike['sigma']:.1f}σ" if spike["sigma"] is not None else ""
-    say(
-        f"\nstep {spike['step']}: loss {spike['value']:.3f}{size}; control: {d['control']['level']}"
-        f" ({d['control']['sentence']})"
-    )
-    say(
-        f"excess {_nats(excess['total'])} = data part {_nats(excess['data'])} + state part"
-        f" {_nats(excess['state'])}, on {d['probes']}, window {d['window'][0]}:{d['window'][1]}"
-    )
-    for note in d["notes"]:
-        say(f"note: {note}")
-    if d["condition"] and d["condition"]["ok"]:
-        say(d["condition"]["sentence"])
-    _tell_curve(d)
-    _tell_candidates(d, coloured)
-    _tell_tensors(d)
-    say(f"\n{d['replays']} replays of {d['steps_replayed']:,} steps, {d['seconds']:.0f} s")
+def tell(result: BlameResult, texts: Sequence[CandidateText]) -> None:
+    """Tell the result as a story, the verdict first; `texts` of the first candidates."""
+    from replay.blame.sentences import cause, excess_sentence
 
-
-def _tell_curve(d: dict[str, Any]) -> None:
-    if not d["deletion_curve"]:
-        return
-    say("\nremoved together: nats of the excess that go (█), and with as many random ones (░)")
-    largest = max((p["taken"] for p in d["deletion_curve"]), default=0.0)
-    for p in d["deletion_curve"]:
-        random = p["random"] or 0.0
+    spike = result.spike
+    if not result.control.bitwise:
         say(
-            f"{p['removed']:>6}  {p['taken']:>8.3f} {_bar(p['taken'], largest, '█'):<{BAR}} "
-            f" {random:>8.3f} {_bar(random, largest, '░')}".rstrip()
+            "TOLERANCE ONLY: the replayed window is not the recorded one bit for bit, so no number"
+            " below is better than that gap."
         )
+    say(f"{cause(result.verdict)} {result.sentence}")
+    if spike.remark:
+        say(spike.remark)
+    height = f", {spike.sigma:.1f}σ above the steps before" if spike.sigma is not None else ""
+    say(f"\nStep {spike.step}: loss {spike.value:.3f} nats/token{height}.")
+    say(f"Control ({result.control.level}): {result.control.sentence}.")
+    say(excess_sentence(result.excess, spike.step))
+    first, last = result.window
+    say(
+        f"Causes were looked for in batches {first} to {last}; the model is measured on"
+        f" {result.probes}."
+    )
+    for note in result.notes:
+        say(f"Note: {note}")
+    if result.condition is not None and result.condition.ok:
+        say(result.condition.sentence)
+    _tell_curve(result)
+    _tell_candidates(result)
+    _tell_text(texts)
+    if result.tensors is not None:
+        _tell_update(result.tensors)
+    say(
+        f"\n{result.replays} replays, {result.steps_replayed:,} training steps in all,"
+        f" {result.seconds:.0f} s."
+    )
+
+
+def _tell_curve(result: BlameResult) -> None:
+    if not result.deletion_curve:
+        return
+    say(
+        f"\nNats by which the loss of step {result.spike.step} falls when the most influential"
+        " sequences are removed together (█), and with as many random ones (░)"
+    )
+    largest = max(point.excess_removed for point in result.deletion_curve)
+    for point in result.deletion_curve:
+        removed, random = point.excess_removed, point.random or 0.0
+        by_influence = f"{removed:>8.3f} {_bar(removed, largest, '█'):<{BAR}}"
+        at_random = f"{random:>8.3f} {_bar(random, largest, '░')}"
+        say(f"{point.removed:>6}  {by_influence}  {at_random}".rstrip())
 
 
 def _bar(value: float, largest: float, mark: str) -> str:
     return mark * round(BAR * min(value, largest) / largest) if largest > 0 and value > 0 else ""
 
 
-def _tell_candidates(d: dict[str, Any], coloured: list[list[tuple[str, float]]]) -> None:
-    if not d["candidates"]:
+def _tell_candidates(result: BlameResult) -> None:
+    if not result.candidates:
         return
-    say("\nstrongest sequences")
-    rows = [
+    say(
+        "\nMost influential sequences. influence: nats of the spike that go with the sequence, by"
+        " the gradient; replayed: that really go when it alone is removed"
+    )
+    table(
+        ["step", "slot", "sequence", "part", "influence", "replayed", "source", "document"],
         [
-            c["step"],
-            c["slot"],
-            c["sequence"],
-            c["part"],
-            c["influence"],
-            c["replayed_effect"],
-            c["source"],
-            c["path"],
-        ]
-        for c in d["candidates"]
-    ]
-    table(["step", "slot", "sequence", "part", "influence", "replayed", "source", "document"], rows)
-    say("\nby document")
+            [c.step, c.slot, c.sequence, c.part, c.influence, c.replayed_effect, c.source, c.path]
+            for c in result.candidates
+        ],
+    )
+    say("\nInfluence by document (nats)")
     table(
         ["document", "source", "path", "influence", "sequences"],
         [
-            [r["document"], r["source"], r["path"], r["influence"], r["sequences"]]
-            for r in d["documents"][:8]
+            [d.document, d.source, d.path, d.influence, d.sequences]
+            for d in result.documents[:DOCUMENTS]
         ],
     )
-    say("\nby source")
+    say("\nInfluence by source (nats)")
     table(
         ["source", "influence", "documents"],
-        [[s["source"], s["influence"], s["documents"]] for s in d["sources"]],
+        [[s.source, s.influence, s.documents] for s in result.sources],
     )
-    _tell_text(d, coloured)
 
 
-def _tell_text(d: dict[str, Any], coloured: list[list[tuple[str, float]]]) -> None:
+def _tell_text(texts: Sequence[CandidateText]) -> None:
     from rich.console import Console
 
-    from replay.blame.influence_text import coloured as shaded
+    from replay.blame.influence_text import largest_influence
 
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-    largest = max((abs(v) for parts in coloured for _, v in parts), default=0.0)
-    say("\nwhat the strongest say (red raises the spike, blue lowers it)")
-    for each, parts in zip(d["candidates"], coloured):
-        say(
-            f"— batch {each['step']}, slot {each['slot']}, {each['source']}"
-            f" {visible(str(each['path']))}"
-        )
-        console.print(shaded(parts, largest), markup=False, emoji=False)
-
-
-def _tell_tensors(d: dict[str, Any]) -> None:
-    t = d["tensors"]
-    if t is None:
+    if not texts:
         return
-    probe = (
-        f"the probes' loss by {_nats(t['rise_probe'])} and " if t["rise_probe"] is not None else ""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    largest = largest_influence(texts)
+    say("\nText of the most influential sequences: red raises the spike, blue lowers it")
+    for text in texts:
+        candidate = text.candidate
+        path = visible(str(candidate.path))
+        say(f"— batch {candidate.step}, slot {candidate.slot}, {candidate.source} {path}")
+        console.print(coloured(text, largest), markup=False, emoji=False)
+
+
+def coloured(text: CandidateText, largest: float) -> Text:
+    """Colour a candidate's text for the terminal; the corpus is never read as markup."""
+    from rich.text import Text
+
+    from replay.blame.influence_text import shade
+
+    line = Text()
+    for piece in text.pieces:
+        darkness = shade(piece.influence, largest)
+        channel = 2 * int(90 * abs(darkness))
+        if abs(darkness) < 0.15:
+            style = None
+        elif darkness > 0:
+            style = f"white on rgb({40 + channel},30,30)"
+        else:
+            style = f"white on rgb(30,40,{40 + channel})"
+        line.append(piece.text.replace("\n", "⏎"), style=style)
+    return line
+
+
+def _tell_update(update: UpdateBlame) -> None:
+    from replay.blame.sentences import nats
+
+    probes = (
+        f"the loss on the probe sequences by {nats(update.rise_probe, signed=True)} nats and "
+        if update.rise_probe is not None
+        else ""
     )
     say(
-        f"\nupdate {t['update']} moved {probe}that of batch {d['spike']['step']} by"
-        f" {_nats(t['rise_batch'])}; by tensor"
+        f"\nUpdate {update.update} changed {probes}that of batch {update.batch} by"
+        f" {nats(update.rise_batch, signed=True)}. By tensor: what its part does alone, and all"
+        " others without it"
     )
     table(
-        ["tensor", "alone: probes", "alone: batch", "all but it: probes"],
+        ["tensor", "alone: probes", "alone: batch", "without: probes"],
         [
-            [r["tensor"], r["alone_probe"], r["alone_batch"], r["without_probe"]]
-            for r in t["tensors"][:6]
+            [effect.tensor, effect.alone_probe, effect.alone_batch, effect.without_probe]
+            for effect in update.tensors[:TENSORS]
         ],
     )
-    stale = [s for s in t["stale"] if s["times"]][:3]
+    stale = [tensor for tensor in update.stale if tensor.times][:STALE]
     if stale:
+        say("\nSecond moments furthest out of date")
         table(
-            ["second moment", "staleness", "before", "at step", "rms_t"],
-            [[s["tensor"], s["staleness"], s["usual"], s["step"], s["rms_t"]] for s in stale],
+            ["tensor", "staleness", "before", "at step", "rms_t"],
+            [[s.tensor, s.staleness, s.usual, s.step, s.rms_t] for s in stale],
         )
-
-
-def _nats(x: float | None) -> str:
-    return "–" if x is None else f"{x:+.3f}"

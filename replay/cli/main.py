@@ -11,11 +11,10 @@ from forensics.cli.console import Program, emit, runs_folder, say, table, warn
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
 from forensics.state_name import parse_state
-from replay.cli import output
+from replay.cli import output, step_output
 from replay.cli.blame import blame
 from replay.cli.boost import boost
 from replay.cli.fork_options import ForkCommand, from_flags, steps
-from replay.step.perfetto import write_perfetto
 
 
 @click.group(cls=Program, name="replay", example="replay verify demo 390 410")
@@ -370,14 +369,15 @@ def state(state: str, dest: Path) -> None:
     help="Rows shown of each table.",
 )
 def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
-    """One step under the microscope, event by event, beside the step before."""
-    from replay.step import trace as microscope
+    """Look inside one step, event by event, beside the step before."""
+    from replay.step.perfetto import write_perfetto
+    from replay.step.trace import trace as trace_step
 
     with bar("taking the update apart", "tensors") as progress:
-        document = microscope.trace(runs_folder(), run, step, progress)
+        result = trace_step(runs_folder(), run, step, progress)
     if perfetto is not None:
-        write_perfetto(document, perfetto)
-    emit(document, lambda: output.trace(document, top))
+        write_perfetto(result, perfetto)
+    emit(result, lambda: step_output.trace(result, top))
 
 
 @main.command(
@@ -408,16 +408,13 @@ def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
     help="Heads shown; --json has all.",
 )
 def attention(run: str, step: int, slot: int | None, at: str | None, lens: bool, top: int) -> None:
-    """One sequence through every head before, at and after a step; what each layer would have
-    predicted.
-    """
-    from replay.step.attention import attention as go
+    """Follow one sequence through every head before, at and after a step, and the logit lens."""
+    from replay.step.attention import attention as study_attention
 
     with bar("replaying", "states") as progress:
-        document = go(
-            runs_folder(), run, step, slot, steps(at, "--states") if at else None, lens, progress
-        )
-    emit(document, lambda: output.attention(document, top))
+        states = steps(at, "--states") if at else None
+        study = study_attention(runs_folder(), run, step, slot, states, lens, progress)
+    emit(study, lambda: step_output.attention(study, top))
 
 
 main.add_command(blame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from forensics.cli.console import cell, say, table
 
@@ -203,71 +203,3 @@ def scan(result: ScanResult, per_sequence: bool, top: int) -> None:
         ["step", "slot", "loss", "grad_norm"] if per_sequence else ["step", "loss", "grad_norm"]
     )
     table(columns, [[getattr(row, c) for c in columns] for row in result.batches[:top]])
-
-
-def attention(a: dict[str, Any], top: int) -> None:
-    if False in a["exact"]:
-        say("TOLERANCE ONLY")
-    say(
-        f"{a['run']} batch {a['step']}, slot {a['slot']} (sequence {a['sequence']}), at the states"
-        f" {', '.join(map(str, a['states']))}"
-    )
-    say(
-        "\nlargest attention logit, and share of the attention that went elsewhere since the first"
-        " state"
-    )
-    heads = sorted(a["heads"], key=lambda h: -max(h["moved"]))[:top]
-    table(
-        ["head", *(f"logit @{s}" for s in a["states"]), *(f"moved @{s}" for s in a["states"][1:])],
-        [[f"L{h['layer']}.H{h['head']}", *h["logit_max"], *h["moved"][1:]] for h in heads],
-    )
-    if a["lens_loss"]:
-        say("\nlogit lens: loss read out after each layer")
-        table(
-            ["state", "embedding", *(f"L{i}" for i in range(len(a["lens_loss"][0]) - 1))],
-            [[s, *row] for s, row in zip(a["states"], a["lens_loss"])],
-        )
-    elif a["why"]:
-        say(f"\nno logit lens: {a['why']}")
-    say(f"\nkept in {a['file']}")
-
-
-def trace(t: dict[str, Any], top: int) -> None:
-    same = {
-        True: "the recorded step, bit for bit",
-        False: "NOT the recorded step: tolerance only",
-        None: "no digest was recorded",
-    }
-    say(f"{t['run']} step {t['step']} beside step {t['baseline']}: {same[t['exact']]}")
-    say("\nin order")
-    rows = []
-    for e in t["events"]:
-        if e["phase"] == "update":
-            continue
-        shown = "  ".join(
-            f"{n} {v:.4g}" + (f" ({e['ratio'][n]:.2f}×)" if e["ratio"].get(n) else "")
-            for n, v in e["values"].items()
-            if v is not None
-        )
-        rows.append([round(e["start"] * 1e3, 2), round(e["seconds"] * 1e3, 2), e["name"], shown])
-    table(["at ms", "ms", "event", "values (ratio to the step before)"], rows)
-    say("\nmoved most")
-    table(
-        ["event", "what", "value", "before", "ratio"],
-        [
-            [r["event"], r["what"], r["value"], r["baseline"], r["ratio"]]
-            for r in t["largest"][:top]
-        ],
-    )
-    blame = t["layer_blame"]
-    say(
-        f"\nupdate {t['baseline']} moved the loss of batch {t['step']} by"
-        f" {blame['rise_batch']:+.4f} (what the moments carried {blame['memory_batch']:+.4f}, what"
-        f" the data added {blame['data_batch']:+.4f})"
-    )
-    table(
-        ["tensor", "alone", "all but it"],
-        [[r["tensor"], r["alone_batch"], r["without_batch"]] for r in blame["tensors"][:top]],
-    )
-    say("\nalong the update")
-    table(["α", "batch", "probe"], [[r["alpha"], r["batch"], r["probe"]] for r in t["line_scan"]])

@@ -1,1 +1,1 @@
-"""Look inside one step: its trace, its update, its attention, and the artifacts that are kept of it."""
+"""Look inside one step: its trace, its update, its attention, and what is kept of them."""

@@ -1,9 +1,8 @@
-"""What a look at one step leaves in the run's folder, so that nobody computes it again: arrays, and
-what they are.
+"""What a look at one step leaves in the run's folder, so that nobody computes it again.
 
-write(token_losses_of(run.folder, 400), {"losses": losses_BT}, {"run": "demo", "step": 400, "exact":
-True}) about, arrays = read(token_losses_of(run.folder, 400))
-arrays("losses", 11)                 # the one row; of a large array only that is read
+    write(token_losses_of(run.folder, 400), {"losses": losses_BT}, {"run": "demo", "exact": True})
+    about, arrays = read(token_losses_of(run.folder, 400))
+    arrays("losses", 11)         # the one row; of a large array only that is read
 
 runs/<run>/looks/token-losses-<step>.safetensors · attention-<step>-<slot>.safetensors ·
 trace-<step>.json
@@ -14,40 +13,50 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from forensics.errors import ForensicsError
-from forensics.json_documents import dumps
+from forensics.result_records import ResultRecord
 from forensics.store.writer import write_atomic
 
 FOLDER = "looks"
 
 
+class Artifact(NamedTuple):
+    """What the arrays of a file are, and a function that reads one, or its part at indices."""
+
+    about: dict[str, Any]
+    array: Callable[..., np.ndarray]
+
+
 def token_losses_of(run: Path, step: int) -> Path:
+    """Return where the token losses of a batch lie in a run's folder."""
     return run / FOLDER / f"token-losses-{step}.safetensors"
 
 
 def attention_of(run: Path, step: int, slot: int) -> Path:
+    """Return where the attention of a sequence lies in a run's folder."""
     return run / FOLDER / f"attention-{step}-{slot}.safetensors"
 
 
 def trace_of(run: Path, step: int) -> Path:
+    """Return where the trace of a step lies in a run's folder."""
     return run / FOLDER / f"trace-{step}.json"
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
-    """Arrays and what they are, at once or not at all. Errors: storage."""
+    """Write arrays and what they are, at once or not at all. Errors: storage."""
     from safetensors.numpy import save
 
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    _write(path, save(whole, {"about": json.dumps(dict(about))}))
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    _write(path, save(contiguous, {"about": json.dumps(dict(about))}))
 
 
-def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON document. Errors: storage."""
-    _write(path, (dumps(document) + "\n").encode())
+def write_record(path: Path, record: ResultRecord) -> None:
+    """Write a record as a JSON document. Errors: storage."""
+    _write(path, record.to_json())
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -62,10 +71,8 @@ def _write(path: Path, content: bytes) -> None:
         ) from None
 
 
-def read(path: Path) -> tuple[dict[str, Any], Callable[..., np.ndarray]]:
-    """What the arrays are, and a function that reads one of them, or its part at leading indices.
-    Errors: integrity.
-    """
+def read(path: Path) -> Artifact:
+    """Read what the arrays of a file are; the arrays themselves when asked. Errors: integrity."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -76,13 +83,13 @@ def read(path: Path) -> tuple[dict[str, Any], Callable[..., np.ndarray]]:
             "integrity", f"{path.name} is damaged: {e}", "delete it; it is made again"
         ) from None
 
-    def array(name: str, *at: int) -> np.ndarray:
+    def array(name: str, *indices: int) -> np.ndarray:
         with safe_open(path, "np") as file:
-            found = (
-                file.get_slice(name)[tuple(slice(i, i + 1) for i in at)]
-                if at
+            part = np.asarray(
+                file.get_slice(name)[tuple(slice(i, i + 1) for i in indices)]
+                if indices
                 else file.get_tensor(name)
             )
-        return np.asarray(found).reshape(np.asarray(found).shape[len(at) :])
+        return part.reshape(part.shape[len(indices) :])
 
-    return about, array
+    return Artifact(about, array)

@@ -1,7 +1,6 @@
-"""What every head did on one sequence before, at and after a step; and what each layer would have
-predicted.
+"""What every head does on one sequence before, at and after a step; what each layer would predict.
 
-    document = attention(runs, "demo", 400)          # the worst sequence of batch 400 at states 384, 400 and 416
+    study = attention(runs, "demo", 400)     # the worst sequence of batch 400, at three states
 
 The states are the run's own, by replay. Scores and weights are those of the very decoder that
 trained; the logit lens goes through TransformerLens on a copy of each state. All of it is kept in
@@ -17,7 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,10 +31,32 @@ from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.train.advance import documents
 from forensics.train.run import Run
-from replay.lineage import open_trajectory, require_intact
+from replay.lineage import holder_of, open_trajectory, require_intact
 from replay.step import artifacts
+from replay.step.result import AttentionStudy, HeadAttention
 
 AROUND = 16  # steps from the step to the states before and after it
+# what the file of arrays says of them
+ABOUT = (
+    "run",
+    "step",
+    "slot",
+    "sequence",
+    "tokens",
+    "states",
+    "exact",
+    "block",
+    "lens",
+    "why",
+)
+
+
+class LensReading(NamedTuple):
+    """What the embedding and each layer would predict, (L+1, T)."""
+
+    loss: np.ndarray  # of the target, nats
+    top: np.ndarray  # the likeliest token
+    top_p: np.ndarray  # its probability
 
 
 def attention(
@@ -46,15 +67,13 @@ def attention(
     states: Sequence[int] | None = None,
     lens: bool = True,
     progress: ProgressCallback = silent,
-) -> dict[str, Any]:
-    """One sequence of batch `step` (that of the highest recorded loss) through every head at three
-    states.
+) -> AttentionStudy:
+    """Study one sequence of batch `step` (that of the highest recorded loss) at three states.
 
-    `states` are those before, at and after (16 steps apart, as far as the run goes). The document
-    holds, by head, the largest logit at each state and how far the weights moved from the first
-    state (half the mean of Σ|Δ| by query). Errors: usage, missing, integrity, storage.
+    `states` are those before, at and after the step, 16 steps apart, as far as the run goes.
+    Errors: usage, missing, integrity, storage.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     run = open_trajectory(runs, name)
     batch = run.batch_at(step)
     row = _worst(run, step) if slot is None else slot
@@ -64,52 +83,53 @@ def attention(
             f"wanted a slot of batch {step}, found {row}",
             f"it has slots 0 to {len(batch.tokens) - 1}",
         )
-    wanted = _states(run, step, states)
+    steps = _states(run, step, states)
     require_intact(run)
     tokens = batch.tokens[row]
-    seen: list[Patterns] = []
-    lenses: list[dict[str, np.ndarray]] = []
+    by_state: list[Patterns] = []
+    lenses: list[LensReading] = []
     exact: list[bool | None] = []
-    reason = None
-    for state in _at(run, wanted, progress):
+    why_no_lens = None
+    for state in _states_at(run, steps, progress):
         exact.append(is_recorded(run, state))
-        seen.append(_patterns(run, state, batch, row))
-        if lens and reason is None:
+        by_state.append(_patterns(run, state, batch, row))
+        if lens and why_no_lens is None:
             try:
-                lenses.append(_lens(run, state, tokens))
+                lenses.append(_read_lens(run, state, tokens))
             except ForensicsError as e:
-                reason = f"{e.message}; {e.hint}"
-    about = {
-        "run": name,
-        "step": step,
-        "slot": row,
-        "sequence": int(batch.sequence[row]),
-        "tokens": tokens.tolist(),
-        "states": wanted,
-        "exact": exact,
-        "block": seen[0].block,
-        "lens": bool(lenses) and reason is None,
-        "why": reason,
-    }
-    arrays = {
-        "scores": torch.stack([s.scores for s in seen]).numpy(),
-        "weights": torch.stack([s.weights for s in seen]).numpy(),
-    }
-    if about["lens"]:
-        arrays |= {f"lens_{key}": np.stack([each[key] for each in lenses]) for key in lenses[0]}
+                why_no_lens = f"{e.message}; {e.hint}"
+    read = bool(lenses) and why_no_lens is None
     path = artifacts.attention_of(run.folder, step, row)
-    artifacts.write(path, arrays, about)
-    return {
-        **about,
-        "heads": _by_head(seen),
-        "lens_loss": _mean_lens(lenses) if about["lens"] else None,
-        "file": str(path.relative_to(runs)),
-        "seconds": time.perf_counter() - began,
+    study = AttentionStudy(
+        run=name,
+        step=step,
+        slot=row,
+        sequence=int(batch.sequence[row]),
+        tokens=tuple(tokens.tolist()),
+        states=tuple(steps),
+        exact=tuple(exact),
+        block=by_state[0].block,
+        lens=read,
+        why=why_no_lens,
+        heads=_by_head(by_state),
+        lens_loss=_mean_lens(lenses) if read else None,
+        file=str(path.relative_to(runs)),
+        seconds=time.perf_counter() - started,
+    )
+    arrays = {
+        "scores": torch.stack([patterns.scores for patterns in by_state]).numpy(),
+        "weights": torch.stack([patterns.weights for patterns in by_state]).numpy(),
     }
+    if read:
+        for key in LensReading._fields:
+            by_state_lens = [getattr(reading, key) for reading in lenses]
+            arrays[f"lens_{key}"] = np.stack(by_state_lens)
+    artifacts.write(path, arrays, {key: getattr(study, key) for key in ABOUT})
+    return study
 
 
 def states_around(run: Run, step: int) -> list[int]:
-    """The states before, at and after a step, as far as the run goes."""
+    """List the states before, at and after a step, as far as the run goes."""
     lowest = 0 if run.parent is not None else run.header.first_step
     return sorted({max(lowest, step - AROUND), step, min(max(trained(run), step), step + AROUND)})
 
@@ -131,54 +151,53 @@ def _states(run: Run, step: int, states: Sequence[int] | None) -> list[int]:
 
 
 def trained(run: Run) -> int:
+    """Return the last state that the run has reached."""
     steps = run.table("steps", ["step"])["step"]
     return max(run.last_step(), steps[-1].as_py() + 1 if len(steps) else 0)
 
 
 def _worst(run: Run, step: int) -> int:
-    """The slot of the highest recorded loss; 0 where none was recorded."""
+    """Return the slot of the highest recorded loss; 0 where none was recorded."""
     import pyarrow.compute as pc
 
-    holder = run
-    while holder.parent is not None and step < holder.header.first_step:
-        holder = holder.parent
-    rows = holder.table("sequences", ["step", "slot", "loss"])
-    rows = rows.filter(pc.equal(rows["step"], step)).to_pylist()
-    return (
-        max(
-            rows,
-            key=lambda r: (r["loss"] is not None, not math.isfinite(r["loss"] or 0.0), r["loss"]),
-        )["slot"]
-        if rows
-        else 0
-    )
+    table = holder_of(run, step).table("sequences", ["step", "slot", "loss"])
+    rows = table.filter(pc.equal(table["step"], step)).to_pylist()
+
+    def badness(row: dict[str, Any]) -> tuple[bool, bool, float]:
+        """Rank a loss that is not finite above all others."""
+        return row["loss"] is not None, not math.isfinite(row["loss"] or 0.0), row["loss"]
+
+    return int(max(rows, key=badness)["slot"]) if rows else 0
 
 
-def _at(run: Run, steps: Sequence[int], progress: ProgressCallback) -> Iterator[TrainState]:
-    """The exact states in order, each going on from the one before where no checkpoint lies
-    between.
+def _states_at(run: Run, steps: Sequence[int], progress: ProgressCallback) -> Iterator[TrainState]:
+    """Yield the exact states in order.
+
+    Each goes on from the one before where no checkpoint lies between.
     """
     state: TrainState | None = None
     for i, step in enumerate(steps):
         progress(i, len(steps), f"state {step}")
-        onward = state is not None and state.counters.step >= run.header.first_step
-        if onward and run.checkpoint_before(step) <= state.counters.step:  # type: ignore[union-attr]
-            run.replay(state, step)  # type: ignore[arg-type]
+        if state is not None and _goes_on(run, state, step):
+            run.replay(state, step)
         else:
             state = run.state_at(step)
-        yield state  # type: ignore[misc]
+        yield state
     progress(len(steps), len(steps), "")
+
+
+def _goes_on(run: Run, state: TrainState, step: int) -> bool:
+    at = state.counters.step
+    return at >= run.header.first_step and run.checkpoint_before(step) <= at
 
 
 def is_recorded(run: Run, state: TrainState) -> bool | None:
     """Whether the state is the recorded one bit for bit; None where no digest was recorded."""
     import pyarrow.compute as pc
 
-    step, holder = state.counters.step, run
-    while holder.parent is not None and step < holder.header.first_step:
-        holder = holder.parent
-    rows = holder.table("steps", ["step", "state_digest"])
-    rows = rows.filter(pc.equal(rows["step"], step - 1))
+    step = state.counters.step
+    table = holder_of(run, step).table("steps", ["step", "state_digest"])
+    rows = table.filter(pc.equal(table["step"], step - 1))
     digest = rows["state_digest"][0].as_py() if rows.num_rows else None
     return None if digest is None else bool(digest == state.digest())
 
@@ -197,54 +216,55 @@ def _patterns(run: Run, state: TrainState, batch: Batch, row: int) -> Patterns:
 
 
 @torch.no_grad()
-def _lens(run: Run, state: TrainState, tokens_T1: Tensor) -> dict[str, np.ndarray]:
-    """Of the embedding and each layer (L+1, T): loss of the target in nats, the likeliest token and
-    its probability.
-    """
+def _read_lens(run: Run, state: TrainState, tokens_T1: Tensor) -> LensReading:
+    """Read the stream after the embedding and each layer out through the unembedding."""
     inputs, targets = tokens_T1[None, :-1], tokens_T1[1:]
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that library's own
         lens = bridge(state.params, run.shape, None, run.header.eot)
         _, cache = lens.run_with_cache(inputs)
-        stream = [
+        streams = [
             cache["blocks.0.hook_resid_pre"],
             *(cache[f"blocks.{i}.hook_resid_post"] for i in range(run.shape.layers)),
         ]
-        found: dict[str, list[Tensor]] = {"loss": [], "top": [], "top_p": []}
-        for x in stream:
-            normed, parts = lens.ln_final(x), []
+        losses, tops, top_ps = [], [], []
+        for stream in streams:
+            normed = lens.ln_final(stream)
+            loss, top, top_p = [], [], []
             for rows in chunks(len(targets)):
                 log_p = lens.unembed(normed[:, rows])[0].float().log_softmax(-1)
                 best = log_p.max(-1)
-                parts.append(
-                    (
-                        -log_p.gather(1, targets[rows, None])[:, 0],
-                        best.indices.int(),
-                        best.values.exp(),
-                    )
-                )
-            for key, column in zip(found, zip(*parts)):
-                found[key].append(torch.cat(column))
-    return {key: torch.stack(rows).numpy() for key, rows in found.items()}
+                loss.append(-log_p.gather(1, targets[rows, None])[:, 0])
+                top.append(best.indices.int())
+                top_p.append(best.values.exp())
+            losses.append(torch.cat(loss))
+            tops.append(torch.cat(top))
+            top_ps.append(torch.cat(top_p))
+    return LensReading(*(torch.stack(rows).numpy() for rows in (losses, tops, top_ps)))
 
 
-def _by_head(seen: list[Patterns]) -> list[dict[str, Any]]:
-    """Largest logit at each state, and how far the weights are from those of the first."""
-    L, H = seen[0].scores.shape[:2]
-    largest = [s.scores.amax((2, 3)) for s in seen]
-    moved = [(s.weights - seen[0].weights).abs().sum(-1).mean(-1) / 2 for s in seen]
-    return [
-        {
-            "layer": i,
-            "head": h,
-            "logit_max": [float(x[i, h]) for x in largest],
-            "moved": [float(x[i, h]) for x in moved],
-        }
-        for i in range(L)
-        for h in range(H)
-    ]
+def _by_head(by_state: list[Patterns]) -> tuple[HeadAttention, ...]:
+    """Find each head's largest logit at each state, and how far its weights moved.
+
+    That is half the mean of Σ|Δ| by query, against the first state.
+    """
+    first = by_state[0]
+    L, H = first.scores.shape[:2]
+    largest = [patterns.scores.amax((2, 3)) for patterns in by_state]
+    moved = [(p.weights - first.weights).abs().sum(-1).mean(-1) / 2 for p in by_state]
+    return tuple(
+        HeadAttention(
+            layer,
+            head,
+            tuple(float(logits[layer, head]) for logits in largest),
+            tuple(float(shares[layer, head]) for shares in moved),
+        )
+        for layer in range(L)
+        for head in range(H)
+    )
 
 
-def _mean_lens(lenses: list[dict[str, np.ndarray]]) -> list[list[float]]:
-    """By state, the mean loss read out of the embedding and after each layer, nats/token."""
-    return [[float(x) for x in each["loss"].mean(1, dtype=np.float64)] for each in lenses]
+def _mean_lens(lenses: list[LensReading]) -> tuple[tuple[float, ...], ...]:
+    """Average by state the loss read out of the embedding and after each layer, nats/token."""
+    means = (reading.loss.mean(1, dtype=np.float64) for reading in lenses)
+    return tuple(tuple(float(loss) for loss in by_layer) for by_layer in means)

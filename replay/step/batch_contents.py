@@ -2,72 +2,59 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
-from forensics.train.run import Run
-from replay.lineage import open_trajectory, require_intact
+from replay.lineage import holder_of, open_trajectory, require_intact
 from replay.step import artifacts
+from replay.step.result import BatchContents, DocumentPlace, SequenceContents
 
 
-def batch_at(runs: Path, name: str, step: int) -> dict[str, Any]:
-    """What a run's or fork's stream yields at `step`, highest recorded loss first. Errors:
-    missing.
+def batch_at(runs: Path, name: str, step: int) -> BatchContents:
+    """Return what a run's or fork's stream yields at `step`, highest recorded loss first.
+
+    Errors: missing.
     """
     import pyarrow.compute as pc
 
     run = open_trajectory(runs, name)
     batch = run.batch_at(step)
-    holder: Run = run
-    while holder.parent is not None and step < holder.header.first_step:
-        holder = holder.parent  # below the fork's start the rows are its ancestors'
-    rows = holder.table("sequences", ["step", "slot", "loss"])
-    rows = rows.filter(pc.equal(rows["step"], step))
+    table = holder_of(run, step).table("sequences", ["step", "slot", "loss"])
+    rows = table.filter(pc.equal(table["step"], step))
     losses = dict(zip(rows["slot"].to_pylist(), rows["loss"].to_pylist()))
-    sequences: list[dict[str, Any]] = []
+    sequences = []
     for slot, spans in enumerate(run.batches.provenance(batch)):
         tokens = batch.tokens[slot].tolist()
         sequences.append(
-            {
-                "slot": slot,
-                "sequence": int(batch.sequence[slot]),
-                "loss": losses.get(slot),
-                "weight": float(batch.weight[slot].sum()),
-                "text": run.corpus.decode(tokens),
-                "tokens": tokens,
-                "documents": [
-                    {
-                        "document": s.document,
-                        "source": s.source,
-                        "path": s.path,
-                        "offset": s.offset,
-                        "start": s.start,
-                        "stop": s.stop,
-                    }
-                    for s in spans
-                ],
-            }
+            SequenceContents(
+                slot=slot,
+                sequence=int(batch.sequence[slot]),
+                loss=losses.get(slot),
+                weight=float(batch.weight[slot].sum()),
+                text=run.corpus.decode(tokens),
+                tokens=tuple(tokens),
+                documents=tuple(
+                    DocumentPlace(
+                        span.document, span.source, span.path, span.offset, span.start, span.stop
+                    )
+                    for span in spans
+                ),
+            )
         )
-    sequences.sort(key=lambda s: -(s["loss"] if s["loss"] is not None else -1.0))
-    return {
-        "run": name,
-        "step": step,
-        "origin": batch.origin,
-        "interventions": run.header.interventions or [],
-        "sequences": sequences,
-    }
+    sequences.sort(key=lambda s: -(s.loss if s.loss is not None else -1.0))
+    interventions = tuple(run.header.interventions or [])
+    return BatchContents(name, step, batch.origin, interventions, tuple(sequences))
 
 
 def token_losses_at(
     runs: Path, name: str, step: int, progress: ProgressCallback = silent
-) -> dict[str, Any]:
-    """`batch_at` with the loss of every target (`token_losses`, T each), from the exact state by
-    replay.
+) -> BatchContents:
+    """Return `batch_at` with the loss of every target of each sequence, by replay.
 
-    Kept in the run's folder as (B, T) float32 (`replay.step.artifacts`); `exact`: the state's digest is the
-    recorded one, None where none was recorded. Errors: missing, integrity, storage.
+    Kept in the run's folder as (B, T) float32 (`replay.step.artifacts`). `exact`: the state's
+    digest is the recorded one, None where none was recorded. Errors: missing, integrity, storage.
     """
     from forensics.train.advance import token_losses
     from replay.step.attention import is_recorded, trained
@@ -81,21 +68,19 @@ def token_losses_at(
             "ask for an earlier batch",
         )
     require_intact(run)
-    holder: Run = run
-    while holder.parent is not None and step < holder.header.first_step:
-        holder = holder.parent
-    start = holder.checkpoint_before(step)
+    start = holder_of(run, step).checkpoint_before(step)
     state = run.state_at(step, lambda s, r: progress(s.counters.step - start, step - start + 1, ""))
-    losses = (
-        token_losses(state.params, batch, run.model, run.header.precision).float().cpu().numpy()
-    )
+    precision = run.header.precision
+    losses = token_losses(state.params, batch, run.model, precision).float().cpu().numpy()
     exact = is_recorded(run, state)
     artifacts.write(
         artifacts.token_losses_of(run.folder, step),
         {"losses": losses},
         {"run": name, "step": step, "exact": exact},
     )
-    document = batch_at(runs, name, step)
-    for sequence in document["sequences"]:
-        sequence["token_losses"] = losses[sequence["slot"]].tolist()
-    return document | {"exact": exact}
+    contents = batch_at(runs, name, step)
+    sequences = tuple(
+        replace(sequence, token_losses=tuple(losses[sequence.slot].tolist()))
+        for sequence in contents.sequences
+    )
+    return replace(contents, sequences=sequences, exact=exact)

@@ -13,32 +13,31 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
 from forensics.step.state import TrainState
-from forensics.train.advance import advance, token_losses
+from forensics.train.advance import take_step, token_losses
 from forensics.train.run import Run
 from replay.lineage import open_trajectory, require_intact
 from replay.step import artifacts
+from replay.step.result import StepTrace, TraceEvent
 from replay.step.step_watch import StepWatch, TimedDecoder
 from replay.step.trace_events import (
-    Event,
     backward_events,
-    compare_events,
+    beside_baseline,
+    clipping_event,
     forward_events,
-    largest_ratios,
+    largest_changes,
     loss_event,
-    share_time,
+    update_events,
 )
 from replay.step.update_split import layer_blame, line_scan, split_update
 
 
-def trace(runs: Path, name: str, step: int, progress: ProgressCallback = silent) -> dict[str, Any]:
-    """The events of `step`, each with the step before as its baseline, layer blame and line scan of
-    update step−1.
+def trace(runs: Path, name: str, step: int, progress: ProgressCallback = silent) -> StepTrace:
+    """Trace `step` beside the step before, and take the update in between apart.
 
     Kept as `looks/trace-<step>.json` in the run's folder. Errors: usage, missing, integrity,
     storage.
@@ -51,81 +50,63 @@ def trace(runs: Path, name: str, step: int, progress: ProgressCallback = silent)
             f"steps {run.header.first_step + 1} to {run.header.steps - 1} have one",
         )
     require_intact(run)
-    start = run.state_at(step - 1)
-    before = start.clone()
-    baseline = _traced(run, start, step - 1)
-    middle = start.clone()
-    events = _traced(run, start, step)
-    compare_events(events, baseline)
-    recorded = {
-        row["step"]: row for row in run.table("steps", ["step", "state_digest"]).to_pylist()
-    }
-    digest = recorded.get(step, {}).get("state_digest")
+    state = run.state_at(step - 1)
+    before = state.clone()
+    baseline = _traced(run, state, step - 1)
+    middle = state.clone()
+    events = beside_baseline(_traced(run, state, step), baseline)
     batch = run.stream(step)
     update = split_update(before, middle, run.policy(before.counters), run.model, run.stream)
-    blame = layer_blame(run, update, batch, progress)
-    document = {
-        "run": name,
-        "step": step,
-        "baseline": step - 1,
-        "exact": None if digest is None else digest == start.digest(),
-        "events": [dataclasses.asdict(e) for e in events],
-        "largest": largest_ratios(events),
-        "layer_blame": blame,
-        "line_scan": line_scan(run, update, batch),
-    }
-    artifacts.write_document(artifacts.trace_of(run.folder, step), document)
-    return document
+    result = StepTrace(
+        run=name,
+        step=step,
+        baseline=step - 1,
+        exact=_exact(run, step, state),
+        events=tuple(events),
+        largest=largest_changes(events),
+        layer_blame=layer_blame(run, update, batch, progress),
+        line_scan=line_scan(run, update, batch),
+    )
+    artifacts.write_record(artifacts.trace_of(run.folder, step), result)
+    return result
 
 
-def _traced(run: Run, state: TrainState, step: int) -> list[Event]:
-    """Advance `state` by one step, traced; then look at the next batch."""
-    decoder = TimedDecoder(run.model.decoder)
-    model = dataclasses.replace(run.model, decoder=decoder)
-    policy = run.policy(state.counters)
-    batch = run.stream(step) if policy.update != "none" else None
-    if batch is None:
+def _exact(run: Run, step: int, state: TrainState) -> bool | None:
+    """Whether the state after `step` is the recorded one; None where no digest was recorded."""
+    rows = run.table("steps", ["step", "state_digest"]).to_pylist()
+    digest = {row["step"]: row["state_digest"] for row in rows}.get(step)
+    return None if digest is None else bool(digest == state.digest())
+
+
+def _traced(run: Run, state: TrainState, step: int) -> list[TraceEvent]:
+    """Take `state` through its step, traced; then measure the next batch."""
+    if run.policy(state.counters).update == "none":
         raise ForensicsError(
             "usage",
             f"{run.name} computes nothing at step {step}: it is skipped",
             "trace another step",
         )
-    tracer = StepWatch(decoder, model)
-    result = advance(state, batch, policy, model, tracer)
+    decoder = TimedDecoder(run.model.decoder)
+    model = dataclasses.replace(run.model, decoder=decoder)
+    watch = StepWatch(decoder, model)
+    result = take_step(state, run.stream, run.policy, model, watch)
     ended = time.perf_counter()
-    events = [*forward_events(tracer), loss_event(tracer, result), *backward_events(tracer)]
-    zero = tracer.began
-    events.append(
-        Event(
-            "clipping",
-            "clip",
-            tracer.gradients_at - zero,
-            0.0,
-            {"grad_norm": result.grad_norm, "clip_scale": result.clip_scale},
-        )
-    )
-    columns = ("grad_norm", "grad_max", "rms_t", "staleness", "update_ratio", "gss_share")
-    for i, tensor in enumerate(tracer.rows.get("tensor", [])):
-        layer = int(tensor.split(".")[1]) if tensor.startswith("layers.") else None
-        events.append(
-            Event(
-                f"{tensor} update",
-                "update",
-                tracer.gradients_at - zero,
-                0.0,
-                {c: tracer.rows[c][i] for c in columns},
-                layer,
-            )
-        )
-    share_time(events, "update", ended - tracer.gradients_at)
+    events = [
+        *forward_events(watch),
+        loss_event(watch, result),
+        *backward_events(watch),
+        clipping_event(watch, result),
+        *update_events(watch, ended),
+    ]
     if step + 1 < run.header.steps:
-        started = time.perf_counter()
-        following = run.stream(step + 1)
-        loss = token_losses(state.params, following, run.model, run.header.precision)
-        mean = float(sums.total(loss * following.weight.to(loss.device))) / following.denominator
-        events.append(
-            Event(
-                "next batch", "next", started - zero, time.perf_counter() - started, {"loss": mean}
-            )
-        )
+        events.append(_next_batch(run, state, step + 1, watch.began))
     return events
+
+
+def _next_batch(run: Run, state: TrainState, step: int, began: float) -> TraceEvent:
+    started = time.perf_counter()
+    batch = run.stream(step)
+    ce = token_losses(state.params, batch, run.model, run.header.precision)
+    loss = float(sums.total(ce * batch.weight.to(ce.device))) / batch.denominator
+    seconds = time.perf_counter() - started
+    return TraceEvent("next batch", "next", started - began, seconds, {"loss": loss})

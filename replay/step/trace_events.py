@@ -1,107 +1,82 @@
-"""Events of a traced step, and how they compare with the step before."""
+"""The events of a traced step, and how they compare with those of the step before."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from forensics.step import sums
 from forensics.step.result import StepResult
-from replay.step.step_watch import StepWatch, merge_extreme
+from replay.step.result import LargestChange, TraceEvent, WorstToken
+from replay.step.step_watch import Span, StepWatch, Sublayer, merge_extreme
+from replay.step.update_split import layer_of
 
 WORST_TOKENS = 10
 COLLAPSED = 0.01  # nats
+# values of a sub-layer's forward, and of a tensor's update
+ATTENTION_VALUES = (
+    "resid_in_rms",
+    "attn_out_rms",
+    "attn_out_max",
+    "attn_logit_max",
+    "attn_logit_spread",
+    "attn_entropy_mean",
+    "attn_entropy_min",
+    "q_norm_max",
+    "k_norm_max",
+)
+MLP_VALUES = ("mlp_out_rms", "mlp_out_max", "act_max", "resid_out_rms", "resid_out_max")
+UPDATE_VALUES = ("grad_norm", "grad_max", "rms_t", "staleness", "update_ratio", "gss_share")
 
 
-@dataclass
-class Event:
-    """Something that happened inside the step; `values` by name, in the units of
-    docs/formulas.md.
-    """
-
-    name: str  # e.g. layers.3.attn forward
-    phase: str  # forward | loss | backward | clip | update | next
-    start: float  # seconds since the step began
-    seconds: float
-    values: dict[str, float | None]
-    layer: int | None = None
-    detail: list[dict[str, Any]] = field(default_factory=list)
-    baseline: dict[str, float | None] = field(default_factory=dict)
-    ratio: dict[str, float | None] = field(default_factory=dict)
-
-
-def share_time(events: list[Event], phase: str, seconds: float) -> None:
-    """All tensors are updated by one call: each takes an equal part of its time."""
-    own = [e for e in events if e.phase == phase]
-    for i, event in enumerate(own):
-        event.seconds = seconds / len(own)
-        event.start += i * event.seconds
-
-
-def forward_events(tracer: StepWatch) -> list[Event]:
-    """In the order of time; micro-batches follow one another and share a layer's event."""
-    layers = sorted(tracer.forward)
-    spans: dict[tuple[str, int], list[tuple[float, float]]] = {}
+def forward_events(watch: StepWatch) -> list[TraceEvent]:
+    """Return each sub-layer's forward in the order of time; micro-batches share an event."""
+    layers = sorted(watch.forward)
+    spans: dict[tuple[Sublayer, int], list[Span]] = {}
     for kind in ("attn", "mlp"):
-        own = [(a, b) for k, a, b in tracer.decoder.spans if k == kind]
-        for i, span in enumerate(own):
+        of_kind = [span for span in watch.decoder.spans if span.kind == kind]
+        for i, span in enumerate(of_kind):
             spans.setdefault((kind, layers[i % len(layers)]), []).append(span)
     events = []
     for layer in layers:
-        v = tracer.forward[layer]
-        for kind, names in (
-            (
-                "attn",
-                (
-                    "resid_in_rms",
-                    "attn_out_rms",
-                    "attn_out_max",
-                    "attn_logit_max",
-                    "attn_logit_spread",
-                    "attn_entropy_mean",
-                    "attn_entropy_min",
-                    "q_norm_max",
-                    "k_norm_max",
-                ),
-            ),
-            ("mlp", ("mlp_out_rms", "mlp_out_max", "act_max", "resid_out_rms", "resid_out_max")),
-        ):
-            own = spans[kind, layer]
+        values = watch.forward[layer]
+        for kind, names in (("attn", ATTENTION_VALUES), ("mlp", MLP_VALUES)):
+            layer_spans = spans[kind, layer]
             events.append(
-                Event(
+                TraceEvent(
                     f"layers.{layer}.{kind} forward",
                     "forward",
-                    own[0][0] - tracer.began,
-                    sum(b - a for a, b in own),
-                    {n: v[n] for n in names if n in v},
+                    layer_spans[0].began - watch.began,
+                    sum(span.ended - span.began for span in layer_spans),
+                    {name: values[name] for name in names if name in values},
                     layer,
                 )
             )
     return events
 
 
-def loss_event(tracer: StepWatch, result: StepResult) -> Event:
+def loss_event(watch: StepWatch, result: StepResult) -> TraceEvent:
+    """Return the loss by sequence and its worst tokens; it lasts until the backward begins."""
     assert result.ce is not None and result.batch is not None and result.rows is not None
     ce, weight = result.ce.cpu(), result.batch.weight
     by_sequence = (ce * weight).sum(1) / weight.sum(1).clamp_min(1e-30)
-    worst = torch.topk(
-        (ce * (weight != 0)).reshape(-1), min(WORST_TOKENS, ce.numel())
-    ).indices.tolist()
+    counted = (ce * (weight != 0)).reshape(-1)
+    worst = torch.topk(counted, min(WORST_TOKENS, ce.numel())).indices.tolist()
     T = ce.shape[1]
-    detail = [
-        {
-            "slot": i // T,
-            "position": i % T,
-            "token": int(result.batch.tokens[i // T, i % T + 1]),
-            "loss": float(ce.reshape(-1)[i]),
-        }
+    detail = tuple(
+        WorstToken(
+            slot=i // T,
+            position=i % T,
+            token=int(result.batch.tokens[i // T, i % T + 1]),
+            loss=float(ce.reshape(-1)[i]),
+        )
         for i in worst
-    ]
-    ended = tracer.decoder.spans[-1][2]
-    first = tracer.decoder.arrivals[0][2] if tracer.decoder.arrivals else ended
+    )
+    began = watch.decoder.spans[-1].ended
+    ended = watch.decoder.arrivals[0].time if watch.decoder.arrivals else began
     values = {
         "loss": result.loss,
         "worst_sequence": float(by_sequence.max()),
@@ -110,69 +85,107 @@ def loss_event(tracer: StepWatch, result: StepResult) -> Event:
         "logz_max": float(result.rows.logz.max()),
         "output_entropy": sums.mean(result.rows.entropy),
     }
-    return Event(
-        "loss", "loss", ended - tracer.began, max(0.0, first - ended), values, detail=detail
-    )
+    seconds = max(0.0, ended - began)
+    return TraceEvent("loss", "loss", began - watch.began, seconds, values, detail=detail)
 
 
-def backward_events(tracer: StepWatch) -> list[Event]:
-    """The gradient's arrival at each sub-layer's output, and how long until it reached the next;
-    micro-batches together.
+@dataclass
+class _Backward:
+    """A sub-layer's backward while its micro-batches are drawn together."""
+
+    start: float
+    seconds: float = 0.0
+    values: dict[str, float | None] = field(default_factory=dict)
+
+
+def backward_events(watch: StepWatch) -> list[TraceEvent]:
+    """Return the gradient's arrival at each sub-layer's output, micro-batches together.
+
+    An event lasts until the gradient reaches the next sub-layer.
     """
-    layers, arrivals = len(tracer.forward), tracer.decoder.arrivals
-    found: dict[tuple[str, int], Event] = {}
-    for i, (kind, call, at, rms) in enumerate(arrivals):
-        until = arrivals[i + 1][2] if i + 1 < len(arrivals) else tracer.gradients_at
-        layer = call % layers
-        event = found.setdefault(
-            (kind, layer),
-            Event(f"layers.{layer}.{kind} backward", "backward", at - tracer.began, 0.0, {}, layer),
+    layers, arrivals = len(watch.forward), watch.decoder.arrivals
+    backwards: dict[tuple[Sublayer, int], _Backward] = {}
+    for i, arrival in enumerate(arrivals):
+        until = arrivals[i + 1].time if i + 1 < len(arrivals) else watch.gradients_at
+        key = (arrival.kind, arrival.call % layers)
+        backward = backwards.setdefault(key, _Backward(arrival.time - watch.began))
+        backward.seconds += until - arrival.time
+        merge_extreme(backward.values, "grad_rms", arrival.rms)
+    return [
+        TraceEvent(
+            f"layers.{layer}.{kind} backward",
+            "backward",
+            backward.start,
+            backward.seconds,
+            backward.values,
+            layer,
         )
-        event.seconds += until - at
-        merge_extreme(event.values, "grad_rms", rms)
-    return list(found.values())
+        for (kind, layer), backward in backwards.items()
+    ]
 
 
-def compare_events(events: list[Event], baseline: list[Event]) -> None:
-    """Ratios to the same event of the step before; entropies are compared the other way round: a
-    fall is the alarm.
+def clipping_event(watch: StepWatch, result: StepResult) -> TraceEvent:
+    """Return what clipping did to the gradient."""
+    values = {"grad_norm": result.grad_norm, "clip_scale": result.clip_scale}
+    return TraceEvent("clipping", "clip", watch.gradients_at - watch.began, 0.0, values)
+
+
+def update_events(watch: StepWatch, ended: float) -> list[TraceEvent]:
+    """Return each tensor's update.
+
+    One call updates them all by the time `ended`: each takes an equal part of it.
+    """
+    tensors = watch.rows.get("tensor", [])
+    start = watch.gradients_at - watch.began
+    seconds = (ended - watch.gradients_at) / len(tensors) if tensors else 0.0
+    return [
+        TraceEvent(
+            f"{tensor} update",
+            "update",
+            start + i * seconds,
+            seconds,
+            {name: watch.rows[name][i] for name in UPDATE_VALUES},
+            layer_of(tensor),
+        )
+        for i, tensor in enumerate(tensors)
+    ]
+
+
+def beside_baseline(events: Sequence[TraceEvent], before: Sequence[TraceEvent]) -> list[TraceEvent]:
+    """Return the events beside those of the step before, with the ratios of their values."""
+    baselines = {event.name: event for event in before}
+    return [
+        _beside(event, baselines[event.name]) if event.name in baselines else event
+        for event in events
+    ]
+
+
+def _beside(event: TraceEvent, base: TraceEvent) -> TraceEvent:
+    ratio = {
+        name: _ratio(event, name, value, base.values.get(name))
+        for name, value in event.values.items()
+    }
+    return replace(event, baseline={**base.values, "seconds": base.seconds}, ratio=ratio)
+
+
+def _ratio(event: TraceEvent, name: str, value: float | None, base: float | None) -> float | None:
+    """Divide a value by the baseline's; an entropy the other way round: a fall is the alarm.
 
     Below COLLAPSED nats an entropy counts as that: the ratio of two that are nothing tells nothing.
     """
-    before: dict[str, Event] = {e.name: e for e in baseline}
-    for event in events:
-        base = before.get(event.name)
-        if base is None:
-            continue
-        event.baseline = {**base.values, "seconds": base.seconds}
-        for name, value in event.values.items():
-            old = base.values.get(name)
-            if (
-                value is None
-                or old is None
-                or not old
-                or not math.isfinite(value)
-                or not math.isfinite(old)
-            ):
-                event.ratio[name] = None
-            elif "entropy" in name and event.phase == "forward":
-                event.ratio[name] = max(old, COLLAPSED) / max(value, COLLAPSED)
-            else:
-                event.ratio[name] = value / old
+    if value is None or not base or not math.isfinite(value) or not math.isfinite(base):
+        return None
+    if "entropy" in name and event.phase == "forward":
+        return max(base, COLLAPSED) / max(value, COLLAPSED)
+    return value / base
 
 
-def largest_ratios(events: list[Event]) -> list[dict[str, Any]]:
-    """Numbers that moved most against the baseline, largest ratio first."""
-    rows = [
-        {
-            "event": e.name,
-            "what": n,
-            "value": e.values[n],
-            "baseline": e.baseline.get(n),
-            "ratio": r,
-        }
-        for e in events
-        for n, r in e.ratio.items()
-        if r is not None and r > 0
+def largest_changes(events: Sequence[TraceEvent]) -> tuple[LargestChange, ...]:
+    """List the numbers that moved most against the baseline, largest ratio first."""
+    changes = [
+        LargestChange(event.name, name, event.values[name] or 0.0, event.baseline.get(name), ratio)
+        for event in events
+        for name, ratio in event.ratio.items()
+        if ratio is not None and ratio > 0
     ]
-    return sorted(rows, key=lambda row: -row["ratio"])
+    return tuple(sorted(changes, key=lambda change: -change.ratio))

@@ -1,15 +1,14 @@
-"""One update taken apart: by tensor, by what the moments carried against what the data added, and
-along its line.
+"""One update taken apart: by tensor, by memory and data, and along its line.
 
 For update S−1, which led to state S: Δθ = Δθ_memory + Δθ_data, where Δθ_memory is the same update
-with a gradient of 0. Losses are measured on b_S, the batch that showed the spike, and on the probe
-set P.
+with a gradient of 0, what the moments alone carried. Losses are measured on b_S, the batch that
+showed the spike, and on the probe set P.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from forensics.train.advance import token_losses
 from forensics.train.optimizer import update as optimizer_update
 from forensics.train.run import Run
 from replay.compare.probe_sequences import Probe
+from replay.step.result import LayerBlame, LinePoint, TensorEffect
 
 ALPHAS = tuple(np.linspace(0.0, 2.0, 9).tolist())
 PROBES = 16  # sequences
@@ -39,12 +39,12 @@ class Update:
     data: dict[str, Tensor]
 
     def moved(self, memory: float, data: float, only: set[str] | None = None) -> dict[str, Tensor]:
-        """θ + memory·Δθ_memory + data·Δθ_data, on the tensors of `only`, or on all."""
+        """Return θ + memory·Δθ_memory + data·Δθ_data, on the tensors of `only`, or on all."""
         return {
-            n: t
-            if only is not None and n not in only
-            else t + memory * self.memory[n] + data * self.data[n]
-            for n, t in self.theta.items()
+            name: theta
+            if only is not None and name not in only
+            else theta + memory * self.memory[name] + data * self.data[name]
+            for name, theta in self.theta.items()
         }
 
 
@@ -52,92 +52,89 @@ class Update:
 def split_update(
     before: TrainState, after: TrainState, policy: StepPolicy, model: StepModel, stream: BatchStream
 ) -> Update:
-    """Of the update that took `before` to `after`; `before` is left as it was."""
-    still = before.clone()
-    optimizer_update(
-        still,
-        {n: torch.zeros_like(p) for n, p in still.params.items()},
-        policy,
-        model.decayed,
-        model.optimizer,
-    )
-    memory = {n: still.params[n] - before.params[n] for n in before.params}
-    whole = {n: after.params[n] - before.params[n] for n in before.params}
-    return Update(before.params, memory, {n: whole[n] - memory[n] for n in whole})
+    """Split the update that took `before` to `after`; `before` is left as it was."""
+    coasting = before.clone()
+    no_gradient = {name: torch.zeros_like(param) for name, param in coasting.params.items()}
+    optimizer_update(coasting, no_gradient, policy, model.decayed, model.optimizer)
+    memory = {name: coasting.params[name] - param for name, param in before.params.items()}
+    both = {name: after.params[name] - param for name, param in before.params.items()}
+    return Update(before.params, memory, {name: both[name] - memory[name] for name in both})
+
+
+class _LossPair(NamedTuple):
+    """Losses at some parameters, or their change, nats/token."""
+
+    batch: float  # on b_S
+    probe: float | None  # on P; None where there are no probe sequences
+
+    def minus(self, base: _LossPair) -> _LossPair:
+        probe = None
+        if self.probe is not None and base.probe is not None:
+            probe = self.probe - base.probe
+        return _LossPair(self.batch - base.batch, probe)
 
 
 class _Losses:
-    """(loss on b_S, loss on P or None) at given parameters."""
+    """Measures the losses on b_S and P at given parameters."""
 
     def __init__(self, run: Run, batch: Batch) -> None:
         self.run, self.batch = run, batch
         self.probe = Probe(run, PROBES).batch
 
-    def __call__(self, params: dict[str, Tensor]) -> tuple[float, float | None]:
-        own = self._mean(params, self.batch)
-        return own, self._mean(params, self.probe) if self.probe is not None else None
+    def at(self, params: dict[str, Tensor]) -> _LossPair:
+        loss = self._mean(params, self.batch)
+        return _LossPair(loss, self._mean(params, self.probe) if self.probe is not None else None)
 
     def _mean(self, params: dict[str, Tensor], batch: Batch) -> float:
-        ce = token_losses(
-            params,
-            batch,
-            self.run.model,
-            self.run.header.precision,
-            min(self.run.model.micro_batch, len(batch.tokens)),
-        )
+        model = self.run.model
+        size = min(model.micro_batch, len(batch.tokens))
+        ce = token_losses(params, batch, model, self.run.header.precision, size)
         weight = batch.weight.to(ce.device)
-        return float(sums.total(ce * weight)) / max(
-            float(weight.sum()), 1e-30
-        )  # a batch masked whole has loss 0
+        # a batch masked whole has loss 0
+        return float(sums.total(ce * weight)) / max(float(weight.sum()), 1e-30)
 
 
 def layer_blame(
     run: Run, update: Update, batch: Batch, progress: ProgressCallback = silent
-) -> dict[str, Any]:
-    """The change of loss on b_S and P with one tensor's update alone, with all but it, and by
-    memory and data.
+) -> LayerBlame:
+    """Measure the change of loss on b_S and P by tensor, and by memory and data.
+
+    Of each tensor: with its update alone, and with all but it; the largest on b_S comes first.
     """
-    measure = _Losses(run, batch)
-    base, whole = measure(update.theta), measure(update.moved(1, 1))
-    memory, data = measure(update.moved(1, 0)), measure(update.moved(0, 1))
-    rows: list[dict[str, Any]] = []
+    losses = _Losses(run, batch)
+    base = losses.at(update.theta)
+    rise = losses.at(update.moved(1, 1)).minus(base)
+    memory = losses.at(update.moved(1, 0)).minus(base)
+    data = losses.at(update.moved(0, 1)).minus(base)
+    effects = []
     names = list(update.theta)
     for i, name in enumerate(names):
-        alone = measure(update.moved(1, 1, {name}))
-        without = measure(update.moved(1, 1, set(names) - {name}))
-        layer = int(name.split(".")[1]) if name.startswith("layers.") else None
-        rows.append(
-            {
-                "tensor": name,
-                "layer": layer,
-                "alone_batch": alone[0] - base[0],
-                "alone_probe": _minus(alone[1], base[1]),
-                "without_batch": without[0] - base[0],
-                "without_probe": _minus(without[1], base[1]),
-            }
+        alone = losses.at(update.moved(1, 1, {name})).minus(base)
+        without = losses.at(update.moved(1, 1, set(names) - {name})).minus(base)
+        effects.append(
+            TensorEffect(
+                name, layer_of(name), alone.batch, alone.probe, without.batch, without.probe
+            )
         )
         progress(i + 1, len(names), name)
-    rows.sort(key=lambda row: -abs(row["alone_batch"]))
-    return {
-        "rise_batch": whole[0] - base[0],
-        "rise_probe": _minus(whole[1], base[1]),
-        "memory_batch": memory[0] - base[0],
-        "memory_probe": _minus(memory[1], base[1]),
-        "data_batch": data[0] - base[0],
-        "data_probe": _minus(data[1], base[1]),
-        "tensors": rows,
-    }
+    effects.sort(key=lambda effect: -abs(effect.alone_batch))
+    return LayerBlame(
+        rise.batch,
+        rise.probe,
+        memory.batch,
+        memory.probe,
+        data.batch,
+        data.probe,
+        tuple(effects),
+    )
 
 
-def line_scan(run: Run, update: Update, batch: Batch) -> list[dict[str, Any]]:
-    """Losses along θ + α·Δθ, α from 0 to 2: is the step too long, or the direction wrong?"""
-    measure = _Losses(run, batch)
-    rows = []
-    for alpha in ALPHAS:
-        own, probe = measure(update.moved(alpha, alpha))
-        rows.append({"alpha": alpha, "batch": own, "probe": probe})
-    return rows
+def layer_of(tensor: str) -> int | None:
+    """Return the layer that a tensor belongs to; None for those outside the layers."""
+    return int(tensor.split(".")[1]) if tensor.startswith("layers.") else None
 
 
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def line_scan(run: Run, update: Update, batch: Batch) -> tuple[LinePoint, ...]:
+    """Measure losses along θ + α·Δθ, α from 0 to 2: is the step too long, or the direction off?"""
+    losses = _Losses(run, batch)
+    return tuple(LinePoint(alpha, *losses.at(update.moved(alpha, alpha))) for alpha in ALPHAS)

@@ -160,7 +160,7 @@ def looked(app_runs, tmp_path_factory):
     copy = tmp_path_factory.mktemp("looked") / "runs"
     shutil.copytree(app_runs, copy)
     identity.enable_determinism(1)
-    return copy, attention(copy, "demo", DAMAGED)
+    return copy, attention(copy, "demo", DAMAGED).to_document()
 
 
 def test_without_kept_weights_it_names_the_command_for_this_sequence(runs, app_page, said):

@@ -171,7 +171,7 @@ def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(
 ):
     from replay.step.batch_contents import token_losses_at
 
-    document = token_losses_at(apart, "demo", DAMAGED)
+    document = token_losses_at(apart, "demo", DAMAGED).to_document()
     assert document["exact"] is True
     worst = document["sequences"][0]
     test = app_page("batch", run="demo", step=DAMAGED, slot=worst["slot"], position=9)

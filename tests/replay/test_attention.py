@@ -18,7 +18,7 @@ from replay.step.attention import attention
 
 def test_the_weights_are_those_of_the_recorded_states(base: Run, runs: Path) -> None:
     found = attention(runs, "base", 81, slot=3, lens=False)
-    assert found["states"] == [65, 81, 97] and found["exact"] == [True, True, True]
+    assert found.states == (65, 81, 97) and found.exact == (True, True, True)
     about, array = artifacts.read(artifacts.attention_of(base.folder, 81, 3))
     assert {k: about[k] for k in ("run", "step", "slot", "states", "block")} == {
         "run": "base",
@@ -37,19 +37,16 @@ def test_the_weights_are_those_of_the_recorded_states(base: Run, runs: Path) -> 
 
 def test_over_the_whole_batch_the_largest_logit_is_the_recorded_one(base: Run, runs: Path) -> None:
     slots = [
-        attention(runs, "base", 81, slot=slot, states=[81], lens=False)["heads"]
-        for slot in range(8)
+        attention(runs, "base", 81, slot=slot, states=[81], lens=False).heads for slot in range(8)
     ]
     recorded = {
         (r["layer"], r["head"]): r for r in base.table("heads").to_pylist() if r["step"] == 81
     }
     assert len(recorded) == 4
     for i, head in enumerate(slots[0]):
-        largest = max(heads[i]["logit_max"][0] for heads in slots)
-        assert largest == pytest.approx(
-            recorded[head["layer"], head["head"]]["attn_logit_max"], rel=1e-5
-        )
-        assert head["moved"] == [0.0]
+        largest = max(heads[i].logit_max[0] for heads in slots)
+        assert largest == pytest.approx(recorded[head.layer, head.head]["attn_logit_max"], rel=1e-5)
+        assert head.moved == (0.0,)
 
 
 def test_without_a_slot_it_is_the_worst_and_the_ends_of_the_run_bound_the_states(
@@ -57,17 +54,17 @@ def test_without_a_slot_it_is_the_worst_and_the_ends_of_the_run_bound_the_states
 ) -> None:
     rows = [r for r in base.table("sequences").to_pylist() if r["step"] == 95]
     found = attention(runs, "base", 95, lens=False)
-    assert found["slot"] == max(rows, key=lambda r: r["loss"])["slot"]
-    assert found["states"] == [79, 95, 100]
-    assert attention(runs, "base", 0, lens=False)["states"] == [0, 16]
-    assert any(h["moved"][1] > 0 for h in found["heads"])
+    assert found.slot == max(rows, key=lambda r: r["loss"])["slot"]
+    assert found.states == (79, 95, 100)
+    assert attention(runs, "base", 0, lens=False).states == (0, 16)
+    assert any(h.moved[1] > 0 for h in found.heads)
 
 
 def test_the_lens_of_the_last_layer_is_the_models_own_loss(base: Run, runs: Path) -> None:
     found = attention(runs, "base", 81, slot=2, states=[81])
     own = batch_contents.token_losses_at(runs, "base", 81)
     _, array = artifacts.read(artifacts.attention_of(base.folder, 81, 2))
-    losses = next(s for s in own["sequences"] if s["slot"] == 2)["token_losses"]
+    losses = next(s for s in own.sequences if s.slot == 2).token_losses
     assert (
         array("lens_loss").shape
         == array("lens_top").shape
@@ -75,7 +72,7 @@ def test_the_lens_of_the_last_layer_is_the_models_own_loss(base: Run, runs: Path
         == (1, 3, 32)
     )
     np.testing.assert_allclose(array("lens_loss")[0, -1], losses, atol=1e-4)
-    assert found["lens_loss"][0][-1] == pytest.approx(np.mean(losses), abs=1e-4)
+    assert found.lens_loss[0][-1] == pytest.approx(np.mean(losses), abs=1e-4)
     assert ((array("lens_top_p") > 1 / 257) & (array("lens_top_p") <= 1)).all()
 
 
@@ -89,9 +86,9 @@ def test_an_architecture_without_a_bridge_has_its_patterns_and_the_reason(
 
     monkeypatch.setattr("replay.step.attention.bridge", refused)
     found = attention(runs, "base", 81, states=[80, 81])
-    assert found["lens"] is False and found["lens_loss"] is None
-    assert found["why"].startswith("no Hugging Face form")
-    assert found["heads"] and found["exact"] == [True, True]
+    assert found.lens is False and found.lens_loss is None
+    assert found.why.startswith("no Hugging Face form")
+    assert found.heads and found.exact == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +112,12 @@ def test_what_cannot_be_looked_at_is_an_error_of_one_line(
 
 def test_the_losses_of_tokens_are_those_of_their_sequences(base: Run, runs: Path) -> None:
     found = batch_contents.token_losses_at(runs, "base", 81)
-    assert found["exact"] is True
+    assert found.exact is True
     _, array = artifacts.read(artifacts.token_losses_of(base.folder, 81))
-    for each in found["sequences"]:
-        assert np.mean(each["token_losses"]) == pytest.approx(each["loss"], rel=1e-5)
-        assert len(each["token_losses"]) == len(each["tokens"]) - 1
-        np.testing.assert_array_equal(
-            array("losses", each["slot"]), np.float32(each["token_losses"])
-        )
+    for each in found.sequences:
+        assert np.mean(each.token_losses) == pytest.approx(each.loss, rel=1e-5)
+        assert len(each.token_losses) == len(each.tokens) - 1
+        np.testing.assert_array_equal(array("losses", each.slot), np.float32(each.token_losses))
     with pytest.raises(ForensicsError, match="wanted a step"):
         batch_contents.token_losses_at(runs, "base", 100)
 
@@ -130,8 +125,8 @@ def test_the_losses_of_tokens_are_those_of_their_sequences(base: Run, runs: Path
 def test_a_trace_is_kept_as_it_was_told(base: Run, runs: Path) -> None:
     told = trace.trace(runs, "base", 81)
     document = json.loads(artifacts.trace_of(base.folder, 81).read_bytes())
-    assert [e["name"] for e in document["events"]] == [e["name"] for e in told["events"]]
-    assert document["layer_blame"]["rise_batch"] == told["layer_blame"]["rise_batch"]
+    assert [e["name"] for e in document["events"]] == [e.name for e in told.events]
+    assert document["layer_blame"]["rise_batch"] == told.layer_blame.rise_batch
 
 
 def test_a_damaged_file_is_told_and_a_full_disk_is_an_error(base: Run, runs: Path) -> None:

@@ -346,13 +346,13 @@ def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
     forked(Spec("one", 78, 95, (Swap(84, 85),), name="two"), runs)
     two = open_trajectory(runs, "two")
     assert [two.stream(s).origin for s in (79, 80, 84, 85, 86)] == [79, 82, 87, 86, 88]
-    assert batch_at(runs, "two", 84)["origin"] == 87
+    assert batch_at(runs, "two", 84).origin == 87
     report, _ = verify.verify(runs, "two", 80, 95)
     assert report.bitwise
     below = batch_at(runs, "two", 10)
     assert (
-        below["sequences"][0]["loss"] is not None
-        and below["sequences"] == batch_at(runs, "base", 10)["sequences"]
+        below.sequences[0].loss is not None
+        and below.sequences == batch_at(runs, "base", 10).sequences
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from benchmarks import blame_study
-from replay.blame.excess import Control, Probes, clean_probes
-from replay.blame.investigate import blame
-from replay.blame.window_replays import Replays
+from replay.blame.excess import CleanProbes, WindowControl, clean_probes
+from replay.blame.investigate import BlameOptions, blame
+from replay.blame.result import BlameResult
+from replay.blame.window_replays import WindowReplays
 from replay.lineage import open_trajectory
 
 
@@ -34,31 +35,88 @@ def made(planted_runs: Path) -> Callable[[str, int], tuple[str, list[tuple[str, 
 
 
 @pytest.fixture(scope="session")
-def blamed(
-    planted_runs: Path, made: Callable[..., Any]
-) -> Callable[[str, int, str], dict[str, Any]]:
-    """`blamed(cause, seed, where)`: blame's document by default settings."""
+def blamed(planted_runs: Path, made: Callable[..., Any]) -> Callable[[str, int, str], BlameResult]:
+    """`blamed(cause, seed, where)`: blame's result by default settings."""
     known: dict[tuple[str, int, str], dict[str, Any]] = {}
 
-    def ask(cause: str, seed: int, where: str) -> dict[str, Any]:
+    def ask(cause: str, seed: int, where: str) -> BlameResult:
         if (cause, seed, where) not in known:
             name, places = made(cause, seed)
             step = dict(places)[where]
-            known[cause, seed, where] = blame(planted_runs, name, step, force=step is not None)
+            known[cause, seed, where] = blame(
+                planted_runs, name, step, BlameOptions(force=step is not None)
+            )
         return known[cause, seed, where]
 
     return ask
 
 
 @pytest.fixture(scope="session")
-def hurt(planted_runs: Path, made: Callable[..., Any]) -> Replays:
+def hurt(planted_runs: Path, made: Callable[..., Any]) -> WindowReplays:
     """Replays of the aftermath of four damaged batches, 160 … 163: the spike at 164 is all
     state.
     """
     name, places = made("damaged document", 1)
     run = open_trajectory(planted_runs, name)
     step = dict(places)["aftermath"]
-    probes: Probes = clean_probes(run, step - 24)
-    return Replays(
-        Control(run, step - 16, step, probes, lambda n, note: None), lambda n, note: None
+    probes: CleanProbes = clean_probes(run, step - 24)
+    return WindowReplays(
+        WindowControl(run, step - 16, step, probes, lambda n, note: None), lambda n, note: None
     )
+
+
+@pytest.fixture
+def blame_document() -> dict[str, Any]:
+    """What a small `blame-<step>.json` holds: a spike that is not finite."""
+    return {
+        "version": 1,
+        "run": "base",
+        "spike": {
+            "step": 1,
+            "value": 4.0,
+            "baseline": 3.0,
+            "scale": 0.1,
+            "kind": "fast",
+            "onset": 1,
+            "recovered_at": None,
+            "spike": True,
+            "words": "",
+            "sigma": 10.0,
+        },
+        "window": [0, 1],
+        "before": 0,
+        "method": "bisect",
+        "control": {"level": "exact", "bitwise": True, "sentence": "bit for bit"},
+        "probes": "32 held-out sequences",
+        "excess": {
+            "data": 0.0,
+            "state": "Infinity",
+            "loss": "NaN",
+            "usual_gap": 0.0,
+            "probe_before": 3.0,
+            "probe_at": "NaN",
+            "scale": 0.05,
+            "total": "Infinity",
+        },
+        "verdict": "data",
+        "reason": "removal takes it away",
+        "sentence": "",
+        "p": None,
+        "proof": None,
+        "candidates": [],
+        "documents": [],
+        "sources": [],
+        "smallest": None,
+        "deletion_curve": [],
+        "bisection": None,
+        "trials": {"other_data": [], "other_states": [], "up_to_date": None, "steady_rate": None},
+        "tensors": None,
+        "condition": None,
+        "notes": [],
+        "probe_losses": [],
+        "replays": 1,
+        "steps_replayed": 9,
+        "interrupted": False,
+        "seconds": 1.0,
+        "created": "2026-01-01T00:00:00",
+    }

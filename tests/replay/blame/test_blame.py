@@ -15,7 +15,9 @@ from benchmarks.blame_study import AT, LENGTH
 from forensics.train import loop
 from forensics.train.advance import fold
 from replay.blame import investigate as blaming
-from replay.blame.investigate import blame
+from replay.blame import window_memory
+from replay.blame.investigate import BlameOptions, blame
+from replay.blame.result import BlameResult
 from replay.cli import main
 from replay.lineage import open_trajectory
 
@@ -25,27 +27,24 @@ SEEDS = (1, 2)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_damaged_document_in_half_of_four_batches_is_found_in_the_aftermath(blamed, seed):
     d = blamed("damaged document", seed, "aftermath")
-    assert d["verdict"] == "data" and d["excess"]["state"] > 5 * abs(d["excess"]["data"])
-    assert d["documents"][0]["source"] == "planted" and d["proof"]["away"] and d["proof"]["causal"]
-    assert {c["source"] for c in d["candidates"]} == {"planted"} and {
-        c["step"] for c in d["candidates"]
+    assert d.verdict == "data" and d.excess.state > 5 * abs(d.excess.data)
+    assert d.documents[0].source == "planted" and d.proof.away and d.proof.causal
+    assert {c.source for c in d.candidates} == {"planted"} and {
+        c.step for c in d.candidates
     } <= set(range(AT, AT + 4))
     assert (
-        max(c["replayed_effect"] or 0 for c in d["candidates"]) < 0.3 * d["proof"]["taken"]
+        max(c.replayed_effect or 0 for c in d.candidates) < 0.3 * d.proof.excess_removed
     )  # the cause is joint
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_spike_itself_is_the_data_part_of_the_damaged_batch(blamed, seed):
     d = blamed("damaged document", seed, "peak")
-    assert d["verdict"] == "data" and AT <= d["spike"]["step"] < AT + 4
+    assert d.verdict == "data" and AT <= d.spike.step < AT + 4
+    assert d.excess.data > 0.9 * d.excess.total and d.documents[0].source == "planted"
     assert (
-        d["excess"]["data"] > 0.9 * d["excess"]["total"]
-        and d["documents"][0]["source"] == "planted"
-    )
-    assert (
-        d["proof"]["share"] == pytest.approx(1.0, abs=0.1)
-        and max(d["proof"]["random"]) < 0.1 * d["proof"]["taken"]
+        d.proof.share == pytest.approx(1.0, abs=0.1)
+        and max(d.proof.random) < 0.1 * d.proof.excess_removed
     )
 
 
@@ -54,43 +53,37 @@ def test_rare_tokens_on_stale_moments_are_data_and_state_together_and_the_tensor
     blamed, seed
 ):
     d = blamed("rare tokens", seed, "aftermath")
-    assert d["verdict"] == "data and state" and d["documents"][0]["source"] == "planted"
-    assert not d["trials"]["up_to_date"]["spikes"] and not any(
-        t["spikes"] for t in d["trials"]["other_data"]
-    )
-    stale = d["tensors"]["stale"][0]
+    assert d.verdict == "data and state" and d.documents[0].source == "planted"
+    assert not d.trials.up_to_date.spikes and not any(t.spikes for t in d.trials.other_data)
+    stale = d.tensors.stale[0]
     assert (
-        stale["times"] > 5
-        and stale["tensor"] in d["sentence"]
-        and f"staleness {stale['staleness']:.2f}" in d["sentence"]
+        stale.times > 5
+        and stale.tensor in d.sentence
+        and f"staleness {stale.staleness:.2f}" in d.sentence
     )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_document_that_comes_forty_times_is_blamed_as_one(blamed, seed):
     d = blamed("duplicated document", seed, "aftermath")
-    assert d["verdict"] == "data" and d["proof"]["who"].startswith("document duplicated-document")
-    assert d["documents"][0]["source"] == "planted" and d["documents"][0]["sequences"] == 40
-    assert d["sources"][0]["source"] == "planted"
+    assert d.verdict == "data" and d.proof.kind == "document"
+    assert d.proof.name.startswith("duplicated-document")
+    assert d.documents[0].source == "planted" and d.documents[0].sequences == 40
+    assert d.sources[0].source == "planted"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_jump_of_the_learning_rate_is_state_or_schedule_and_a_fork_can_be_blamed(blamed, seed):
     d = blamed("learning-rate jump", seed, "peak")
-    assert d["run"].endswith("-fork") and d["verdict"] == "state or schedule"
-    assert (
-        all(t["spikes"] for t in d["trials"]["other_data"])
-        and not d["trials"]["steady_rate"]["spikes"]
-    )
-    assert d["control"]["level"] == "exact" and d["window"][1] == d["spike"]["step"]
+    assert d.run.endswith("-fork") and d.verdict == "state or schedule"
+    assert all(t.spikes for t in d.trials.other_data) and not d.trials.steady_rate.spikes
+    assert d.control.level == "exact" and d.window[1] == d.spike.step
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_clean_run_blamed_by_force_cannot_be_told(blamed, seed):
     d = blamed("clean run", seed, "largest fluctuation")
-    assert (
-        d["verdict"] == "cannot tell" and "no spike to explain" in d["sentence"] and d["p"] is None
-    )
+    assert d.verdict == "cannot tell" and "no spike to explain" in d.sentence and d.p is None
 
 
 def test_where_the_control_does_not_spike_the_verdict_is_numerics(tmp_path, monkeypatch):
@@ -108,12 +101,8 @@ def test_where_the_control_does_not_spike_the_verdict_is_numerics(tmp_path, monk
     monkeypatch.setattr(loop, "fold", faulty)
     name, _ = blame_study.make("clean run", 1, tmp_path)
     d = blame(tmp_path, name, AT + 5)
-    assert d["verdict"] == "numerics" and d["control"]["level"] == "absent"
-    assert (
-        f"differs from step {AT + 5}" in d["sentence"]
-        and d["p"] is None
-        and not d["deletion_curve"]
-    )
+    assert d.verdict == "numerics" and d.control.level == "absent"
+    assert f"differs from step {AT + 5}" in d.sentence and d.p is None and not d.deletion_curve
 
 
 def test_the_result_has_the_contracts_keys_is_kept_and_its_rows_replace_only_their_own_spikes(
@@ -134,7 +123,8 @@ def test_the_result_has_the_contracts_keys_is_kept_and_its_rows_replace_only_the
         "replays",
         "seconds",
     }
-    assert contract <= second.keys() and {"data", "state"} <= second["excess"].keys()
+    document = second.to_document()
+    assert contract <= document.keys() and {"data", "state"} <= document["excess"].keys()
     assert {
         "step",
         "slot",
@@ -144,51 +134,47 @@ def test_the_result_has_the_contracts_keys_is_kept_and_its_rows_replace_only_the
         "influence",
         "replayed_effect",
         "text",
-    } <= second["candidates"][0].keys()
-    run = open_trajectory(planted_runs, second["run"])
-    kept = json.loads((run.folder / f"blame-{second['spike']['step']}.json").read_bytes())
-    assert (
-        kept["verdict"] == second["verdict"] and kept["deletion_curve"] == second["deletion_curve"]
-    )
+    } <= document["candidates"][0].keys()
+    run = open_trajectory(planted_runs, second.run)
+    assert BlameResult.read(run.folder / f"blame-{second.spike.step}.json") == second
     rows = run.table("blame").to_pylist()
-    assert {r["spike"] for r in rows} == {first["spike"]["step"], second["spike"]["step"]}
-    mine = [r for r in rows if r["spike"] == second["spike"]["step"]]
+    assert {r["spike"] for r in rows} == {first.spike.step, second.spike.step}
+    mine = [r for r in rows if r["spike"] == second.spike.step]
     assert [r["sequence"] for r in sorted(mine, key=lambda r: r["rank"])] == [
-        c["sequence"] for c in second["candidates"]
+        c.sequence for c in second.candidates
     ]
 
 
 def test_the_curve_is_replays_of_more_and_more_of_the_strongest(blamed):
     d = blamed("damaged document", 1, "aftermath")
-    assert [p["removed"] for p in d["deletion_curve"]][:4] == [1, 2, 4, 8]
+    assert [p.removed for p in d.deletion_curve][:4] == [1, 2, 4, 8]
     assert all(
-        p["taken"] == pytest.approx(d["excess"]["total"] - p["data"] - p["state"])
-        for p in d["deletion_curve"]
+        p.excess_removed == pytest.approx(d.excess.total - p.data - p.state)
+        for p in d.deletion_curve
     )
-    assert d["deletion_curve"][-1]["taken"] > 3 * abs(d["deletion_curve"][0]["taken"])
-    assert d["condition"]["ok"] and d["condition"]["relative_error"] < 0.1
+    assert d.deletion_curve[-1].excess_removed > 3 * abs(d.deletion_curve[0].excess_removed)
+    assert d.condition.ok and d.condition.relative_error < 0.1
 
 
 def test_leave_one_out_finds_the_same_document_by_replays_alone(made, planted_runs):
     name, places = made("rare tokens", 1)
     d = blame(
-        planted_runs, name, dict(places)["aftermath"], method="leave-one-out", window=3, force=True
+        planted_runs, name, dict(places)["aftermath"], BlameOptions(3, "leave-one-out", force=True)
     )
-    assert d["documents"][0]["source"] == "planted" and d["verdict"] == "data and state"
-    state = [c for c in d["candidates"] if c["part"] == "state"]
+    assert d.documents[0].source == "planted" and d.verdict == "data and state"
+    state = [c for c in d.candidates if c.part == "state"]
     assert (
-        all(c["influence"] == pytest.approx(c["replayed_effect"]) for c in state)
-        and d["condition"] is None
+        all(c.influence == pytest.approx(c.replayed_effect) for c in state) and d.condition is None
     )
 
 
 def test_bisection_ends_with_a_small_set_that_takes_the_spike_away(made, planted_runs):
     name, places = made("rare tokens", 1)
-    d = blame(planted_runs, name, dict(places)["aftermath"], method="bisect", window=4, force=True)
-    assert d["bisection"]["taken"] >= 0.75 * d["excess"]["total"]
-    assert "planted" in {doc["source"] for doc in d["documents"]} and set(
-        d["bisection"]["steps"]
-    ) <= set(range(AT - 2, AT + 2))
+    d = blame(planted_runs, name, dict(places)["aftermath"], BlameOptions(4, "bisect", force=True))
+    assert d.bisection.excess_removed >= 0.75 * d.excess.total
+    assert "planted" in {doc.source for doc in d.documents} and set(d.bisection.steps) <= set(
+        range(AT - 2, AT + 2)
+    )
 
 
 def test_an_interrupt_keeps_what_is_known_and_the_command_ends_with_130(
@@ -226,7 +212,9 @@ def test_the_story_tells_verdict_curve_and_suspects_and_no_text_can_drive_the_te
     name, _ = made("damaged document", 1)
     page = tmp_path / "page.html"
     code, out, _err = call("blame", name, "--runs", planted_runs, "--html", page, capsys=capsys)
-    assert code == 0 and out.startswith("DATA. Without document damaged-document-1.txt")
+    assert code == 0 and out.startswith(
+        "Cause: data. Removing the document `damaged-document-1.txt` (planted) from "
+    )
     assert (
         "removed together" in out
         and "by source" in out
@@ -241,7 +229,7 @@ def test_the_peak_is_explained_where_a_step_inside_the_spike_is_asked_for(made, 
     name, _ = made("damaged document", 1)
     peak = blaming.the_spike(open_trajectory(planted_runs, name), None, False)
     inside = blaming.the_spike(open_trajectory(planted_runs, name), AT + 2, False)
-    assert inside.step == peak.step and f"step {AT + 2} belongs to the spike" in inside.words
+    assert inside.step == peak.step and f"step {AT + 2} belongs to the spike" in inside.remark
     assert blaming.the_spike(open_trajectory(planted_runs, name), AT + 2, True).step == AT + 2
 
 
@@ -277,7 +265,7 @@ def test_a_window_too_long_for_memory_is_refused_with_one_that_fits(
     made, planted_runs, capsys, monkeypatch
 ):
     name, _ = made("damaged document", 1)
-    monkeypatch.setattr(blaming, "_free_memory", lambda run: 20_000_000)
+    monkeypatch.setattr(window_memory, "free_memory", lambda run: 20_000_000)
     code, _, err = call("blame", name, "--window", "150", "--runs", planted_runs, capsys=capsys)
     assert code == 1 and "GiB free" in err and ("--window" in err or "--method bisect" in err)
 

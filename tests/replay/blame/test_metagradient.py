@@ -18,7 +18,8 @@ from forensics.train.loop import train
 from forensics.train.run import open_run
 from replay.blame import window_memory
 from replay.blame.adjoint import Smooth
-from replay.blame.metagradient import influence, probe_target
+from replay.blame.metagradient import influence
+from replay.blame.probe_target import probe_target
 from replay.blame.window_memory import longest_window, memory_needed
 
 STEPS, B, T = 8, 4, 16
@@ -177,7 +178,7 @@ def test_the_first_updates_of_a_run_are_signs_and_called_badly_conditioned(case)
     assert not found.condition.ok
     assert (
         "no smooth function" in found.condition.sentence
-        and "trust the replays" in found.condition.sentence
+        and "Trust the replays" in found.condition.sentence
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from benchmarks.blame_study import AT
 from replay.blame import deletion
-from replay.blame.bisect import _Search, bisect
-from replay.blame.window_replays import Replays
+from replay.blame.bisect import DeltaDebugging, bisect
+from replay.blame.deletion import Suspect
+from replay.blame.window_replays import ExcessLeft, WindowReplays
 from replay.interventions.row_removal import Removal, removed
 from replay.interventions.rows import Slot
 
@@ -57,11 +58,13 @@ def test_in_the_spikes_own_batch_what_goes_gives_way_to_the_ordinary_and_costs_n
 
 
 def test_influences_of_the_spikes_own_batch_are_what_its_removals_take_away(hurt):
-    S, own = hurt.control.last, hurt.control.own_influence()
+    S, influence = hurt.control.last, hurt.control.batch_influence()
     for slot in (0, 5):
-        assert hurt.taken([hurt.row(S, slot)]) == pytest.approx(float(own[slot].sum()), abs=1e-9)
+        assert hurt.excess_removed([hurt.row(S, slot)]) == pytest.approx(
+            float(influence[slot].sum()), abs=1e-9
+        )
     part = Slot(S, 2, 10, 20)
-    assert hurt.taken([part]) == pytest.approx(float(own[2, 10:20].sum()), abs=1e-9)
+    assert hurt.excess_removed([part]) == pytest.approx(float(influence[2, 10:20].sum()), abs=1e-9)
 
 
 def test_causes_are_looked_for_from_shortly_before_the_probes_loss_rose(hurt):
@@ -91,13 +94,16 @@ def test_sizes_double_and_stop_at_half_of_the_window():
     assert deletion.sizes(1, 2) == [1] and deletion.sizes(0, 100) == []
 
 
-class Additive(Replays):
+class Additive(WindowReplays):
     """Removals whose effects add up, without a replay."""
 
     def __init__(self, effects: dict[Slot, float], excess: float) -> None:
         self.effects, self.excess, self.replays = effects, excess, 0
 
-    def taken(self, removal, note="", replaced=False):
+    def without(self, removal, note="", replaced=False):
+        return ExcessLeft(0.0, 0.0)
+
+    def excess_removed(self, removal, note="", replaced=False):
         self.replays += 1
         return sum(self.effects.get(slot, 0.0) for slot in set(removal))
 
@@ -107,8 +113,9 @@ def slot(i: int) -> Slot:
 
 
 def test_the_rule_for_causal_words_is_applied_to_removals():
-    def judged(taken, random):
-        return deletion._judged(Additive({}, 1.0), frozenset([slot(0)]), taken, 0.0, 0.0, random)
+    def judged(removed, random):
+        suspect = Suspect("strongest", (slot(0),))
+        return deletion.judge_removal(Additive({}, 1.0), suspect, removed, random)
 
     assert judged(0.9, [0.1, -0.1, 0.0]).causal  # 5 times the largest of 3
     assert not judged(
@@ -118,13 +125,13 @@ def test_the_rule_for_causal_words_is_applied_to_removals():
     assert judged(0.9, [0.5] * 19).causal and judged(0.9, [0.5] * 19).p == 0.05
     beaten = judged(0.9, [0.5] * 18 + [0.95])
     assert not beaten.causal and "N = 19" in beaten.words
-    assert judged(0.9, [0.5] * 19).beyond == pytest.approx(0.4)
+    assert deletion.beyond_random(judged(0.9, [0.5] * 19)) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("guilty", [{3}, {0, 15}, {4, 5, 11}])
 def test_delta_debugging_ends_with_exactly_the_guilty(guilty):
     replays = Additive({slot(i): 1.0 / len(guilty) for i in guilty}, 1.0)
-    search = _Search(replays, 10_000, lambda _: None)
+    search = DeltaDebugging(replays, 10_000, lambda _: None)
     assert search.minimal([[slot(i)] for i in range(16)], "steps") == [
         [slot(i)] for i in sorted(guilty)
     ]
@@ -132,15 +139,15 @@ def test_delta_debugging_ends_with_exactly_the_guilty(guilty):
 
 def test_delta_debugging_keeps_to_its_budget_and_to_what_still_works():
     replays = Additive({slot(i): 1 / 3 for i in (1, 9, 13)}, 1.0)
-    search = _Search(replays, 6, lambda _: None)
+    search = DeltaDebugging(replays, 6, lambda _: None)
     left = search.minimal([[slot(i)] for i in range(16)], "steps")
-    assert replays.replays <= 8 and search.gone(left)
+    assert replays.replays <= 8 and search.takes_spike_away(left)
 
 
 def test_bisection_finds_the_damaged_document_in_a_real_run(hurt):
     found = bisect(hurt, budget=60)
-    assert found is not None and found.taken >= deletion.AWAY * hurt.excess
-    assert found.taken == hurt.taken(found.removal, "", found.replaced)
+    assert found is not None and found.excess_removed >= deletion.AWAY * hurt.excess
+    assert found.excess_removed == hurt.excess_removed(found.removal, "", found.replaced)
     table = hurt.run.corpus.documents
     planted = [d for d in found.documents if table["source"][d].as_py() == "planted"]
     assert planted and set(found.steps) <= set(range(AT - 2, AT + 5))

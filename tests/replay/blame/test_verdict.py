@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import get_args
+
 import pytest
 
-from replay.blame.blamed_step import Asked
-from replay.blame.counterfactuals import Trial
-from replay.blame.deletion import Proof
-from replay.blame.excess import Excess
+from replay.blame.result import (
+    BlamedStep,
+    DocumentInfluence,
+    Excess,
+    Proof,
+    StaleTensor,
+    SuspectKind,
+    Trial,
+    Trials,
+    Verdict,
+)
+from replay.blame.sentences import CAUSES, sentence
 from replay.blame.verdict import Facts, judge
 from replay.interventions.rows import Slot
 from replay.verify import Report
 
 ROW = Slot(400, 3, 0, 64)
-ASKED = Asked(402, True, 4.0, 3.0, 0.1, "fast", 400, 410, "")
+BLAMED = BlamedStep(402, 4.0, 3.0, 0.1, "fast", 400, 410, is_spike=True, remark="")
 REPORT = Report(True, "exact", 10, 10, None, 0.0, True, [])
 
 
@@ -22,123 +33,155 @@ def excess(state: float = 0.9, data: float = 0.1) -> Excess:
 
 
 def proved(
-    taken: float = 0.95, random: tuple[float, ...] = (0.0, 0.01, -0.01), causal: bool = True
+    removed: float = 0.95,
+    random: tuple[float, ...] = (0.0, 0.01, -0.01),
+    causal: bool = True,
+    kind: SuspectKind = "strongest",
 ) -> Proof:
     return Proof(
-        (ROW,),
-        taken,
-        taken,
-        0.0,
-        1 - taken,
-        random,
-        9.0,
-        0.25,
-        causal,
-        f"beyond the random removals (N = {len(random)})",
+        who="the 1 strongest sequences",
+        kind=kind,
+        name="planted" if kind == "source" else "a.txt",
+        source="clean",
+        removal=(ROW,),
+        excess_removed=removed,
+        share=removed,
+        data=0.0,
+        state=1 - removed,
+        random=random,
+        effect=9.0,
+        p=0.25,
+        causal=causal,
+        finding="beyond" if causal else "not distinguishable",
+        words=f"not distinguishable from the random removals (N = {len(random)})",
     )
 
 
-def trials(*left: float) -> list[Trial]:
-    return [Trial(f"from state {i}", x, x >= 0.5) for i, x in enumerate(left)]
+def trials(*left: float) -> tuple[Trial, ...]:
+    return tuple(Trial(f"from state {i}", x, x >= 0.5, i) for i, x in enumerate(left))
 
 
-def facts(**given) -> Facts:
-    usual = {
-        "proof": proved(),
-        "largest": 0.95,
-        "tried": 5,
-        "who": "the 1 strongest sequences",
-        "other_data": trials(0.0, 0.1, 0.0),
-        "other_states": trials(0.9, 0.8),
-    }
-    return Facts(ASKED, REPORT, False, 4.0, excess(), **(usual | given))
+def facts(other_data=(0.0, 0.1, 0.0), other_states=(0.9, 0.8), **changes) -> Facts:
+    usual = {"proof": proved(), "largest": 0.95, "tried": 5}
+    told = {name: changes.pop(name) for name in ("up_to_date", "steady_rate") if name in changes}
+    tried = Trials(trials(*other_data), trials(*other_states), **told)
+    return Facts(BLAMED, REPORT, False, 4.0, excess(), trials=tried, **(usual | changes))
+
+
+def said(of: Facts) -> tuple[str, str, str]:
+    judgement = judge(of)
+    return judgement.verdict, judgement.reason, sentence(judgement, of)
 
 
 def test_data_when_its_removal_takes_the_spike_away_and_other_states_spike_with_it_too():
-    word, sentence = judge(facts())
-    assert word == "data"
+    verdict, reason, words = said(facts())
+    assert (verdict, reason) == ("data", "removal takes it away")
     assert (
-        "95% of the excess of 1.000 nats" in sentence
-        and "N = 3" in sentence
-        and "spike 2 of 2 times" in sentence
+        "lowers the loss of step 402 by 0.95 nats, the whole spike (1.00)" in words
+        and "N = 3" in words
+        and "spike in 2 of 2 trials" in words
     )
 
 
 def test_data_and_state_when_up_to_date_moments_take_it_away_and_the_tensor_is_named():
-    stale = [
-        {
-            "tensor": "embed.weight",
-            "step": 401,
-            "staleness": 9.0,
-            "rms_t": 4.0,
-            "usual": 1.0,
-            "times": 9.0,
-        }
-    ]
-    word, sentence = judge(
-        facts(up_to_date=Trial("β₂ 0.999 → 0.9 from state 400", 0.1, False), stale=stale)
-    )
-    assert word == "data and state"
+    stale = (StaleTensor("embed.weight", 401, 9.0, 4.0, 1.0, 9.0),)
+    fresh = Trial("β₂ 0.999 → 0.9 from state 400", 0.1, False, 400)
+    verdict, reason, words = said(facts(up_to_date=fresh, stale=stale))
+    assert (verdict, reason) == ("data and state", "removal and fresh moments take it away")
     assert (
-        "embed.weight, staleness 9.00 at step 401 (1.00 before" in sentence
-        and "0.100 of 1.000 nats are left" in sentence
+        "furthest out of date is that of embed.weight: staleness 9.00 at step 401 (1.00 before"
+        in words
+        and "0.10 of 1.00 nats remain" in words
     )
 
 
 def test_data_and_state_when_the_same_batches_spike_from_no_other_state():
-    assert judge(facts(other_states=trials(0.1, 0.0)))[0] == "data and state"
+    verdict, reason, _ = said(facts(other_states=(0.1, 0.0)))
+    assert (verdict, reason) == ("data and state", "no other state spikes")
 
 
 def test_state_or_schedule_when_any_other_data_spike_too_and_the_rate_is_told():
-    rate = Trial("learning rate held at 0.01 (it reached 0.3)", 0.02, False)
-    word, sentence = judge(facts(other_data=trials(0.9, 1.0, 0.8), steady_rate=rate))
+    rate = Trial("learning rate held at 0.01 (it reached 0.3)", 0.02, False, 390)
+    verdict, _, words = said(facts(other_data=(0.9, 1.0, 0.8), steady_rate=rate))
     assert (
-        word == "state or schedule" and "3 of 3 times" in sentence and "takes it away" in sentence
+        verdict == "state or schedule"
+        and "in 3 of 3 trials" in words
+        and "the spike does not happen" in words
     )
-    word, sentence = judge(facts(other_data=trials(0.9, 1.0, 0.8), proof=None, tried=0))
-    assert word == "state or schedule" and "learning rate is steady" in sentence
+    verdict, reason, words = said(facts(other_data=(0.9, 1.0, 0.8), proof=None, tried=0))
+    assert verdict == "state or schedule" and "learning rate is steady" in words
+    assert reason == "other data spike too"
 
 
 def test_numerics_when_the_control_does_not_spike_whatever_else_was_found():
-    report = Report(
-        False,
-        "absent",
-        10,
-        10,
-        {"step": 399, "what": "state_digest", "tensor": None, "layer": None},
-        1.0,
-        True,
-        [],
-    )
-    given = facts()
-    given.absent, given.report = True, report
-    word, sentence = judge(given)
+    difference = {"step": 399, "what": "state_digest", "tensor": None, "layer": None}
+    report = Report(False, "absent", 10, 10, difference, 1.0, True, [])
+    absent = facts()
+    absent.absent, absent.report = True, report
+    verdict, reason, words = said(absent)
     assert (
-        word == "numerics"
-        and "differs from step 399" in sentence
-        and "Nothing is said about data" in sentence
+        (verdict, reason) == ("numerics", "control does not spike")
+        and "differs from step 399" in words
+        and "Nothing is said about the data" in words
     )
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("changes", "reason", "words"),
     [
-        ({"proof": proved(causal=False)}, "no proof"),
-        ({"proof": proved(taken=0.3), "largest": 0.3}, "no set of sequences is blamed"),
-        ({"proof": proved(taken=0.9, random=(0.6, 0.5, 0.55))}, "random ones take 0.550 nats too"),
-        ({"other_data": trials(0.9, 0.9, 0.0)}, "neither data nor state alone"),
-        ({"proof": None, "tried": 0}, "No removal helps"),
-        ({"proof": None, "interrupted": True}, "Interrupted"),
+        ({"proof": proved(causal=False)}, "not beyond random removals", "no proof"),
+        (
+            {"proof": proved(removed=0.3), "largest": 0.3},
+            "no removal takes it away",
+            "no set of sequences is blamed",
+        ),
+        (
+            {"proof": proved(removed=0.9, random=(0.6, 0.5, 0.55))},
+            "random removals take it away too",
+            "random removals take 0.55 nats away too",
+        ),
+        (
+            {"other_data": (0.9, 0.9, 0.0)},
+            "other data spike too",
+            "neither data nor state alone",
+        ),
+        ({"proof": None, "tried": 0}, "no removal takes it away", "No removal helps"),
+        ({"proof": None, "interrupted": True}, "interrupted", "interrupted"),
     ],
 )
-def test_cannot_tell_when_the_rule_for_causal_words_is_not_met(given, words):
-    word, sentence = judge(facts(**given))
-    assert word == "cannot tell" and words in sentence
+def test_cannot_tell_when_the_rule_for_causal_words_is_not_met(changes, reason, words):
+    verdict, why, told = said(facts(**changes))
+    assert (verdict, why) == ("cannot tell", reason) and words in told
 
 
 def test_cannot_tell_where_no_spike_is_to_be_explained():
-    given = facts()
-    given.asked = Asked(402, False, 3.1, 3.0, 0.1, None, None, None, "")
-    given.excess = excess(state=0.05, data=0.1)
-    word, sentence = judge(given)
-    assert word == "cannot tell" and "no spike to explain" in sentence and "3.0σ" in sentence
+    calm = facts()
+    calm.blamed = BlamedStep(402, 3.1, 3.0, 0.1, None, None, None, is_spike=False, remark="")
+    calm.excess = excess(state=0.05, data=0.1)
+    verdict, reason, words = said(calm)
+    assert (verdict, reason) == ("cannot tell", "no spike")
+    assert "no spike to explain" in words and "3.0σ" in words
+
+
+@pytest.mark.parametrize("kind", get_args(SuspectKind))
+def test_a_removal_is_told_with_what_was_removed_how_many_and_from_where(kind):
+    document = DocumentInfluence(7, "clean", "b.txt", 0.5, 1, 64)
+    _, _, words = said(facts(proof=proved(kind=kind), documents=[document]))
+    assert (words.startswith("Removing ") and "1 sequence of batch 400" in words) or (
+        "1 most influential sequence of batch 400" in words
+    )
+    assert (
+        "Removing 1 random sequence instead changes it by −0.010 to +0.010"
+        " (N = 3 trials, p = 0.25)." in words
+    )
+    assert ("hold text of b.txt (clean)" in words) is (kind != "document")
+
+
+def test_in_the_spikes_own_batch_the_loss_needs_no_step():
+    alone = facts(proof=proved(kind="source"))
+    alone.blamed = dataclasses.replace(BLAMED, step=400)
+    assert "that comes from `planted` lowers the loss by 0.95 nats" in said(alone)[2]
+
+
+def test_every_verdict_has_its_words():
+    assert set(CAUSES) == set(get_args(Verdict))

@@ -1,0 +1,256 @@
+"""How blame speaks: the sentence of a verdict, made from the facts that it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from replay.blame.deletion import beyond_random
+from replay.blame.result import Excess, Proof, StaleTensor, Trial, Verdict
+from replay.blame.verdict import SIGMAS, Facts, Judgement
+
+STALE = 1.5  # × its own median, from which a tensor's second moment is called out of date
+WHOLE = 0.95  # share of the excess that is called the whole spike
+NAMED = 2  # documents of a set that are named
+CAUSES: dict[Verdict, str] = {
+    "data": "Cause: data.",
+    "data and state": "Cause: data and state together.",
+    "state or schedule": "Cause: state or schedule, not the data.",
+    "numerics": "Cause: numerics or hardware.",
+    "cannot tell": "The cause cannot be told.",
+}
+
+
+def cause(verdict: Verdict) -> str:
+    """Say the verdict in a few words."""
+    return CAUSES[verdict]
+
+
+def sentence(judgement: Judgement, facts: Facts) -> str:
+    """Say why the verdict was given, with its numbers."""
+    return _SENTENCES[judgement.verdict](judgement, facts)
+
+
+def excess_sentence(excess: Excess, step: int) -> str:
+    """Say how high the spike is, and which part of it is the batch's and which the model's."""
+    return (
+        f"Batch {step} stands {nats(excess.total, signed=True)} nats above an ordinary one:"
+        f" {nats(excess.data, signed=True)} because the batch itself is odd (data part),"
+        f" {nats(excess.state, signed=True)} because the model had become worse before it (state"
+        " part)."
+    )
+
+
+def nats(value: float, signed: bool = False) -> str:
+    """Write nats with two decimals, or three where they are few; a minus is a minus sign."""
+    digits = 2 if abs(value) >= 0.1 or value == 0 else 3
+    return format(value, f"{'+' if signed else ''}.{digits}f").replace("-", "−")
+
+
+def _numerics(judgement: Judgement, facts: Facts) -> str:
+    difference = facts.report.first_difference or {}
+    return (
+        f"The replay does not show the spike: the loss of step {facts.blamed.step} was recorded as"
+        f" {facts.blamed.value:.3f} nats/token and is {facts.control_loss:.3f} in the replay. The"
+        f" replay differs from step {difference.get('step')} on ({difference.get('what')}):"
+        " suspect the hardware or the numerics of that step. Nothing is said about the data."
+    )
+
+
+def _cannot_tell(judgement: Judgement, facts: Facts) -> str:
+    match judgement.reason:
+        case "no spike":
+            sigma = facts.excess.total / facts.excess.scale
+            return (
+                f"There is no spike to explain: batch {facts.blamed.step} stands"
+                f" {nats(facts.excess.total, signed=True)} nats above an ordinary one, which is"
+                f" {sigma:.1f}σ of the batches before it; a spike has more than {SIGMAS:g}σ."
+            )
+        case "interrupted":
+            return "It was interrupted before any removal was held against random ones."
+        case "no removal takes it away":
+            strongest = (
+                f"The strongest of {facts.tried} removals lowers the loss by {nats(facts.largest)}"
+                f" of the spike's {nats(facts.excess.total)} nats"
+                if facts.tried
+                else "No removal helps"
+            )
+            return f"{strongest}, so no set of sequences is blamed. {_other_data(facts)}"
+        case "not beyond random removals":
+            proof = _proof_of(facts)
+            return f"{_removal(facts)} That is no proof: {proof.words}."
+        case "random removals take it away too":
+            proof = _proof_of(facts)
+            median = proof.excess_removed - beyond_random(proof)
+            return (
+                f"{_removal(facts)} That is no proof: random removals take {nats(median)} nats"
+                " away too (their median)."
+            )
+    return f"{_removal(facts)} {_other_data(facts)} So neither data nor state alone explains it."
+
+
+def _data(judgement: Judgement, facts: Facts) -> str:
+    sentences = [_removal(facts), _documents(facts), _other_data(facts), _other_states(facts)]
+    if facts.trials.up_to_date is not None:
+        sentences.append(_up_to_date(facts, facts.trials.up_to_date))
+    if judgement.verdict == "data and state":
+        sentences.append(_staleness(facts.stale))
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _state(judgement: Judgement, facts: Facts) -> str:
+    left = [trial.left for trial in facts.trials.other_data]
+    spikes = sum(trial.spikes for trial in facts.trials.other_data)
+    sentences = [
+        f"Other batches in place of these spike too, in {spikes} of {len(left)} trials: of the"
+        f" spike's {nats(facts.excess.total)} nats, {nats(min(left))} to {nats(max(left))} remain."
+    ]
+    if facts.tried:
+        sentences.append(
+            f"The strongest of {facts.tried} removals lowers the loss by {nats(facts.largest)}."
+        )
+    steady = facts.trials.steady_rate
+    if steady is None:
+        sentences.append("The learning rate is steady over the window.")
+    else:
+        spike = "the spike stays" if steady.spikes else "the spike does not happen"
+        sentences.append(f"With the {steady.what} {spike}: {nats(steady.left)} nats remain.")
+    if facts.trials.up_to_date is not None:
+        sentences.append(_up_to_date(facts, facts.trials.up_to_date))
+    return " ".join(sentences)
+
+
+_SENTENCES: dict[Verdict, Callable[[Judgement, Facts], str]] = {
+    "data": _data,
+    "data and state": _data,
+    "state or schedule": _state,
+    "numerics": _numerics,
+    "cannot tell": _cannot_tell,
+}
+
+
+def _removal(facts: Facts) -> str:
+    """Say what goes with the set, and with as many random sequences."""
+    proof, total = _proof_of(facts), facts.excess.total
+    elsewhere = {slot.step for slot in proof.removal} != {facts.blamed.step}
+    loss = f"the loss of step {facts.blamed.step}" if elsewhere else "the loss"
+    lowers = (
+        f"lowers {loss} by {nats(proof.excess_removed)} nats, {_share(proof, total)}"
+        if math.isfinite(proof.excess_removed)
+        else f"makes {loss} finite again"
+    )
+    if proof.kind in ("document", "documents"):
+        lowers = f"from {_places(proof)} {lowers}"
+    return f"Removing {_set_words(proof)} {lowers}. {_random_removals(proof)}"
+
+
+def _share(proof: Proof, total: float) -> str:
+    if proof.share >= WHOLE:
+        return f"the whole spike ({nats(total)})"
+    return f"{proof.share:.0%} of the spike ({nats(total)})"
+
+
+def _random_removals(proof: Proof) -> str:
+    """Random removals move the loss by the opposite of what they take away."""
+    if not proof.random or proof.p is None:
+        return "No random removal was held against it."
+    low, high = -max(proof.random), -min(proof.random)
+    sequences = "sequence" if proof.sequences == 1 else "sequences"
+    trials = "trial" if len(proof.random) == 1 else "trials"
+    return (
+        f"Removing {proof.sequences} random {sequences} instead changes it by"
+        f" {nats(low, signed=True)} to {nats(high, signed=True)}"
+        f" (N = {len(proof.random)} {trials}, p = {proof.p:.2g})."
+    )
+
+
+def _set_words(proof: Proof) -> str:
+    """Name the set that was removed."""
+    plural = "" if proof.sequences == 1 else "s"
+    if proof.kind == "source":
+        places = _places(proof)
+        come = "comes" if proof.sequences == 1 else "come"
+        return f"the {places} that {come} from `{proof.name}`"
+    if proof.kind == "document":
+        return f"the document `{proof.name}` ({proof.source})"
+    if proof.kind == "documents":
+        return f"{proof.who}"
+    if proof.kind == "bisection":
+        return f"the {_places(proof)} that bisection found"
+    return f"the {_places(proof, 'most influential sequence' + plural)}"
+
+
+def _places(proof: Proof, noun: str | None = None) -> str:
+    """`16 sequences of batch 400`, or `40 sequences of 5 batches (160 to 164)`."""
+    steps = sorted({slot.step for slot in proof.removal})
+    noun = noun or ("sequence" if proof.sequences == 1 else "sequences")
+    batches = (
+        f"batch {steps[0]}"
+        if len(steps) == 1
+        else f"{len(steps)} batches ({steps[0]} to {steps[-1]})"
+    )
+    return f"{proof.sequences} {noun} of {batches}"
+
+
+def _proof_of(facts: Facts) -> Proof:
+    assert facts.proof is not None, "this verdict rests on a proof"
+    return facts.proof
+
+
+def _other_data(facts: Facts) -> str:
+    trials = facts.trials.other_data
+    if not trials:
+        return "Other batches in their place were not tried."
+    return f"Other batches in their place spike in {_counted(trials)}."
+
+
+def _documents(facts: Facts) -> str:
+    """Name the documents of a set that is not itself named after one."""
+    if not facts.documents or (facts.proof is not None and facts.proof.kind == "document"):
+        return ""
+    named = [f"{document.path} ({document.source})" for document in facts.documents[:NAMED]]
+    others = len(facts.documents) - len(named)
+    if others:
+        named.append(f"{others} other document{'s' * (others != 1)}")
+    listed = ", ".join(named[:-1]) + " and " + named[-1] if len(named) > 1 else named[0]
+    return f"The removed sequences hold text of {listed}."
+
+
+def _other_states(facts: Facts) -> str:
+    trials = facts.trials.other_states
+    if not trials:
+        return ""
+    states = " and ".join(str(trial.start) for trial in trials)
+    plural = "s" if len(trials) > 1 else ""
+    return (
+        f"From an earlier state of the model the same batches spike in {_counted(trials)}"
+        f" (state{plural} {states})."
+    )
+
+
+def _up_to_date(facts: Facts, trial: Trial) -> str:
+    return (
+        f"With second moments that are up to date ({trial.what}) {nats(trial.left)} of"
+        f" {nats(facts.excess.total)} nats remain."
+    )
+
+
+def _staleness(stale: Sequence[StaleTensor]) -> str:
+    worst = next((tensor for tensor in stale if tensor.times), None)
+    if worst is None or worst.times is None:
+        return "Staleness of the moments was not recorded."
+    called = (
+        "The second moment furthest out of date is that of"
+        if worst.times >= STALE
+        else "By its staleness no second moment is out of date; the nearest to it is that of"
+    )
+    rms = f", rms_t {worst.rms_t:.2f}" if worst.rms_t is not None else ""
+    return (
+        f"{called} {worst.tensor}: staleness {worst.staleness:.2f} at step {worst.step}"
+        f" ({worst.usual:.2f} before{rms})."
+    )
+
+
+def _counted(trials: Sequence[Trial]) -> str:
+    plural = "s" if len(trials) > 1 else ""
+    return f"{sum(trial.spikes for trial in trials)} of {len(trials)} trial{plural}"
