@@ -143,7 +143,7 @@ def make(runs: Path, steps: int = STEPS) -> dict[str, Any]:
 
 
 def _fork(runs: Path, parent: dict[str, Any], first: int) -> int:
-    """A fork that moves layer 5 most; returns its rows of `divergence`."""
+    """Write a fork that moves layer 5 most; return how many rows of `divergence` it has."""
     from forensics.store.writer import Writer
 
     folder = runs / FORK
@@ -326,13 +326,13 @@ def _write(writer: Any, rng: np.random.Generator, first: int, last: int) -> None
 
 
 def tell(part: str, found: Any) -> Any:
-    """A part of the answer as soon as it is known: on a busy machine the whole may never come."""
+    """Print a part of the answer at once: on a busy machine the rest may never come."""
     print(part, json.dumps(found), file=sys.stderr, flush=True)
     return found
 
 
 def best(work: Callable[[], Any], rounds: int = 5) -> dict[str, float]:
-    """Milliseconds of the first call and of the best of the rest."""
+    """Time the first call and the best of the rest, milliseconds."""
     times = []
     for _ in range(rounds + 1):
         began = time.perf_counter()
@@ -408,7 +408,7 @@ def visits_of_demo() -> dict[str, dict[str, Any]]:
 
 
 def time_scripts(asked: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The pages' scripts under AppTest, results cached as for the second reader."""
+    """Time the pages' scripts under AppTest, results cached as for the second reader."""
     from app.browser import scripted
 
     measured = {}
@@ -473,7 +473,7 @@ def time_browser(runs: Path, asked: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 @contextlib.contextmanager
 def looking_at(runs: Path) -> Iterator[Path]:
-    """The folder that the app in this process reads."""
+    """Let the app in this process read this folder."""
     before = os.environ.get("FORENSICS_RUNS")
     os.environ["FORENSICS_RUNS"] = str(runs.absolute())
     try:
@@ -484,6 +484,7 @@ def looking_at(runs: Path) -> Iterator[Path]:
 
 
 def main() -> None:
+    """Make the run, time queries, scripts and pages, and report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -495,28 +496,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--no-browser", action="store_true")
     parser.add_argument("--only-make", action="store_true")
-    given = parser.parse_args()
-    runs = given.runs or Path(tempfile.mkdtemp(prefix="forensics-app-"))
+    options = parser.parse_args()
+    runs = options.runs or Path(tempfile.mkdtemp(prefix="forensics-app-"))
     os.environ["FORENSICS_RUNS"] = str(runs.absolute())
     document: dict[str, Any] = {"cores": os.cpu_count()}
     try:
         if not (runs / RUN / "run.json").is_file():
-            document["made"] = make(runs, given.steps)
-        if not given.only_make:
-            step = next(s for s in (61_342, 20_000) if s < given.steps)
+            document["made"] = make(runs, options.steps)
+        if not options.only_make:
+            step = next(
+                step_offered for step_offered in (61_342, 20_000) if step_offered < options.steps
+            )
             document["queries"] = tell("queries", time_queries(step))
             document["scripts"] = tell("scripts", time_scripts(visits(step)))
-            if not given.no_browser:
+            if not options.no_browser:
                 document["browser"] = tell("browser", time_browser(runs, visits(step)))
-            if given.demo:
-                with looking_at(given.demo) as demo:
-                    asked = visits_of_demo()
-                    document["demo_scripts"] = tell("demo_scripts", time_scripts(asked))
-                    if not given.no_browser:
-                        document["demo_browser"] = time_browser(demo, asked)
+            if options.demo:
+                with looking_at(options.demo) as demo:
+                    demo_visits = visits_of_demo()
+                    document["demo_scripts"] = tell("demo_scripts", time_scripts(demo_visits))
+                    if not options.no_browser:
+                        document["demo_browser"] = time_browser(demo, demo_visits)
     finally:
-        report("app", document, given.json)
-        if given.runs is None:
+        report("app", document, options.json)
+        if options.runs is None:
             shutil.rmtree(runs)
 
 

@@ -1,8 +1,6 @@
-"""The price of the attention statistics of one layer: blocked PyTorch, the same compiled, and on a
-GPU the kernel.
+"""The price of one layer's attention statistics: blocked PyTorch, compiled, and a GPU's kernel.
 
-    python -m benchmarks.attention [--rounds 9] [--threads 1] [--json
-    benchmarks/results/attention.json]
+    python -m benchmarks.attention [--rounds 9] [--json benchmarks/results/attention.json]
 
 Two shapes, interleaved in one process: that of the step benchmark, and a longer one. "sharp" has
 logits thirty times as large, so that most weights underflow. The compiled contestant is the blocked
@@ -32,26 +30,36 @@ SHAPES = {"B=8 H=8 T=256 K=32": (8, 8, 256, 32), "B=4 H=12 T=1024 K=64": (4, 12,
 
 
 def traced_rows(q: Tensor, k: Tensor) -> list[Tensor]:
-    """m, Σ s, Z, A and the first key's weight, (B·H, T) each; no documents, as many key heads as
-    query heads.
+    """Compute m, Σ s, Z, A and the first key's weight, (B·H, T) each.
+
+    There are no documents, and as many key heads as query heads.
     """
     B, H, T, K = q.shape
     q, k = (q / math.sqrt(K)).reshape(B * H, T, K), k.reshape(B * H, T, K)
-    found = []
+    blocks = []
     for first in range(0, T, QUERIES):
         last = min(first + QUERIES, T)
-        s = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2))
-        seen = torch.arange(last)[None, :] <= torch.arange(first, last)[:, None]
-        total = torch.where(seen, s, 0.0).sum(-1)
-        s = torch.where(seen, s, MASKED)
-        m = s.amax(-1)
-        s = (s - m[..., None]).clamp_min(FLOOR)
-        e = s.exp()
-        found.append((m, total, e.sum(-1), (s * e).sum(-1), e[..., 0]))
-    return [torch.cat(parts, 1) for parts in zip(*found)]
+        scores = torch.bmm(q[:, first:last], k[:, :last].transpose(1, 2))
+        visible = torch.arange(last)[None, :] <= torch.arange(first, last)[:, None]
+        total = torch.where(visible, scores, 0.0).sum(-1)
+        scores = torch.where(visible, scores, MASKED)
+        largest = scores.amax(-1)
+        scores = (scores - largest[..., None]).clamp_min(FLOOR)
+        exponentials = scores.exp()
+        blocks.append(
+            (
+                largest,
+                total,
+                exponentials.sum(-1),
+                (scores * exponentials).sum(-1),
+                exponentials[..., 0],
+            )
+        )
+    return [torch.cat(parts, 1) for parts in zip(*blocks)]
 
 
 def compiled(q: Tensor, k: Tensor) -> attention.HeadStatistics:
+    """Compute the statistics by the compiled rows."""
     B, H, T, _ = q.shape
     with torch.no_grad():
         norms = [torch.linalg.vector_norm(x.contiguous(), dim=-1).amax((0, 2)) for x in (q, k)]
@@ -63,10 +71,10 @@ _traced = torch.compile(traced_rows, dynamic=False, fullgraph=True)
 
 
 def main(rounds: int, threads: int, path: Path | None, dry: bool = False) -> dict[str, Any]:
-    """Seconds per call (least and median) and ratios to the blocked form, by shape."""
+    """Measure seconds per call (least and median) and ratios to the blocked form, by shape."""
     identity.enable_determinism(identity.thread_count(threads))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, Any] = {"threads": torch.get_num_threads()}
+    numbers: dict[str, Any] = {"threads": torch.get_num_threads()}
     half = torch.bfloat16 if device == "cuda" else torch.float32  # what training taps
     for shape, (B, H, T, K) in ({"dry": (2, 2, 64, 16)} if dry else SHAPES).items():
         # a decoder's strides: heads are the third axis in memory
@@ -84,34 +92,38 @@ def main(rounds: int, threads: int, path: Path | None, dry: bool = False) -> dic
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
                 started = time.perf_counter()
                 compiled(q, k)
-                found[f"{shape}: first compiled call, seconds"] = round(
+                numbers[f"{shape}: first compiled call, seconds"] = round(
                     time.perf_counter() - started, 1
                 )
                 os.environ.pop("TORCHINDUCTOR_CACHE_DIR")
             contestants["compiled"] = lambda q=q, k=k: compiled(q, k)
         seconds = interleaved(contestants, rounds)
-        found[f"{shape}: least seconds"] = {name: round(min(s), 5) for name, s in seconds.items()}
-        found[f"{shape}: median seconds"] = {
-            name: round(s, 5) for name, s in medians(seconds).items()
+        numbers[f"{shape}: least seconds"] = {
+            name: round(min(times), 5) for name, times in seconds.items()
         }
-        found[f"{shape}: ratio to blocked"] = {
-            name: round(r, 3) for name, r in ratios(seconds, "blocked").items()
+        numbers[f"{shape}: median seconds"] = {
+            name: round(times, 5) for name, times in medians(seconds).items()
         }
-    report("attention", found, path)
-    return found
+        numbers[f"{shape}: ratio to blocked"] = {
+            name: round(ratio, 3) for name, ratio in ratios(seconds, "blocked").items()
+        }
+    report("attention", numbers, path)
+    return numbers
 
 
 def blocked(q: Tensor, k: Tensor) -> attention.HeadStatistics:
-    """The form that a machine without Triton takes, on whichever device."""
+    """Compute the statistics as a machine without Triton does, on whichever device."""
     rows, *norms = attention.blocked_rows(q, k, None)
     return synchronised(attention._reduce(rows, norms[0], norms[1]))
 
 
 def synchronous(q: Tensor, k: Tensor) -> attention.HeadStatistics:
+    """Compute the statistics by the form of this machine."""
     return synchronised(attention_statistics(q, k))
 
 
 def synchronised(x: attention.HeadStatistics) -> attention.HeadStatistics:
+    """Wait for the device."""
     if x.merged["attn_logit_max"].is_cuda:
         torch.cuda.synchronize()
     return x

@@ -1,5 +1,4 @@
-"""A contestant in a process of its own: its own memory, its own allocator and threads, the
-environment it would have alone.
+"""A contestant in a process of its own: memory, allocator, threads and environment as alone.
 
     with Elsewhere("benchmarks.plain", "plain GPT", CPU) as step:
         step()                    # one step there; what it said is in `step.told`
@@ -28,12 +27,12 @@ OURS = (
 
 
 class Elsewhere:
-    """Callable: one step in the other process. `parameters` and `peak_gib` are known after the
-    first.
-    """
+    """A step in the other process, when called; its numbers are known after the first."""
 
     def __init__(self, module: str, name: str, sizes: Sizes) -> None:
-        environment = {k: v for k, v in os.environ.items() if k not in OURS}
+        environment = {
+            variable: value for variable, value in os.environ.items() if variable not in OURS
+        }
         command = [
             sys.executable,
             "-m",
@@ -53,6 +52,7 @@ class Elsewhere:
         self.name, self.told = name, {"parameters": 0, "peak_gib": 0.0}
 
     def __call__(self) -> None:
+        """Take one step there."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
@@ -63,6 +63,7 @@ class Elsewhere:
 
     @property
     def parameters(self) -> int:
+        """Return its parameters; 0 before the first step."""
         return int(self.told["parameters"])
 
     def close(self) -> None:
@@ -83,6 +84,7 @@ class Elsewhere:
 
 
 def serve(module: str, name: str, sizes: dict[str, int]) -> None:
+    """Answer each line of the input with one step."""
     out = os.fdopen(os.dup(1), "w")
     with contextlib.redirect_stdout(sys.stderr):  # what a library prints is no answer
         step: Any = importlib.import_module(module).contestants(Sizes(**sizes))[name]()

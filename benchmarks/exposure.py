@@ -35,7 +35,7 @@ SHARD = 1 << 24  # tokens of the one file
 
 
 def make(folder: Path, tokens: int, T: int, batch: int) -> Any:
-    """A run over a corpus of this many tokens, finished as far as the ledger can tell."""
+    """Write a run over a corpus of this many tokens, finished as far as the ledger can tell."""
     from forensics.model.knobs import shape_of
     from forensics.model.shape import parameter_shapes
     from forensics.store.writer import replace_table
@@ -98,19 +98,19 @@ def _shards(corpus: Path, tokens: int) -> tuple[Shard, ...]:
     rng = np.random.default_rng(0)
     weight = 1 / np.arange(1, V) ** 1.05
     edges = np.cumsum(weight / weight.sum())
-    own = np.searchsorted(edges, rng.random(min(SHARD, tokens))).clip(max=V - 2).astype(
+    tokens_of_file = np.searchsorted(edges, rng.random(min(SHARD, tokens))).clip(max=V - 2).astype(
         "<u2"
     ) + np.uint16(1)
-    own[rng.random(len(own)) < 1 / MEAN] = EOT
-    own[-1] = EOT
+    tokens_of_file[rng.random(len(tokens_of_file)) < 1 / MEAN] = EOT
+    tokens_of_file[-1] = EOT
     shards = []
-    for k in range(-(-tokens // SHARD)):
-        path, length = corpus / f"0-{k}.bin", min(SHARD, tokens - k * SHARD)
-        if k and length == SHARD:
+    for shard_number in range(-(-tokens // SHARD)):
+        path, length = corpus / f"0-{shard_number}.bin", min(SHARD, tokens - shard_number * SHARD)
+        if shard_number and length == SHARD:
             os.link(corpus / "0-0.bin", path)
         else:
-            path.write_bytes(own[:length].tobytes())
-        shards.append(Shard(path.name, length, hash_file(path) if not k else ""))
+            path.write_bytes(tokens_of_file[:length].tobytes())
+        shards.append(Shard(path.name, length, hash_file(path) if not shard_number else ""))
     return tuple(shards)
 
 
@@ -133,19 +133,22 @@ def _documents(corpus: Path, shards: tuple[Shard, ...]) -> int:
         "tokens": np.diff(first, append=at),
     }
     schema = DOCUMENTS.arrow_schema()
-    table = pa.table({f.name: rows.get(f.name, pa.nulls(len(first), f.type)) for f in schema})
+    table = pa.table(
+        {field.name: rows.get(field.name, pa.nulls(len(first), field.type)) for field in schema}
+    )
     pq.write_table(table.cast(schema), corpus / "documents.parquet", compression="zstd")
     return len(first)
 
 
 def measure(folder: Path, tokens: int, T: int, batch: int) -> dict[str, Any]:
+    """Time the ledger from nothing kept, and again."""
     from forensics.tokens.exposure import ledger
 
     run = make(folder, tokens, T, batch)
     start = time.perf_counter()
-    found = ledger(run, run.header.steps)
+    exposure = ledger(run, run.header.steps)
     seconds = time.perf_counter() - start
-    counted = int(found.exposure_in.sum())
+    counted = int(exposure.exposure_in.sum())
     assert counted == run.header.steps * batch * T, "every input of every batch is counted once"
     start = time.perf_counter()
     ledger(run, run.header.steps)
@@ -164,8 +167,9 @@ def measure(folder: Path, tokens: int, T: int, batch: int) -> dict[str, Any]:
 
 
 def peak_bytes(folder: Path, tokens: int, T: int, batch: int) -> int:
-    """The most that Python and NumPy hold at once while the ledger is made; slower under the
-    tracer, so by itself.
+    """Return the most bytes that Python and NumPy hold at once while the ledger is made.
+
+    It is slower under the tracer, so it is measured by itself.
     """
     from forensics.tokens.exposure import ledger
 
@@ -178,23 +182,24 @@ def peak_bytes(folder: Path, tokens: int, T: int, batch: int) -> int:
 
 
 def main() -> None:
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(description="what the exposure ledger costs")
     parser.add_argument("--tokens", type=float, default=1e9, help="of the corpus")
     parser.add_argument("--sequence-length", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=256, help="sequences per step")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there too")
-    a = parser.parse_args()
-    shape = (int(a.tokens), a.sequence_length, a.batch)
+    options = parser.parse_args()
+    shape = (int(options.tokens), options.sequence_length, options.batch)
     with tempfile.TemporaryDirectory() as folder:
-        if a.memory:
-            found: dict[str, Any] = {
+        if options.memory:
+            numbers: dict[str, Any] = {
                 "corpus_tokens": shape[0],
                 "peak_bytes": peak_bytes(Path(folder), *shape),
             }
         else:
-            found = measure(Path(folder), *shape)
-    report("exposure", found, a.json)
+            numbers = measure(Path(folder), *shape)
+    report("exposure", numbers, options.json)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""python -m benchmarks.order [--json FILE]: what the order costs, beside an index that is shuffled
-up front.
+"""python -m benchmarks.order [--json FILE]: the order's cost beside an index shuffled up front.
 
 A batch of 512 ids from 10⁶, 10⁹ and 10¹² sequences, and the memory that takes; beside it what OLMo
 does, a uint32 index shuffled by PCG64, at 10⁷ and 10⁸. Rounds are interleaved, so that a busy
@@ -33,13 +32,14 @@ ROUNDS = 200  # of one batch each
 
 
 def shuffled_index(size: int, seed: int = 0) -> np.ndarray:
-    """The whole order of one epoch, as OLMo's `IterableDataset` builds it: (size,) uint32."""
+    """Build the order of one epoch as OLMo's `IterableDataset` does: (size,) uint32."""
     index = np.arange(size, dtype=np.uint32)
     np.random.Generator(np.random.PCG64(seed)).shuffle(index)
     return index
 
 
 def measure_orders() -> list[dict[str, Any]]:
+    """Time the keyed order at each size."""
     orders: dict[int, Order] = {}
     build: dict[int, float] = {}
     for size in SIZES:
@@ -67,7 +67,7 @@ def measure_orders() -> list[dict[str, Any]]:
 
 
 def _peak_bytes(order: Order) -> int:
-    """The most that a thousand batches hold at once, beyond the order itself."""
+    """Return the most bytes that a thousand batches hold at once, beyond the order itself."""
     tracemalloc.start()
     for step in range(1000):
         order.sequence_ids(step)
@@ -77,6 +77,7 @@ def _peak_bytes(order: Order) -> int:
 
 
 def measure_indices(rounds: int) -> list[dict[str, Any]]:
+    """Time the shuffled index at each size."""
     seconds: dict[int, list[float]] = {size: [] for size in INDEX_SIZES}
     reads: dict[int, list[float]] = {size: [] for size in INDEX_SIZES}
     size_of: dict[int, int] = {}
@@ -103,6 +104,7 @@ def measure_indices(rounds: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(description="what the order costs")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers there too")
     parser.add_argument("--rounds", type=int, default=3, help="of building the shuffled indices")

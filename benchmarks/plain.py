@@ -1,5 +1,4 @@
-"""What the trainer is measured against: a plain PyTorch GPT and transformers' Llama, under the loop
-one would write.
+"""What the trainer is measured against: a plain PyTorch GPT and transformers' Llama.
 
 The GPT is what one writes after nanoGPT: modules, LayerNorm, GELU, fused attention, tied
 embeddings, one cross-entropy over all logits, fused AdamW, a norm clipped, autocast on a GPU.
@@ -20,16 +19,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Sizes:
-    """Shapes of a benchmark: width, layers, heads, positions, sequences, tokens of the
-    vocabulary.
-    """
+    """Shapes of a benchmark."""
 
-    D: int
-    L: int
-    H: int
-    T: int
-    B: int
-    V: int
+    D: int  # width
+    L: int  # layers
+    H: int  # heads
+    T: int  # positions
+    B: int  # sequences
+    V: int  # tokens of the vocabulary
 
 
 CPU = Sizes(D=256, L=6, H=8, T=256, B=8, V=8192)  # of the first issue
@@ -38,6 +35,8 @@ DRY = Sizes(D=32, L=2, H=2, T=32, B=4, V=128)
 
 
 class Block(nn.Module):
+    """One layer as in GPT-2."""
+
     def __init__(self, z: Sizes) -> None:
         super().__init__()
         self.H = z.H
@@ -46,6 +45,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(z.D, 4 * z.D), nn.Linear(4 * z.D, z.D)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply attention, then the MLP."""
         b, t, d = x.shape
         q, k, v = (
             y.view(b, t, self.H, d // self.H).transpose(1, 2)
@@ -57,6 +57,8 @@ class Block(nn.Module):
 
 
 class PlainGPT(nn.Module):
+    """Tokens to logits."""
+
     def __init__(self, z: Sizes) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(z.V, z.D), nn.Embedding(z.T, z.D)
@@ -69,6 +71,7 @@ class PlainGPT(nn.Module):
                 nn.init.normal_(p, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Compute logits (B, T, V)."""
         x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
@@ -76,9 +79,7 @@ class PlainGPT(nn.Module):
 
 
 def llama(z: Sizes) -> Callable[[Tensor], Tensor]:
-    """transformers' Llama of these sizes, as a function of tokens, with the parameters beside
-    it.
-    """
+    """Build transformers' Llama of these sizes, as a function of tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -105,12 +106,12 @@ def llama(z: Sizes) -> Callable[[Tensor], Tensor]:
 
 
 def tokens(z: Sizes, step: int) -> Tensor:
-    """The batch of a step, for every contestant: (B, T+1)."""
+    """Draw the batch of a step, the same for every contestant: (B, T+1)."""
     return torch.randint(0, z.V, (z.B, z.T + 1), generator=torch.Generator().manual_seed(step))
 
 
 def contestants(z: Sizes, device: str = "cpu") -> dict[str, Callable[[], Plain]]:
-    """Name → what makes it; each then takes a step for each call."""
+    """Return what makes each contestant, by name; it then takes a step at each call."""
 
     def batch(step: int) -> Tensor:
         return tokens(z, step)
@@ -137,9 +138,11 @@ class Plain:
 
     @property
     def parameters(self) -> int:
+        """Count the weights."""
         return sum(p.numel() for p in self.module.parameters())
 
     def __call__(self) -> None:
+        """Take one step."""
         tokens = self.batch(self.step).to(self.device, non_blocking=True)
         self.step += 1
         half = (

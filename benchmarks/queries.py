@@ -1,8 +1,6 @@
-"""Named queries on a synthetic large run: 10,000 steps × 12 layers × 12 heads, 110 tensors, written
-through the store.
+"""Named queries on a large synthetic run: 10,000 steps × 12 layers × 12 heads, 110 tensors.
 
-    python -m benchmarks.queries [--steps 10000] [--rounds 7] [--json
-    benchmarks/results/queries-cpu.json]
+    python -m benchmarks.queries [--rounds 7] [--json benchmarks/results/queries-cpu.json]
 
 Every named query that a run alone can answer (without forks, documents and vocabulary), median of
 interleaved rounds, warm; the whole of its rows is fetched. The app's own queries at ten times the
@@ -45,18 +43,21 @@ VALUES = {"layer": 7, "head": 3, "tensor": "layers.7.q.weight", "fork": "r", "li
 
 def arguments(query: QueryEntry, steps: int) -> dict[str, Any] | None:
     """Return values for what has no default, or None where one cannot be told."""
-    known = VALUES | {
+    values = VALUES | {
         "run": "r",
         "runs": "r",
         "step": steps // 2 + 7,
         "first": steps // 2,
         "last": steps // 2 + 40,
     }
-    needed = [p.name for p in query.parameters.values() if p.default is None]
-    return {name: known[name] for name in needed} if set(needed) <= known.keys() else None
+    needed = [
+        parameter.name for parameter in query.parameters.values() if parameter.default is None
+    ]
+    return {name: values[name] for name in needed} if set(needed) <= values.keys() else None
 
 
 def measure(steps: int, rounds: int) -> dict[str, Any]:
+    """Time every named query that a run alone can answer."""
     import queries
 
     with tempfile.TemporaryDirectory() as name:
@@ -67,8 +68,8 @@ def measure(steps: int, rounds: int) -> dict[str, Any]:
         record(folder, make(steps), steps, 0.0, True)
         replace_table(folder, "runs", {"name": ["r"], "steps": [steps]})  # `lineage` reads it
         con = queries.connect(name)
-        asked: dict[str, Callable[[], Any]] = {}
-        found: dict[str, int] = {}
+        questions: dict[str, Callable[[], Any]] = {}
+        rows_returned: dict[str, int] = {}
         for query, entry in queries.catalog().items():
             values = arguments(entry, steps)
             if values is None or not queries.tables_of(query) <= ALONE:
@@ -77,22 +78,32 @@ def measure(steps: int, rounds: int) -> dict[str, Any]:
             def ask(query: str = query, values: dict[str, Any] = values) -> Any:
                 return queries.run(con, query, values)
 
-            found[query], asked[query] = ask().num_rows, ask
-        empty = [query for query, rows in found.items() if rows == 0 and query not in MAY_BE_EMPTY]
+            rows_returned[query], questions[query] = ask().num_rows, ask
+        empty = [
+            query
+            for query, rows in rows_returned.items()
+            if rows == 0 and query not in MAY_BE_EMPTY
+        ]
         assert not empty, f"nothing is measured where no row comes out: {', '.join(empty)}"
-        seconds = interleaved(asked, rounds)
-        rows = sum(t["rows"] for t in sizes(folder).values())
+        seconds = interleaved(questions, rounds)
+        rows = sum(table["rows"] for table in sizes(folder).values())
     return {
         "steps": steps,
         "rows": rows,
         "rounds": rounds,
-        "milliseconds": {n: round(statistics.median(s) * 1e3, 1) for n, s in seconds.items()},
-        "rows_returned": found,
-        "slowest_milliseconds": round(max(statistics.median(s) for s in seconds.values()) * 1e3, 1),
+        "milliseconds": {
+            query_name: round(statistics.median(times) * 1e3, 1)
+            for query_name, times in seconds.items()
+        },
+        "rows_returned": rows_returned,
+        "slowest_milliseconds": round(
+            max(statistics.median(times) for times in seconds.values()) * 1e3, 1
+        ),
     }
 
 
 def main() -> None:
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

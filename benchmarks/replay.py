@@ -1,8 +1,6 @@
-"""Replay speed over training speed: a recorded run against the verification of all of it, bit for
-bit.
+"""Replay speed over training speed: a recorded run against its verification, bit for bit.
 
-    python -m benchmarks.replay [--rounds 3] [--steps 24] [--json
-    benchmarks/results/replay-cpu.json]
+    python -m benchmarks.replay [--rounds 3] [--json benchmarks/results/replay-cpu.json]
 
 Each round trains a new run of the packaged sources with light recording, as `forensics train` does,
 and verifies it from state 0 to its end, as `replay verify` does; both are timed from the first step
@@ -32,6 +30,7 @@ WARM = 4  # steps that are not timed: compiling, first pages
 
 
 def recipe(z: Sizes, steps: int, source: str) -> config.Recipe:
+    """Return a run of these sizes."""
     return config.from_dict(
         {
             "data": {"source": source, "tokenizer": "bytes", "sequence_length": z.T, "held_out": 0},
@@ -55,14 +54,17 @@ class Clock:
         self.at: list[float] = []
 
     def __call__(self, done: int, total: int | None, note: str = "") -> None:
+        """Note the time."""
         self.at.append(time.perf_counter())
 
     @property
     def seconds_per_step(self) -> float:
+        """Return the seconds of a step after the warm ones."""
         return (self.at[-1] - self.at[WARM - 1]) / (len(self.at) - WARM)
 
 
 def measure(z: Sizes, rounds: int, steps: int, source: str) -> dict[str, Any]:
+    """Train and verify in turns."""
     training, replaying, ratios, words = [], [], [], ""
     with tempfile.TemporaryDirectory() as name:
         runs = Path(name)
@@ -75,9 +77,9 @@ def measure(z: Sizes, rounds: int, steps: int, source: str) -> dict[str, Any]:
                 runs=runs,
                 progress=first,
             )
-            found, _ = verify(runs, f"r{i}", 0, steps, progress=second)
-            assert found.bitwise, found.sentence()
-            words = found.sentence()
+            result, _ = verify(runs, f"r{i}", 0, steps, progress=second)
+            assert result.bitwise, result.sentence()
+            words = result.sentence()
             training.append(first.seconds_per_step)
             replaying.append(second.seconds_per_step)
             ratios.append(training[-1] / replaying[-1])
@@ -96,6 +98,7 @@ def measure(z: Sizes, rounds: int, steps: int, source: str) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,4 @@
-"""Interleaved rounds: every contestant once per round in a shuffled order, medians over rounds, as
-ratios.
+"""Interleaved rounds: every contestant once per round in a shuffled order; medians and ratios.
 
 These machines are noisy; a contestant measured alone meets another machine than the one measured
 beside it.
@@ -22,10 +21,11 @@ from typing import Any
 def interleaved(
     contestants: dict[str, Callable[[], Any]], rounds: int, warm: int = 1, until: float = math.inf
 ) -> dict[str, list[float]]:
-    """Seconds of each call, by contestant; the first `warm` rounds are not counted. None begins
-    after `until`, but for three.
+    """Time each call, in seconds by contestant; the first `warm` rounds are not counted.
+
+    No round begins after `until`, but for three.
     """
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     shuffle = random.Random(0).shuffle
     for r in range(warm + rounds):
         if r >= warm + 3 and time.perf_counter() > until:
@@ -36,18 +36,20 @@ def interleaved(
             started = time.perf_counter()
             contestants[name]()
             if r >= warm:
-                found[name].append(time.perf_counter() - started)
-    return found
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
 
 
 def ratios(seconds: dict[str, list[float]], base: str) -> dict[str, float]:
-    """Median over rounds of each contestant's seconds over the base's of the same round."""
+    """Return the median over rounds of each contestant's seconds over the base's of that round."""
     return {
-        n: statistics.median(a / b for a, b in zip(s, seconds[base])) for n, s in seconds.items()
+        name: statistics.median(a / b for a, b in zip(times, seconds[base]))
+        for name, times in seconds.items()
     }
 
 
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Return each contestant's median seconds."""
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
@@ -60,7 +62,7 @@ def report(name: str, document: dict[str, Any], path: Path | None) -> None:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cpu = f"{identity.cpu_model()}, {identity.thread_count(0)} cores"
     device = document.get("device") or gpu or cpu
-    whole = {
+    record = {
         "benchmark": name,
         "device": device,
         "date": datetime.date.today().isoformat(),
@@ -72,4 +74,4 @@ def report(name: str, document: dict[str, Any], path: Path | None) -> None:
         print(f"  {key}: {value}")
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(whole, indent=1) + "\n")
+        path.write_text(json.dumps(record, indent=1) + "\n")

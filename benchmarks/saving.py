@@ -1,5 +1,4 @@
-"""Checkpoints: seconds to save and to load one, and what the loop waits for while one is written
-behind it.
+"""Checkpoints: seconds to save and to load one, and what the loop waits for meanwhile.
 
 python -m benchmarks.saving [--rounds 5] [--json benchmarks/results/saving-cpu.json]
 
@@ -27,7 +26,7 @@ from forensics.train.background_checkpoint import Saver
 
 
 def whole(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
-    """Saving and loading in the loop's own thread, nothing beside it."""
+    """Time saving and loading in the loop's own thread, nothing beside it."""
     saves, loads, size = [], [], 0
     for _ in range(rounds):
         started = time.perf_counter()
@@ -47,8 +46,9 @@ def whole(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
 
 
 def stalls(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
-    """Steps with a save handed over after every eighth; the first save, which takes its memory, is
-    not counted.
+    """Time steps while saves are written beside them.
+
+    The first save, which takes its memory, is not counted.
     """
     step, saver = synchronous(ours), Saver(place, ours.model.decoder.shape, None, 0)
     handing, beside, quiet = [], [], []
@@ -68,7 +68,7 @@ def stalls(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
             beside.append(time.perf_counter() - started)
     saver.close()
     middle = statistics.median(quiet)
-    extra = sum(t - middle for t in beside) / rounds
+    extra = sum(seconds - middle for seconds in beside) / rounds
     return {
         "step_seconds": round(middle, 4),
         "hand_over_seconds": round(statistics.median(handing), 4),
@@ -80,6 +80,7 @@ def stalls(ours: Ours, rounds: int, place: Path) -> dict[str, Any]:
 
 
 def measure(z: Sizes, rounds: int) -> dict[str, Any]:
+    """Measure saving alone, and behind the run."""
     identity.enable_determinism(identity.thread_count(0))
     ours = Ours(z, "gpt2", compiled=DEVICE == "cuda")
     for _ in range(3):
@@ -94,6 +95,7 @@ def measure(z: Sizes, rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)

@@ -1,5 +1,4 @@
-"""One training step: ours against a plain PyTorch GPT and transformers' Llama, and the price of
-what ours adds.
+"""One training step: ours against plain PyTorch and transformers, and the price of what it adds.
 
     python -m benchmarks.step [--rounds 9] [--json benchmarks/results/step-cpu.json]
 
@@ -53,9 +52,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Switches(NamedTuple):
-    """What a process of PyTorch's may be told of determinism; contestants that share one are each
-    given their own.
-    """
+    """What PyTorch may be told of determinism; contestants that share a process have their own."""
 
     strict: bool
     cudnn_attention: bool
@@ -63,6 +60,7 @@ class Switches(NamedTuple):
 
     @classmethod
     def now(cls) -> Switches:
+        """Return this process's switches."""
         cuda = torch.backends.cuda
         sums = cuda.matmul.allow_bf16_reduced_precision_reduction
         return cls(
@@ -70,6 +68,7 @@ class Switches(NamedTuple):
         )
 
     def set(self) -> None:
+        """Give them to PyTorch."""
         torch.use_deterministic_algorithms(self.strict)
         torch.backends.cuda.enable_cudnn_sdp(self.cudnn_attention)
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = self.bf16_sums
@@ -79,10 +78,10 @@ USUAL = Switches.now()  # before anything of ours settles them
 
 
 class Nowhere:
-    """Takes rows and keeps none: what recording computes, without the disk."""
+    """A writer that drops its rows: what recording computes, without the disk."""
 
     def append(self, table: str, **columns: Any) -> None:
-        pass
+        """Drop the row."""
 
 
 class Ours:
@@ -126,6 +125,7 @@ class Ours:
         )  # type: ignore[arg-type]
 
     def __call__(self) -> None:
+        """Take one step."""
         counters = self.state.counters
         self.switches.set()
         advance(
@@ -134,12 +134,13 @@ class Ours:
 
 
 def batch(z: Sizes, step: int) -> Batch:
+    """Return the batch of a step."""
     return Batch(tokens(z, step), torch.ones(z.B, z.T), float(z.B * z.T), torch.arange(z.B), step)
 
 
 def contestants(z: Sizes) -> dict[str, Callable[[], Ours]]:
-    """Name → what makes it; each then takes a step for each call."""
-    found = {
+    """Return what makes each contestant, by name; it then takes a step at each call."""
+    makers = {
         "gpt2": lambda: Ours(z, "gpt2"),
         "gpt2, compiled": lambda: Ours(z, "gpt2", compiled=True),
         "gpt2, compiled, not strict": lambda: Ours(z, "gpt2", compiled=True, strict=False),
@@ -149,8 +150,8 @@ def contestants(z: Sizes) -> dict[str, Callable[[], Ours]]:
         "llama, light": lambda: Ours(z, "llama", "light"),
     }
     if DEVICE == "cuda":
-        del found["llama, off"]  # it has a price where every state has a digest: on the CPU
-    return found
+        del makers["llama, off"]  # it has a price where every state has a digest: on the CPU
+    return makers
 
 
 class Usual:
@@ -160,6 +161,7 @@ class Usual:
         self.step, self.parameters = step, step.parameters
 
     def __call__(self) -> None:
+        """Take one step."""
         USUAL.set()
         self.step()
 
@@ -184,62 +186,70 @@ PRICES = {
 
 
 def measure(z: Sizes, rounds: int, limit: float) -> dict[str, Any]:
+    """Time every contestant in turns."""
     until = time.perf_counter() + limit
     identity.enable_determinism(
         identity.thread_count(0)
     )  # before CUDA starts, with whichever contestant
     with contextlib.ExitStack() as open_:
-        made: dict[str, Any] = {}
+        steppers: dict[str, Any] = {}
         seconds_to_make = {}
         for name, make in [*plain.contestants(z, DEVICE).items(), *contestants(z).items()]:
             started = time.perf_counter()
             if DEVICE == "cuda":
                 step = make()
-                made[name] = Usual(step) if isinstance(step, plain.Plain) else step
+                steppers[name] = Usual(step) if isinstance(step, plain.Plain) else step
             else:
                 module = "benchmarks.plain" if name in plain.contestants(z) else "benchmarks.step"
-                made[name] = open_.enter_context(Elsewhere(module, name, z))
-            made[name]()  # the compiler works here
+                steppers[name] = open_.enter_context(Elsewhere(module, name, z))
+            steppers[name]()  # the compiler works here
             seconds_to_make[name] = round(time.perf_counter() - started, 1)
         memory = (
-            {n: one_step_memory(each) / 2**30 for n, each in made.items()}
+            {name: one_step_memory(stepper) / 2**30 for name, stepper in steppers.items()}
             if DEVICE == "cuda"
             else {}
         )
         seconds = interleaved(
-            {name: synchronous(each) for name, each in made.items()}, rounds, until=until
+            {name: synchronous(stepper) for name, stepper in steppers.items()}, rounds, until=until
         )
-        memory = memory or {n: each.told["peak_gib"] for n, each in made.items()}
+        memory = memory or {name: stepper.told["peak_gib"] for name, stepper in steppers.items()}
     peak, peak_is = device_peak()
     middle = medians(seconds)
-    operations = {n: flops_per_token(z, each.parameters) for n, each in made.items()}
+    operations = {
+        name: flops_per_token(z, stepper.parameters) for name, stepper in steppers.items()
+    }
     return {
         "shapes": vars(z),
         "threads": identity.thread_count(0),
         "rounds": len(next(iter(seconds.values()))),
         "precision": "bf16" if DEVICE == "cuda" else "fp32",
-        "parameters": {n: each.parameters for n, each in made.items()},
+        "parameters": {name: stepper.parameters for name, stepper in steppers.items()},
         "first_step_seconds": seconds_to_make,
-        "seconds": {n: round(s, 4) for n, s in middle.items()},
-        "tokens_per_second": {n: round(z.B * z.T / s) for n, s in middle.items()},
-        "mfu": {n: round(operations[n] * z.B * z.T / s / peak, 4) for n, s in middle.items()},
+        "seconds": {name: round(seconds_each, 4) for name, seconds_each in middle.items()},
+        "tokens_per_second": {
+            name: round(z.B * z.T / seconds_each) for name, seconds_each in middle.items()
+        },
+        "mfu": {
+            name: round(operations[name] * z.B * z.T / seconds_each / peak, 4)
+            for name, seconds_each in middle.items()
+        },
         "peak": f"{peak / 1e12:.3g} TFLOPS, {peak_is}",
-        "memory_gib": {n: round(m, 2) for n, m in memory.items()},
+        "memory_gib": {name: round(gib, 2) for name, gib in memory.items()},
         "speed": {
-            n: round(1 / ratios(seconds, b)[a], 3)
-            for n, (a, b) in SPEEDS.items()
-            if {a, b} <= seconds.keys()
+            name: round(1 / ratios(seconds, base)[contestant], 3)
+            for name, (contestant, base) in SPEEDS.items()
+            if {contestant, base} <= seconds.keys()
         },
         "price": {
-            n: round(ratios(seconds, b)[a] - 1, 4)
-            for n, (a, b) in PRICES.items()
-            if {a, b} <= seconds.keys()
+            name: round(ratios(seconds, base)[contestant] - 1, 4)
+            for name, (contestant, base) in PRICES.items()
+            if {contestant, base} <= seconds.keys()
         },
     }
 
 
 def synchronous(step: Callable[[], Any]) -> Callable[[], None]:
-    """On a GPU a step ends when its work does."""
+    """Return the step so that on a GPU it ends when its work does."""
 
     def run() -> None:
         step()
@@ -250,8 +260,9 @@ def synchronous(step: Callable[[], Any]) -> Callable[[], None]:
 
 
 def flops_per_token(z: Sizes, parameters: int) -> float:
-    """Forward and backward: 6 per weight that multiplies a token, 12·L·D·T of attention (PaLM,
-    appendix B).
+    """Count forward and backward: 6 per weight that multiplies a token, 12·L·D·T of attention.
+
+    After PaLM, appendix B.
     """
     looked_up = (
         z.T * z.D if parameters < 2 * z.V * z.D + 12 * z.L * z.D**2 else z.V * z.D
@@ -260,24 +271,23 @@ def flops_per_token(z: Sizes, parameters: int) -> float:
 
 
 def device_peak() -> tuple[float, str]:
-    """Operations per second, and where the number is from."""
+    """Return the device's operations per second, and where the number is from."""
     if DEVICE == "cuda":
         name = torch.cuda.get_device_name()
-        known = next(
-            (peak for part, peak in PEAKS.items() if all(w in name for w in part.split())), None
+        maker_peak = next(
+            (peak for card, peak in PEAKS.items() if all(word in name for word in card.split())),
+            None,
         )
-        if known is not None:
-            return known, f"the maker's, {name}"
+        if maker_peak is not None:
+            return maker_peak, f"the maker's, {name}"
     n, dtype = (8192, torch.bfloat16) if DEVICE == "cuda" else (2048, torch.float32)
-    a = torch.randn(n, n, device=DEVICE).to(dtype)
-    seconds = interleaved({"product": synchronous(lambda: a @ a)}, 7, warm=2)
+    matrix = torch.randn(n, n, device=DEVICE).to(dtype)
+    seconds = interleaved({"product": synchronous(lambda: matrix @ matrix)}, 7, warm=2)
     return 2.0 * n**3 / min(seconds["product"]), f"measured, {n}³ matrix product"
 
 
 def one_step_memory(step: Callable[[], Any]) -> int:
-    """Bytes that a step needs beyond all that stays, and the contestant's own 12 bytes a
-    parameter.
-    """
+    """Return the bytes that a step needs beyond all that stays, and 12 bytes a parameter."""
     gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -288,6 +298,7 @@ def one_step_memory(step: Callable[[], Any]) -> int:
 
 
 def main() -> None:
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -3,11 +3,10 @@
     python -m benchmarks.store [--steps 10000] [--json benchmarks/results/store.json]
 
 A run of 12 layers of 12 heads at B = 16 with every light table, through the background writer: 1.44
-M rows of heads,
-1.1 M of tensors. Values are random walks with the noise that the field's curves have. First as fast
-as the writer takes it: bytes, steps per second, reading. Then 1,000 steps of 20 ms (such a model
-takes 50 on a GPU, seconds on a CPU), written in the background and in the run's own thread: what a
-step waits for.
+M rows of heads, 1.1 M of tensors. Values are random walks with the noise that the field's curves
+have. First as fast as the writer takes it: bytes, steps per second, reading. Then 1,000 steps of 20
+ms (such a model takes 50 on a GPU, seconds on a CPU), written in the background and in the run's
+own thread: what a step waits for.
 """
 
 from __future__ import annotations
@@ -50,38 +49,39 @@ DENSE = {"resid_max", "act_max", "lens_loss", "lens_entropy", "lens_kl"}
 
 
 def walks(table: str, steps: int, rows: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Every recorded column as (steps, rows): level · exp(random walk) · (1 + noise), at the
-    column's own precision.
-    """
-    found = {}
-    for c in TABLES[table].columns:
+    """Make every recorded column as (steps, rows): level · exp(random walk) · (1 + noise)."""
+    columns = {}
+    for column in TABLES[table].columns:
         if (
-            c.name in TABLES[table].key
-            or c.name in DENSE
-            or c.type not in NUMERIC
-            or not c.type.startswith("float")
+            column.name in TABLES[table].key
+            or column.name in DENSE
+            or column.type not in NUMERIC
+            or not column.type.startswith("float")
         ):
             continue
-        if c.name in CONSTANT:
-            found[c.name] = np.full((steps, rows), CONSTANT[c.name], c.type)
+        if column.name in CONSTANT:
+            columns[column.name] = np.full((steps, rows), CONSTANT[column.name], column.type)
             continue
-        walk, noise = SMOOTH if c.name in SMOOTH_COLUMNS else NOISY
-        x = rng.standard_normal((steps, rows), np.float32)
-        x *= walk
-        np.cumsum(x, axis=0, out=x)
-        np.exp(x, out=x)
-        x *= np.exp(rng.normal(0, 2, rows)).astype(np.float32)
+        walk, noise = SMOOTH if column.name in SMOOTH_COLUMNS else NOISY
+        walk_values = rng.standard_normal((steps, rows), np.float32)
+        walk_values *= walk
+        np.cumsum(walk_values, axis=0, out=walk_values)
+        np.exp(walk_values, out=walk_values)
+        walk_values *= np.exp(rng.normal(0, 2, rows)).astype(np.float32)
         if noise:
-            x *= 1 + noise * rng.standard_normal((steps, rows), np.float32)
-        wide = x.astype(c.type)
-        found[c.name] = wide * (1 + 1e-9 * rng.random(wide.shape)) if c.type == "float64" else wide
-    return found
+            walk_values *= 1 + noise * rng.standard_normal((steps, rows), np.float32)
+        wide = walk_values.astype(column.type)
+        columns[column.name] = (
+            wide * (1 + 1e-9 * rng.random(wide.shape)) if column.type == "float64" else wide
+        )
+    return columns
 
 
 def make(steps: int) -> dict[str, dict[str, np.ndarray]]:
+    """Make every light table's columns."""
     rng = np.random.default_rng(0)
     rows = {"steps": 1, "layers": L, "heads": L * H, "tensors": len(NAMES), "sequences": B}
-    data = {table: walks(table, steps, n, rng) for table, n in rows.items()}
+    data = {table: walks(table, steps, count, rng) for table, count in rows.items()}
     data["tensors"]["gss_share"] *= rng.random((steps, len(NAMES))) < 0.01
     data["sequences"]["repeat_share"] = (rng.integers(0, 40, (steps, B)) / 1024).astype(np.float32)
     data["sequences"]["sequence"] = rng.permutation(steps * B).reshape(steps, B)
@@ -91,8 +91,9 @@ def make(steps: int) -> dict[str, dict[str, np.ndarray]]:
 def record(
     folder: Path, data: dict[str, dict[str, np.ndarray]], steps: int, pace: float, background: bool
 ) -> dict:
-    """The run: append at every step as the recorder does, flush every 50, drain where a checkpoint
-    would be written.
+    """Write the run: append at every step as the recorder does, flush every 50.
+
+    The writer is drained where a checkpoint would be written.
     """
     layer, head = (
         np.repeat(np.arange(L, dtype=np.int32), H),
@@ -101,34 +102,45 @@ def record(
     slots = np.arange(B, dtype=np.int32)
     appends, flushes, drains = [], [], []
     began = time.perf_counter()
-    with Writer(folder, background=background) as w:
-        for s in range(steps):
+    with Writer(folder, background=background) as writer:
+        for step in range(steps):
             # lists for what the recorder hands over as lists
-            tensors = {c: x[s].tolist() for c, x in data["tensors"].items()}
-            layers = {c: x[s].tolist() for c, x in data["layers"].items()}
-            one = {c: float(x[s, 0]) for c, x in data["steps"].items()}
-            one["state_digest"] = os.urandom(16).hex()
+            tensors = {column: values[step].tolist() for column, values in data["tensors"].items()}
+            layers = {column: values[step].tolist() for column, values in data["layers"].items()}
+            row = {column: float(values[step, 0]) for column, values in data["steps"].items()}
+            row["state_digest"] = os.urandom(16).hex()
             started = time.perf_counter()
-            w.append("tensors", step=s, tensor=list(NAMES), **tensors)
-            w.append(
+            writer.append("tensors", step=step, tensor=list(NAMES), **tensors)
+            writer.append(
                 "heads",
-                step=s,
+                step=step,
                 layer=layer,
                 head=head,
-                **{c: x[s] for c, x in data["heads"].items()},
+                **{column: values[step] for column, values in data["heads"].items()},
             )
-            w.append("layers", step=s, layer=list(range(L)), **layers)
-            w.append(
-                "sequences", step=s, slot=slots, **{c: x[s] for c, x in data["sequences"].items()}
+            writer.append("layers", step=step, layer=list(range(L)), **layers)
+            writer.append(
+                "sequences",
+                step=step,
+                slot=slots,
+                **{column: values[step] for column, values in data["sequences"].items()},
             )
-            w.append("steps", step=s, tokens=B * 1024, schedule=s, updates=s, update="apply", **one)
+            writer.append(
+                "steps",
+                step=step,
+                tokens=B * 1024,
+                schedule=step,
+                updates=step,
+                update="apply",
+                **row,
+            )
             ended = time.perf_counter()
             appends.append(ended - started)
-            if (s + 1) % SAVE_EVERY == 0:
-                w.drain()
+            if (step + 1) % SAVE_EVERY == 0:
+                writer.drain()
                 drains.append(time.perf_counter() - ended)
-            elif (s + 1) % FLUSH_EVERY == 0:
-                w.flush()
+            elif (step + 1) % FLUSH_EVERY == 0:
+                writer.flush()
                 flushes.append(time.perf_counter() - ended)
             time.sleep(max(0.0, pace - (time.perf_counter() - started)))
     seconds = time.perf_counter() - began
@@ -153,19 +165,20 @@ def _ms(seconds: float) -> float:
 
 
 def sizes(folder: Path) -> dict[str, Any]:
-    found = {}
+    """Return rows, parts and bytes of each table."""
+    by_table = {}
     for table in (*LIGHT, *(spec.name for spec in ROLLUPS.values())):
         parts = manifest.load(folder, table, fresh=True).parts
-        found[table] = {
-            "rows": sum(p.rows for p in parts),
+        by_table[table] = {
+            "rows": sum(part.rows for part in parts),
             "parts": len(parts),
-            "bytes": sum(p.bytes for p in parts),
+            "bytes": sum(part.bytes for part in parts),
         }
-    return found
+    return by_table
 
 
 def readings(runs: Path, steps: int, rounds: int = 7) -> dict[str, float]:
-    """Milliseconds, median; a connection made once, as the app does."""
+    """Time readings, median milliseconds; the connection is made once, as the app does."""
     con = connect(runs)
     middle = steps // 2 + 7
     overview = (
@@ -197,10 +210,11 @@ def readings(runs: Path, steps: int, rounds: int = 7) -> dict[str, float]:
         return lambda: con.sql(sql).to_arrow_table()
 
     seconds = interleaved({name: ask(sql) for name, sql in statements.items()}, rounds)
-    return {name: round(statistics.median(s) * 1e3, 1) for name, s in seconds.items()}
+    return {name: round(statistics.median(times) * 1e3, 1) for name, times in seconds.items()}
 
 
 def main() -> None:
+    """Read the arguments, measure, report."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--json", type=Path)
@@ -212,7 +226,7 @@ def main() -> None:
             folder.mkdir(parents=True)
             (folder / "run.json").write_text("{}")
         unpaced = record(folders["whole"], data, options.steps, 0.0, True)
-        found = sizes(folders["whole"])
+        tables = sizes(folders["whole"])
         short = min(1000, options.steps)
         report(
             "store",
@@ -224,8 +238,8 @@ def main() -> None:
                     "tensors": len(NAMES),
                     "steps": options.steps,
                 },
-                "megabytes": round(sum(t["bytes"] for t in found.values()) / 1e6, 1),
-                "tables": found,
+                "megabytes": round(sum(table["bytes"] for table in tables.values()) / 1e6, 1),
+                "tables": tables,
                 "written_steps_per_second": unpaced["steps_per_second"],
                 "reading_ms": readings(folders["whole"].parent, options.steps),
                 "steps_of_20_ms": {

@@ -20,7 +20,9 @@ SOURCE = """
 #define XXH_INLINE_ALL
 #include "arrow/vendored/xxhash/xxhash.h"
 void *start(void) { XXH3_state_t *s = XXH3_createState(); XXH3_128bits_reset(s); return s; }
-void update(void *s, const void *data, size_t n) { XXH3_128bits_update((XXH3_state_t *)s, data, n); }
+void update(void *s, const void *data, size_t n) {
+    XXH3_128bits_update((XXH3_state_t *)s, data, n);
+}
 void digest(void *s, unsigned char *out) {
     XXH128_canonicalFromHash((XXH128_canonical_t *)out, XXH3_128bits_digest((XXH3_state_t *)s));
 }
@@ -84,16 +86,19 @@ class xxh3_128:
         self.update(data)
 
     def update(self, data: Any) -> None:
+        """Take a stretch of bytes."""
         address, n, alive = _at(data)
         _C.update(self._state, address, n)
         del alive
 
     def digest(self) -> bytes:
+        """Return the digest so far."""
         out = ctypes.create_string_buffer(16)
         _C.digest(self._state, out)
         return out.raw
 
     def hexdigest(self) -> str:
+        """Return the digest so far, in hex."""
         return self.digest().hex()
 
     def __del__(self) -> None:
@@ -101,15 +106,18 @@ class xxh3_128:
 
 
 def xxh3_128_hexdigest(data: Any) -> str:
+    """Return the 128-bit digest, in hex."""
     return xxh3_128(data).hexdigest()
 
 
 def xxh3_64_intdigest(data: Any) -> int:
+    """Return the 64-bit digest as a number."""
     address, n, alive = _at(data)
-    found = int(_C.short_digest(address, n))
+    digest = int(_C.short_digest(address, n))
     del alive
-    return found
+    return digest
 
 
 def xxh3_64_hexdigest(data: Any) -> str:
+    """Return the 64-bit digest, in hex."""
     return f"{xxh3_64_intdigest(data):016x}"

@@ -22,8 +22,11 @@ ABSENT = {
 
 
 class Bare(PathFinder):
+    """A path finder that finds none of the absent packages."""
+
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):
+        """Find a module, unless it is absent."""
         return (
             None
             if fullname.partition(".")[0] in ABSENT
