@@ -39,8 +39,9 @@ def make(folder: Path, tokens: int, T: int, batch: int) -> Any:
     from forensics.model.knobs import shape_of
     from forensics.model.shape import parameter_shapes
     from forensics.store.writer import replace_table
-    from forensics.train.run import Header, open_run
-    from forensics.train.run import write_header as write_run
+    from forensics.train.header import Header
+    from forensics.train.header import write_header as write_run
+    from forensics.train.run import open_run
 
     corpus = folder / "_data" / "synthetic"
     corpus.mkdir(parents=True)

@@ -18,7 +18,7 @@ from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.store.writer import Writer
 from forensics.train import checkpoint
-from forensics.train.loop import now
+from forensics.train.header import now
 from forensics.train.run import Run
 from replay.lineage import open_trajectory, require_intact
 

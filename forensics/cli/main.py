@@ -382,7 +382,7 @@ def export(state: str, dest: Path) -> None:
 def note(run: str, step: int, text: str) -> None:
     """A logbook entry into the run's events."""
     from forensics.store.writer import Writer
-    from forensics.train.loop import now
+    from forensics.train.header import now
     from forensics.train.run import open_run
 
     opened = open_run(runs_folder(), run)

@@ -8,43 +8,33 @@ Ctrl-C (or SIGTERM) ends at the next step's boundary with a checkpoint that `res
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
-import json
 import resource
 import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from forensics import config, identity
-from forensics.data.batches import own_stream
-from forensics.data.tokenize import prepare
+from forensics import config
 from forensics.detect.spikes import RobustDetector, Spike, phase_restarts
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
 from forensics.model.initialize import initialize
-from forensics.model.knobs import shape_of
-from forensics.model.shape import parameter_shapes
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
 from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.store import reader
-from forensics.store.writer import Writer, link_table
+from forensics.store.writer import Writer
 from forensics.train import checkpoint
 from forensics.train.advance import fold, token_losses
 from forensics.train.background_checkpoint import Saved, Saver
+from forensics.train.create import create, reopen
+from forensics.train.header import now, write_header
 from forensics.train.prefetch import Ahead
 from forensics.train.run import (
-    Header,
     Run,
-    check_compiler,
-    current_fingerprint,
-    enable_determinism_for,
-    open_run,
-    write_header,
 )
 from forensics.train.step_errors import translate_torch_errors
 
@@ -75,8 +65,9 @@ def train(
     progress: ProgressCallback = silent,
     preparing: ProgressCallback = silent,
 ) -> Outcome:
-    """Train a run from its recipe, or go on with one. Errors: config, data, device, usage,
-    integrity, storage.
+    """Train a new run from its recipe, or go on with one that was interrupted.
+
+    Errors: config, data, device, usage, integrity, storage.
     """
     reader.check_run_name(name)
     exists = (runs / name / "run.json").is_file()
@@ -87,87 +78,11 @@ def train(
             "--resume goes on with it, --name gives another",
         )
     run = (
-        _reopen(runs, name, recipe)
+        reopen(runs, name, recipe)
         if exists
-        else _create(recipe, name, recipe_name, runs, arguments or [], preparing)
+        else create(recipe, name, recipe_name, runs, arguments or [], preparing)
     )
     return Trainer(run, progress).go(resumed=exists)
-
-
-def _create(
-    recipe: config.Recipe,
-    name: str,
-    recipe_name: str,
-    runs: Path,
-    arguments: list[str],
-    preparing: ProgressCallback,
-) -> Run:
-    device = identity.device_for(recipe.train.device)
-    precision = identity.precision_for(recipe.train.precision, device)
-    threads = identity.thread_count(recipe.train.threads)
-    enable_determinism_for(device, threads)
-    check_compiler(device, recipe.train.compile)  # before anything is written
-    corpus = prepare(
-        recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, "")
-    )
-    shape = shape_of(recipe.model, corpus.vocabulary, recipe.data.sequence_length)
-    batches = own_stream(corpus, recipe.data, recipe.train.batch, recipe.train.seed)
-    layout = corpus.layout(recipe.data.sequence_length)
-    sizes = [_product(size) for size in parameter_shapes(shape).values()]
-    fingerprint = current_fingerprint(recipe, device, precision, threads)
-    header = Header(
-        name=name,
-        recipe=recipe_name,
-        config=json.loads(json.dumps(config.to_dict(recipe))),
-        first_step=0,
-        steps=recipe.train.steps,
-        corpus=corpus.hash,
-        corpus_sources=[
-            {"source": s.name, "first_sequence": f, "sequences": n, "tokens": s.tokens}
-            for s, f, n in zip(corpus.sources, layout.first_sequence, layout.n_sequences)
-        ],
-        order=batches.order.fingerprint,
-        shape=dataclasses.asdict(shape),
-        parameters=sum(sizes),
-        eot=corpus.eot,
-        device=device,
-        precision=precision,
-        threads=threads,
-        fingerprint=fingerprint,
-        arguments=arguments,
-        created=now(),
-        git_commit=fingerprint["git_commit"],
-    )
-    write_header(runs, header)
-    link_table(runs / name, "documents", corpus.folder / "documents.parquet")
-    return open_run(runs, name)
-
-
-def _product(size: tuple[int, ...]) -> int:
-    n = 1
-    for s in size:
-        n *= s
-    return n
-
-
-def _reopen(runs: Path, name: str, recipe: config.Recipe) -> Run:
-    run = open_run(runs, name)
-    # through the recipe, so that a key which came with a later version of this software has its
-    # default
-    before, after = (json.loads(json.dumps(config.to_dict(r))) for r in (run.recipe, recipe))
-    changed = config.differences(before, after)
-    if changed:
-        key, (old, new) = next(iter(changed.items()))
-        raise ForensicsError(
-            "config",
-            f"{name} was started with {key} = {old!r}, found {new!r}",
-            "resume with the recipe it was started with, or start another run with --name",
-        )
-    return run
-
-
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Stop(Exception):

@@ -8,14 +8,12 @@ the same.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import json
 import os
 import shutil
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,42 +31,12 @@ from forensics.step.policy import Policy
 from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.store import reader
-from forensics.store.writer import write_atomic
 from forensics.train import checkpoint
 from forensics.train.advance import fold
+from forensics.train.header import Header
 from forensics.train.optimizer import decayed_names
 from forensics.train.prefetch import Ahead
 from forensics.train.schedule import own_policy
-
-
-@dataclass(frozen=True)
-class Header:
-    """run.json: what a run is, readable without its body. Paths inside are relative to the runs
-    folder.
-    """
-
-    name: str
-    recipe: str
-    config: dict[str, Any]
-    first_step: int
-    steps: int  # the step at which it ends
-    corpus: str
-    corpus_sources: list[dict[str, Any]]
-    order: str  # fingerprint of the data order
-    shape: dict[str, Any]
-    parameters: int
-    eot: int
-    device: str  # cpu | cuda
-    precision: str
-    threads: int
-    fingerprint: dict[str, Any]
-    arguments: list[str]
-    created: str
-    git_commit: str | None = None
-    status: str = "running"
-    parent: str | None = None
-    parent_step: int | None = None
-    interventions: list[dict[str, Any]] | None = None
 
 
 class Run:
@@ -237,41 +205,6 @@ def open_run(runs: Path, name: str) -> Run:
             "integrity", f"run.json of {name} is damaged: {e}", "restore it from a copy"
         ) from None
     return Run(runs, header)
-
-
-def write_header(runs: Path, header: Header) -> None:
-    from forensics.store.writer import replace_table
-
-    folder = runs / header.name
-    folder.mkdir(parents=True, exist_ok=True)
-    document = dataclasses.asdict(header)
-    write_atomic(folder / "run.json", (json.dumps(document, indent=1) + "\n").encode())
-    row = {
-        **{
-            k: document[k]
-            for k in (
-                "name",
-                "parent",
-                "parent_step",
-                "status",
-                "recipe",
-                "first_step",
-                "steps",
-                "parameters",
-                "corpus",
-                "git_commit",
-                "created",
-            )
-        },
-        "config": json.dumps(header.config),
-        "fingerprint": json.dumps(header.fingerprint),
-        "interventions": json.dumps(header.interventions)
-        if header.interventions is not None
-        else None,
-        "arguments": json.dumps(header.arguments),
-        "device": header.fingerprint["device"],
-    }
-    replace_table(folder, "runs", {k: [v] for k, v in row.items()})
 
 
 def enable_determinism_for(device: str, threads: int) -> None:

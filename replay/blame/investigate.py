@@ -21,7 +21,7 @@ import numpy as np
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
 from forensics.store.writer import replace_table, write_atomic
-from forensics.train.loop import now
+from forensics.train.header import now
 from forensics.train.run import Run
 from replay.blame import candidates, counterfactuals, sentences, verdict
 from replay.blame.bisect import BUDGET, bisect

@@ -25,8 +25,8 @@ from forensics.step.state import TrainState
 from forensics.store.reader import check_run_name
 from forensics.store.writer import Writer, link_table, replace_table, write_atomic
 from forensics.train import checkpoint
-from forensics.train.loop import now
-from forensics.train.run import Run, write_header
+from forensics.train.header import now, write_header
+from forensics.train.run import Run
 from replay.compare import distances, null_test
 from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe, Reading, unseen

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from forensics.errors import ForensicsError
-from forensics.train.run import Run, write_header
+from forensics.train.header import write_header
+from forensics.train.run import Run
 from replay import verify
 from replay.cli import fork_options as flags
 from replay.cli import main

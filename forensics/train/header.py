@@ -1,0 +1,70 @@
+"""Describe a run in run.json and in its row of the table `runs`."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from forensics.store.writer import replace_table, write_atomic
+
+# of the table `runs`, as run.json names them
+COLUMNS = (
+    *("name", "parent", "parent_step", "status", "recipe", "first_step", "steps"),
+    *("parameters", "corpus", "git_commit", "created"),
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Hold run.json: what a run is. Paths inside are relative to the runs folder."""
+
+    name: str
+    recipe: str
+    config: dict[str, Any]
+    first_step: int
+    steps: int  # the step at which it ends
+    corpus: str
+    corpus_sources: list[dict[str, Any]]
+    order: str  # fingerprint of the data order
+    shape: dict[str, Any]
+    parameters: int
+    eot: int
+    device: str  # cpu | cuda
+    precision: str
+    threads: int
+    fingerprint: dict[str, Any]
+    arguments: list[str]
+    created: str
+    git_commit: str | None = None
+    status: str = "running"
+    parent: str | None = None
+    parent_step: int | None = None
+    interventions: list[dict[str, Any]] | None = None
+
+
+def write_header(runs: Path, header: Header) -> None:
+    """Write run.json and the run's row of the table `runs`. Errors: storage."""
+    folder = runs / header.name
+    folder.mkdir(parents=True, exist_ok=True)
+    document = dataclasses.asdict(header)
+    write_atomic(folder / "run.json", (json.dumps(document, indent=1) + "\n").encode())
+    row = {
+        **{column: document[column] for column in COLUMNS},
+        "config": json.dumps(header.config),
+        "fingerprint": json.dumps(header.fingerprint),
+        "interventions": (
+            json.dumps(header.interventions) if header.interventions is not None else None
+        ),
+        "arguments": json.dumps(header.arguments),
+        "device": header.fingerprint["device"],
+    }
+    replace_table(folder, "runs", {column: [value] for column, value in row.items()})
+
+
+def now() -> str:
+    """Return the time in UTC to the second, as a run's rows carry it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
