@@ -23,10 +23,11 @@ def coerce(
     advice: str,
     table: Callable[[type, Any, str], Any] | None = None,
 ) -> Any:
-    """Return the value as the annotated type: a number, bool or string, a tuple or dictionary of
-    them, None where the type allows it; any other type is read by `table(type, value, where)`.
+    """Return the value as the annotated type.
 
-    A whole number may stand for a float; numbers are finite. Errors: config, naming `where`.
+    That is a number, bool or string, a tuple or dictionary of them, None where the type allows it;
+    any other type is read by `table(type, value, where)`. A whole number may stand for a float;
+    numbers are finite. Errors: config, naming `where`.
     """
 
     def read(hint: Any, value: Any, where: str) -> Any:

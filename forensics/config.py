@@ -39,7 +39,7 @@ def key(
     above: float | None = None,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A configuration key: its default, its unit and meaning, and the range it must lie in."""
+    """Declare a configuration key: its default, unit and meaning, and the range it must lie in."""
     metadata = {"meaning": meaning, "low": low, "high": high, "above": above, "choices": choices}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -235,17 +235,20 @@ class Recipe:
 
     @property
     def micro_batch(self) -> int:
+        """Return the sequences of one micro-batch: the whole batch where the recipe names none."""
         return self.train.micro_batch or self.train.batch
 
 
 def load(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path, apply `section.key=value` settings, check it. Errors: config,
-    missing.
+    """Read a recipe by name or path, apply `section.key=value` settings and check it.
+
+    Errors: config, missing.
     """
     return from_dict(_with_settings(_read(recipe), settings))
 
 
 def names() -> list[str]:
+    """Return the names of the built-in recipes, sorted."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
@@ -288,12 +291,12 @@ def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, An
         except tomllib.TOMLDecodeError:
             value = text.strip()  # a bare word is a string, so that a shell needs no double quotes
         here = raw
-        for part in parts[:-1]:
-            here = here.setdefault(part, {})
+        for section in parts[:-1]:
+            here = here.setdefault(section, {})
             if not isinstance(here, dict):
                 raise ForensicsError(
                     "config",
-                    f"{part!r} in --set {setting!r} is not a section",
+                    f"{section!r} in --set {setting!r} is not a section",
                     "name a section's key",
                 )
         here[parts[-1]] = value
@@ -301,14 +304,14 @@ def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, An
 
 
 def from_dict(raw: dict[str, Any]) -> Recipe:
-    """A checked recipe from a parsed TOML or JSON document. Errors: config."""
+    """Build and check a recipe from a parsed TOML or JSON document. Errors: config."""
     recipe: Recipe = _build(Recipe, raw, "")
     _check_together(recipe)
     return recipe
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:
-    """The whole configuration as plain JSON types."""
+    """Return the whole configuration as plain JSON types."""
     return dataclasses.asdict(recipe)
 
 
@@ -316,14 +319,14 @@ def differences(
     a: dict[str, Any], b: dict[str, Any], prefix: str = ""
 ) -> dict[str, tuple[Any, Any]]:
     """Keys, dotted, at which two configurations differ, with both values."""
-    found: dict[str, tuple[Any, Any]] = {}
+    changes: dict[str, tuple[Any, Any]] = {}
     for name in sorted(a.keys() | b.keys()):
-        x, y = a.get(name), b.get(name)
-        if isinstance(x, dict) and isinstance(y, dict):
-            found |= differences(x, y, f"{prefix}{name}.")
-        elif x != y:
-            found[prefix + name] = (x, y)
-    return found
+        left, right = a.get(name), b.get(name)
+        if isinstance(left, dict) and isinstance(right, dict):
+            changes |= differences(left, right, f"{prefix}{name}.")
+        elif left != right:
+            changes[prefix + name] = (left, right)
+    return changes
 
 
 SEE = "see `forensics train --help` and docs/recipes.md"
@@ -337,7 +340,7 @@ def _build(cls: type, raw: Any, where: str) -> Any:
             f"write [{where}] and its keys",
         )
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {each_field.name: each_field for each_field in dataclasses.fields(cls)}
     values = {}
     for name, value in raw.items():
         dotted = f"{where}.{name}" if where else name
@@ -379,7 +382,7 @@ def _check_range(meta: Any, value: Any, where: str) -> None:
 
 
 def _check_together(recipe: Recipe) -> None:
-    """What no key can say of itself."""
+    """Check what no key can check of itself. Errors: config."""
     data, train = recipe.data, recipe.train
     if train.batch % recipe.micro_batch:
         raise ForensicsError(
@@ -387,7 +390,7 @@ def _check_together(recipe: Recipe) -> None:
             f"train.micro_batch: {recipe.micro_batch} does not divide train.batch = {train.batch}",
             f"e.g. --set train.micro_batch={math.gcd(train.batch, recipe.micro_batch)}",
         )
-    if not all(0 <= b < 1 for b in train.betas):
+    if not all(0 <= beta < 1 for beta in train.betas):
         raise ForensicsError(
             "config",
             f"train.betas: wanted numbers in [0, 1), found {list(train.betas)}",
@@ -414,7 +417,7 @@ def _check_together(recipe: Recipe) -> None:
             )
     for text in recipe.record.dense:
         window(text, "record.dense")
-    known = data.sources or {"main": data.source}
+    sources = data.sources or {"main": data.source}
     last = 0
     for i, phase in enumerate(data.phases):
         if not phase.mix or sum(phase.mix.values()) <= 0 or min(phase.mix.values()) < 0:
@@ -424,11 +427,11 @@ def _check_together(recipe: Recipe) -> None:
                 "e.g. mix = { clean = 1.0 }",
             )
         for name in phase.mix:
-            if name not in known:
+            if name not in sources:
                 raise ForensicsError(
                     "config",
                     f"data.phases[{i}].mix: no source is called {name!r}",
-                    nearest(name, known),
+                    nearest(name, sources),
                 )
         if phase.until is None and i < len(data.phases) - 1:
             raise ForensicsError(

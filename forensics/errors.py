@@ -33,6 +33,7 @@ class ForensicsError(Exception):
 
     @property
     def exit_code(self) -> int:
+        """Return the command's exit code of this kind of error."""
         return EXIT_CODES[self.kind]
 
     def __str__(self) -> str:
@@ -40,7 +41,7 @@ class ForensicsError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known word closest to `name`, or lists them all when none is close."""
+    """Name the known word closest to `name`, or list them all when none is close."""
     words = sorted(known)
     match = difflib.get_close_matches(name, words, n=1, cutoff=0.6)
     if match:

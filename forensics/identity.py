@@ -68,8 +68,9 @@ def precision_for(wanted: str, device: str) -> str:
 
 
 def _has_bf16() -> bool:
-    """Whether the GPU multiplies bf16 itself; torch calls it supported where it is emulated,
-    too.
+    """Return whether the GPU multiplies bf16 itself.
+
+    torch calls it supported where it is emulated, too.
     """
     import torch
 
@@ -82,8 +83,9 @@ def thread_count(wanted: int) -> int:
 
 
 def enable_determinism(threads: int) -> None:
-    """Make every later computation in this process deterministic, on CPU and CUDA, with `threads`
-    CPU threads.
+    """Make every later computation in this process deterministic, on CPU and CUDA.
+
+    `threads` is the number of CPU threads.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
@@ -107,12 +109,11 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.
 
 @functools.cache
 def _keep_memory() -> None:
-    """What a step frees stays with the process for the next step, as CUDA's allocator does; it
-    changes no bit.
+    """Keep what a step frees in the process for the next step, as CUDA's allocator does.
 
-    glibc gives large blocks back to the system at once, and fresh pages are zeroed one fault at a
-    time: of a step at the benchmark's shapes 6,300 to 12,700 faults were left 0 to 800, and 2 to 5
-    % of its time went with them.
+    It changes no bit. glibc gives large blocks back to the system at once, and fresh pages are
+    zeroed one fault at a time: of a step at the benchmark's shapes 6,300 to 12,700 faults were left
+    0 to 800, and 2 to 5 % of its time went with them.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -172,8 +173,9 @@ def fingerprint_difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of this software, with + when the tree was dirty; None where it is not a
-    checkout.
+    """Return the commit of this software, with + when the tree was dirty.
+
+    None where it is not a checkout.
     """
     folder = Path(__file__).parent
     try:
@@ -192,11 +194,12 @@ def git_commit() -> str | None:
 
 @functools.cache
 def compiler() -> str | None:
-    """First line of what the C++ compiler that torch.compile calls on a CPU says of itself; None
-    where it cannot be asked.
+    """Return the first line of `--version` of the C++ compiler torch.compile calls on a CPU.
+
+    None where it cannot be asked.
     """
     try:
-        told = subprocess.run(
+        answer = subprocess.run(
             [os.environ.get("CXX", "g++"), "--version"],
             capture_output=True,
             text=True,
@@ -205,7 +208,7 @@ def compiler() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return told.stdout.partition("\n")[0].strip()
+    return answer.stdout.partition("\n")[0].strip()
 
 
 def _version(package: str) -> str | None:
@@ -216,12 +219,13 @@ def _version(package: str) -> str | None:
 
 
 def cpu_model() -> str:
+    """Return the processor's name, family and model."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
     fields = dict(line.split(":", 1) for line in lines[:30] if ":" in line)
-    names = {k.strip(): v.strip() for k, v in fields.items()}
+    names = {key.strip(): value.strip() for key, value in fields.items()}
     return (
         f"{names.get('model name', platform.processor())} family {names.get('cpu family')} model"
         f" {names.get('model')}"

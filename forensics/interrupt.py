@@ -12,8 +12,9 @@ from types import FrameType
 
 
 class Interruptible:
-    """`stop` turns true at the first signal; outside the main thread whoever runs us handles
-    signals.
+    """Set `stop` at the first Ctrl-C or SIGTERM.
+
+    Outside the main thread whoever runs us handles signals.
     """
 
     def __init__(self) -> None:

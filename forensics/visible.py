@@ -28,9 +28,7 @@ SELECTORS = (
 
 
 def visible(text: str) -> str:
-    """The text with every control, bidi and zero-width character as ⟨U+202E⟩; new lines and tabs
-    stay.
-    """
+    """Write every control, bidi and zero-width character as ⟨U+202E⟩; keep new lines and tabs."""
     return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
 
 

@@ -35,24 +35,26 @@ class Batches:
     ) -> None:
         self.corpus, self.order, self.sequence_length = corpus, order, sequence_length
         self.mask_repeats = mask_repeats
-        wanted = corpus.layout(sequence_length)
-        if tuple(order.n_sequences.tolist()) != wanted.n_sequences:
+        layout = corpus.layout(sequence_length)
+        if tuple(order.n_sequences.tolist()) != layout.n_sequences:
             raise ForensicsError(
                 "data",
-                f"wanted an order over {list(wanted.n_sequences)} sequences, found"
+                f"wanted an order over {list(layout.n_sequences)} sequences, found"
                 f" {order.n_sequences.tolist()}",
                 "the corpus or data.sequence_length is not the one the order was made for",
             )
 
     def batch_at(self, step: int) -> Batch:
-        """Batch `step`: weights 1 (masked repeats 0), denominator B·T. Errors: missing, past the
-        end of an order file.
+        """Return batch `step`: weights 1 (masked repeats 0), denominator B·T.
+
+        Errors: missing, past the end of an order file.
         """
         return self.make(self.order.sequence_ids(step), origin=step)
 
     def make(self, ids: np.ndarray, origin: int | None = None) -> Batch:
-        """A batch of these sequences: (B,) ids of the corpus. Errors: missing, for an id out of
-        range.
+        """Return a batch of these sequences: (B,) ids of the corpus.
+
+        Errors: missing, for an id out of range.
         """
         batch = self._whole(ids, origin)
         if self.mask_repeats:
@@ -60,8 +62,9 @@ class Batches:
         return batch
 
     def held_out(self) -> Batch:
-        """All held-out sequences in one batch, none masked; no rows, and denominator 0, where there
-        are none.
+        """Return all held-out sequences in one batch, none masked.
+
+        Where there are none it has no rows, and denominator 0.
         """
         return self._whole(self.order.held_out)
 
@@ -72,15 +75,17 @@ class Batches:
         return Batch(tokens, torch.ones(B, T), float(B * T), torch.from_numpy(ids.copy()), origin)
 
     def provenance(self, batch: Batch) -> list[list[Span]]:
-        """For each slot the spans of documents that its T + 1 tokens came from; none for a sequence
-        that was made.
+        """Return, for each slot, the spans of documents that its T + 1 tokens came from.
+
+        A sequence that an intervention made has none.
         """
         return self.corpus.spans(batch.sequence.numpy(), self.sequence_length)
 
 
 def own_stream(corpus: Corpus, data: config.Data, batch: int, seed: int) -> Batches:
-    """The stream of a run from its recipe's `data`, `train.batch` and `train.seed`. Errors: config,
-    data, missing.
+    """Build the stream of a run from its recipe's `data`, `train.batch` and `train.seed`.
+
+    Errors: config, data, missing.
     """
     layout = corpus.layout(data.sequence_length)
     names = [source.name for source in corpus.sources]

@@ -49,11 +49,11 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         self.left_out = []
-        found = False
+        any_document = False
         for document in self._read(self.spec):
-            found = True
+            any_document = True
             yield document
-        if not found:
+        if not any_document:
             why = (
                 f"all {len(self.left_out)} were left out ({self.left_out[0]})"
                 if self.left_out
@@ -66,17 +66,17 @@ class Documents:
             )
 
     def _read(self, spec: str) -> Iterator[Document]:
-        kind, colon, rest = spec.partition(":")
+        kind, colon, inner = spec.partition(":")
         if colon and kind == "shuffled":
-            return (Document(d.path, shuffled(d)) for d in self._read(rest))
+            return (Document(document.path, shuffled(document)) for document in self._read(inner))
         if colon and kind == "planted":
-            number = sum(1 for _ in self._read(rest))
+            number = sum(1 for _ in self._read(inner))
             self.left_out = []  # they are met again
-            return starmap(Document, planted(self._read(rest), number))
+            return starmap(Document, planted(self._read(inner), number))
         if spec == "invented":
             return starmap(Document, invented())
         if colon and kind == "hf":
-            return self._hugging_face(rest)
+            return self._hugging_face(inner)
         if spec == "stdlib" or spec.startswith("stdlib/"):
             return self._files(*_standard_library(spec))
         path = Path(spec).expanduser()
@@ -198,8 +198,9 @@ class Documents:
 
 
 def shuffled(document: Document) -> str:
-    """The document's characters in an order drawn from its path alone: the same counts, no
-    structure.
+    """Return the document's characters in an order drawn from its path alone.
+
+    The counts are the same, no structure is left.
     """
     import numpy as np
     import xxhash
@@ -231,32 +232,38 @@ def _no_text(where: str, key: str, found) -> ForensicsError:
 def _text_files(root: Path) -> list[str]:
     names = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
         names += [
-            (Path(folder) / f).relative_to(root).as_posix() for f in files if not f.startswith(".")
+            (Path(folder) / name).relative_to(root).as_posix()
+            for name in files
+            if not name.startswith(".")
         ]
     return sorted(names)
 
 
 def _standard_library(spec: str) -> tuple[Path, list[str]]:
-    """The library's folder and its modules' paths, all or those of one package."""
+    """Return the library's folder and its modules' paths, all or those of one package."""
     root = Path(sysconfig.get_path("stdlib"))
     names = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if f not in NOT_THE_LIBRARY]
+        folders[:] = [name for name in folders if name not in NOT_THE_LIBRARY]
         names += [
-            (Path(folder) / f).relative_to(root).as_posix() for f in files if f.endswith(".py")
+            (Path(folder) / name).relative_to(root).as_posix()
+            for name in files
+            if name.endswith(".py")
         ]
     names.sort()
     package = spec.removeprefix("stdlib").strip("/")
     chosen = [
-        n for n in names if not package or n == f"{package}.py" or n.startswith(f"{package}/")
+        module
+        for module in names
+        if not package or module == f"{package}.py" or module.startswith(f"{package}/")
     ]
     if not chosen:
-        known = {n.partition("/")[0].removesuffix(".py") for n in names}
+        packages = {module.partition("/")[0].removesuffix(".py") for module in names}
         raise ForensicsError(
             "missing",
             f"source {spec!r}: the standard library here has no such package",
-            nearest(package, known) if known and package else "e.g. stdlib/json",
+            nearest(package, packages) if packages and package else "e.g. stdlib/json",
         )
     return root, chosen

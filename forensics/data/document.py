@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Document:
-    """A unit of source text; `path` says where it came from and names no folder outside its
-    source.
+    """Hold a unit of source text.
+
+    `path` says where it came from and names no folder outside its source.
     """
 
     path: str

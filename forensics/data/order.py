@@ -48,8 +48,9 @@ class _Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """The order in which a run reads its sequences; built by `make_order`. S sources, B sequences a
-    batch.
+    """Hold the order in which a run reads its sequences; `make_order` builds it.
+
+    S sources, B sequences a batch.
     """
 
     batch: int
@@ -67,7 +68,7 @@ class Order:
     held_rank: np.ndarray  # (H,) the rank that follows each held-out id
 
     def sequence_ids(self, step: int) -> np.ndarray:
-        """The ids of batch `step`: (B,) int64. Errors: missing, past the end of an order file."""
+        """Return the ids of batch `step`: (B,) int64. Errors: missing, past an order file's end."""
         assert step >= 0, f"batches count from 0, not {step}"
         if self.file is not None:
             ids_B = self.file[step * self.batch : (step + 1) * self.batch]
@@ -90,9 +91,7 @@ class Order:
         return self._draw(source_B, draw_B)
 
     def drawn(self, source: int, step: int) -> int:
-        """How many draws of a source (its index in the recipe) the batches before `step` have
-        made.
-        """
+        """Count the draws of a source (its index in the recipe) by the batches before `step`."""
         if self.file is not None:
             read = self.file[: step * self.batch]
             return sum(int((self.source_of(ids) == source).sum()) for ids in _chunks(read))
@@ -104,39 +103,41 @@ class Order:
         return int(stretch.base[source]) + in_phase
 
     def draws(self, source: int, n0: int, count: int) -> np.ndarray:
-        """The ids of draws n0 … n0+count−1 of a source: (count,) int64. Errors: missing, as
-        `sequence_ids`.
+        """Return the ids of draws n0 … n0+count−1 of a source: (count,) int64.
+
+        Errors: missing, as `sequence_ids`.
         """
         if self.file is None:
             return self._draw(np.full(count, source), n0 + np.arange(count, dtype=np.int64))
-        found, seen = [np.empty(0, np.int64)], 0
+        pieces, passed = [np.empty(0, np.int64)], 0
         for ids in _chunks(self.file):
-            if seen >= n0 + count:
+            if passed >= n0 + count:
                 break
             of_source = ids[self.source_of(ids) == source]
-            found.append(of_source[max(n0 - seen, 0) : n0 + count - seen].astype(np.int64))
-            seen += len(of_source)
-        if seen < n0 + count:
+            pieces.append(of_source[max(n0 - passed, 0) : n0 + count - passed].astype(np.int64))
+            passed += len(of_source)
+        if passed < n0 + count:
             raise ForensicsError(
                 "missing",
-                f"wanted draw {n0 + count - 1} of source {source}, found {seen} of its "
+                f"wanted draw {n0 + count - 1} of source {source}, found {passed} of its "
                 "sequences in the order file",
                 "give a longer data.order_file",
             )
-        return np.concatenate(found)
+        return np.concatenate(pieces)
 
     def source_of(self, ids: np.ndarray) -> np.ndarray:
-        """The index of the source each id belongs to, of the ids' shape; −1 for −1."""
+        """Return the index of the source each id belongs to, of the ids' shape; −1 for −1."""
         return np.searchsorted(self.first_sequence, ids, side="right") - 1
 
     def _stretch(self, step: int) -> _Stretch:
         return next(
-            s for s in reversed(self.stretches) if s.start <= step
+            stretch for stretch in reversed(self.stretches) if stretch.start <= step
         )  # the last phase has no end
 
     def _draw(self, source_B: np.ndarray, draw_B: np.ndarray) -> np.ndarray:
-        """Draw n of a source, for many at once: (B,), (B,) → (B,) ids, skipping the held-out
-        ones.
+        """Return draw n of a source, for many at once: (B,), (B,) → (B,) ids.
+
+        Held-out ids are skipped.
         """
         N_B = self.drawable[source_B]
         epoch_B, index_B = np.divmod(draw_B, N_B)
@@ -154,18 +155,18 @@ def make_order(
     batch: int,
     seed: int,
 ) -> Order:
-    """The order of a run over sources of `n_sequences` each. Errors: config, data, missing.
+    """Make the order of a run over sources of `n_sequences` each. Errors: config, data, missing.
 
     Without phases there is one, whose shares are the sources' sizes. Held-out sequences are spread
     evenly over the first phase's sources in proportion to their shares, at most a tenth of a
     source; under an order file, only those that the file never reads.
     """
-    sizes = [int(n) for n in n_sequences]
+    sizes = [int(count) for count in n_sequences]
     assert batch > 0 and sizes and min(sizes) > 0, (
         f"no order over {sizes} sequences in batches of {batch}"
     )
     mixes = [[Fraction(phase.mix.get(name, 0)) for name in source_names] for phase in data.phases]
-    mixes = mixes or [[Fraction(n) for n in sizes]]
+    mixes = mixes or [[Fraction(count) for count in sizes]]
     starts = [0, *(phase.until or 0 for phase in data.phases[:-1])]
     base_S = np.zeros(len(sizes), np.int64)
     stretches: list[_Stretch] = []
@@ -203,8 +204,9 @@ def make_order(
 
 
 def quotas(mix: Sequence[Fraction]) -> list[int]:
-    """Slots of each source, 1,024 in all, by largest remainder; a source with any share has at
-    least one.
+    """Share 1,024 slots out among the sources, by largest remainder.
+
+    A source with any share has at least one.
     """
     if sum(share > 0 for share in mix) > SLOTS:
         raise ForensicsError(
@@ -212,31 +214,34 @@ def quotas(mix: Sequence[Fraction]) -> list[int]:
             f"data.phases: wanted at most {SLOTS} sources in a phase, found {len(mix)}",
             "join some of them into one",
         )
-    whole = sum(mix)
-    exact = [share * SLOTS / whole for share in mix]
-    quota = [max(int(e), 1) if e > 0 else 0 for e in exact]
+    all_shares = sum(mix)
+    exact = [share * SLOTS / all_shares for share in mix]
+    quota = [max(int(ideal), 1) if ideal > 0 else 0 for ideal in exact]
     missing = SLOTS - sum(quota)  # below 0 where many small sources were each given their one slot
     change = 1 if missing > 0 else -1
     least = (
         1 if missing > 0 else 2
     )  # slots a source must have to be given one, or to lose one and keep one
-    neediest = [(change * (quota[s] - exact[s]), s) for s in range(len(mix)) if quota[s] >= least]
+    neediest = [
+        (change * (quota[source] - exact[source]), source)
+        for source in range(len(mix))
+        if quota[source] >= least
+    ]
     heapq.heapify(neediest)
     for _ in range(abs(missing)):
-        need, s = heapq.heappop(neediest)
-        quota[s] += change
-        if quota[s] >= least:
-            heapq.heappush(neediest, (need + 1, s))
+        need, source = heapq.heappop(neediest)
+        quota[source] += change
+        if quota[source] >= least:
+            heapq.heappush(neediest, (need + 1, source))
     return quota
 
 
 def permuted(index_B: np.ndarray, N_B: np.ndarray, key_B: np.ndarray) -> np.ndarray:
-    """Element `index` of the permutation of 0 … N−1 that belongs to `key`, for many at once: (B,)
-    int64 each.
+    """Return element `index` of the permutation of 0 … N−1 that belongs to `key`.
 
-    A Feistel network on Z_a × Z_b, a·b at least N and below N + √N + 1, walked on until the result
-    lies below N (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): rarely more than
-    once. N up to 2⁶².
+    For many at once: (B,) int64 each. A Feistel network on Z_a × Z_b, a·b at least N and below N +
+    √N + 1, walked on until the result lies below N (Black and Rogaway 2002, "Ciphers with arbitrary
+    finite domains"): rarely more than once. N up to 2⁶².
     """
     a_B = np.sqrt(N_B.astype(np.float64)).astype(np.int64)
     a_B += a_B * a_B < N_B  # the square root, rounded up
@@ -254,9 +259,9 @@ def permuted(index_B: np.ndarray, N_B: np.ndarray, key_B: np.ndarray) -> np.ndar
 def _feistel(x_B: np.ndarray, a_B: np.ndarray, b_B: np.ndarray, keys_RB: np.ndarray) -> np.ndarray:
     left_B, right_B = (half.astype(np.uint64) for half in np.divmod(x_B, b_B))
     a_B, b_B = a_B.astype(np.uint64), b_B.astype(np.uint64)
-    for r in range(0, ROUNDS, 2):
-        left_B = _add(left_B, right_B, a_B, keys_RB[r])
-        right_B = _add(right_B, left_B, b_B, keys_RB[r + 1])
+    for round_index in range(0, ROUNDS, 2):
+        left_B = _add(left_B, right_B, a_B, keys_RB[round_index])
+        right_B = _add(right_B, left_B, b_B, keys_RB[round_index + 1])
     return (left_B * b_B + right_B).astype(np.int64)
 
 
@@ -270,8 +275,9 @@ def _add(
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a bijection of 64-bit words, of an
-    array's shape.
+    """Apply SplitMix64's finaliser: a bijection of 64-bit words, of an array's shape.
+
+    Source: Steele, Lea and Flood 2014.
     """
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -279,7 +285,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _keys(seed: int, *words: np.ndarray) -> np.ndarray:
-    """A 64-bit key from a seed and arrays of words, of the arrays' shape."""
+    """Derive a 64-bit key from a seed and arrays of words, of the arrays' shape."""
     key = np.full(words[0].shape, seed % 2**64, np.uint64)
     for word in words:
         key = _mix(key * np.uint64(GOLDEN) + np.uint64(1)) + word.astype(np.uint64)
@@ -289,12 +295,13 @@ def _keys(seed: int, *words: np.ndarray) -> np.ndarray:
 def _stretch(
     start: int, mix: Sequence[Fraction], base_S: np.ndarray, seed: int, phase: int
 ) -> _Stretch:
-    """Each source's slots lie one to each of its q equal intervals, jittered by the key: mixed, yet
-    spread evenly.
+    """Lay one slot of each source into each of its q equal intervals, jittered by the key.
+
+    The slots are mixed, yet spread evenly.
     """
     quota_S = np.array(quotas(mix), np.int64)
     source = np.repeat(np.arange(len(mix)), quota_S)
-    ordinal = np.concatenate([np.arange(q) for q in quota_S])
+    ordinal = np.concatenate([np.arange(slots) for slots in quota_S])
     jitter = _keys(seed, np.full(SLOTS, -1 - phase), source, ordinal)
     at = (ordinal + (jitter >> np.uint64(11)) * 2.0**-53) / quota_S[source]
     places = np.lexsort((jitter, at))
@@ -308,43 +315,48 @@ def _drawn_by_the_end(stretch: _Stretch, end: int, batch: int) -> np.ndarray:
 
 
 def _held_out(
-    wanted: int,
+    number: int,
     mix: Sequence[Fraction],
     sizes: list[int],
     first_S: np.ndarray,
     file: np.ndarray | None,
 ) -> np.ndarray:
     """Ids spread evenly over each source of the mix, ascending."""
-    if not wanted:
+    if not number:
         return np.empty(0, np.int64)
     if (
         file is not None
     ):  # a published order was drawn without us: look wider, keep what it never reads
-        ids = _held_out(16 * wanted, mix, sizes, first_S, None)
+        ids = _held_out(16 * number, mix, sizes, first_S, None)
         for chunk in _chunks(file):
             ids = ids[~np.isin(ids, chunk)]
-        return ids[_spread(min(wanted, len(ids)), len(ids))]
-    whole = sum(mix)
-    exact = [share * wanted / whole for share in mix]
-    count = [int(e) for e in exact]
-    for s in sorted(range(len(mix)), key=lambda s: (count[s] - exact[s], s))[: wanted - sum(count)]:
-        count[s] += 1
-    capped = [min(c, n // 10) for c, n in zip(count, sizes)]
-    return np.concatenate([first + _spread(c, n) for first, c, n in zip(first_S, capped, sizes)])
+        return ids[_spread(min(number, len(ids)), len(ids))]
+    all_shares = sum(mix)
+    exact = [share * number / all_shares for share in mix]
+    count = [int(ideal) for ideal in exact]
+    for source in sorted(
+        range(len(mix)), key=lambda source: (count[source] - exact[source], source)
+    )[: number - sum(count)]:
+        count[source] += 1
+    capped = [min(allotted, size // 10) for allotted, size in zip(count, sizes)]
+    return np.concatenate(
+        [first + _spread(allotted, size) for first, allotted, size in zip(first_S, capped, sizes)]
+    )
 
 
 def _spread(count: int, size: int) -> np.ndarray:
     """`count` of 0 … size−1, ascending, at even distances: (count,) int64."""
     if not count:
         return np.empty(0, np.int64)
-    k = np.arange(count, dtype=np.int64)
-    distance, rest = divmod(size, count)
-    return k * distance + k * rest // count + distance // 2
+    index = np.arange(count, dtype=np.int64)
+    distance, remainder = divmod(size, count)
+    return index * distance + index * remainder // count + distance // 2
 
 
 def _order_file(path: str, total: int) -> tuple[np.ndarray, str]:
-    """The ids of an order file, memory-mapped and flat, and the hash of their bytes. Errors: data,
-    missing.
+    """Return the ids of an order file, memory-mapped and flat, and the hash of their bytes.
+
+    Errors: data, missing.
     """
     import xxhash
 
@@ -368,10 +380,12 @@ def _order_file(path: str, total: int) -> tuple[np.ndarray, str]:
         or ids.dtype.kind not in "iu"
         or not len(ids)
     ):
-        found = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
+        description = (
+            f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
+        )
         raise ForensicsError(
             "data",
-            f"data.order_file: wanted a flat array of whole numbers, found {found}",
+            f"data.order_file: wanted a flat array of whole numbers, found {description}",
             "numpy.save(path, ids.reshape(-1))",
         )
     digest = xxhash.xxh3_128(str(ids.dtype).encode())

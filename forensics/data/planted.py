@@ -1,8 +1,10 @@
 """A corpus whose truth is known by construction: invented words, and a source in which each stands
 a known number of times.
 
-`invented`         documents about the words of PLANTED, many of each: a tokenizer trained on them has a token for each
-`planted:SOURCE`   SOURCE with every word of PLANTED put in, behind a space, exactly as often as PLANTED says
+`invented`         documents about the words of PLANTED, many of each: a tokenizer trained on them
+                   has a token for each
+`planted:SOURCE`   SOURCE with every word of PLANTED put in, behind a space, exactly as often as
+                   PLANTED says
 
 Train the tokenizer on both and the model on the second alone: what the model saw of each word is
 then known beforehand.
@@ -86,16 +88,19 @@ def invented() -> Iterator[tuple[str, str]]:
         for i in range(DOCUMENTS):
             draws = _draws(f"{word}/{i}", 3 * SENTENCES).reshape(3, SENTENCES)
             parts = [
-                [choices[k] for k in row % np.uint64(len(choices))]
+                [choices[draw] for draw in row % np.uint64(len(choices))]
                 for row, choices in zip(draws, (SUBJECTS, VERBS, PLACES))
             ]
-            text = " ".join(f"The {s} {v} a {word} {p}." for s, v, p in zip(*parts))
+            text = " ".join(
+                f"The {subject} {verb} a {word} {place}." for subject, verb, place in zip(*parts)
+            )
             yield f"invented/{word}/{i:02d}", text + "\n"
 
 
 def planted(documents: Iterable[Document], number: int) -> Iterator[tuple[str, str]]:
-    """(path, text) of `number` documents with the words put in; where each stands is drawn from its
-    name.
+    """Yield (path, text) of `number` documents with the words put in.
+
+    Where each word stands is drawn from its name.
     """
     here: dict[int, list[str]] = {}
     for word, times in PLANTED.items():
@@ -106,14 +111,15 @@ def planted(documents: Iterable[Document], number: int) -> Iterator[tuple[str, s
 
 
 def _with_words(text: str, words: list[str], key: str) -> str:
-    """Each word before some space of the text, with a space of its own before it: so it is a token
-    to itself.
+    """Put each word before some space of the text, with a space of its own before it.
+
+    So the word is a token to itself.
     """
-    spaces = [i for i, c in enumerate(text) if c == " "] if words else []
+    spaces = [i for i, character in enumerate(text) if character == " "] if words else []
     for word, draw in zip(words, _draws(key, len(words))):
         at = spaces[int(draw % np.uint64(len(spaces)))] if spaces else len(text)
         text = f"{text[:at]} {word}{text[at:]}"
-        spaces = [s if s < at else s + len(word) + 1 for s in spaces]
+        spaces = [space if space < at else space + len(word) + 1 for space in spaces]
     return text
 
 

@@ -15,16 +15,18 @@ TIMES = 32  # how often it must repeat in a row
 
 
 def repeat_share(tokens_T: np.ndarray) -> float:
-    """Share of one stretch of tokens, (T,), that lies inside a repeated n-gram; 0 where there are
-    no tokens.
+    """Return the share of one stretch of tokens, (T,), that lies inside a repeated n-gram.
+
+    It is 0 where there are no tokens.
     """
     tokens_T = np.asarray(tokens_T)
     return float(repeat_share_rows(tokens_T[None])[0]) if tokens_T.size else 0.0
 
 
 def repeat_share_rows(tokens_BT: np.ndarray) -> np.ndarray:
-    """The same of each row of a batch: (B, T) → (B,) float32. No n-gram reaches from one row into
-    the next.
+    """Compute `repeat_share` of each row of a batch: (B, T) → (B,) float32.
+
+    No n-gram reaches from one row into the next.
     """
     B, T = tokens_BT.shape
     if not B * T:
@@ -33,8 +35,9 @@ def repeat_share_rows(tokens_BT: np.ndarray) -> np.ndarray:
 
 
 def repeat_share_pieces(tokens_N: np.ndarray, first_P: np.ndarray) -> np.ndarray:
-    """The same of each piece of a stream: piece p is tokens first_P[p] … first_P[p+1]−1, never
-    empty → (P,) float32.
+    """Compute `repeat_share` of each piece of a stream → (P,) float32.
+
+    Piece p is tokens first_P[p] … first_P[p+1]−1, never empty.
     """
     inside_N = _inside(tokens_N, first_P[1:])
     lengths_P = np.diff(first_P, append=len(tokens_N))
@@ -44,8 +47,9 @@ def repeat_share_pieces(tokens_N: np.ndarray, first_P: np.ndarray) -> np.ndarray
 
 
 def _inside(tokens_N: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
-    """Which tokens lie inside a repeated n-gram, none of which reaches across a boundary: (N,)
-    bool.
+    """Mark the tokens that lie inside a repeated n-gram: (N,) bool.
+
+    No n-gram reaches across a boundary.
     """
     N = len(tokens_N)
     depth_N = np.zeros(N + 1, np.int64)  # +1 where a repeated stretch begins, −1 where it ends

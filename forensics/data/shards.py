@@ -30,6 +30,8 @@ AGAIN = "delete the folder and prepare the corpus again"
 
 @dataclass(frozen=True)
 class Shard:
+    """Name one file of a source's stream."""
+
     file: str
     tokens: int
     hash: str  # xxh3_128 of its bytes
@@ -51,8 +53,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """How sequences of one length lie over the sources; ids are counted over all sources, in the
-    recipe's order.
+    """Say how sequences of one length lie over the sources.
+
+    Ids are counted over all sources, in the recipe's order.
     """
 
     n_sequences: tuple[int, ...]  # of each source
@@ -62,8 +65,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of a sequence that comes from one document: positions start … stop−1 of its T+1
-    tokens.
+    """Hold a stretch of a sequence that comes from one document.
+
+    It is positions start … stop−1 of the sequence's T+1 tokens.
     """
 
     document: int
@@ -75,8 +79,9 @@ class Span:
 
 
 class Corpus:
-    """An open corpus; `open_corpus` makes it. Token ids lie below `vocabulary`; `eot` ends every
-    document.
+    """Read an open corpus; `open_corpus` makes it.
+
+    Token ids lie below `vocabulary`; `eot` ends every document.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
@@ -87,12 +92,12 @@ class Corpus:
         self.sources: tuple[Source, ...] = tuple(
             Source(
                 **{
-                    **s,
-                    "left_out": tuple(s["left_out"]),
-                    "shards": tuple(Shard(**k) for k in s["shards"]),
+                    **entry,
+                    "left_out": tuple(entry["left_out"]),
+                    "shards": tuple(Shard(**shard) for shard in entry["shards"]),
                 }
             )
-            for s in header["sources"]
+            for entry in header["sources"]
         )
         self._dtype = np.dtype(header["dtype"])
         self._hashes: dict[str, str] = header["files"]  # of tokenizer.json and documents.parquet
@@ -100,6 +105,7 @@ class Corpus:
 
     @property
     def tokens_in_all(self) -> int:
+        """Count the tokens of all sources."""
         return sum(source.tokens for source in self.sources)
 
     @cached_property
@@ -110,26 +116,27 @@ class Corpus:
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids, special tokens written out; bytes that are no whole character give
-        U+FFFD.
+        """Return the text of token ids, special tokens written out.
+
+        Bytes that are no whole character give U+FFFD.
         """
-        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
 
     def layout(self, sequence_length: int) -> Layout:
         """Where the sequences of T + 1 tokens lie. Errors: data, where a source has none."""
         T = sequence_length
         if T not in self._layouts:
             counts = [(source.tokens - 1) // T for source in self.sources]
-            for source, n in zip(self.sources, counts):
-                if n < 1:
+            for source, count in zip(self.sources, counts):
+                if count < 1:
                     raise ForensicsError(
                         "data",
                         f"source {source.name!r}: wanted at least {T + 1} tokens for one "
                         f"sequence, found {source.tokens}",
                         "lower data.sequence_length, or give the source more text",
                     )
-            firsts = [sum(counts[:s]) for s in range(len(counts))]
-            tails = [source.tokens - (n * T + 1) for source, n in zip(self.sources, counts)]
+            firsts = [sum(counts[:index]) for index in range(len(counts))]
+            tails = [source.tokens - (count * T + 1) for source, count in zip(self.sources, counts)]
             self._layouts[T] = Layout(tuple(counts), tuple(firsts), tuple(tails))
         return self._layouts[T]
 
@@ -139,38 +146,42 @@ class Corpus:
         assert 0 <= start <= stop <= total, f"tokens {start}:{stop} of a stream of {total}"
         first_K = self._first_tokens[source]
         pieces = [np.empty(0, np.int64)]
-        k = int(np.searchsorted(first_K, start, side="right")) - 1
+        shard = int(np.searchsorted(first_K, start, side="right")) - 1
         while start < stop:
-            end = min(stop, int(first_K[k + 1]))
+            end = min(stop, int(first_K[shard + 1]))
             pieces.append(
-                self._maps[source][k][start - first_K[k] : end - first_K[k]].astype(np.int64)
+                self._maps[source][shard][start - first_K[shard] : end - first_K[shard]].astype(
+                    np.int64
+                )
             )
-            start, k = end, k + 1
+            start, shard = end, shard + 1
         return np.concatenate(pieces)
 
     def sequences(self, ids: np.ndarray, sequence_length: int) -> np.ndarray:
-        """The tokens of sequences: (n,) ids → (n, T+1) int64. Errors: missing, for an id out of
-        range.
+        """Return the tokens of sequences: (n,) ids → (n, T+1) int64.
+
+        Errors: missing, for an id out of range.
         """
         T = sequence_length
         source_n, start_n = self._starts(np.asarray(ids, np.int64), T)
         out = np.empty((len(source_n), T + 1), np.int64)
-        for s in np.unique(source_n):
-            rows = np.flatnonzero(source_n == s)
-            first_K = self._first_tokens[s]
+        for source in np.unique(source_n):
+            rows = np.flatnonzero(source_n == source)
+            first_K = self._first_tokens[source]
             shard_n = np.searchsorted(first_K, start_n[rows], side="right") - 1
             whole_n = start_n[rows] + T < first_K[shard_n + 1]
-            for k in np.unique(shard_n[whole_n]):
-                chosen = rows[whole_n & (shard_n == k)]
-                windows = np.lib.stride_tricks.sliding_window_view(self._maps[s][k], T + 1)
-                out[chosen] = windows[start_n[chosen] - first_K[k]]
+            for shard in np.unique(shard_n[whole_n]):
+                chosen = rows[whole_n & (shard_n == shard)]
+                windows = np.lib.stride_tricks.sliding_window_view(self._maps[source][shard], T + 1)
+                out[chosen] = windows[start_n[chosen] - first_K[shard]]
             for row in rows[~whole_n]:  # few: one at each border between shards
-                out[row] = self.tokens(int(s), int(start_n[row]), int(start_n[row]) + T + 1)
+                out[row] = self.tokens(int(source), int(start_n[row]), int(start_n[row]) + T + 1)
         return out
 
     def document_at(self, source: int, token_offset: np.ndarray) -> np.ndarray:
-        """The documents that hold the tokens at these offsets in a source's stream: ids of the
-        offsets' shape.
+        """Return the documents that hold the tokens at these offsets in a source's stream.
+
+        Document ids, of the offsets' shape.
         """
         first_D = self._first_tokens_of_documents[source]
         return (
@@ -180,25 +191,26 @@ class Corpus:
         )
 
     def spans(self, ids: np.ndarray, sequence_length: int) -> list[list[Span]]:
-        """Where each sequence's tokens come from, in order of position; nothing for id −1 (made by
-        an intervention).
+        """Return where each sequence's tokens come from, in order of position.
+
+        Id −1 (made by an intervention) has no span.
         """
         ids, T = np.asarray(ids, np.int64), sequence_length
         out: list[list[Span]] = [[] for _ in ids]
         real = np.flatnonzero(ids != -1)
         source_n, start_n = self._starts(ids[real], T)
-        for row, s, start in zip(real.tolist(), source_n.tolist(), start_n.tolist()):
-            low, high = self.document_at(s, np.array([start, start + T]))
-            firsts = self._first_tokens_of_documents[s][low - self.sources[s].first_document :][
-                : high - low + 1
-            ]
+        for row, source, start in zip(real.tolist(), source_n.tolist(), start_n.tolist()):
+            low, high = self.document_at(source, np.array([start, start + T]))
+            firsts = self._first_tokens_of_documents[source][
+                low - self.sources[source].first_document :
+            ][: high - low + 1]
             edges = [start, *firsts[1:].tolist(), start + T + 1]
             for i, first in enumerate(firsts.tolist()):
                 document = int(low) + i
                 out[row].append(
                     Span(
                         document,
-                        self.sources[s].name,
+                        self.sources[source].name,
                         self.documents["path"][document].as_py(),
                         edges[i] - first,
                         edges[i] - start,
@@ -215,23 +227,23 @@ class Corpus:
         return pq.read_table(self.folder / "documents.parquet", memory_map=True)
 
     def verify(self) -> list[str]:
-        """What on disk is not what was written, hash by hash; empty when all is well."""
-        wanted = {
+        """List what on disk is not what was written, hash by hash; empty when all is well."""
+        digests = {
             shard.file: shard.hash for source in self.sources for shard in source.shards
         } | self._hashes
         problems = []
-        for name, digest in wanted.items():
+        for name, digest in digests.items():
             try:
-                found = hash_file(self.folder / name)
+                actual = hash_file(self.folder / name)
             except OSError as e:
                 problems.append(f"{name}: cannot be read: {e.strerror}")
                 continue
-            if found != digest:
-                problems.append(f"{name}: wanted hash {digest}, found {found}")
+            if actual != digest:
+                problems.append(f"{name}: wanted hash {digest}, found {actual}")
         return problems
 
     def _starts(self, ids_n: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
-        """The source of each id and its first token's place in that source's stream: (n,) each."""
+        """Return each id's source and its first token's place in the source's stream: (n,)."""
         layout = self.layout(T)
         total = sum(layout.n_sequences)
         if len(ids_n) and not (ids_n.min() >= 0 and ids_n.max() < total):
@@ -254,9 +266,7 @@ class Corpus:
 
     @cached_property
     def _first_tokens(self) -> list[np.ndarray]:
-        """Of each source, the offset of each shard's first token, and the stream's length:
-        (K+1,).
-        """
+        """Return each shard's first offset and the stream's length, by source: (K+1,) each."""
         return [
             np.cumsum([0, *(shard.tokens for shard in source.shards)]) for source in self.sources
         ]
@@ -280,8 +290,9 @@ def write_header(
     dtype: np.dtype,
     sources: Sequence[Source],
 ) -> None:
-    """Write `corpus.json` beside the shards, the table and the tokenizer, which must be there and
-    complete.
+    """Write `corpus.json` beside the shards, the table and the tokenizer.
+
+    These must be there and complete.
     """
     header = {
         "format": FORMAT,
@@ -300,8 +311,9 @@ def write_header(
 
 
 def open_corpus(folder: str | Path) -> Corpus:
-    """Open a prepared corpus; sizes are checked, bytes are left to `verify`. Errors: missing,
-    integrity.
+    """Open a prepared corpus; sizes are checked, bytes are left to `verify`.
+
+    Errors: missing, integrity.
     """
     folder = Path(folder)
     if not (folder / "corpus.json").is_file():
@@ -321,10 +333,10 @@ def open_corpus(folder: str | Path) -> Corpus:
     itemsize = corpus._dtype.itemsize
     for shard in (shard for source in corpus.sources for shard in source.shards):
         path = folder / shard.file
-        found = path.stat().st_size if path.is_file() else 0
-        if found != shard.tokens * itemsize:
+        size = path.stat().st_size if path.is_file() else 0
+        if size != shard.tokens * itemsize:
             raise ForensicsError(
-                "integrity", f"{path}: wanted {shard.tokens * itemsize} bytes, found {found}", AGAIN
+                "integrity", f"{path}: wanted {shard.tokens * itemsize} bytes, found {size}", AGAIN
             )
     for name in ("tokenizer.json", "documents.parquet"):
         if not (folder / name).is_file():

@@ -51,7 +51,7 @@ Progress = Callable[[int, int | None], None]
 def prepare(
     data: config.Data, runs_folder: str | Path, seed: int = 0, progress: Progress | None = None
 ) -> Corpus:
-    """The tokenised corpus of a recipe, made where it is not there yet.
+    """Return the tokenised corpus of a recipe, made where it is not there yet.
 
     The text is read and hashed each time; `seed` changes nothing: one text, one corpus, whatever
     the run. `progress(done, total)` counts bytes of text: read once for a tokenizer that is
@@ -101,8 +101,9 @@ def prepare(
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE of at most `vocabulary` ids, `<|endoftext|>` being 0; the same texts give the
-    same tokenizer.
+    """Train byte-level BPE of at most `vocabulary` ids, `<|endoftext|>` being 0.
+
+    The same texts give the same tokenizer.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -133,7 +134,7 @@ def bytes_tokenizer() -> Tokenizer:
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """A tokenizer.json. Errors: missing, data."""
+    """Load a tokenizer.json. Errors: missing, data."""
     from tokenizers import Tokenizer
 
     path = Path(path).expanduser()
@@ -158,8 +159,9 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id that ends a document: the first of END_OF_TEXT that the tokenizer knows. Errors:
-    data.
+    """Return the id that ends a document. Errors: data.
+
+    It is the first of END_OF_TEXT that the tokenizer knows.
     """
     for token in END_OF_TEXT:
         if (id := tokenizer.token_to_id(token)) is not None:
@@ -172,13 +174,14 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> int:
-    """Number of ids, holes included: the largest + 1."""
+    """Count the ids, holes included: the largest + 1."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte in byte-level BPE (Radford et al. 2019, GPT-2's
-    `bytes_to_unicode`).
+    """Return the character that stands for each byte in byte-level BPE.
+
+    Source: Radford et al. 2019, GPT-2's `bytes_to_unicode`.
     """
     shown = {
         *range(ord("!"), ord("~") + 1),
@@ -199,9 +202,9 @@ class _DocumentHash:
 
     def add(self, document: Document) -> None:
         text = document.text.encode()
-        for part in (document.path.encode(), text):
-            self.digest.update(len(part).to_bytes(8, "little"))
-            self.digest.update(part)
+        for piece in (document.path.encode(), text):
+            self.digest.update(len(piece).to_bytes(8, "little"))
+            self.digest.update(piece)
         self.bytes += len(text)
 
 
@@ -288,8 +291,9 @@ Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 
 def _encoder(tokenizer: Tokenizer, dtype: np.dtype) -> Encode:
-    """Texts → their tokens, each text's followed by the end-of-text token, and the place of each
-    text's first.
+    """Return a function from texts to their tokens and the place of each text's first.
+
+    Each text's tokens are followed by the end-of-text token.
     """
     eot = end_of_text(tokenizer)
     tokenizer.no_padding()

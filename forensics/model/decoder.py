@@ -68,21 +68,22 @@ class Decoder:
         watch: Taps = UNTAPPED,
         documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """The final, normed residual stream (B, T, D); `documents_BT` ids keep attention inside
-        documents.
+        """Return the final, normed residual stream (B, T, D).
+
+        `documents_BT` ids keep attention inside documents.
         """
-        s, T = self.shape, tokens_BT.shape[1]
+        shape, T = self.shape, tokens_BT.shape[1]
         x = F.embedding(tokens_BT, params["embed.weight"])
-        if s.position == "learned":
+        if shape.position == "learned":
             x = x + params["positions.weight"][:T]
-        angles = self._rope(T) if s.position == "rope" else None
+        angles = self._rope(T) if shape.position == "rope" else None
         mask = None
-        if s.document_mask and documents_BT is not None:
+        if shape.document_mask and documents_BT is not None:
             same = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
             if "documents" in watch.wants:
                 watch.tap(Site("documents"), documents_BT)
             mask = same & torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # (B, 1, T, T)
-        for i in range(s.layers):
+        for i in range(shape.layers):
             prefix = f"layers.{i}."
             weights = {name.removeprefix(prefix): params[name] for name in self._layer_names(i)}
             out = self._block(x, weights, angles, mask)
@@ -92,25 +93,25 @@ class Decoder:
         return self.read_out(x, params)
 
     def read_out(self, x: Tensor, params: Params) -> Tensor:
-        """The final norm, after which the unembedding reads logits."""
+        """Apply the final norm, after which the unembedding reads logits."""
         return self._norm(x, params, "norm", self.shape.norm_kind)
 
     def block(
         self, x: Tensor, w: Params, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
     ) -> BlockOut:
-        """One decoder block; `w` names its tensors without the layer."""
-        s = self.shape
-        pre = s.norm == "pre"
-        attn_in = self._norm(x, w, "attn.norm", s.norm_kind) if pre else x
+        """Compute one decoder block; `w` names its tensors without the layer."""
+        shape = self.shape
+        pre = shape.norm == "pre"
+        attn_in = self._norm(x, w, "attn.norm", shape.norm_kind) if pre else x
         attn_out, q, k = self._attention(attn_in, w, angles, mask)
         if not pre:
-            attn_out = self._norm(attn_out, w, "attn.norm", s.norm_kind)
-        mlp_read = x if s.parallel else x + attn_out
-        mlp_in = self._norm(mlp_read, w, "mlp.norm", s.norm_kind) if pre else mlp_read
+            attn_out = self._norm(attn_out, w, "attn.norm", shape.norm_kind)
+        mlp_read = x if shape.parallel else x + attn_out
+        mlp_in = self._norm(mlp_read, w, "mlp.norm", shape.norm_kind) if pre else mlp_read
         mlp_out, act = self._mlp(mlp_in, w)
         if not pre:
-            mlp_out = self._norm(mlp_out, w, "mlp.norm", s.norm_kind)
-        resid = x + attn_out + mlp_out if s.parallel else mlp_read + mlp_out
+            mlp_out = self._norm(mlp_out, w, "mlp.norm", shape.norm_kind)
+        resid = x + attn_out + mlp_out if shape.parallel else mlp_read + mlp_out
         # Only `resid` is differentiated. Were the others not detached here, a compiled backward
         # would be handed a gradient of zeros for each of them, and add it.
         return BlockOut(resid, *(x.detach() for x in (q, k, attn_out, mlp_out, act)))
@@ -118,16 +119,19 @@ class Decoder:
     def _attention(
         self, x: Tensor, w: Params, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        s, (B, T, _) = self.shape, x.shape
+        shape, (B, T, _) = self.shape, x.shape
         q = F.linear(x, w["attn.q_proj.weight"], w.get("attn.q_proj.bias"))
         k = F.linear(x, w["attn.k_proj.weight"], w.get("attn.k_proj.bias"))
         v = F.linear(x, w["attn.v_proj.weight"], w.get("attn.v_proj.bias")).view(
-            B, T, s.kv_heads, s.head_width
+            B, T, shape.kv_heads, shape.head_width
         )
-        if s.qk_norm == "whole":
+        if shape.qk_norm == "whole":
             q, k = self._norm(q, w, "attn.q_norm", "rms"), self._norm(k, w, "attn.k_norm", "rms")
-        q, k = q.view(B, T, s.heads, s.head_width), k.view(B, T, s.kv_heads, s.head_width)
-        if s.qk_norm == "head":
+        q, k = (
+            q.view(B, T, shape.heads, shape.head_width),
+            k.view(B, T, shape.kv_heads, shape.head_width),
+        )
+        if shape.qk_norm == "head":
             q, k = self._norm(q, w, "attn.q_norm", "rms"), self._norm(k, w, "attn.k_norm", "rms")
         if angles is not None:
             q, k = self._rotate(q, angles), self._rotate(k, angles)
@@ -183,23 +187,34 @@ class Decoder:
             return RMSNorm.apply(x, gain, self.shape.norm_eps)
         # The gain and bias stay outside: their fused gradient changes with the number of CPU
         # threads.
-        y = F.layer_norm(x, (x.shape[-1],), eps=self.shape.norm_eps)
-        return y if kind == "layer_no_parameters" else y * w[f"{name}.weight"] + w[f"{name}.bias"]
+        normed = F.layer_norm(x, (x.shape[-1],), eps=self.shape.norm_eps)
+        return (
+            normed
+            if kind == "layer_no_parameters"
+            else normed * w[f"{name}.weight"] + w[f"{name}.bias"]
+        )
 
     def _rotate(self, x_BTHK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         cos, sin = angles
         if self._written_plainly():
             half = cos.shape[-1]
-            a, b, rest = x_BTHK[..., :half], x_BTHK[..., half : 2 * half], x_BTHK[..., 2 * half :]
-            return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), dim=-1)
+            first, second, unrotated = (
+                x_BTHK[..., :half],
+                x_BTHK[..., half : 2 * half],
+                x_BTHK[..., 2 * half :],
+            )
+            return torch.cat(
+                (first * cos - second * sin, second * cos + first * sin, unrotated), dim=-1
+            )
         return Rotate.apply(x_BTHK, cos, sin)
 
     def _written_plainly(self) -> bool:
         return self.plain or torch.compiler.is_compiling()
 
     def _rope(self, T: int) -> tuple[Tensor, Tensor]:
-        """cos and sin (T, 1, rotated/2) of every position and wavelength; pair j is (x_j,
-        x_{j+rotated/2}).
+        """Return cos and sin (T, 1, rotated/2) of every position and wavelength.
+
+        Pair j is (x_j, x_{j+rotated/2}).
         """
         if self._angles is None or self._angles[0].shape[0] < T:
             pairs = (
@@ -225,8 +240,9 @@ class Decoder:
 
 
 def _compiled(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
-    """One graph for each shape and mode; where that cannot be, an error: falling back to eager
-    would change bits.
+    """Compile one graph for each shape and mode.
+
+    Where that cannot be, raise: falling back to eager would change bits.
     """
     import torch._dynamo
 
@@ -236,8 +252,9 @@ def _compiled(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
 
 
 def _recomputed(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
-    """Activation checkpointing: the backward runs the block again, to the same bits, rather than
-    keep what it made.
+    """Checkpoint activations: the backward runs the block again, to the same bits.
+
+    Nothing of what the block made in the forward is held in memory.
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -249,5 +266,5 @@ def _recomputed(block: Callable[..., BlockOut]) -> Callable[..., BlockOut]:
 
 
 def unembedding(params: Params) -> Tensor:
-    """The (V, D) matrix that reads logits out of the final stream."""
+    """Return the (V, D) matrix that reads logits out of the final stream."""
     return params["unembed.weight"] if "unembed.weight" in params else params["embed.weight"]

@@ -56,4 +56,4 @@ def spellings(name: str) -> tuple[str, ...]:
     A base model is saved without the prefix of the class around it.
     """
     prefixes = ("transformer.", "model.", "gpt_neox.")
-    return (name, *(name.removeprefix(p) for p in prefixes if name.startswith(p)))
+    return (name, *(name.removeprefix(prefix) for prefix in prefixes if name.startswith(prefix)))

@@ -34,16 +34,16 @@ class Forward(Protocol):
         ...
 
     def spread(self, past: Any, rows: int) -> Any:
-        """A past of one row as one of many; the given one stays as it is."""
+        """Return a past of one row as one of many; the given one stays as it is."""
         ...
 
     def take(self, past: Any, rows: Tensor) -> Any:
-        """The past of some rows only; the given one may be used up."""
+        """Return the past of some rows only; the given one may be used up."""
         ...
 
 
 class Recomputed:
-    """A model that keeps nothing: its past is the tokens themselves, read again each time."""
+    """Read the tokens themselves again each time: a past that holds no keys and values."""
 
     def __init__(self, logits: Callable[[Tensor], Tensor], context: int) -> None:
         self._logits = logits  # (B, T) → (B, V)
@@ -51,13 +51,16 @@ class Recomputed:
 
     @torch.no_grad()
     def read(self, tokens_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """Return logits (B, V) after the last of the tokens, and all tokens read so far."""
         sequence = tokens_BT if past is None else torch.cat([past, tokens_BT], dim=1)
         return self._logits(sequence), sequence
 
     def spread(self, past: Any, rows: int) -> Any:
+        """Repeat the tokens of one row for many."""
         return None if past is None else past.expand(rows, -1)
 
     def take(self, past: Any, rows: Tensor) -> Any:
+        """Select the tokens of some rows."""
         return past[rows]
 
 
@@ -71,6 +74,7 @@ class Cached:
 
     @torch.no_grad()
     def read(self, tokens_BT: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """Return logits (B, V) after the last of the tokens, and the cache that now holds them."""
         out = self._model(
             input_ids=tokens_BT.to(self._model.device),
             past_key_values=past,
@@ -80,6 +84,7 @@ class Cached:
         return out.logits[:, -1].float().cpu(), getattr(out, "past_key_values", None)
 
     def spread(self, past: Any, rows: int) -> Any:
+        """Copy the cache of one row for many."""
         if past is None:
             return None
         spread = copy.deepcopy(past)  # reading writes into it
@@ -87,26 +92,32 @@ class Cached:
         return spread
 
     def take(self, past: Any, rows: Tensor) -> Any:
+        """Select some rows of the cache, in place."""
         past.batch_select_indices(rows.to(self._model.device))
         return past
 
 
 def of_decoder(params: dict[str, Tensor], shape: Shape, context: int, device: str) -> Forward:
-    """Our own decoder over a state's parameters."""
+    """Build a forward of our own decoder over a state's parameters."""
     decoder = Decoder(shape, device)
-    U = unembedding(params)
+    unembed_VD = unembedding(params)
 
     def logits(tokens_BT: Tensor) -> Tensor:
         tokens = tokens_BT.to(device)
         documents = torch.zeros_like(tokens) if shape.document_mask else None
-        return (decoder.hidden(params, tokens, documents_BT=documents)[:, -1] @ U.T).float().cpu()
+        return (
+            (decoder.hidden(params, tokens, documents_BT=documents)[:, -1] @ unembed_VD.T)
+            .float()
+            .cpu()
+        )
 
     return Recomputed(logits, context)
 
 
 def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
-    """A Hugging Face folder, or a GGUF file in it, through transformers, in float32. Errors: data,
-    memory.
+    """Load a Hugging Face folder, or a GGUF file in it, through transformers, in float32.
+
+    Errors: data, memory.
     """
     with _quiet():
         from transformers import AutoModelForCausalLM
@@ -142,7 +153,7 @@ def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no remarks of transformers' own while it loads; errors still rise."""
+    """Silence transformers' bars and remarks while it loads; errors still rise."""
     from transformers.utils import logging
 
     bars, level, offline = (

@@ -143,7 +143,7 @@ def _family_of(shape: Shape) -> Family:
 
 
 def to_hf_tensors(params: Tensors, shape: Shape) -> Tensors:
-    """Return our tensors under Hugging Face's names and layouts, copied where the layout differs."""
+    """Return our tensors under Hugging Face's names, copied where the layout differs."""
     theirs = {name: params[ours].detach() for ours, name in hf_names(shape)}
     _family_of(shape).pack(theirs, params, shape)
     return {name: tensor.contiguous() for name, tensor in theirs.items()}

@@ -32,7 +32,7 @@ SHORT = 64
 
 
 def chunks(rows: int, size: int = CHUNK) -> Iterator[slice]:
-    """Stretches of `size` rows, a function of the number of rows alone."""
+    """Yield stretches of `size` rows, a function of the number of rows alone."""
     first = 0
     while first < rows:
         last = first + size if rows - first >= size + SHORT else rows
@@ -41,6 +41,8 @@ def chunks(rows: int, size: int = CHUNK) -> Iterator[slice]:
 
 
 class LossOut(NamedTuple):
+    """Hold the loss of N rows and its gradients."""
+
     ce: Tensor  # (N,) cross-entropy of each target, nats
     logz: Tensor  # (N,) logsumexp over V
     grad_hidden: Tensor  # (N, D)
@@ -60,64 +62,85 @@ def loss_and_gradient(
     statistics: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> LossOut:
-    """Of Σ weight·(ce + z_loss·logz²) / denominator: each row's ce, and the gradients of hidden and
-    unembedding.
+    """Compute each row's ce and the gradients of hidden and unembedding.
 
-    hidden (N, D), unembedding (V, D), targets (N,) int64, weight (N,). `dtype` is that of the two
-    matrix products; where hidden is float64 (blame's second precision), everything is.
+    The loss is Σ weight·(ce + z_loss·logz²) / denominator. hidden (N, D), unembedding (V, D),
+    targets (N,) int64, weight (N,). `dtype` is that of the two matrix products; where hidden is
+    float64 (blame's second precision), everything is.
     """
     N, wide = hidden.shape[0], _wide(hidden)
     dtype = wide if wide == torch.float64 else dtype
-    h, W = hidden.to(dtype), unembedding.to(dtype)
-    kernels = load_kernels(KERNELS) if h.is_cuda and dtype != torch.float64 else None
+    hidden_cast, unembedding_cast = hidden.to(dtype), unembedding.to(dtype)
+    kernels = load_kernels(KERNELS) if hidden_cast.is_cuda and dtype != torch.float64 else None
     if kernels is not None:
         return on_gpu(
-            kernels, h, W, targets, weight / denominator, z_loss, hidden.dtype, statistics
+            kernels,
+            hidden_cast,
+            unembedding_cast,
+            targets,
+            weight / denominator,
+            z_loss,
+            hidden.dtype,
+            statistics,
         )
-    ce, logz = (torch.empty(N, device=h.device, dtype=wide) for _ in range(2))
-    kept = [torch.empty(N, device=h.device, dtype=wide) for _ in range(3)] if statistics else None
-    grad_hidden = torch.empty_like(h)
-    grad_unembedding = torch.zeros(W.shape, device=h.device, dtype=wide)
+    ce, logz = (torch.empty(N, device=hidden_cast.device, dtype=wide) for _ in range(2))
+    row_statistics = (
+        [torch.empty(N, device=hidden_cast.device, dtype=wide) for _ in range(3)]
+        if statistics
+        else None
+    )
+    grad_hidden = torch.empty_like(hidden_cast)
+    grad_unembedding = torch.zeros(unembedding_cast.shape, device=hidden_cast.device, dtype=wide)
     scale = weight.to(wide) / denominator
     # one buffer for all chunks: fresh pages for each would cost as much as the arithmetic on them
-    size = (max(rows.stop - rows.start for rows in chunks(N)), W.shape[0])
-    buffer = torch.empty(size, device=h.device, dtype=wide)
-    spare = torch.empty(size, device=h.device, dtype=wide) if statistics else None
+    size = (max(rows.stop - rows.start for rows in chunks(N)), unembedding_cast.shape[0])
+    buffer = torch.empty(size, device=hidden_cast.device, dtype=wide)
+    spare = torch.empty(size, device=hidden_cast.device, dtype=wide) if statistics else None
     for rows in chunks(N):
-        n = rows.stop - rows.start
+        length = rows.stop - rows.start
         if dtype == wide:
-            logits = torch.mm(h[rows], W.T, out=buffer[:n])
+            logits = torch.mm(hidden_cast[rows], unembedding_cast.T, out=buffer[:length])
         else:
-            logits = buffer[:n].copy_(h[rows] @ W.T)
+            logits = buffer[:length].copy_(hidden_cast[rows] @ unembedding_cast.T)
         target = targets[rows, None]
         largest = logits.amax(1, keepdim=True)
-        if kept is not None:
-            kept[0][rows] = largest[:, 0]
-            kept[1][rows] = torch.linalg.vector_norm(logits, dim=1).square_() / logits.shape[1]
+        if row_statistics is not None:
+            row_statistics[0][rows] = largest[:, 0]
+            row_statistics[1][rows] = (
+                torch.linalg.vector_norm(logits, dim=1).square_() / logits.shape[1]
+            )
         logits.sub_(largest)
         at_target = logits.gather(1, target)
-        if kept is None or spare is None:
-            p = logits.exp_()  # in place: the same bits as out of place
-            total = p.sum(1, keepdim=True)
+        if row_statistics is None or spare is None:
+            exponentials = logits.exp_()  # in place: the same bits as out of place
+            total = exponentials.sum(1, keepdim=True)
         else:
-            p = torch.exp(logits, out=spare[:n])
-            total = p.sum(1, keepdim=True)
+            exponentials = torch.exp(logits, out=spare[:length])
+            total = exponentials.sum(1, keepdim=True)
             # H = log Σe − Σ e·l / Σe with l shifted by its maximum: every term is finite, nothing
             # cancels
-            kept[2][rows] = total[:, 0].log() - logits.mul_(p).sum(1) / total[:, 0]
+            row_statistics[2][rows] = (
+                total[:, 0].log() - logits.mul_(exponentials).sum(1) / total[:, 0]
+            )
         log_total = total.log()
         ce[rows] = (log_total - at_target)[:, 0]
-        z = log_total + largest
-        logz[rows] = z[:, 0]
+        row_logz = log_total + largest
+        logz[rows] = row_logz[:, 0]
         row_scale = scale[rows, None]
-        factor = row_scale if z_loss == 0.0 else row_scale * (1 + 2 * z_loss * z)
-        grad_logits = p.mul_(factor / total).scatter_add_(1, target, -row_scale).to(dtype)
-        torch.mm(grad_logits, W, out=grad_hidden[rows])
+        factor = row_scale if z_loss == 0.0 else row_scale * (1 + 2 * z_loss * row_logz)
+        grad_logits = (
+            exponentials.mul_(factor / total).scatter_add_(1, target, -row_scale).to(dtype)
+        )
+        torch.mm(grad_logits, unembedding_cast, out=grad_hidden[rows])
         if dtype == wide:
-            grad_unembedding.addmm_(grad_logits.T, h[rows])
+            grad_unembedding.addmm_(grad_logits.T, hidden_cast[rows])
         else:
-            grad_unembedding += grad_logits.T @ h[rows]
-    stats = LogitRows(kept[0], kept[1], logz, kept[2]) if kept is not None else None
+            grad_unembedding += grad_logits.T @ hidden_cast[rows]
+    stats = (
+        LogitRows(row_statistics[0], row_statistics[1], logz, row_statistics[2])
+        if row_statistics is not None
+        else None
+    )
     return LossOut(ce, logz, grad_hidden.to(hidden.dtype), grad_unembedding, stats)
 
 
@@ -131,19 +154,23 @@ def on_gpu(
     out: torch.dtype,
     statistics: bool,
 ) -> LossOut:
-    """The same with the rows in one kernel, over logits and gradients of the products' own type;
-    `out` of grad_hidden.
+    """Compute the same with the rows in one kernel, whose type is that of the products.
+
+    h (N, D) is hidden and W (V, D) the unembedding in that type; `out` is the type of grad_hidden.
     """
     N, (V, D) = h.shape[0], W.shape
     grad_hidden = torch.empty(N, D, dtype=h.dtype, device=h.device)
     grad_unembedding = torch.zeros(V, D, device=h.device)
     buffer = torch.empty(
-        max(r.stop - r.start for r in chunks(N, GPU_CHUNK)), V, dtype=h.dtype, device=h.device
+        max(stretch.stop - stretch.start for stretch in chunks(N, GPU_CHUNK)),
+        V,
+        dtype=h.dtype,
+        device=h.device,
     )
-    found = []
+    results = []
     for rows in chunks(N, GPU_CHUNK):
         logits = torch.mm(h[rows], W.T, out=buffer[: rows.stop - rows.start])
-        found.append(
+        results.append(
             kernels.rows(logits, targets[rows].contiguous(), scale[rows].contiguous(), z_loss)
         )
         torch.mm(logits, W, out=grad_hidden[rows])  # the logits have become their gradient
@@ -151,7 +178,7 @@ def on_gpu(
             grad_unembedding.addmm_(logits.T, h[rows])
         else:
             grad_unembedding += logits.T @ h[rows]
-    ce, logz, largest, mean_square, entropy = (torch.cat(column) for column in zip(*found))
+    ce, logz, largest, mean_square, entropy = (torch.cat(column) for column in zip(*results))
     rows_ = (
         LogitRows(largest, mean_square, logz, entropy) if statistics else None
     )  # computed in any case: the same bits
@@ -161,8 +188,9 @@ def on_gpu(
 def plain_cross_entropy(
     hidden: Tensor, unembedding: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(ce, logz), each (N,), by autograd's own operations: differentiable twice, holds N·V
-    logits.
+    """Compute (ce, logz), each (N,), by autograd's own operations.
+
+    Differentiable twice; holds N·V logits.
     """
     logits = F.linear(hidden, unembedding)
     logits = logits.to(_wide(logits))
@@ -172,7 +200,7 @@ def plain_cross_entropy(
 
 @torch.no_grad()
 def evaluate(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> Tensor:
-    """ce (N,) in chunks, no gradient: held-out loss and probes."""
+    """Compute ce (N,) in chunks, no gradient: held-out loss and probes."""
     out = torch.empty(hidden.shape[0], device=hidden.device, dtype=_wide(hidden))
     for rows in chunks(hidden.shape[0]):
         out[rows] = plain_cross_entropy(hidden[rows], unembedding, targets[rows])[0]

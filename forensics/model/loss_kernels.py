@@ -26,7 +26,7 @@ FLOOR = -80.0  # of a change of maximum: e^−80 is nothing beside Z ≥ 1, and 
 
 
 class Rows(NamedTuple):
-    """Of each row, (n,) fp32."""
+    """Hold the numbers of each row, (n,) fp32."""
 
     ce: Tensor
     logz: Tensor
@@ -36,18 +36,19 @@ class Rows(NamedTuple):
 
 
 def rows(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float) -> Rows:
-    """Rows of logits (n, V), which become the gradient of Σ scale·(ce + z_loss·logz²); targets (n,)
-    int64, scale (n,).
+    """Turn rows of logits (n, V) into the gradient of Σ scale·(ce + z_loss·logz²).
+
+    targets (n,) int64, scale (n,).
     """
     n, V = logits.shape
     assert logits.is_contiguous() and logits.dtype in (torch.float32, torch.bfloat16)
-    found = torch.empty(5, n, dtype=torch.float32, device=logits.device)
+    results = torch.empty(5, n, dtype=torch.float32, device=logits.device)
     width = min(COLUMNS, triton.next_power_of_2(V))
     _rows[(n,)](
         logits,
         targets,
         scale,
-        found,
+        results,
         n,
         V,
         z_loss,
@@ -56,7 +57,7 @@ def rows(logits: Tensor, targets: Tensor, scale: Tensor, z_loss: float) -> Rows:
         num_warps=8,
         enable_fp_fusion=True,
     )
-    return Rows(*found)
+    return Rows(*results)
 
 
 @triton.jit

@@ -1,8 +1,7 @@
-"""A copy of a decoder as a TransformerLens bridge: every hook of that library, on the state of any
-step.
+"""Copy a decoder into a TransformerLens bridge: that library's hooks, on the state of any step.
 
 lens = bridge(state.params, shape, corpus.folder, corpus.eot)
-logits, cache = lens.run_with_cache(tokens_BT)      # cache["blocks.0.attn.hook_pattern"]: (B, H, T, T)
+logits, cache = lens.run_with_cache(tokens_BT)  # cache["blocks.0.attn.hook_pattern"]: (B, H, T, T)
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def bridge(params: dict[str, Tensor], shape: Shape, tokenizer_folder: Path | None, eot: int) -> Any:
-    """A `TransformerBridge` over a copy of these parameters, on the CPU, in eval mode.
+    """Build a `TransformerBridge` over a copy of these parameters, on the CPU, in eval mode.
 
     `tokenizer_folder` holds a tokenizer.json; None: tokens are read and shown as their ids. No
     beginning-of-sequence token is put in front, because none was in training. The import takes
@@ -72,8 +71,9 @@ def bridge(params: dict[str, Tensor], shape: Shape, tokenizer_folder: Path | Non
 
 
 def _tokenizer(file: Path | None, vocabulary: int, eot: int) -> Any:
-    """The run's tokenizer, or one that writes a token as its id; its end-of-text token is id
-    `eot`.
+    """Return the run's tokenizer, or one that writes a token as its id.
+
+    Its end-of-text token is id `eot`.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

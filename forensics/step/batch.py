@@ -14,8 +14,9 @@ MADE = -1  # the id of a sequence that an intervention made
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What one step trains on: B sequences of T + 1 tokens. The loss is Σ weight·cross-entropy /
-    denominator.
+    """Hold what one step trains on: B sequences of T + 1 tokens.
+
+    The loss is Σ weight·cross-entropy / denominator.
     """
 
     tokens: Tensor  # (B, T+1) int64; position t is the input, t+1 its target

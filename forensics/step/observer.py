@@ -1,4 +1,4 @@
-"""Who watches a step: the sites at which a forward hands out tensors, and the observer that takes them."""
+"""Who watches a step: sites where a forward hands out tensors, and the observer that takes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from forensics.step.state import TrainState
 
 
 class Site(NamedTuple):
-    """Where a tapped tensor comes from."""
+    """Name where a tapped tensor comes from."""
 
     kind: str  # one of SITES
     layer: int = -1
@@ -37,15 +37,21 @@ SITES = (
 
 
 class Taps(Protocol):
+    """Take the tensors that a forward hands out."""
+
     wants: frozenset[str]
 
-    def tap(self, site: Site, x: Tensor) -> None: ...
+    def tap(self, site: Site, x: Tensor) -> None:
+        """Take the tensor of a site."""
 
 
 class Untapped:
+    """Want no tensor."""
+
     wants: frozenset[str] = frozenset()
 
     def tap(self, site: Site, x: Tensor) -> None:
+        """Refuse every tensor."""
         raise AssertionError("nothing was wanted")
 
 
@@ -53,27 +59,39 @@ UNTAPPED = Untapped()
 
 
 class Observer(Protocol):
-    """Watches `advance` and changes no bit of it."""
+    """Watch `advance` and change no bit of it."""
 
     wants: frozenset[str]  # kinds of sites to tap, and "rows" for the statistics of the logits
 
-    def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
-    def tap(self, site: Site, x: Tensor) -> None: ...
-    def gradients(
-        self, state: TrainState, grads: dict[str, Tensor], result: StepResult
-    ) -> None: ...
-    def end(self, state: TrainState, result: StepResult) -> None: ...
+    def begin(self, state: TrainState, policy: StepPolicy) -> None:
+        """Take the state before the step."""
+
+    def tap(self, site: Site, x: Tensor) -> None:
+        """Take the tensor of a site."""
+
+    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
+        """Take the gradients before clipping."""
+
+    def end(self, state: TrainState, result: StepResult) -> None:
+        """Take the state after the step."""
 
 
 class Silent:
+    """Observe nothing."""
+
     wants: frozenset[str] = frozenset()
 
-    def begin(self, state: TrainState, policy: StepPolicy) -> None: ...
-    def tap(self, site: Site, x: Tensor) -> None: ...
-    def gradients(
-        self, state: TrainState, grads: dict[str, Tensor], result: StepResult
-    ) -> None: ...
-    def end(self, state: TrainState, result: StepResult) -> None: ...
+    def begin(self, state: TrainState, policy: StepPolicy) -> None:
+        """Ignore the state before the step."""
+
+    def tap(self, site: Site, x: Tensor) -> None:
+        """Ignore the tensor."""
+
+    def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
+        """Ignore the gradients."""
+
+    def end(self, state: TrainState, result: StepResult) -> None:
+        """Ignore the state after the step."""
 
 
 SILENT = Silent()

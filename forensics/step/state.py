@@ -15,7 +15,9 @@ from forensics.step.skip_step import SkipWindow
 
 @dataclass(frozen=True)
 class Counters:
-    """step: batches consumed; schedule: the learning rate's own counter; updates: Adam's (bias
+    """Count batches, schedule steps and updates.
+
+    step: batches consumed; schedule: the learning rate's own counter; updates: Adam's (bias
     correction).
     """
 
@@ -36,46 +38,50 @@ class TrainState:
 
     @classmethod
     def start(cls, params: dict[str, Tensor]) -> TrainState:
-        """State 0: zero moments."""
+        """Return state 0: zero moments."""
         exp_avg, exp_avg_sq = (
-            {name: torch.zeros_like(p) for name, p in params.items()} for _ in range(2)
+            {name: torch.zeros_like(param) for name, param in params.items()} for _ in range(2)
         )
         return cls(dict(params), exp_avg, exp_avg_sq)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(kind/name, tensor) of all parameters and moments, in order of name."""
+        """Yield (kind/name, tensor) of all parameters and moments, in order of name."""
         for kind in ("exp_avg", "exp_avg_sq", "params"):
             for name, tensor in sorted(getattr(self, kind).items()):
                 yield f"{kind}/{name}", tensor
 
     def clone(self) -> TrainState:
+        """Copy the state, tensors included."""
         params, exp_avg, exp_avg_sq = (
-            {n: t.clone() for n, t in group.items()}
+            {name: tensor.clone() for name, tensor in group.items()}
             for group in (self.params, self.exp_avg, self.exp_avg_sq)
         )
         return TrainState(params, exp_avg, exp_avg_sq, self.counters, self.window)
 
     def rest(self) -> dict[str, object]:
-        """All that is not a tensor, as plain JSON."""
+        """Return all that is not a tensor, as plain JSON."""
         return {"counters": asdict(self.counters), "window": asdict(self.window)}
 
     def digest(self) -> str:
-        """xxh3_128 over (name, dtype, shape, bytes) of every tensor in order of name, then counters
-        and windows.
+        """Compute the xxh3_128 of the whole state.
+
+        It runs over (name, dtype, shape, bytes) of every tensor in order of name, then counters and
+        windows.
         """
-        h = xxhash.xxh3_128()
+        hasher = xxhash.xxh3_128()
         for name, tensor in self.tensors():
-            h.update(header(name, tensor))
-            h.update(as_bytes(tensor))
-        h.update(json.dumps(self.rest(), sort_keys=True, separators=(",", ":")).encode())
-        return h.hexdigest()
+            hasher.update(header(name, tensor))
+            hasher.update(as_bytes(tensor))
+        hasher.update(json.dumps(self.rest(), sort_keys=True, separators=(",", ":")).encode())
+        return hasher.hexdigest()
 
 
 def header(name: str, tensor: Tensor) -> bytes:
+    """Return what is hashed before a tensor's bytes: its name, dtype and shape."""
     return f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode()
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
-    """The tensor's bytes, without a copy where it lies contiguous in host memory."""
+    """Return the tensor's bytes, without a copy where it lies contiguous in host memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data

@@ -18,37 +18,38 @@ STRETCH = (
 
 
 def total(x: Tensor) -> Tensor:
-    """Σ x as a float64 scalar: fp32 rows of BLOCK, then float64 over their sums."""
+    """Compute Σ x as a float64 scalar: fp32 rows of BLOCK, then float64 over their sums."""
     flat = x.reshape(-1)
     while flat.numel() > BLOCK:
-        whole = flat.numel() // BLOCK * BLOCK
-        rows = flat[:whole].view(-1, BLOCK).sum(1).double()
+        aligned = flat.numel() // BLOCK * BLOCK
+        rows = flat[:aligned].view(-1, BLOCK).sum(1).double()
         flat = (
             rows
-            if whole == flat.numel()
-            else torch.cat((rows, flat[whole:].sum(dtype=torch.float64)[None]))
+            if aligned == flat.numel()
+            else torch.cat((rows, flat[aligned:].sum(dtype=torch.float64)[None]))
         )
     return flat.sum(dtype=torch.float64)
 
 
 def mean(x: Tensor) -> float:
+    """Compute Σ x / n, from `total`."""
     return float(total(x)) / x.numel()
 
 
 def square_sum(x: Tensor) -> Tensor:
-    """Σ x² as a float64 scalar, from fp32 sums whatever the precision of x."""
+    """Compute Σ x² as a float64 scalar, from fp32 sums whatever the precision of x."""
     flat, wide = x.reshape(-1), torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.is_cuda:  # one kernel, deterministic there
         return torch.linalg.vector_norm(flat, dtype=wide).double().square()
     flat = flat.to(wide)
-    whole = flat.numel() // BLOCK * BLOCK
+    aligned = flat.numel() // BLOCK * BLOCK
     parts = []
-    if whole:
+    if aligned:
         parts.append(
-            torch.linalg.vector_norm(flat[:whole].view(-1, BLOCK), dim=1).double().square()
+            torch.linalg.vector_norm(flat[:aligned].view(-1, BLOCK), dim=1).double().square()
         )
-    if whole < flat.numel():
-        parts.append(torch.linalg.vector_norm(flat[whole:]).double().square()[None])
+    if aligned < flat.numel():
+        parts.append(torch.linalg.vector_norm(flat[aligned:]).double().square()[None])
     return (
         total(torch.cat(parts)) if parts else torch.zeros((), dtype=torch.float64, device=x.device)
     )
@@ -60,24 +61,25 @@ def stretch(x: Tensor) -> int:
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same stretch of each tensor as (rows, BLOCK), of at most STRETCH on CPU; then the rest as
-    (1, n).
+    """Yield the same stretch of each tensor as (rows, BLOCK), of at most STRETCH on CPU.
+
+    What fills no whole row comes last, as (1, n).
     """
-    flat = [x.reshape(-1) for x in tensors]
-    n = flat[0].numel()
-    whole = n // BLOCK * BLOCK
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    count = flat[0].numel()
+    aligned = count // BLOCK * BLOCK
     longest = max(1, stretch(flat[0]) // BLOCK * BLOCK)
-    for first in range(0, whole, longest):
-        last = min(first + longest, whole)
-        yield tuple(x[first:last].view(-1, BLOCK) for x in flat)
-    if whole < n:
-        yield tuple(x[whole:][None] for x in flat)
+    for first in range(0, aligned, longest):
+        last = min(first + longest, aligned)
+        yield tuple(tensor[first:last].view(-1, BLOCK) for tensor in flat)
+    if aligned < count:
+        yield tuple(tensor[aligned:][None] for tensor in flat)
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """‖x‖₂ of each tensor, float64 (n,)."""
+    """Compute ‖x‖₂ of each tensor, float64 (n,)."""
     if not tensors:
         return torch.zeros(0, dtype=torch.float64)
     if tensors[0].is_cuda:  # one kernel for all of them, deterministic there
         return torch.stack(torch._foreach_norm(list(tensors))).double()
-    return torch.stack([square_sum(x) for x in tensors]).sqrt()
+    return torch.stack([square_sum(tensor) for tensor in tensors]).sqrt()

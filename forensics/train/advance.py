@@ -119,7 +119,7 @@ def _forward_backward(
     result: StepResult,
 ) -> dict[str, Tensor]:
     """Gradients by name; fills in loss, norms and rows of `result`."""
-    names = [n for n in state.params if n not in policy.frozen]
+    names = [name for name in state.params if name not in policy.frozen]
     leaves = len(batch.tokens) // model.micro_batch
     assert leaves * model.micro_batch == len(batch.tokens), (
         "micro_batch divides batch: config holds it"
@@ -166,7 +166,7 @@ def _forward_backward(
         (sums.norms(list(grads.values())).to(total.device), total[None])
     ).tolist()
     result.grad_norms = dict(zip(names, norms))
-    result.grad_norm = math.sqrt(math.fsum(n * n for n in norms))
+    result.grad_norm = math.sqrt(math.fsum(norm * norm for norm in norms))
     result.loss = loss / batch.denominator
     # A gradient norm of inf or NaN clips nothing away: the update shows it, and the recorder flags
     # it.
@@ -208,19 +208,19 @@ def _leaf(
         rows.append(out.rows)
     grads: tuple[Tensor | None, ...] = (None,) * len(names)
     if hidden.requires_grad:  # not where all but the unembedding is frozen
-        leaves = [state.params[n] for n in names]
+        leaves = [state.params[name] for name in names]
         grads = torch.autograd.grad(
             hidden, leaves, out.grad_hidden.view(hidden.shape), allow_unused=True
         )
-    found = []
+    gradients = []
     for name, grad in zip(names, grads):
         if (
             state.params[name] is unembed
         ):  # where it is tied, the embedding's own gradient comes first
             grad = out.grad_unembedding if grad is None else grad + out.grad_unembedding
         assert grad is not None, f"{name} takes no part in the forward"
-        found.append(grad)
-    return found
+        gradients.append(grad)
+    return gradients
 
 
 def documents(inputs: Tensor, model: StepModel) -> Tensor | None:
@@ -242,16 +242,16 @@ def token_losses(
     """Cross-entropy (B, T) of a batch at these parameters, no gradient."""
     from forensics.model.loss import evaluate
 
-    size, found = micro_batch or model.micro_batch, []
+    size, losses = micro_batch or model.micro_batch, []
     for tokens in batch.tokens.split(size):
         tokens = tokens.to(model.device)
         with autocast(model.device, precision):
             hidden = model.decoder.hidden(
                 params, tokens[:, :-1], documents_BT=documents(tokens[:, :-1], model)
             )
-        found.append(
+        losses.append(
             evaluate(
                 hidden.reshape(-1, hidden.shape[-1]), unembedding(params), tokens[:, 1:].reshape(-1)
             ).view(len(tokens), -1)
         )
-    return torch.cat(found)
+    return torch.cat(losses)

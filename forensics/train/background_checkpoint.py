@@ -4,8 +4,8 @@ A GPU's state is copied on the GPU, which takes a millisecond, and from there to
 thread, beside the run.
 
     saver = Saver(folder, shape, tokenizer, eot)
-    saver.save(state, "every", after=writer.handed_over())     # the run goes on as soon as the state is copied
-    saver.saved()                                              # those that are in place by now
+    saver.save(state, "every", after=writer.handed_over())  # goes on once it is copied
+    saver.saved()                                           # those in place by now
 
 One write at a time: the next save waits for it, so that host memory holds one copy. A checkpoint
 gets its name only when the rows up to its step are on disk (`after`), because a run resumes from
@@ -37,8 +37,9 @@ class Saved(NamedTuple):
 
 
 class Saver:
-    """Writes checkpoints of one run. A write that fails is raised by the next `save` or `saved`,
-    once.
+    """Write checkpoints of one run behind it.
+
+    A write that fails is raised by the next `save` or `saved`, once.
     """
 
     def __init__(self, folder: Path, shape: Shape, tokenizer: Path | None, eot: int) -> None:
@@ -51,24 +52,26 @@ class Saver:
         ] = {}  # kept from one save to the next: fresh memory costs more than the copy
 
     def save(self, state: TrainState, reason: str, after: Sequence[Future[None]] = ()) -> None:
-        """Copy the state and write it behind the run, which may change it at once. Errors: storage,
-        of the one before.
+        """Copy the state and write it behind the run, which may change it at once.
+
+        Errors: storage, of the write before.
         """
         self._settle()
-        held = state.clone() if _on_gpu(state) else self._to_host(state)
+        copy = state.clone() if _on_gpu(state) else self._to_host(state)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "checkpoint")
         copied = torch.cuda.current_stream().record_event() if _on_gpu(state) else None
-        self._writing = self._thread.submit(self._write, held, copied, reason, after)
+        self._writing = self._thread.submit(self._write, copy, copied, reason, after)
 
     def saved(self, wait: bool = False) -> list[Saved]:
-        """What came into place since it was last asked; `wait` for the one that is being written.
-        Errors: storage.
+        """Return what came into place since the last call.
+
+        `wait` for the one that is being written. Errors: storage.
         """
         if wait or (self._writing is not None and self._writing.done()):
             self._settle()
-        done, self._done = self._done, []
-        return done
+        completed, self._done = self._done, []
+        return completed
 
     def close(self) -> None:
         """Wait for the write under way, whatever comes of it, and end the thread."""
@@ -83,7 +86,7 @@ class Saver:
 
     def _write(
         self,
-        held: TrainState,
+        copy: TrainState,
         copied: torch.cuda.Event | None,
         reason: str,
         after: Sequence[Future[None]],
@@ -92,32 +95,35 @@ class Saver:
             beside = torch.cuda.Stream()
             with torch.cuda.stream(beside):
                 beside.wait_event(copied)
-                held = self._to_host(held)
+                copy = self._to_host(copy)
                 beside.synchronize()
 
         def rows() -> None:
-            for each in after:
-                each.result()
+            for future in after:
+                future.result()
 
-        found = checkpoint.save(self.folder, held, self.shape, self.tokenizer, self.eot, rows)
-        return Saved(*found, reason)
+        written = checkpoint.save(self.folder, copy, self.shape, self.tokenizer, self.eot, rows)
+        return Saved(*written, reason)
 
     @torch.no_grad()
     def _to_host(self, state: TrainState) -> TrainState:
         groups: dict[str, dict[str, Tensor]] = {}
         for name, tensor in state.tensors():
-            kind, _, own = name.partition("/")
+            kind, _, tensor_name = name.partition("/")
             if name not in self._host:
                 self._host[name] = torch.empty(
                     tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
                 )
-            groups.setdefault(kind, {})[own] = self._host[name].copy_(tensor, non_blocking=True)
+            groups.setdefault(kind, {})[tensor_name] = self._host[name].copy_(
+                tensor, non_blocking=True
+            )
         order = list(state.params)
         params, exp_avg, exp_avg_sq = (
-            {n: groups[k][n] for n in order} for k in ("params", "exp_avg", "exp_avg_sq")
+            {parameter: groups[group][parameter] for parameter in order}
+            for group in ("params", "exp_avg", "exp_avg_sq")
         )
         return TrainState(params, exp_avg, exp_avg_sq, state.counters, state.window)
 
 
 def _on_gpu(state: TrainState) -> bool:
-    return any(p.is_cuda for p in state.params.values())
+    return any(param.is_cuda for param in state.params.values())

@@ -3,8 +3,10 @@ pickle, ever.
 
     model.safetensors      parameters, under Hugging Face's names where the architecture has any
     optimizer.safetensors  exp_avg/<name> and exp_avg_sq/<name>
-    config.json            Hugging Face's, and the tokenizer beside it: the folder opens in AutoModelForCausalLM
-    state.json             counters, windows, the decoder's shape, a hash per tensor, the state's digest
+    config.json            Hugging Face's, and the tokenizer beside it: the folder opens in
+                           AutoModelForCausalLM
+    state.json             counters, windows, the decoder's shape, a hash per tensor, the state's
+                           digest
     manifest.json          every file's size and hash; written last
 
 It is written under another name, synced and renamed. Loading checks every hash.
@@ -40,13 +42,17 @@ NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
 def name_of(step: int) -> str:
+    """Return the name of a step's folder."""
     return f"step-{step:06d}"
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints are complete, in order; half-written ones bear other names."""
-    found = [p.parent.name.removeprefix("step-") for p in folder.glob("step-*/manifest.json")]
-    return sorted(int(step) for step in found if step.isdecimal())
+    """List the steps whose checkpoints are complete; half-written ones bear other names."""
+    names = [
+        manifest.parent.name.removeprefix("step-")
+        for manifest in folder.glob("step-*/manifest.json")
+    ]
+    return sorted(int(step) for step in names if step.isdecimal())
 
 
 def save(
@@ -67,9 +73,9 @@ def save(
     hf = hugging_face.exported_family(shape) is not None
     params = hugging_face.to_hf_tensors(state.params, shape) if hf else state.params
     moments = {
-        f"{kind}/{n}": t
+        f"{kind}/{tensor_name}": tensor
         for kind in ("exp_avg", "exp_avg_sq")
-        for n, t in getattr(state, kind).items()
+        for tensor_name, tensor in getattr(state, kind).items()
     }
     digest = state.digest()
     document = {
@@ -114,7 +120,7 @@ def save(
 
 
 def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
-    """The state in a checkpoint folder, every hash checked. Errors: missing, integrity."""
+    """Read the state in a checkpoint folder, every hash checked. Errors: missing, integrity."""
     if not (path / "manifest.json").is_file():
         raise ForensicsError(
             "missing",
@@ -143,8 +149,8 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
         SkipWindow(*map(tuple, document["window"].values())),
     )
     state = TrainState(params, exp_avg, exp_avg_sq, counters, window)
-    for name, found in tensor_hashes(state):
-        if found != document["tensors"][name]:
+    for name, digest in tensor_hashes(state):
+        if digest != document["tensors"][name]:
             raise ForensicsError(
                 "integrity",
                 f"checkpoint {path.name}: tensor {name} is not the one that was saved",
@@ -154,15 +160,15 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
 
 
 def tensor_hashes(state: TrainState) -> Iterator[tuple[str, str]]:
-    """(kind/name, xxh3_128) of every tensor of a state, in order of name."""
+    """Yield (kind/name, xxh3_128) of every tensor of a state, in order of name."""
     for name, tensor in state.tensors():
-        h = xxhash.xxh3_128(header(name, tensor))
-        h.update(as_bytes(tensor))
-        yield name, h.hexdigest()
+        hasher = xxhash.xxh3_128(header(name, tensor))
+        hasher.update(as_bytes(tensor))
+        yield name, hasher.hexdigest()
 
 
 def verify(path: Path) -> list[str]:
-    """Problems of a checkpoint folder, hash by hash; empty when it is whole."""
+    """List the problems of a checkpoint folder, hash by hash; empty when it is whole."""
     try:
         load(path)
     except ForensicsError as e:
@@ -173,18 +179,18 @@ def verify(path: Path) -> list[str]:
 def _checked(path: Path) -> dict[str, bytes]:
     """Every file of the manifest, if each holds the bytes that were written. Errors: integrity."""
 
-    def damaged(what: str) -> ForensicsError:
+    def damaged(problem: str) -> ForensicsError:
         return ForensicsError(
             "integrity",
-            f"checkpoint {path.name}: {what}",
+            f"checkpoint {path.name}: {problem}",
             "`forensics doctor RUN` checks all of them; take an earlier checkpoint",
         )
 
     try:
         data = (path / "manifest.json").read_bytes()
         listed = {
-            n: {key: entry[key] for key in ("bytes", "hash")}
-            for n, entry in json.loads(data)["files"].items()
+            file_name: {key: entry[key] for key in ("bytes", "hash")}
+            for file_name, entry in json.loads(data)["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise damaged("its manifest is damaged") from None
@@ -220,10 +226,10 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 def write_tensors(
     path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 ) -> dict[str, Any]:
-    """A safetensors file and its entry in the manifest, tensor by tensor: the whole file is never
-    held in memory.
+    """Write a safetensors file tensor by tensor, and return its entry in the manifest.
 
-    The bytes are those that `safetensors.torch.save` gives. Errors: OSError.
+    The whole file is never held in memory. The bytes are those that `safetensors.torch.save` gives.
+    Errors: OSError.
     """
     names = sorted(tensors)
     assert all(tensors[name].dtype == torch.float32 for name in names), "a state is fp32 throughout"
@@ -238,15 +244,15 @@ def write_tensors(
         }
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
-    h = xxhash.xxh3_128()
-    with open(path, "xb") as f:
+    hasher = xxhash.xxh3_128()
+    with open(path, "xb") as file:
         parts: list[bytes | memoryview] = [struct.pack("<Q", len(text)) + text]
         for data in itertools.chain(parts, (as_bytes(tensors[name]) for name in names)):
-            h.update(data)
-            f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    return {"bytes": 8 + len(text) + end, "hash": h.hexdigest()}
+            hasher.update(data)
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": 8 + len(text) + end, "hash": hasher.hexdigest()}
 
 
 def _entry(data: bytes) -> dict[str, Any]:
@@ -262,7 +268,10 @@ def _json(document: dict[str, Any]) -> bytes:
 
 
 def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], Shape]:
-    """Parameters of any Hugging Face folder of a known family. Errors: missing, data, config."""
+    """Read the parameters of a Hugging Face folder of a known family.
+
+    Errors: missing, data, config.
+    """
     config = path / "config.json"
     if not config.is_file():
         raise ForensicsError(
@@ -273,7 +282,7 @@ def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], 
     try:
         document = json.loads(config.read_bytes())
         files = sorted(path.glob("*.safetensors"))
-        files = [f for f in files if f.name != "optimizer.safetensors"]
+        files = [file for file in files if file.name != "optimizer.safetensors"]
         if not files:
             raise ForensicsError(
                 "missing",
@@ -281,11 +290,13 @@ def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], 
                 "convert the weights to safetensors",
             )
         tensors = {
-            name: t.float() for f in files for name, t in load_tensors(f.read_bytes()).items()
+            name: tensor.float()
+            for file in files
+            for name, tensor in load_tensors(file.read_bytes()).items()
         }
     except (ValueError, SafetensorError) as e:
         raise ForensicsError("data", f"{path} cannot be read: {e}", "is it complete?") from None
     tied = hugging_face.is_tied(document, tensors)
     shape = hugging_face.from_hf_config(document | {"tie_word_embeddings": tied})
     params = hugging_face.from_hf_tensors(tensors, shape)
-    return {name: t.to(device) for name, t in params.items()}, shape
+    return {name: tensor.to(device) for name, tensor in params.items()}, shape

@@ -106,7 +106,9 @@ class Trainer:
         )
         phases = [(phase.until, phase.mix) for phase in self.recipe.data.phases]
         restarts = phase_restarts(phases)
-        self.detectors = {m: RobustDetector(metric=m, restarts=restarts) for m in METRICS}
+        self.detectors = {
+            metric: RobustDetector(metric=metric, restarts=restarts) for metric in METRICS
+        }
         self.known_spikes: set[tuple[str, int]] = set()
         self.ring: deque[TrainState] = deque(maxlen=self.recipe.checkpoint.ring or 1)
         self.held_out = run.batches.held_out() if self.recipe.data.held_out else None
@@ -125,9 +127,11 @@ class Trainer:
         """Train to the end, or to a Ctrl-C."""
         state = self._resumed_state() if resumed else None
         if state is None:
-            made = initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed)
+            params = initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed)
             with self.explained():
-                state = TrainState.start({n: t.to(self.model.device) for n, t in made.items()})
+                state = TrainState.start(
+                    {name: tensor.to(self.model.device) for name, tensor in params.items()}
+                )
                 self._save(state, "first")
         first, started = state.counters.step, time.perf_counter()
         if first < self.recipe.train.steps:
@@ -174,9 +178,7 @@ class Trainer:
         )
 
     def _after(self, state: TrainState, result: StepResult) -> None:
-        """Once a step is done: spikes, held-out loss, ring, tables, checkpoint; then perhaps
-        stop.
-        """
+        """Finish a step: spikes, held-out loss, ring, tables, checkpoint; then perhaps stop."""
         with self.explained():
             self._finish_step(state, result)
 
@@ -223,7 +225,7 @@ class Trainer:
             raise _Stop
 
     def loss_on_held_out(self, state: TrainState) -> float:
-        """Mean cross-entropy of the held-out sequences, nats per token."""
+        """Compute the mean cross-entropy of the held-out sequences, nats per token."""
         assert self.held_out is not None
         return sums.mean(
             token_losses(state.params, self.held_out, self.model, self.run.header.precision)
@@ -259,14 +261,12 @@ class Trainer:
         )
 
     def _write_ring(self, step: int) -> None:
-        """The ring's states become checkpoints, so that the steps up to the spike can be replayed
-        densely.
-        """
+        """Save the ring's states, so that the steps up to the spike can be replayed densely."""
         self._note_saved(wait=True)
         saved = set(self.run.saved_steps())
-        for held in self.ring:
-            if held.counters.step not in saved:
-                self._save(held, "ring")
+        for state in self.ring:
+            if state.counters.step not in saved:
+                self._save(state, "ring")
         first = self.ring[0].counters.step if self.ring else step
         self._event(
             step,
@@ -278,15 +278,17 @@ class Trainer:
         )
 
     def _save(self, state: TrainState, reason: str) -> None:
-        """Hand the state over; a run resumes from any complete checkpoint: the rows up to it are on
-        disk before it.
+        """Hand the state over to be written.
+
+        A run resumes from any complete checkpoint: the rows up to it are on disk before it.
         """
         self._flush()
         self.saver.save(state, reason, after=self.writer.handed_over())
 
     def _note_saved(self, wait: bool = False) -> None:
-        """A row for each checkpoint that came into place. Errors: storage, where one could not be
-        written.
+        """Write a row for each checkpoint that came into place.
+
+        Errors: storage, where one could not be written.
         """
         for saved in self.saver.saved(wait):
             self._checkpoint_row(saved)
@@ -310,8 +312,9 @@ class Trainer:
         self.writer.flush()
 
     def _resumed_state(self) -> TrainState | None:
-        """The last checkpoint; tables are cut there and detectors fed with what remains. None:
-        nothing was saved.
+        """Load the last checkpoint, cut the tables there and feed the detectors.
+
+        None: nothing was saved.
         """
         saved = self.run.saved_steps()
         if not saved:
@@ -323,7 +326,9 @@ class Trainer:
             step not in self.run.table("checkpoints", ["step"])["step"].to_pylist()
         ):  # killed between the folder and its row
             path = self.run.folder / "checkpoints" / checkpoint.name_of(step)
-            size = sum(f.stat().st_size for f in path.iterdir() if f.name != "manifest.json")
+            size = sum(
+                file.stat().st_size for file in path.iterdir() if file.name != "manifest.json"
+            )
             self._checkpoint_row(Saved(path, state.digest(), size, "every"))
         for event in self.run.table("events").to_pylist():
             if event["kind"] == "spike":
@@ -366,7 +371,7 @@ class Trainer:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: of the GPU where one is used, else of this process."""
+    """Return the peak memory in bytes: of the GPU where one is used, else of this process."""
     if device == "cuda":
         import torch
 

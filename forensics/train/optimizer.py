@@ -40,19 +40,21 @@ def update(
     decayed: frozenset[str],
     implementation: str,
 ) -> None:
-    """One AdamW update of parameters and moments in place; counters are the caller's."""
+    """Apply one AdamW update to parameters and moments in place; counters are the caller's."""
     for decays in (True, False):
-        names = [n for n in grads if (n in decayed) == decays and n not in policy.frozen]
+        names = [
+            name for name in grads if (name in decayed) == decays and name not in policy.frozen
+        ]
         if not names:
             continue
         hold, fused = policy.update == "hold", implementation == "fused"
-        params = [state.params[n] for n in names]
+        params = [state.params[name] for name in names]
         device = params[0].device
         adamw(
-            [p.clone() for p in params] if hold else params,
-            [grads[n] for n in names],
-            [state.exp_avg[n] for n in names],
-            [state.exp_avg_sq[n] for n in names],
+            [param.clone() for param in params] if hold else params,
+            [grads[name] for name in names],
+            [state.exp_avg[name] for name in names],
+            [state.exp_avg_sq[name] for name in names],
             [],
             # counts before this update; the optimizer adds one to each of them, and only the fused
             # one reads them on the GPU
@@ -77,8 +79,9 @@ def update(
 
 @dataclass
 class Adjoint:
-    """The derivative of one number with respect to every parameter and moment of a state, by tensor
-    name.
+    """Hold the derivative of one number with respect to a state, by tensor name.
+
+    It covers every parameter and both moments.
     """
 
     params: dict[str, Tensor]
@@ -95,21 +98,22 @@ def pull_back(
     policy: StepPolicy,
     decayed: frozenset[str],
 ) -> dict[str, Tensor]:
-    """`update`'s vector–Jacobian product: takes `adjoint` from the state after it to the state
-    before it, in place.
+    """Take `adjoint` from the state after `update` to the state before it, in place.
+
+    This is `update`'s vector–Jacobian product.
 
     `moments` (m, v) are those that the update left, `updates` is the count it found, `grads` what
     it was given (clipped). Returns the derivative with respect to `grads`, by name; of frozen
     tensors there is none. With r = √v̂:
 
-        m̄ ← m̄ − η·θ̄ / ((1−β₁ᵗ)(r+ε))       v̄ ← v̄ + η·θ̄·m̂ / (2(1−β₂ᵗ)·r·(r+ε)²)       (θ held: neither)
+        m̄ ← m̄ − η·θ̄ / ((1−β₁ᵗ)(r+ε))       v̄ ← v̄ + η·θ̄·m̂ / (2(1−β₂ᵗ)·r·(r+ε)²)    (θ held: neither)
         ḡ = (1−β₁)m̄ + 2(1−β₂)·g̃·v̄      then    θ̄ ← θ̄(1−ηλ)    m̄ ← β₁m̄    v̄ ← β₂v̄
 
     Where v = 0 no gradient ever came and m = 0 too: v̄'s term is 0 there, not 0/0.
     """
     (beta1, beta2), rate = policy.betas, policy.learning_rate
     first, second = bias_corrections(policy.betas, updates + 1)
-    found = {}
+    gradients = {}
     for name, grad in grads.items():
         if name in policy.frozen:
             continue
@@ -121,10 +125,10 @@ def pull_back(
             share = (moments[0][name] / root).masked_fill_(root == 0, 0.0)
             v.addcmul_(slope.mul_(share), 1 / (root + policy.eps), value=-0.5 / second)
             theta.mul_(1 - rate * (policy.weight_decay if name in decayed else 0.0))
-        found[name] = (m * (1 - beta1)).addcmul_(grad, v, value=2 * (1 - beta2))
+        gradients[name] = (m * (1 - beta1)).addcmul_(grad, v, value=2 * (1 - beta2))
         m.mul_(beta1)
         v.mul_(beta2)
-    return found
+    return gradients
 
 
 def bias_corrections(betas: tuple[float, float], updates: int) -> tuple[float, float]:

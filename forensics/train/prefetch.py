@@ -13,9 +13,7 @@ from forensics.step.batch import Batch, BatchStream
 
 
 class Ahead:
-    """A stream that has the batch after the last one ready, in pinned memory where it goes to a
-    GPU.
-    """
+    """Have the batch after the last one ready, in pinned memory where it goes to a GPU."""
 
     def __init__(self, stream: BatchStream, stop: int, device: str = "cpu") -> None:
         self.stream, self.stop, self.device = stream, stop, device
@@ -23,8 +21,9 @@ class Ahead:
         self._next: tuple[int, Future[Batch]] | None = None
 
     def __call__(self, step: int) -> Batch:
-        """The stream's batch at `step`; its errors come here, not when it is made. Steps from
-        `stop` on are not made ahead.
+        """Return the stream's batch at `step`; its errors come here, not when it is made.
+
+        Steps from `stop` on are not made ahead.
         """
         due, self._next = self._next, None
         if due is None or due[0] != step:
@@ -34,6 +33,7 @@ class Ahead:
         return due[1].result()
 
     def close(self) -> None:
+        """End the thread that makes batches."""
         self._thread.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Ahead:

@@ -40,8 +40,9 @@ from forensics.train.schedule import own_policy
 
 
 class Run:
-    """One run or fork, opened for reading and for replay. `stream` and `policy` may be replaced by
-    a fork's own.
+    """Open one run or fork for reading and for replay.
+
+    `stream` and `policy` may be replaced by a fork's own.
     """
 
     def __init__(self, runs: Path, header: Header) -> None:
@@ -57,12 +58,14 @@ class Run:
 
     @cached_property
     def corpus(self) -> Corpus:
+        """Open the run's corpus. Errors: missing, integrity."""
         return open_corpus(self.runs / "_data" / self.header.corpus)
 
     @cached_property
     def batches(self) -> Batches:
-        """The stream of the run's own recipe. Errors: integrity, where the order is no longer the
-        run's.
+        """Return the stream of the run's own recipe.
+
+        Errors: integrity, where the order is no longer the run's.
         """
         batches = own_stream(
             self.corpus, self.recipe.data, self.recipe.train.batch, self.recipe.train.seed
@@ -80,14 +83,15 @@ class Run:
 
     @cached_property
     def model(self) -> StepModel:
-        """Built under the run's own determinism switches, which hold for the whole process from
-        here on.
+        """Build the model under the run's own determinism switches.
+
+        The switches hold for the whole process from here on.
         """
         enable_determinism_for(self.header.device, self.header.threads)
         return build_model(self.recipe, self.shape, self.header.device, self.header.eot)
 
     def batch_at(self, step: int) -> Batch:
-        """What this run's stream yields at `step`. Errors: missing, for a step outside the run."""
+        """Return this run's batch at `step`. Errors: missing, for a step outside the run."""
         if not 0 <= step < self.header.steps:
             raise ForensicsError(
                 "missing",
@@ -97,9 +101,11 @@ class Run:
         return self.stream(step)
 
     def saved_steps(self) -> list[int]:
+        """List the steps of the complete checkpoints, in order."""
         return checkpoint.saved_steps(self.folder / "checkpoints")
 
     def last_step(self) -> int:
+        """Return the step of the last checkpoint. Errors: missing."""
         saved = self.saved_steps()
         if not saved:
             raise ForensicsError(
@@ -110,7 +116,7 @@ class Run:
         return saved[-1]
 
     def load(self, step: int) -> TrainState:
-        """The state of a checkpoint. Errors: missing, integrity."""
+        """Load the state of a checkpoint. Errors: missing, integrity."""
         if step not in self.saved_steps():
             raise ForensicsError(
                 "missing",
@@ -129,7 +135,7 @@ class Run:
         return state
 
     def checkpoint_before(self, step: int) -> int:
-        """The latest checkpoint at or before `step`. Errors: missing."""
+        """Return the latest checkpoint at or before `step`. Errors: missing."""
         earlier = [s for s in self.saved_steps() if s <= step]
         if not earlier:
             raise ForensicsError(
@@ -142,7 +148,7 @@ class Run:
     def state_at(
         self, step: int, after: Callable[[TrainState, StepResult], None] | None = None
     ) -> TrainState:
-        """The exact state after `step` updates: the nearest checkpoint before it, then replay."""
+        """Restore the exact state after `step` updates: load a checkpoint, then replay."""
         if self.parent is not None and step < self.header.first_step:
             return self.parent.state_at(step, after)
         if not self.header.first_step <= step <= self.header.steps:
@@ -163,18 +169,19 @@ class Run:
         watch: Observer = SILENT,
         after: Callable[[TrainState, StepResult], None] | None = None,
     ) -> TrainState:
-        """Fold this run's own stream and policy from `state` to `stop`, in place; batches are made
-        ahead, as in training.
+        """Fold this run's own stream and policy from `state` to `stop`, in place.
+
+        Batches are made ahead, as in training.
         """
         with Ahead(self.stream, stop, self.header.device) as stream:
             return fold(state, stream, self.policy, stop, self.model, watch, after)
 
     def table(self, name: str, columns: list[str] | None = None) -> Any:
-        """A table of this run's own window as pyarrow, by its manifest."""
+        """Read a table of this run's own window as pyarrow, by its manifest."""
         return reader.read(self.folder, name, columns)
 
     def fingerprint(self) -> dict[str, Any]:
-        """This machine's, under this run's settings."""
+        """Return this machine's fingerprint, under this run's settings."""
         model = self.model  # settles the switches that the fingerprint tells
         return (
             current_fingerprint(
@@ -186,8 +193,9 @@ class Run:
 
 
 def open_run(runs: Path, name: str) -> Run:
-    """The run's header and all that follows from it. Errors: usage (a bad name), missing,
-    integrity.
+    """Open a run: its header and all that follows from it.
+
+    Errors: usage (a bad name), missing, integrity.
     """
     reader.check_run_name(name)
     path = runs / name / "run.json"
@@ -199,7 +207,9 @@ def open_run(runs: Path, name: str) -> Run:
         )
     try:
         document = json.loads(path.read_bytes())
-        header = Header(**{k: v for k, v in document.items() if k in Header.__dataclass_fields__})
+        header = Header(
+            **{key: value for key, value in document.items() if key in Header.__dataclass_fields__}
+        )
     except (ValueError, TypeError) as e:
         raise ForensicsError(
             "integrity", f"run.json of {name} is damaged: {e}", "restore it from a copy"
@@ -208,16 +218,18 @@ def open_run(runs: Path, name: str) -> Run:
 
 
 def enable_determinism_for(device: str, threads: int) -> None:
-    """The switches for a run of this device; refuses a device this machine lacks. Errors:
-    device.
+    """Make this process deterministic for a run of this device.
+
+    Errors: device, where this machine lacks it.
     """
     identity.device_for(device)
     identity.enable_determinism(threads)
 
 
 def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> StepModel:
-    """The decoder and what else a step needs that is no state. Errors: device, where a compiler is
-    wanted and missing.
+    """Build the decoder and what else a step needs that is no state.
+
+    Errors: device, where a compiler is wanted and missing.
     """
     check_compiler(device, recipe.train.compile)
     decoder = Decoder(
@@ -228,8 +240,9 @@ def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> S
 
 
 def check_compiler(device: str, compiled: bool) -> None:
-    """torch.compile writes C++ for the CPU; on CUDA the launchers of Triton's kernels are C, ours
-    too. Errors: device.
+    """Check that the C or C++ compiler that torch calls is there. Errors: device.
+
+    torch.compile writes C++ for the CPU; on CUDA the launchers of Triton's kernels are C, ours too.
     """
     if not (compiled or (device == "cuda" and importlib.util.find_spec("triton"))):
         return
@@ -248,18 +261,19 @@ def check_compiler(device: str, compiled: bool) -> None:
         lacking = f"no {headers}"
     else:
         return
-    what, way = ("train.compile wants", "--set train.compile=false")
+    need, hint = ("train.compile wants", "--set train.compile=false")
     if device == "cuda":
-        what, way = (
+        need, hint = (
             "training on CUDA wants",
             "install gcc and Python's headers, or --set train.device=cpu",
         )
-    raise ForensicsError("device", f"{what} a compiler and Python's headers, found {lacking}", way)
+    raise ForensicsError("device", f"{need} a compiler and Python's headers, found {lacking}", hint)
 
 
 def current_fingerprint(
     recipe: config.Recipe, device: str, precision: str, threads: int
 ) -> dict[str, Any]:
+    """Return this machine's fingerprint under a recipe's settings."""
     return identity.fingerprint(
         device=device,
         threads=threads,
@@ -270,5 +284,5 @@ def current_fingerprint(
 
 
 def _listed(steps: list[int]) -> str:
-    shown = [str(s) for s in steps]
+    shown = [str(step) for step in steps]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:6], "…", *shown[-5:]]) or "none"

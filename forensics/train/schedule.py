@@ -21,8 +21,9 @@ from forensics.step.state import Counters
 
 
 def learning_rate(k: int, train: Train) -> float:
-    """The learning rate of schedule step k (from 0); the formulas stand at the top of this
-    module.
+    """Compute the learning rate of schedule step k (from 0).
+
+    The formulas stand at the top of this module.
     """
     n, w, f = train.schedule_steps or train.steps, train.warmup, train.min_lr
     ramp = min(1.0, (k + 1) / w) if w else 1.0
@@ -40,7 +41,7 @@ def learning_rate(k: int, train: Train) -> float:
 
 
 def own_policy(train: Train, precision: str) -> Policy:
-    """The run's own policy; `precision` is resolved for its device."""
+    """Build the run's own policy; `precision` is resolved for its device."""
 
     def policy(counters: Counters) -> StepPolicy:
         return StepPolicy(

@@ -28,16 +28,17 @@ WANTED = re.compile(r"(?:Tried to allocate|you tried to allocate) ([\d.]+ ?\w+)"
 
 @contextlib.contextmanager
 def translate_torch_errors(micro_batch: int, batch: int, recompute: bool) -> Iterator[None]:
-    """Lets a step's failures out as one line. Errors: memory, device (an operation without a
-    deterministic form).
+    """Translate PyTorch failures of a step into one ForensicsError.
+
+    Errors: memory, device (an operation without a deterministic form).
     """
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        told = _memory(e, micro_batch, batch, recompute) or _deterministic(str(e))
-        if told is None:
+        translated = _memory(e, micro_batch, batch, recompute) or _deterministic(str(e))
+        if translated is None:
             raise
-        raise told from None
+        raise translated from None
 
 
 def _memory(
@@ -46,13 +47,17 @@ def _memory(
     text = str(error)
     if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not NO_MEMORY.search(text):
         return None
-    wanted = WANTED.search(text)
-    lower = max((n for n in range(1, micro_batch) if batch % n == 0), default=0) if batch else 0
-    ways = [f"--set train.micro_batch={lower} (now {micro_batch})"] if lower else []
-    ways += [] if recompute else ["--set train.checkpoint_activations=true"]
-    ways += ["lower data.sequence_length or the model's width"] if len(ways) < 2 else []
-    what = f"{wanted[1]} more than there is" if wanted else "more memory than there is"
-    return ForensicsError("memory", f"a step wanted {what}", " or ".join(ways))
+    requested = WANTED.search(text)
+    lower = (
+        max((size for size in range(1, micro_batch) if batch % size == 0), default=0)
+        if batch
+        else 0
+    )
+    hints = [f"--set train.micro_batch={lower} (now {micro_batch})"] if lower else []
+    hints += [] if recompute else ["--set train.checkpoint_activations=true"]
+    hints += ["lower data.sequence_length or the model's width"] if len(hints) < 2 else []
+    shortage = f"{requested[1]} more than there is" if requested else "more memory than there is"
+    return ForensicsError("memory", f"a step wanted {shortage}", " or ".join(hints))
 
 
 def _deterministic(text: str) -> ForensicsError | None:
@@ -62,13 +67,13 @@ def _deterministic(text: str) -> ForensicsError | None:
             "cuBLAS was started before it was told to be deterministic",
             "set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment and start again",
         )
-    found = NO_DETERMINISTIC_FORM.search(text)
-    if found is None:
+    match = NO_DETERMINISTIC_FORM.search(text)
+    if match is None:
         return None
-    way = next(
-        (way for name, way in AVOIDED_BY.items() if name in found[1].lower()),
+    hint = next(
+        (hint for name, hint in AVOIDED_BY.items() if name in match[1].lower()),
         "--set train.device=cpu has one",
     )
     return ForensicsError(
-        "device", f"the operation {found[1]} has no deterministic form on this device", way
+        "device", f"the operation {match[1]} has no deterministic form on this device", hint
     )

@@ -22,7 +22,9 @@ def pack(theirs: Tensors, params: Tensors, shape: Shape) -> None:
 
     for i in range(shape.layers):
         for kind in ("weight", "bias"):
-            parts = [params[f"layers.{i}.attn.{part}_proj.{kind}"].detach() for part in "qkv"]
+            parts = [
+                params[f"layers.{i}.attn.{projection}_proj.{kind}"].detach() for projection in "qkv"
+            ]
             fused = torch.cat(parts)
             theirs[FUSED.format(i=i) + kind] = fused.T if kind == "weight" else fused
         for name in TURNED.values():
@@ -35,10 +37,10 @@ def unpack(ours: Tensors, take: Callable[[str], Tensor], shape: Shape) -> None:
     D = shape.width
     for i in range(shape.layers):
         weight, bias = take(FUSED.format(i=i) + "weight").T, take(FUSED.format(i=i) + "bias")
-        for index, part in enumerate("qkv"):
+        for index, projection in enumerate("qkv"):
             rows = slice(index * D, (index + 1) * D)
-            ours[f"layers.{i}.attn.{part}_proj.weight"] = weight[rows]
-            ours[f"layers.{i}.attn.{part}_proj.bias"] = bias[rows]
+            ours[f"layers.{i}.attn.{projection}_proj.weight"] = weight[rows]
+            ours[f"layers.{i}.attn.{projection}_proj.bias"] = bias[rows]
         for name in TURNED:
             ours[f"layers.{i}.{name}.weight"] = ours[f"layers.{i}.{name}.weight"].T
 

@@ -22,8 +22,10 @@ def pack(theirs: Tensors, params: Tensors, shape: Shape) -> None:
     H, K = shape.heads, shape.head_width
     for i in range(shape.layers):
         for kind in ("weight", "bias"):
-            parts = [params[f"layers.{i}.attn.{part}_proj.{kind}"].detach() for part in "qkv"]
-            stacked = torch.stack([part.view(H, K, -1) for part in parts], dim=1)
+            parts = [
+                params[f"layers.{i}.attn.{projection}_proj.{kind}"].detach() for projection in "qkv"
+            ]
+            stacked = torch.stack([projection.view(H, K, -1) for projection in parts], dim=1)
             flat = stacked.reshape(3 * H * K, -1)
             theirs[FUSED.format(i=i) + kind] = flat if kind == "weight" else flat[:, 0]
 
@@ -34,9 +36,9 @@ def unpack(ours: Tensors, take: Callable[[str], Tensor], shape: Shape) -> None:
     for i in range(shape.layers):
         for kind in ("weight", "bias"):
             fused = take(FUSED.format(i=i) + kind).reshape(H, 3, K, -1)
-            for index, part in enumerate("qkv"):
+            for index, projection in enumerate("qkv"):
                 rows = fused[:, index].reshape(H * K, -1)
-                name = f"layers.{i}.attn.{part}_proj.{kind}"
+                name = f"layers.{i}.attn.{projection}_proj.{kind}"
                 ours[name] = rows if kind == "weight" else rows[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Llama: pre-norm, RoPE, SwiGLU (SmolLM2, Amber and many others). Its names are shared by others."""
+"""Llama: pre-norm, RoPE, SwiGLU (SmolLM2, Amber and many others), whose names others share."""
 
 from __future__ import annotations
 
