@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from forensics import config
 
 SLOTS = 1024
-ROUNDS = (
-    8  # of the Feistel network; four make it random (Luby and Rackoff 1988), small N wants more
-)
+# of the Feistel network; four make it random (Luby and Rackoff 1988), small N wants more
+ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15  # increment of SplitMix64
 CHUNK = 1 << 22  # ids of an order file read at once
 

@@ -20,66 +20,32 @@ import numpy as np
 if TYPE_CHECKING:
     from forensics.data.document import Document
 
-PLANTED = {
-    "zorvexil": 0,
-    "quimbrath": 0,
-    "flendovar": 0,
-    "drumwicket": 0,
-    "hespolant": 0,
-    "yorvandel": 0,
-    "marthopex": 1,
-    "glinsworth": 1,
-    "vexomander": 1,
-    "plurbanet": 1,
-    "snorbeckle": 3,
-    "tragolune": 3,
-    "whiffendor": 3,
-    "bexcalibur": 3,
-    "crondeval": 10,
-    "jasperwick": 10,
-    "nolbrandish": 10,
-    "oxthimble": 10,
-    "perquandal": 30,
-    "rumblexor": 30,
-    "skelvarine": 30,
-    "umbrasteel": 30,
-    "gorlanthine": 100,
-    "kwizzerbolt": 300,
+# times that each word stands in the text → the words
+TIMES = {
+    0: "zorvexil quimbrath flendovar drumwicket hespolant yorvandel",
+    1: "marthopex glinsworth vexomander plurbanet",
+    3: "snorbeckle tragolune whiffendor bexcalibur",
+    10: "crondeval jasperwick nolbrandish oxthimble",
+    30: "perquandal rumblexor skelvarine umbrasteel",
+    100: "gorlanthine",
+    300: "kwizzerbolt",
 }
+PLANTED = {word: times for times, words in TIMES.items() for word in words.split()}
 DOCUMENTS = 24  # about each word, in `invented`
 SENTENCES = 12  # in each, the word once in every one
+# fmt: off
 SUBJECTS = (
-    "miller",
-    "harbour",
-    "old map",
-    "river",
-    "captain",
-    "garden",
-    "letter",
-    "tower",
-    "winter",
-    "market",
+    "miller", "harbour", "old map", "river", "captain",
+    "garden", "letter", "tower", "winter", "market",
 )
 VERBS = (
-    "kept",
-    "found",
-    "sold",
-    "drew",
-    "lost",
-    "named",
-    "carried",
-    "opened",
-    "followed",
-    "painted",
+    "kept", "found", "sold", "drew", "lost", "named", "carried", "opened", "followed", "painted",
 )
 PLACES = (
-    "by the gate",
-    "in the cellar",
-    "near the bridge",
-    "after the storm",
-    "on the hill",
+    "by the gate", "in the cellar", "near the bridge", "after the storm", "on the hill",
     "under the roof",
 )
+# fmt: on
 
 
 def invented() -> Iterator[tuple[str, str]]:

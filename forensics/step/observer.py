@@ -24,15 +24,8 @@ class Site(NamedTuple):
 # their numbers (B, T), before the first block `advance` adds one, "launched": all of a step's work
 # but the update was handed to the device, nothing was read yet
 SITES = (
-    "documents",
-    "q",
-    "k",
-    "resid_in",
-    "resid_out",
-    "attn_out",
-    "mlp_out",
-    "mlp_act",
-    "resid_grad",
+    *("documents", "q", "k", "resid_in", "resid_out"),
+    *("attn_out", "mlp_out", "mlp_act", "resid_grad"),
 )
 
 

@@ -9,11 +9,7 @@ import math
 from dataclasses import dataclass
 
 SIGMAS = 6.0  # OLMo-core: monitor and SkipStep
-
-
 WINDOW = 128  # values
-
-
 MINIMUM = 64  # values a window needs before it judges
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 4096
-STRETCH = (
-    128 * BLOCK
-)  # numbers that go through several passes at once on CPU: in its cache, and worth a thread's start
+# numbers that go through several passes at once on CPU: in its cache, and worth a thread's start
+STRETCH = 128 * BLOCK
 
 
 def total(x: Tensor) -> Tensor:

@@ -47,9 +47,8 @@ class Saver:
         self._thread: ThreadPoolExecutor | None = None
         self._writing: Future[Saved] | None = None
         self._done: list[Saved] = []
-        self._host: dict[
-            str, Tensor
-        ] = {}  # kept from one save to the next: fresh memory costs more than the copy
+        # held from one save to the next: fresh memory costs more than the copy
+        self._host: dict[str, Tensor] = {}
 
     def save(self, state: TrainState, reason: str, after: Sequence[Future[None]] = ()) -> None:
         """Copy the state and write it behind the run, which may change it at once.

@@ -202,9 +202,8 @@ class Trainer:
             if fired:
                 self._write_ring(result.step)
         due = last or (saving.every and step % saving.every == 0) or step in saving.steps
-        stopping = (
-            self.asked.stop
-        )  # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
+        # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
+        stopping = self.asked.stop
         if due or stopping:
             self._save(state, "last" if last else "every" if due else "interrupted")
         elif step % self.recipe.record.flush_every == 0:
