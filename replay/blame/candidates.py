@@ -178,13 +178,15 @@ def suspects(replays: WindowReplays, influences: Influences, window: int) -> lis
         several = kind == "documents"
         return Suspect("documents" if several else "document", slots, name, source, len(members))
 
-    named = [together("document", [document]) for document in leading[:SINGLE]]
+    suspect_list = [together("document", [document]) for document in leading[:SINGLE]]
     sources = by_source(documents)
     if len(sources) > 1 and sources[0].source is not None and (sources[0].influence or 0.0) > 0:
         members = [d for d in documents if d.source == sources[0].source]
-        named.append(together("source" if len(members) > 1 else "document", members))
-    named += [together("documents", leading[:count]) for count in TOGETHER if count <= len(leading)]
-    return [suspect for suspect in named if suspect.sequences <= SHARE * window]
+        suspect_list.append(together("source" if len(members) > 1 else "document", members))
+    suspect_list += [
+        together("documents", leading[:count]) for count in TOGETHER if count <= len(leading)
+    ]
+    return [suspect for suspect in suspect_list if suspect.sequences <= SHARE * window]
 
 
 def documents_in(

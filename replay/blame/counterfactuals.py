@@ -47,8 +47,8 @@ def other_data(replays: WindowReplays, first: int, number: int = OTHERS) -> tupl
             left = replays.along(start, stream, note=note)
         except (ForensicsError, AssertionError):
             break  # there are none, neither after the run's end nor before the window
-        what = f"other batches instead of {first}:{S + 1}, draw {draw + 1}"
-        trials.append(_trial(replays, what, left, first))
+        description = f"other batches instead of {first}:{S + 1}, draw {draw + 1}"
+        trials.append(_trial(replays, description, left, first))
     return tuple(trials)
 
 
@@ -103,16 +103,16 @@ def steady_rate(replays: WindowReplays) -> Trial | None:
     rate = float(np.median(before)) if before else min(inside)
     if max(inside) <= JUMP * rate:
         return None
-    held = _altered(
+    steady_policy = _altered(
         policy,
         lambda step_policy: dataclasses.replace(
             step_policy, learning_rate=min(step_policy.learning_rate, rate)
         ),
     )
     start = control.state(control.first)
-    left = replays.along(start, policy=held, note="at a steady learning rate")
-    what = f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})"
-    return _trial(replays, what, left, control.first)
+    left = replays.along(start, policy=steady_policy, note="at a steady learning rate")
+    description = f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})"
+    return _trial(replays, description, left, control.first)
 
 
 def _trial(replays: WindowReplays, what: str, left: ExcessLeft, start: int) -> Trial:

@@ -51,8 +51,8 @@ class BlamedStep:
     sigma: float | None = field(init=False)  # (value − baseline) / scale
 
     def __post_init__(self) -> None:
-        known = self.baseline is not None and self.scale
-        sigma = (self.value - (self.baseline or 0.0)) / (self.scale or 1.0) if known else None
+        comparable = self.baseline is not None and self.scale
+        sigma = (self.value - (self.baseline or 0.0)) / (self.scale or 1.0) if comparable else None
         object.__setattr__(self, "sigma", sigma)
 
 

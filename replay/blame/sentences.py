@@ -208,11 +208,11 @@ def _documents(facts: Facts) -> str:
     """Name the documents of a set that is not itself named after one."""
     if not facts.documents or (facts.proof is not None and facts.proof.kind == "document"):
         return ""
-    named = [f"{document.path} ({document.source})" for document in facts.documents[:NAMED]]
-    others = len(facts.documents) - len(named)
-    if others:
-        named.append(f"{others} other document{'s' * (others != 1)}")
-    listed = ", ".join(named[:-1]) + " and " + named[-1] if len(named) > 1 else named[0]
+    names = [f"{document.path} ({document.source})" for document in facts.documents[:NAMED]]
+    remaining = len(facts.documents) - len(names)
+    if remaining:
+        names.append(f"{remaining} other document{'s' * (remaining != 1)}")
+    listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else names[0]
     return f"The removed sequences hold text of {listed}."
 
 

@@ -67,8 +67,8 @@ def judge(facts: Facts) -> Judgement:
         return Judgement("cannot tell", "no spike")
     if facts.interrupted and (proof is None or not proof.random):
         return Judgement("cannot tell", "interrupted")
-    others = [trial.spikes for trial in facts.trials.other_data]
-    if len(others) >= OTHERS and all(others):
+    spikes_of_others = [trial.spikes for trial in facts.trials.other_data]
+    if len(spikes_of_others) >= OTHERS and all(spikes_of_others):
         return Judgement("state or schedule", "other data spike too")
     if proof is None or proof.excess_removed < half:
         return Judgement("cannot tell", "no removal takes it away")
@@ -76,7 +76,7 @@ def judge(facts: Facts) -> Judgement:
         return Judgement("cannot tell", "not beyond random removals")
     if beyond_random(proof) < half:
         return Judgement("cannot tell", "random removals take it away too")
-    if others and sum(others) * 2 >= len(others):
+    if spikes_of_others and sum(spikes_of_others) * 2 >= len(spikes_of_others):
         return Judgement("cannot tell", "other data spike too")
     if facts.trials.up_to_date is not None and not facts.trials.up_to_date.spikes:
         return Judgement("data and state", "removal and fresh moments take it away")

@@ -85,11 +85,11 @@ def read(path: Path) -> Artifact:
 
     def array(name: str, *indices: int) -> np.ndarray:
         with safe_open(path, "np") as file:
-            part = np.asarray(
+            values = np.asarray(
                 file.get_slice(name)[tuple(slice(i, i + 1) for i in indices)]
                 if indices
                 else file.get_tensor(name)
             )
-        return part.reshape(part.shape[len(indices) :])
+        return values.reshape(values.shape[len(indices) :])
 
     return Artifact(about, array)
