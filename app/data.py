@@ -39,7 +39,7 @@ _views: dict[str, Stamp] = {}  # schema → the manifests its views list
 
 
 def runs_folder() -> Path:
-    """The folder of runs that the app was started for."""
+    """Return the folder of runs that the app was started for."""
     return Path(os.environ.get("FORENSICS_RUNS", "runs")).absolute()
 
 
@@ -68,9 +68,7 @@ def _header(path: str, mtime: int, size: int) -> dict[str, Any]:
 
 
 def document(path: Path) -> dict[str, Any]:
-    """A JSON object that a command kept in a run's folder, read again when it changes; empty where
-    there is none.
-    """
+    """Read a JSON object again when its file changes; empty where there is none."""
     try:
         return _document(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
@@ -79,12 +77,12 @@ def document(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(64)
 def _document(path: Path, stamp: int) -> dict[str, Any]:
-    found = json.loads(path.read_bytes())
-    return found if isinstance(found, dict) else {}
+    content = json.loads(path.read_bytes())
+    return content if isinstance(content, dict) else {}
 
 
 def lineage(run: str) -> list[str]:
-    """The run, then its ancestors that are there, nearest first."""
+    """Return the run, then its ancestors that are there, nearest first."""
     chain: list[str] = []
     name: Any = run
     while (
@@ -99,18 +97,16 @@ def lineage(run: str) -> list[str]:
 
 
 def reached(run: str) -> int | None:
-    """The step that a run's own tables came to, by the manifest alone; None where it recorded
-    none.
-    """
+    """Return the step that a run's own tables reached; None where none was recorded."""
     parts = manifest.load(runs_folder() / run, "steps").parts
     return int(parts[-1].last) + 1 if parts else None
 
 
 def table(query: str, *, window: tuple[int, int] | None = None, **parameters: Any) -> pyarrow.Table:
-    """The rows of a named query. `window`: the half-open steps it reads, so that only their parts
-    are hashed.
+    """Return the rows of a named query.
 
-    Errors: usage, missing, integrity, sql.
+    `window`: the half-open steps it reads, so that only their parts are hashed. Errors: usage,
+    missing, integrity, sql.
     """
     folder = runs_folder()
     values = queries.arguments(query, parameters, str(folder))
@@ -121,30 +117,31 @@ def table(query: str, *, window: tuple[int, int] | None = None, **parameters: An
 def rows(
     query: str, *, window: tuple[int, int] | None = None, **parameters: Any
 ) -> list[dict[str, Any]]:
-    """The rows of a named query as dictionaries."""
+    """Return the rows of a named query as dictionaries."""
     return list(table(query, window=window, **parameters).to_pylist())
 
 
 def recorded(name: str, run: str, columns: Collection[str] = ()) -> list[dict[str, Any]]:
-    """A short table of one run's own rows (events, certificates, forks, blame …) as
-    dictionaries.
-    """
+    """Return a short table (events, certificates …) of one run's own rows, as dictionaries."""
     assert name in TABLES
     runs = [require(run)]
-    listed = ", ".join(f'"{TABLES[name].column(c).name}"' for c in columns) or "* exclude (run)"
-    found = _answer(
+    listed = (
+        ", ".join(f'"{TABLES[name].column(column).name}"' for column in columns)
+        or "* exclude (run)"
+    )
+    rows = _answer(
         f"table {name} {listed}", f'select {listed} from "{name}"', {}, {name}, runs, None
     )
-    return list(found.to_pylist())
+    return list(rows.to_pylist())
 
 
 def sql(text: str, limit: int = 10_000) -> pyarrow.Table:
-    """A user's SELECT, in the sandbox. Errors: sql, missing, integrity."""
+    """Run a user's SELECT in the sandbox. Errors: sql, missing, integrity."""
     return run_sandboxed(runs_folder(), text, limit=limit)
 
 
 def require(run: str) -> str:
-    """The name, if there is such a run. Errors: usage, missing."""
+    """Return the name, if there is such a run. Errors: usage, missing."""
     reader.check_run_name(run)
     if not (runs_folder() / run / "run.json").is_file():
         raise ForensicsError(
@@ -154,9 +151,12 @@ def require(run: str) -> str:
 
 
 def stamp(runs: Collection[str], tables: Collection[str]) -> Stamp:
-    """Changes with every manifest of these tables that is replaced."""
+    """Return what changes with every manifest of these tables that is replaced."""
     folder = runs_folder()
-    names = [*(f"tables/{t}/manifest.json" for t in sorted({*tables} & {*TABLES})), "run.json"]
+    names = [
+        *(f"tables/{table}/manifest.json" for table in sorted({*tables} & {*TABLES})),
+        "run.json",
+    ]
     return (
         str(folder),
         *((run, name, *_stat(f"{folder}/{run}/{name}")) for run in runs for name in names),
@@ -172,7 +172,7 @@ def _stat(path: str) -> tuple[int, ...]:
 
 
 def _runs_of(query: queries.QueryEntry, values: dict[str, Any]) -> list[str]:
-    """The runs whose parts a query reads: those it lists, else a run and its ancestors, else all."""
+    """Return the runs whose parts a query reads: those it lists, else a run and its ancestors."""
     listed = {run for key in query.names_of("runs") for run in queries.names_in(str(values[key]))}
     if listed:
         return sorted(listed)
@@ -243,7 +243,7 @@ def _database() -> duckdb.DuckDBPyConnection:
 
 
 def _cursor(runs: list[str], *, again: bool) -> duckdb.DuckDBPyConnection:
-    """A cursor in the schema of these runs, its views as the manifests are now."""
+    """Return a cursor in the schema of these runs, its views as the manifests are now."""
     schema = f"s{abs(hash((str(runs_folder()), *runs)))}"
     with _lock:
         cursor = _database().cursor()

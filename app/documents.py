@@ -1,59 +1,141 @@
-"""What commands kept in a run's folder: sweeps, matrices, blame; the one that is looked at, and
-whether one is made now.
+"""What commands kept in a run's folder, read again when a file changes: records, and documents.
+
+read(ForkResult, folder / "fork.json")            # the record; None where there is none
+documents("demo", "blame")                        # [(its name, the document)], newest first
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-from app import data
+from app import data, safe_html
 from app.controls import pick
 from app.selection import Selection, goto
+from forensics.errors import ForensicsError
+from forensics.json_documents import NONFINITE
+from forensics.result_records import ResultRecord
+from replay.blame.result import BlameResult
+from replay.experiments.results import KEPT
 from replay.result_files import kept_results
 
+R = TypeVar("R", bound=ResultRecord)
+RECORDS: dict[str, type[ResultRecord]] = {**KEPT, "blame": BlameResult}
+# fields that hold text, in which "NaN" is a word and no number
+TEXTS = {"text", "path", "source", "tensor", "name", "event", "document", "what", "does", "run"}
 
-def documents(run: str, what: str) -> list[tuple[str, dict[str, Any]]]:
-    """(its name, the document) of what a command kept in the run's folder, newest first; read again
-    when a file changes.
-    """
+
+class Document(NamedTuple):
+    """A document and the name of its file, without its ending."""
+
+    name: str
+    content: dict[str, Any]
+
+
+def read(kind: type[R], path: Path) -> R | None:
+    """Read a result; None where there is none. Errors: integrity, with what makes it anew."""
+    try:
+        stamp = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return _read(kind, path, stamp)  # type: ignore[return-value, arg-type]
+
+
+@functools.lru_cache(64)
+def _read(kind: type[ResultRecord], path: Path, stamp: int) -> ResultRecord:
+    return kind.read(path)
+
+
+def documents(run: str, kind: str) -> list[Document]:
+    """Return what a command kept in the run's folder and this version reads, newest first."""
+    return _results(run, kind).documents
+
+
+def draw_unreadable(run: str, kind: str) -> None:
+    """Say of each result of another version, or damaged, what makes it anew."""
+    for error in _results(run, kind).unreadable:
+        safe_html.nothing(["A result is not shown. ", error.message, "."], hint=error.hint)
+
+
+class Results(NamedTuple):
+    """What a command kept: the documents that can be read, and why the others cannot."""
+
+    documents: list[Document]
+    unreadable: list[ForensicsError]
+
+
+def _results(run: str, kind: str) -> Results:
     folder = data.runs_folder() / data.require(run)
-    stamp = tuple(sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob(f"{what}-*.json")))
-    return _documents(str(folder), what, stamp)
+    stamp = tuple(sorted((p.name, p.stat().st_mtime_ns) for p in folder.glob(f"{kind}-*.json")))
+    return _read_results(str(folder), kind, stamp)
+
+
+@functools.lru_cache(32)
+def _read_results(folder: str, kind: str, stamp: tuple[Any, ...]) -> Results:
+    results = Results([], [])
+    for name, content in kept_results(Path(folder), kind):
+        try:
+            content = of_this_version(RECORDS[kind], content, f"{name}.json")
+            results.documents.append(Document(name, content))
+        except ForensicsError as error:
+            results.unreadable.append(error)
+    return results
+
+
+def of_this_version(
+    kind: type[ResultRecord], content: dict[str, Any], where: str
+) -> dict[str, Any]:
+    """Return a document with its numbers. Errors: integrity, where it is of another version."""
+    if content.get("version") != kind.VERSION:
+        kind.from_document(content, where)  # which says so, and what makes it anew
+    return with_numbers(content)
 
 
 def written(run: str, name: str) -> float:
-    """When such a document was written, in seconds since 1970; 0 where it has gone."""
+    """Return when such a document was written, in seconds since 1970; 0 where it has gone."""
     try:
         return (data.runs_folder() / run / f"{name}.json").stat().st_mtime
     except OSError:
         return 0.0
 
 
-@functools.lru_cache(32)
-def _documents(folder: str, what: str, stamp: tuple[Any, ...]) -> list[tuple[str, dict[str, Any]]]:
-    return list(kept_results(Path(folder), what))
+def with_numbers(value: Any) -> Any:
+    """Return a document with "NaN", "Infinity" and "-Infinity" as the numbers that they are."""
+    if isinstance(value, dict):
+        return {
+            key: item if key in TEXTS and isinstance(item, str) else with_numbers(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list):
+        return [with_numbers(item) for item in value]
+    return NONFINITE.get(value, value) if isinstance(value, str) else value
 
 
-def chosen(
+def is_finite(value: float | None) -> bool:
+    """Return whether there is a value, and it is neither NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def choose(
     run: str,
-    found: Sequence[tuple[str, dict[str, Any]]],
+    listed: Sequence[Document],
     selection: Selection,
     label: Callable[[dict[str, Any]], str],
 ) -> dict[str, Any]:
-    """The document of the URL, or the newest; a picker where there are several."""
-    names = [name for name, _ in found]
-    name = selection.query if selection.query in names else names[0]
+    """Return the document of the URL, or the newest, under a list to pick another from."""
+    by_name = dict(listed)
+    names = list(by_name)
+    name = selection.query if selection.query in by_name else names[0]
     if len(names) > 1:
-        about = dict(found)
         pick(
             "Measured",
             names,
             name,
             key="measured",
-            choose=lambda chosen_name: goto(run=run, query=chosen_name),
-            name=lambda option: label(about[option]),
+            choose=lambda picked_name: goto(run=run, query=picked_name),
+            name=lambda option: label(by_name[option]),
         )
-    return dict(found)[name]
+    return by_name[name]

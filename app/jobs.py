@@ -1,9 +1,10 @@
 """Long work: a command of `replay` or `forensics` in a process of its own, which a closed tab or
 app does not end.
 
-    work = start("demo", "replay", ["blame", "demo", "--spike", "400"])
+    job = start("demo", "replay", ["blame", "demo", "--spike", "400"])
     listed("demo")                       # newest first, of this run; listed() of all runs
-    runs/<run>/work/<id>/                work.json (what, when) · progress.json · log.txt · result.json · ended.json
+    runs/<run>/work/<id>/                work.json (what, when), progress.json, log.txt,
+                                         result.json, ended.json
 
 `python -m app.jobs FOLDER` is that process: it runs the command, then writes how it ended. Only
 commands of COMMANDS are started, as lists of arguments without a shell.
@@ -52,7 +53,7 @@ TAIL = 4000  # characters of a log that are shown
 
 
 @dataclass(frozen=True)
-class Work:
+class Job:
     """One command. status: running | done | failed | lost (its process is gone and did not say how
     it ended).
     """
@@ -70,30 +71,31 @@ class Work:
     @property
     def share(self) -> float | None:
         """0 … 1 of what the current stage has to do; None where that is not known."""
-        done, total = self.progress.get("done"), self.progress.get("total")
-        return min(1.0, done / total) if isinstance(done, int | float) and total else None
+        finished, total = self.progress.get("done"), self.progress.get("total")
+        return min(1.0, finished / total) if isinstance(finished, int | float) and total else None
 
     @property
     def command(self) -> str:
+        """Return the command as a line."""
         return " ".join([self.program, *self.arguments])
 
     def result(self) -> Any:
-        """The JSON document of the command; None where it wrote none."""
+        """Return the JSON document of the command; None where it wrote none."""
         return _read(self.folder / "result.json")
 
     def log(self) -> str:
-        """The end of what it wrote to stderr."""
+        """Return the end of what the command wrote to stderr."""
         try:
-            with open(self.folder / "log.txt", "rb") as f:
-                f.seek(max(0, f.seek(0, os.SEEK_END) - TAIL))
-                return f.read().decode(errors="replace")
+            with open(self.folder / "log.txt", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+                return file.read().decode(errors="replace")
         except OSError:
             return ""
 
 
 def start(
     run: str, program: str, arguments: Sequence[str], files: dict[str, str] | None = None
-) -> Work:
+) -> Job:
     """Start a command on a run. `files`: written beside it first; `{folder}` in an argument is
     where. Errors: usage, missing.
     """
@@ -112,7 +114,7 @@ def start(
     for name, text in (files or {}).items():
         assert re.fullmatch(r"[a-z0-9_-]+\.(toml|txt|sql|json)", name), name
         write_atomic(folder / name, text.encode())
-    filled = [a.replace("{folder}", str(folder)) for a in arguments]
+    filled = [argument.replace("{folder}", str(folder)) for argument in arguments]
     about = {
         "run": run,
         "runs": str(runs),
@@ -122,7 +124,9 @@ def start(
     }
     write_atomic(folder / "work.json", json.dumps(about, indent=1).encode())
     root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join(
+        folder_path for folder_path in (root, os.environ.get("PYTHONPATH")) if folder_path
+    )
     with open(folder / "log.txt", "ab") as log:
         # a session of its own: the end of the app, or of a terminal, does not reach it
         process = subprocess.Popen(
@@ -144,7 +148,7 @@ def start(
 _children: list[subprocess.Popen[bytes]] = []  # so that those that ended are reaped
 
 
-def opened(run: str, id_: str) -> Work:
+def opened(run: str, id_: str) -> Job:
     """One piece of work. Errors: usage, missing."""
     from app import data
 
@@ -155,12 +159,12 @@ def opened(run: str, id_: str) -> Work:
             "missing", f"no work of {run} is called {id_!r}", "it may have been deleted"
         )
     ended = _read(folder / "ended.json")
-    _children[:] = [p for p in _children if p.poll() is None]
+    _children[:] = [process for process in _children if process.poll() is None]
     status = _status(ended, _read(folder / "process.json") or {}, folder)
     if status == "lost":  # it may have ended between the two looks
         ended = _read(folder / "ended.json")
         status = _status(ended, {}, folder) if ended else status
-    return Work(
+    return Job(
         id_,
         run,
         folder,
@@ -173,59 +177,61 @@ def opened(run: str, id_: str) -> Work:
     )
 
 
-def listed(run: str | None = None) -> list[Work]:
-    """The work of a run, or of all, newest first."""
+def listed(run: str | None = None) -> list[Job]:
+    """Return the jobs of a run, or of all, newest first."""
     from app import data
     from forensics.store.reader import runs_in
 
-    found = []
+    jobs = []
     for name in runs_in(data.runs_folder()) if run is None else [run]:
         with contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(data.runs_folder() / name / "work"):
                 if ID.fullmatch(entry.name):
                     with contextlib.suppress(ForensicsError):
-                        found.append(opened(name, entry.name))
-    return sorted(found, key=lambda w: w.id, reverse=True)
+                        jobs.append(opened(name, entry.name))
+    return sorted(jobs, key=lambda w: w.id, reverse=True)
 
 
-def stop(work: Work) -> None:
+def stop(job: Job) -> None:
     """Ask the command to end, as Ctrl-C does: what it can resume stays resumable."""
-    process = _read(work.folder / "process.json") or {}
-    if work.status == "running" and _alive(process):
+    process = _read(job.folder / "process.json") or {}
+    if job.status == "running" and _alive(process):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process["pid"], signal.SIGINT)
 
 
 def panel(run: str | None = None, *, most: int = 5, key: str = "work") -> None:
-    """What runs and ran, with bars; looks again each second while something runs."""
+    """Draw what runs and ran, with bars; it looks again each second while something runs."""
     import streamlit as st
 
     from app import safe_html
 
-    busy = any(w.status == "running" for w in listed(run)[:most])
+    busy = any(job.status == "running" for job in listed(run)[:most])
 
     @st.fragment(run_every=1.0 if busy else None)
     def body() -> None:
         works = listed(run)[:most]
-        for w in works:
-            with st.container(border=True, key=f"{key}-{w.id}"):
+        for job in works:
+            with st.container(border=True, key=f"{key}-{job.id}"):
                 safe_html.note(
-                    safe_html.strong(w.status),
+                    safe_html.strong(job.status),
                     " ",
-                    safe_html.code(w.command),
-                    f" · started {w.started[11:19]} UTC",
+                    safe_html.code(job.command),
+                    f" · started {job.started[11:19]} UTC",
                 )
-                if w.status == "running":
-                    if w.share is not None:
-                        st.progress(w.share)
-                    said = [str(w.progress.get(k, "")) for k in ("label", "note")]
-                    safe_html.caption(" ".join(s for s in said if s) or "starting")
-                    st.button("Stop", key=f"{key}-stop-{w.id}", on_click=stop, args=(w,))
-                elif w.status in ("failed", "lost"):
+                if job.status == "running":
+                    if job.share is not None:
+                        st.progress(job.share)
+                    progress_words = [str(job.progress.get(name, "")) for name in ("label", "note")]
+                    safe_html.caption(
+                        " ".join(word for word in progress_words if word) or "starting"
+                    )
+                    st.button("Stop", key=f"{key}-stop-{job.id}", on_click=stop, args=(job,))
+                elif job.status in ("failed", "lost"):
                     from forensics.visible import visible
 
-                    st.code(visible(w.log()[-800:]) or "it wrote nothing", language=None)
-        if busy and not any(w.status == "running" for w in works):
+                    st.code(visible(job.log()[-800:]) or "it wrote nothing", language=None)
+        if busy and not any(job.status == "running" for job in works):
             st.rerun()  # the page that waits for it
 
     body()
@@ -317,7 +323,7 @@ def _module(program: str) -> str:
 
 
 def main(folder: Path) -> int:
-    """The process: run the command of this folder, then write how it ended."""
+    """Run the command of this folder, then write how it ended."""
     about = json.loads((folder / "work.json").read_bytes())
     command = [
         sys.executable,

@@ -1,6 +1,6 @@
 """The app's frame: which pages there are, on top, each keeping the run that is looked at.
 
-forensics app --port 8501        # Streamlit on 127.0.0.1 runs app/entry/streamlit_app.py, and that this frame
+forensics app --port 8501        # Streamlit runs app/entry/streamlit_app.py, and that this frame
 
 The row of links is ours: Streamlit's own drops the query, and with it the run, on the way from page
 to page.
@@ -27,8 +27,8 @@ def frame() -> None:
     st.html(safe_html.STYLE)
     there = navigation.registered()
     current = st.navigation(list(there.values()), position="hidden")
-    kept = {k: v for k, v in here().params().items() if k in KEPT}
+    selection = {key: value for key, value in here().params().items() if key in KEPT}
     with st.container(horizontal=True, gap="small", key="navigation"):
         for page in there.values():
-            st.page_link(page, query_params=kept)
+            st.page_link(page, query_params=selection)
     current.run()

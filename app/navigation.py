@@ -1,7 +1,7 @@
-"""The pages: each a module or package of `app/views` that has a TITLE; the row on top is made from them.
+"""The pages: the modules and packages of `app/views` that have a TITLE, and links between them.
 
-link("spikes", "Its spikes", run="demo", spike=400)       # to another page, with the selection
-run = chosen_run()                                        # the run of the URL, or of the picker on top
+link("spikes", "Its spikes", run="demo", spike=400)     # to another page
+run = chosen_run()                      # the run of the URL, or of the list on top
 
 A view is `app/views/<name>.py`, or a folder with `page.py`: TITLE and ORDER (its place in the row)
 stand in the module or the folder's `__init__.py`, `page()` draws it. Its path is its name, or PATH.
@@ -54,12 +54,12 @@ class View:
 def views() -> dict[str, View]:
     """Return name → page in the order of the row on top, from the files that exist."""
     listed = []
-    for found in pkgutil.iter_modules(app.views.__path__):
-        module = importlib.import_module(f"app.views.{found.name}")
+    for module_info in pkgutil.iter_modules(app.views.__path__):
+        module = importlib.import_module(f"app.views.{module_info.name}")
         title = getattr(module, "TITLE", None)
         if title:
-            path = getattr(module, "PATH", found.name)
-            listed.append(View(found.name, title, module.ORDER, path, found.ispkg))
+            path = getattr(module, "PATH", module_info.name)
+            listed.append(View(module_info.name, title, module.ORDER, path, module_info.ispkg))
     return {view.name: view for view in sorted(listed, key=lambda view: (view.order, view.name))}
 
 
@@ -80,8 +80,9 @@ def path_of(name: str) -> str:
 
 
 def link(page: str, label: str, *, container: Any = None, **changes: Any) -> None:
-    """A link to another page with this selection but for `changes`. `label` is Markdown: our own
-    words and numbers only.
+    """Draw a link to another page, with this selection but for `changes`.
+
+    `label` is Markdown: our own words and numbers only.
     """
     if page in registered():
         (container or st).page_link(
@@ -90,29 +91,26 @@ def link(page: str, label: str, *, container: Any = None, **changes: Any) -> Non
 
 
 def parameters(selection: Selection, **changes: Any) -> dict[str, str]:
-    """The URL of another page: the selection with `changes`, without what only the page that is
-    left has.
-    """
+    """Return the URL of another page: this selection with `changes`, less what is this page's."""
     return selection.replacing(**dict.fromkeys(OF_A_PAGE)).replacing(**changes).params()
 
 
 def chosen_run() -> Selection | None:
-    """The selection with its run filled in, under a picker; None, with what is missing said, where
-    there is no such run.
+    """Return the selection with its run filled in, under a list to pick another from.
 
-    The run of the URL; where it names none, the newest that is no fork. Nothing is written to the
-    URL but by the picker; the page's callbacks and links name the run that is shown.
+    It is the run of the URL; where it names none, the newest that is no fork. Nothing is written to
+    the URL but by the list; the page's callbacks and links name the run that is shown. None, with
+    what is missing drawn, where there is no run.
     """
     st.session_state.pop(SHOWN, None)
     selection, names = here(), runs_in(data.runs_folder())
     for problem in selection.problems:
-        safe_html.nothing([safe_html.strong("Left out of the URL: "), problem])
+        safe_html.nothing([safe_html.strong("Ignored in the URL: "), problem])
     if not names:
         safe_html.nothing(
             f"There is no run in {data.runs_folder()} yet.",
             "forensics demo",
-            "It trains a small model on text that is on this machine; this page fills while it"
-            " does.",
+            "It trains a small model on text of this machine. This page fills while it trains.",
         )
         return None
     if selection.run is None:
@@ -135,8 +133,8 @@ def chosen_run() -> Selection | None:
 
 
 def _newest() -> str | None:
-    own = [h["name"] for h in data.headers() if not h.get("parent")]
-    return own[-1] if own else None
+    names = [header["name"] for header in data.headers() if not header.get("parent")]
+    return names[-1] if names else None
 
 
 def guarded(page: Any) -> None:

@@ -1,8 +1,8 @@
 """A picture of every page, each of a view that finds it full; and the commands that make there
 something to see.
 
-python -m app.pictures prepare runs demo           # traces, attention, token losses, a sweep, a matrix, blame, tokens
-python -m app.pictures runs docs/pictures demo     # then the pictures, pages light and dark; docs/app.md shows them
+python -m app.pictures prepare runs demo           # traces, attention, a sweep, a matrix, blame …
+python -m app.pictures runs docs/pictures demo     # then the pictures that docs/app.md shows
 
 The pictures themselves compute nothing: they show what is kept in the run's folder.
 """
@@ -29,11 +29,10 @@ View = tuple[str, dict[str, Any]]  # a page's name and the selection of its URL
 
 
 def views(run: str) -> dict[str, View]:
-    """A picture's name → what it shows: of each page, and of the Forks page's parts, a selection
-    that finds it full.
+    """Return a picture's name → what it shows: of each page a selection that finds it full.
 
-    They are taken from what is kept in the run's folder; nothing is computed. A page without
-    anything kept shows what it says then; a part of the Forks page is left out.
+    Nothing is computed: they show what the run's folder holds. A page without it shows what it says
+    then; a part of the Forks page is left out.
     """
     from app import data, reading
     from app.documents import documents
@@ -41,51 +40,53 @@ def views(run: str) -> dict[str, View]:
 
     folder, spike = data.runs_folder() / data.require(run), _spike(run)
     at = {"run": run, "spike": spike, "step": spike}
-    found: dict[str, View] = {
+    shown: dict[str, View] = {
         "runs": ("runs", {"run": run}),
         "spikes": ("spikes", {"run": run, "spike": spike}),
     }
 
-    worst = next((r["slot"] for r in data.rows("batch_at", run=run, step=spike)), None)
+    worst = next((row["slot"] for row in data.rows("batch_at", run=run, step=spike)), None)
     losses = reading.token_losses(run, spike, worst) if worst is not None else None
     costly = (
         1 + _largest(losses[0]) if losses is not None else None
     )  # position 0 is read, not predicted
-    found["batch"] = "batch", at | {"slot": worst, "position": costly}
+    shown["batch"] = "batch", at | {"slot": worst, "position": costly}
 
     looked = sorted((folder / artifacts.FOLDER).glob(f"attention-{spike}-*.safetensors"))
     slot = int(looked[0].stem.rpartition("-")[2]) if looked else worst
-    found["attention"] = (
+    shown["attention"] = (
         "attention",
         at | {"slot": slot, "position": _lens_position(looked[0]) if looked else None},
     )
 
     trace = artifacts.trace_of(folder, spike)
     events = json.loads(trace.read_bytes())["events"] if trace.is_file() else []
-    place = next((i for i, e in enumerate(events) if e["phase"] == "loss"), None)
-    found["trace"] = "trace", at | {"position": place}
+    place = next((i for i, event in enumerate(events) if event["phase"] == "loss"), None)
+    shown["trace"] = "trace", at | {"position": place}
 
-    forks = [h["name"] for h in data.headers() if h.get("parent") == run]
-    done = data.rows("forks_of", runs=",".join(forks)) if forks else []
-    best = max(done, key=lambda f: f["placebos"] or 0, default=None)
-    found["forks"] = (
+    forks = [header["name"] for header in data.headers() if header.get("parent") == run]
+    finished = data.rows("forks_of", runs=",".join(forks)) if forks else []
+    best = max(finished, key=lambda f: f["placebos"] or 0, default=None)
+    shown["forks"] = (
         "forks",
         {"run": run, "spike": spike} | ({"fork": best["fork"], "part": "fork"} if best else {}),
     )
     blamed = [
-        d["spike"]["step"] for _, d in documents(run, "blame") if isinstance(d.get("spike"), dict)
+        document["spike"]["step"]
+        for _, document in documents(run, "blame")
+        if isinstance(document.get("spike"), dict)
     ]
     there = {
-        "sweep": any(d.get("summary") for _, d in documents(run, "sweep")),
-        "matrix": any(d.get("cells") for _, d in documents(run, "matrix")),
-        "blame": bool(blamed),
+        "sweep": any(document.get("summary") for _, document in documents(run, "sweep")),
+        "matrix": any(document.get("cells") for _, document in documents(run, "matrix")),
     }
-    for part in (p for p in there if there[p]):
-        chosen = spike if part != "blame" or spike in blamed else blamed[0]
-        found[f"forks-{part}"] = "forks", {"run": run, "spike": chosen, "part": part}
+    for part in (part_name for part_name in there if there[part_name]):
+        shown[f"forks-{part}"] = "forks", {"run": run, "spike": spike, "part": part}
+    of_blame = spike if spike in blamed or not blamed else blamed[0]
+    shown["blame"] = "blame", {"run": run, "spike": of_blame}
 
-    found["tokens"] = "tokens", _token_view(run)
-    found["sql"] = (
+    shown["tokens"] = "tokens", _token_view(run)
+    shown["sql"] = (
         "sql",
         {
             "run": run,
@@ -94,13 +95,11 @@ def views(run: str) -> dict[str, View]:
             "values": f"run={run};step={spike}",
         },
     )
-    return found
+    return shown
 
 
 def _spike(run: str) -> int:
-    """The step of the run's largest spike, of the loss before all; of a run without one, its
-    last.
-    """
+    """Return the step of the run's largest spike, of the loss before all; without one, its last."""
     from app import data
     from app.selection import Selection
     from app.step import step_of
@@ -122,34 +121,39 @@ def _lens_position(path: Path) -> int:
     if not about["lens"] or about["step"] not in about["states"]:
         return len(about["tokens"]) // 2
     return _largest(
-        [float(x) for x in array("lens_loss", about["states"].index(about["step"]))[-1]]
+        [float(loss) for loss in array("lens_loss", about["states"].index(about["step"]))[-1]]
     )
 
 
 def _token_view(run: str) -> dict[str, Any]:
-    """The last checkpoint whose tokens are measured, and one that is verified; else one with a
-    cause, best one of the data.
-    """
+    """Return the last checkpoint with measured tokens, and one that is verified or has a cause."""
     from app import data
     from app.views.tokens import token
 
-    measured = [c["step"] for c in data.rows("token_checkpoints", run=run) if c["measured"]]
+    measured = [
+        checkpoint["step"]
+        for checkpoint in data.rows("token_checkpoints", run=run)
+        if checkpoint["measured"]
+    ]
     if not measured:
         return {"run": run}
     step = max(measured)
     rows = data.rows("token_points", run=run, step=step)
     verified = token.verified_of(run, step)[0]
     caused = sorted(
-        (r for r in rows if r["kind"] != "ok"),
-        key=lambda r: r["kind"] in ("partial-utf8", "unreachable"),
+        (row for row in rows if row["kind"] != "ok"),
+        key=lambda row: row["kind"] in ("partial-utf8", "unreachable"),
     )
-    order = [r["token"] for r in [*(r for r in rows if verified.get(r["token"])), *caused]]
+    order = [
+        row["token"] for row in [*(row for row in rows if verified.get(row["token"])), *caused]
+    ]
     return {"run": run, "step": step, "token": order[0] if order else None}
 
 
 def pictures(runs: Path, out: Path, run: str | None = None) -> list[Path]:
-    """The pictures of `views` in `out`, pages light and dark; of the given run, else of the first
-    with a spike.
+    """Write the pictures of `views` into `out`, pages light and dark.
+
+    They are of the given run, else of the first with a spike.
     """
     os.environ["FORENSICS_RUNS"] = str(Path(runs).absolute())
     from app.navigation import path_of
@@ -171,19 +175,18 @@ def pictures(runs: Path, out: Path, run: str | None = None) -> list[Path]:
 def _first_with_a_spike() -> str:
     from app import data
 
-    names = [h["name"] for h in data.headers()]
+    names = [header["name"] for header in data.headers()]
     assert names, f"no run in {data.runs_folder()}: `forensics demo` makes one"
-    return next((n for n in names if data.rows("spikes", run=n)), names[0])
+    return next((name for name in names if data.rows("spikes", run=name)), names[0])
 
 
 # ---- what the pictures show
 
 
 def missing(run: str, spec: Path) -> list[list[str]]:
-    """The commands whose results the pictures show and the run's folder does not hold: program and
-    arguments.
+    """Return the commands whose results the pictures show and the run's folder does not hold.
 
-    `spec` is where the sweep's fork file will be.
+    Each is its program and arguments; `spec` is where the sweep's fork file will be.
     """
     from app import data
     from app.documents import documents
@@ -202,7 +205,7 @@ def missing(run: str, spec: Path) -> list[list[str]]:
         todo.append(["replay", "attention", run, at])
     if not artifacts.token_losses_of(folder, spike).is_file():
         todo.append(["forensics", "batch", run, at, "--token-losses"])
-    if not any(d.get("cells") for _, d in documents(run, "matrix")):
+    if not any(document.get("cells") for _, document in documents(run, "matrix")):
         low, high = max(0, spike - 4), min(reached, spike + 4)
         states = sorted({spike // 2, max(0, spike - 16), *range(low, high, 2)})
         todo.append(
@@ -215,14 +218,16 @@ def missing(run: str, spec: Path) -> list[list[str]]:
                 f"--states={','.join(map(str, states))}",
             ]
         )
-    if not any(d.get("summary") for _, d in documents(run, "sweep")):
+    if not any(document.get("summary") for _, document in documents(run, "sweep")):
         todo.append(["replay", "sweep", str(spec), f"--at={','.join(map(str, _spread(reached)))}"])
-    if not any(d.get("spike", {}).get("step") == spike for _, d in documents(run, "blame")):
-        loss = any(s["step"] == spike for s in data.rows("spikes", run=run, metric="loss"))
+    if not any(
+        document.get("spike", {}).get("step") == spike for _, document in documents(run, "blame")
+    ):
+        loss = any(step["step"] == spike for step in data.rows("spikes", run=run, metric="loss"))
         todo.append(
             ["replay", "blame", run, "--spike", at, "--tokens", *([] if loss else ["--force"])]
         )
-    forks = [h["name"] for h in data.headers() if h.get("parent") == run]
+    forks = [header["name"] for header in data.headers() if header.get("parent") == run]
     if not forks or not data.rows("forks_of", runs=",".join(forks)):
         first, last = max(0, spike - 4), min(reached, spike + 16)
         todo.append(
@@ -248,14 +253,24 @@ def _unmeasured(run: str, folder: Path) -> list[list[str]]:
     from app import data
     from forensics.tokens.verification_cache import verified
 
-    saved = sorted({c["step"] for c in data.recorded("checkpoints", run, ("step",)) if c["step"]})
+    saved = sorted(
+        {
+            checkpoint["step"]
+            for checkpoint in data.recorded("checkpoints", run, ("step",))
+            if checkpoint["step"]
+        }
+    )
     some = (
         sorted({saved[round(i * (len(saved) - 1) / (STATES - 1))] for i in range(STATES)})
         if saved
         else []
     )
-    measured = {c["step"] for c in data.rows("token_checkpoints", run=run) if c["measured"]}
-    todo = [["forensics", "tokens", f"{run}@{s}"] for s in some[:-1] if s not in measured]
+    measured = {
+        checkpoint["step"]
+        for checkpoint in data.rows("token_checkpoints", run=run)
+        if checkpoint["measured"]
+    }
+    todo = [["forensics", "tokens", f"{run}@{step}"] for step in some[:-1] if step not in measured]
     if some and (some[-1] not in measured or verified(folder, some[-1]) is None):
         todo.append(["forensics", "tokens", f"{run}@{some[-1]}", "--verify"])
     return todo
@@ -263,7 +278,7 @@ def _unmeasured(run: str, folder: Path) -> list[list[str]]:
 
 def _spread(reached: int) -> list[int]:
     """Four states, early to late, with the steps of a sweep after each."""
-    return sorted({max(1, (reached - SWEPT) * k // 10) for k in (1, 3, 5, 9)})
+    return sorted({max(1, (reached - SWEPT) * tenth // 10) for tenth in (1, 3, 5, 9)})
 
 
 def prepare(runs: Path, run: str) -> list[list[str]]:

@@ -38,12 +38,14 @@ class Reading:
     vocabulary: int
 
     def span_of(self, position: int) -> Span | None:
-        return next((s for s in self.spans if s.start <= position < s.stop), None)
+        """Return the document's span that a position is in."""
+        return next((span for span in self.spans if span.start <= position < span.stop), None)
 
 
 def sequence(run: str, step: int, slot: int, id_: int) -> Reading:
-    """The sequence in a slot of a batch, whose id is known. Errors: missing (also one that is not
-    in `made`), integrity.
+    """Return the sequence in a slot of a batch, whose id is known.
+
+    Errors: missing (also one that is not in `made`), integrity.
     """
     if id_ >= 0:
         return _sequence(*_corpus_of(run), id_)
@@ -70,14 +72,16 @@ def made(run: str, step: int) -> dict[int, list[int]]:
     `forensics batch`.
     """
     created = str(data.header(run).get("created") or "")
-    for w in jobs.listed(run):
-        own = (
-            w.program == "forensics"
-            and w.arguments[:3] == ("batch", run, str(step))
-            and w.status == "done"
+    for job in jobs.listed(run):
+        of_step = (
+            job.program == "forensics"
+            and job.arguments[:3] == ("batch", run, str(step))
+            and job.status == "done"
         )
-        if own and w.started[:19] >= created[:19]:  # an older one told of another fork of this name
-            return _told(w.folder / "result.json")
+        if (
+            of_step and job.started[:19] >= created[:19]
+        ):  # an older one told of another fork of this name
+            return _told(job.folder / "result.json")
     return {}
 
 
@@ -86,13 +90,15 @@ def _told(result: Path) -> dict[int, list[int]]:
     import json
 
     try:
-        return {s["slot"]: s["tokens"] for s in json.loads(result.read_bytes())["sequences"]}
+        return {
+            span["slot"]: span["tokens"] for span in json.loads(result.read_bytes())["sequences"]
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _corpus_of(run: str) -> tuple[Path, int]:
-    """The folder of the run's corpus, and how many targets a sequence has."""
+    """Return the folder of the run's corpus, and how many targets a sequence has."""
     header = data.header(run)
     try:
         return data.runs_folder() / "_data" / header["corpus"], int(
@@ -117,6 +123,7 @@ def _sequence(folder: Path, length: int, id_: int) -> Reading:
 
 @functools.lru_cache(8)
 def corpus_at(folder: Path) -> Corpus:
+    """Open a corpus, once for the process."""
     from forensics.data.shards import open_corpus
 
     return open_corpus(folder)
@@ -130,12 +137,13 @@ def token_name(corpus: Path) -> Callable[[int], str]:
 
 
 def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> list[str]:
-    """The text of each token where it stands; of tokens that share a character, the first has it,
-    the others a dot.
+    """Return the text of each token where it stands.
+
+    Of tokens that share a character, the first has it, the others a dot.
     """
-    found: list[str] = []
-    while len(found) < len(tokens):
-        start = len(found)
+    texts: list[str] = []
+    while len(texts) < len(tokens):
+        start = len(texts)
         for stop in range(start + 1, min(start + WIDEST, len(tokens)) + 1):
             text = decode(tokens[start:stop])
             if "�" not in text:
@@ -148,8 +156,8 @@ def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> l
         if start:  # some decoders take away a space in front of what they begin with
             before, both = decode(tokens[start - 1 : start]), decode(tokens[start - 1 : stop])
             text = both[len(before) :] if both.startswith(before) and "�" not in before else text
-        found += [text, *[CONTINUED] * (stop - start - 1)]
-    return found
+        texts += [text, *[CONTINUED] * (stop - start - 1)]
+    return texts
 
 
 def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], str] | None:
@@ -158,14 +166,14 @@ def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], st
     """
     rows = data.rows("tokens_of", run=run, step=step, slot=slot, window=(step, step + 1))
     if rows:
-        return [r["loss"] if r["weight"] != 0 else None for r in rows], "recorded"
+        return [row["loss"] if row["weight"] != 0 else None for row in rows], "recorded"
     from replay.step import artifacts
 
     path = artifacts.token_losses_of(data.runs_folder() / data.require(run), step)
     if not path.is_file():
         return None
     about, array = artifacts.read(path)
-    return [float(x) for x in array("losses", slot)], "tolerance only" if about[
+    return [float(loss) for loss in array("losses", slot)], "tolerance only" if about[
         "exact"
     ] is False else "replayed"
 
@@ -175,13 +183,13 @@ def influences(run: str, step: int, slot: int) -> tuple[list[float | None], int]
     --tokens` kept it.
     """
     for document in _blamed(run):
-        for each in document.get("candidates", []):
+        for candidate in document.get("candidates", []):
             if (
-                each.get("step") == step
-                and each.get("slot") == slot
-                and each.get("token_influence")
+                candidate.get("step") == step
+                and candidate.get("slot") == slot
+                and candidate.get("token_influence")
             ):
-                return each["token_influence"], document["spike"]["step"]
+                return candidate["token_influence"], document["spike"]["step"]
     return None
 
 
@@ -191,7 +199,7 @@ def blamed_by_token(run: str, spike: int) -> bool:
     """
     return any(
         document.get("spike", {}).get("step") == spike
-        and any(c.get("token_influence") for c in document.get("candidates", []))
+        and any(candidate.get("token_influence") for candidate in document.get("candidates", []))
         for document in _blamed(run)
     )
 

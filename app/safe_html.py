@@ -26,19 +26,23 @@ if TYPE_CHECKING:
     import pyarrow
 
 STYLE = """<style>
-.block-container, [data-testid="stMainBlockContainer"] { padding: 1.2rem 2rem 3rem; max-width: 1560px; }
+.block-container, [data-testid="stMainBlockContainer"] {
+  padding: 1.2rem 2rem 3rem; max-width: 1560px; }
 [data-testid="stVerticalBlock"] { gap: .35rem; }
-.st-key-navigation { border-bottom: 1px solid rgba(128, 128, 128, .25); padding-bottom: .3rem; margin-bottom: .4rem; }
-.fw h1 { font-size: 1.45rem; font-weight: 600; line-height: 1.3; padding: 0; margin: .1rem 0 .35rem; }
+.st-key-navigation { border-bottom: 1px solid rgba(128, 128, 128, .25);
+  padding-bottom: .3rem; margin-bottom: .4rem; }
+.fw h1 { font-size: 1.45rem; font-weight: 600; line-height: 1.3; padding: 0;
+  margin: .1rem 0 .35rem; }
 .fw h2 { font-size: 1rem; font-weight: 600; padding: 0; margin: .3rem 0 0; }
 .fw p { font-size: 1rem; line-height: 1.55; margin: 0 0 .3rem; }
 .fw p.hedge { opacity: .62; font-size: .88rem; }
 .fw p.chart { font-size: .8rem; opacity: .8; margin: 0; }
 .fw .accent { color: #b1440e; font-weight: 600; }
 .fw.dark .accent { color: #ff9d5c; }
-.fw code { font-size: .85em; padding: .1em .35em; border-radius: .25em; background: rgba(128, 128, 128, .14);
-  font-family: monospace; }
-.fw .amber { border-left: .3rem solid #d98e04; background: rgba(217, 142, 4, .13); padding: .5rem .8rem; }
+.fw code { font-size: .85em; padding: .1em .35em; border-radius: .25em;
+  background: rgba(128, 128, 128, .14); font-family: monospace; }
+.fw .amber { border-left: .3rem solid #d98e04; background: rgba(217, 142, 4, .13);
+  padding: .5rem .8rem; }
 </style>"""
 
 HEAD_PX, ROW_PX = 38, 35  # of a table
@@ -53,14 +57,17 @@ class Piece:
 
 
 def strong(text: object) -> Piece:
+    """Set a part of a sentence in bold."""
     return Piece("strong", str(text))
 
 
 def accent(text: object) -> Piece:
+    """Set a part of a sentence in the colour of what matters most."""
     return Piece("accent", str(text))
 
 
 def code(text: object) -> Piece:
+    """Set a part of a sentence as code: a name or a command."""
     return Piece("code", str(text))
 
 
@@ -74,13 +81,13 @@ def escaped(parts: Sequence[Part]) -> str:
         "accent": ('<span class="accent">', "</span>"),
         "code": ("<code>", "</code>"),
     }
-    made = []
-    for part in parts:
-        before, after = tags[part.kind] if isinstance(part, Piece) else ("", "")
-        made.append(
-            before + html.escape(visible(part.text if isinstance(part, Piece) else part)) + after
+    pieces = []
+    for piece in parts:
+        before, after = tags[piece.kind] if isinstance(piece, Piece) else ("", "")
+        pieces.append(
+            before + html.escape(visible(piece.text if isinstance(piece, Piece) else piece)) + after
         )
-    return "".join(made)
+    return "".join(pieces)
 
 
 def dark() -> bool:
@@ -93,9 +100,7 @@ def _draw(body: str) -> None:
 
 
 def verdict(title: str | Sequence[Part], *sentence: Part, hedge: Sequence[Part] = ()) -> None:
-    """The first thing on a page: what is the case, with numbers; below it the hedge, and what would
-    prove it.
-    """
+    """Draw the first thing on a page: what is the case, with numbers; below it the hedge."""
     body = f"<h1>{escaped([title] if isinstance(title, str) else title)}</h1>"
     body += f"<p>{escaped(sentence)}</p>" if sentence else ""
     body += f'<p class="hedge">{escaped(hedge)}</p>' if hedge else ""
@@ -113,19 +118,19 @@ def caption(*parts: Part) -> None:
 
 
 def note(*parts: Part) -> None:
-    """A sentence in the text."""
+    """Draw a sentence in the text."""
     _draw(f"<p>{escaped(parts)}</p>")
 
 
 def amber(*parts: Part) -> None:
-    """A banner for what limits every number below it, such as *tolerance only*."""
+    """Draw a banner for what limits every number below it, such as *tolerance only*."""
     _draw(f'<p class="amber">{escaped(parts)}</p>')
 
 
 def nothing(
     missing: str | Sequence[Part], command: str = "", hint: str | Sequence[Part] = ""
 ) -> None:
-    """An empty state: what is missing, and the command that makes it, filled in for this run."""
+    """Draw an empty state: what is missing, and the command that makes it, filled in."""
     parts = [missing] if isinstance(missing, str) else missing
     _draw(
         f"<p>{escaped(parts)}</p>"
@@ -140,7 +145,7 @@ def nothing(
 
 
 def failed(error: ForensicsError) -> None:
-    """An error of ours where the page's content would stand."""
+    """Draw an error of ours where the page's content would stand."""
     nothing([strong("This cannot be shown: "), error.message + "."], hint=error.hint)
 
 
@@ -172,55 +177,51 @@ def choice(
     on_select: Callable[[], None],
     **options: Any,
 ) -> Any:
-    """A table of which one row is chosen. `chosen` comes from the URL, and the tick with it, on
-    Back and reload too.
+    """Draw a table of which one row is chosen, on Back and reload too.
 
-    `on_select` reads `picked_row(st.session_state[key], items)`; a click on the ticked row takes
-    nothing away.
+    `chosen` comes from the URL. `on_select` reads `picked_row(st.session_state[key], items)`; a
+    click on the ticked row takes nothing away.
     """
     st.session_state[key] = {"selection": {"rows": [] if chosen is None else [chosen]}}
     return frame(rows, key=key, on_select=on_select, selection_mode="single-row", **options)
 
 
 def readable(rows: pyarrow.Table) -> pyarrow.Table:
-    """The table as a page may hold it: `plain`, text made visible, decimals (SQL's sums of
-    integers) as plain numbers.
-    """
+    """Return the table as a page may hold it: `plain`, text visible, decimals as plain numbers."""
     import pyarrow as pa
 
     rows = plain(rows)
-    for i, field in enumerate(rows.schema):
+    for index, field in enumerate(rows.schema):
         if pa.types.is_decimal(field.type):
-            rows = rows.set_column(i, field.name, rows.column(i).cast(pa.float64()))
+            rows = rows.set_column(index, field.name, rows.column(index).cast(pa.float64()))
         elif _is_text(field.type):
-            texts = rows.column(i).to_pylist()
-            shown = [None if t is None else visible(t) for t in texts]
+            texts = rows.column(index).to_pylist()
+            shown = [None if text is None else visible(text) for text in texts]
             if shown != texts:
-                rows = rows.set_column(i, field, pa.array(shown, field.type))
+                rows = rows.set_column(index, field, pa.array(shown, field.type))
     names = [visible(name) for name in rows.column_names]
     return rows.rename_columns(names) if names != rows.column_names else rows
 
 
 def plain(rows: pyarrow.Table) -> pyarrow.Table:
-    """The table with numbers, times and texts only: lists, structs, enums, bytes and all else
-    become text, since a browser
-    would draw what is inside them as it is, and a CSV file cannot hold them.
+    """Return the table with numbers, times and texts only; all else becomes text.
+
+    A browser would draw what is inside lists and structs as it is, and a CSV file cannot hold them.
     """
     import pyarrow as pa
 
-    for i, field in enumerate(rows.schema):
+    for index, field in enumerate(rows.schema):
         if not (_is_text(field.type) or _is_simple(field.type)):
             texts = [
-                None if value is None else text_of(value) for value in rows.column(i).to_pylist()
+                None if value is None else text_of(value)
+                for value in rows.column(index).to_pylist()
             ]
-            rows = rows.set_column(i, field.name, pa.array(texts, pa.string()))
+            rows = rows.set_column(index, field.name, pa.array(texts, pa.string()))
     return rows
 
 
 def text_of(value: Any) -> str:
-    """A value of SQL in words: text as it is, bytes with \\xff for what is none, lists and structs
-    as JSON.
-    """
+    """Write a value of SQL: text as it is, bytes with \\xff for what is none, lists as JSON."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if type(value) in (list, tuple, dict):  # not an interval, which is a kind of tuple

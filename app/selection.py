@@ -1,9 +1,9 @@
 """What the reader looks at: parsed from the URL, which is the one truth, and written back to it by
 callbacks only.
 
-    selection = Selection.parse(st.query_params)        # never raises: what is not valid is left out and told
-    selection.replacing(spike=400).params()                   # {"run": "demo", "spike": "400"}: the query of a link
-    goto(step=402)                                       # inside a callback: the URL, and with it Back and reload
+    selection = Selection.parse(st.query_params)   # never raises: what is not valid is left out
+    selection.replacing(spike=400).params()        # {"run": "demo", "spike": "400"}, of a link
+    goto(step=402)                                 # in a callback: the URL, so Back and reload
 
 Names of runs are checked by the store's own rule, so none of them can leave the folder of runs.
 """
@@ -76,7 +76,7 @@ class Selection:
 
     @classmethod
     def parse(cls, params: Mapping[str, Any]) -> Selection:
-        """The selection of a URL's parameters; of a repeated one, the last."""
+        """Read the selection from a URL's parameters; of a repeated one, the last counts."""
         chosen: dict[str, Any] = {}
         problems = []
         for name in NAMES:
@@ -105,7 +105,7 @@ class Selection:
         return replace(self, **{**forgotten, **changes}, problems=())
 
     def params(self) -> dict[str, str]:
-        """The URL's parameters of this selection."""
+        """Return the URL's parameters of this selection."""
         values = {name: getattr(self, name) for name in NAMES}
         return {name: str(value) for name, value in values.items() if value is not None}
 
@@ -148,28 +148,24 @@ def _wanted(name: str) -> str:
 
 
 def here() -> Selection:
-    """The selection of the URL that is open."""
+    """Return the selection of the URL that is open."""
     import streamlit as st
 
     return Selection.parse(st.query_params)
 
 
 def shows(**fields: Any) -> None:
-    """A page tells what it shows where the URL names nothing, or nothing that is there:
-    `shows(run="demo")`.
-    """
+    """Tell what the page shows where the URL names nothing that is there: `shows(run="demo")`."""
     import streamlit as st
 
-    asked = here()
+    chosen = here()
     st.session_state[SHOWN] = st.session_state.get(SHOWN, {}) | {
-        name: (getattr(asked, name), value) for name, value in fields.items()
+        name: (getattr(chosen, name), value) for name, value in fields.items()
     }
 
 
 def shown() -> Selection:
-    """The selection of the URL, with what the page shows where that names nothing, or nothing that
-    is there.
-    """
+    """Return the selection of the URL, filled with what the page shows where that names nothing."""
     import streamlit as st
 
     return filled(here(), st.session_state.get(SHOWN, {}))
@@ -179,17 +175,17 @@ def filled(selection: Selection, shown: Mapping[str, tuple[Any, Any]]) -> Select
     """`shown`: field → (the URL's value when the page was drawn, what the page drew). Of another
     URL it says nothing.
     """
-    found = selection
-    for name, (asked, drawn) in shown.items():
-        if getattr(selection, name) == asked != drawn:
+    result = selection
+    for name, (in_url, drawn) in shown.items():
+        if getattr(selection, name) == in_url != drawn:
             # what was chosen inside a run that is not named is chosen in the one that is shown;
             # inside a wrong one, in none
-            found = (
-                replace(found, **{name: drawn})
-                if asked is None
-                else found.replacing(**{name: drawn})
+            result = (
+                replace(result, **{name: drawn})
+                if in_url is None
+                else result.replacing(**{name: drawn})
             )
-    return found
+    return result
 
 
 def goto(**changes: Any) -> None:
@@ -205,17 +201,17 @@ def goto(**changes: Any) -> None:
 
 
 def picked(event: Mapping[str, Any] | None, name: str, *wanted: str) -> dict[str, Any] | None:
-    """The fields of the mark that was clicked, of a chart's event; None where nothing (or nothing
-    whole) was.
+    """Return the fields of the mark that was clicked, of a chart's event; None where none was.
 
-    picked({"selection": {"cell": [{"step": 90, "row": 38}]}}, "cell", "step")  ==  {"step": 90,
-    "row": 38}
+    picked({"selection": {"cell": [{"step": 90, "row": 38}]}}, "cell", "step") is
+    {"step": 90, "row": 38}.
     """
     marks = ((event or {}).get("selection") or {}).get(name) or []
     mark = marks[-1] if isinstance(marks, list) and marks else None
     return (
         dict(mark)
-        if isinstance(mark, Mapping) and all(mark.get(w) is not None for w in wanted)
+        if isinstance(mark, Mapping)
+        and all(mark.get(name_wanted) is not None for name_wanted in wanted)
         else None
     )
 
@@ -229,7 +225,7 @@ def picked_row(event: Mapping[str, Any] | None, items: Sequence[T]) -> T | None:
 
 
 def brushed(event: Mapping[str, Any] | None, name: str, axis: str) -> tuple[int, int] | None:
-    """The half-open window of whole steps under a brush; None where there is none."""
+    """Return the half-open window of whole steps under a brush; None where there is none."""
     span = (((event or {}).get("selection") or {}).get(name) or {}).get(axis)
     if not span or len(span) != 2:
         return None

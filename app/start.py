@@ -36,10 +36,10 @@ def arguments(port: int) -> list[str]:
 
 def free(port: int) -> bool:
     """Whether nothing listens on this port of 127.0.0.1."""
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            s.bind((ADDRESS, port))
+            sock.bind((ADDRESS, port))
         except OSError:
             return False
     return True
@@ -54,7 +54,7 @@ def serve(runs: Path, port: int) -> None:
             "usage", f"wanted port {port} of {ADDRESS}, found it taken", f"--port {port + 1}"
         )
     root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join(folder for folder in (root, os.environ.get("PYTHONPATH")) if folder)
     environment = os.environ | {"FORENSICS_RUNS": str(runs.absolute()), "PYTHONPATH": path}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", "streamlit", *arguments(port)], environment)

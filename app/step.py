@@ -1,7 +1,7 @@
 """Which step a page looks at: that of the URL, else of its spike, else of the run's largest spike,
 else the last.
 
-selection = chosen_step(selection)          # with its step filled in, under a row to go from step to step
+selection = chosen_step(selection)          # with its step filled in, under a row of steps
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ MOST = 5  # spikes offered
 
 
 def chosen_step(selection: Selection) -> Selection | None:
-    """The selection with a recorded step; None, with what is missing said, where the run recorded
-    none.
+    """Return the selection with a recorded step, under a row to go from step to step.
+
+    None, with what is missing drawn, where the run recorded none.
     """
     run = str(selection.run)
     reached = data.reached(run)
@@ -31,7 +32,7 @@ def chosen_step(selection: Selection) -> Selection | None:
         safe_html.nothing(
             [safe_html.strong(run), " has recorded no step yet."],
             f"forensics show {run}",
-            "This page fills as it trains.",
+            "This page fills while it trains.",
         )
         return None
     spikes = data.rows("spikes", run=run)
@@ -39,7 +40,7 @@ def chosen_step(selection: Selection) -> Selection | None:
     if selection.step is not None and selection.step != step:
         safe_html.nothing(
             [
-                f"Step {formatting.count(selection.step)} was not trained: ",
+                f"Step {formatting.count(selection.step)} was not trained. ",
                 safe_html.code(run),
                 f" has steps 0 to {end - 1:,}.",
             ]
@@ -52,7 +53,7 @@ def chosen_step(selection: Selection) -> Selection | None:
 
 
 def step_of(selection: Selection, spikes: Sequence[dict[str, Any]], end: int) -> int:
-    """The step to look at, below `end`."""
+    """Return the step to look at, below `end`."""
     if selection.step is not None:
         return min(selection.step, end - 1)
     if selection.spike is not None:
@@ -95,7 +96,8 @@ def _row(step: int, end: int, spikes: Sequence[dict[str, Any]]) -> None:
             kwargs={"step": step + 1},
         )
         strongest = sorted(
-            {s["step"]: s["sigma"] or math.inf for s in spikes}.items(), key=lambda s: -s[1]
+            {row["step"]: row["sigma"] or math.inf for row in spikes}.items(),
+            key=lambda row: -row[1],
         )
         for spike, _ in sorted(strongest[:MOST]):
             if spike != step:

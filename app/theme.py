@@ -104,14 +104,17 @@ SHAPES = ("square", "triangle-down", "diamond", "cross")
 
 
 def palette(dark: bool) -> Palette:
+    """Return the colours of the light or the dark theme."""
     return DARK if dark else LIGHT
 
 
 def kind_colour(p: Palette) -> alt.Scale:
+    """Return the colour of each kind of spike."""
     return alt.Scale(domain=list(KINDS), range=[p.batch, p.fast, p.slow, p.nonfinite])
 
 
 def kind_shape() -> alt.Scale:
+    """Return the shape of each kind of spike."""
     return alt.Scale(domain=list(KINDS), range=list(SHAPES))
 
 
@@ -131,8 +134,8 @@ def heat_with_quiet(p: Palette, quiet: str) -> alt.Scale:
 def template(
     chart: alt.TopLevelMixin, dark: bool, *, height: int, canvas: bool = False
 ) -> dict[str, Any]:
-    """The chart as a dictionary without data, themed; `canvas` for more than some hundred marks."""
-    p = palette(dark)
+    """Return the chart as a themed dictionary without data; `canvas`: for many hundred marks."""
+    colours = palette(dark)
     spec = chart.to_dict(validate=False)  # type: ignore[attr-defined]
     spec.pop("datasets", None)
     spec["height"], spec["width"] = height, "container"
@@ -143,11 +146,11 @@ def template(
         "embedOptions": {"renderer": "canvas" if canvas else "svg", "actions": False}
     }
     axis = {
-        "gridColor": p.grid,
+        "gridColor": colours.grid,
         "domain": False,
-        "tickColor": p.grid,
-        "labelColor": p.faint,
-        "titleColor": p.faint,
+        "tickColor": colours.grid,
+        "labelColor": colours.faint,
+        "titleColor": colours.faint,
         "labelFontSize": 11,
         "titleFontSize": 11,
         "titleFontWeight": "normal",
@@ -163,11 +166,12 @@ def template(
 
 
 def named(name: str) -> alt.NamedData:
+    """Name the data that a page gives a template."""
     return alt.NamedData(name=name)
 
 
 def labels(**options: Any) -> alt.Axis:
-    """The axis of y in a column of aligned charts: as wide in each of them."""
+    """Return the axis of y in a column of aligned charts, as wide in each of them."""
     return alt.Axis(
         **{
             "minExtent": LABELS,
@@ -206,7 +210,7 @@ def dash_by_name(
 
 
 def end_words(name: str, x: alt.X, value: str, colour: alt.Color, dx: int = -2) -> list[alt.Chart]:
-    """Return layers with a word where each line ends: over it, or under it where `below` says so."""
+    """Return layers with a word at the end of each line, under it where `below` says so."""
     rows = alt.Chart(named(name))
     place: dict[str, Any] = {"align": "right", "dx": dx, "fontSize": 11, "fontWeight": "bold"}
     return [
@@ -224,15 +228,17 @@ def below(ends: list[dict[str, Any]], by: str = "value") -> list[dict[str, Any]]
 
 
 def filled(template: dict[str, Any], **values: Any) -> dict[str, Any]:
-    """The template with what its scales name as {"expr": name} filled in: such as the rows of an
-    axis in their order
-    """
+    """Return the template with what its scales name as {"expr": name} filled in."""
 
     def fill(node: Any) -> Any:
         if isinstance(node, dict):
-            named = node.get("expr") if len(node) == 1 else None
-            return values[named] if named in values else {k: fill(v) for k, v in node.items()}
-        return [fill(v) for v in node] if isinstance(node, list) else node
+            name = node.get("expr") if len(node) == 1 else None
+            return (
+                values[name]
+                if name in values
+                else {key: fill(value) for key, value in node.items()}
+            )
+        return [fill(value) for value in node] if isinstance(node, list) else node
 
     return fill(template)  # type: ignore[no-any-return]
 

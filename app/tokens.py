@@ -21,7 +21,8 @@ from forensics.visible import visible
 LEVELS = 7  # 0: no colour … 6: the strongest
 
 CSS = """
-.tokens { font: 13px/1.75 "Source Code Pro", ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.tokens { font: 13px/1.75 "Source Code Pro", ui-monospace, monospace;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
 .tokens span { cursor: pointer; border-radius: 2px; padding: 1px 0; outline-offset: 1px; }
 .tokens span:hover { outline: 1px solid currentColor; }
 .tokens span.chosen { outline: 2px solid currentColor; }
@@ -74,7 +75,7 @@ def _component() -> Any:
 
 
 def shown(text: str) -> str:
-    """A token as it is drawn: new lines and tabs are seen too, and an empty token is ∅."""
+    """Return a token as it is drawn: new lines and tabs are seen too, an empty one is ∅."""
     return visible(text).replace("\n", "↵\n").replace("\t", "→\t") or "∅"
 
 
@@ -115,6 +116,6 @@ def tokens(
 
 
 def clicked_token(state: Any) -> int | None:
-    """The position that was clicked, of the component's state; None where it was none."""
+    """Return the position that was clicked, of the component's state; None where none was."""
     at = state.get("clicked") if isinstance(state, Mapping) else getattr(state, "clicked", None)
     return at if isinstance(at, int) and at >= 0 else None

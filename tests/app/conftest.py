@@ -6,6 +6,7 @@ characters. So do their file names.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -13,6 +14,7 @@ import pytest
 
 from app import browser as driver
 from app import navigation
+from tests.app.forks_by_hand import blame_of, matrix_of, sweep_of
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -148,23 +150,102 @@ def chromium():
         yield browser
 
 
-@pytest.fixture
-def open_page(chromium, app_url):
-    """`open_page("spikes", run="demo")`: a Watched tab; at the end of the test everything that went
-    wrong fails it.
-    """
-    tabs = []
+@pytest.fixture(scope="session")
+def tabs(chromium):
+    """The tabs that tests share, by address and shade: a tab opened anew loads all scripts anew."""
+    shared: dict[tuple[str, bool], driver.Watched] = {}
+    yield shared
+    for tab in shared.values():
+        tab.close()
 
-    def build(name: str, *, dark: bool = False, **selection):
-        tab = driver.Watched(chromium, app_url, dark=dark)
-        tabs.append(tab)
+
+@pytest.fixture
+def open_tab(chromium, tabs):
+    """`open_tab(url, "spikes", run="demo")`: a shared tab on a page of an app.
+
+    At the end of the test everything that went wrong since it was opened fails the test.
+    """
+    opened = []
+
+    def build(url: str, name: str, *, dark: bool = False, **selection):
+        if (url, dark) not in tabs:
+            tabs[url, dark] = driver.Watched(chromium, url, dark=dark)
+        tab = tabs[url, dark]
+        tab.faults.clear()
+        opened.append(tab)
         tab.open(navigation.path_of(name), **selection)
         return tab
 
     yield build
-    try:
-        for tab in tabs:
-            tab.check()
-    finally:
-        for tab in tabs:
-            tab.close()
+    for tab in opened:
+        tab.check()
+
+
+@pytest.fixture
+def open_page(open_tab, app_url):
+    """`open_page("spikes", run="demo")`: a shared tab on a page of the app over `app_runs`."""
+
+    def build(name: str, *, dark: bool = False, **selection):
+        return open_tab(app_url, name, dark=dark, **selection)
+
+    return build
+
+
+# ---- a run with forks
+
+
+@pytest.fixture(scope="session")
+def forked_runs(app_runs, tmp_path_factory):
+    """A copy of the runs with a fork of demo, its placebos, and the documents of a sweep, a matrix
+    and blame.
+    """
+    from replay.forks.run import fork
+    from replay.forks.spec import build as made
+    from replay.lineage import open_trajectory
+
+    runs = tmp_path_factory.mktemp("forks") / "runs"
+    shutil.copytree(app_runs, runs)
+    raw = {
+        "parent": "demo",
+        "from": 88,
+        "to": 96,
+        "placebos": 2,
+        "chaos": 1,
+        "probe_every": 1,
+        "intervention": [{"kind": "skip", "window": "90:92"}],
+    }
+    fork(made(runs, open_trajectory(runs, "demo"), raw | {"name": "skipped"}), runs)
+    for name, document in (
+        ("sweep-0123456789abcdef", sweep_of()),
+        ("matrix-0123456789abcdef", matrix_of()),
+        ("blame-90", blame_of()),
+    ):
+        (runs / "demo" / f"{name}.json").write_text(json.dumps(document))
+    return runs
+
+
+@pytest.fixture
+def forked(forked_runs, monkeypatch):
+    monkeypatch.setenv("FORENSICS_RUNS", str(forked_runs))
+    return forked_runs
+
+
+@pytest.fixture
+def rewritten(forked):
+    """`rewritten(change)`: the fork's document altered for one test."""
+    path = forked / "skipped" / "fork.json"
+    kept = path.read_bytes()
+
+    def write(change):
+        document = json.loads(kept)
+        change(document)
+        path.write_text(json.dumps(document))
+
+    yield write
+    path.write_bytes(kept)
+
+
+@pytest.fixture(scope="session")
+def forked_url(forked_runs):
+    with driver.serving(forked_runs) as url:
+        yield url

@@ -61,19 +61,24 @@ def test_the_head_is_the_urls_else_the_first_to_move_else_the_farthest_from_its_
 
 def test_the_title_has_the_gap_and_sigma_and_none_where_there_is_no_past():
     assert heads.title_of(1342, head(5, 3, z=31.0, value=88.1)) == (
-        "Step 1,342: L5.H3's largest attention logit 8 → 88.1 (31σ above its own past)"
+        "Step 1,342: L5.H3's largest attention logit 8 → 88.1 (31σ above its past)"
     )
-    assert "(9σ below its own past)" in heads.title_of(1, HEADS[2])
+    assert "(9σ below its past)" in heads.title_of(1, HEADS[2])
     assert heads.title_of(1, HEADS[3]) == "Step 1: L1.H1's largest attention logit 50"
     assert "∞σ" in heads.title_of(1, head(0, 0, z=math.inf))
 
 
 def test_the_sentence_counts_the_heads_beyond_six_sigma_and_names_the_first_to_move():
     said = said_of(heads.sentence_of(HEADS, HEADS[1], [ALARM]))
-    assert "2 of 4 heads stand beyond 6σ" in said and "L1.H0, L0.H1" in said
-    assert "First head to move: L1.H1, 4 steps before." in said
-    assert "L0.H1's entropy is 20% of uniform, its own past 40%" in said and "caused" not in said
-    assert "there are fewer" in said_of(heads.sentence_of([HEADS[3]], HEADS[3], []))
+    assert "2 of 4 heads are outside their normal range (6σ)" in said and "L1.H0, L0.H1" in said
+    assert "First head to leave its normal range: L1.H1, 4 steps before." in said
+    assert (
+        "The entropy of L0.H1 is 20% of that of uniform attention; it was 40% before" in said
+        and "caused" not in said
+    )
+    assert "fewer than 16 steps were recorded" in said_of(
+        heads.sentence_of([HEADS[3]], HEADS[3], [])
+    )
 
 
 def test_cells_are_the_pairs_above_the_first_threshold_with_their_sign():
@@ -168,7 +173,11 @@ def test_without_kept_weights_it_names_the_command_for_this_sequence(runs, app_p
     assert not test.exception and not test.markdown
     assert f"replay attention demo {DAMAGED} --slot 3" in [c.value for c in test.code]
     text = said(test)
-    assert "largest attention logit" in text and "own past" in text and "not proof of cause" in text
+    assert (
+        "largest attention logit" in text
+        and "its past" in text
+        and "is not thereby the cause" in text
+    )
     assert len(test.get("vega_lite_chart")) == 3
 
 
@@ -180,13 +189,13 @@ def test_kept_weights_are_drawn_at_three_states_on_one_scale(looked, app_page, s
     )  # no slot: the one that is kept
     assert not test.exception
     text = said(test)
-    assert f"on slot {document['slot']} of batch {DAMAGED}" in text
+    assert f"in slot {document['slot']} of batch {DAMAGED}" in text
     assert (
         f"Before: state {DAMAGED - 16}" in text
         and f"At: state {DAMAGED}" in text
         and "After: state 136" in text
     )
-    assert "of its attention goes elsewhere" in text and "Tolerance only" not in text
+    assert "of its attention is on other tokens" in text and "Tolerance only" not in text
     assert "Logit lens" in text and "What position 6" in text
     assert len(test.get("vega_lite_chart")) == 3 + 4 + 2
     table = test.dataframe[0].value
@@ -211,9 +220,7 @@ def test_a_state_that_is_not_the_recorded_one_gets_the_banner(
     monkeypatch.setenv("FORENSICS_RUNS", str(copy))
     text = said(app_page("attention", run="demo", step=DAMAGED))
     assert (
-        "Tolerance only" in text
-        and "There is no logit lens here" in text
-        and "<script>" not in text
+        "Tolerance only" in text and "No logit lens was computed" in text and "<script>" not in text
     )
 
 
@@ -265,8 +272,10 @@ def test_weights_of_a_state_that_are_nan_are_said_in_the_page(copied, app_page, 
     test = app_page("attention", run="demo", step=DAMAGED, position=6)
     assert not test.exception
     text = said(test)
-    assert f"The weights of state {DAMAGED} are not finite" in text and "nan%" not in text
-    assert f"The weights of state {DAMAGED - 16} are not finite" not in text
+    assert (
+        f"Some attention weights of state {DAMAGED} are not finite" in text and "nan%" not in text
+    )
+    assert f"Some attention weights of state {DAMAGED - 16} are not finite" not in text
 
 
 def test_the_text_is_read_from_what_was_kept_even_where_an_intervention_made_it(
@@ -308,9 +317,9 @@ def test_a_young_run_has_heads_without_a_past_and_one_without_heads_says_so(
             if name == "young":
                 w.append("heads", step=list(range(30)), layer=0, head=0, attn_logit_max=1.0)
     test = app_page("attention", run="young", step=20)
-    assert not test.exception and "Robust z needs 16 recorded steps" in said(test)
+    assert not test.exception and "fewer than 16 steps were recorded" in said(test)
     test = app_page("attention", run="bare", step=20)
-    assert not test.exception and "Its heads were not recorded" in said(test)
+    assert not test.exception and "The attention heads were not recorded at this step" in said(test)
     assert [c.value for c in test.code] == [
         "replay fork bare --from 0 --to 21 --lr-scale 1@0:21 --record light"
     ]

@@ -39,11 +39,14 @@ def said_of(parts):
 def test_the_title_has_the_batch_its_loss_and_the_gap():
     assert (
         summary.title_of(1342, [row(0, 5.0), row(1, 3.0)])
-        == "Batch 1,342: loss 4.000 nats/token, +2.000 over the 64 steps before"
+        == "Batch 1,342: loss 4.000 nats/token, +2.000 against the 64 steps before"
     )
     assert summary.title_of(3, [row(0, 5.0, baseline=None)]) == "Batch 3: loss 5.000 nats/token"
     assert summary.title_of(3, [row(0, math.inf)]) == "Batch 3: the loss is not finite"
-    assert summary.title_of(3, [row(0, None, weight=0.0)]) == "Batch 3: no target counted"
+    assert (
+        summary.title_of(3, [row(0, None, weight=0.0)])
+        == "Batch 3: no predicted token counts in the loss"
+    )
     masked = [row(0, 4.0), row(1, None, weight=0.0)]
     assert summary.title_of(3, masked).startswith("Batch 3: loss 4.000")
 
@@ -56,16 +59,16 @@ def test_the_sentence_names_the_worst_sequence_its_share_and_a_source_that_is_al
     ]
     said = said_of(summary.worst_of(rows))
     assert (
-        "Its worst of 3 sequences, slot 7 (loss 6.000), holds 60% of the excess; it reads"
-        " damaged: x" in said
+        "Of its 3 sequences, slot 7 has the highest loss (6.000). It makes up 60% of the batch's"
+        " rise, and comes from damaged: x" in said
     )
     assert (
-        "2 of 3 stand 3σ or more above" in said
-        and "all of them of the source damaged and hold 90% of the excess" in said
+        "2 of 3 sequences lie 3σ or more above" in said
+        and "all of them from the source damaged and make up 90% of the batch's rise" in said
     )
     calm = said_of(summary.worst_of([row(0, 1.5, z=-1.0), row(1, 1.2, z=-2.0)]))
-    assert "holds" not in calm and "None stands 3σ" in calm
-    assert "an intervention made" in said_of(
+    assert "makes up" not in calm and "None lies 3σ" in calm
+    assert "an intervention, not from a document" in said_of(
         summary.worst_of([row(0, 3.0, path=None, source=None)])
     )
 
@@ -147,10 +150,12 @@ def test_it_opens_on_the_batch_and_offers_the_token_losses_by_their_command(runs
     text = said(test)
     assert (
         f"Batch {DAMAGED}: loss" in text
-        and "over the 64 steps before" in text
-        and "of the excess" in text
+        and "against the 64 steps before" in text
+        and "of the batch" in text
     )
-    assert "not proof of cause" in text and f"replay blame demo --spike {DAMAGED} --tokens" in text
+    assert (
+        "is no proof of a cause" in text and f"replay blame demo --spike {DAMAGED} --tokens" in text
+    )
     assert f"forensics batch demo {DAMAGED} --token-losses" in [c.value for c in test.code]
     assert test.button(key="step-back") and not test.markdown
     assert "<script>" not in text and "\u202e" not in text
@@ -177,7 +182,7 @@ def test_replayed_losses_colour_the_text_and_a_chosen_token_tells_its_document(
     test = app_page("batch", run="demo", step=DAMAGED, slot=worst["slot"], position=9)
     assert not test.exception
     text = said(test)
-    assert "from the exact state, replayed" in text and "--token-losses" not in text
+    assert "computed from the exact state" in text and "--token-losses" not in text
     assert f'Loss <span class="accent">{worst["token_losses"][8]:.3f}</span> nats' in text
     document = next(d for d in worst["documents"] if d["start"] <= 9 < d["stop"])
     assert f"Document <b>{document['document']}</b>" in text
@@ -224,7 +229,7 @@ def test_influence_is_shown_where_blame_kept_it_for_this_sequence(apart, app_pag
     assert reading.influences("demo", DAMAGED, 1) == (influence, 122)
     assert reading.influences("demo", DAMAGED, 2) is None
     test = app_page("batch", run="demo", step=DAMAGED, slot=1, spike=122)
-    assert not test.exception and "influence on the spike at 122" in said(test)
+    assert not test.exception and "influence on the spike at step 122" in said(test)
     assert "influence on the spike" not in said(
         app_page("batch", run="demo", step=DAMAGED, slot=2, spike=122)
     )
@@ -255,7 +260,7 @@ def test_the_influence_of_the_tokens_is_a_button_until_it_is_known(
     known = kept(token_influence=[0.5] * 33)
     assert command not in [
         c.value for c in known.code
-    ] and "does not count this sequence among its strongest" in said(known)
+    ] and "is not among those with the strongest influence" in said(known)
     late = app_page(
         "batch", run="demo", step=130, spike=122
     )  # a batch after the spike cannot have raised it
@@ -395,7 +400,10 @@ def test_exposure_is_that_of_the_last_state_before_the_batch(apart, app_page, sa
     )
     slot = data.rows("batch_at", run="demo", step=DAMAGED)[0]["slot"]
     text = said(app_page("batch", run="demo", step=DAMAGED, slot=slot, position=4))
-    assert "By state 120: 12 times a target, 13 times an input, first at step 3" in text
+    assert (
+        "By state 120 the model had seen this token as an input 13 times, as the token to predict"
+        " 12 times, first at step 3" in text
+    )
 
 
 @pytest.mark.parametrize("page", ["batch", "attention", "trace"])

@@ -86,7 +86,7 @@ def test_a_click_on_a_layer_changes_the_heads_and_the_url_and_nothing_above(open
     tab.click_cell(3, cell["step"] - spike, layers.index(cell["layer"]), len(layers))
     assert tab.parameters()["layer"] == str(cell["layer"])
     assert tab.parameters()["step"] == str(cell["step"])
-    assert f"heads of L{cell['layer']}" in tab.page.inner_text('[data-testid="stMain"]')
+    assert f"The heads of L{cell['layer']}" in tab.page.inner_text('[data-testid="stMain"]')
     assert tab.page.locator(".fw h1").inner_text() == title
 
 
@@ -102,7 +102,7 @@ def test_a_hostile_url_is_told_and_acts_on_nothing(open_page):
     tab = open_page(
         "spikes", run="<img src=x onerror=alert(1)>", spike="../..", sql="<script>alert(1)</script>"
     )
-    assert "Left out of the URL" in tab.page.inner_text('[data-testid="stMain"]')
+    assert "Ignored in the URL" in tab.page.inner_text('[data-testid="stMain"]')
 
 
 def test_a_statement_in_the_editor_gives_a_table_and_a_chart(open_page):

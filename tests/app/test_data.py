@@ -213,7 +213,7 @@ def test_an_emptied_editor_stays_an_editor_and_no_statement_is_longer_than_a_url
     test = app_page("sql", run="demo", sql="select 1 as one")
     test.text_area(key="editor").set_value("").run()
     assert not test.exception and test.selectbox(key="named").value == sql.OWN
-    assert "Nothing to run yet" in said(test) and test.text_area(key="editor").value == ""
+    assert "There is nothing to run yet" in said(test) and test.text_area(key="editor").value == ""
     assert test.text_area(key="editor").proto.max_chars == LONGEST
     longest = "x" * LONGEST
     assert Selection.parse({"sql": sql.kept_text(longest)}).sql == longest

@@ -7,7 +7,6 @@ import os
 
 import pytest
 
-from app import browser as driver
 from app.views.forks import matrix, windows
 
 
@@ -34,6 +33,7 @@ def window(
 def windows_of(*each, run="demo"):
     """What `replay matrix RUN --window --json` writes."""
     return {
+        "version": 1,
         "run": run,
         "batches": [90, 93],
         "states": [w["state"] for w in each],
@@ -61,7 +61,7 @@ def text_of(parts):
 )
 def test_the_title_says_from_where_it_spikes(sigmas, outcome: str) -> None:
     d = windows_of(*(window(s, 4.0, sigma) for s, sigma in zip((50, 90), sigmas)))
-    assert windows.title_of(d) == f"Batches 90:93 of demo, all of them run from {outcome}"
+    assert windows.title_of(d) == f"Batches 90:93 of demo, trained from {outcome}"
 
 
 def test_the_sentence_has_the_peaks_and_what_stays_in_the_state() -> None:
@@ -70,23 +70,24 @@ def test_the_sentence_has_the_peaks_and_what_stays_in_the_state() -> None:
     )
     assert (
         said
-        == "Highest loss 5.000 from state 90, 31σ above the placebo batches; least of all 4.000"
-        " from state 50, 32σ above the placebo batches. Afterwards the probe loss is +0.500"
-        " (from 90) to −0.250 (from 50) nats/token over that after as many placebo batches: what"
-        " stays in the state."
+        == "The highest loss on the way is 5.000 from state 90, 31σ above random other batches; the"
+        " lowest of these peaks is 4.000 from state 50, 32σ above random other batches. After the"
+        " window the held-out loss is +0.500 (from 90) to −0.250 (from 50) nats/token above that"
+        " after as many random other batches."
     )
     bare = text_of(windows.sentence_of(windows_of(window(90, 5.0, None, None))))
     assert (
         bare
-        == "Highest loss 5.000 from state 90. The run holds nothing out, so what is left in the"
-        " state was not measured."
+        == "The highest loss on the way is 5.000 from state 90. The run has no held-out probe set, so"
+        " what stays in the model was not measured."
     )
 
 
 def test_a_loss_that_is_not_finite_is_the_highest_and_is_said() -> None:
     d = windows_of(window(50, 9.0, 99.0), window(90, None, None))
-    assert "Highest loss not finite from state 90; least of all 9.000 from state 50" in text_of(
-        windows.sentence_of(d)
+    assert (
+        "The highest loss on the way is not finite from state 90; the lowest of these peaks is 9.000"
+        in text_of(windows.sentence_of(d))
     )
     assert windows.title_of(d).endswith("a spike from each of them")
     assert [r["step"] for r in windows.curves_of(d) if r["state"] == "90"] == [90, 92]
@@ -175,7 +176,7 @@ def test_windows_of_the_folder_and_of_the_apps_own_commands_are_found_once_newes
     kept(one, 1000.0)
     kept.answered(one, 2000.0)  # the same
     kept.answered(other, 3000.0, "20260101-000000-0002")
-    assert [(at, name) for at, name, _ in windows.measured("demo")] == [
+    assert [(at, document.name) for at, document in windows.measured("demo")] == [
         (3000.0, "20260101-000000-0002"),
         (2000.0, "20260101-000000-0001"),
     ]
@@ -200,7 +201,7 @@ def test_the_page_shows_what_was_measured_last_and_the_url_chooses(kept, app_pag
     page = app_page("forks", run="demo", part="matrix")
     assert not page.exception and "a spike from 50, none from 90" in said(page)
     assert len(page.get("vega_lite_chart") or page.get("arrow_vega_lite_chart")) == 2
-    assert "The whole window from each state, instead of one step on each batch" in [
+    assert "Train the whole window from each state, instead of one step on each batch" in [
         c.label for c in page.checkbox
     ]
     rows = page.dataframe[0].value
@@ -219,7 +220,7 @@ def test_a_run_that_holds_nothing_out_and_a_loss_that_is_nowhere_finite_are_sent
     assert (
         not page.exception
         and "No loss of these windows was finite" in said(page)
-        and "holds nothing out" in said(page)
+        and "has no held-out probe set" in said(page)
     )
 
 
@@ -232,10 +233,10 @@ def test_the_tick_box_starts_the_command_whose_answer_is_shown(runs, app_page, s
     before = {w.id for w in jobs.listed("demo")}
     page = app_page("forks", run="demo", part="matrix", step=121)
     fields = {t.label: t for t in [*page.text_input, *page.number_input, *page.checkbox]}
-    fields["From batch"].set_value(119)
-    fields["To batch"].set_value(122)
+    fields["First batch"].set_value(119)
+    fields["Up to batch"].set_value(122)
     fields["States"].set_value("110,119")
-    next(c for label, c in fields.items() if label.startswith("The whole window")).check()
+    next(c for label, c in fields.items() if label.startswith("Train the whole window")).check()
     next(b for b in page.button if b.label == "Start the matrix").click().run()
     started = next(w for w in jobs.listed("demo") if w.id not in before)
     try:
@@ -246,8 +247,7 @@ def test_the_tick_box_starts_the_command_whose_answer_is_shown(runs, app_page, s
         assert started.status == "done", started.log()
         text = said(app_page("forks", run="demo", part="matrix"))
         assert (
-            "Batches 119:122 of demo, all of them run from 2 states:" in text
-            and "Highest loss" in text
+            "Batches 119:122 of demo, trained from 2 states:" in text and "The highest loss" in text
         )
     finally:
         shutil.rmtree(started.folder)
@@ -257,7 +257,7 @@ def test_the_tick_box_starts_the_command_whose_answer_is_shown(runs, app_page, s
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_it_is_drawn_in_a_browser(chromium, app_url, kept, dark: bool) -> None:
+def test_it_is_drawn_in_a_browser(open_tab, app_url, kept, dark: bool) -> None:
     kept(
         windows_of(
             window(50, 4.0, 7.0, -0.1),
@@ -266,10 +266,5 @@ def test_it_is_drawn_in_a_browser(chromium, app_url, kept, dark: bool) -> None:
         ),
         5000.0,
     )
-    tab = driver.Watched(chromium, app_url, dark=dark)
-    try:
-        tab.open("forks", run="demo", part="matrix")
-        tab.check()
-        assert len(tab.charts()) == 2
-    finally:
-        tab.close()
+    tab = open_tab(app_url, "forks", dark=dark, run="demo", part="matrix")
+    assert len(tab.charts()) == 2

@@ -15,6 +15,7 @@ import pytest
 from app import browser as driver
 from app import data, navigation, pictures
 from app.selection import Selection
+from tests.app.forks_by_hand import matrix_of, sweep_of
 
 SPEC = Path("sweep.toml")
 
@@ -58,12 +59,14 @@ def full(copied):
             "tokens": list(range(33)),
         },
     )
-    artifacts.write_document(
-        artifacts.trace_of(copied, spike), {"events": [{"phase": "forward"}, {"phase": "loss"}]}
+    artifacts.trace_of(copied, spike).write_text(
+        json.dumps({"events": [{"phase": "forward"}, {"phase": "loss"}]})
     )
-    for name, document in {"sweep": {"summary": [1]}, "matrix": {"cells": [1]}}.items():
+    for name, document in {"sweep": sweep_of(), "matrix": matrix_of()}.items():
         (copied / f"{name}-0123456789abcdef.json").write_text(json.dumps(document))
-    (copied / f"blame-{spike}.json").write_text(json.dumps({"spike": {"step": spike}}))
+    (copied / f"blame-{spike}.json").write_text(
+        json.dumps({"version": 1, "spike": {"step": spike}})
+    )
     with Writer(copied) as w:
         for step in [20, 40, 60, 100, 120, 136]:
             w.append(
@@ -118,8 +121,8 @@ def test_each_page_is_shown_where_something_is_kept(full):
         for name, (page, _) in found.items()
         if name not in navigation.views()
     }
-    assert parts == {f"forks-{p}": ("forks", p) for p in ("sweep", "matrix", "blame")}
-    assert chosen["forks-blame"]["spike"] == spike
+    assert parts == {f"forks-{p}": ("forks", p) for p in ("sweep", "matrix")}
+    assert chosen["blame"]["spike"] == spike
     for selection in chosen.values():
         assert (
             Selection.parse({k: str(v) for k, v in selection.items() if v is not None}).problems
@@ -129,7 +132,7 @@ def test_each_page_is_shown_where_something_is_kept(full):
 
 def test_every_picture_stands_in_the_docs():
     text = (Path(pictures.__file__).parents[1] / "docs" / "app.md").read_text(encoding="utf-8")
-    for name in [*navigation.views(), "forks-sweep", "forks-matrix", "forks-blame"]:
+    for name in [*navigation.views(), "forks-sweep", "forks-matrix"]:
         assert f"(pictures/{name}.png)" in text
 
 

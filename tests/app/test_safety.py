@@ -83,6 +83,7 @@ INTEGERS = {
 LOOKED_AT = {
     ("navigation.py", "label"),  # of `link`: each caller is looked at here
     ("jobs.py", "label"),  # of `offer` and `launcher`: each caller is looked at here
+    ("views/forks/fork.py", "label"),  # of `_run_button`, whose callers are in that file
     ("controls.py", "label"),  # of `pick` and `switch`: so are theirs
     ("controls.py", "list(names)"),
     ("views/forks/build.py", "label"),  # of a dictionary that stands right above

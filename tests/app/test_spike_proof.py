@@ -1,6 +1,4 @@
-"""What takes "order, not proof of cause" away from a spike's sentence: a proof by replay, and
-nothing less.
-"""
+"""What takes the hedge away from a spike's sentence: a proof by replay, and nothing less."""
 
 import json
 import math
@@ -9,8 +7,9 @@ import pytest
 
 from app.views.spikes import proof
 from forensics.store.writer import Writer, replace_table
+from tests.app import forks_by_hand
 
-HEDGE = "not proof of cause"
+HEDGE = "is not thereby the cause"
 
 
 def said_of(parts):
@@ -21,6 +20,7 @@ def blame(**changes):
     """A blame that proves, but for `changes`."""
     held = {"causal": True, "p": 0.05, "random": [0.01] * 19} | changes.pop("proof", {})
     return {
+        "version": 1,
         "spike": {"step": 121},
         "verdict": "data",
         "sentence": "Without document 3 95% of the excess goes.",
@@ -46,18 +46,17 @@ def blame(**changes):
     ],
 )
 def test_blame_proves_where_its_own_rule_holds_and_it_blames_data(document, proves):
-    assert proof.of_blame(document)[1] is proves
+    assert proof.of_blame(document).proves is proves
 
 
-def test_blame_says_p_and_n_once():
-    assert (
-        said_of(proof.of_blame(blame())[0])
-        == "By replay: data. Without document 3 95% of the excess goes. p = 0.05, N = 19."
+def test_blame_says_its_verdict_p_and_n():
+    assert said_of(proof.of_blame(blame()).sentence) == (
+        "Trained again: the cause is the data. Without document 3 95% of the excess goes. Held"
+        " against 19 removals of as many random sequences: p = 0.05."
     )
-    own = blame(sentence="Without it 95% goes (N = 19, p = 0.05).", control={"bitwise": False})
-    assert (
-        said_of(proof.of_blame(own)[0])
-        == "By replay (tolerance only): data. Without it 95% goes (N = 19, p = 0.05)."
+    own = blame(sentence="Without it 95% goes.", control={"bitwise": False}, proof={"p": None})
+    assert said_of(proof.of_blame(own).sentence) == (
+        "Trained again (tolerance only): the cause is the data. Without it 95% goes."
     )
 
 
@@ -70,7 +69,16 @@ FORK = {
     "p": 0.05,
     "effect": 30.0,
 }
-RESULT = {"final": {"causal": True, "verdict": "beyond the placebos (N = 19)"}}
+
+
+def result(finding, **final):
+    """A fork's result with this finding."""
+    return forks_by_hand.result(
+        {"fork": "without"}, finding=finding, causal=finding == "beyond", **final
+    )
+
+
+RESULT = result("beyond")
 
 
 @pytest.mark.parametrize(
@@ -87,21 +95,16 @@ RESULT = {"final": {"causal": True, "verdict": "beyond the placebos (N = 19)"}}
         ({}, RESULT, None, False),
         (
             {},
-            {
-                "final": {
-                    "causal": False,
-                    "verdict": "not distinguishable from the placebos (N = 19)",
-                }
-            },
+            result("not distinguishable"),
             True,
             False,
         ),
-        ({}, {}, True, False),
+        ({}, None, True, False),
         ({"control_bitwise": False, "control_level": "reproduces"}, RESULT, True, False),
         ({"control_bitwise": False, "control_level": "absent"}, RESULT, True, False),
         (
             {"placebos": 0, "p": None},
-            {"final": {"causal": False, "verdict": "no placebo was run: no effect is claimed"}},
+            result("none run", placebos=0),
             True,
             False,
         ),
@@ -110,23 +113,23 @@ RESULT = {"final": {"causal": True, "verdict": "beyond the placebos (N = 19)"}}
 def test_a_fork_proves_where_its_control_is_the_run_the_rule_holds_and_the_spike_is_gone(
     fork, document, gone, proves
 ):
-    assert proof.of_fork(FORK | fork, document, (7.9, 2.9), gone)[1] is proves
+    assert proof.of_fork(FORK | fork, document, (7.9, 2.9), gone).proves is proves
 
 
 def test_a_fork_says_its_losses_p_and_n_and_how_much_they_are_worth():
-    assert (
-        said_of(proof.of_fork(FORK, RESULT, (7.927, 2.857), True)[0])
-        == "By replay: in without (removes 2 sequences) the spike does not happen: the loss at this"
-        " step is 2.857 instead of 7.927; at its end: beyond the placebos (N = 19), p = 0.05."
+    assert said_of(proof.of_fork(FORK, RESULT, (7.927, 2.857), True).sentence) == (
+        "Trained again: in fork without, which removes 2 sequences, the spike does not happen; the"
+        " loss at this step is 2.857 instead of 7.927 nats/token. At its end: an effect beyond the"
+        " placebos, p = 0.05 with 19 placebos."
     )
     loose = FORK | {"control_bitwise": False, "control_level": "absent"}
-    assert (
-        said_of(proof.of_fork(loose, RESULT, (7.9, 2.9), True)[0])
-        == "By replay (tolerance only): in without (removes 2 sequences) the loss at this step is"
-        " 2.900 instead of 7.900; its control does not show the spike, so this is no verdict."
+    assert said_of(proof.of_fork(loose, RESULT, (7.9, 2.9), True).sentence) == (
+        "Trained again (tolerance only): in fork without, which removes 2 sequences, the loss at"
+        " this step is 2.900 instead of 7.900 nats/token. Its control does not show the spike: no"
+        " verdict."
     )
-    alone = said_of(proof.of_fork(FORK | {"placebos": 0, "p": None}, {}, (7.9, 2.9), True)[0])
-    assert alone.endswith("it has no placebo (N = 0), so no effect is claimed.")
+    alone = proof.of_fork(FORK | {"placebos": 0, "p": None}, None, (7.9, 2.9), True)
+    assert said_of(alone.sentence).endswith("It has no placebo, so no effect is claimed.")
 
 
 def test_a_spike_happens_at_half_its_excess_or_more():
@@ -180,13 +183,13 @@ def make_fork(runs, spike, *, loss=2.5, finished=True, document=RESULT, **row):
                 ).items()
             },
         )
-        (folder / "fork.json").write_text(json.dumps(document))
+        (folder / "fork.json").write_bytes(document.to_json())
 
 
 def test_a_fork_that_is_a_proof_takes_the_hedge_away(apart, spike, app_page, said):
     make_fork(apart, spike)
     text = said(app_page("spikes", run="demo", spike=spike))
-    assert "the spike does not happen" in text and "p = 0.05" in text and "N = 19" in text
+    assert "the spike does not happen" in text and "p = 0.05 with 19 placebos" in text
     assert HEDGE not in text
 
 
@@ -194,7 +197,7 @@ def test_a_fork_that_is_a_proof_takes_the_hedge_away(apart, spike, app_page, sai
     ("how", "told"),
     [
         ({"finished": False}, False),
-        ({"placebos": 0, "p": None, "document": {"final": {"causal": False}}}, True),
+        ({"placebos": 0, "p": None, "document": result("none run", placebos=0)}, True),
         ({"control_bitwise": False, "control_level": "absent"}, True),
         ({"loss": 7.9}, True),
     ],
@@ -203,7 +206,7 @@ def test_a_fork_that_is_a_proof_takes_the_hedge_away(apart, spike, app_page, sai
 def test_a_fork_that_is_no_proof_leaves_the_hedge(apart, spike, app_page, said, how, told):
     make_fork(apart, spike, **how)
     text = said(app_page("spikes", run="demo", spike=spike))
-    assert HEDGE in text and ("By replay" in text) is told
+    assert HEDGE in text and ("Trained again" in text) is told
     if how.get("loss"):
         assert "does not happen" not in text
 
@@ -217,7 +220,7 @@ def test_blame_that_proves_takes_the_hedge_away_and_of_another_spike_does_not(
         json.dumps(blame(spike={"step": spike}, verdict="cannot tell"))
     )
     text = said(app_page("spikes", run="demo", spike=spike))
-    assert HEDGE in text and "By replay" in text
+    assert HEDGE in text and "Trained again" in text
     (apart / "demo" / f"blame-{spike}.json").write_text(json.dumps(blame(spike={"step": spike})))
     text = said(app_page("spikes", run="demo", spike=spike))
     assert HEDGE not in text and "Without document 3 95% of the excess goes." in text

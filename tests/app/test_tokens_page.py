@@ -74,8 +74,9 @@ def test_the_summary_counts_never_shown_candidates_and_causes(measured) -> None:
     )
     said = text_of(summary.sentence_of(s, {0: True, 1: False}, "24 of 24 repeated"))
     assert (
-        "6 of 256 reachable tokens lie at or below the 2nd percentile" in said
-        and "1 of 2 that were prompted are verified." in said
+        "6 of 256 tokens that text can contain are suspected of being hardly trained" in said
+        and "None of them was seen during training." in said
+        and "Prompted with 2 of them, the model could not repeat 1." in said
     )
 
 
@@ -84,7 +85,7 @@ def test_a_checkpoint_without_an_indicator_says_so(measured) -> None:
     empty = rows.set_column(
         rows.column_names.index("indicator"), "indicator", pa.nulls(rows.num_rows, pa.float32())
     )
-    assert "Only their exposure is known" in text_of(
+    assert "only how often each token was seen is known" in text_of(
         summary.sentence_of(summary.summary(empty), {}, None)
     )
 
@@ -173,7 +174,7 @@ def test_the_page_opens_on_its_sentence_and_hostile_text_stays_text(
 ) -> None:
     page = app_page("tokens", run="demo", token=3)
     html = "\n".join(h.proto.body for h in page.get("html"))
-    assert not page.exception and "State 120: 9 of 257 tokens were never shown to the model" in html
+    assert not page.exception and "State 120: the model has never seen 9 of its 257 tokens" in html
     assert (
         "<script>" not in html
         and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
@@ -235,11 +236,13 @@ def test_verified_tokens_are_marked_wherever_they_were_prompted_and_at_no_other_
     assert not test.exception and marked(test) == ([0], [0])
     text = said(test)
     assert (
-        "<b>1 of 2</b> that were prompted are verified." in text
-        and "Verified: the model does not repeat it." in text
+        "Prompted with <b>2</b> of them, the model could not repeat <b>1</b>." in text
+        and "Asked to repeat it, the model cannot." in text
     )
-    assert "--verify" not in text and not [b for b in test.button if b.label.startswith("Verify")]
-    assert "Not verified: the model repeats it." in said(app_page("tokens", run="demo", token=7))
+    assert "--verify" not in text and not [
+        b for b in test.button if b.label.startswith("Ask the model")
+    ]
+    assert "Asked to repeat it, the model can." in said(app_page("tokens", run="demo", token=7))
     other = app_page("tokens", run="demo", step=60, token=0)
     assert marked(other) == ([], []) and "forensics tokens demo@60 --verify" in said(other)
 
@@ -259,7 +262,9 @@ def test_the_candidates_of_a_checkpoint_can_be_verified_from_the_page(
     started = []
     monkeypatch.setattr(jobs, "start", lambda *a: started.append(a))
     test = app_page("tokens", run="demo", step=60)
-    next(b for b in test.button if b.label == "Verify the candidates by prompts").click().run()
+    next(
+        b for b in test.button if b.label == "Ask the model to repeat the suspected tokens"
+    ).click().run()
     assert started == [("demo", "forensics", ["tokens", "demo@60", "--verify"])]
 
 
@@ -313,22 +318,16 @@ def test_a_row_that_is_clicked_is_a_function_of_the_event(monkeypatch) -> None:
 
 @pytest.mark.parametrize("dark", [False, True])
 def test_the_page_is_drawn_in_a_browser_and_a_click_chooses_a_token(
-    chromium, token_url, dark: bool
+    open_tab, token_url, dark: bool
 ) -> None:
-    tab = driver.Watched(chromium, token_url, dark=dark)
-    try:
-        tab.open("tokens", run="demo", token=3)
-        tab.check()
-        assert len(tab.charts()) >= 4
-        left = tab.page.locator("canvas").first.bounding_box()
-        inner = tab.page.locator('[data-testid="stVegaLiteChart"]').nth(1)
-        assert left and inner
-        tab.page.get_by_label("Find a token").fill("t200")
-        tab.page.get_by_label("Find a token").press("Enter")
-        tab.settle()
-        tab.check()
-    finally:
-        tab.close()
+    tab = open_tab(token_url, "tokens", dark=dark, run="demo", token=3)
+    assert len(tab.charts()) >= 4
+    left = tab.page.locator("canvas").first.bounding_box()
+    inner = tab.page.locator('[data-testid="stVegaLiteChart"]').nth(1)
+    assert left and inner
+    tab.page.get_by_label("Find a token").fill("t200")
+    tab.page.get_by_label("Find a token").press("Enter")
+    tab.settle()
 
 
 @pytest.fixture(scope="module")
@@ -338,32 +337,27 @@ def token_url(token_runs):
 
 
 def test_in_a_browser_the_tick_goes_back_with_the_url_and_a_row_can_be_chosen_again(
-    chromium, token_url
+    open_tab, token_url
 ) -> None:
-    tab = driver.Watched(chromium, token_url)
-    try:
-        tab.open("tokens", run="demo")
-        table = tab.page.locator('[data-testid="stDataFrame"]').first
+    tab = open_tab(token_url, "tokens", run="demo")
+    table = tab.page.locator('[data-testid="stDataFrame"]').first
 
-        def click(row: int) -> str | None:
-            table.scroll_into_view_if_needed()
-            box = table.bounding_box()
-            tab.page.mouse.click(box["x"] + 12, box["y"] + 35 * (row + 1) + 17)
-            tab.page.wait_for_timeout(400)
-            tab.settle()
-            return tab.parameters().get("token")
-
-        assert (click(2), click(4)) == ("2", "4")
-        tab.page.go_back()
+    def click(row: int) -> str | None:
+        table.scroll_into_view_if_needed()
+        box = table.bounding_box()
+        tab.page.mouse.click(box["x"] + 12, box["y"] + 35 * (row + 1) + 17)
+        tab.page.wait_for_timeout(400)
         tab.settle()
-        assert tab.parameters()["token"] == "2" and "id 2" in tab.page.inner_text(
-            '[data-testid="stMain"]'
-        )
-        assert click(4) == "4", (
-            "the tick of row 4 had gone back too: the click chooses it and does not take it away"
-        )
-        assert click(4) == "4", "and a second click takes nothing away"
-        assert click(2) == "2"
-        tab.check()
-    finally:
-        tab.close()
+        return tab.parameters().get("token")
+
+    assert (click(2), click(4)) == ("2", "4")
+    tab.page.go_back()
+    tab.settle()
+    assert tab.parameters()["token"] == "2" and "id 2" in tab.page.inner_text(
+        '[data-testid="stMain"]'
+    )
+    assert click(4) == "4", (
+        "the tick of row 4 had gone back too: the click chooses it and does not take it away"
+    )
+    assert click(4) == "4", "and a second click takes nothing away"
+    assert click(2) == "2"

@@ -75,22 +75,22 @@ def said_of(parts):
 def test_the_title_and_sentence_tell_the_first_to_move_the_largest_and_the_update():
     assert (
         summary.title_of(trace())
-        == "Step 401 beside 400: loss 5.000 nats/token, 2.50× the step before"
+        == "Step 401 compared with step 400: loss 5.000 nats/token, 2.50× that of the step before"
     )
     said = said_of(summary.sentence_of(trace()))
     assert (
-        "First inside the step to move: layers.1.attn forward attn_logit_max, 6.00× the step before"
-        in said
+        "The first value inside the step to change by 1.5× or more: layers.1.attn forward"
+        " attn_logit_max, 6.00× its value in the step before" in said
     )
     assert (
-        "Moved most: layers.1.attn backward grad_rms, 0.05×" in said
+        "Changed most: layers.1.attn backward grad_rms, 0.05×" in said
     )  # a fall to a twentieth is more than six times
     assert (
-        "Update 400 moved the loss of this batch by +1.500: what the moments carried +0.500, what"
-        " its data added +1.000" in said
+        "The update of step 400 changed the loss of this batch by +1.500 nats/token: +0.500 by what"
+        " Adam's moments carried over from earlier steps, +1.000 by its own data" in said
     )
     assert (
-        "the largest alone is layers.1.attn.q_proj.weight with +0.900" in said
+        "whose update alone changes it most is layers.1.attn.q_proj.weight (+0.900)" in said
         and "caused" not in said
     )
 
@@ -98,8 +98,8 @@ def test_the_title_and_sentence_tell_the_first_to_move_the_largest_and_the_updat
 def test_a_calm_step_and_an_update_that_is_not_finite_are_said():
     calm = trace(rise_batch=None, tensors=[])
     calm["events"] = calm["events"][:1]
-    assert "Nothing inside the step moved by 1.5×" in said_of(summary.sentence_of(calm))
-    assert "Update" not in said_of(summary.sentence_of(calm))
+    assert "No value inside the step is 1.5×" in said_of(summary.sentence_of(calm))
+    assert "The update" not in said_of(summary.sentence_of(calm))
 
 
 def broken():
@@ -123,10 +123,11 @@ def broken():
 def test_what_became_nan_is_the_first_to_move_and_never_nothing():
     said = said_of(summary.sentence_of(broken()))
     assert (
-        said == "First inside the step to move, and no longer finite: layers.1.attn forward, its"
+        said
+        == "The first value inside the step to change is no longer finite: layers.1.attn forward, its"
         " attn_out_rms, attn_logit_max (0.25, 8 in the step before), and 1 value after it. "
     )
-    assert summary.title_of(broken()) == "Step 401 beside 400: the loss is not finite"
+    assert summary.title_of(broken()) == "Step 401 compared with step 400: the loss is not finite"
     assert [(d["place"], d["what"], d["level"]) for d in events.broken_of(broken())] == [
         (1, "attn_out_rms", events.BROKEN),
         (1, "attn_logit_max", events.BROKEN),
@@ -143,10 +144,11 @@ def test_what_moved_before_it_broke_comes_first_and_what_moved_after_it_is_not_n
     early["events"][0]["ratio"]["attn_logit_max"] = 4.0
     said = said_of(summary.sentence_of(early))
     assert said.startswith(
-        "First inside the step to move: layers.0.attn forward attn_logit_max, 4.00× the step"
-        " before. First no longer finite: "
+        "The first value inside the step to change by 1.5× or more: layers.0.attn forward"
+        " attn_logit_max, 4.00× its value in the step before. The first value that is no longer"
+        " finite: "
     )
-    assert "backward" not in said and "Moved most" not in said
+    assert "backward" not in said and "Changed most" not in said
 
 
 def test_the_table_of_what_moved_most_begins_with_what_is_no_longer_finite():
@@ -188,7 +190,7 @@ def test_a_step_that_was_not_applied_has_no_broken_update_and_one_after_a_broken
     ]
     assert (
         said_of(summary.sentence_of(after))
-        == "The step before was not finite already: trace an earlier one. "
+        == "The step before was not finite either: trace an earlier one. "
     )
 
 
@@ -224,13 +226,13 @@ def test_dots_stand_in_the_order_of_the_step_and_phases_cover_them():
 
 
 def test_the_line_says_whether_the_step_went_too_far():
-    assert "α = 0.5 would have been best: the step went too far" in update.reading_of(
+    assert "α = 0.5 would have been best: the update went too far" in update.reading_of(
         trace()["line_scan"]
     )
     worse = [{"alpha": a, "batch": a} for a in (0.0, 1.0, 2.0)]
-    assert "every part of the step is worse than none" in update.reading_of(worse)
+    assert "any part of the update is worse than none" in update.reading_of(worse)
     better = [{"alpha": a, "batch": -a} for a in (0.0, 1.0, 2.0)]
-    assert "lowest at α = 2: the step was not too long" in update.reading_of(better)
+    assert "lowest at α = 2: the update was not too long" in update.reading_of(better)
     assert update.reading_of([{"alpha": 0.0, "batch": None}]) == ""
 
 
@@ -275,7 +277,7 @@ def test_a_kept_trace_is_shown_with_the_event_that_was_chosen(traced, app_page, 
     assert not test.exception and not test.markdown
     text = said(test)
     assert (
-        f"Step {DAMAGED} beside {DAMAGED - 1}: loss" in text
+        f"Step {DAMAGED} compared with step {DAMAGED - 1}: loss" in text
         and f"replay blame demo --spike {DAMAGED}" in text
     )
     assert "Tolerance only" not in text
@@ -313,7 +315,7 @@ def test_a_trace_that_is_not_the_recorded_step_gets_the_banner_and_a_damaged_fil
     assert (
         not test.exception
         and "layers.0.mlp forward</span>, its mlp_out_rms" in text
-        and "✚ on top" in text
+        and "✚ at the top" in text
     )
     first, chosen = (d.value for d in test.dataframe)
     assert first[""][0] == "not finite" and set(chosen[""]) == {"not finite"}

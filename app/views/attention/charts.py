@@ -22,10 +22,8 @@ STATES = ("before", "at", "after")  # with their shapes and colours
 
 @cached
 def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
-    """A cell per head: its largest logit around the step as a curve, its robust z at the step as
-    the cell's colour.
-    """
-    p = palette(dark)
+    """Draw a cell per head: its largest logit as a curve, its robust z at the step as colour."""
+    colours = palette(dark)
     row = alt.Axis(
         title=None,
         values=[i + 0.5 for i in range(layers)],
@@ -48,20 +46,20 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
     tips = [
         alt.Tooltip("name", type=N, title="head"),
         alt.Tooltip("attn_logit_max", type=Q, format=".4~g", title="largest logit"),
-        alt.Tooltip("baseline", type=Q, format=".4~g", title="its own past"),
+        alt.Tooltip("baseline", type=Q, format=".4~g", title="its past"),
         alt.Tooltip("z", type=Q, format="+.1f", title="σ"),
         alt.Tooltip("attn_entropy_norm", type=Q, format=".3f", title="entropy / log keys"),
-        alt.Tooltip("baseline_entropy", type=Q, format=".3f", title="… its own past"),
+        alt.Tooltip("baseline_entropy", type=Q, format=".3f", title="… its past"),
     ]
     cells = (
         alt.Chart(named("heads"))
-        .mark_rect(stroke=p.grid, strokeWidth=1, cursor="pointer")
+        .mark_rect(stroke=colours.grid, strokeWidth=1, cursor="pointer")
         .encode(
             x,
             alt.X2("head2"),
             y,
             alt.Y2("layer2"),
-            alt.Color("level", type=O, scale=heat_with_quiet(p, "rgba(128, 128, 128, 0.06)")),
+            alt.Color("level", type=O, scale=heat_with_quiet(colours, "rgba(128, 128, 128, 0.06)")),
             tooltip=tips,
         )
         .add_params(
@@ -70,7 +68,7 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
     )
     curves = (
         alt.Chart(named("curves"))
-        .mark_line(color=p.ink, strokeWidth=1.1, opacity=0.85, tooltip=None)
+        .mark_line(color=colours.ink, strokeWidth=1.1, opacity=0.85, tooltip=None)
         .encode(
             alt.X("across", type=Q, axis=column),
             alt.Y("down", type=Q, axis=row),
@@ -81,12 +79,12 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
     if layers * heads <= 128:
         shown += (
             alt.Chart(named("heads"))
-            .mark_text(align="left", baseline="top", dx=5, dy=4, fontSize=10, color=p.ink)
+            .mark_text(align="left", baseline="top", dx=5, dy=4, fontSize=10, color=colours.ink)
             .encode(x, y, alt.Text("label", type=N))
         )
     shown += (
         alt.Chart(named("chosen"))
-        .mark_rect(fill=None, stroke=p.ink, strokeWidth=2.5)
+        .mark_rect(fill=None, stroke=colours.ink, strokeWidth=2.5)
         .encode(x, alt.X2("head2"), y, alt.Y2("layer2"))
     )
     return template(shown, dark, height=34 + layers * (44 if layers <= 8 else 24), canvas=True)
@@ -95,7 +93,7 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
 @cached
 def over_time(dark: bool, unit: str) -> dict[str, Any]:
     """One statistic of one head around the step; dashed: the median of its own past."""
-    p = palette(dark)
+    colours = palette(dark)
     axis = alt.Axis(title=None, tickCount=4, minExtent=40, format="~g")
     x = alt.X(
         "offset",
@@ -109,14 +107,14 @@ def over_time(dark: bool, unit: str) -> dict[str, Any]:
         alt.Tooltip("value", type=Q, format=".4~g", title=unit),
         alt.Tooltip("z", type=Q, format="+.1f", title="σ"),
     ]
-    line = alt.Chart(named("line")).mark_line(color=p.line, strokeWidth=1.5).encode(x, y)
+    line = alt.Chart(named("line")).mark_line(color=colours.line, strokeWidth=1.5).encode(x, y)
     past = (
         alt.Chart(named("line"))
-        .mark_line(color=p.faint, strokeDash=[4, 3], strokeWidth=1)
+        .mark_line(color=colours.faint, strokeDash=[4, 3], strokeWidth=1)
         .encode(x, alt.Y("baseline", type=Q, axis=axis, scale=alt.Scale(zero=False)))
     )
     points = alt.Chart(named("line")).mark_point(opacity=0, size=60).encode(x, y, tooltip=tips)
-    here = alt.Chart(named("here")).mark_rule(color=p.ink, strokeDash=[3, 3]).encode(x)
+    here = alt.Chart(named("here")).mark_rule(color=colours.ink, strokeDash=[3, 3]).encode(x)
     return template(alt.layer(past, line, here, points), dark, height=116, canvas=True)
 
 
@@ -125,7 +123,7 @@ def weights(dark: bool, positions: int, click: bool) -> dict[str, Any]:
     """Attention from each query (down) to each key (across) by the thresholds of WEIGHTS;
     differences have a sign.
     """
-    p = palette(dark)
+    colours = palette(dark)
     exact = {"nice": False, "zero": False}
     axis = {"tickCount": 6, "grid": False, "title": None, "tickMinStep": 1}
     across = {
@@ -139,15 +137,15 @@ def weights(dark: bool, positions: int, click: bool) -> dict[str, Any]:
     x, y = alt.X("key", type=Q, **across), alt.Y("query", type=Q, **down)
     tips = [
         alt.Tooltip("query", type=Q),
-        alt.Tooltip("reads", type=N, title="query reads"),
+        alt.Tooltip("reads", type=N, title="token"),
         alt.Tooltip("key", type=Q),
-        alt.Tooltip("looks", type=N, title="looks at"),
+        alt.Tooltip("looks", type=N, title="attends to"),
         alt.Tooltip("weight", type=Q, format="+.3f" if not click else ".3f"),
         alt.Tooltip("score", type=Q, format=".4~g", title="logit" if click else "change of logit"),
     ]
     half = (
         alt.Chart(named("half"))
-        .mark_area(color=p.faint, opacity=0.07, tooltip=None)
+        .mark_area(color=colours.faint, opacity=0.07, tooltip=None)
         .encode(x, y, alt.Y2("below"))
     )
     cells = (
@@ -158,7 +156,7 @@ def weights(dark: bool, positions: int, click: bool) -> dict[str, Any]:
             alt.X2("key2"),
             y,
             alt.Y2("query2"),
-            alt.Color("level", type=O, scale=heat_colour(p)),
+            alt.Color("level", type=O, scale=heat_colour(colours)),
             tooltip=tips,
         )
     )
@@ -168,20 +166,21 @@ def weights(dark: bool, positions: int, click: bool) -> dict[str, Any]:
         )
     row = (
         alt.Chart(named("row"))
-        .mark_rect(fill=None, stroke=p.ink, strokeWidth=1.2)
+        .mark_rect(fill=None, stroke=colours.ink, strokeWidth=1.2)
         .encode(alt.X("zero", type=Q, **across), alt.X2("all"), y, alt.Y2("query2"))
     )
     return template(alt.layer(half, cells, row), dark, height=300, canvas=True)
 
 
-def state_colours(p: Any) -> alt.Scale:
-    return alt.Scale(domain=list(STATES), range=[p.parent, p.fast, p.fork])
+def state_colours(colours: Any) -> alt.Scale:
+    """Return the colour of each of the three states."""
+    return alt.Scale(domain=list(STATES), range=[colours.parent, colours.fast, colours.fork])
 
 
 @cached
 def lens(dark: bool, layers: int) -> dict[str, Any]:
     """Mean loss read out of the embedding and after each layer, a line for each state."""
-    p = palette(dark)
+    colours = palette(dark)
     names = "datum.value < 0.5 ? 'emb' : 'L' + (datum.value - 1)"
     x = alt.X(
         "layer",
@@ -201,7 +200,7 @@ def lens(dark: bool, layers: int) -> dict[str, Any]:
         type=N,
         scale=alt.Scale(domain=list(STATES), range=["circle", "triangle-down", "square"]),
     )
-    colour = alt.Color("when", type=N, scale=state_colours(p))
+    colour = alt.Color("when", type=N, scale=state_colours(colours))
     lines = (
         alt.Chart(named("lens"))
         .mark_line(strokeWidth=1.8)
@@ -224,7 +223,7 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
     """Layers by positions: the loss of the token that follows, read out there, on the tokens' seven
     strengths.
     """
-    p = palette(dark)
+    colours = palette(dark)
     assert len(ORANGE) == LEVELS
     names = "datum.value < 1 ? 'emb' : 'L' + (floor(datum.value) - 1)"
     exact = {"nice": False, "zero": False}
@@ -244,7 +243,7 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
     )
     down = {"axis": row, "scale": alt.Scale(domain=[layers + 1, 0], **exact)}
     y = alt.Y("layer", type=Q, **down)
-    colours = [f"rgba(226, 88, 0, {a})" for a in ORANGE] + [WORSE[dark]]
+    strengths = [f"rgba(226, 88, 0, {a})" for a in ORANGE] + [WORSE[dark]]
     tips = [
         alt.Tooltip("position", type=Q),
         alt.Tooltip("reads", type=N),
@@ -262,7 +261,7 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
             y,
             alt.Y2("layer2"),
             alt.Color(
-                "level", type=O, scale=alt.Scale(domain=list(range(LEVELS + 1)), range=colours)
+                "level", type=O, scale=alt.Scale(domain=list(range(LEVELS + 1)), range=strengths)
             ),
             tooltip=tips,
         )
@@ -272,7 +271,7 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
     )
     column = (
         alt.Chart(named("column"))
-        .mark_rect(fill=None, stroke=p.ink, strokeWidth=1.2)
+        .mark_rect(fill=None, stroke=colours.ink, strokeWidth=1.2)
         .encode(x, alt.X2("position2"), alt.Y("zero", type=Q, **down), alt.Y2("all"))
     )
     return template(

@@ -19,87 +19,113 @@ POINTS = 20_000  # of all small curves together
 
 
 def name_of(head: dict[str, Any]) -> str:
+    """Name a head: `L5.H3`."""
     return f"L{head['layer']}.H{head['head']}"
 
 
 def chosen_head(
     heads: Sequence[dict[str, Any]], alarms: Sequence[dict[str, Any]], selection: Selection
 ) -> dict[str, Any]:
-    """The head of the URL; else the first to move; else the one farthest from its own past; else
-    the largest logit.
+    """Return the head of the URL; else the first to move; else the farthest from its past.
+
+    Where no past is known, that of the largest logit.
     """
 
     def find(layer: int | None, head: int | None) -> dict[str, Any] | None:
-        return next((h for h in heads if h["layer"] == layer and h["head"] == head), None)
+        return next(
+            (
+                candidate
+                for candidate in heads
+                if candidate["layer"] == layer and candidate["head"] == head
+            ),
+            None,
+        )
 
-    own = [h for h in heads if h["layer"] == selection.layer] or list(heads)
+    candidates = [
+        candidate for candidate in heads if candidate["layer"] == selection.layer
+    ] or list(heads)
     if selection.head is not None and (found := find(selection.layer, selection.head)):
         return found
     for alarm in alarms:
         if (
             alarm["kind"] == "head"
             and not alarm["drifting"]
-            and (found := find(alarm["layer"], alarm["head"])) in own
+            and (found := find(alarm["layer"], alarm["head"])) in candidates
         ):
             return found  # type: ignore[return-value]
     return max(
-        own, key=lambda h: (abs(h["z"]) if h["z"] is not None else -1.0, h["attn_logit_max"] or 0.0)
+        candidates,
+        key=lambda candidate: (
+            abs(candidate["z"]) if candidate["z"] is not None else -1.0,
+            candidate["attn_logit_max"] or 0.0,
+        ),
     )
 
 
 def title_of(step: int, head: dict[str, Any]) -> str:
-    """`Step 1,342: L5.H3's largest attention logit 12.4 → 88.1 (31σ)`."""
+    """Say how the head's largest attention logit stands to its past."""
     value, past = head["attn_logit_max"], head["baseline"]
-    gone = (
+    change = (
         f"{formatting.number(past)} → {formatting.number(value)}"
         if past is not None and head["z"] is not None
         else formatting.number(value)
     )
     size = (
-        f" ({formatting.sigma(abs(head['z']))} {'above' if head['z'] >= 0 else 'below'} its own past)"
+        f" ({formatting.sigma(abs(head['z']))} {'above' if head['z'] >= 0 else 'below'} its past)"
         if head["z"] is not None
         else ""
     )
-    return f"Step {formatting.count(step)}: {name_of(head)}'s largest attention logit {gone}{size}"
+    return (
+        f"Step {formatting.count(step)}: {name_of(head)}'s largest attention logit {change}{size}"
+    )
 
 
 def sentence_of(
     heads: Sequence[dict[str, Any]], head: dict[str, Any], alarms: Sequence[dict[str, Any]]
 ) -> list[Part]:
-    judged = [h for h in heads if h["z"] is not None]
+    """Say how many heads left their normal range, which was first, and this one's entropy."""
+    judged = [row for row in heads if row["z"] is not None]
     if not judged:
-        return ["Robust z needs 16 recorded steps between 512 and 64 before it; there are fewer. "]
-    out = sorted((h for h in judged if abs(h["z"]) >= 6), key=lambda h: -abs(h["z"]))
-    said: list[Part] = []
+        return [
+            "Whether that is unusual is not known: fewer than 16 steps were recorded well before it"
+            " (between 512 and 64 steps before). "
+        ]
+    out = sorted((row for row in judged if abs(row["z"]) >= 6), key=lambda row: -abs(row["z"]))
+    sentence: list[Part] = []
     if out:
-        said += [
+        sentence += [
             strong(f"{len(out)} of {len(heads)}"),
             (
-                " heads stand beyond 6σ of their own past at this step: "
-                f"{formatting.listed([name_of(h) for h in out])}. "
+                " heads are outside their normal range (6σ) at this step: "
+                f"{formatting.listed([name_of(row) for row in out])}. "
             ),
         ]
     else:
-        said += [f"None of {len(heads)} heads stands beyond 6σ of its own past at this step. "]
-    first = next((a for a in alarms if a["kind"] == "head" and not a["drifting"]), None)
-    if first is not None and first["lead"] > 0:
-        said += [
-            "First head to move: ",
-            accent(f"L{first['layer']}.H{first['head']}"),
-            f", {formatting.steps(first['lead'], 'before')}. ",
+        sentence += [
+            f"None of the {len(heads)} heads is outside its normal range (6σ) at this step. "
+        ]
+    first_alarm = next(
+        (alarm for alarm in alarms if alarm["kind"] == "head" and not alarm["drifting"]), None
+    )
+    if first_alarm is not None and first_alarm["lead"] > 0:
+        sentence += [
+            "First head to leave its normal range: ",
+            accent(f"L{first_alarm['layer']}.H{first_alarm['head']}"),
+            f", {formatting.steps(first_alarm['lead'], 'before')}. ",
         ]
     entropy, past = head["attn_entropy_norm"], head["baseline_entropy"]
     if entropy is not None and past is not None and past > 0:
-        said += [
-            f"{name_of(head)}'s entropy is {formatting.share(entropy)} of uniform, its own past"
-            f" {formatting.share(past)}. "
+        sentence += [
+            f"The entropy of {name_of(head)} is {formatting.share(entropy)} of that of uniform"
+            f" attention; it was {formatting.share(past)} before. "
         ]
-    return said
+    return sentence
 
 
 def draw_thumbnails(
     run: str, step: int, heads: Sequence[dict[str, Any]], head: dict[str, Any]
 ) -> None:
+    """Draw all heads small, each with its largest logit over time."""
     import pyarrow as pa
 
     every = max(1, math.ceil(len(heads) * (BEFORE + AFTER + 1) / POINTS))
@@ -113,22 +139,26 @@ def draw_thumbnails(
         every=every,
         window=window,
     )
-    keys = [f"{a}.{b}" for a, b in zip(curves["layer"].to_pylist(), curves["head"].to_pylist())]
+    keys = [
+        f"{layer}.{number}"
+        for layer, number in zip(curves["layer"].to_pylist(), curves["head"].to_pylist())
+    ]
     rows = [
         {
-            **h,
-            "head2": h["head"] + 1,
-            "layer2": h["layer"] + 1,
-            "name": name_of(h),
-            "label": formatting.number(h["attn_logit_max"]),
-            "level": h["level"] or 0,
+            **row,
+            "head2": row["head"] + 1,
+            "layer2": row["layer"] + 1,
+            "name": name_of(row),
+            "label": formatting.number(row["attn_logit_max"]),
+            "level": row["level"] or 0,
         }
-        for h in heads
+        for row in heads
     ]
-    layers, width = (1 + max(h[k] for h in heads) for k in ("layer", "head"))
+    layers, width = (1 + max(row[key] for row in heads) for key in ("layer", "head"))
     safe_html.caption(
-        f"All heads · number: largest attention logit at the step; curve: {BEFORE} steps before to"
-        f" {AFTER} after · colour: σ from the head's own past, blank under 3 · click one (now"
+        f"All heads · number: largest attention logit at the step · curve: from {BEFORE} steps"
+        " before"
+        f" to {AFTER} after · colour: σ from the head's past, blank below 3 · click one (shown:"
         f" {name_of(head)})"
     )
     theme.draw(
@@ -136,7 +166,7 @@ def draw_thumbnails(
         {
             "heads": pa.Table.from_pylist(rows),
             "curves": curves.append_column("key", pa.array(keys, pa.string())),
-            "chosen": pa.Table.from_pylist([r for r in rows if r["name"] == name_of(head)]),
+            "chosen": pa.Table.from_pylist([row for row in rows if row["name"] == name_of(head)]),
         },
         key="heads",
         on_select=_clicked_head,
@@ -144,7 +174,7 @@ def draw_thumbnails(
 
 
 def head_of(event: Any) -> dict[str, int] | None:
-    """What a click on a head changes in the URL."""
+    """Return what a click on a head changes in the URL."""
     mark = picked(event, "cell", "layer", "head")
     return {"layer": int(mark["layer"]), "head": int(mark["head"])} if mark else None
 
@@ -156,6 +186,7 @@ def _clicked_head() -> None:
 
 
 def draw_over_time(run: str, step: int, head: dict[str, Any]) -> None:
+    """Draw the largest logit and the entropy of one head around the step."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -169,25 +200,29 @@ def draw_over_time(run: str, step: int, head: dict[str, Any]) -> None:
         after=AFTER,
         window=window,
     )
-    own = rows.filter(pc.equal(rows["head"], head["head"]))
-    if not own.num_rows:
+    of_head = rows.filter(pc.equal(rows["head"], head["head"]))
+    if not of_head.num_rows:
         safe_html.nothing(
-            f"{name_of(head)} over time: there are too few steps before {formatting.count(step)} to"
-            " judge it by."
+            f"{name_of(head)} over time cannot be drawn: too few steps were recorded before"
+            f" {formatting.count(step)}."
         )
         return
     here = {"here": pa.table({"offset": [0]})}
     safe_html.caption(
-        f"{name_of(head)}: largest attention logit · dashed: median of its own past · steps from"
+        f"{name_of(head)}: largest attention logit · dashed: median of its past · below: steps from"
         f" {formatting.count(step)}"
     )
     theme.draw(
-        charts.over_time(safe_html.dark(), "largest logit"), {"line": own, **here}, key="head-logit"
+        charts.over_time(safe_html.dark(), "largest logit"),
+        {"line": of_head, **here},
+        key="head-logit",
     )
-    entropy = own.drop_columns(["value", "baseline", "z"]).append_column("value", own["entropy"])
-    blank = pa.nulls(own.num_rows, pa.float64())
+    entropy = of_head.drop_columns(["value", "baseline", "z"]).append_column(
+        "value", of_head["entropy"]
+    )
+    blank = pa.nulls(of_head.num_rows, pa.float64())
     entropy = entropy.append_column("baseline", blank).append_column("z", blank)
-    safe_html.caption("… and its mean attention entropy (nats)")
+    safe_html.caption(f"{name_of(head)}: mean entropy of its attention (nats)")
     theme.draw(
         charts.over_time(safe_html.dark(), "entropy"), {"line": entropy, **here}, key="head-entropy"
     )

@@ -23,29 +23,31 @@ if TYPE_CHECKING:
 
 
 def draw_lens(about: dict[str, Any], kept: Kept, read: Reading, position: int | None) -> None:
+    """Draw the loss after each layer, and at one position what each layer would predict."""
     import pyarrow as pa
 
-    safe_html.heading("Logit lens: what each layer would have predicted")
+    safe_html.heading("Logit lens: what the model would predict after each layer")
     if not about["lens"]:
         safe_html.nothing(
-            "There is no logit lens here: " + (about["why"] or "it was left out (--no-lens)") + "."
+            "No logit lens was computed: " + (about["why"] or "it was left out by --no-lens") + "."
         )
         return
     loss = kept[1]("lens_loss")  # (states, L+1, T)
     states, step = about["states"], about["step"]
     layers = loss.shape[1] - 1
     lines = [
-        {"state": s, "when": when, "layer": i, "loss": float(loss[k, i].mean())}
-        for k, (s, when) in enumerate(zip(states, whens(states, step)))
-        for i in range(layers + 1)
+        {"state": state, "when": when, "layer": layer, "loss": float(loss[index, layer].mean())}
+        for index, (state, when) in enumerate(zip(states, whens(states, step)))
+        for layer in range(layers + 1)
     ]
     left, right = st.columns([1, 2.1])
     with left:
         signs = {"before": "● before", "at": "▼ at", "after": "■ after"}
         safe_html.caption(
-            "Mean loss read out after each layer (nats/token) · "
+            "Mean loss after each layer (nats/token) · "
             + " · ".join(
-                f"{signs[w]} {formatting.count(s)}" for s, w in zip(states, whens(states, step))
+                f"{signs[when]} {formatting.count(state)}"
+                for state, when in zip(states, whens(states, step))
             )
         )
         theme.draw(
@@ -54,9 +56,11 @@ def draw_lens(about: dict[str, Any], kept: Kept, read: Reading, position: int | 
     with right:
         at = states.index(step) if step in states else 0
         safe_html.caption(
-            "Loss of the token that follows, by layer (down) and position (across), at state"
-            f" {formatting.count(states[at])} · as the tokens: 0 … ln V on seven strengths,"
-            f" {'yellow' if safe_html.dark() else 'dark red'}: above ln V · click a column"
+            "Loss of the next token after each layer (down) at each position (across), at state"
+            f" {formatting.count(states[at])} · darker: higher,"
+            f" {'yellow' if safe_html.dark() else 'dark red'}: worse than guessing at random"
+            " (ln V) ·"
+            " click a column"
         )
         cells = lens_cells(
             loss[at], kept[1]("lens_top", at), kept[1]("lens_top_p", at), read, _names(about["run"])
@@ -67,7 +71,9 @@ def draw_lens(about: dict[str, Any], kept: Kept, read: Reading, position: int | 
             if position is None or position >= T
             else [{"position": position, "position2": position + 1, "zero": 0, "all": layers + 1}]
         )
-        schema = pa.schema([(k, pa.int64()) for k in ("position", "position2", "zero", "all")])
+        schema = pa.schema(
+            [(index, pa.int64()) for index in ("position", "position2", "zero", "all")]
+        )
         theme.draw(
             charts.reads(safe_html.dark(), layers, T),
             {"reads": cells, "column": pa.Table.from_pylist(column, schema=schema)},
@@ -108,21 +114,23 @@ def lens_cells(
             for i in range(L)
         ]
     ).clip(max=T - 1)
-    layer, k = (x.ravel() for x in np.meshgrid(np.arange(L), np.arange(len(starts)), indexing="ij"))
-    at = worst[layer, k]
-    levels = [tokens.level(float(x), read.vocabulary) for x in loss[layer, at]]
-    texts = [visible(t).replace("\n", "↵") for t in read.texts]
-    said = {int(i): visible(name(int(i))).replace("\n", "↵") for i in np.unique(top)}
+    layer, stretch = (
+        axis.ravel() for axis in np.meshgrid(np.arange(L), np.arange(len(starts)), indexing="ij")
+    )
+    at = worst[layer, stretch]
+    levels = [tokens.level(float(axis), read.vocabulary) for axis in loss[layer, at]]
+    texts = [visible(text).replace("\n", "↵") for text in read.texts]
+    names = {int(i): visible(name(int(i))).replace("\n", "↵") for i in np.unique(top)}
     return pa.table(
         {
             "layer": layer,
             "layer2": layer + 1,
-            "position": starts[k],
-            "position2": np.minimum(starts[k] + width, T),
+            "position": starts[stretch],
+            "position2": np.minimum(starts[stretch] + width, T),
             "level": [tokens.LEVELS if above else strength for strength, above in levels],
             "loss": loss[layer, at].astype(float),
             "top_p": top_p[layer, at].astype(float),
-            "predicts": [said[int(i)] for i in top[layer, at]],
+            "predicts": [names[int(i)] for i in top[layer, at]],
             "reads": [texts[i] for i in at],
             "follows": [texts[i + 1] for i in at],
         }
@@ -130,7 +138,7 @@ def lens_cells(
 
 
 def column_of(event: Any) -> dict[str, int] | None:
-    """What a click on the lens changes in the URL."""
+    """Return what a click on the lens changes in the URL."""
     mark = picked(event, "read", "position")
     return {"position": int(mark["position"])} if mark else None
 
@@ -144,24 +152,26 @@ def _clicked_column() -> None:
 def _by_layer(about: dict[str, Any], kept: Kept, read: Reading, position: int) -> None:
     """At one position: what each layer would have said, at each state."""
     name = _names(about["run"])
-    loss, top, top_p = (kept[1](f"lens_{k}") for k in ("loss", "top", "top_p"))
+    loss, top, top_p = (kept[1](f"lens_{index}") for index in ("loss", "top", "top_p"))
     safe_html.caption(
         f"After position {position}, ",
         code(tokens.shown(read.texts[position]).strip("\n") or "␣"),
         ", comes ",
         code(tokens.shown(read.texts[position + 1]).strip("\n") or "␣"),
-        ": loss and likeliest token, layer by layer",
+        ": its loss and the likeliest token after each layer",
     )
     rows = []
-    for i in range(loss.shape[1]):
-        row: dict[str, Any] = {"after": "embedding" if i == 0 else f"layer {i - 1}"}
-        for k, state in enumerate(about["states"]):
-            row[f"loss at {state:,}"] = float(loss[k, i, position])
+    for layer in range(loss.shape[1]):
+        row: dict[str, Any] = {"after": "embedding" if layer == 0 else f"layer {layer - 1}"}
+        for index, state in enumerate(about["states"]):
+            row[f"loss at {state:,}"] = float(loss[index, layer, position])
             row[f"likeliest at {state:,}"] = (
-                f"{name(int(top[k, i, position]))!r} {100 * float(top_p[k, i, position]):.0f}%"
+                f"{name(int(top[index, layer, position]))!r}"
+                f" {100 * float(top_p[index, layer, position]):.0f}%"
             )
         rows.append(row)
     numbers = {
-        f"loss at {s:,}": st.column_config.NumberColumn(format="%.3f") for s in about["states"]
+        f"loss at {state:,}": st.column_config.NumberColumn(format="%.3f")
+        for state in about["states"]
     }
     safe_html.frame(rows, column_config=numbers)

@@ -36,6 +36,7 @@ from app.views.attention.states import (
 
 
 def page() -> None:
+    """Draw the page: all heads, one of them over time, and what it attends to."""
     selection = chosen_run()
     selection = chosen_step(selection) if selection is not None else None
     if selection is None:
@@ -43,7 +44,9 @@ def page() -> None:
     run, step = str(selection.run), int(selection.step or 0)
     heads = data.rows("heads_at", run=run, step=step, window=(max(0, step - 512), step + 1))
     if not heads:
-        safe_html.verdict(f"Step {formatting.count(step)}", "Its heads were not recorded.")
+        safe_html.verdict(
+            f"Step {formatting.count(step)}", "The attention heads were not recorded at this step."
+        )
         first = max(0, step - BEFORE)
         safe_html.nothing(
             "A fork that changes nothing records them:",
@@ -55,15 +58,17 @@ def page() -> None:
     alarms = data.rows("first_alarms", run=run, step=step, window=(max(0, step - 512), step + 1))
     head = chosen_head(heads, alarms, selection)
     slot = _slot(run, step, selection)
-    kept = attention_of(run, step, slot)
+    saved = attention_of(run, step, slot)
     left, right = st.columns([4, 1], vertical_alignment="top")
     with left:
         safe_html.verdict(
             title_of(step, head),
             *sentence_of(heads, head, alarms),
-            *_moved(kept, head),
+            *_moved(saved, head),
             hedge=[
-                "Order in time, not proof of cause. Proof: replay (Forks), or ",
+                "What moved first is not thereby the cause. To prove a cause, train the steps"
+                " again (Forks), or"
+                " run ",
                 code(f"replay blame {run} --spike {selection.spike or step}"),
                 ".",
             ],
@@ -77,14 +82,14 @@ def page() -> None:
         draw_thumbnails(run, step, heads, head)
     with beside:
         draw_over_time(run, step, head)
-    _patterns(run, step, slot, head, kept, selection)
+    _patterns(run, step, slot, head, saved, selection)
 
 
 # ---- which head, in words
 
 
 def _moved(kept: Kept | None, head: dict[str, Any]) -> list[Part]:
-    """How far the head's attention on the sequence went elsewhere, from the kept states."""
+    """Say what share of the head's attention on the sequence went to other tokens."""
     if kept is None:
         return []
     about = kept[0]
@@ -97,21 +102,19 @@ def _moved(kept: Kept | None, head: dict[str, Any]) -> list[Part]:
     if not math.isfinite(gone):
         return []
     return [
-        "On slot ",
+        "On the sequence of slot ",
         strong(about["slot"]),
         ", ",
         strong(formatting.share(gone)),
-        (
-            f" of its attention goes elsewhere at state {formatting.count(step)} than at"
-            f" {formatting.count(states[0])}."
-        ),
+        f" of its attention is on other tokens at state {formatting.count(step)} than at state"
+        f" {formatting.count(states[0])}.",
     ]
 
 
 def _slot(run: str, step: int, selection: Selection) -> int:
-    """The sequence to look at: the URL's, else one that is kept already, else the batch's worst."""
+    """Return the slot of the URL, else one computed already, else that of the highest loss."""
     rows = data.rows("batch_at", run=run, step=step, window=(max(0, step - 64), step + 1))
-    slots = [r["slot"] for r in rows]
+    slots = [row["slot"] for row in rows]
     if selection.slot is not None and (selection.slot in slots or not slots):
         return selection.slot
     looked = slots_of(run, step)
@@ -125,19 +128,22 @@ def _patterns(
     run: str, step: int, slot: int, head: dict[str, Any], kept: Kept | None, selection: Selection
 ) -> None:
     safe_html.heading(
-        f"{name_of(head)} on slot {slot} of batch {formatting.count(step)}, before, at and after"
+        f"What {name_of(head)} attends to in slot {slot} of batch {formatting.count(step)},"
+        " before, at and"
+        " after the step"
     )
     arguments = ["attention", run, str(step), "--slot", str(slot)]
     if kept is None:
-        others = [s for s in slots_of(run, step) if s != slot]
+        other_slots = [other for other in slots_of(run, step) if other != slot]
         jobs.offer(
             run,
             "replay",
             arguments,
-            "Replay to the three states",
-            "Its weights are not kept yet. They come from the exact states 16 steps before, at"
-            " and after, by replay:",
-            hint=f"Kept already: slot {formatting.listed(others)}." if others else "",
+            "Compute the attention",
+            "The attention on this sequence has not been computed yet. This command computes it"
+            " from"
+            " the exact states 16 steps before the step, at it and after it:",
+            hint=f"Computed already: slot {formatting.listed(other_slots)}." if other_slots else "",
             key="attention",
         )
         return
@@ -145,12 +151,13 @@ def _patterns(
     if False in about["exact"]:
         safe_html.amber(
             strong("Tolerance only: "),
-            "a replayed state is not the recorded one bit for bit on this machine.",
+            "on this machine a state that was trained again differs from the recorded one in"
+            " some bits.",
         )
     for state in broken_states(about, kept, head):
         safe_html.amber(
-            strong(f"The weights of state {formatting.count(state)} are not finite"),
-            f" in {name_of(head)}: such pairs are left blank.",
+            strong(f"Some attention weights of state {formatting.count(state)} are not finite"),
+            f" in {name_of(head)}; they are left blank.",
         )
     read = sequence_of(run, data.header(run).get("corpus"), tuple(about["tokens"]))
     draw_triptych(about, kept, head, read, selection.position)

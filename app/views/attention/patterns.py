@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 def draw_triptych(
     about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Reading, position: int | None
 ) -> None:
+    """Draw one head's attention at each state, and the change between the first and the last."""
     import pyarrow as pa
 
     states, block = about["states"], about["block"]
@@ -46,16 +47,22 @@ def draw_triptych(
         pair = (last, 0) if states[0] < about["step"] else (last, at)
         (w1, s1), (w0, s0) = both[pair[0]], both[pair[1]]
         caption = (
-            f"State {formatting.count(states[pair[0]])} − state {formatting.count(states[pair[1]])}: orange"
-            " gained, blue lost"
+            f"State {formatting.count(states[pair[0]])} minus state"
+            f" {formatting.count(states[pair[1]])} · orange: more, blue: less"
         )
         panels.append(("weights-gap", caption, w1 - w0, _difference(s1, s0), False))
-    pooled = f" · pairs in blocks of {block} positions, the largest counts" if block > 1 else ""
-    safe_html.caption(
-        "Weight of each query (down) on each key (across), on one scale: from"
-        f" {', '.join(f'{100 * w:g}' for w in charts.WEIGHTS)}%, blank below{pooled} · click a row"
+    pooled = (
+        f" · a cell is {block} × {block} positions, with the largest weight in it"
+        if block > 1
+        else ""
     )
-    texts = [visible(t).replace("\n", "↵") for t in read.texts]
+    safe_html.caption(
+        "Attention of each position (down) on each earlier one (across) · colour from"
+        f" {', '.join(f'{100 * threshold:g}' for threshold in charts.WEIGHTS)}% of the"
+        f" attention, blank below{pooled}"
+        " · click a row"
+    )
+    texts = [visible(text).replace("\n", "↵") for text in read.texts]
     row = (
         []
         if position is None or position >= T
@@ -68,7 +75,7 @@ def draw_triptych(
             }
         ]
     )
-    schema = pa.schema([(k, pa.int64()) for k in ("query", "query2", "zero", "all")])
+    schema = pa.schema([(name, pa.int64()) for name in ("query", "query2", "zero", "all")])
     half = pa.table({"key": [0, T], "query": [0, T], "below": [T, T]})
     for column, (key, caption, weight, score, plain) in zip(st.columns(len(panels)), panels):
         with column:
@@ -87,7 +94,7 @@ def draw_triptych(
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a − b; masked pairs, −∞ in both, are 0."""
+    """Subtract b from a; masked pairs, −∞ in both, are 0."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):
@@ -95,17 +102,16 @@ def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def cells_of(weight: np.ndarray, score: np.ndarray, block: int, texts: Sequence[str]) -> Any:
-    """The pairs whose |weight| passes the first threshold, as rectangles: key, key2, query, query2,
-    level, …
+    """Return the pairs whose |weight| passes the first threshold, as rectangles.
 
     A weight that is not finite passes none.
     """
     import numpy as np
     import pyarrow as pa
 
-    known = np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=0.0)
+    finite = np.nan_to_num(weight, nan=0.0, posinf=0.0, neginf=0.0)
     level = (
-        np.searchsorted(charts.WEIGHTS, np.abs(known) + 1e-9, side="right") * np.sign(known)
+        np.searchsorted(charts.WEIGHTS, np.abs(finite) + 1e-9, side="right") * np.sign(finite)
     ).astype(int)
     query, key = np.nonzero(level)
     names = np.array([*texts, ""], dtype=object)
@@ -125,7 +131,7 @@ def cells_of(weight: np.ndarray, score: np.ndarray, block: int, texts: Sequence[
 
 
 def query_of(event: Any) -> dict[str, int] | None:
-    """What a click on a pair changes in the URL: the query's position."""
+    """Return what a click on a pair changes in the URL: the query's position."""
     mark = picked(event, "pair", "query")
     return {"position": int(mark["query"])} if mark else None
 
@@ -139,9 +145,7 @@ def _clicked_row(key: str) -> None:
 def draw_query(
     about: dict[str, Any], kept: Kept, head: dict[str, Any], read: Reading, position: int | None
 ) -> None:
-    """The text, coloured by what the chosen query looks at; without one, by what all queries look
-    at.
-    """
+    """Draw the text, coloured by the attention of the chosen position, else of all on average."""
     states, block = about["states"], about["block"]
     T = len(about["tokens"]) - 1
     at = states.index(about["step"]) if about["step"] in states else 0
@@ -151,16 +155,16 @@ def draw_query(
         safe_html.caption(
             f"What position {position}, ",
             code(tokens.shown(read.texts[position]).strip("\n") or "␣"),
-            f", looks at: weight on each token at state {formatting.count(states[at])} · click another",
+            f", attends to, at state {formatting.count(states[at])} · click another token",
         )
     else:
         by_key = weight.mean(0)
         safe_html.caption(
-            f"Mean weight on each token over all queries, at state {formatting.count(states[at])} ·"
-            " click one to see what it looks at"
+            "How much attention each token gets on average, at state"
+            f" {formatting.count(states[at])} · click a token to see what it attends to"
         )
     levels = attention_levels([float(by_key[i // block]) for i in range(T)])
-    titles = [f"position {i} · weight {by_key[i // block]:.3f}" for i in range(T)]
+    titles = [f"position {i} · attention {by_key[i // block]:.3f}" for i in range(T)]
     tokens.tokens(
         read.texts[:T],
         levels,
@@ -175,10 +179,12 @@ def attention_levels(weights: Sequence[float]) -> list[int]:
     """Strength 0 … 6 by the square root of the weight over the largest, so that small ones can be
     seen.
     """
-    top = max((w for w in weights if math.isfinite(w)), default=0.0)
+    top = max((weight for weight in weights if math.isfinite(weight)), default=0.0)
     return [
-        round((tokens.LEVELS - 1) * math.sqrt(w / top)) if top > 0 and math.isfinite(w) else 0
-        for w in weights
+        round((tokens.LEVELS - 1) * math.sqrt(weight / top))
+        if top > 0 and math.isfinite(weight)
+        else 0
+        for weight in weights
     ]
 
 

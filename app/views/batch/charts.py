@@ -28,10 +28,8 @@ QUIET = {False: "#c9ccd3", True: "#3a3d47"}  # a sequence that stands within 3σ
 
 @cached
 def sequences(dark: bool) -> dict[str, Any]:
-    """A bar per sequence, the highest loss on the left; coloured by how far it stands from the
-    steps before; a click picks one.
-    """
-    p = palette(dark)
+    """Draw a bar per sequence, highest loss first, coloured by its z against the steps before."""
+    colours = palette(dark)
     across = alt.Axis(title=None, tickMinStep=1, grid=False, labels=False, ticks=False)
     x = alt.X("place", type=Q, axis=across, scale=alt.Scale(nice=False, zero=True))
     loss = alt.Axis(title=None, tickCount=4, minExtent=34)
@@ -53,19 +51,19 @@ def sequences(dark: bool) -> dict[str, Any]:
             alt.X2("place2"),
             alt.Y("shown", type=Q, axis=loss),
             alt.Y2("zero"),
-            alt.Color("level", type=O, scale=heat_with_quiet(p, QUIET[dark])),
+            alt.Color("level", type=O, scale=heat_with_quiet(colours, QUIET[dark])),
             tooltip=tips,
         )
         .add_params(at)
     )
     lines = (
         alt.Chart(named("lines"))
-        .mark_rule(strokeDash=[4, 3], color=p.ink, opacity=0.7)
+        .mark_rule(strokeDash=[4, 3], color=colours.ink, opacity=0.7)
         .encode(alt.Y("value", type=Q, axis=loss))
     )
-    said = (
+    words = (
         alt.Chart(named("lines"))
-        .mark_text(align="right", dx=-4, dy=-6, fontSize=10, color=p.ink, opacity=0.85)
+        .mark_text(align="right", dx=-4, dy=-6, fontSize=10, color=colours.ink, opacity=0.85)
         .encode(
             alt.XDatum({"expr": "last"}, type=Q),
             alt.Y("value", type=Q, axis=loss),
@@ -74,18 +72,16 @@ def sequences(dark: bool) -> dict[str, Any]:
     )
     chosen = (
         alt.Chart(named("chosen"))
-        .mark_rect(fill=None, stroke=p.ink, strokeWidth=2)
+        .mark_rect(fill=None, stroke=colours.ink, strokeWidth=2)
         .encode(x, alt.X2("place2"), alt.Y("shown", type=Q, axis=loss), alt.Y2("zero"))
     )
-    return template(alt.layer(bars, lines, said, chosen), dark, height=140, canvas=True)
+    return template(alt.layer(bars, lines, words, chosen), dark, height=140, canvas=True)
 
 
 @cached
 def tokens(dark: bool) -> dict[str, Any]:
-    """A bar per token of one sequence, in the order of the text; coloured as the text is; a click
-    picks one.
-    """
-    p = palette(dark)
+    """Draw a bar per token of one sequence, in the order and colours of the text."""
+    colours = palette(dark)
     x = alt.X(
         "position",
         type=Q,
@@ -99,7 +95,7 @@ def tokens(dark: bool) -> dict[str, Any]:
         alt.Tooltip("reads", type=N, title="token"),
         alt.Tooltip("loss", type=Q, format=".3f"),
     ]
-    colours = [f"rgba(226, 88, 0, {a})" for a in STRENGTHS]
+    strengths = [f"rgba(226, 88, 0, {a})" for a in STRENGTHS]
     bars = (
         alt.Chart(named("tokens"))
         .mark_rect(stroke=None, cursor="pointer")
@@ -109,7 +105,9 @@ def tokens(dark: bool) -> dict[str, Any]:
             alt.Y("loss", type=Q, axis=loss),
             alt.Y2("zero"),
             alt.Color(
-                "level", type=O, scale=alt.Scale(domain=list(range(len(colours))), range=colours)
+                "level",
+                type=O,
+                scale=alt.Scale(domain=list(range(len(strengths))), range=strengths),
             ),
             tooltip=tips,
         )
@@ -119,12 +117,12 @@ def tokens(dark: bool) -> dict[str, Any]:
     )
     top = (
         alt.Chart(named("top"))
-        .mark_rule(strokeDash=[4, 3], color=p.ink, opacity=0.7)
+        .mark_rule(strokeDash=[4, 3], color=colours.ink, opacity=0.7)
         .encode(alt.Y("value", type=Q, axis=loss))
     )
     here = (
         alt.Chart(named("here"))
-        .mark_rect(fill=None, stroke=p.ink, strokeWidth=1.6)
+        .mark_rect(fill=None, stroke=colours.ink, strokeWidth=1.6)
         .encode(x, alt.X2("position2"), alt.Y("loss", type=Q, axis=loss), alt.Y2("zero"))
     )
     return template(alt.layer(bars, top, here), dark, height=110, canvas=True)

@@ -16,6 +16,7 @@ from app.views.batch.token import draw_beside
 
 
 def page() -> None:
+    """Draw the page: the batch's sequences, one of them as text, and what can be done."""
     selection = chosen_run()
     selection = chosen_step(selection) if selection is not None else None
     if selection is None:
@@ -25,10 +26,12 @@ def page() -> None:
     if not rows:
         draw_unrecorded(run, step)
         return
-    row = next((r for r in rows if r["slot"] == selection.slot), rows[0])
+    row = next((row for row in rows if row["slot"] == selection.slot), rows[0])
     if selection.slot is not None and row["slot"] != selection.slot:
         safe_html.nothing(
-            f"Batch {formatting.count(step)} has no slot {selection.slot}: it has {len(rows)} sequences."
+            f"Batch {formatting.count(step)} has no slot {selection.slot}. It has {len(rows)}"
+            " sequences; shown is the one with the highest"
+            " loss."
         )
     left, right = st.columns([4, 1], vertical_alignment="top")
     with left:
@@ -40,7 +43,7 @@ def page() -> None:
     draw_sequences(rows, row, data.header(run))
     read, beside = st.columns([1.9, 1])
     with read:
-        found = draw_text(run, step, row, selection)
-    if found is not None:
+        reading = draw_text(run, step, row, selection)
+    if reading is not None:
         with beside:
-            draw_beside(run, step, row, selection, *found)
+            draw_beside(run, step, row, selection, *reading)

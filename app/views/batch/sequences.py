@@ -14,38 +14,40 @@ from app.views.batch import charts
 
 
 def bars_of(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A bar for each sequence; without a past to stand apart from, as quiet as those within 3σ."""
+    """Return a bar for each sequence; one without a past is as quiet as those within 3σ."""
     top = _top(rows)
     return [
         {
-            **{k: r[k] for k in ("slot", "sequence", "share", "z", "source", "path")},
-            "level": r["level"] or 0,
-            "loss": formatting.loss(r["loss"]),
-            "place": float(r["place"]),
-            "place2": r["place"] + 0.88,
+            **{key: row[key] for key in ("slot", "sequence", "share", "z", "source", "path")},
+            "level": row["level"] or 0,
+            "loss": formatting.loss(row["loss"]),
+            "place": float(row["place"]),
+            "place2": row["place"] + 0.88,
             "zero": 0.0,
             "shown": (
-                r["loss"]
-                if r["loss"] is not None and math.isfinite(r["loss"])
+                row["loss"]
+                if row["loss"] is not None and math.isfinite(row["loss"])
                 else top * 1.1
-                if r["loss"] is not None
+                if row["loss"] is not None
                 else 0.0
             ),
         }
-        for r in rows
+        for row in rows
     ]
 
 
 def _top(rows: Sequence[dict[str, Any]]) -> float:
-    """The largest finite loss."""
+    """Return the largest finite loss."""
     return max(
-        [r["loss"] for r in rows if r["loss"] is not None and math.isfinite(r["loss"])], default=1.0
+        [row["loss"] for row in rows if row["loss"] is not None and math.isfinite(row["loss"])],
+        default=1.0,
     )
 
 
 def draw_sequences(
     rows: Sequence[dict[str, Any]], chosen: dict[str, Any], header: dict[str, Any]
 ) -> None:
+    """Draw the sequences of a batch by loss; a click chooses one."""
     import pyarrow as pa
 
     vocabulary = (header.get("shape") or {}).get("vocabulary")
@@ -58,20 +60,24 @@ def draw_sequences(
     )
     if vocabulary and top > 0.6 * math.log(vocabulary):
         lines.append(
-            {"value": math.log(vocabulary), "what": f"ln V, guessing: {math.log(vocabulary):.3f}"}
+            {
+                "value": math.log(vocabulary),
+                "what": f"guessing at random (ln V): {math.log(vocabulary):.3f}",
+            }
         )
     safe_html.caption(
-        "Loss by sequence (nats/token), highest first · colour: σ from the sequences of the 64"
-        f" steps before, grey under 3 · click one (now slot {chosen['slot']})"
+        "Loss of each sequence (nats/token), highest first · colour: σ above the sequences of"
+        " the 64"
+        f" steps before, grey below 3 · click one (shown below: slot {chosen['slot']})"
     )
     schema = pa.schema([("value", pa.float64()), ("what", pa.string())])
-    one = [b for b in bars if b["slot"] == chosen["slot"]]
+    chosen_bar = [bar for bar in bars if bar["slot"] == chosen["slot"]]
     theme.draw(
         theme.filled(charts.sequences(safe_html.dark()), last=float(len(rows))),
         {
             "bars": pa.Table.from_pylist(bars),
             "lines": pa.Table.from_pylist(lines, schema=schema),
-            "chosen": pa.Table.from_pylist(one),
+            "chosen": pa.Table.from_pylist(chosen_bar),
         },
         key="sequences",
         on_select=_clicked_bar,
@@ -79,7 +85,7 @@ def draw_sequences(
 
 
 def slot_of(event: Any) -> dict[str, int] | None:
-    """What a click on a bar changes in the URL."""
+    """Return what a click on a bar changes in the URL."""
     mark = picked(event, "bar", "slot")
     return {"slot": int(mark["slot"])} if mark else None
 

@@ -21,60 +21,67 @@ APART = 3  # σ above the sequences before, from which a sequence is named
 
 
 def title_of(step: int, rows: Sequence[dict[str, Any]]) -> str:
-    """`Batch 1,342: loss 5.380 nats/token, +3.110 over the steps before`."""
-    weight = sum(r["weight"] or 0 for r in rows)
-    finite = all(r["loss"] is not None and math.isfinite(r["loss"]) for r in rows if r["weight"])
+    """Say the batch's loss, and how far it lies above the steps before."""
+    weight = sum(row["weight"] or 0 for row in rows)
+    finite = all(
+        row["loss"] is not None and math.isfinite(row["loss"]) for row in rows if row["weight"]
+    )
     loss = (
-        sum(r["loss"] * r["weight"] for r in rows if r["weight"]) / weight
+        sum(row["loss"] * row["weight"] for row in rows if row["weight"]) / weight
         if weight and finite
         else None
     )
     past = rows[0]["baseline"]
     if loss is None:
         return f"Batch {formatting.count(step)}: " + (
-            "no target counted" if not weight else "the loss is not finite"
+            "no predicted token counts in the loss" if not weight else "the loss is not finite"
         )
-    gap = f", {formatting.gap(loss - past)} over the 64 steps before" if past is not None else ""
+    gap = f", {formatting.gap(loss - past)} against the 64 steps before" if past is not None else ""
     return f"Batch {formatting.count(step)}: loss {formatting.loss(loss)} nats/token{gap}"
 
 
 def worst_of(rows: Sequence[dict[str, Any]]) -> list[Part]:
-    """How much of the excess its worst sequence holds, which document that is, and whether the
-    others are odd too.
-    """
+    """Say how much of the rise the worst sequence makes up, and how the others stand."""
     top = rows[0]
-    apart = [r for r in rows if r["z"] is not None and r["z"] >= APART]
+    apart = [row for row in rows if row["z"] is not None and row["z"] >= APART]
     where: list[Part] = (
-        [code(_place(top))] if top["path"] is not None else ["a sequence that an intervention made"]
+        [code(_place(top))] if top["path"] is not None else ["an intervention, not from a document"]
     )
-    said: list[Part] = [
-        f"Its worst of {len(rows)} sequences, ",
+    sentence: list[Part] = [
+        f"Of its {len(rows)} sequences, ",
         accent(f"slot {top['slot']}"),
-        f" (loss {formatting.loss(top['loss'])}), ",
+        f" has the highest loss ({formatting.loss(top['loss'])}). ",
     ]
-    total = sum(r["excess"] for r in rows if r["excess"] is not None and math.isfinite(r["excess"]))
+    total = sum(
+        row["excess"] for row in rows if row["excess"] is not None and math.isfinite(row["excess"])
+    )
     if top["share"] is not None and total > 0 and top["share"] > 0:
-        said += ["holds ", strong(formatting.share(top["share"])), " of the excess; it reads "]
-    else:
-        said += ["reads "]
-    said += [*where, ". "]
-    if apart:
-        sources = sorted({r["source"] for r in apart if r["source"]})
-        said += [
-            strong(f"{len(apart)} of {len(rows)}"),
-            f" stand {APART}σ or more above the sequences of the 64 steps before",
+        sentence += [
+            "It makes up ",
+            strong(formatting.share(top["share"])),
+            " of the batch's rise, and",
         ]
-        if len(sources) == 1 and len({r["source"] for r in rows}) > 1:
-            said += [", all of them of the source ", code(sources[0])]
-        share = sum(r["share"] for r in apart if r["share"] is not None)
-        said += (
-            [" and hold ", strong(formatting.share(share)), " of the excess."]
+        sentence += [" comes from "]
+    else:
+        sentence += ["It comes from "]
+    sentence += [*where, ". "]
+    if apart:
+        sources = sorted({row["source"] for row in apart if row["source"]})
+        sentence += [
+            strong(f"{len(apart)} of {len(rows)}"),
+            f" sequences lie {APART}σ or more above those of the 64 steps before",
+        ]
+        if len(sources) == 1 and len({row["source"] for row in rows}) > 1:
+            sentence += [", all of them from the source ", code(sources[0])]
+        share = sum(row["share"] for row in apart if row["share"] is not None)
+        sentence += (
+            [" and make up ", strong(formatting.share(share)), " of the batch's rise."]
             if len(apart) > 1 and share > 0 and total > 0
             else ["."]
         )
     elif top["baseline"] is not None:
-        said += [f"None stands {APART}σ above the sequences of the 64 steps before."]
-    return said
+        sentence += [f"None lies {APART}σ above the sequences of the 64 steps before."]
+    return sentence
 
 
 def _place(row: dict[str, Any]) -> str:
@@ -82,14 +89,18 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def hedge_of(run: str, selection: Selection, step: int) -> list[Part]:
+    """Say what would prove a cause."""
     return [
-        "A share of the loss, not proof of cause. Proof: replay without it (Forks), or ",
+        "A share of the loss is no proof of a cause. To prove one, train without the sequence"
+        " (Forks), or"
+        " run ",
         code(f"replay blame {run} --spike {selection.spike or step} --tokens"),
         ".",
     ]
 
 
 def draw_next_steps(selection: Selection, step: int, row: dict[str, Any]) -> None:
+    """Draw links to forks without this document or sequence, and to other pages."""
     run = selection.run
     if row["document"] is not None:
         link(
@@ -116,12 +127,13 @@ def draw_next_steps(selection: Selection, step: int, row: dict[str, Any]) -> Non
 
 
 def draw_unrecorded(run: str, step: int) -> None:
+    """Say that the sequences' losses were not recorded, and what prints the batch."""
     safe_html.verdict(
         f"Batch {formatting.count(step)}",
-        "Its sequences were not recorded, so their losses are not known here.",
+        "The losses of its sequences were not recorded.",
     )
     safe_html.nothing(
-        "What it read can be printed from the data order:",
+        "This command prints what the batch read, from the order of the data:",
         f"forensics batch {run} {step}",
         'record.level = "light" records each sequence\'s loss at every step.',
     )

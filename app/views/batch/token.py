@@ -23,6 +23,7 @@ def draw_beside(
     found: Reading,
     losses: list[float | None] | None,
 ) -> None:
+    """Draw the chosen token, and the tokens of highest loss."""
     at = selection.position
     if at is not None and at < len(found.tokens):
         _token(run, step, row["slot"], at, found, losses, selection)
@@ -39,9 +40,7 @@ def _token(
     losses: list[float | None] | None,
     selection: Selection,
 ) -> None:
-    """The chosen token: its loss, its document, how often the state had met it, and a fork without
-    the document.
-    """
+    """Draw the chosen token: its loss, its document, how often the model had seen it."""
     with st.container(border=True, key="token-card"):
         safe_html.heading(
             "Token ",
@@ -50,37 +49,40 @@ def _token(
         )
         loss = losses[at] if losses is not None else None
         if at == 0:
-            safe_html.note("The first token is read, not predicted: it has no loss.")
+            safe_html.note("The first token is only read, not predicted, so it has no loss.")
         elif loss is not None:
             above = (
-                ", above ln V: worse than guessing"
+                ", worse than guessing at random (ln V)"
                 if tokens.level(loss, found.vocabulary)[1]
                 else ""
             )
             probability = (
-                f", probability {formatting.number(math.exp(-loss))}" if math.isfinite(loss) else ""
+                f": the model gave it the probability {formatting.number(math.exp(-loss))}"
+                if math.isfinite(loss)
+                else ""
             )
             safe_html.note("Loss ", accent(formatting.loss(loss)), f" nats{probability}{above}.")
         span = found.span_of(at)
         if span is None:
-            safe_html.note("An intervention made this sequence: it comes from no document.")
+            safe_html.note("An intervention made this sequence, so it comes from no document.")
         else:
             safe_html.note(
                 "Document ",
                 strong(span.document),
                 ": ",
                 code(f"{span.source}: {span.path}"),
-                f", token {formatting.count(span.offset + at - span.start)} of it.",
+                f", its token {formatting.count(span.offset + at - span.start)}.",
             )
             before = data.rows("document_exposure", run=run, document=span.document, last=step)
             if before:
                 safe_html.note(
-                    f"Batches before this one held it in {formatting.count(len(before))} sequences,"
+                    f"The model had trained on it in {formatting.count(len(before))} sequences"
+                    " before,"
                     f" first at step {formatting.count(before[0]['step'])}, last at"
                     f" {formatting.count(before[-1]['step'])}."
                 )
             else:
-                safe_html.note("No batch before this one held any of it.")
+                safe_html.note("The model had not trained on it before.")
         _met(run, step, found.tokens[at])
         if span is not None:
             link(
@@ -93,61 +95,70 @@ def _token(
                 slot=slot,
                 document=span.document,
             )
-        link("tokens", "This token over the run", run=run, token=found.tokens[at])
+        link("tokens", "This token over the whole run", run=run, token=found.tokens[at])
 
 
 def _met(run: str, step: int, token: int) -> None:
     rows = data.rows("token_exposure", run=run, step=step, token=token)
     if not rows:
         safe_html.caption(
-            "How often the state had met this token is not recorded: ",
+            "How often the model had seen this token by now was not measured. This command does: ",
             code(f"forensics tokens {run}@{step}"),
         )
         return
-    r = rows[0]
+    row = rows[0]
     first = (
-        f", first at step {formatting.count(r['first_seen'])}"
-        if r["first_seen"] is not None
+        f", first at step {formatting.count(row['first_seen'])}"
+        if row["first_seen"] is not None
         else ""
     )
     counts = (
-        f"{formatting.count(r['exposure_out'])} times a target, {formatting.count(r['exposure_in'])} times an"
-        " input"
+        f"as an input {formatting.count(row['exposure_in'])} times, as the token to predict"
+        f" {formatting.count(row['exposure_out'])} times"
     )
-    safe_html.note(f"By state {formatting.count(r['step'])}: {counts}{first}.")
+    safe_html.note(
+        f"By state {formatting.count(row['step'])} the model had seen this token {counts}{first}."
+    )
 
 
 def draw_documents(found: Reading, losses: list[float | None] | None) -> None:
+    """Draw the documents that the sequence is made of."""
     if not found.spans:
         return
-    safe_html.heading("What it reads")
+    safe_html.heading("The documents of this sequence")
     rows = []
-    for s in found.spans:
-        own = [x for x in (losses or [])[s.start : s.stop] if x is not None and math.isfinite(x)]
+    for span in found.spans:
+        losses_of_span = [
+            loss
+            for loss in (losses or [])[span.start : span.stop]
+            if loss is not None and math.isfinite(loss)
+        ]
         rows.append(
             {
-                "document": s.document,
-                "source": s.source,
-                "path": s.path,
-                "from token": s.offset,
-                "tokens": s.stop - s.start,
-                "loss": sum(own) / len(own) if own else None,
+                "document": span.document,
+                "source": span.source,
+                "path": span.path,
+                "from token": span.offset,
+                "tokens": span.stop - span.start,
+                "loss": sum(losses_of_span) / len(losses_of_span) if losses_of_span else None,
             }
         )
     safe_html.frame(
-        rows if losses is not None else [{k: v for k, v in r.items() if k != "loss"} for r in rows],
+        rows
+        if losses is not None
+        else [{key: value for key, value in row.items() if key != "loss"} for row in rows],
         column_config={"loss": st.column_config.NumberColumn(format="%.3f")},
     )
 
 
 def _costly(found: Reading, losses: list[float | None], most: int = 8) -> None:
-    """The tokens that cost most, with what stands before them."""
+    """Draw the tokens of highest loss, with what stands before them."""
     order = sorted(
-        (i for i, x in enumerate(losses) if x is not None), key=lambda i: -(losses[i] or 0.0)
+        (i for i, loss in enumerate(losses) if loss is not None), key=lambda i: -(losses[i] or 0.0)
     )[:most]
     if not order:
         return
-    safe_html.heading("Its costliest tokens")
+    safe_html.heading("The tokens with the highest loss")
     safe_html.frame(
         [
             {

@@ -1,1 +1,4 @@
-"""Which data made the spike?"""
+"""Which data made the spike? Sequences ranked by influence, removed by replay."""
+
+TITLE = "Blame"
+ORDER = 7

@@ -28,7 +28,7 @@ def deletion(dark: bool) -> dict[str, Any]:
     """Nats of the excess that go when the strongest are removed together, beside as many random
     ones.
     """
-    p = palette(dark)
+    colours = palette(dark)
     x = alt.X(
         "removed",
         type=Q,
@@ -36,7 +36,7 @@ def deletion(dark: bool) -> dict[str, Any]:
         scale=alt.Scale(type="log", base=2, nice=False, padding=16),
     )
     y = alt.Y("taken", type=Q, axis=labels(tickCount=5, format=".3~f"), scale=alt.Scale(zero=True))
-    colour = by_name("order", ORDERS, colours=[p.fork, p.parent])
+    colour = by_name("order", ORDERS, colours=[colours.fork, colours.parent])
     shape = shape_by_name("order", ORDERS, ["circle", "square"])
     dash = dash_by_name("order", ORDERS, [[1, 0], [4, 3]])
     tips = [
@@ -44,9 +44,9 @@ def deletion(dark: bool) -> dict[str, Any]:
         alt.Tooltip("order", type=N),
         alt.Tooltip("taken", type=Q, format="+.3f", title="nats that go"),
     ]
-    whole = (
+    excess = (
         alt.Chart(named("whole"))
-        .mark_rule(color=p.ink, strokeDash=[2, 3])
+        .mark_rule(color=colours.ink, strokeDash=[2, 3])
         .encode(alt.Y("taken", type=Q))
     )
     rows = alt.Chart(named("curve"))
@@ -56,8 +56,8 @@ def deletion(dark: bool) -> dict[str, Any]:
     )
     nulls = (
         alt.Chart(named("nulls"))
-        .mark_tick(orient="horizontal", size=16, thickness=1.6, color=p.parent, opacity=1)
+        .mark_tick(orient="horizontal", size=16, thickness=1.6, color=colours.parent, opacity=1)
         .encode(x, y, tooltip=tips)
     )
     words = end_words("ends", x, "taken", colour, dx=0)
-    return template(alt.layer(whole, lines, nulls, dots, *words), dark, height=220)
+    return template(alt.layer(excess, lines, nulls, dots, *words), dark, height=220)

@@ -13,56 +13,55 @@ from app import safe_html
 def draw_split(d: Mapping[str, Any]) -> None:
     """Where the excess sits: in the batch (data part), in the model (state part)."""
     excess = d["excess"]
-    safe_html.heading("Excess")
+    safe_html.heading("Where the spike sits")
     parts = (
-        ("data", "data part: this batch reads worse than the probes do"),
-        ("state", "state part: the model had become worse"),
+        ("data", "data: this batch rose more than the probe sequences"),
+        ("state", "state: the probe sequences rose too, so the model had become worse"),
     )
     rows = [
         {
-            "nats/token": excess[k],
-            "of the whole": excess[k] / excess["total"] if excess["total"] else None,
-            "part": what,
+            "nats/token": excess[part],
+            "share": excess[part] / excess["total"] if excess["total"] else None,
+            "part": meaning,
         }
-        for k, what in parts
-        if excess[k] is not None
+        for part, meaning in parts
+        if excess[part] is not None
     ]
     number = st.column_config.NumberColumn
     safe_html.frame(
         rows,
         column_config={
             "nats/token": number(format="%+.3f"),
-            "of the whole": st.column_config.ProgressColumn(
-                format="percent", min_value=0, max_value=1
-            ),
+            "share": st.column_config.ProgressColumn(format="percent", min_value=0, max_value=1),
         },
     )
 
 
 def draw_trials(d: Mapping[str, Any]) -> None:
+    """Draw whether it spikes with other data, from other states, with other moments."""
     trials = d["trials"]
-    named = [("other data", t) for t in trials["other_data"]] + [
-        ("other state", t) for t in trials["other_states"]
+    trial_rows = [("other data", trial) for trial in trials["other_data"]] + [
+        ("other state", trial) for trial in trials["other_states"]
     ]
-    named += [
+    trial_rows += [
         (name.replace("_", " "), trials[name])
         for name in ("up_to_date", "steady_rate")
         if trials[name]
     ]
-    if named:
-        safe_html.heading("Trials: does it spike all the same?")
+    if trial_rows:
+        safe_html.heading("Does it spike under other conditions?")
         rows = [
             {
                 "trial": name,
-                "what": t["what"],
-                "left, nats": t["left"],
-                "spikes": "yes" if t["spikes"] else "no",
+                "what": trial["what"],
+                "left, nats/token": trial["left"],
+                "spikes": "yes" if trial["spikes"] else "no",
             }
-            for name, t in named
+            for name, trial in trial_rows
         ]
         safe_html.frame(
             rows,
-            column_config={"left, nats": st.column_config.NumberColumn(format="%+.3f")},
+            column_config={"left, nats/token": st.column_config.NumberColumn(format="%+.3f")},
             tallest=320,
         )
 
@@ -71,15 +70,15 @@ def draw_sums(d: Mapping[str, Any]) -> None:
     """By document, and the tensors of the update after which the probes' loss rose most."""
     rows = [
         {
-            "influence": r["influence"],
-            "sequences": r["sequences"],
-            "source": r["source"],
-            "document": r["path"],
+            "influence": row["influence"],
+            "sequences": row["sequences"],
+            "source": row["source"],
+            "document": row["path"],
         }
-        for r in d["documents"][:8]
+        for row in d["documents"][:8]
     ]
     if rows:
-        safe_html.heading("By document")
+        safe_html.heading("Influence by document")
         safe_html.frame(
             rows,
             column_config={"influence": st.column_config.NumberColumn(format="%+.4f")},
@@ -87,20 +86,21 @@ def draw_sums(d: Mapping[str, Any]) -> None:
         )
     tensors = d["tensors"]
     if tensors:
-        stale = [s for s in tensors["stale"] if s["times"]][:3]
+        stale = [tensor for tensor in tensors["stale"] if tensor["times"]][:3]
         if stale:
-            safe_html.heading("Second moments most out of date")
+            safe_html.heading("Second moments that were most out of date")
             safe_html.frame(
                 [
                     {
-                        "tensor": s["tensor"],
-                        "staleness": s["staleness"],
-                        "usual": s["usual"],
-                        "step": s["step"],
+                        "tensor": tensor["tensor"],
+                        "staleness": tensor["staleness"],
+                        "usual": tensor["usual"],
+                        "step": tensor["step"],
                     }
-                    for s in stale
+                    for tensor in stale
                 ],
                 column_config={
-                    k: st.column_config.NumberColumn(format="%.2f") for k in ("staleness", "usual")
+                    name: st.column_config.NumberColumn(format="%.2f")
+                    for name in ("staleness", "usual")
                 },
             )

@@ -11,12 +11,13 @@ import streamlit as st
 
 from app import data, formatting, jobs, safe_html
 from app.controls import pick
-from app.documents import documents
+from app.documents import documents, draw_unreadable
+from app.navigation import chosen_run
 from app.safe_html import code, strong
 from app.selection import Selection, goto
 from app.views.blame.evidence import draw_split, draw_sums, draw_trials
 from app.views.blame.removal import draw_curve
-from app.views.blame.summary import method_of, sentence_of, title_of, without_tokens
+from app.views.blame.summary import lacks_tokens, method_of, sentence_of, title_of
 from app.views.blame.suspects import draw_candidates
 
 KEPT = 16  # candidates of a document: replay.blame.investigate.SHOWN
@@ -24,45 +25,54 @@ TOKEN_BYTES = 40  # of a token's id and influence in the document
 CHEAP = 16 << 20  # bytes of a document up to which they are kept without asking
 
 
+def page() -> None:
+    """Draw the page: what blame found about a spike of the run."""
+    selection = chosen_run()
+    if selection is not None:
+        draw(str(selection.run), selection)
+
+
 def draw(run: str, selection: Selection) -> None:
-    """The document of the URL's spike; else the newest."""
-    found = {
-        int(d["spike"]["step"]): d
-        for _, d in reversed(documents(run, "blame"))
-        if isinstance(d.get("spike"), Mapping)
+    """Draw what blame found about the spike of the URL; else about the newest one blamed."""
+    draw_unreadable(run, "blame")
+    by_step = {
+        int(document.content["spike"]["step"]): document.content
+        for document in reversed(documents(run, "blame"))
+        if isinstance(document.content.get("spike"), Mapping)
     }
     spikes = data.rows("spikes", run=run, metric="loss")
-    newest = next(reversed(found), None)
+    newest = next(reversed(by_step), None)
     spike = selection.spike if selection.spike is not None else newest
     if spike is None and spikes:
-        spike = max(spikes, key=lambda s: s["sigma"] or 0.0)["step"]
-    _picker(run, sorted({*found, *(s["step"] for s in spikes)}), found, spike)
+        spike = max(spikes, key=lambda row: row["sigma"] or 0.0)["step"]
+    _picker(run, sorted({*by_step, *(row["step"] for row in spikes)}), by_step, spike)
     if spike is None:
         safe_html.verdict(
-            ["No spike was found in ", code(run), ", so there is nothing to blame"],
+            ["No spike of the loss was found in ", code(run), ", so there is nothing to explain"],
             hedge=[
-                "Any step can be blamed with ",
+                "Any step can be examined with ",
                 code(f"replay blame {run} --spike STEP --force"),
                 ".",
             ],
         )
         return
-    document = found.get(spike)
+    document = by_step.get(spike)
     if document is None:
         safe_html.verdict(
-            f"Step {formatting.count(spike)} has not been blamed yet",
-            "Blame ranks each sequence of the steps before by its influence on the spike, then"
-            " removes the first 1, 2, 4 … of them by replay, beside as many random ones.",
+            f"The cause of the spike at step {formatting.count(spike)} has not been examined yet",
+            "Blame ranks each sequence of the steps before by its influence on the spike. Then it"
+            " trains the steps again without the strongest 1, 2, 4 … of them, and again without as"
+            " many random ones.",
         )
         length = _length(run)
         arguments = arguments_of(run, spike, length)
         safe_html.nothing(
-            "From the command line:",
+            "This command examines it:",
             " ".join(["replay", *arguments]),
             f"It takes some minutes on a small run. {cost_of(length)}",
         )
         if not jobs.busy(run, "blame"):
-            jobs.launcher(run, "replay", arguments, "Blame it", type="primary")
+            jobs.launcher(run, "replay", arguments, "Find the cause", type="primary")
         return
     _document(run, document, selection)
 
@@ -77,7 +87,7 @@ def _picker(run: str, steps: list[int], found: Mapping[int, Any], spike: int | N
             spike,
             key="blamed",
             choose=lambda step: goto(run=run, spike=step),
-            name=lambda step: f"step {step:,}" + ("" if step in found else " (not yet blamed)"),
+            name=lambda step: f"step {step:,}" + ("" if step in found else " (not examined yet)"),
             width=280,
         )
 
@@ -90,7 +100,7 @@ def _length(run: str) -> int:
 
 
 def arguments_of(run: str, spike: int, length: int) -> list[str]:
-    """Of `replay blame`: with the influence of every token, where the document stays small."""
+    """Return the arguments of `replay blame`, with --tokens where the document stays small."""
     return [
         "blame",
         run,
@@ -101,17 +111,17 @@ def arguments_of(run: str, spike: int, length: int) -> list[str]:
 
 
 def cost_of(length: int) -> str:
-    """What --tokens costs: the gradient has them anyway, only the document grows."""
+    """Say what --tokens costs: the gradient has them anyway, only the document grows."""
     size = KEPT * length * TOKEN_BYTES / 1000
     room = f"{size:,.0f} kB" if size < 1000 else f"{size / 1000:,.0f} MB"
     if "--tokens" in arguments_of("", 0, length):
         return (
-            f"It keeps each token's influence too: that takes no further replay, only up to {room}"
-            " of the document."
+            f"It also saves the influence of each token: up to {room} on disk, and no further"
+            " training."
         )
     return (
-        f"Each token's influence, which takes no further replay but up to {room} of the document,"
-        " is kept with --tokens."
+        f"--tokens also saves the influence of each token: up to {room} on disk, and no further"
+        " training."
     )
 
 
@@ -137,19 +147,19 @@ def _again(run: str, d: Mapping[str, Any]) -> None:
     far it is.
     """
     busy, length = jobs.busy(run, "blame"), _length(run)
-    if without_tokens(d) and not busy:
+    if lacks_tokens(d) and not busy:
         spike = d["spike"]["step"]
         safe_html.note(
-            "The influence of each token was not kept. Blaming again takes as long as it did,"
+            "The influence of each token was not saved. Finding it takes as long as this took,"
             f" {d['seconds']:,.0f} s. ",
             cost_of(length),
         )
         arguments = arguments_of(run, spike, length)
         if "--tokens" in arguments:
             jobs.launcher(
-                run, "replay", arguments, "Blame again, with each token", key="blame-again"
+                run, "replay", arguments, "Find the influence of each token", key="blame-again"
             )
         else:
             safe_html.nothing(
-                "From the command line:", f"replay blame {run} --spike {spike} --tokens"
+                "This command finds it:", f"replay blame {run} --spike {spike} --tokens"
             )

@@ -10,30 +10,31 @@ from app.views.blame import charts
 
 
 def curve_of(d: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Marks of the deletion curve: what goes by influence, and with as many random sequences."""
+    """Return the marks of the deletion curve: by influence, and of as many random sequences."""
     rows = []
-    for p in d["deletion_curve"]:
-        rows.append({"removed": p["removed"], "taken": p["taken"], "order": "by influence"})
-        if p["random"] is not None:
-            rows.append({"removed": p["removed"], "taken": p["random"], "order": "random"})
-    return [r for r in rows if r["taken"] is not None]
+    for point in d["deletion_curve"]:
+        rows.append({"removed": point["removed"], "taken": point["taken"], "order": "by influence"})
+        if point["random"] is not None:
+            rows.append({"removed": point["removed"], "taken": point["random"], "order": "random"})
+    return [row for row in rows if row["taken"] is not None]
 
 
 def draw_curve(d: Mapping[str, Any]) -> None:
+    """Draw by how much the spike falls without the strongest sequences, and without random ones."""
     import pyarrow as pa
 
     rows = curve_of(d)
     if not rows:
         safe_html.nothing(
-            "No removal was tried.",
-            hint="Where no spike rises above its past there is nothing to remove.",
+            "No sequence was removed.",
+            hint="Where the loss does not rise above its past there is nothing to explain.",
         )
         return
     proof, total = d["proof"], d["excess"]["total"]
     nulls = [
-        {"removed": proof["sequences"], "taken": x, "order": "random"}
-        for x in (proof["random"] if proof else [])
-        if x is not None
+        {"removed": proof["sequences"], "taken": fall, "order": "random"}
+        for fall in (proof["random"] if proof else [])
+        if fall is not None
     ]
     if proof and proof["taken"] is not None:
         rows.append(
@@ -42,16 +43,19 @@ def draw_curve(d: Mapping[str, Any]) -> None:
     schema = pa.schema([("removed", pa.int64()), ("taken", pa.float64()), ("order", pa.string())])
     ends = []
     for order, word in (("by influence", "the strongest ●"), ("random", "random ■")):
-        own = [r for r in rows if r["order"] == order]
-        if own:
-            last = max(own, key=lambda r: r["removed"])
+        points = [row for row in rows if row["order"] == order]
+        if points:
+            last = max(points, key=lambda row: row["removed"])
             ends.append({**last, "word": word, "below": False})
-    extra = f" · ticks: {len(nulls)} random removals of {proof['sequences']}" if nulls else ""
+    extra = (
+        f" · ticks: {len(nulls)} removals of {proof['sequences']} random sequences" if nulls else ""
+    )
     safe_html.caption(
-        f"Nats of the excess that go when these are removed together · dotted: all of it{extra}"
+        "By how much the spike falls without these sequences (nats/token) · dotted: the whole"
+        f" spike{extra}"
     )
     tables = {
-        "curve": pa.Table.from_pylist(sorted(rows, key=lambda r: r["removed"]), schema),
+        "curve": pa.Table.from_pylist(sorted(rows, key=lambda row: row["removed"]), schema),
         "nulls": pa.Table.from_pylist(nulls, schema),
         "ends": pa.Table.from_pylist(
             theme.below(ends, "taken"),

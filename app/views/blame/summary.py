@@ -8,40 +8,53 @@ from typing import Any
 from app import formatting
 from app.safe_html import Part, strong
 
+VERDICTS = {
+    "data": "the cause is the data",
+    "data and state": "the cause is data and state together",
+    "state or schedule": "the cause is the state or the schedule",
+    "numerics": "the cause is numerics",
+    "cannot tell": "the cause cannot be told",
+}
+BLAMES_DATA = ("data", "data and state")
 
-def without_tokens(d: Mapping[str, Any]) -> bool:
-    """Whether its sequences have an influence, and their tokens none that was kept."""
-    return any(c["influence"] is not None and not c.get("tokens") for c in d["candidates"])
 
-
-def title_of(d: Mapping[str, Any]) -> str:
-    """`Step 400: data. Excess 1.567 nats/token, 8σ above its past`."""
-    spike, total = d["spike"], d["excess"]["total"]
-    size = (
-        f", {formatting.sigma(spike['sigma'])} above its past" if spike["sigma"] is not None else ""
+def lacks_tokens(blame: Mapping[str, Any]) -> bool:
+    """Return whether its sequences have an influence, and their tokens none that was saved."""
+    return any(
+        candidate["influence"] is not None and not candidate.get("tokens")
+        for candidate in blame["candidates"]
     )
+
+
+def title_of(blame: Mapping[str, Any]) -> str:
+    """Say the verdict, and how far the loss stood above its past."""
+    spike, excess = blame["spike"], blame["excess"]["total"]
+    size = f" ({formatting.sigma(spike['sigma'])})" if spike["sigma"] is not None else ""
     return (
-        f"Step {formatting.count(spike['step'])}: {d['verdict']} · excess {formatting.loss(total)}"
-        f" nats/token{size}"
+        f"Step {formatting.count(spike['step'])}:"
+        f" {VERDICTS.get(blame['verdict'], blame['verdict'])}. Its loss was"
+        f" {formatting.loss(excess)} nats/token above its past{size}"
     )
 
 
-def sentence_of(d: Mapping[str, Any]) -> list[Part]:
-    """The verdict's own sentence, which carries its numbers; then what it rests on."""
-    said: list[Part] = [d["sentence"]]
-    if d["proof"] and "p =" not in d["sentence"]:
-        said += [
+def sentence_of(blame: Mapping[str, Any]) -> list[Part]:
+    """Give the verdict's own sentence, then how it stands to random removals."""
+    sentence: list[Part] = [blame["sentence"]]
+    if blame["proof"]:
+        sentence += [
+            f" Held against {len(blame['proof']['random'])} removals of as many random sequences:"
             " p = ",
-            strong(formatting.number(d["proof"]["p"])),
-            f", N = {len(d['proof']['random'])} random removals.",
+            strong(formatting.number(blame["proof"]["p"])),
+            ".",
         ]
-    return said
+    return sentence
 
 
-def method_of(d: Mapping[str, Any]) -> str:
-    first = d["window"][0]
+def method_of(blame: Mapping[str, Any]) -> str:
+    """Say how it was found, and what that took."""
     return (
-        f"By {d['method']} over batches {formatting.count(first)} to {formatting.count(d['spike']['step'])},"
-        f" on {d['probes']}; control: {d['control']['sentence']}. {d['replays']} replays of"
-        f" {formatting.count(d['steps_replayed'])} steps, {d['seconds']:.0f} s."
+        f"Method: {blame['method']} over batches {formatting.count(blame['window'][0])} to"
+        f" {formatting.count(blame['spike']['step'])}, probed on {blame['probes']}. Control:"
+        f" {blame['control']['sentence']}. It took {blame['replays']} replays of"
+        f" {formatting.count(blame['steps_replayed'])} steps in all, {blame['seconds']:.0f} s."
     )

@@ -17,36 +17,47 @@ SHOWN = 12  # candidates
 
 
 def chosen_of(shown: Sequence[Mapping[str, Any]], selection: Selection) -> Mapping[str, Any]:
-    """The candidate of the URL, else the strongest."""
+    """Return the candidate of the URL, else the strongest."""
     return next(
-        (c for c in shown if (c["step"], c["slot"]) == (selection.step, selection.slot)), shown[0]
+        (
+            candidate
+            for candidate in shown
+            if (candidate["step"], candidate["slot"]) == (selection.step, selection.slot)
+        ),
+        shown[0],
     )
 
 
 def draw_candidates(run: str, d: Mapping[str, Any], selection: Selection) -> None:
+    """Draw the strongest sequences; of the chosen one its text, and forks without it."""
     shown, spike = d["candidates"][:SHOWN], d["spike"]["step"]
     if not shown:
         return
-    safe_html.heading("The strongest sequences; choose one to fork without it")
+    safe_html.heading("The sequences with the strongest influence. Choose one to fork without it.")
     chosen = chosen_of(shown, selection)
     rows = [
         {
-            "": "●" if c is chosen else "",
-            "batch": c["step"],
-            "slot": c["slot"],
-            "influence": c["influence"],
-            "goes alone": c["replayed_effect"],
-            "source": c["source"],
-            "document": c["path"],
-            "text": c["text"],
+            "": "●" if candidate is chosen else "",
+            "batch": candidate["step"],
+            "slot": candidate["slot"],
+            "influence": candidate["influence"],
+            "falls by": candidate["replayed_effect"],
+            "source": candidate["source"],
+            "document": candidate["path"],
+            "text": candidate["text"],
         }
-        for c in shown
+        for candidate in shown
     ]
     number = st.column_config.NumberColumn
     columns = {
         "": st.column_config.TextColumn(width=24),
-        "influence": number(format="%+.4f", help="nats, first order"),
-        "goes alone": number(format="%+.4f", help="nats, by replay"),
+        "influence": number(
+            format="%+.4f", help="estimated influence on the spike, nats/token (first order)"
+        ),
+        "falls by": number(
+            format="%+.4f",
+            help="by how much the spike falls without it alone, nats/token, trained again",
+        ),
         "text": st.column_config.TextColumn(width="large"),
     }
     # a key of this choice: the tick of another, from before Back, would not go away
@@ -91,7 +102,7 @@ def draw_candidates(run: str, d: Mapping[str, Any], selection: Selection) -> Non
 def place_of(
     event: Mapping[str, Any] | None, shown: Sequence[Mapping[str, Any]]
 ) -> dict[str, int] | None:
-    """What a click into the table of candidates changes in the URL."""
+    """Return what a click into the table of candidates changes in the URL."""
     candidate = picked_row(event, shown)
     return None if candidate is None else {"step": candidate["step"], "slot": candidate["slot"]}
 

@@ -19,31 +19,32 @@ from app.safe_html import code
 from app.selection import LONGEST, Selection, goto, here
 from app.views.forks import edits, forms
 from app.views.forks.plan import draw_plan
+from app.views.forks.summary import RULE
 from forensics.errors import ForensicsError
 from forensics.visible import visible
 from replay.forks import toml_text
 
 NULLS = {"placebos": 3, "chaos": 1}  # how many, where nothing is said
 FORK_FILE = forms.Field(
-    "text", "Fork file", wide=True, help="TOML. SQL may name $run, $first and $last."
+    "text", "Fork file", wide=True, help="In TOML. SQL in it may use $run, $first and $last."
 )
 
 
 def draw(run: str, selection: Selection) -> None:
-    """The form's sentence, the form, its plan."""
-    said = st.container()
+    """Draw the form's sentence, the form and its plan."""
+    verdict_place = st.container()
     kind = _kind(selection)
     left, right = st.columns([1.35, 1], gap="large")
     try:
         with left:
             text = _form(run, kind, selection)
     except ForensicsError as e:
-        with said:
-            safe_html.verdict(["A fork of ", code(run)], "Nothing runs before you launch it.")
+        with verdict_place:
+            safe_html.verdict(["A fork of ", code(run)], "Nothing runs until you launch it.")
         with left:
             safe_html.failed(e)
         return
-    with said:
+    with verdict_place:
         _verdict(run, kind, text)
     with right:
         safe_html.heading("The fork file")
@@ -55,12 +56,17 @@ def window_of(run: str, selection: Selection) -> tuple[int, int]:
     """Where the fork of the form begins and ends, if the URL does not say."""
     header, spike, onset = data.header(run), selection.spike, None
     if spike is not None:
-        found = next(
-            (s for s in data.rows("spikes", run=run, metric="loss") if s["step"] == spike), None
+        peak = next(
+            (
+                rowtep_slot
+                for rowtep_slot in data.rows("spikes", run=run, metric="loss")
+                if rowtep_slot["step"] == spike
+            ),
+            None,
         )
-        onset = found["onset"] if found else None
+        onset = peak["onset"] if peak else None
     begin = selection.step if selection.step is not None else onset
-    saved = [c["step"] for c in data.recorded("checkpoints", run, ("step",))]
+    saved = [checkpoint["step"] for checkpoint in data.recorded("checkpoints", run, ("step",))]
     reached = data.reached(run) or int(header.get("steps") or 1)
     start, end = _states(run)
     first, last = default_window(
@@ -79,17 +85,20 @@ def default_window(
     It begins at a state of the run, `start` … `steps`, wherever the spike is said to be.
     """
     if spike is None:
-        first = max((s for s in saved if start <= s <= max(start, steps - 32)), default=start)
+        first = max(
+            (step_slot for step_slot in saved if start <= step_slot <= max(start, steps - 32)),
+            default=start,
+        )
         return first, min(first + 32, max(steps, first + 1))
     spike = min(spike, steps)
     begin = min(onset, steps) if onset is not None else spike
-    near = max((s for s in saved if start <= s <= begin), default=start)
+    near = max((step_slot for step_slot in saved if start <= step_slot <= begin), default=start)
     first = max(start, near if begin - near <= 64 else begin - 16)
     return first, max(first, spike) + 40
 
 
 def _states(run: str) -> tuple[int, int]:
-    """The first and the last state that a fork of the run can start from."""
+    """Return the first and the last state that a fork of the run can start from."""
     header = data.header(run)
     start = int(header.get("first_step") or 0)
     return start, max(start, int(header.get("steps") or 0), data.reached(run) or 0)
@@ -106,19 +115,20 @@ def _kind(selection: Selection) -> str:
 
 
 def _form(run: str, kind: str, selection: Selection) -> str:
-    """The widgets; returns the fork file. Each shows the URL's answer, else the run's own to begin
-    with. Errors: usage.
+    """Draw the widgets and return the fork file. Errors: usage.
+
+    Each shows the URL's answer, else the run's own to begin with.
     """
     first, last = window_of(run, selection)
     context = _context(run, kind, selection)
-    given = edits.decode(selection.values, context)
+    answered = edits.decode(selection.values, context)
     titles = forms.titles()
     pick(
         "What is altered",
         list(titles),
         kind,
         key="fork-kind",
-        choose=partial(_other_kind, run, selection, first, last, given),
+        choose=partial(_other_kind, run, selection, first, last, answered),
         name=titles.__getitem__,
         label_visibility="visible",
     )
@@ -134,7 +144,7 @@ def _form(run: str, kind: str, selection: Selection) -> str:
                 *_states(run),
                 key=f"from-{run}",
                 on_change=moved,
-                help="State s is the one after s steps.",
+                help="State s is the model after s steps.",
             )
         ),
         "to": int(
@@ -143,20 +153,20 @@ def _form(run: str, kind: str, selection: Selection) -> str:
                 1,
                 key=f"to-{run}",
                 on_change=moved,
-                help="The first step that is no longer run.",
+                help="The first step that is no longer trained.",
             )
         ),
     }
     labels = {
         "placebos": (
             "Placebos",
-            "The same on random other data. 19 allow p = 0.05; 3, a factor of 5.",
+            "The same on random other data. With 19 of them p can reach 0.05.",
         ),
-        "chaos": ("Chaos forks", "Their start is moved by one unit in the last place."),
+        "chaos": ("Chaos forks", "Nothing altered but one unit in the last place of the start."),
     }
     for name, column in zip(NULLS, columns[2:]):
         key = f"{name}-{context}"
-        _put(key, edits.number_within(given.get(name), NULLS[name], 0, 999))
+        _put(key, edits.number_within(answered.get(name), NULLS[name], 0, 999))
         label, meaning = labels[name]
         head[name] = int(
             column.number_input(
@@ -168,14 +178,18 @@ def _form(run: str, kind: str, selection: Selection) -> str:
                 on_change=partial(_edited, run, context, name, key),
             )
         )
-    begin = _answers(run, kind, selection, head) | given
+    begin = _answers(run, kind, selection, head) | answered
     answers = {
-        f.name: _widget(f, begin.get(f.name, f.default), run, context) for f in _fields(kind)
+        field.name: _widget(field, begin.get(field.name, field.default), run, context)
+        for field in _fields(kind)
     }
-    if any(answers[f.name] != _shown(f, begin.get(f.name, f.default)) for f in _fields(kind)):
+    if any(
+        answers[field.name] != _shown(field, begin.get(field.name, field.default))
+        for field in _fields(kind)
+    ):
         safe_html.note(
-            "Longer than a URL can hold: a reload of the page forgets what was written. The fork"
-            " file can be copied."
+            "This is longer than a URL can hold, so a reload of the page forgets it. Copy the fork"
+            " file to keep it."
         )
     if kind == forms.FILE:
         safe_html.caption(
@@ -211,7 +225,7 @@ def _widget(field: forms.Field, value: Any, run: str, context: str) -> Any:
 
 
 def _shown(field: forms.Field, value: Any) -> Any:
-    """What a widget can show of an answer, which may come from the URL."""
+    """Return what a widget can show of an answer, which may come from the URL."""
     if field.read is bool:
         return value is True
     if field.options:
@@ -223,7 +237,7 @@ def _shown(field: forms.Field, value: Any) -> Any:
 
 
 def _context(run: str, kind: str, selection: Selection) -> str:
-    """What the form asks about: the answers to one are none to another."""
+    """Name what the form asks about: the answers to one are none to another."""
     return f"{run}-{kind}-{selection.document}-{selection.step}-{selection.slot}-{selection.token}"
 
 
@@ -236,7 +250,7 @@ def _put(key: str, value: Any) -> None:
 
 
 def _edited(run: str, context: str, name: str, key: str) -> None:
-    """An answer into the URL, beside those that stand there."""
+    """Write an answer into the URL, beside those that stand there."""
     text = edits.encode(
         context, edits.decode(here().values, context) | {name: st.session_state[key]}
     )
@@ -263,9 +277,7 @@ def _other_kind(
 
 
 def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any]) -> dict[str, Any]:
-    """What the form begins with: the sequence, document or token of the URL, else an example that
-    says how it is done.
-    """
+    """Return what the form begins with: what the URL chose, else an example."""
     step, slot, first, last = selection.step, selection.slot, head["from"], head["to"]
     if kind == forms.FILE:
         example = {
@@ -283,7 +295,7 @@ def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any])
     if kind == "remove-sequences":
         slots = [] if step is None else [slot] if slot is not None else _worst(run, step)
         if slots:
-            return {"at": ", ".join(f"{step}/{s}" for s in slots)}
+            return {"at": ", ".join(f"{step}/{step_slot}" for step_slot in slots)}
         where = f"step = {step}" if step is not None else "step >= $first and step < $last"
         return {
             "sql": (
@@ -299,17 +311,17 @@ def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any])
     steps = [field.name for field in forms.fields(kind) if field.step]
     return {
         "window": f"{at}:{at + 1}",
-        **{name: str(min(at + i, last - 1)) for i, name in enumerate(steps)},
+        **{name: str(min(at + index, last - 1)) for index, name in enumerate(steps)},
         "batch": str(max(0, at - 1)),
     }
 
 
 def _worst(run: str, step: int) -> list[int]:
-    """The worst eighth of a batch, which the Spikes page's sentence names; empty where its excess
-    is not known.
-    """
+    """Return the worst eighth of a batch, as the Spikes page does; empty where not known."""
     rows = data.rows("excess_by_sequence", run=run, step=step, window=(max(0, step - 64), step + 1))
-    return [r["slot"] for r in rows[: max(1, round(len(rows) / 8))] if r["excess"] is not None]
+    return [
+        row["slot"] for row in rows[: max(1, round(len(rows) / 8))] if row["excess"] is not None
+    ]
 
 
 def _verdict(run: str, kind: str, text: str) -> None:
@@ -321,10 +333,8 @@ def _verdict(run: str, kind: str, text: str) -> None:
     )
     safe_html.verdict(
         ["A fork of ", code(run), window],
-        "It runs beside an unaltered control, in lock-step: what differs in the end is "
-        "what the alteration did, or chaos. Placebos and chaos forks tell which.",
-        hedge=[
-            "Nothing runs before you launch it. Causal words will need p ≤ 0.05, so 19 placebos;"
-            " or, with 3 or more, an effect of 5 times the largest of them."
-        ],
+        "It trains beside a control with nothing altered, step by step. Where they differ at the"
+        " end, it is by the alteration or by chaos. Placebos (the same on random other data) and"
+        " chaos forks (a start moved by one unit in the last place) tell which.",
+        hedge=["Nothing runs until you launch it. ", RULE],
     )

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from app import data, formatting, jobs, safe_html, theme
-from app import documents as kept
+from app import data, documents, formatting, jobs, safe_html, theme
 from app.controls import switch
 from app.safe_html import Part, strong
 from app.selection import Selection, goto
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 NEAR = 0.7  # of the largest part, from which another is named beside it
 MEASURES = {
-    "jump": "jump of the probe loss after one step",
+    "jump": "rise of the probe loss after one step",
     "loss": "loss of the batch",
     "grad_norm": "gradient norm",
 }
@@ -30,24 +29,27 @@ UNITS = {"jump": "nats/token", "loss": "nats/token", "grad_norm": ""}
 
 
 def matrices(run: str, selection: Selection) -> None:
-    """The matrix or the window that the URL names, else what was measured last."""
-    found = measured(run)
-    if not found:
+    """Draw the matrix or the window that the URL names, else what was measured last."""
+    documents.draw_unreadable(run, "matrix")
+    documents.draw_unreadable(run, "windows")
+    measurements = measured(run)
+    if not measurements:
         first, last, states = _matrix_default(run, selection)
         safe_html.verdict(
-            "Data or state: nothing has been measured yet",
-            "Each batch of a window from each of several states: a column that stands out is the"
-            " data, a row the state, a single cell the two together. Or the whole window from each"
-            " state: does it spike from there too?",
+            "Data or state has not been measured yet",
+            "A matrix trains one step on each batch of a window from each of several states of the"
+            " model. A column that stands out points to the data, a row to the state, a single cell"
+            " to the two together. Or it trains the whole window from each state: does it spike"
+            " from there too?",
         )
         safe_html.nothing(
-            "From the command line:",
+            "This command measures it:",
             f"replay matrix {run} --batches {first}:{last} --states {states}",
         )
         jobs.busy(run, "matrix")
         _matrix_form(run, selection)
         return
-    document = kept.chosen(run, found, selection, _label)
+    document = documents.choose(run, measurements, selection, _label)
     if document.get("windows"):
         windows.draw(document)
     else:
@@ -56,14 +58,15 @@ def matrices(run: str, selection: Selection) -> None:
     _matrix_form(run, selection)
 
 
-def measured(run: str) -> list[tuple[str, dict[str, Any]]]:
-    """(its name, the document) of the matrices and the windows of a run, newest first."""
-    found = [
-        (kept.written(run, name), name, d)
-        for name, d in kept.documents(run, "matrix")
-        if d.get("cells")
+def measured(run: str) -> list[documents.Document]:
+    """Return the matrices and the windows of a run, newest first."""
+    matrices = [
+        (documents.written(run, document.name), document)
+        for document in documents.documents(run, "matrix")
+        if document.content.get("cells")
     ]
-    return [(name, d) for _, name, d in sorted(found + windows.measured(run), key=lambda f: -f[0])]
+    newest_first = sorted(matrices + windows.measured(run), key=lambda dated: -dated[0])
+    return [document for _, document in newest_first]
 
 
 def _label(d: dict[str, Any]) -> str:
@@ -82,8 +85,9 @@ def _matrix(run: str, document: dict[str, Any], selection: Selection) -> None:
         matrix_title(document, measure),
         *matrix_sentence(document, measure),
         hedge=[
-            "A cell is one step from that state on that batch, less what the placebo batches do"
-            " from there. A column: the data. A row: the state. Outlined: what happened."
+            "A cell is one training step from a state on a batch, minus what random other batches"
+            " (placebos) do from there. A column that stands out points to the data, a row to the"
+            " state. Outlined: what happened in the run."
         ],
     )
     switch(
@@ -97,36 +101,42 @@ def _matrix(run: str, document: dict[str, Any], selection: Selection) -> None:
 
 
 def _first_measure(d: Mapping[str, Any]) -> str:
-    return next((m for m in MEASURES if d["effects"].get(m)), "loss")
+    return next((name for name in MEASURES if d["effects"].get(name)), "loss")
 
 
 def matrix_title(d: Mapping[str, Any], measure: str) -> list[Part]:
-    """`Batches 396:406 of demo: the data (12× the placebo batches' scale), not the state (2×)`."""
+    """Say what the measure depends on most, and how far that stands out."""
     effects = d["effects"].get(measure)
     title = (
         f"Batches {d['batches'][0]}:{d['batches'][1]} of {d['run']} from {len(d['states'])} states"
     )
     if not effects:
-        return [f"{title}: a cell is missing or not finite, so nothing is split"]
+        return [
+            f"{title}: a cell is missing or not finite, so it cannot be split into data and state"
+        ]
     size, over = effects["size"], effects["over_placebo"]
-    names = {"data": "the data", "state": "the state", "interaction": "the two together"}
-    order = sorted(names, key=lambda k: -size[k])
+    names = {
+        "data": "it depends on the batch (data)",
+        "state": "it depends on the state",
+        "interaction": "it depends on batch and state together",
+    }
+    order = sorted(names, key=lambda key: -size[key])
     if over[order[0]] is not None and over[order[0]] < theme.THRESHOLDS[0]:
-        return [f"{title}: nothing stands out from the placebo batches"]
-    near = [names[k] for k in order if size[k] >= NEAR * size[order[0]]]
-    what = (
-        f"{near[0]} above all"
+        return [f"{title}: no batch and no state stands out from random other batches"]
+    near = [names[key] for key in order if size[key] >= NEAR * size[order[0]]]
+    cause = (
+        f"above all {near[0]}"
         if len(near) == 1
         else (
             " as much as ".join(near[:2])
             if len(near) == 2
-            else "data, state and the two together alike"
+            else "it depends on batch, state and the two together alike"
         )
     )
     return [
-        f"{title}: {what}",
+        f"{title}: {cause}",
         (
-            f" ({formatting.ratio(over[order[0]])} the placebo batches' scale)"
+            f" ({formatting.ratio(over[order[0]])} the spread of random other batches)"
             if over[order[0]] is not None
             else ""
         ),
@@ -139,52 +149,54 @@ def matrix_sentence(d: Mapping[str, Any], measure: str) -> list[Part]:
     if not effects:
         return []
     unit = f" {UNITS[measure]}" if UNITS[measure] else ""
-    said: list[Part] = [f"Of the {MEASURES[measure]}: "]
-    for i, (key, name) in enumerate(
+    sentence: list[Part] = [f"Size of the parts of the {MEASURES[measure]}: "]
+    for index, (key, name) in enumerate(
         {"data": "data", "state": "state", "interaction": "interaction"}.items()
     ):
         over = effects["over_placebo"][key]
-        said += [
-            "; " if i else "",
+        sentence += [
+            "; " if index else "",
             f"{name} ",
             strong(f"{formatting.number(effects['size'][key])}{unit}"),
             f" ({formatting.ratio(over)})" if over is not None else "",
         ]
     top = max(effects["data"], key=lambda e: abs(e["effect"]))
     row = max(effects["state"], key=lambda e: abs(e["effect"]))
-    said += [
-        ". Farthest: batch ",
+    sentence += [
+        f" (as multiples of the spread of {d['placebos']} random other batches). The batch that"
+        " stands out most is ",
         strong(formatting.count(top["step"])),
-        f" ({formatting.gap(top['effect'])} from any state), state ",
+        f" ({formatting.gap(top['effect'])} on average over the states), the state ",
         strong(formatting.count(row["state"])),
-        f" ({formatting.gap(row['effect'])} with any batch). {d['placebos']} placebo batches.",
+        f" ({formatting.gap(row['effect'])} on average over the batches).",
     ]
-    return said
+    return sentence
 
 
 def level_of(over: float | None) -> int:
     """−5 … 5: how many of theme.THRESHOLDS a value over the placebo scale passes, with its sign."""
     if over is None:
         return 0
-    passed = sum(abs(over) >= t for t in theme.THRESHOLDS)
+    passed = sum(abs(over) >= threshold for threshold in theme.THRESHOLDS)
     return passed if over > 0 else -passed
 
 
 def cells_of(d: Mapping[str, Any], measure: str, part: str) -> list[dict[str, Any]]:
-    """Marks of one part: all | interaction by batch and state, data by batch, state by state;
-    values over the placebo scale.
+    """Return the marks of one part, values over the placebo scale.
+
+    The part is all or interaction by batch and state, data by batch, or state by state.
     """
     effects = d["effects"].get(measure) or {}
     scale = effects.get("placebo_scale")
-    places = {(c["state"], c["step"]): c for c in d["cells"]}
+    places = {(cell_row["state"], cell_row["step"]): cell_row for cell_row in d["cells"]}
 
     def mark(state: int | None, step: int | None, value: float | None) -> dict[str, Any]:
         cell = places.get((state, step), {}) if state is not None and step is not None else {}
         over = value / scale if value is not None and scale else None
-        own = state is not None and state == step
+        happened = state is not None and state == step
         note = (
-            "what happened"
-            if own
+            "what happened in the run"
+            if happened
             else "the state was already trained on this batch"
             if cell.get("consumed")
             else ""
@@ -196,28 +208,34 @@ def cells_of(d: Mapping[str, Any], measure: str, part: str) -> list[dict[str, An
             "over": over,
             "level": level_of(over),
             "consumed": bool(cell.get("consumed")),
-            "own": own,
+            "own": happened,
             "note": note,
         }
 
     if part == "data":
-        return [mark(None, e["step"], e["effect"]) for e in effects.get("data", [])]
+        return [mark(None, effect["step"], effect["effect"]) for effect in effects.get("data", [])]
     if part == "state":
-        return [mark(e["state"], None, e["effect"]) for e in effects.get("state", [])]
+        return [
+            mark(effect["state"], None, effect["effect"]) for effect in effects.get("state", [])
+        ]
     if part == "interaction":
-        return [mark(e["state"], e["step"], e["effect"]) for e in effects.get("interaction", [])]
+        return [
+            mark(effect["state"], effect["step"], effect["effect"])
+            for effect in effects.get("interaction", [])
+        ]
     usual = {"jump": 0.0}
     return [
         mark(
-            c["state"],
-            c["step"],
+            cell_row["state"],
+            cell_row["step"],
             (
                 None
-                if c[measure] is None
-                else c[measure] - usual.get(measure, c.get(f"{measure}_placebo") or 0.0)
+                if cell_row[measure] is None
+                else cell_row[measure]
+                - usual.get(measure, cell_row.get(f"{measure}_placebo") or 0.0)
             ),
         )
-        for c in d["cells"]
+        for cell_row in d["cells"]
     ]
 
 
@@ -240,8 +258,8 @@ def _table(rows: list[dict[str, Any]]) -> pyarrow.Table:
 
 
 def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
-    """The whole, with its margins: α below it, σ beside it; then what is neither."""
-    states = [f"{s:,}" for s in d["states"]]
+    """Draw the matrix with its margins: α below it, σ beside it; then what is neither."""
+    states = [f"{state:,}" for state in d["states"]]
     unit = f"{MEASURES[measure]}{', ' + UNITS[measure] if UNITS[measure] else ''}"
 
     def draw(
@@ -253,14 +271,15 @@ def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
         theme.draw(spec, {"cells": _table(cells_of(d, measure, part))}, key=key)
 
     safe_html.caption(
-        f"{unit[:1].upper()}{unit[1:]}, less the placebo batches' median · colour: 3, 6, 10, 20, 40"
-        " times their scale · • the state had already been trained on the batch"
+        f"{unit[:1].upper()}{unit[1:]}, minus the median of random other batches · colour from"
+        " 3, 6,"
+        " 10, 20 and 40 times their spread · • the state had already been trained on the batch"
     )
     left, middle, right = st.columns([1, 0.09, 1], gap="small")
     with left:
         safe_html.caption(
-            "Batch × state; below it α, the batch from any state; beside it σ, the state with any"
-            " batch"
+            "Each batch from each state · below: α, the batch's average over the states · beside:"
+            " σ, the state's average over the batches"
         )
         draw("all", states, "matrix-all")
         draw("data", ["α"], "matrix-data", axis=False)
@@ -268,12 +287,12 @@ def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
         safe_html.caption("\u00a0")
         draw("state", states, "matrix-state", margin=True)
     with right:
-        safe_html.caption("γ: what is left, batch and state together")
+        safe_html.caption("γ: what neither batch nor state explains alone")
         draw("interaction", states, "matrix-interaction")
     if not (d["effects"].get(measure) or {}).get("placebo_scale"):
         safe_html.note(
-            "The placebo batches do not differ among themselves, so there is no scale and nothing"
-            " is coloured; the values stand in the tooltips."
+            "The random other batches do not differ among themselves, so nothing is coloured."
+            " Point at a cell to see its value."
         )
 
 
@@ -286,7 +305,7 @@ def _matrix_default(run: str, selection: Selection) -> tuple[int, int, str]:
     low, high = max(0, middle - 4), min(reached, middle + 4)
     low = min(low, high - 1)
     states = sorted({max(0, middle // 2), max(0, low - 16), *range(low, high, 2)})
-    return max(0, low), high, ",".join(str(s) for s in states)
+    return max(0, low), high, ",".join(str(state) for state in states)
 
 
 def _matrix_form(run: str, selection: Selection) -> None:
@@ -295,25 +314,25 @@ def _matrix_form(run: str, selection: Selection) -> None:
     with st.form("matrix-form", border=False):
         columns = st.columns([1, 1, 2])
         low = columns[0].number_input(
-            "From batch", 0, value=first, key=f"matrix-from-{run}-{first}"
+            "First batch", 0, value=first, key=f"matrix-from-{run}-{first}"
         )
-        high = columns[1].number_input("To batch", 1, value=last, key=f"matrix-to-{run}-{last}")
+        high = columns[1].number_input("Up to batch", 1, value=last, key=f"matrix-to-{run}-{last}")
         which = columns[2].text_input(
             "States",
             states,
             key=f"matrix-states-{run}-{states}",
-            help="Any steps, not only checkpoints.",
+            help="Numbers of steps, with commas between. They need not be checkpoints.",
         )
-        whole = st.checkbox(
-            "The whole window from each state, instead of one step on each batch",
+        window = st.checkbox(
+            "Train the whole window from each state, instead of one step on each batch",
             key="matrix-window",
             help=(
-                "Does it spike from there too? The losses on the way, and what is left in the"
-                " state."
+                "Shows whether it spikes from there too, the losses on the way, and how much the"
+                " held-out loss has risen after it."
             ),
         )
         if st.form_submit_button("Start the matrix"):
-            jobs.start(run, "replay", arguments_of(run, int(low), int(high), which, whole))
+            jobs.start(run, "replay", arguments_of(run, int(low), int(high), which, window))
             st.rerun()
 
 

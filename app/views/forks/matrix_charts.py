@@ -32,7 +32,7 @@ def matrix(
     """Batch on x, state on y; colour is the value over the placebo batches' scale; outlined: what
     happened.
     """
-    p = palette(dark)
+    colours = palette(dark)
     top = alt.Axis(
         title=("σ" if margin else "batch") if axis else None,
         orient="top",
@@ -61,26 +61,26 @@ def matrix(
         alt.Tooltip("note", type=N),
     ]
     cells = alt.Chart(named("cells"))
-    ground = cells.mark_rect(fill="transparent", stroke=p.grid, strokeWidth=1).encode(
+    ground = cells.mark_rect(fill="transparent", stroke=colours.grid, strokeWidth=1).encode(
         x, y, tooltip=tips
     )
     heat = (
         cells.transform_filter("datum.level != 0")
         .mark_rect()
-        .encode(x, y, alt.Color("level", type=O, scale=heat_colour(p)), tooltip=tips)
+        .encode(x, y, alt.Color("level", type=O, scale=heat_colour(colours)), tooltip=tips)
     )
-    taken = (
+    consumed = (
         cells.transform_filter("datum.consumed")
-        .mark_point(filled=True, size=9, color=p.faint, opacity=1)
+        .mark_point(filled=True, size=9, color=colours.faint, opacity=1)
         .encode(x, y)
     )
-    own = (
+    happened = (
         cells.transform_filter("datum.own")
-        .mark_rect(fill="transparent", stroke=p.ink, strokeWidth=1.6)
+        .mark_rect(fill="transparent", stroke=colours.ink, strokeWidth=1.6)
         .encode(x, y)
     )
     height = max(24, 26 * rows) + (44 if axis else 10)
-    return template(alt.layer(ground, heat, taken, own), dark, height=height, canvas=True)
+    return template(alt.layer(ground, heat, consumed, happened), dark, height=height, canvas=True)
 
 
 @cached
@@ -88,7 +88,7 @@ def windows(dark: bool) -> dict[str, Any]:
     """Loss along one window of batches, a line per state that it was run from: grey the earliest,
     blue the latest; dashed: no spike.
     """
-    p = palette(dark)
+    colours = palette(dark)
     x = alt.X(
         "step",
         type=Q,
@@ -96,7 +96,9 @@ def windows(dark: bool) -> dict[str, Any]:
         scale=alt.Scale(zero=False, nice=False, padding=14),
     )
     y = alt.Y("loss", type=Q, axis=labels(tickCount=5), scale=alt.Scale(zero=False))
-    colour = alt.Color("rank", type=Q, scale=alt.Scale(domain=[0, 1], range=[p.parent, p.fork]))
+    colour = alt.Color(
+        "rank", type=Q, scale=alt.Scale(domain=[0, 1], range=[colours.parent, colours.fork])
+    )
     dash = dash_by_name("spiked", SPIKED, [[1, 0], [4, 3]])
     tips = [
         alt.Tooltip("step", type=Q, format=",d", title="batch"),
@@ -117,7 +119,7 @@ def jumps(dark: bool) -> dict[str, Any]:
     """Probe loss after the window over that after as many placebo batches, by the state that both
     were run from.
     """
-    p = palette(dark)
+    colours = palette(dark)
     x = alt.X(
         "state",
         type=N,
@@ -125,7 +127,7 @@ def jumps(dark: bool) -> dict[str, Any]:
         axis=alt.Axis(title="state", labelAngle=0, labelOverlap=True, ticks=False),
     )
     y = alt.Y("jump", type=Q, axis=labels(tickCount=5, format="+.3~f"), scale=alt.Scale(zero=True))
-    colour = by_name("spiked", SPIKED, colours=[p.fast, p.parent])
+    colour = by_name("spiked", SPIKED, colours=[colours.fast, colours.parent])
     shape = shape_by_name("spiked", SPIKED, ["triangle-down", "circle"])
     tips = [
         alt.Tooltip("state", type=N),
@@ -133,7 +135,7 @@ def jumps(dark: bool) -> dict[str, Any]:
         alt.Tooltip("spiked", type=N, title="window"),
     ]
     rows = alt.Chart(named("jumps"))
-    zero = alt.Chart(named("zero")).mark_rule(color=p.parent).encode(alt.Y("jump", type=Q))
+    zero = alt.Chart(named("zero")).mark_rule(color=colours.parent).encode(alt.Y("jump", type=Q))
     stems = rows.mark_rule(strokeWidth=1.4).encode(x, y, alt.Y2("zero"), colour)
     dots = rows.mark_point(filled=True, size=90, opacity=1).encode(
         x, y, colour, shape, tooltip=tips

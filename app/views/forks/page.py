@@ -11,9 +11,9 @@ import streamlit as st
 
 from app import data, formatting, jobs, safe_html
 from app.controls import switch
-from app.navigation import chosen_run
+from app.navigation import chosen_run, link
 from app.selection import Selection, goto, picked_row
-from app.views.blame import page as _fork_blame
+from app.views.blame import page as blame
 from app.views.forks import build, fork, matrix, sweep
 from forensics.visible import visible
 
@@ -22,34 +22,39 @@ PARTS = {
     "build": "Build a fork",
     "sweep": "Early against late",
     "matrix": "Data or state",
-    "blame": "Blame",
 }
 MOST = 200  # forks in the list, newest first
 
 
 def page() -> None:
+    """Draw the page: a fork, the form of one, a sweep or a matrix."""
     selection = chosen_run()
     if selection is None:
         return
     selection = _fork_as_run(selection)
     run = str(selection.run)
-    forks = [h for h in data.headers() if h.get("parent") == run][::-1][:MOST]
+    forks = [header for header in data.headers() if header.get("parent") == run][::-1][:MOST]
+    if selection.part == "blame":  # links from before blame was a page of its own
+        blame.draw(run, selection)
+        return
     part = _part(selection, bool(forks))
-    switch(
-        "Part",
-        PARTS,
-        part,
-        key="fork-part",
-        choose=lambda name: goto(run=run, fork=selection.fork, part=name),
-    )
+    parts, blame_link = st.columns([4, 1], vertical_alignment="center")
+    with parts:
+        switch(
+            "Part",
+            PARTS,
+            part,
+            key="fork-part",
+            choose=lambda name: goto(run=run, fork=selection.fork, part=name),
+        )
+    with blame_link:
+        link("blame", "Which data made the spike?", run=run)
     if part == "build":
         build.draw(run, selection)
     elif part == "sweep":
         sweep.sweeps(run, selection)
     elif part == "matrix":
         matrix.matrices(run, selection)
-    elif part == "blame":
-        _fork_blame.draw(run, selection)
     else:
         _forks(run, selection, forks)
 
@@ -77,32 +82,36 @@ def _part(selection: Selection, any_fork: bool) -> str:
 
 
 def _forks(run: str, selection: Selection, forks: list[dict[str, Any]]) -> None:
-    """The fork of the URL, or the newest that is done; below it all of them."""
+    """Draw the fork of the URL, or the newest that is done; below it all of them."""
     if selection.fork is None and not forks:
         safe_html.verdict(
-            "No fork has left this run yet.",
-            "A fork replays a window of it with something altered, beside an "
-            "unaltered control: what differs in the end is what the alteration did, or chaos.",
+            "This run has no fork yet",
+            "A fork trains a part of the run again with something altered, beside a control with"
+            " nothing altered. Where they differ at the end, it is by the alteration, or by chaos:"
+            " null forks tell which.",
         )
         first, last = build.window_of(run, selection)
         safe_html.nothing(
-            "From the command line:",
+            "This command makes one:",
             f"replay fork {run} --from {first} --to {last} --skip {first}:{first + 1} --placebos 3",
         )
         st.button("Build a fork", type="primary", on_click=partial(goto, run=run, part="build"))
         return
     finished = (
-        {r["fork"]: r for r in data.rows("forks_of", runs=",".join(h["name"] for h in forks))}
+        {
+            row["fork"]: row
+            for row in data.rows("forks_of", runs=",".join(header["name"] for header in forks))
+        }
         if forks
         else {}
     )
     chosen = selection.fork or next(
-        (h["name"] for h in forks if h["name"] in finished), forks[0]["name"]
+        (header["name"] for header in forks if header["name"] in finished), forks[0]["name"]
     )
     fork.draw(run, chosen)
     _list(run, forks, finished, chosen)
     if jobs.listed(run):
-        safe_html.heading("Work on this run")
+        safe_html.heading("Commands started here on this run")
         jobs.panel(run)
 
 
@@ -111,18 +120,24 @@ def _list(
 ) -> None:
     if not forks:
         return
-    safe_html.heading(f"Forks of this run: {len(forks)}, newest first; choose a row")
-    rows = [_row(h, finished.get(h["name"]), h["name"] == chosen) for h in forks]
+    safe_html.heading(f"Forks of this run: {len(forks)}, newest first. Choose a row to see it.")
+    rows = [
+        _row(header, finished.get(header["name"]), header["name"] == chosen) for header in forks
+    ]
     number = st.column_config.NumberColumn
     columns = {
         "": st.column_config.TextColumn(width=24),
         "what it does": st.column_config.TextColumn(width="large"),
         "KL": number(format="%.2e"),
-        "gap": number(format="%+.3f", help="nats/token, probe set, at the end"),
+        "gap": number(
+            format="%+.3f", help="loss above the control's at the end, nats/token, on the probe set"
+        ),
         "p": number(format="%.2g"),
-        "effect": st.column_config.TextColumn(help="over the placebos' median"),
+        "effect": st.column_config.TextColumn(
+            help="distance from the control, as a multiple of the median placebo"
+        ),
     }
-    names = [h["name"] for h in forks]
+    names = [header["name"] for header in forks]
     # of this choice: the tick of another, from before Back, would not go away
     key = f"fork-list-{run}-{chosen}"
     safe_html.frame(
@@ -143,7 +158,7 @@ def _row(header: dict[str, Any], f: dict[str, Any] | None, chosen: bool) -> dict
     if f is None:
         return base | {
             "what it does": formatting.listed(
-                [i.get("kind") for i in header.get("interventions") or []]
+                [intervention.get("kind") for intervention in header.get("interventions") or []]
             )
             or "nothing",
             "effect": None,
@@ -171,12 +186,12 @@ def _row(header: dict[str, Any], f: dict[str, Any] | None, chosen: bool) -> dict
         "back after": back,
         "control": "bit for bit"
         if f["control_bitwise"]
-        else f"{f['control_level']}: tolerance only",
+        else f"within tolerance ({f['control_level']})",
     }
 
 
 def _picked(run: str, names: list[str], key: str) -> None:
-    """The row that was clicked becomes the fork of the URL."""
+    """Make the row that was clicked the fork of the URL."""
     name = picked_row(st.session_state[key], names)
     if name is not None:
         goto(run=run, fork=name, part="fork")

@@ -11,31 +11,27 @@ from typing import TYPE_CHECKING, Any
 from app import data, formatting, safe_html, theme
 from app.views.forks import charts
 from app.views.forks.state import State
+from app.views.forks.summary import SpikeInFork
+from replay.forks.result import ForkResult
 
 if TYPE_CHECKING:
     import pyarrow
 
 
-def spikes_of(state: State) -> list[tuple[int, float, bool | None]]:
-    """(step, loss, whether it still happens) of the parent's loss spikes in the window: at half its
-    excess or more, ±2 steps.
+def spikes_of(state: State) -> list[SpikeInFork]:
+    """Return the parent's loss spikes in the window, and whether each still happens in the fork.
 
-    None: the fork has no loss there, its batches were left out.
+    It does where the fork's loss reaches half of the excess or more within two steps of it.
     """
     first, last = state.window
-    found = []
-    for s in data.rows("spikes", run=state.parent, metric="loss"):
-        if (
-            not first <= s["step"] < last
-            or s["kind"] != "spike"
-            or s["baseline"] is None
-            or s["value"] is None
-        ):
+    spikes = []
+    for spike in data.rows("spikes", run=state.parent, metric="loss"):
+        step, baseline, peak = spike["step"], spike["baseline"], spike["value"]
+        inside = first <= step < last and spike["kind"] == "spike"
+        if not inside or baseline is None or peak is None:
             continue
-        near = (
-            max(first, s["step"] - 2),
-            min(last, s["step"] + 3),
-        )  # few steps, so each of them, however long the fork
+        # few steps, so each of them, however long the fork
+        near = (max(first, step - 2), min(last, step + 3))
         rows = data.rows(
             "fork_losses",
             run=state.fork,
@@ -44,13 +40,12 @@ def spikes_of(state: State) -> list[tuple[int, float, bool | None]]:
             last=near[1],
             window=near,
         )
-        own = [r["loss"] for r in rows if r["arm"] == "fork"]
+        losses = [row["loss"] for row in rows if row["arm"] == "fork"]
         happens = any(
-            not math.isfinite(x) or x - s["baseline"] >= 0.5 * (s["value"] - s["baseline"])
-            for x in own
+            not math.isfinite(loss) or loss - baseline >= 0.5 * (peak - baseline) for loss in losses
         )
-        found.append((s["step"], s["value"], happens if own else None))
-    return found
+        spikes.append(SpikeInFork(step, peak, happens if losses else None))
+    return spikes
 
 
 def _bounds(state: State) -> list[int]:
@@ -59,6 +54,7 @@ def _bounds(state: State) -> list[int]:
 
 
 def losses_of(state: State) -> pyarrow.Table:
+    """Return the losses of parent and fork over the window and a little before."""
     first, last = _bounds(state)
     return data.table(
         "fork_losses",
@@ -70,20 +66,22 @@ def losses_of(state: State) -> pyarrow.Table:
     )
 
 
-def losses(state: State) -> pyarrow.Table:
+def losses(state: State) -> None:
+    """Draw the loss of parent and fork on the batches that each of them trained on."""
     import pyarrow as pa
 
     rows = losses_of(state)
     if not rows.num_rows:
-        return rows
+        return
     safe_html.caption(
-        "Loss on the batches that each saw (nats/token) · grey parent, blue fork · ▼ spikes of the"
-        " parent"
+        "Loss of each step on its own batch (nats/token) · grey: the parent · blue: the fork · ▼"
+        " spikes of the parent"
     )
+    spikes_found = spikes_of(state)
     spikes = pa.table(
         {
-            "step": pa.array([s for s, _, _ in spikes_of(state)], pa.int64()),
-            "loss": pa.array([x for _, x, _ in spikes_of(state)], pa.float64()),
+            "step": pa.array([spike.step for spike in spikes_found], pa.int64()),
+            "loss": pa.array([spike.loss for spike in spikes_found], pa.float64()),
         }
     )
     begin = pa.table({"step": [state.window[0]]})
@@ -92,7 +90,6 @@ def losses(state: State) -> pyarrow.Table:
         {"losses": rows, "spikes": spikes, "begin": begin},
         key="fork-losses",
     )
-    return rows
 
 
 def distances(state: State, measure: str, live: bool = False) -> None:
@@ -107,17 +104,17 @@ def distances(state: State, measure: str, live: bool = False) -> None:
     rows = positive(arms, measure)
     if not rows.num_rows:
         if not live:
-            safe_html.nothing("No arm of this fork differs from the control.")
+            safe_html.nothing("Neither the fork nor a null fork differs from the control.")
         return
     bands = data.table("fork_bands", run=state.fork)
-    drawn, band, ends, said = parts_of(rows, bands, measure)
-    what = (
-        "KL(control ‖ arm) on the probe set, nats, log"
+    drawn, band, ends, legend = parts_of(rows, bands, measure)
+    axis = (
+        "Distance from the control: KL divergence on the probe set (nats, log)"
         if measure == "logit_kl"
-        else "‖θ_arm − θ_control‖₂, log"
+        else "Distance from the control: L2 of the parameters (log)"
     )
-    safe_html.caption(f"{what} · blue fork{said}")
-    back = (state.result or {}).get("time_to_reconverge")
+    safe_html.caption(f"{axis} · blue: the fork{legend}")
+    back = state.result.time_to_reconverge if state.result else None
     at = pa.table(
         {"step": pa.array([state.window[0] + back] if back is not None else [], pa.int64())}
     )
@@ -133,8 +130,8 @@ def positive(arms: pyarrow.Table, measure: str) -> pyarrow.Table:
     """Rows whose measure can stand on a log axis, as `value`."""
     import pyarrow.compute as pc
 
-    found = arms.select(["step", "arm", "kind"]).append_column("value", arms[measure])
-    return found.filter(pc.fill_null(pc.greater(found["value"], 0), False))
+    rows = arms.select(["step", "arm", "kind"]).append_column("value", arms[measure])
+    return rows.filter(pc.fill_null(pc.greater(rows["value"], 0), False))
 
 
 def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[Any, Any, Any, str]:
@@ -150,28 +147,28 @@ def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[A
         kind: len(set(rows.filter(pc.equal(rows["kind"], kind))["arm"].to_pylist()))
         for kind in ("placebo", "chaos")
     }
-    banded = [kind for kind, n in number.items() if n >= charts.FEWEST]
+    banded = [kind for kind, count in number.items() if count >= charts.FEWEST]
     drawn = rows.filter(pc.invert(pc.is_in(rows["kind"], pa.array(banded, pa.string()))))
-    own = bands.filter(
+    shown_bands = bands.filter(
         pc.and_(
             pc.equal(bands["measure"], measure),
             pc.is_in(bands["kind"], pa.array(banded, pa.string())),
         )
     )
     if measure in ("logit_kl", "l2"):
-        own = own.filter(pc.greater(own["low"], 0))
-    ends, said = [], []
+        shown_bands = shown_bands.filter(pc.greater(shown_bands["low"], 0))
+    ends, words_of_kinds = [], []
     for kind, mark in (("placebo", "grey"), ("chaos", "violet, dashed")):
-        n = number[kind]
-        if n:
-            plural = kind if n == 1 else "placebos" if kind == "placebo" else "chaos forks"
-            said.append(
-                f"{mark}: {n}"
-                f" {plural}{', 10–90 %' if kind in banded else ', each' if n > 1 else ''}"
+        count = number[kind]
+        if count:
+            plural = kind if count == 1 else "placebos" if kind == "placebo" else "chaos forks"
+            words_of_kinds.append(
+                f"{mark}: {count} {plural}"
+                + (", 10th to 90th percentile" if kind in banded else ", each" if count > 1 else "")
             )
     for kind in ("fork", *number):
         last = (
-            own.filter(pc.equal(own["kind"], kind))
+            shown_bands.filter(pc.equal(shown_bands["kind"], kind))
             if kind in banded
             else drawn.filter(pc.equal(drawn["kind"], kind))
         )
@@ -190,20 +187,20 @@ def parts_of(rows: pyarrow.Table, bands: pyarrow.Table, measure: str) -> tuple[A
             )
     return (
         drawn,
-        own,
+        shown_bands,
         pa.Table.from_pylist(theme.below(ends), ends_schema()),
-        "".join(f" · {s}" for s in said),
+        "".join(f" · {words}" for words in words_of_kinds),
     )
 
 
-def gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
+def gaps(state: State, result: ForkResult, arms: pyarrow.Table) -> None:
     """Loss of fork − control on the probe set and on sequences that no arm has consumed."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if result["final"]["loss_fork"] is None:
+    if result.final.loss_fork is None:
         safe_html.nothing(
-            "This run holds nothing out, so no loss gap was measured.",
+            "This run has no held-out probe set, so the loss of the fork was not measured.",
             "forensics train … --set data.held_out=64  # a run with a probe set, then: replay fork"
             f" {state.parent} …",
         )
@@ -211,9 +208,9 @@ def gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
     bands = data.table("fork_bands", run=state.fork)
     rows = []
     for measure, name in (("loss_gap", "probe set"), ("unseen_gap", "unseen")):
-        found = arms.select(["step", "arm", "kind"]).append_column("value", arms[measure])
-        found = found.filter(pc.is_valid(found["value"]))
-        drawn, band, _, _ = parts_of(found, bands, measure)
+        measured = arms.select(["step", "arm", "kind"]).append_column("value", arms[measure])
+        measured = measured.filter(pc.is_valid(measured["value"]))
+        drawn, band, _, _ = parts_of(measured, bands, measure)
         if name == "probe set":
             bands_drawn = band
         else:  # the null forks are drawn on the probe set alone
@@ -222,8 +219,8 @@ def gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
     both = pa.concat_tables(rows)
     ends = _gap_ends(both)
     safe_html.caption(
-        "Loss of arm − control (nats/token) · ● probe set, ■ unseen, dashed · grey and violet: null"
-        " forks on the probe set · 0: the control"
+        "Loss above the control's (nats/token) · ● on the probe set · ■ dashed: on sequences that"
+        " neither has trained on · grey and violet: null forks, on the probe set"
     )
     theme.draw(
         theme.filled(charts.gap(safe_html.dark()), bounds=_bounds(state)),
@@ -235,12 +232,12 @@ def gaps(state: State, result: dict[str, Any], arms: pyarrow.Table) -> None:
 def _gap_ends(both: pyarrow.Table) -> pyarrow.Table:
     import pyarrow as pa
 
-    found = []
+    ends = []
     for name in ("probe set", "unseen"):
-        own = [r for r in both.to_pylist() if r["kind"] == "fork" and r["set"] == name]
-        if own:
-            last = max(own, key=lambda r: r["step"])
-            found.append(
+        rows = [row for row in both.to_pylist() if row["kind"] == "fork" and row["set"] == name]
+        if rows:
+            last = max(rows, key=lambda row: row["step"])
+            ends.append(
                 {
                     "step": last["step"],
                     "value": last["value"],
@@ -248,10 +245,11 @@ def _gap_ends(both: pyarrow.Table) -> pyarrow.Table:
                     "kind": "fork",
                 }
             )
-    return pa.Table.from_pylist(theme.below(found), ends_schema())
+    return pa.Table.from_pylist(theme.below(ends), ends_schema())
 
 
 def ends_schema() -> pyarrow.Schema:
+    """Return the columns of the words at the ends of lines."""
     import pyarrow as pa
 
     return pa.schema(
@@ -265,10 +263,11 @@ def ends_schema() -> pyarrow.Schema:
     )
 
 
-def layers(state: State, result: dict[str, Any]) -> None:
-    if not result["final"]["placebos"]:
+def layers(state: State, result: ForkResult) -> None:
+    """Draw how far each layer is from the control, as multiples of the median placebo."""
+    if not result.final.placebos:
         safe_html.nothing(
-            "Layers are shown over the placebos' median, and this fork has no placebo.",
+            "Each layer is compared with the median placebo, and this fork has no placebo.",
             hint="Run it again with placebos, on the right.",
         )
         return
@@ -280,8 +279,8 @@ def layers(state: State, result: dict[str, Any]) -> None:
     )
     strong_ones = rows.filter(pc.greater(rows["level"], 0))
     safe_html.caption(
-        "L2 from the control by layer, over the placebos' median · blank below 2×, then 2, 5,"
-        " 10, 20×"
+        "How far each layer is from the control (L2), as a multiple of the median placebo · blank"
+        " below 2×, darker from 2, 5, 10 and 20×"
     )
     if not strong_ones.num_rows:
         safe_html.note(
@@ -300,9 +299,9 @@ def layers(state: State, result: dict[str, Any]) -> None:
 def order_of_rows(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Embeddings on top, the layers in their order, what comes after them at the bottom."""
 
-    def place(r: Mapping[str, Any]) -> tuple[int, int, str]:
-        if r["layer"] is not None:
-            return 1, r["layer"], ""
-        return (0 if "embed" in r["row"] and "un" not in r["row"] else 2), 0, r["row"]
+    def place(row: Mapping[str, Any]) -> tuple[int, int, str]:
+        if row["layer"] is not None:
+            return 1, row["layer"], ""
+        return (0 if "embed" in row["row"] and "un" not in row["row"] else 2), 0, row["row"]
 
-    return [r["row"] for r in sorted(found, key=place)]
+    return [row["row"] for row in sorted(found, key=place)]

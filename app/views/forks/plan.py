@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,45 +13,56 @@ from app import formatting, jobs, safe_html
 from app.safe_html import Part, code, strong
 from app.selection import goto
 from app.views.forks.state import launch
+from forensics.errors import ForensicsError
 from forensics.visible import visible
+from replay.forks.result import ForkPlan
 
 AGAIN = 0.5  # seconds between looks at a dry run
+MOST_STEPS = 200  # rows of the table
 
 
 def draw_plan(run: str, text: str) -> None:
-    """The dry run of this very file, if there was one; else the button that starts it."""
+    """Draw the dry run of this very file, if there was one; else the button that starts it."""
     tried = planned(run, text)
     if tried is None:
         st.button(
             "Dry run",
             type="primary",
             on_click=partial(_dry_run, run, text),
-            help="Checks the file, runs its SQL, counts what it touches; runs no step.",
+            help="Checks the file, runs its SQL and counts what it changes. It trains nothing.",
         )
         return
     if tried.status == "running":
         _wait(run, tried.id)
         return
     document = tried.result()
-    if tried.status != "done" or not isinstance(document, dict) or "fork" not in document:
+    try:
+        plan = ForkPlan.from_document(document, "the dry run") if tried.status == "done" else None
+    except ForensicsError as error:
+        safe_html.amber(error.message, ".")
+        st.button("Dry run again", on_click=partial(_dry_run, run, text))
+        return
+    if plan is None:
         _refused(document, tried)
         st.button("Dry run again", on_click=partial(_dry_run, run, text))
         return
-    _planned(document)
+    _draw_planned(plan)
     columns = st.columns(2)
-    columns[0].button(
-        "Launch", type="primary", on_click=partial(_launch, run, document["fork"], text)
-    )
+    columns[0].button("Launch", type="primary", on_click=partial(_launch, run, plan.fork, text))
     columns[1].button("Dry run again", on_click=partial(_dry_run, run, text))
 
 
-def planned(run: str, text: str) -> jobs.Work | None:
-    """The newest dry run of exactly this file."""
-    for w in jobs.listed(run):
-        if w.program == "replay" and w.arguments[:1] == ("fork",) and "--dry-run" in w.arguments:
+def planned(run: str, text: str) -> jobs.Job | None:
+    """Return the newest dry run of exactly this file."""
+    for job in jobs.listed(run):
+        if (
+            job.program == "replay"
+            and job.arguments[:1] == ("fork",)
+            and "--dry-run" in job.arguments
+        ):
             try:
-                if (w.folder / "spec.toml").read_text(encoding="utf-8") == text:
-                    return w
+                if (job.folder / "spec.toml").read_text(encoding="utf-8") == text:
+                    return job
             except OSError:
                 continue
     return None
@@ -69,58 +81,67 @@ def _launch(run: str, fork: str, text: str) -> None:
 def _wait(run: str, id_: str) -> None:
     if jobs.opened(run, id_).status != "running":
         st.rerun()
-    safe_html.note("Checking the file and counting what it touches …")
+    safe_html.note("Checking the file and counting what it changes …")
 
 
-def _refused(document: Any, tried: jobs.Work) -> None:
+def _refused(document: Any, tried: jobs.Job) -> None:
     error = document.get("error") if isinstance(document, Mapping) else None
     if error:
         safe_html.amber(strong("This fork cannot be run: "), str(error.get("message")), ".")
         if error.get("hint"):
             safe_html.note(str(error["hint"]))
         return
-    safe_html.amber(strong("The dry run did not end: "), tried.status)
+    safe_html.amber(strong("The dry run did not finish: "), tried.status)
     st.code(visible(tried.log()[-800:]) or "it wrote nothing", language=None)
 
 
-def _planned(p: dict[str, Any]) -> None:
-    """The plan in words: what is touched, how long it takes."""
+def _draw_planned(plan: ForkPlan) -> None:
+    """Draw the plan in words, and how many sequences of each step it touches."""
     safe_html.heading("The plan")
-    safe_html.note(code(p["fork"]), ": ", *sentence_of(p))
-    if p["sequences"]:
-        steps = sorted(int(s) for s in p["sequences_by_step"])
+    safe_html.note(code(plan.fork), ": ", *sentence_of(plan))
+    if plan.sequences:
+        steps = sorted(plan.sequences_by_step)
         safe_html.frame(
-            [{"step": s, "sequences": p["sequences_by_step"][str(s)]} for s in steps[:200]],
+            [
+                {"step": step, "sequences": plan.sequences_by_step[step]}
+                for step in steps[:MOST_STEPS]
+            ],
             tallest=180,
         )
 
 
-def sentence_of(p: Mapping[str, Any]) -> list[Part]:
-    """What a plan says: what it touches, arms, steps, minutes and memory."""
-    said: list[Part] = [f"{p['does']}. "]
-    if p["sequences"]:
-        steps = sorted(int(s) for s in p["sequences_by_step"])
+def sentence_of(plan: ForkPlan) -> list[Part]:
+    """Say what a fork would touch, and its arms, steps, time and memory."""
+    touched: list[Part] = []
+    if plan.sequences:
+        steps = sorted(plan.sequences_by_step)
         where = (
             f"step {formatting.count(steps[0])}"
             if len(steps) == 1
-            else f"{len(steps)} steps ({formatting.count(steps[0])} to {formatting.count(steps[-1])})"
+            else f"{len(steps)} steps, {formatting.count(steps[0])} to"
+            f" {formatting.count(steps[-1])}"
         )
-        said += [
-            strong(f"{formatting.count(p['sequences'])} sequences"),
-            f" of {where} are touched, {formatting.count(p['tokens'])} targets",
+        documents = f", {len(plan.documents)} documents" if plan.documents else ""
+        touched = [
+            "It changes ",
+            strong(f"{formatting.count(plan.sequences)} sequences"),
+            f" of {where}: {formatting.count(plan.tokens)} predicted tokens{documents}. ",
         ]
-        said += [f", {len(p['documents'])} documents. "] if p["documents"] else [". "]
-    seconds = (p["hours"] or 0) * 3600
-    time = (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
-    said += [
-        f"{p['arms']} arms, {formatting.count(p['steps_to_compute'])} steps: about ",
-        strong(time),
-        f", {p['memory_bytes'] / 2**20:,.0f} MiB of states.",
+    return [
+        f"{plan.does}. ",
+        *touched,
+        f"It trains {plan.arms} copies of the model (control, fork and null forks),"
+        f" {formatting.count(plan.steps_to_compute)} steps in all: about ",
+        strong(duration(plan.hours)),
+        f" without probes, and {plan.memory_bytes / 2**20:,.0f} MiB of memory.",
     ]
-    return said
+
+
+def duration(hours: float) -> str:
+    """Write a time in the unit that a person would use."""
+    seconds = hours * 3600
+    if not math.isfinite(seconds):
+        return "an unknown time"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{hours:.1f} h"

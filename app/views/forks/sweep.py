@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from app import data, formatting, jobs, safe_html, theme
-from app import documents as kept
+from app import data, documents, formatting, jobs, safe_html, theme
 from app.safe_html import Part, strong
 from app.selection import Selection
 from app.views.forks import sweep_charts
 from app.views.forks.build import window_of
+from app.views.forks.summary import OUTCOMES
 from forensics.visible import visible
 from replay.forks import toml_text
 
@@ -23,56 +23,62 @@ HORIZON = 24  # steps of the fork file that the form begins with, at most
 
 
 def sweeps(run: str, selection: Selection) -> None:
-    """The same intervention at many steps: size and reconvergence against the step it was made
-    at.
-    """
-    found = [(name, d) for name, d in kept.documents(run, "sweep") if d.get("summary")]
-    if not found:
+    """Draw the sweep that the URL names: size and reconvergence against the starting step."""
+    documents.draw_unreadable(run, "sweep")
+    measurements = [
+        document
+        for document in documents.documents(run, "sweep")
+        if document.content.get("summary")
+    ]
+    if not measurements:
         safe_html.verdict(
-            "Early against late: nothing has been measured yet",
-            "The same intervention at many steps tells when a run is easily moved and when it comes"
-            " back.",
+            "Early against late has not been measured yet",
+            "A sweep makes the same change at several steps of the run. It shows when the run is"
+            " moved far by it, and when it comes back.",
             hedge=[
-                "Early against late is confounded by the schedule, so each point is measured twice:"
-                " at the run's own learning rate, and at one equal rate."
+                "The learning rate changes along a run, too. So each step is measured twice: at the"
+                " run's own learning rate, and at one that is the same for all."
             ],
         )
         safe_html.nothing(
-            "From the command line:",
+            "This command makes one:",
             f"replay sweep fork.toml --at {_places(run)} --seeds 3",
-            "fork.toml is any fork file of this run: the page of a fork offers its own for"
+            "fork.toml is any fork file of this run; the page of a fork offers its file for"
             " download.",
         )
         jobs.busy(run, "sweep")
         _sweep_form(run, selection)
         return
-    document = kept.chosen(
+    document = documents.choose(
         run,
-        found,
+        measurements,
         selection,
         lambda d: (
-            f"{d['does']}: at {formatting.listed([formatting.count(s) for s in d['steps']], 6)}"
+            f"{d['does']}: at"
+            f" {formatting.listed([formatting.count(step) for step in d['steps']], 6)}"
         ),
     )
     safe_html.verdict(
         sweep_title(document),
         *sweep_sentence(document),
         hedge=[
-            "The second arm holds one learning rate throughout, in control, fork and placebos: what"
-            " is left of early against late there is not the schedule."
+            "In the second measurement control, fork and placebos all keep one learning rate, so a"
+            " difference between early and late that remains there does not come from the schedule"
+            " of the learning rate."
         ],
     )
     if not all(row["bitwise"] for row in document["summary"]):
         safe_html.amber(
-            strong("Tolerance only. "), "A control of this sweep is not its parent bit for bit."
+            strong("Tolerance only. "),
+            "A control of this sweep does not equal its parent bit for bit.",
         )
     left, right = st.columns(2, gap="medium")
     with left:
         _sweep_chart(
             document,
             "over_placebos",
-            "L2 at the end of the window, over the placebos' median (log) · 1×: as far as a"
-            " placebo",
+            "Distance from the control at the end (L2), as a multiple of the median placebo (log) ·"
+            " 1×: as far as a placebo",
             "× placebos",
             True,
             1.0,
@@ -83,7 +89,8 @@ def sweeps(run: str, selection: Selection) -> None:
         _sweep_chart(
             document,
             "l2_over_moved",
-            "L2 over what the control itself moved in the window (log)",
+            "Distance from the control at the end, as a share of the way that the control itself"
+            " went (L2, log)",
             "share of the way",
             True,
             None,
@@ -94,76 +101,77 @@ def sweeps(run: str, selection: Selection) -> None:
     _sweep_form(run, selection)
 
 
-def sweep_title(d: Mapping[str, Any]) -> list[Part]:
-    """`skips steps 401:403, at 5 steps of demo: largest early, at 60 (38× the placebos)`."""
-    own = [r for r in d["summary"] if r["arm"] == "own"]
-    measure = "over_placebos" if any(r["over_placebos"] for r in own) else "l2_over_moved"
-    told = [r for r in own if r[measure] is not None]
-    title: list[Part] = [
-        visible(d["does"]),
-        f", from {len(d['steps'])} {'state' if len(d['steps']) == 1 else 'states'} of {d['run']}",
+def sweep_title(sweep: Mapping[str, Any]) -> list[Part]:
+    """Say what was done, from where, and at which step it took the run farthest."""
+    own_rate = [row for row in sweep["summary"] if row["arm"] == "own"]
+    measure = "over_placebos" if any(row["over_placebos"] for row in own_rate) else "l2_over_moved"
+    measured = [row for row in own_rate if row[measure] is not None]
+    states = f"{len(sweep['steps'])} {'state' if len(sweep['steps']) == 1 else 'states'}"
+    title: list[Part] = [f"A fork from {states} of {sweep['run']} that ", visible(sweep["does"])]
+    if measure == "over_placebos" and not any(row["finding"] == "beyond" for row in own_rate):
+        return [
+            *title,
+            ": not distinguishable from the placebos at any of them"
+            if len(own_rate) > 1
+            else f": {OUTCOMES[own_rate[0]['finding']]}",
+        ]
+    if len(measured) < 2:
+        return title
+    top = max(measured, key=lambda row: row[measure])
+    size = (
+        f"{formatting.ratio(top[measure])} the median placebo"
+        if measure == "over_placebos"
+        else f"{formatting.share(top[measure])} of the control's own way"
+    )
+    when = (
+        "early"
+        if top["step"] == measured[0]["step"]
+        else "late"
+        if top["step"] == measured[-1]["step"]
+        else "in between"
+    )
+    return [
+        *title,
+        f": the effect is largest {when}, from state {formatting.count(top['step'])} ({size})",
     ]
-    if measure == "over_placebos" and not any(r["verdict"].startswith("beyond") for r in own):
-        title += [
-            (
-                ": not distinguishable from the placebos at any of them"
-                if len(own) > 1
-                else f": {own[0]['verdict']}"
-            )
-        ]
-    elif len(told) > 1:
-        top = max(told, key=lambda r: r[measure])
-        size = (
-            f"{formatting.ratio(top[measure])} the placebos"
-            if measure == "over_placebos"
-            else f"{formatting.number(top[measure])} of the way"
-        )
-        when = (
-            "early"
-            if top["step"] == told[0]["step"]
-            else "late"
-            if top["step"] == told[-1]["step"]
-            else "in between"
-        )
-        title += [f": largest {when}, at {formatting.count(top['step'])} ({size})"]
-    return title
 
 
-def sweep_sentence(d: Mapping[str, Any]) -> list[Part]:
-    """Earliest and latest of both arms, with N, and how many come back within the window."""
-    said: list[Part] = []
-    for arm, word in (
+def sweep_sentence(sweep: Mapping[str, Any]) -> list[Part]:
+    """Compare earliest and latest of both measurements, and count those that come back."""
+    sentence: list[Part] = []
+    for arm, rate in (
         ("own", "At the run's own learning rate"),
-        ("equal", f"at an equal one of {d['equal_learning_rate']:.2g}"),
+        ("equal", f"At one learning rate of {sweep['equal_learning_rate']:.2g}"),
     ):
-        rows = [r for r in d["summary"] if r["arm"] == arm]
-        if not rows:
-            continue
-        early, late = rows[0], rows[-1]
-        if early["over_placebos"] is not None and late["over_placebos"] is not None:
-            said += [
-                f"{word}, ",
-                strong(formatting.ratio(early["over_placebos"])),
-                f" at {formatting.count(early['step'])} and ",
-                strong(formatting.ratio(late["over_placebos"])),
-                (
-                    f" at {formatting.count(late['step'])} (p = {formatting.number(early['p'])} and "
-                    f"{formatting.number(late['p'])}, N = {late['placebos']}); "
-                ),
-            ]
-        else:
-            said += [
-                f"{word}, {formatting.number(early['l2_over_moved'])} of the way at"
-                f" {formatting.count(early['step'])} and {formatting.number(late['l2_over_moved'])} at"
-                f" {formatting.count(late['step'])} (no placebo: no effect is claimed); "
-            ]
-    back = [r for r in d["summary"] if r["time_to_reconverge"] is not None]
-    if any(r["placebos"] for r in d["summary"]):
-        said += [
-            strong(f"{len(back)} of {len(d['summary'])}"),
-            f" come back among the placebos within {d['horizon']} steps.",
+        rows = [row for row in sweep["summary"] if row["arm"] == arm]
+        if rows:
+            sentence += _early_and_late(rate, rows[0], rows[-1])
+    if any(row["placebos"] for row in sweep["summary"]):
+        back = [row for row in sweep["summary"] if row["time_to_reconverge"] is not None]
+        sentence += [
+            strong(f"{len(back)} of {len(sweep['summary'])}"),
+            f" come back among the placebos within {sweep['horizon']} steps.",
         ]
-    return said
+    return sentence
+
+
+def _early_and_late(rate: str, early: Mapping[str, Any], late: Mapping[str, Any]) -> list[Part]:
+    first, last = formatting.count(early["step"]), formatting.count(late["step"])
+    if early["over_placebos"] is None or late["over_placebos"] is None:
+        return [
+            f"{rate}, it ends {formatting.number(early['l2_over_moved'])} of the control's own way"
+            f" from the control when made at state {first}, and"
+            f" {formatting.number(late['l2_over_moved'])} at {last}; without placebos no effect is"
+            " claimed. "
+        ]
+    return [
+        f"{rate}, it ends ",
+        strong(formatting.ratio(early["over_placebos"])),
+        f" as far from the control as the median placebo when made at state {first}, and ",
+        strong(formatting.ratio(late["over_placebos"])),
+        f" at {last} (p = {formatting.number(early['p'])} and {formatting.number(late['p'])},"
+        f" {late['placebos']} placebos). ",
+    ]
 
 
 def _points(
@@ -174,17 +182,17 @@ def _points(
 
     rows = [
         {
-            "step": r["step"],
-            "arm": r["arm"],
-            "value": v,
+            "step": row["step"],
+            "arm": row["arm"],
+            "value": value,
             "low": low,
             "high": high,
-            "censored": c,
-            "rate": r["learning_rate"],
-            "verdict": r["verdict"],
+            "censored": censored,
+            "rate": row["learning_rate"],
+            "verdict": row["verdict"],
         }
-        for r, (v, low, high, c) in zip(d["summary"], values)
-        if v is not None
+        for row, (value, low, high, censored) in zip(d["summary"], values)
+        if value is not None
     ]
     schema = pa.schema(
         [
@@ -200,9 +208,9 @@ def _points(
     )
     ends = []
     for arm, word in (("own", "own rate ●"), ("equal", "equal rate ■")):
-        own = [r for r in rows if r["arm"] == arm]
-        if own:
-            last = max(own, key=lambda r: r["step"])
+        of_arm = [row for row in rows if row["arm"] == arm]
+        if of_arm:
+            last = max(of_arm, key=lambda row: row["step"])
             ends.append(
                 {
                     "step": last["step"],
@@ -233,15 +241,17 @@ def _sweep_chart(
     import pyarrow as pa
 
     values = []
-    for r in d["summary"]:
-        v = r[measure]
-        by_l2 = v / r["l2"] if v is not None and r["l2"] else None  # the range over seeds is of l2
-        low, high = r["l2_range"]
+    for row in d["summary"]:
+        value = row[measure]
+        by_l2 = (
+            value / row["l2"] if value is not None and row["l2"] else None
+        )  # the range over seeds is of l2
+        low, high = row["l2_range"]
         values.append(
             (
-                v if v is None or v > 0 or not log else None,
-                low * by_l2 if by_l2 else v,
-                high * by_l2 if by_l2 else v,
+                value if value is None or value > 0 or not log else None,
+                low * by_l2 if by_l2 else value,
+                high * by_l2 if by_l2 else value,
                 False,
             )
         )
@@ -260,24 +270,26 @@ def _sweep_chart(
 def _reconverged(d: Mapping[str, Any]) -> None:
     import pyarrow as pa
 
-    if not any(r["placebos"] for r in d["summary"]):
+    if not any(row["placebos"] for row in d["summary"]):
         safe_html.nothing(
-            "Without placebos there is nothing to come back among.",
-            hint="Give the fork file placebos = 3 or more.",
+            "Without placebos it is not known when a fork comes back among them.",
+            hint="Write placebos = 3 or more into the fork file.",
         )
         return
     values = [
         (
-            float(t) if (t := r["time_to_reconverge"]) is not None else float(d["horizon"]),
+            float(steps_back)
+            if (steps_back := row["time_to_reconverge"]) is not None
+            else float(d["horizon"]),
             None,
             None,
-            t is None,
+            steps_back is None,
         )
-        for r in d["summary"]
+        for row in d["summary"]
     ]
     points, ends = _points(d, values)
     safe_html.caption(
-        f"Steps until it stays among the placebos · hollow: not within the window of {d['horizon']}"
+        f"Steps until the fork stays among the placebos · hollow: not within {d['horizon']} steps"
     )
     theme.draw(
         sweep_charts.sweep(safe_html.dark(), False, "steps"),
@@ -289,23 +301,23 @@ def _reconverged(d: Mapping[str, Any]) -> None:
 def _sweep_rows(d: Mapping[str, Any]) -> None:
     rows = [
         {
-            "state": r["step"],
-            "learning rate": r["arm"],
-            "η": r["learning_rate"],
-            "× placebos": r["over_placebos"],
-            "p": r["p"],
-            "N": r["placebos"],
+            "state": row["step"],
+            "learning rate": row["arm"],
+            "η": row["learning_rate"],
+            "× placebos": row["over_placebos"],
+            "p": row["p"],
+            "N": row["placebos"],
             "back after": (
-                str(r["time_to_reconverge"])
-                if r["time_to_reconverge"] is not None
+                str(row["time_to_reconverge"])
+                if row["time_to_reconverge"] is not None
                 else f"> {d['horizon']}"
-                if r["placebos"]
+                if row["placebos"]
                 else None
             ),
-            "control": "bit for bit" if r["bitwise"] else "tolerance only",
-            "verdict": r["verdict"],
+            "control": "bit for bit" if row["bitwise"] else "tolerance only",
+            "verdict": row["verdict"],
         }
-        for r in d["summary"]
+        for row in d["summary"]
     ]
     number = st.column_config.NumberColumn
     safe_html.frame(
@@ -323,7 +335,9 @@ def _sweep_rows(d: Mapping[str, Any]) -> None:
 def places_of(start: int, reached: int, horizon: int) -> str:
     """Up to four states spread over the run's own steps, each with `horizon` of them after it."""
     room = max(0, reached - horizon - start)
-    return ",".join(str(s) for s in sorted({start + (room * k + 5) // 10 for k in (1, 3, 5, 8)}))
+    return ",".join(
+        str(state) for state in sorted({start + (room * tenth + 5) // 10 for tenth in (1, 3, 5, 8)})
+    )
 
 
 def _places(run: str, horizon: int = HORIZON) -> str:
@@ -341,15 +355,15 @@ def _sweep_form(run: str, selection: Selection) -> None:
     )
     with st.form("sweep-form", border=False):
         text = st.text_area(
-            "Fork file: its windows move with the starting state",
+            "Fork file (its windows move with the starting state)",
             example,
             height=190,
             key=f"sweep-file-{run}",
         )
         at, seeds, workers = st.columns(3)
         states = at.text_input("At states", _places(run, last - first), key=f"sweep-at-{run}")
-        n = seeds.number_input("Seeds of the null forks", 1, 99, 1, key="sweep-seeds")
-        w = workers.number_input("Processes", 1, 64, 1, key="sweep-workers")
+        seed_count = seeds.number_input("Draws of the null forks", 1, 99, 1, key="sweep-seeds")
+        worker_count = workers.number_input("Processes", 1, 64, 1, key="sweep-workers")
         if st.form_submit_button("Start the sweep"):
             jobs.start(
                 run,
@@ -359,9 +373,9 @@ def _sweep_form(run: str, selection: Selection) -> None:
                     "{folder}/spec.toml",
                     f"--at={states}",
                     "--seeds",
-                    str(n),
+                    str(seed_count),
                     "--workers",
-                    str(w),
+                    str(worker_count),
                 ],
                 {"spec.toml": text},
             )

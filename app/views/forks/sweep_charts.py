@@ -26,10 +26,8 @@ ARMS = ("own", "equal")
 
 @cached
 def sweep(dark: bool, log: bool, unit: str) -> dict[str, Any]:
-    """A measure against the starting step, one line per arm; `value`, `low`, `high` over seeds;
-    hollow: beyond the window.
-    """
-    p = palette(dark)
+    """Draw a measure against the starting step, one line per arm; hollow: beyond the window."""
+    colours = palette(dark)
     x = alt.X(
         "step",
         type=Q,
@@ -38,7 +36,7 @@ def sweep(dark: bool, log: bool, unit: str) -> dict[str, Any]:
     )
     scale = alt.Scale(type="log", nice=True) if log else alt.Scale(zero=True)
     y = alt.Y("value", type=Q, axis=labels(tickCount=5, format="~g"), scale=scale)
-    colour = by_name("arm", ARMS, colours=[p.fork, p.fast])
+    colour = by_name("arm", ARMS, colours=[colours.fork, colours.fast])
     shape = shape_by_name("arm", ARMS, ["circle", "square"])
     dash = dash_by_name("arm", ARMS, [[1, 0], [5, 3]])
     tips = [
@@ -48,9 +46,9 @@ def sweep(dark: bool, log: bool, unit: str) -> dict[str, Any]:
         alt.Tooltip("rate", type=Q, format=".3~g", title="η"),
         alt.Tooltip("verdict", type=N),
     ]
-    one = (
+    reference = (
         alt.Chart(named("one"))
-        .mark_rule(color=p.parent, strokeDash=[4, 3])
+        .mark_rule(color=colours.parent, strokeDash=[4, 3])
         .encode(alt.Y("value", type=Q))
     )
     rows = alt.Chart(named("points"))
@@ -61,8 +59,8 @@ def sweep(dark: bool, log: bool, unit: str) -> dict[str, Any]:
         y,
         colour,
         shape,
-        fill=alt.condition("datum.censored", alt.value(p.background), colour),
+        fill=alt.condition("datum.censored", alt.value(colours.background), colour),
         tooltip=tips,
     )
     words = end_words("ends", x, "value", colour, dx=4)
-    return template(alt.layer(one, span, line, dots, *words), dark, height=190)
+    return template(alt.layer(reference, span, line, dots, *words), dark, height=190)

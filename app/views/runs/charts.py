@@ -18,7 +18,7 @@ ROW = 19  # pixels
 @cached
 def tree(dark: bool, rows: int) -> dict[str, Any]:
     """Click a bar for its run. `rows`: their names in order, filled in by `theme.filled`."""
-    p = palette(dark)
+    colours = palette(dark)
     wide = alt.Axis(
         title=None, ticks=False, labelLimit=230, minExtent=150, labelFont="monospace", grid=False
     )
@@ -27,7 +27,9 @@ def tree(dark: bool, rows: int) -> dict[str, Any]:
     )
     steps = alt.Scale(nice=False, zero=True)
     x = alt.X("first", type=Q, axis=alt.Axis(title=None, format=",d", tickCount=12), scale=steps)
-    colour = alt.Scale(domain=["run", "fork", "null"], range=[p.parent, p.fork, p.null])
+    colour = alt.Scale(
+        domain=["run", "fork", "null"], range=[colours.parent, colours.fork, colours.null]
+    )
     tips = [
         alt.Tooltip("run", type=N),
         alt.Tooltip("first", type=Q, format=",d", title="first step"),
@@ -37,17 +39,17 @@ def tree(dark: bool, rows: int) -> dict[str, Any]:
     ]
     joins = (
         alt.Chart(named("joins"))
-        .mark_rule(color=p.faint, strokeWidth=1)
+        .mark_rule(color=colours.faint, strokeWidth=1)
         .encode(alt.X("step", type=Q, scale=steps), alt.Y("row", type=O, sort=None), alt.Y2("row2"))
     )
     ahead = (
         alt.Chart(named("ahead"))
-        .mark_bar(fill=None, stroke=p.parent, strokeDash=[2, 3], cornerRadius=4)
+        .mark_bar(fill=None, stroke=colours.parent, strokeDash=[2, 3], cornerRadius=4)
         .encode(x, alt.X2("last"), y)
     )
     chosen = (
         alt.Chart(named("chosen"))
-        .mark_bar(fill=None, stroke=p.ink, strokeWidth=1.6, cornerRadius=4)
+        .mark_bar(fill=None, stroke=colours.ink, strokeWidth=1.6, cornerRadius=4)
         .encode(x, alt.X2("last"), y)
     )
     bars = (
@@ -62,7 +64,7 @@ def tree(dark: bool, rows: int) -> dict[str, Any]:
         .encode(
             alt.X("step", type=Q, scale=steps),
             y,
-            alt.Color("kind", type=N, scale=kind_colour(p)),
+            alt.Color("kind", type=N, scale=kind_colour(colours)),
             alt.Shape("kind", type=N, scale=kind_shape()),
             tooltip=[alt.Tooltip("step", type=Q, format=",d"), alt.Tooltip("kind", type=N)],
         )

@@ -13,19 +13,23 @@ from forensics.store import manifest
 ALIVE_S = 180
 FIRST_S = 1800  # or before its first; a fork's, whose steps are those of all its arms
 SLOW = 3  # or that many times what the steps between two writes take
-SILENT = "stopped without saying so"
+SILENT = "silent"  # it says that it runs, and has written nothing for too long
+WORDS = {SILENT: "stopped without an end being recorded"}
 
 
 def status_of(header: dict[str, Any]) -> str:
-    """What it says of itself; of one that says it is running, whether that is believed."""
+    """Return the status that run.json holds; SILENT for a run that says it runs and does not."""
     status = str(header.get("status") or "?")
     return SILENT if status == "running" and not is_alive(header) else status
 
 
+def words_of(status: str) -> str:
+    """Return a status as a page writes it."""
+    return WORDS.get(status, status)
+
+
 def is_alive(header: dict[str, Any]) -> bool:
-    """Whether a run trains now: it says so, and its tables were written to not long ago for its
-    pace.
-    """
+    """Return whether a run trains now: it says so, and wrote not long ago for its pace."""
     if header.get("status") != "running":
         return False
     run = data.runs_folder() / header["name"]
@@ -42,14 +46,12 @@ def is_alive(header: dict[str, Any]) -> bool:
 
 
 def patience(fork: bool, seconds: float) -> float:
-    """Seconds without a write that are believed, by what its steps between two writes took."""
+    """Return the seconds without a write after which a run is not believed to train."""
     return max(FIRST_S if fork else ALIVE_S, SLOW * seconds)
 
 
 def _seconds_of_a_write(header: dict[str, Any]) -> float:
-    """What the steps from one write of the tables to the next take, by the newest that are
-    recorded; 0: not known.
-    """
+    """Return what the steps from one write of the tables to the next take; 0: not known."""
     parts = manifest.load(data.runs_folder() / header["name"], "steps").parts
     if not parts:
         return 0.0

@@ -20,11 +20,12 @@ BUSY_S, IDLE_S = 2.0, 10.0  # seconds between looks at whether anything was writ
 
 
 def page() -> None:
+    """Draw the page: all runs as a tree, and the chosen one."""
     selection = chosen_run()
     if selection is None:
         return
     run = str(selection.run)
-    seen = state_of(run)
+    drawn_state = state_of(run)
     draw_overview(run)
     left, right = st.columns([1, 1.15], gap="medium")
     with left:
@@ -36,14 +37,14 @@ def page() -> None:
         if jobs.listed(run):
             safe_html.heading("Work on this run")
             jobs.panel(run)
-    busy = any(is_alive(h) for h in data.headers())
-    st.fragment(_look_again, run_every=BUSY_S if busy else IDLE_S)(run, seen)
+    busy = any(is_alive(header) for header in data.headers())
+    st.fragment(_look_again, run_every=BUSY_S if busy else IDLE_S)(run, drawn_state)
 
 
 def state_of(run: str) -> tuple[Any, ...]:
-    """Changes when anything was written that the page shows, and when a run falls silent."""
+    """Return what changes when anything that the page shows was written, or a run falls silent."""
     names = runs_in(data.runs_folder())
-    alive = [h["name"] for h in data.headers() if is_alive(h)]
+    alive = [header["name"] for header in data.headers() if is_alive(header)]
     return data.stamp(names, {"steps", "events", "forks"}), data.stamp([run], TABLES), alive
 
 

@@ -12,19 +12,20 @@ from app import data, formatting, safe_html
 from app.navigation import link
 from app.safe_html import code, strong
 from app.selection import goto, picked_row, shown
-from app.views.runs.health import status_of
+from app.views.runs.health import status_of, words_of
 
 
 def draw_header(run: str) -> None:
-    h = data.header(run)
-    safe_html.heading(code(run), f" · {status_of(h)}")
-    if h.get("parent"):
+    """Draw what a run is: its steps, size, device and how it was started."""
+    header = data.header(run)
+    safe_html.heading(code(run), f" · {words_of(status_of(header))}")
+    if header.get("parent"):
         about = next(iter(data.recorded("forks", run)), {})
         safe_html.note(
             "A fork of ",
-            code(h["parent"]),
-            f" at step {formatting.count(h.get('parent_step'))}: ",
-            strong(about.get("sentence") or altered(h.get("interventions") or [])),
+            code(header["parent"]),
+            f" at state {formatting.count(header.get('parent_step'))}, which ",
+            strong(about.get("sentence") or altered(header.get("interventions") or [])),
             ".",
         )
         if about and not about.get("control_bitwise"):
@@ -33,17 +34,24 @@ def draw_header(run: str) -> None:
             )
     pairs = {
         "steps": (
-            f"{formatting.count(h.get('first_step'))} to {formatting.count(data.reached(run))} of"
-            f" {formatting.count(h.get('steps'))}"
+            f"{formatting.count(header.get('first_step'))} to"
+            f" {formatting.count(data.reached(run))} of"
+            f" {formatting.count(header.get('steps'))}"
         ),
-        "parameters": formatting.count(h.get("parameters")),
-        "recipe": h.get("recipe"),
-        "device": f"{h.get('device')}, {h.get('precision')}, {h.get('threads')} threads",
-        "created": h.get("created"),
-        "software": h.get("git_commit") or formatting.NONE,
-        "started with": " ".join(map(str, h.get("arguments") or [])) or formatting.NONE,
+        "parameters": formatting.count(header.get("parameters")),
+        "recipe": header.get("recipe"),
+        "device": ", ".join(
+            [
+                str(header.get("device")),
+                str(header.get("precision")),
+                f"{header.get('threads')} threads",
+            ]
+        ),
+        "created": header.get("created"),
+        "software": header.get("git_commit") or formatting.NONE,
+        "started with": " ".join(map(str, header.get("arguments") or [])) or formatting.NONE,
     }
-    safe_html.frame([{"": k, run: str(v)} for k, v in pairs.items()], tallest=1000)
+    safe_html.frame([{"": key, run: str(value)} for key, value in pairs.items()], tallest=1000)
     with st.container(horizontal=True):
         link("spikes", "Spikes", run=run)
         link("forks", "Forks", run=run, fork=None)
@@ -51,84 +59,91 @@ def draw_header(run: str) -> None:
 
 
 def altered(interventions: list[dict[str, Any]]) -> str:
-    """What a fork does that is not done yet, and so has no sentence: the kinds of its
-    interventions.
-    """
-    return formatting.listed([i.get("kind", "?") for i in interventions]) or "changes nothing"
+    """Return the kinds of a fork's interventions, where it is not done and has no sentence yet."""
+    return (
+        formatting.listed([intervention.get("kind", "?") for intervention in interventions])
+        or "nothing altered"
+    )
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """A configuration as dotted keys and JSON values."""
-    found: dict[str, str] = {}
+    """Return a configuration as dotted keys and JSON values."""
+    pairs: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
-            found |= flat(value, f"{name}.")
+            pairs |= flat(value, f"{name}.")
         else:
-            found[name] = json.dumps(value, ensure_ascii=False)
-    return found
+            pairs[name] = json.dumps(value, ensure_ascii=False)
+    return pairs
 
 
 def differs(mine: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(key, the other's value, mine) of every key in which two configurations differ; – where one
-    lacks it.
-    """
-    a, b = flat(other), flat(mine)
+    """Return (key, the other's value, mine) where two configurations differ."""
+    theirs, ours = flat(other), flat(mine)
     return [
-        (k, a.get(k, formatting.NONE), b.get(k, formatting.NONE))
-        for k in dict.fromkeys([*b, *a])
-        if a.get(k) != b.get(k)
+        (key, theirs.get(key, formatting.NONE), ours.get(key, formatting.NONE))
+        for key in dict.fromkeys([*ours, *theirs])
+        if theirs.get(key) != ours.get(key)
     ]
 
 
 def draw_configuration(run: str) -> None:
-    h = data.header(run)
-    parent = data.header(h["parent"]) if h.get("parent") else {}
+    """Draw where the configuration differs from the defaults, or from the parent's."""
+    header = data.header(run)
+    parent = data.header(header["parent"]) if header.get("parent") else {}
     if parent:
-        rows, other = differs(h.get("config") or {}, parent.get("config") or {}), str(h["parent"])
-        safe_html.heading("Configuration: only what differs from ", code(other))
+        rows, column = (
+            differs(header.get("config") or {}, parent.get("config") or {}),
+            str(header["parent"]),
+        )
+        safe_html.heading("Configuration, where it differs from ", code(column))
         if not rows:
-            safe_html.note("Nothing: it differs by its interventions alone.")
-        for each in h.get("interventions") or []:
+            safe_html.note("Its configuration is the same; it differs by its interventions alone.")
+        for intervention in header.get("interventions") or []:
             st.code(
-                safe_html.visible(json.dumps(each, ensure_ascii=False)[:600]),
+                safe_html.visible(json.dumps(intervention, ensure_ascii=False)[:600]),
                 language=None,
                 wrap_lines=True,
             )
     else:
         from forensics.config import Recipe, to_dict
 
-        rows, other = differs(h.get("config") or {}, to_dict(Recipe())), "default"
-        safe_html.heading("Configuration: only what differs from the defaults")
+        rows, column = differs(header.get("config") or {}, to_dict(Recipe())), "default"
+        safe_html.heading("Configuration, where it differs from the defaults")
     if rows:
         table = [
-            {"key": k, other: a, "here" if other != "here" else "this run": b} for k, a, b in rows
+            {"key": key, column: default, "here" if column != "here" else "this run": value}
+            for key, default, value in rows
         ]
         safe_html.frame(table, tallest=360)
 
 
 def draw_events(run: str) -> None:
-    found = sorted(data.recorded("events", run), key=lambda e: (e["step"], e["metric"] or ""))
-    spikes = [e for e in found if e["kind"] == "spike"]
-    bad = [e for e in found if e["kind"] == "nonfinite"]
-    rest = [e for e in found if e["kind"] not in ("spike", "nonfinite")]
-    safe_html.heading(f"Spikes: {len(spikes)}", f" · not finite: {len(bad)}")
+    """Draw the spikes, values that are not finite, and notes of a run."""
+    events = sorted(
+        data.recorded("events", run), key=lambda event: (event["step"], event["metric"] or "")
+    )
+    spikes = [event for event in events if event["kind"] == "spike"]
+    bad = [event for event in events if event["kind"] == "nonfinite"]
+    notes = [event for event in events if event["kind"] not in ("spike", "nonfinite")]
+    safe_html.heading(f"Spikes: {len(spikes)}", f" · values not finite: {len(bad)}")
     if spikes or bad:
         step = chosen_spike(run)
         rows = [
             {
-                "": "●" if e["step"] == step else "",
-                "step": e["step"],
-                "metric": e["metric"] or e["tensor"],
-                "kind": e["spike_kind"] or "not finite",
-                "from": e["baseline"],
-                "to": e["value"],
-                "σ": e["sigma"],
-                "back at": e["recovered_at"],
+                "": "●" if event["step"] == step else "",
+                "step": event["step"],
+                "metric": event["metric"] or event["tensor"],
+                "kind": event["spike_kind"] or "not finite",
+                "from": event["baseline"],
+                "to": event["value"],
+                "σ": event["sigma"],
+                "back at": event["recovered_at"],
             }
-            for e in spikes + bad
+            for event in spikes + bad
         ]
-        numbers = {n: st.column_config.NumberColumn(format="%.3f") for n in ("from", "to")}
+        numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("from", "to")}
         columns = {
             "": st.column_config.TextColumn(width=24),
             **numbers,
@@ -142,30 +157,34 @@ def draw_events(run: str) -> None:
             tallest=290,
             selection_mode="single-row",
             column_config=columns,
-            on_select=partial(_chose_spike, key, [r["step"] for r in rows]),
+            on_select=partial(_chose_spike, key, [row["step"] for row in rows]),
         )
         if step is not None:
             link("spikes", f"Look at the spike at {formatting.count(step)}", run=run, spike=step)
     else:
-        safe_html.note("None was found.")
-    safe_html.heading(f"Notes and other events: {len(rest)}")
-    if rest:
+        safe_html.note("No spike was found, and every value was finite.")
+    safe_html.heading(f"Notes and other events: {len(notes)}")
+    if notes:
         safe_html.frame(
             [
-                {"step": e["step"], "kind": e["kind"], "text": e["text"] or e["metric"]}
-                for e in rest
+                {
+                    "step": event["step"],
+                    "kind": event["kind"],
+                    "text": event["text"] or event["metric"],
+                }
+                for event in notes
             ],
             tallest=220,
         )
     else:
         safe_html.nothing(
-            "The logbook is empty.",
-            f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what was seen"',
+            "No note was written on this run. This command writes one:",
+            f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what you saw"',
         )
 
 
 def chosen_spike(run: str) -> int | None:
-    """The spike that the URL names, if it is of this run."""
+    """Return the spike that the URL names, if it is of this run."""
     chosen = shown()
     return chosen.spike if chosen.run == run else None
 
@@ -177,28 +196,30 @@ def _chose_spike(key: str, steps: list[int]) -> None:
 
 
 def draw_certificates(run: str) -> None:
-    found = data.recorded("certificates", run)
+    """Draw which parts were trained again and compared with the recording."""
+    certificates = data.recorded("certificates", run)
+    equal = sum(bool(certificate["bitwise"]) for certificate in certificates)
     safe_html.heading(
-        f"Certificates: {sum(bool(c['bitwise']) for c in found)} of {len(found)} bit for bit"
+        f"Replays compared with the recording: {equal} of {len(certificates)} equal bit for bit"
     )
-    if not found:
+    if not certificates:
         at = data.reached(run) or 0
         safe_html.nothing(
-            "No window was replayed and compared yet.",
+            "No part of this run has been trained again and compared yet. This command does it:",
             f"replay verify {run} {max(0, at - 10)} {at}",
         )
         return
     rows = [
         {
-            "steps": f"{c['first']:,}:{c['last']:,}",
-            "bit for bit": c["bitwise"],
-            "level": c["level"],
-            "compared": c["compared"],
-            "first difference": c["first_difference"],
-            "same fingerprint": c["fingerprint_equal"],
-            "by": c["source"],
-            "when": c["created"],
+            "steps": f"{certificate['first']:,}:{certificate['last']:,}",
+            "bit for bit": certificate["bitwise"],
+            "level": certificate["level"],
+            "compared": certificate["compared"],
+            "first difference": certificate["first_difference"],
+            "same fingerprint": certificate["fingerprint_equal"],
+            "by": certificate["source"],
+            "when": certificate["created"],
         }
-        for c in found
+        for certificate in certificates
     ]
     safe_html.frame(rows, tallest=220)

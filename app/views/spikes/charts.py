@@ -43,10 +43,8 @@ def _offsets(axis: bool) -> alt.X:
 
 @cached
 def overview(dark: bool) -> dict[str, Any]:
-    """The whole run: band from smallest to largest loss, a mark for each spike by kind; click picks
-    the nearest.
-    """
-    p = palette(dark)
+    """Draw the whole run: band from smallest to largest loss, a mark for each spike by kind."""
+    colours = palette(dark)
     x = alt.X(
         "step",
         type=Q,
@@ -56,17 +54,17 @@ def overview(dark: bool) -> dict[str, Any]:
     loss = alt.Axis(title=None, tickCount=4, minExtent=34)
     window = (
         alt.Chart(named("window"))
-        .mark_rect(color=p.shade)
+        .mark_rect(color=colours.shade)
         .encode(alt.X("first", type=Q, scale=alt.Scale(nice=False, zero=False)), alt.X2("last"))
     )
     band = (
         alt.Chart(named("band"))
-        .mark_area(color=p.band, opacity=0.35)
+        .mark_area(color=colours.band, opacity=0.35)
         .encode(x, alt.Y("low", type=Q, axis=loss, scale=alt.Scale(zero=False)), alt.Y2("high"))
     )
     line = (
         alt.Chart(named("band"))
-        .mark_line(color=p.line, strokeWidth=1.2)
+        .mark_line(color=colours.line, strokeWidth=1.2)
         .encode(x, alt.Y("mean", type=Q, axis=loss))
     )
     at = alt.selection_point(
@@ -84,7 +82,7 @@ def overview(dark: bool) -> dict[str, Any]:
         .encode(
             x,
             alt.YValue(7),
-            alt.Color("kind", type=N, scale=kind_colour(p)),
+            alt.Color("kind", type=N, scale=kind_colour(colours)),
             alt.Shape("kind", type=N, scale=kind_shape()),
             tooltip=tips,
         )
@@ -92,27 +90,25 @@ def overview(dark: bool) -> dict[str, Any]:
     )
     chosen = (
         alt.Chart(named("chosen"))
-        .mark_point(size=240, color=p.ink, strokeWidth=1.4, opacity=1)
+        .mark_point(size=240, color=colours.ink, strokeWidth=1.4, opacity=1)
         .encode(x, alt.YValue(7))
     )
     return template(alt.layer(window, band, line, chosen, marks), dark, height=135)
 
 
-def _at(p: Any) -> alt.Chart:
-    """The step of the spike."""
+def _at(colours: Any) -> alt.Chart:
+    """Draw the step of the spike."""
     return (
         alt.Chart(named("here"))
-        .mark_rule(color=p.ink, strokeDash=[3, 3], strokeWidth=1.2)
+        .mark_rule(color=colours.ink, strokeDash=[3, 3], strokeWidth=1.2)
         .encode(_offsets(False))
     )
 
 
 @cached
 def loss(dark: bool) -> dict[str, Any]:
-    """The batch's loss as a line, its sequences as dots; those apart from the cloud are
-    coloured.
-    """
-    p = palette(dark)
+    """Draw the batch's loss as a line, its sequences as dots; those far from the cloud coloured."""
+    colours = palette(dark)
     y = alt.Y("loss", type=Q, axis=labels(tickCount=5), scale=alt.Scale(zero=False))
     tips = [
         STEP_TIP,
@@ -120,7 +116,7 @@ def loss(dark: bool) -> dict[str, Any]:
         alt.Tooltip("sequence", type=Q, format=",d"),
         alt.Tooltip("loss", type=Q, format=".3f"),
     ]
-    apart = alt.condition("datum.apart", alt.value(p.fast), alt.value(p.parent))
+    apart = alt.condition("datum.apart", alt.value(colours.fast), alt.value(colours.parent))
     strong = alt.condition("datum.apart", alt.value(0.95), alt.value(0.22))
     size = alt.condition("datum.apart", alt.value(26), alt.value(9))
     dots = (
@@ -130,16 +126,16 @@ def loss(dark: bool) -> dict[str, Any]:
     )
     line = (
         alt.Chart(named("steps"))
-        .mark_line(color=p.ink, strokeWidth=1.6, clip=True)
+        .mark_line(color=colours.ink, strokeWidth=1.6, clip=True)
         .encode(_offsets(False), y)
     )
-    return template(alt.layer(dots, line, _at(p)), dark, height=150, canvas=True)
+    return template(alt.layer(dots, line, _at(colours)), dark, height=150, canvas=True)
 
 
 @cached
 def grad_norm(dark: bool, axis: bool = False) -> dict[str, Any]:
     """Before clipping; `axis`: it is the lowest of its column, so the steps stand under it."""
-    p = palette(dark)
+    colours = palette(dark)
     y = alt.Y(
         "grad_norm",
         type=Q,
@@ -153,7 +149,7 @@ def grad_norm(dark: bool, axis: bool = False) -> dict[str, Any]:
     ]
     line = (
         alt.Chart(named("steps"))
-        .mark_line(color=p.line, strokeWidth=1.5, clip=True)
+        .mark_line(color=colours.line, strokeWidth=1.5, clip=True)
         .encode(_offsets(axis), y)
     )
     points = (
@@ -162,7 +158,7 @@ def grad_norm(dark: bool, axis: bool = False) -> dict[str, Any]:
         .encode(_offsets(axis), y, tooltip=tips)
     )
     return template(
-        alt.layer(line, points, _at(p)), dark, height=88 + (18 if axis else 0), canvas=True
+        alt.layer(line, points, _at(colours)), dark, height=88 + (18 if axis else 0), canvas=True
     )
 
 
@@ -171,7 +167,7 @@ def heat(dark: bool, rows: int, axis: bool, click: tuple[str, ...] = ()) -> dict
     """Rectangles of |z| ≥ 3 by row and step, first alarms as diamonds; `click` names the fields
     that a click tells.
     """
-    p = palette(dark)
+    colours = palette(dark)
     order = alt.Y(
         "row",
         type=O,
@@ -183,7 +179,7 @@ def heat(dark: bool, rows: int, axis: bool, click: tuple[str, ...] = ()) -> dict
         STEP_TIP,
         alt.Tooltip("row", type=N, title="of"),
         alt.Tooltip("value", type=Q, format=".4~g"),
-        alt.Tooltip("baseline", type=Q, format=".4~g", title="its own past"),
+        alt.Tooltip("baseline", type=Q, format=".4~g", title="its past"),
         alt.Tooltip("z", type=Q, format="+.1f", title="σ"),
     ]
     cells = (
@@ -193,7 +189,7 @@ def heat(dark: bool, rows: int, axis: bool, click: tuple[str, ...] = ()) -> dict
             _offsets(axis),
             alt.X2("offset2"),
             order,
-            alt.Color("level", type=O, scale=heat_colour(p)),
+            alt.Color("level", type=O, scale=heat_colour(colours)),
             tooltip=tips,
         )
     )
@@ -208,15 +204,15 @@ def heat(dark: bool, rows: int, axis: bool, click: tuple[str, ...] = ()) -> dict
             filled=True,
             clip=True,
             size=42,
-            color=p.ink,
-            stroke=p.background,
+            color=colours.ink,
+            stroke=colours.background,
             strokeWidth=1,
             opacity=1,
         )
         .encode(_offsets(axis), order, tooltip=tips[:2])
     )
     return template(
-        alt.layer(cells, first, _at(p)),
+        alt.layer(cells, first, _at(colours)),
         dark,
         height=max(34, 13 * rows) + (26 if axis else 8),
         canvas=True,
@@ -226,7 +222,7 @@ def heat(dark: bool, rows: int, axis: bool, click: tuple[str, ...] = ()) -> dict
 @cached
 def alarms(dark: bool, rows: int) -> dict[str, Any]:
     """First alarms by lead: a line from the alarm to the spike."""
-    p = palette(dark)
+    colours = palette(dark)
     wide = alt.Axis(title=None, ticks=False, minExtent=170, maxExtent=170, labelLimit=168)
     order = alt.Y("row", type=O, sort=None, axis=wide, scale=alt.Scale(domain={"expr": "rows"}))
     x = alt.X(
@@ -244,12 +240,12 @@ def alarms(dark: bool, rows: int) -> dict[str, Any]:
     ]
     stem = (
         alt.Chart(named("alarms"))
-        .mark_rule(color=p.parent, strokeWidth=1.6)
+        .mark_rule(color=colours.parent, strokeWidth=1.6)
         .encode(x, alt.X2("spike"), order)
     )
     head = (
         alt.Chart(named("alarms"))
-        .mark_point(shape="diamond", filled=True, size=70, color=p.fast, opacity=1)
+        .mark_point(shape="diamond", filled=True, size=70, color=colours.fast, opacity=1)
         .encode(x, order, tooltip=tips)
     )
     return template(alt.layer(stem, head), dark, height=16 * max(rows, 2) + 26)

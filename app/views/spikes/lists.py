@@ -12,38 +12,39 @@ from app import data, formatting, safe_html, theme
 from app.navigation import link
 from app.selection import goto, picked_row, shown
 from app.views.spikes import charts
-from app.views.spikes.summary import STATISTICS, place_of
+from app.views.spikes.summary import name_of
 
 
 def draw_first_alarms(alarms: list[dict[str, Any]], most: int = 12) -> None:
+    """Draw how many steps before the spike each statistic left its normal range."""
     import pyarrow as pa
 
-    clear = [a for a in alarms if not a["drifting"]]
+    clear = [alarm for alarm in alarms if not alarm["drifting"]]
     drifting = len(alarms) - len(clear)
     safe_html.caption(
-        "First alarm, steps before the spike (2 in a row past 6σ)"
-        + (f" · {drifting} rows were out before that already: drift" if drifting else "")
+        "How many steps before the spike each statistic left its normal range (6σ, twice in a row)"
+        + (f" · not shown: {drifting} that had drifted out long before" if drifting else "")
     )
     if not clear:
-        safe_html.nothing("No recorded row left its own past by 6σ two steps in a row.")
+        safe_html.nothing("No recorded statistic left its normal range (6σ) two steps in a row.")
         return
     from forensics.visible import visible
 
     rows = [
         {
-            "step": a["step"],
-            "lead": a["lead"],
+            "step": alarm["step"],
+            "lead": alarm["lead"],
             "spike": 0,
-            "value": a["value"],
-            "z": a["z"],
-            "row": visible(f"{place_of(a)} {STATISTICS[a['statistic']]}"),
+            "value": alarm["value"],
+            "z": alarm["z"],
+            "row": visible(name_of(alarm)),
         }
-        for a in clear[:most]
+        for alarm in clear[:most]
     ]
     spec = theme.filled(
         charts.alarms(safe_html.dark(), len(rows)),
-        rows=[r["row"] for r in rows],
-        leads=[0, max(8, *(r["lead"] for r in rows))],
+        rows=[row["row"] for row in rows],
+        leads=[0, max(8, *(row["lead"] for row in rows))],
     )
     theme.draw(spec, {"alarms": pa.Table.from_pylist(rows)}, key="alarms")
     if len(clear) > most:
@@ -51,23 +52,27 @@ def draw_first_alarms(alarms: list[dict[str, Any]], most: int = 12) -> None:
 
 
 def draw_batch(run: str, step: int) -> None:
+    """Draw the sequences of the spike's batch by loss; a click chooses one."""
     import pyarrow as pa
 
-    safe_html.heading(f"What it read: batch {formatting.count(step)}, by loss")
+    safe_html.heading(f"The sequences of batch {formatting.count(step)}, highest loss first")
     rows = data.table("worst_sequences", run=run, step=step, top=16, window=(step, step + 1))
     if not rows.num_rows:
         safe_html.nothing(
-            "The sequences of this batch were not recorded.", f"forensics batch {run} {step}"
+            "The losses of this batch's sequences were not recorded. This command prints what"
+            " it read:",
+            f"forensics batch {run} {step}",
         )
         return
     top = max(
-        (x for x in rows["loss"].to_pylist() if x is not None and math.isfinite(x)), default=1.0
+        (loss for loss in rows["loss"].to_pylist() if loss is not None and math.isfinite(loss)),
+        default=1.0,
     )
     slots, chosen = rows["slot"].to_pylist(), shown()
     slot = chosen.slot if chosen.step in (None, step) else None  # else it is a row of another batch
     # of this choice: the tick of another, from before Back, would not go away
     key = f"worst-{run}-{step}-{slot}"
-    mark = pa.array(["●" if s == slot else "" for s in slots])
+    mark = pa.array(["●" if row_slot == slot else "" for row_slot in slots])
     safe_html.frame(
         rows.select(["slot", "loss", "repeat_share", "source", "path"]).add_column(0, "", mark),
         key=key,
@@ -78,7 +83,7 @@ def draw_batch(run: str, step: int) -> None:
             "": st.column_config.TextColumn(width=24),
             "slot": st.column_config.NumberColumn(width=46),
             "loss": st.column_config.ProgressColumn(
-                format="%.3f", min_value=0.0, max_value=float(top), color="auto"
+                format="%.3f", min_value=0.0, max_value=float(top), color="primary"
             ),
             "repeat_share": st.column_config.NumberColumn("repeats", format="%.2f", width=60),
         },

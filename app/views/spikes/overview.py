@@ -17,6 +17,7 @@ SHORT = 20_000  # steps up to which the whole run is drawn from every step, not 
 
 
 def draw_overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] | None) -> None:
+    """Draw the loss of the whole run with its spikes; a click chooses one."""
     import pyarrow as pa
 
     steps = data.reached(run) or 0
@@ -28,13 +29,13 @@ def draw_overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] |
         )
     marks = [
         {
-            "step": s["step"],
-            "value": s["value"],
-            "metric": s["metric"],
-            "sigma": s["sigma"],
-            "kind": s["spike_kind"] or "nonfinite",
+            "step": spike_row["step"],
+            "value": spike_row["value"],
+            "metric": spike_row["metric"],
+            "sigma": spike_row["sigma"],
+            "kind": spike_row["spike_kind"] or "nonfinite",
         }
-        for s in found
+        for spike_row in found
     ]
     schema = pa.schema(
         [
@@ -46,30 +47,36 @@ def draw_overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] |
         ]
     )
     at = [] if spike is None else [spike["step"]]
-    kinds = [k for k in theme.KINDS if any(m["kind"] == k for m in marks)]
+    kinds = [kind for kind in theme.KINDS if any(mark["kind"] == kind for mark in marks)]
     safe_html.caption(
-        "Loss (nats/token), whole run"
-        + (f" · {' '.join(_sign(k) for k in kinds)} · click one" if kinds else "")
+        "Loss over the whole run (nats/token)"
+        + (f" · spikes: {', '.join(_sign(kind) for kind in kinds)} · click one" if kinds else "")
     )
     shown = {
         "band": band,
         "spikes": pa.Table.from_pylist(marks, schema=schema),
         "chosen": pa.table({"step": at}),
         "window": pa.table(
-            {"first": [max(0, s - BEFORE) for s in at], "last": [min(steps, s + AFTER) for s in at]}
+            {
+                "first": [max(0, spike_row - BEFORE) for spike_row in at],
+                "last": [min(steps, spike_row + AFTER) for spike_row in at],
+            }
         ),
     }
     theme.draw(charts.overview(safe_html.dark()), shown, key="overview", on_select=_clicked_spike)
 
 
 def _sign(kind: str) -> str:
-    return {"batch": "■ batch", "fast": "▼ fast", "slow": "◆ slow", "nonfinite": "✚ not finite"}[
-        kind
-    ]
+    return {
+        "batch": "■ of one batch",
+        "fast": "▼ fast",
+        "slow": "◆ slow",
+        "nonfinite": "✚ not finite",
+    }[kind]
 
 
 def spike_of(event: Any) -> dict[str, int] | None:
-    """What a click into the overview changes in the URL."""
+    """Return what a click into the overview changes in the URL."""
     mark = picked(event, "spike", "step")
     return {"spike": int(mark["step"])} if mark else None
 

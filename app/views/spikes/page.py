@@ -20,6 +20,7 @@ from app.views.spikes.summary import draw_next_steps, draw_verdict
 
 
 def page() -> None:
+    """Draw the page: the whole run, and the panels around one spike."""
     selection = chosen_run()
     if selection is None:
         return
@@ -28,21 +29,21 @@ def page() -> None:
         safe_html.nothing(
             [strong(run), " has recorded no step yet."],
             f"forensics show {run}",
-            "This page fills as it trains.",
+            "This page fills while it trains.",
         )
         return
-    found = data.rows("spikes", run=run)
-    if not found:
+    spikes = data.rows("spikes", run=run)
+    if not spikes:
         _without_spikes(run)
         return
-    spike = _chosen(found, selection)
+    spike = _chosen(spikes, selection)
     shows(spike=spike["step"])
     if selection.spike not in (None, spike["step"]):
         safe_html.nothing(
             [
-                f"Step {formatting.count(selection.spike)} is no spike of ",
+                f"Step {formatting.count(selection.spike)} is not a spike of ",
                 code(run),
-                f": shown is the largest, at step {formatting.count(spike['step'])}.",
+                f". Shown is its largest spike, at step {formatting.count(spike['step'])}.",
             ]
         )
     alarms = data.rows("first_alarms", run=run, step=spike["step"], window=window_of(spike["step"]))
@@ -51,7 +52,7 @@ def page() -> None:
         draw_verdict(run, spike, alarms)
     with right:
         draw_next_steps(run, spike, alarms)
-    draw_overview(run, found, spike)
+    draw_overview(run, spikes, spike)
     panels, lists = st.columns([1.55, 1])
     with panels:
         draw_panels(run, spike["step"], alarms)
@@ -61,18 +62,16 @@ def page() -> None:
 
 
 def _chosen(found: list[dict[str, Any]], selection: Selection) -> dict[str, Any]:
-    """The spike of the URL; else that of the loss with the largest σ, else of any metric. Of one
-    step, the loss first.
-    """
-    order = sorted(found, key=lambda s: (s["metric"] != "loss", -(s["sigma"] or math.inf)))
-    return next((s for s in order if s["step"] == selection.spike), order[0])
+    """Return the spike of the URL; else that of the loss with the largest σ, else of any metric."""
+    order = sorted(found, key=lambda row: (row["metric"] != "loss", -(row["sigma"] or math.inf)))
+    return next((row for row in order if row["step"] == selection.spike), order[0])
 
 
 def _without_spikes(run: str) -> None:
     safe_html.verdict(
-        ["No spike was found in ", code(run), "."],
-        "Neither loss nor gradient norm left its band of 6 robust σ (median of the last 128 steps),"
-        " and no value was not finite.",
-        hedge=["What the detectors say of every step: ", code(f"forensics spikes {run}")],
+        ["No spike was found in ", code(run)],
+        "Loss and gradient norm stayed within 6 robust standard deviations (σ) of the median of the"
+        " 128 steps before, wherever that many were recorded, and every value was finite.",
+        hedge=["What each detector says of each step: ", code(f"forensics spikes {run}"), "."],
     )
     draw_overview(run, [], None)

@@ -21,14 +21,15 @@ DOTS = theme.STEPS_MOST // (BEFORE + AFTER + 1)  # of one step
 
 
 def window_of(step: int) -> tuple[int, int]:
+    """Return the steps that the panels and their baselines read."""
     return max(0, step - 512), step + AFTER + 1
 
 
 def cell_of(event: Any) -> dict[str, int] | None:
-    """What a click into a heat map of layers or heads changes in the URL."""
+    """Return what a click into a heat map of layers or heads changes in the URL."""
     mark = picked(event, "cell", "step")
     return (
-        {k: int(mark[k]) for k in ("layer", "head", "step") if mark.get(k) is not None}
+        {key: int(mark[key]) for key in ("layer", "head", "step") if mark.get(key) is not None}
         if mark
         else None
     )
@@ -48,6 +49,7 @@ def _clicked_head() -> None:
 
 @st.fragment
 def draw_panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
+    """Draw loss, gradient norm, and heat maps of layers, heads and tensors around the spike."""
     import pyarrow as pa
 
     dark, window = safe_html.dark(), window_of(step)
@@ -62,8 +64,8 @@ def draw_panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
     at = {"here": pa.table({"offset": [0]})}
     dots = data.table("sequences_around", top=DOTS, **around)
     safe_html.caption(
-        f"Loss · line: the batch; dots: its sequences{thinned(dots)} (apart: the data; the whole"
-        " cloud up: the state)"
+        f"Loss (nats/token) · line: the batch · dots: its sequences{thinned(dots)} · a few dots far"
+        " up point to the data, the whole cloud up to the state"
     )
     theme.draw(
         theme.filled(charts.loss(dark), bounds=BOUNDS),
@@ -75,7 +77,7 @@ def draw_panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
         not layers.num_rows and not tensors.num_rows
     )  # nothing below it would say which step is where
     safe_html.caption(
-        "Gradient norm before clipping (log)" + (" · steps from the spike" if alone else "")
+        "Gradient norm before clipping (log)" + (" · below: steps from the spike" if alone else "")
     )
     theme.draw(
         theme.filled(charts.grad_norm(dark, alone), bounds=BOUNDS),
@@ -88,21 +90,23 @@ def draw_panels(run: str, step: int, alarms: list[dict[str, Any]]) -> None:
         _without_heat(run, step)
     if tensors.num_rows:
         safe_html.caption(
-            "Tensors by rms_t and staleness (1: second moment up to date), first movers on top ·"
-            " steps from the spike"
+            "Tensors: size of the update (rms_t) and staleness of the second moment, first to move"
+            " on top · below: steps from the spike"
         )
         names = [
-            f"{brief(t)} {s}"
-            for t, s in zip(tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist())
+            f"{brief(tensor)} {statistic}"
+            for tensor, statistic in zip(
+                tensors["tensor"].to_pylist(), tensors["statistic"].to_pylist()
+            )
         ]
         _heat(
             "tensors",
             tensors,
             names,
             [
-                {"step": a["step"], "row": f"{brief(a['tensor'])} {a['statistic']}"}
-                for a in alarms
-                if a["kind"] == "tensor"
+                {"step": alarm["step"], "row": f"{brief(alarm['tensor'])} {alarm['statistic']}"}
+                for alarm in alarms
+                if alarm["kind"] == "tensor"
             ],
             step,
             axis=True,
@@ -123,7 +127,7 @@ def thinned(dots: Any) -> str:
     import pyarrow.compute as pc
 
     most = pc.max(dots["sequences"]).as_py() if dots.num_rows else 0
-    return f", at most {DOTS} of {most:,} a step" if most > DOTS else ""
+    return f" ({DOTS} of the {most:,} of a step at most)" if most > DOTS else ""
 
 
 def _attention_heat(
@@ -139,14 +143,17 @@ def _attention_heat(
     chosen = shown().layer
     layer = chosen if chosen in set(layers["layer"].to_pylist()) else _layer(alarms, layers)
     safe_html.caption(
-        "Attention logit max by layer (max over heads) · σ from the row's own past, blank under 3"
-        f" · ◆ first alarm · click a layer (now L{layer})"
+        "Largest attention logit of each layer · colour: σ from its own past, blank below 3 · ◆ it"
+        f" leaves its normal range · click a layer (shown below: L{layer})"
     )
     _heat(
         "layers",
         layers,
-        [f"L{n}" for n in layers["layer"].to_pylist()],
-        [{"step": a["step"], "row": f"L{a['layer']}"} for a in _earliest_by_layer(alarms)],
+        [f"L{number}" for number in layers["layer"].to_pylist()],
+        [
+            {"step": alarm["step"], "row": f"L{alarm['layer']}"}
+            for alarm in _earliest_by_layer(alarms)
+        ],
         step,
         axis=False,
         click=("layer",),
@@ -154,16 +161,16 @@ def _attention_heat(
     )
     heads = data.table("head_heat", layer=layer, **around)
     safe_html.caption(
-        f"… heads of L{layer} · click one" + (" · steps from the spike" if axis else "")
+        f"The heads of L{layer} · click one" + (" · below: steps from the spike" if axis else "")
     )
     _heat(
         "heads",
         heads,
-        [f"L{layer}.H{n}" for n in heads["head"].to_pylist()],
+        [f"L{layer}.H{number}" for number in heads["head"].to_pylist()],
         [
-            {"step": a["step"], "row": place_of(a)}
-            for a in alarms
-            if a["kind"] == "head" and a["layer"] == layer
+            {"step": alarm["step"], "row": place_of(alarm)}
+            for alarm in alarms
+            if alarm["kind"] == "head" and alarm["layer"] == layer
         ],
         step,
         axis=axis,
@@ -179,16 +186,16 @@ def _without_heat(run: str, step: int) -> None:
         first = max(data.header(run).get("first_step") or 0, step - PAST - 16)
         last = min(data.reached(run) or step + 1, step + AFTER + 1)
         safe_html.nothing(
-            "No heat: the heads were not recorded here. A fork that changes nothing records them:",
+            "The attention heads were not recorded here. A fork that changes nothing records them:",
             f"replay fork {run} --from {first} --to {last} --lr-scale 1@{first}:{last} --record"
             " light",
             'record.level = "light" records every head at every step of a run.',
         )
         return
     safe_html.nothing(
-        "No heat: robust z needs 16 recorded steps in"
-        f" {max(0, step - 512):,}:{max(0, step - BEFORE):,}, well before the spike.",
-        hint=f"A spike within the first {PAST} steps has no past of its own to be compared with.",
+        "Nothing to compare with: that takes 16 recorded steps well before the spike, from"
+        f" {max(0, step - 512):,} to {max(0, step - BEFORE):,}.",
+        hint=f"A spike within the first {PAST} steps of a run has no such past.",
     )
 
 
@@ -200,18 +207,18 @@ def _positive(steps: Any) -> Any:
 
 
 def _layer(alarms: list[dict[str, Any]], layers: Any) -> int:
-    """The layer of the first head to move; else that of the largest |z| shown."""
+    """Return the layer of the first head to move; else that of the largest |z| shown."""
     for alarm in alarms:
         if alarm["kind"] == "head" and not alarm["drifting"]:
             return int(alarm["layer"])
     rows = layers.select(["layer", "z", "offset"]).to_pylist()
-    near = [r for r in rows if abs(r["offset"]) <= 4] or rows
-    return int(max(near, key=lambda r: abs(r["z"]))["layer"])
+    near = [row for row in rows if abs(row["offset"]) <= 4] or rows
+    return int(max(near, key=lambda row: abs(row["z"]))["layer"])
 
 
 def _earliest_by_layer(alarms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     earliest: dict[int, dict[str, Any]] = {}
-    for alarm in (a for a in alarms if a["kind"] == "head"):
+    for alarm in (alarm for alarm in alarms if alarm["kind"] == "head"):
         if alarm["layer"] not in earliest or alarm["step"] < earliest[alarm["layer"]]["step"]:
             earliest[alarm["layer"]] = alarm
     return list(earliest.values())
@@ -236,11 +243,15 @@ def _heat(
 
     from forensics.visible import visible
 
-    order = list(dict.fromkeys(visible(r) for r in rows))
+    order = list(dict.fromkeys(visible(row) for row in rows))
     cells = cells.append_column("row", pa.array(rows, pa.string())).filter(
         pc.not_equal(cells["level"], 0)
     )
-    marks = [{**a, "offset": a["step"] - step} for a in first if visible(a["row"]) in set(order)]
+    marks = [
+        {**alarm, "offset": alarm["step"] - step}
+        for alarm in first
+        if visible(alarm["row"]) in set(order)
+    ]
     schema = pa.schema([("step", pa.int64()), ("row", pa.string()), ("offset", pa.float64())])
     spec = theme.filled(
         charts.heat(safe_html.dark(), len(order), axis, click), bounds=BOUNDS, rows=order

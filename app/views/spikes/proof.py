@@ -1,104 +1,124 @@
 """What replays showed of a spike: blame's verdict, and the forks that pass it. Only a proof takes
 the hedge away.
 
-    sentences, proved = replayed("demo", spike)         # spike: a row of the query `spikes`
+    shown = replayed("demo", spike)         # spike: a row of the query `spikes`
 
 A proof has a control that is bit for bit the run, and meets the rule for causal words
-(docs/formulas.md, "Forks"), as its own document says: of blame, on the removal that its verdict blames; of a fork, in
-which the spike does not happen.
+(docs/formulas.md, "Forks"), as its own document says: of blame, on the removal that its verdict
+blames; of a fork, in which the spike does not happen.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from app import data, formatting
-from app.documents import documents
+from app.documents import documents, read
 from app.safe_html import Part, accent, code, strong
+from app.views.blame.summary import BLAMES_DATA, VERDICTS
+from app.views.forks.summary import OUTCOMES
+from forensics.errors import ForensicsError
+from replay.forks.result import RESULT_FILE, ForkResult
 
-LOOKED, MOST = (
-    8,
-    3,
-)  # forks whose loss is looked at, those that could prove first; forks that are told of
+LOOKED = 8  # forks whose loss is looked at, those that could prove first
+MOST = 3  # forks that are told of
 NEAR = 2  # steps around a peak in which a replayed spike still is the same
 
 
-def replayed(run: str, spike: Mapping[str, Any]) -> tuple[list[list[Part]], bool]:
-    """Sentences, the proofs first; whether there is a proof."""
+class Shown(NamedTuple):
+    """What one replay showed of a spike, and whether that is a proof of its cause."""
+
+    sentence: list[Part]
+    proves: bool
+
+
+def replayed(run: str, spike: Mapping[str, Any]) -> list[Shown]:
+    """Return what blame and forks showed of a spike, the proofs first."""
     step = int(spike["step"])
     holder = holder_of(run, step)
     blamed = [
-        d
-        for _, d in documents(holder, "blame")
-        if (d.get("spike") or {}).get("step") == step and d.get("verdict")
+        document.content
+        for document in documents(holder, "blame")
+        if (document.content.get("spike") or {}).get("step") == step
+        and document.content.get("verdict")
     ]
-    found = [of_blame(d) for d in blamed[:1]]
-    found = sorted(found + _forks(holder, spike), key=lambda f: not f[1])[: 1 + MOST]
-    return [said for said, _ in found], any(proves for _, proves in found)
+    shown = [of_blame(blame) for blame in blamed[:1]] + _forks(holder, spike)
+    return sorted(shown, key=lambda replay: not replay.proves)[: 1 + MOST]
 
 
 def holder_of(run: str, step: int) -> str:
-    """The run, or the ancestor, whose own step it is."""
+    """Return the run, or the ancestor, whose own step it is."""
     return next(
         (name for name in data.lineage(run) if (data.header(name).get("first_step") or 0) <= step),
         run,
     )
 
 
-def of_blame(document: Mapping[str, Any]) -> tuple[list[Part], bool]:
-    """The sentence of a blame, which holds its p and N, and whether it proves: it blames data, by
-    the rule.
-    """
-    proof, bitwise = (
-        document.get("proof") or {},
-        bool((document.get("control") or {}).get("bitwise")),
-    )
-    verdict, sentence = str(document["verdict"]), str(document.get("sentence") or "")
-    proves = bitwise and bool(proof.get("causal")) and verdict.startswith("data")
-    said: list[Part] = [*_by_replay(bitwise), strong(verdict), f". {sentence}"]
-    if proof.get("p") is not None and "p =" not in sentence:
-        said.append(f" p = {formatting.number(proof['p'])}, N = {len(proof.get('random') or [])}.")
-    return said, proves
+def of_blame(blame: Mapping[str, Any]) -> Shown:
+    """Say what blame found with its p and N; it proves where it blames data, by the rule."""
+    proof = blame.get("proof") or {}
+    bitwise = bool((blame.get("control") or {}).get("bitwise"))
+    proves = bitwise and bool(proof.get("causal")) and blame["verdict"] in BLAMES_DATA
+    verdict = VERDICTS.get(blame["verdict"], blame["verdict"])
+    sentence: list[Part] = [
+        *_by_replay(bitwise),
+        strong(verdict),
+        f". {blame.get('sentence') or ''}",
+    ]
+    if proof.get("p") is not None:
+        sentence.append(
+            f" Held against {len(proof.get('random') or [])} removals of as many random sequences:"
+            f" p = {formatting.number(proof['p'])}."
+        )
+    return Shown(sentence, proves)
 
 
 def of_fork(
-    fork: Mapping[str, Any],
-    document: Mapping[str, Any],
+    row: Mapping[str, Any],
+    result: ForkResult | None,
     losses: tuple[float, float],
     gone: bool | None,
-) -> tuple[list[Part], bool]:
-    """The sentence of a finished fork, with p and N, and whether it proves. `losses`: at the spike,
-    of the run and of the fork.
+) -> Shown:
+    """Say what a finished fork shows, with p and N, and whether it proves.
+
+    `row`: of `forks_of`; `losses`: at the spike's step, of the run and of the fork.
     """
-    final, bitwise = document.get("final") or {}, bool(fork["control_bitwise"])
-    absent = fork["control_level"] == "absent"
-    proves = bitwise and not absent and bool(final.get("causal")) and gone is True
-    here, there = losses
-    said: list[Part] = [
+    bitwise, absent = bool(row["control_bitwise"]), row["control_level"] == "absent"
+    causal = result is not None and result.final.causal
+    proves = bitwise and not absent and causal and gone is True
+    loss, loss_in_fork = losses
+    spike = "the spike does not happen; " if gone and not absent else ""
+    sentence: list[Part] = [
         *_by_replay(bitwise),
-        "in ",
-        code(fork["fork"]),
-        f" ({fork['sentence'] or 'a fork'}) ",
-    ]
-    if gone and not absent:
-        said.append("the spike does not happen: ")
-    said += [
-        "the loss at this step is ",
-        accent(formatting.loss(there)),
-        f" instead of {formatting.loss(here)}; ",
+        "in fork ",
+        code(row["fork"]),
+        f", which {row['sentence'] or 'alters the run'}, {spike}the loss at this step is ",
+        accent(formatting.loss(loss_in_fork)),
+        f" instead of {formatting.loss(loss)} nats/token. ",
     ]
     if absent:
-        return [*said, "its control does not show the spike, so this is no verdict."], False
-    if not fork["placebos"]:
-        return [*said, "it has no placebo (N = 0), so no effect is claimed."], False
-    verdict = final.get("verdict") or f"its document is missing (N = {fork['placebos']})"
-    return [*said, f"at its end: {verdict}, p = {formatting.number(fork['p'])}."], proves
+        return Shown([*sentence, "Its control does not show the spike: no verdict."], False)
+    if not row["placebos"]:
+        return Shown([*sentence, "It has no placebo, so no effect is claimed."], False)
+    outcome = (
+        OUTCOMES[result.final.finding]
+        if result is not None
+        else f"its result cannot be read ({row['placebos']} placebos)"
+    )
+    return Shown(
+        [
+            *sentence,
+            f"At its end: {outcome}, p = {formatting.number(row['p'])} with"
+            f" {row['placebos']} placebos.",
+        ],
+        proves,
+    )
 
 
 def _by_replay(bitwise: bool) -> list[Part]:
-    return ["By replay: "] if bitwise else ["By replay ", strong("(tolerance only)"), ": "]
+    return ["Trained again: "] if bitwise else ["Trained again ", strong("(tolerance only)"), ": "]
 
 
 def happens(spike: Mapping[str, Any], near: Sequence[float]) -> bool | None:
@@ -109,40 +129,49 @@ def happens(spike: Mapping[str, Any], near: Sequence[float]) -> bool | None:
         return None
     low, high = spike["baseline"], spike["value"]
     if low is None or high is None or not math.isfinite(high):
-        return any(not math.isfinite(x) for x in near)
-    return any(not math.isfinite(x) or x - low >= 0.5 * (high - low) for x in near)
+        return any(not math.isfinite(loss) for loss in near)
+    return any(not math.isfinite(loss) or loss - low >= 0.5 * (high - low) for loss in near)
 
 
-def _forks(run: str, spike: Mapping[str, Any]) -> list[tuple[list[Part], bool]]:
-    """Of the finished forks of a run whose window holds the spike, those that could prove first,
-    then the newest.
+def _forks(run: str, spike: Mapping[str, Any]) -> list[Shown]:
+    """Return what the finished forks of a run whose window holds the spike show.
+
+    Those that could prove come first, then the newest.
     """
     step = int(spike["step"])
     names = [
-        h["name"]
-        for h in data.headers()
-        if h.get("parent") == run and h["first_step"] <= step < h["steps"]
+        header["name"]
+        for header in data.headers()
+        if header.get("parent") == run and header["first_step"] <= step < header["steps"]
     ]
     if not names:
         return []
     finished = [
-        (f, data.document(data.runs_folder() / f["fork"] / "fork.json"))
-        for f in data.rows("forks_of", runs=",".join(names))
+        (row, _result_of(row["fork"])) for row in data.rows("forks_of", runs=",".join(names))
     ]  # the newest first
     finished.sort(
-        key=lambda f: not ((f[1].get("final") or {}).get("causal") and f[0]["control_bitwise"])
+        key=lambda pair: not (pair[1] and pair[1].final.causal and pair[0]["control_bitwise"])
     )
     metric = spike["metric"] if spike["metric"] in ("loss", "grad_norm") else "loss"
-    own = _around(run, step).get(step, {}).get("loss")
-    found = []
-    for fork, document in finished[:LOOKED]:
-        around = _around(fork["fork"], step)
-        there = around.get(step, {}).get("loss")
-        if own is None or there is None:  # a step that computes no loss shows nothing of the spike
+    loss = _around(run, step).get(step, {}).get("loss")
+    shown = []
+    for row, result in finished[:LOOKED]:
+        around = _around(row["fork"], step)
+        loss_in_fork = around.get(step, {}).get("loss")
+        if loss is None or loss_in_fork is None:  # no loss computed there shows nothing of it
             continue
-        seen = happens(spike, [r[metric] for r in around.values() if r[metric] is not None])
-        found.append(of_fork(fork, document, (own, there), None if seen is None else not seen))
-    return sorted(found, key=lambda f: not f[1])[:MOST]
+        still = happens(spike, [row[metric] for row in around.values() if row[metric] is not None])
+        gone = None if still is None else not still
+        shown.append(of_fork(row, result, (loss, loss_in_fork), gone))
+    return sorted(shown, key=lambda replay: not replay.proves)[:MOST]
+
+
+def _result_of(fork: str) -> ForkResult | None:
+    """Return a fork's result; None where there is none that can be read."""
+    try:
+        return read(ForkResult, data.runs_folder() / fork / RESULT_FILE)
+    except ForensicsError:
+        return None
 
 
 def _around(run: str, step: int) -> dict[int, dict[str, Any]]:
@@ -155,4 +184,4 @@ def _around(run: str, step: int) -> dict[int, dict[str, Any]]:
         after=NEAR,
         window=(max(0, step - NEAR), step + NEAR + 1),
     )
-    return {r["step"]: r for r in rows if r["run"] == run}
+    return {row["step"]: row for row in rows if row["run"] == run}

@@ -1,4 +1,4 @@
-"""The sentences about one spike: its size, what moved first, where the excess sits, and the next steps."""
+"""The sentences about one spike: its size, what moved first, and where the rise sits."""
 
 from __future__ import annotations
 
@@ -10,44 +10,62 @@ from app.safe_html import Part, accent, code, strong
 from app.views.spikes.proof import replayed
 
 STATISTICS = {
-    "attn_logit_max": "attention logit",
-    "rms_t": "rms_t",
-    "staleness": "staleness",
+    "attn_logit_max": "largest attention logit",
+    "rms_t": "size of the update (rms_t)",
+    "staleness": "staleness of the second moment",
     "resid_grad_rms": "gradient into the block",
     "grad_norm": "gradient norm",
     "loss": "loss",
 }
+KINDS = {
+    "batch": "gone with the next batch",
+    "fast": "a fast spike",
+    "slow": "a slow spike",
+}
+NEARLY_ALL = 0.85  # of the sequences, from which the batch is high as a whole
 
 
 def draw_verdict(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
-    said, proved = replayed(run, spike)
+    """Draw what happened and what moved first; then what replays showed."""
     step = spike["step"]
+    replays = replayed(run, spike)
     hedge: list[Part] = [
-        "Order in time, not proof of cause. Proof: replay without the sequences (Forks), or ",
+        "What moved first is not thereby the cause. To prove a cause, train the steps again without"
+        " the sequences (Forks), or run ",
         code(f"replay blame {run} --spike {step}"),
+        ".",
     ]
     safe_html.verdict(
-        title_of(spike), *_moved(alarms), *_excess(run, step), hedge=[] if proved else hedge
+        title_of(spike),
+        *moved_first(spike, alarms),
+        *_excess(run, step),
+        hedge=[] if any(replay.proves for replay in replays) else hedge,
     )
-    for sentence in said:
-        safe_html.note(*sentence)
+    for replay in replays:
+        safe_html.note(*replay.sentence)
 
 
 def title_of(spike: dict[str, Any]) -> str:
-    """`Step 1,342: loss 2.270 → 5.380 nats/token · fast (31σ, back in 9 steps)`."""
+    """Say from where to where it rose, how far that is, when it was over and its kind."""
     step = formatting.count(spike["step"])
     if spike["kind"] == "nonfinite":
         where = f", first in {spike['tensor']}" if spike["tensor"] else ""
         return f"Step {step}: {spike['metric'] or 'a value'} is not finite{where}"
-    is_loss = spike["metric"] == "loss"
-    shown = formatting.loss if is_loss else formatting.number
-    what = "loss" if is_loss else "gradient norm"
-    unit = " nats/token" if is_loss else ""
+    if spike["metric"] == "loss":
+        rise = f"loss {formatting.loss(spike['baseline'])} → {formatting.loss(spike['value'])}"
+        rise += " nats/token"
+    else:
+        rise = f"gradient norm {formatting.number(spike['baseline'])}"
+        rise += f" → {formatting.number(spike['value'])}"
     back = spike["recovered_at"]
-    ended = f"back in {formatting.steps(back - spike['step'])}" if back is not None else "not back"
+    over = (
+        f"back in {formatting.steps(back - spike['step'])}"
+        if back is not None
+        else "not back since"
+    )
     return (
-        f"Step {step}: {what} {shown(spike['baseline'])} → {shown(spike['value'])}{unit} ·"
-        f" {spike['spike_kind']} ({formatting.sigma(spike['sigma'])}, {ended})"
+        f"Step {step}: {rise}, {formatting.sigma(spike['sigma'])} above its past, {over}"
+        f" ({KINDS.get(spike['spike_kind'], spike['spike_kind'])})"
     )
 
 
@@ -63,79 +81,73 @@ def place_of(alarm: dict[str, Any]) -> str:
 
 
 def brief(tensor: str) -> str:
-    """A tensor's name without `.weight`, which most have."""
+    """Return a tensor's name without `.weight`, which most have."""
     return tensor.removesuffix(".weight")
 
 
-def _moved(alarms: list[dict[str, Any]]) -> list[Part]:
-    """First to move, and the first second moment to be out of date, each with its lead."""
-    clear = [a for a in alarms if not a["drifting"]]
-    before = [a for a in clear if a["lead"] > 0]
+def name_of(alarm: dict[str, Any]) -> str:
+    """`largest attention logit of L5.H3`."""
+    statistic = STATISTICS[alarm["statistic"]]
+    return statistic if alarm["kind"] == "step" else f"{statistic} of {place_of(alarm)}"
+
+
+def moved_first(spike: dict[str, Any], alarms: list[dict[str, Any]]) -> list[Part]:
+    """Say which statistic left its normal range first, else which did at the step."""
+    step = formatting.count(spike["step"])
+    clear = [alarm for alarm in alarms if not alarm["drifting"]]
+    before = [alarm for alarm in clear if alarm["lead"] > 0]
     if not clear:
-        return ["Nothing that is recorded left its own past by 6σ before or at this step. "]
+        return [f"No recorded statistic left its normal range (6σ) up to step {step}. "]
     if not before:
-        far = next((a for a in clear if a["kind"] != "step"), None)
-        name: list[Part] = (
-            [", the farthest ", accent(f"{place_of(far)} {STATISTICS[far['statistic']]}")]
-            if far
-            else []
-        )
+        largest = next((alarm for alarm in clear if alarm["kind"] != "step"), clear[0])
         return [
-            "Nothing moved before it; ",
-            strong(_counted(len(clear), "row")),
-            " moved at the step itself",
-            *name,
-            ". ",
+            f"No recorded statistic left its normal range before step {step}. At step {step}, ",
+            strong(f"{len(clear):,}"),
+            " did; the largest is the " if len(clear) > 1 else " did: the ",
+            accent(name_of(largest)),
+            f", {formatting.sigma(abs(largest['z']))} from its past. ",
         ]
     first = before[0]
-    said: list[Part] = [
-        "First to move: ",
-        accent(f"{place_of(first)} {STATISTICS[first['statistic']]}"),
+    sentence: list[Part] = [
+        "First to leave its normal range: the ",
+        accent(name_of(first)),
         f", {formatting.steps(first['lead'], 'before')}. ",
     ]
-    stale = next((a for a in before if a["kind"] == "tensor"), None)
+    stale = next((alarm for alarm in before if alarm["kind"] == "tensor"), None)
     if stale is not None and stale is not first:
-        said += [
-            "Second moment out of date: ",
+        sentence += [
+            "The first tensor whose update or second moment did: ",
             strong(brief(stale["tensor"])),
             f", {formatting.steps(stale['lead'], 'before')}. ",
         ]
-    return said
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+    return sentence
 
 
 def _excess(run: str, step: int) -> list[Part]:
-    """How much of the batch's excess sits in its worst eighth, and what that points to."""
+    """Say how much of the rise is in the worst eighth of the batch, and what that points to."""
     rows = data.rows("excess_by_sequence", run=run, step=step, window=(max(0, step - 64), step + 1))
     if len(rows) < 4 or not (rows[0]["batch_excess"] or 0) > 0:
         return []
     worst = rows[: max(1, round(len(rows) / 8))]
-    share = sum(r["share"] for r in worst)
-    slots = ", ".join(str(r["slot"]) for r in worst[:4])
-    above = sum(r["above"] for r in rows) / len(rows)
+    share = sum(row["share"] for row in worst)
+    slots = ", ".join(str(row["slot"]) for row in worst[:4])
+    high = sum(bool(row["above"]) for row in rows)
     reading = (
-        f"nearly all of the {len(rows)} stand above nine in ten of the sequences before, which"
-        " points to the state, or to a batch that is odd throughout"
-        if above >= 0.85
-        else (
-            f"{formatting.share(above)} of the {len(rows)} stand above nine in ten of the sequences"
-            " before, the rest do not, which points to the data"
-        )
+        "That points to the state of the model, or to a batch that is unusual throughout."
+        if high / len(rows) >= NEARLY_ALL
+        else "The others do not, which points to the data."
     )
     return [
-        "Of the batch's excess loss, ",
         strong(formatting.share(share)),
-        (
-            f" sits in {len(worst)} of {len(rows)} sequences (slots"
-            f" {slots}{', …' if len(worst) > 4 else ''}); {reading}."
-        ),
+        f" of the rise of the batch's loss is in {len(worst)} of its {len(rows)} sequences (slots"
+        f" {slots}{', …' if len(worst) > 4 else ''}). ",
+        strong(f"{high} of the {len(rows)}"),
+        f" sequences have a loss above 90% of the sequences of the steps before. {reading}",
     ]
 
 
 def draw_next_steps(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
+    """Draw links to what can be looked at and done next."""
     step = spike["step"]
     link("batch", "Read the batch", run=run, spike=step, step=step)
     link(
@@ -150,7 +162,9 @@ def draw_next_steps(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]
         slot=None,
         document=None,
     )
-    head = next((a for a in alarms if a["kind"] == "head" and not a["drifting"]), None)
+    head = next(
+        (alarm for alarm in alarms if alarm["kind"] == "head" and not alarm["drifting"]), None
+    )
     if head is not None:
         link(
             "attention",

@@ -23,14 +23,16 @@ START = "select step, loss, grad_norm from steps where run = '{run}' order by st
 
 
 def page() -> None:
+    """Draw the page: a named query or a SELECT, its rows, and the tables there are."""
     selection = chosen_run()
     if selection is None:
         return
     catalog = queries.catalog()
     safe_html.verdict(
-        f"{len(catalog)} named queries, or any one SELECT, over {len(queries.schema())} tables",
-        "Read only: a statement runs in a process of its own that can open nothing but the runs'"
-        " tables.",
+        f"{len(catalog)} named queries, or a SELECT of your own, over {len(queries.schema())}"
+        " tables",
+        "A statement can only read: it runs in a process of its own that can open nothing but the"
+        " tables of the runs.",
     )
     left, right = st.columns([1.7, 1], gap="medium")
     with right:
@@ -71,15 +73,13 @@ def _chose_query(name: str) -> None:
 
 
 def given(text: str | None) -> dict[str, str]:
-    """The parameters that stand in the URL: "every=50;top=8" as a dictionary."""
-    pairs = (part.partition("=") for part in (text or "").split(";"))
+    """Read the parameters that stand in the URL, "every=50;top=8", as a dictionary."""
+    pairs = (pair.partition("=") for pair in (text or "").split(";"))
     return {key: value for key, equals, value in pairs if equals}
 
 
 def filled_in(name: str, selection: Selection) -> dict[str, str]:
-    """A value for every parameter of a named query: the URL's, else what is selected; empty: the
-    default, if it has one.
-    """
+    """Return a value for every parameter of a named query; empty: the default, if it has one."""
     parameters, url = queries.catalog()[name].parameters, given(selection.values)
     step = selection.step if selection.step is not None else selection.spike
     selected = {**selection.params(), **({"step": str(step)} if step is not None else {})}
@@ -97,10 +97,10 @@ def _named(name: str, selection: Selection) -> Any:
     safe_html.note(about.sentence)
     keys = {parameter: f"{name}-{parameter}" for parameter in values}
     columns = st.columns(min(4, max(1, len(values)))) if values else []
-    for i, (parameter, value) in enumerate(values.items()):
+    for index, (parameter, value) in enumerate(values.items()):
         st.session_state[keys[parameter]] = value
         its = about.parameters[parameter]
-        columns[i % len(columns)].text_input(
+        columns[index % len(columns)].text_input(
             parameter,
             key=keys[parameter],
             help=its.meaning,
@@ -108,35 +108,36 @@ def _named(name: str, selection: Selection) -> Any:
             on_change=_set_values,
             args=(keys,),
         )
-    with st.expander("Its SQL"):
+    with st.expander("The SQL of this query"):
         st.code(queries.load(name), language="sql")
         st.button(
-            "Write on from it",
+            "Edit it",
             on_click=lambda: goto(sql=queries.load(name)),
             disabled=bool(values),
-            help="A statement of your own has no parameters: put values in their place.",
+            help="A SELECT of your own has no parameters: write values in their place.",
         )
     absent = [
-        p for p, value in values.items() if value == "" and about.parameters[p].default is None
+        parameter_name
+        for parameter_name, value in values.items()
+        if value == "" and about.parameters[parameter_name].default is None
     ]
     if absent:
         safe_html.nothing(
-            [f"{name} needs ", strong(", ".join(absent)), "."],
-            f"forensics query {name} " + " ".join(f"--param {p}=…" for p in absent),
+            [f"{name} needs a value for ", strong(", ".join(absent)), "."],
+            f"forensics query {name} "
+            + " ".join(f"--param {parameter_name}=…" for parameter_name in absent),
         )
         return None
-    asked: dict[str, Any] = {p: value for p, value in values.items() if value != ""}
-    return data.table(name, **asked)
+    parameters: dict[str, Any] = {
+        parameter_name: value for parameter_name, value in values.items() if value != ""
+    }
+    return data.table(name, **parameters)
 
 
 def _default(about: queries.Parameter) -> str:
     default = about.default
     return (
-        "must be given"
-        if default is None
-        else "no end"
-        if default == 2**63 - 1
-        else str(default) or "all"
+        "needed" if default is None else "no end" if default == 2**63 - 1 else str(default) or "all"
     )
 
 
@@ -144,13 +145,13 @@ def _set_values(keys: dict[str, str]) -> None:
     values = {
         parameter: str(st.session_state[key]).replace(";", "") for parameter, key in keys.items()
     }
-    goto(values=";".join(f"{p}={v}" for p, v in values.items()))
+    goto(values=";".join(f"{parameter}={value}" for parameter, value in values.items()))
 
 
 def _own(selection: Selection) -> Any:
     st.session_state["editor"] = (selection.sql or "").strip()
     st.text_area(
-        "One SELECT",
+        "Your SELECT",
         key="editor",
         height=170,
         max_chars=LONGEST,
@@ -158,11 +159,11 @@ def _own(selection: Selection) -> Any:
         on_change=lambda: goto(sql=kept_text(st.session_state["editor"])),
     )
     st.button(
-        "Run", type="primary", help="Runs what stands above."
+        "Run", type="primary", help="Runs the statement above."
     )  # leaving the editor has already written the URL
     text = (selection.sql or "").strip()
     if not text:
-        safe_html.nothing("Nothing to run yet.", START.format(run=selection.run))
+        safe_html.nothing("There is nothing to run yet. Try:", START.format(run=selection.run))
         return None
     with st.spinner("running"):
         try:
@@ -173,15 +174,13 @@ def _own(selection: Selection) -> Any:
 
 
 def kept_text(text: str) -> str:
-    """The statement as it stands in the URL, where an empty one would be none at all: the page
-    stays at the editor.
-    """
+    """Return the statement as the URL keeps it, where an empty one would be none at all."""
     return text if text.strip() else " "
 
 
 @functools.lru_cache(8)
 def _answer(text: str, stamp: Any) -> Any:
-    """The rows, found again only when a manifest changed."""
+    """Return the rows, found again only when a manifest changed."""
     return data.sql(text)
 
 
@@ -190,17 +189,22 @@ def _answer(text: str, stamp: Any) -> Any:
 
 def _catalog() -> None:
     safe_html.heading("Tables")
-    views = {v["table"]: v for v in queries.schema()}
+    views = {value["table"]: value for value in queries.schema()}
     name = st.selectbox("Table", list(views), key="catalog-table", label_visibility="collapsed")
     view = views[name]
-    safe_html.caption(f"one row per {view['row']}; key: run, {', '.join(view['key'])}")
+    safe_html.caption(f"One row per {view['row']} · key: run, {', '.join(view['key'])}")
     safe_html.frame(
         [
-            {"column": c["name"], "type": c["type"], "unit": c["unit"], "meaning": c["meaning"]}
-            for c in view["columns"]
+            {
+                "column": column["name"],
+                "type": column["type"],
+                "unit": column["unit"],
+                "meaning": column["meaning"],
+            }
+            for column in view["columns"]
         ],
         height=480,
     )
     safe_html.caption(
-        "lineage(run): a table macro of a run and its ancestors, with the steps that are theirs"
+        "lineage(run) is a table macro: a run and its ancestors, with the steps that are theirs."
     )

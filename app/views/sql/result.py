@@ -14,15 +14,16 @@ SHOWN = 5_000  # rows of the table on the page; a download has all
 
 
 def draw_result(rows: Any) -> None:
+    """Draw the rows as a table, as downloads and as a chart."""
     cut = (rows.schema.metadata or {}).get(b"truncated") == b"true"
-    said = f"{rows.num_rows:,} rows" + (
-        ", cut there: aggregate, or filter by run and step" if cut else ""
+    words = f"{rows.num_rows:,} rows" + (
+        ", cut there: group the rows, or filter by run and step, to see all" if cut else ""
     )
-    safe_html.heading(said + (f"; the first {SHOWN:,} are shown" if rows.num_rows > SHOWN else ""))
+    safe_html.heading(words + (f"; the first {SHOWN:,} are shown" if rows.num_rows > SHOWN else ""))
     if not rows.num_rows:
         safe_html.nothing(
-            "The query found no row.",
-            hint="Another run or step may have some: see its parameters above.",
+            "The query returned no row.",
+            hint="Another run or step may have some: see the parameters above.",
         )
         return
     plain = unique(safe_html.plain(rows))
@@ -48,9 +49,7 @@ def draw_result(rows: Any) -> None:
 
 
 def unique(rows: Any) -> Any:
-    """The table with columns of different names: SQL may return two of one name, a page cannot show
-    them.
-    """
+    """Return the table with columns of different names; SQL may return two of one name."""
     names: list[str] = []
     for name in rows.column_names:
         number, fresh = 2, name
@@ -61,7 +60,7 @@ def unique(rows: Any) -> Any:
 
 
 def written(rows: Any, shape: str) -> bytes:
-    """The whole result as a file; CSV has no lists and structs: there they are JSON."""
+    """Return the whole result as a file; CSV has no lists and structs: there they are JSON."""
     import pyarrow.csv
     import pyarrow.parquet
 
@@ -78,22 +77,29 @@ def axes(rows: Any) -> tuple[list[str], list[str]]:
     import pyarrow as pa
 
     kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
-    numbers = [f.name for f in rows.schema if any(is_it(f.type) for is_it in kinds)]
-    texts = [f.name for f in rows.schema if pa.types.is_string(f.type)]
-    likely = [n for n in ("step", "bucket", "offset") if n in numbers]
-    x = [*likely, *(n for n in numbers if n not in likely), *texts]
-    y = [n for n in numbers if n not in likely]
-    return x, [n for n in y if "loss" in n] + [n for n in y if "loss" not in n]
+    numbers = [field.name for field in rows.schema if any(is_it(field.type) for is_it in kinds)]
+    texts = [field.name for field in rows.schema if pa.types.is_string(field.type)]
+    likely = [name for name in ("step", "bucket", "offset") if name in numbers]
+    across = [*likely, *(name for name in numbers if name not in likely), *texts]
+    up = [name for name in numbers if name not in likely]
+    return across, [name for name in up if "loss" in name] + [
+        name for name in up if "loss" not in name
+    ]
 
 
 def _chart(rows: Any) -> None:
-    x, y = axes(rows)
-    if not y or len(x) < 2 or rows.num_rows < 2:
+    across_columns, up_columns = axes(rows)
+    if not up_columns or len(across_columns) < 2 or rows.num_rows < 2:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        across = st.selectbox("Across", x, key=f"x-{hash(tuple(x))}", width=220)
+        across = st.selectbox(
+            "Across", across_columns, key=f"x-{hash(tuple(across_columns))}", width=220
+        )
         up = st.selectbox(
-            "Up", [n for n in y if n != across] or y, key=f"y-{hash(tuple(y))}", width=220
+            "Up",
+            [name for name in up_columns if name != across] or up_columns,
+            key=f"y-{hash(tuple(up_columns))}",
+            width=220,
         )
     safe_html.caption(f"{up} by {across}")
     points, numeric = plotted(rows, across, up)
@@ -105,8 +111,9 @@ def _chart(rows: Any) -> None:
 
 
 def plotted(rows: Any, across: str, up: str) -> tuple[Any, bool]:
-    """The two columns as (x, y) and whether x is a number; more than fit are rolled up to the
-    largest y of each stretch.
+    """Return the two columns as (x, y) and whether x is a number.
+
+    More rows than fit are rolled up to the largest y of each stretch.
     """
     import numpy as np
     import pyarrow as pa

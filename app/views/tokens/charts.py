@@ -40,8 +40,8 @@ SHAPES = ("circle", "triangle-up", "diamond", "square", "cross", "triangle-down"
 MOST = 20_000  # marks in one chart
 
 
-def _colour(p: Palette) -> alt.Color:
-    return by_name("kind", KINDS, colours=p.causes)
+def _colour(colours: Palette) -> alt.Color:
+    return by_name("kind", KINDS, colours=colours.causes)
 
 
 def _shape() -> alt.Shape:
@@ -50,12 +50,12 @@ def _shape() -> alt.Shape:
 
 @cached
 def legend(dark: bool) -> dict[str, Any]:
-    """What the marks mean, each with how many there are."""
-    p = palette(dark)
+    """Draw what the marks mean, each with how many there are."""
+    colours = palette(dark)
     x = alt.X("place", type=Q, axis=None, scale=alt.Scale(domain=[0, len(KINDS)], nice=False))
     rows = alt.Chart(named("kinds"))
-    marks = rows.mark_point(filled=True, size=75, opacity=1).encode(x, _colour(p), _shape())
-    words = rows.mark_text(align="left", dx=9, fontSize=12, color=p.ink).encode(
+    marks = rows.mark_point(filled=True, size=75, opacity=1).encode(x, _colour(colours), _shape())
+    words = rows.mark_text(align="left", dx=9, fontSize=12, color=colours.ink).encode(
         x, text=alt.Text("word", type=N)
     )
     return template(alt.layer(marks, words), dark, height=26)
@@ -63,12 +63,10 @@ def legend(dark: bool) -> dict[str, Any]:
 
 @cached
 def scatter(dark: bool, indicator: str) -> dict[str, Any]:
-    """Indicator against log(1 + exposure); OK grey, causes by colour and shape, verified ringed; a
-    click tells the token.
-    """
-    p = palette(dark)
+    """Draw indicator against log(1 + exposure), causes by colour and shape, verified ringed."""
+    colours = palette(dark)
     axis = alt.Axis(
-        title="exposure, log(1 + n)",
+        title="times seen, log(1 + n)",
         format=",d",
         values=[0, 1, 3, 10, 30, 100, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9],
     )
@@ -91,7 +89,7 @@ def scatter(dark: bool, indicator: str) -> dict[str, Any]:
     ]
     cells = (
         alt.Chart(named("cells"))
-        .mark_rect(color=p.causes[0])
+        .mark_rect(color=colours.causes[0])
         .encode(
             alt.X("x", type=Q, axis=axis, scale=log1p),
             alt.X2("x2"),
@@ -107,27 +105,27 @@ def scatter(dark: bool, indicator: str) -> dict[str, Any]:
     points = (
         alt.Chart(named("points"))
         .mark_point(filled=True)
-        .encode(x, y, _colour(p), _shape(), size=size, opacity=strong, tooltip=tips)
+        .encode(x, y, _colour(colours), _shape(), size=size, opacity=strong, tooltip=tips)
         .add_params(at)
     )
     rings = (
         alt.Chart(named("verified"))
-        .mark_point(filled=False, size=150, strokeWidth=1.5, color=p.nonfinite, opacity=1)
+        .mark_point(filled=False, size=150, strokeWidth=1.5, color=colours.nonfinite, opacity=1)
         .encode(x, alt.Y("indicator", type=Q))
     )
     chosen = (
         alt.Chart(named("chosen"))
-        .mark_point(filled=False, size=330, strokeWidth=2, color=p.ink, opacity=1)
+        .mark_point(filled=False, size=330, strokeWidth=2, color=colours.ink, opacity=1)
         .encode(x, alt.Y("indicator", type=Q))
     )
     name = (
         alt.Chart(named("chosen"))
-        .mark_text(align="left", dx=12, dy=-8, fontWeight="bold", color=p.ink)
+        .mark_text(align="left", dx=12, dy=-8, fontWeight="bold", color=colours.ink)
         .encode(x, alt.Y("indicator", type=Q), text=alt.Text("text", type=N))
     )
     line = (
         alt.Chart(named("line"))
-        .mark_rule(strokeDash=[4, 3], color=p.faint)
+        .mark_rule(strokeDash=[4, 3], color=colours.faint)
         .encode(alt.Y("indicator", type=Q))
     )
     return template(
@@ -140,7 +138,7 @@ def trajectory(dark: bool) -> dict[str, Any]:
     """One token's indicator over the checkpoints, over the 10–90 % band of tokens that nothing had
     reached by then.
     """
-    p = palette(dark)
+    colours = palette(dark)
     x = alt.X(
         "step",
         type=Q,
@@ -160,17 +158,19 @@ def trajectory(dark: bool) -> dict[str, Any]:
         alt.Tooltip("unmet", type=Q, format=",d", title="of so many"),
     ]
     rows = alt.Chart(named("trajectory"))
-    band = rows.mark_area(color=p.null, opacity=0.4).encode(
+    band = rows.mark_area(color=colours.null, opacity=0.4).encode(
         x,
         alt.Y("low", type=Q, axis=labels(tickCount=5, minExtent=44, maxExtent=44)),
         alt.Y2("high"),
     )
-    middle = rows.mark_line(color=p.parent, strokeDash=[4, 3], strokeWidth=1.2).encode(
+    middle = rows.mark_line(color=colours.parent, strokeDash=[4, 3], strokeWidth=1.2).encode(
         x, alt.Y("middle", type=Q)
     )
-    line = rows.mark_line(color=p.fork, strokeWidth=2).encode(x, y)
-    dots = rows.mark_point(filled=True, size=45, color=p.fork, opacity=1).encode(x, y, tooltip=tips)
-    first = alt.Chart(named("seen")).mark_rule(strokeDash=[2, 3], color=p.ink).encode(x)
+    line = rows.mark_line(color=colours.fork, strokeWidth=2).encode(x, y)
+    dots = rows.mark_point(filled=True, size=45, color=colours.fork, opacity=1).encode(
+        x, y, tooltip=tips
+    )
+    first = alt.Chart(named("seen")).mark_rule(strokeDash=[2, 3], color=colours.ink).encode(x)
     return template(alt.layer(band, middle, first, line, dots), dark, height=170)
 
 
@@ -179,7 +179,7 @@ def exposure(dark: bool) -> dict[str, Any]:
     """How often one token had been met by each checkpoint, on log(1 + n); `counts`: 0 and the
     most.
     """
-    p = palette(dark)
+    colours = palette(dark)
     x = alt.X(
         "step",
         type=Q,
@@ -198,7 +198,7 @@ def exposure(dark: bool) -> dict[str, Any]:
         scale=alt.Scale(type="symlog", constant=1, nice=False, domain={"expr": "counts"}),
     )
     kinds = ["as input", "as target"]
-    colour = by_name("what", kinds, colours=[p.fork, p.parent])
+    colour = by_name("what", kinds, colours=[colours.fork, colours.parent])
     shape = shape_by_name("what", kinds, ["circle", "square"])
     dash = dash_by_name("what", kinds, [[1, 0], [4, 3]])
     rows = alt.Chart(named("exposures"))

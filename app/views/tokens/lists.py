@@ -20,32 +20,35 @@ LISTED = 400  # rows of the list
 
 
 def spelled(text: str) -> str:
-    """A token in a list: its spaces as ␣, on one line."""
+    """Write a token in a list: its spaces as ␣, on one line."""
     return shown(text).replace("↵\n", "↵").replace("→\t", "→").replace(" ", "␣")
 
 
 def draw_search(points: pyarrow.Table, chosen: int | None, of: str) -> None:
-    """A token by its id or by a part of its text. `of`: run and checkpoint, for the table's key."""
+    """Draw the search for a token by its id or a part of its text.
+
+    `of`: run and checkpoint, for the table's key.
+    """
     text = st.text_input(
-        "Find a token", key="token-find", placeholder="an id, or a part of its text"
+        "Find a token", key="token-find", placeholder="its id, or a part of its text"
     )
     if not text:
         return
-    found = found_of(points, text)
-    if not found:
-        safe_html.note("No token holds ", code(text), ".")
+    matches = found_of(points, text)
+    if not matches:
+        safe_html.note("No token contains ", code(text), ".")
         return
-    ids = [t["token"] for t in found]
+    ids = [token["token"] for token in matches]
     key = f"token-found-{of}-{hash(tuple(ids))}"
     safe_html.choice(
         [
             {
-                "id": t["token"],
-                "text": spelled(t["text"] or ""),
-                "exposure": t["exposure"],
-                "indicator": t["indicator"],
+                "id": token["token"],
+                "text": spelled(token["text"] or ""),
+                "exposure": token["exposure"],
+                "indicator": token["indicator"],
             }
-            for t in found
+            for token in matches
         ],
         row_of(ids, chosen),
         key=key,
@@ -64,9 +67,9 @@ def found_of(points: pyarrow.Table, text: str, most: int = 50) -> list[dict[str,
         if text.isascii() and text.isdecimal() and len(text) < 9
         else pc.equal(points["token"], -1)
     )
-    found = points.filter(pc.or_(holds, by_id)).slice(0, 5000).to_pylist()
+    matches = points.filter(pc.or_(holds, by_id)).slice(0, 5000).to_pylist()
     order = sorted(
-        found, key=lambda t: (str(t["token"]) != text, t["text"] != text, len(t["text"] or ""))
+        matches, key=lambda t: (str(t["token"]) != text, t["text"] != text, len(t["text"] or ""))
     )
     return order[:most]
 
@@ -74,27 +77,28 @@ def found_of(points: pyarrow.Table, text: str, most: int = 50) -> list[dict[str,
 def draw_list(
     points: pyarrow.Table, verified: Mapping[int, bool], chosen: int | None, of: str
 ) -> None:
+    """Draw the tokens by their indicator; a click chooses one."""
     safe_html.heading(
-        "Lowest indicator first; choose a"
-        f" row{f' (the first {LISTED} of {points.num_rows:,})' if points.num_rows > LISTED else ''}"
+        "Tokens, lowest indicator first. Choose a row to see it"
+        f"{f' (the first {LISTED} of {points.num_rows:,})' if points.num_rows > LISTED else ''}."
     )
     rows = points.slice(0, LISTED).to_pylist()
     listed = [
         {
-            "id": t["token"],
-            "text": spelled(t["text"] or ""),
-            "indicator": t["indicator"],
-            "in": t["exposure_in"],
-            "out": t["exposure_out"],
-            "grad": t["exposure_grad"],
-            "documents": t["documents"],
-            "cause": None if t["kind"] == "ok" else t["kind"],
-            "verified": verified.get(t["token"]),
+            "id": token["token"],
+            "text": spelled(token["text"] or ""),
+            "indicator": token["indicator"],
+            "in": token["exposure_in"],
+            "out": token["exposure_out"],
+            "grad": token["exposure_grad"],
+            "documents": token["documents"],
+            "cause": None if token["kind"] == "ok" else token["kind"],
+            "verified": verified.get(token["token"]),
         }
-        for t in rows
+        for token in rows
     ]
     config = {"indicator": st.column_config.NumberColumn(format="%.4f")}
-    ids, key = [t["token"] for t in rows], f"token-list-{of}"
+    ids, key = [token["token"] for token in rows], f"token-list-{of}"
     safe_html.choice(
         listed,
         row_of(ids, chosen),

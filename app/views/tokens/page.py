@@ -23,24 +23,29 @@ if TYPE_CHECKING:
 
 
 def page() -> None:
+    """Draw the page: the vocabulary at a checkpoint, and one token of it."""
     selection = chosen_run()
     if selection is None:
         return
     run = str(selection.run)
-    measured = [c for c in data.rows("token_checkpoints", run=run) if c["tokens"]]
+    measured = [
+        checkpoint for checkpoint in data.rows("token_checkpoints", run=run) if checkpoint["tokens"]
+    ]
     if not measured:
         _empty(run)
         return
-    steps = [c["step"] for c in measured]
-    best = [c["step"] for c in measured if c["measured"]] or steps
+    steps = [checkpoint["step"] for checkpoint in measured]
+    best = [checkpoint["step"] for checkpoint in measured if checkpoint["measured"]] or steps
     step = (
         selection.step if selection.step is not None and selection.step in steps else int(best[-1])
     )
     tied = bool((data.header(run).get("shape") or {}).get("tied"))
     points = data.table("token_points", run=run, step=step, tied=int(tied))
-    verified, told = _token.verified_of(run, step)
-    draw_verdict(run, step, points, tied, verified, told)
-    if told is None and step in [c["step"] for c in measured if c["measured"]]:
+    verified, model_verdict = _token.verified_of(run, step)
+    draw_verdict(run, step, points, tied, verified, model_verdict)
+    if model_verdict is None and step in [
+        checkpoint["step"] for checkpoint in measured if checkpoint["measured"]
+    ]:
         _offer(run, step)
     _checkpoints(steps, step)
     _body(run, step, points, verified, tied)
@@ -51,7 +56,7 @@ def page() -> None:
 def _body(
     run: str, step: int, points: pyarrow.Table, verified: Mapping[int, bool], tied: bool
 ) -> None:
-    """The overview and the token that is chosen in it: a click runs this again, not the page."""
+    """Draw the overview and the token that is chosen; a click runs this again, not the page."""
     token = here().token
     left, right = st.columns([1.45, 1], gap="large")
     chosen = token if token is not None else _first(points)
@@ -66,24 +71,26 @@ def _body(
 
 def _empty(run: str) -> None:
     safe_html.verdict(
-        ["No token of ", code(run), " has been measured yet"],
-        "Each token's embedding is held against how often the run showed it: exposure is known"
-        " exactly, from the data order.",
+        ["The tokens of ", code(run), " have not been measured yet"],
+        "Measuring compares the embedding of each token with how often the model has seen it, which"
+        " is known exactly from the order of the data.",
     )
     safe_html.nothing(
-        "From the command line:",
+        "This command measures them:",
         f"forensics tokens {run}",
-        "It measures the last checkpoint; RUN@STEP another one.",
+        "It measures the last checkpoint; RUN@STEP measures another.",
     )
     if not jobs.busy(run, "tokens"):
         jobs.launcher(run, "forensics", ["tokens", run], "Measure the tokens", type="primary")
 
 
 def _offer(run: str, step: int) -> None:
-    """A button that has the candidates verified, unless tokens are being measured already."""
+    """Draw the button that verifies the candidates, unless tokens are being measured."""
     arguments = ["tokens", f"{run}@{step}", "--verify"]
-    if not any(w.status == "running" and w.arguments[:1] == ("tokens",) for w in jobs.listed(run)):
-        jobs.launcher(run, "forensics", arguments, "Verify the candidates by prompts")
+    if not any(
+        job.status == "running" and job.arguments[:1] == ("tokens",) for job in jobs.listed(run)
+    ):
+        jobs.launcher(run, "forensics", arguments, "Ask the model to repeat the suspected tokens")
 
 
 # ---- the overview

@@ -22,34 +22,35 @@ BINS = (160, 90)  # of the roll-up, across and up
 def draw_scatter(
     points: pyarrow.Table, token: int | None, verified: Mapping[int, bool], tied: bool
 ) -> None:
+    """Draw indicator against exposure, a mark for each token; a click chooses one."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    known = points.filter(pc.is_valid(points["indicator"]))
-    if not known.num_rows:
+    measured = points.filter(pc.is_valid(points["indicator"]))
+    if not measured.num_rows:
         safe_html.nothing(
-            "No indicator was measured at this checkpoint.",
-            hint="Only exposure is known; see the list below.",
+            "The indicator was not measured at this checkpoint.",
+            hint="How often each token was seen is known; see the list below.",
         )
         return
-    s = summary(points)
+    counts = summary(points)
     safe_html.caption(
-        f"{'Cosine distance to unused rows' if tied else 'Norm of the embedding row'} against"
-        " exposure · each mark a token · dashed: the 2nd"
-        f" percentile{' · ringed: verified' if any(verified.values()) else ''} · click one"
+        f"Indicator ({'cosine distance to unused rows' if tied else 'norm of the embedding row'})"
+        " against how often the token was seen · each mark is a token · dashed: the 2nd percentile"
+        f"{' · ringed: the model cannot repeat it' if any(verified.values()) else ''} · click one"
     )
-    _legend(s["kinds"])
-    marks, cells = rolled(known, charts.MOST)
-    ids = pa.array([i for i, yes in verified.items() if yes], pa.int32())
+    _legend(counts["kinds"])
+    marks, cells = rolled(measured, charts.MOST)
+    ids = pa.array([token_id for token_id, yes in verified.items() if yes], pa.int32())
     tables = {
         "points": marks,
         "cells": cells,
-        "verified": known.filter(pc.is_in(known["token"], ids)),
-        "chosen": known.filter(pc.equal(known["token"], -1 if token is None else token)),
+        "verified": measured.filter(pc.is_in(measured["token"], ids)),
+        "chosen": measured.filter(pc.equal(measured["token"], -1 if token is None else token)),
         "line": pa.table(
             {
                 "indicator": pa.array(
-                    [] if s["threshold"] is None else [s["threshold"]], pa.float64()
+                    [] if counts["threshold"] is None else [counts["threshold"]], pa.float64()
                 )
             }
         ),
@@ -70,18 +71,18 @@ def _spelled(rows: pyarrow.Table) -> pyarrow.Table:
     import pyarrow as pa
 
     at = rows.column_names.index("text")
-    texts = [None if t is None else spelled(t) for t in rows["text"].to_pylist()]
+    texts = [None if text is None else spelled(text) for text in rows["text"].to_pylist()]
     return rows.set_column(at, "text", pa.array(texts, pa.string()))
 
 
 def _legend(kinds: Mapping[str, int]) -> None:
     import pyarrow as pa
 
-    there = [k for k in charts.KINDS if kinds.get(k)]
+    there = [key for key in charts.KINDS if kinds.get(key)]
     rows = {
         "place": [i + 0.08 for i in range(len(there))],
         "kind": there,
-        "word": [f"{'OK' if k == 'ok' else k} {kinds[k]:,}" for k in there],
+        "word": [f"{'OK' if key == 'ok' else key} {kinds[key]:,}" for key in there],
     }
     theme.draw(charts.legend(safe_html.dark()), {"kinds": pa.table(rows)}, key="token-legend")
 
@@ -103,13 +104,13 @@ def rolled(known: pyarrow.Table, most: int) -> tuple[pyarrow.Table, pyarrow.Tabl
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    empty = {k: pa.array([], pa.float64()) for k in ("x", "x2", "y", "y2")} | {
+    empty = {key: pa.array([], pa.float64()) for key in ("x", "x2", "y", "y2")} | {
         "tokens": pa.array([], pa.int64())
     }
     if known.num_rows <= most:
         return known, pa.table(empty)
     is_ok = pc.equal(known["kind"], "ok")
-    ok, others = known.filter(is_ok), known.filter(pc.invert(is_ok))
+    ok, caused = known.filter(is_ok), known.filter(pc.invert(is_ok))
     x = np.log1p(ok["exposure"].to_numpy().astype(np.float64))
     y = ok["indicator"].to_numpy().astype(np.float64)
     counts, edges_x, edges_y = np.histogram2d(x, y, bins=BINS)
@@ -121,4 +122,4 @@ def rolled(known: pyarrow.Table, most: int) -> tuple[pyarrow.Table, pyarrow.Tabl
         "y2": edges_y[j + 1],
         "tokens": counts[i, j].astype(np.int64),
     }
-    return others.slice(0, max(0, most - len(i))), pa.table(cells)
+    return caused.slice(0, max(0, most - len(i))), pa.table(cells)

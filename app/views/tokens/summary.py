@@ -18,7 +18,7 @@ PERCENTILE = (
 
 
 def summary(points: pyarrow.Table) -> dict[str, Any]:
-    """What a checkpoint's tokens say in numbers: never met, under the 2 % rule, by cause."""
+    """Count the tokens of a checkpoint: never seen, under the 2% rule, by cause."""
     import pyarrow.compute as pc
 
     ok = (
@@ -26,14 +26,16 @@ def summary(points: pyarrow.Table) -> dict[str, Any]:
         if points["category"].null_count < points.num_rows
         else pc.is_valid(points["token"])
     )
-    known = points.filter(pc.and_(pc.fill_null(ok, False), pc.is_valid(points["indicator"])))
+    measured = points.filter(pc.and_(pc.fill_null(ok, False), pc.is_valid(points["indicator"])))
     threshold = (
-        pc.quantile(known["indicator"], q=PERCENTILE / 100)[0].as_py() if known.num_rows else None
+        pc.quantile(measured["indicator"], q=PERCENTILE / 100)[0].as_py()
+        if measured.num_rows
+        else None
     )
     low = (
-        known.filter(pc.less_equal(known["indicator"], threshold))
+        measured.filter(pc.less_equal(measured["indicator"], threshold))
         if threshold is not None
-        else known.slice(0, 0)
+        else measured.slice(0, 0)
     )
     never = points.filter(
         pc.and_(pc.equal(points["exposure_in"], 0), pc.equal(points["exposure_out"], 0))
@@ -47,42 +49,65 @@ def summary(points: pyarrow.Table) -> dict[str, Any]:
         "lowest": low.slice(0, 5).select(["token", "text"]).to_pylist(),
         "kinds": kinds,
         "met_candidates": low.filter(pc.greater(low["exposure"], 0)).num_rows,
-        "measured": known.num_rows,
+        "measured": measured.num_rows,
     }
 
 
 def sentence_of(s: Mapping[str, Any], verified: Mapping[int, bool], told: str | None) -> list[Part]:
-    """Candidates and the lowest of them, causes, what verification found; `told`: its verdict on
-    the model.
+    """Say which tokens are suspected of being hardly trained, why, and what prompts showed.
+
+    `told`: the verdict of the prompts on the model as a whole.
     """
-    said: list[Part] = []
+    sentence: list[Part] = []
     if s["threshold"] is not None:
-        said += [
+        sentence += [
             strong(formatting.count(s["candidates"])),
-            (
-                f" of {formatting.count(s['measured'])} reachable tokens lie at or below the 2nd"
-                f" percentile of the indicator ({formatting.number(s['threshold'])}),"
-                f" {formatting.count(s['met_candidates'])} of them although the model was shown them. "
-            ),
+            f" of {formatting.count(s['measured'])} tokens that text can contain are suspected of"
+            " being hardly trained: their indicator is at or below the 2nd percentile"
+            f" ({formatting.number(s['threshold'])}). {_seen(s)} ",
         ]
         if s["lowest"]:
-            said += ["Lowest: "]
-            for i, token in enumerate(s["lowest"]):
-                said += [", " if i else "", code(shown(token["text"] or ""))]
-            said += [". "]
+            sentence += ["Lowest: "]
+            for index, token in enumerate(s["lowest"]):
+                sentence += [", " if index else "", code(shown(token["text"] or ""))]
+            sentence += [". "]
     else:
-        said += ["Only their exposure is known at this checkpoint, no indicator. "]
-    causes = [(k, n) for k, n in sorted(s["kinds"].items(), key=lambda e: -e[1]) if k != "ok"]
+        sentence += [
+            "At this checkpoint only how often each token was seen is known, not its indicator. "
+        ]
+    causes = [
+        (cause, count)
+        for cause, count in sorted(s["kinds"].items(), key=lambda e: -e[1])
+        if cause != "ok"
+    ]
     if causes:
-        said += ["Causes: ", accent(", ".join(f"{k} {n:,}" for k, n in causes)), ". "]
+        sentence += [
+            "Causes: ",
+            accent(", ".join(f"{cause} {count:,}" for cause, count in causes)),
+            ". ",
+        ]
     if verified:
-        said += [
-            strong(f"{sum(verified.values()):,} of {len(verified):,}"),
-            " that were prompted are verified.",
+        sentence += [
+            "Prompted with ",
+            strong(f"{len(verified):,}"),
+            " of them, the model could not repeat ",
+            strong(f"{sum(verified.values()):,}"),
+            ".",
         ]
     elif told is not None:
-        said += [f"Prompts: {told}."]
-    return said
+        sentence += [f"Prompts: {told}."]
+    return sentence
+
+
+def _seen(counts: Mapping[str, Any]) -> str:
+    """Say how many of the suspected tokens the model has seen."""
+    with_exposure, suspected = counts["met_candidates"], counts["candidates"]
+    if not with_exposure:
+        return "None of them was seen during training."
+    if with_exposure == suspected:
+        return "All of them were seen during training."
+    verb = "was" if with_exposure == 1 else "were"
+    return f"{formatting.count(with_exposure)} of them {verb} seen during training."
 
 
 def draw_verdict(
@@ -93,18 +118,20 @@ def draw_verdict(
     verified: Mapping[int, bool],
     told: str | None,
 ) -> None:
-    s = summary(points)
+    """Draw how many tokens were never seen, and which are suspected."""
+    counts = summary(points)
     title = (
-        f"State {formatting.count(step)}: {formatting.count(s['never'])} of {formatting.count(s['tokens'])} tokens"
-        " were never shown to the model"
+        f"State {formatting.count(step)}: the model has never seen"
+        f" {formatting.count(counts['never'])} of its"
+        f" {formatting.count(counts['tokens'])} tokens"
     )
     hedge: list[Part] = (
-        ["Low is suspect, not proof."]
+        ["A low indicator is a suspicion, not a proof."]
         if told is not None
         else [
-            "Low is suspect, not proof: ",
+            "A low indicator is a suspicion, not a proof. ",
             code(f"forensics tokens {run}@{step} --verify"),
-            " prompts the model to repeat each candidate.",
+            " asks the model to repeat each suspected token.",
         ]
     )
-    safe_html.verdict(title, *sentence_of(s, verified, told), hedge=hedge)
+    safe_html.verdict(title, *sentence_of(counts, verified, told), hedge=hedge)

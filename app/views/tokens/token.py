@@ -40,25 +40,25 @@ def _verified(folder: Path, step: int, stamp: int) -> tuple[dict[int, bool], str
 def draw(
     run: str, step: int, token: int, points: pyarrow.Table, verified: Mapping[int, bool]
 ) -> None:
-    """A token of the run's vocabulary at a checkpoint."""
+    """Draw a token of the run's vocabulary at a checkpoint."""
     import pyarrow.compute as pc
 
-    found = points.filter(pc.equal(points["token"], token)).to_pylist()
-    if not found:
+    rows = points.filter(pc.equal(points["token"], token)).to_pylist()
+    if not rows:
         safe_html.nothing(
             f"No token has the id {token:,}.",
-            hint=f"This vocabulary has ids 0 to {points.num_rows - 1:,}.",
+            hint=f"This vocabulary has the ids 0 to {points.num_rows - 1:,}.",
         )
         return
-    t = found[0]
-    safe_html.heading("Token ", code(shown(t["text"] or "")), f" · id {token:,}")
-    safe_html.note(*sentence_of(t, step, verified.get(token)))
+    row = rows[0]
+    safe_html.heading("Token ", code(shown(row["text"] or "")), f" · id {token:,}")
+    safe_html.note(*sentence_of(row, step, verified.get(token)))
     _over_time(run, token)
     _documents(run, token)
-    safe_html.heading("What can be tried")
+    safe_html.heading("Next steps")
     link(
         "forks",
-        "Show it more often, from here on",
+        "Fork: show it more often",
         part="build",
         kind="boost-token",
         fork=None,
@@ -67,7 +67,7 @@ def draw(
     )
     link(
         "forks",
-        "Mask it in the loss",
+        "Fork: leave it out of the loss",
         part="build",
         kind="mask-tokens",
         fork=None,
@@ -77,32 +77,33 @@ def draw(
 
 
 def sentence_of(t: Mapping[str, Any], step: int, verified: bool | None) -> list[Part]:
-    """How often it was met, when, and what is known of it."""
-    said: list[Part] = [
+    """Say how often the model has seen it, when, and what is known of it."""
+    sentence: list[Part] = [
         "By state ",
         strong(formatting.count(step)),
-        ": an input ",
+        " the model has seen it as an input ",
         strong(formatting.count(t["exposure_in"])),
-        " times, a target ",
+        " times and as the token to predict ",
         strong(formatting.count(t["exposure_out"])),
         f" times, in {formatting.count(t['documents'])} documents",
     ]
     if t["first_seen"] is not None:
-        said += [
-            f"; first at step {formatting.count(t['first_seen'])}, last at {formatting.count(t['last_seen'])}"
+        sentence += [
+            f"; first at step {formatting.count(t['first_seen'])}, last at"
+            f" {formatting.count(t['last_seen'])}"
         ]
-    said += [". "]
+    sentence += [". "]
     if t["indicator"] is not None:
-        said += ["Indicator ", strong(formatting.number(t["indicator"])), ". "]
+        sentence += ["Indicator ", strong(formatting.number(t["indicator"])), ". "]
     if t["kind"] != "ok":
-        said += ["Cause: ", strong(t["kind"]), ". "]
+        sentence += ["Why it is hardly trained: ", strong(t["kind"]), ". "]
     if verified is not None:
-        said += [
-            "Verified: the model does not repeat it."
+        sentence += [
+            "Asked to repeat it, the model cannot."
             if verified
-            else "Not verified: the model repeats it."
+            else "Asked to repeat it, the model can."
         ]
-    return said
+    return sentence
 
 
 def _over_time(run: str, token: int) -> None:
@@ -110,42 +111,48 @@ def _over_time(run: str, token: int) -> None:
     import pyarrow.compute as pc
 
     rows = data.table("token_trajectory", run=run, token=token)
-    known = rows.filter(pc.is_valid(rows["indicator"]))
+    measured = rows.filter(pc.is_valid(rows["indicator"]))
     if rows.num_rows < 2:
         safe_html.nothing(
-            "One checkpoint was measured, so there is no course to draw.",
-            " && ".join(f"forensics tokens {run}@{s}" for s in _unmeasured(run)[:3]),
+            "Only one checkpoint was measured. These commands measure more:",
+            " && ".join(f"forensics tokens {run}@{step}" for step in _unmeasured(run)[:3]),
         )
         return
     last = max(rows["step"].to_pylist())
     bounds = [0, 1.02 * last]
-    if known.num_rows:
+    if measured.num_rows:
         safe_html.caption(
-            "Indicator by checkpoint · grey: 10–90 % of the tokens that nothing had reached by then"
+            "Indicator at each checkpoint · grey: 10th to 90th percentile of the tokens not yet"
+            " seen by then"
         )
-        seen = [s for s in rows["first_seen"].to_pylist() if s is not None]
-        tables = {"trajectory": known, "seen": pa.table({"step": pa.array(seen[:1], pa.int64())})}
+        first_seen = [step for step in rows["first_seen"].to_pylist() if step is not None]
+        tables = {
+            "trajectory": measured,
+            "seen": pa.table({"step": pa.array(first_seen[:1], pa.int64())}),
+        }
         theme.draw(
             theme.filled(charts.trajectory(safe_html.dark()), bounds=bounds),
             tables,
             key="token-trajectory",
         )
     safe_html.caption(
-        "How often it had been met by then, log(1 + n) · ● blue: as an input, ■ grey: as a target"
+        "How often it had been seen by then, log(1 + n) · ● blue: as an input · ■ grey: as the"
+        " token to"
+        " predict"
     )
     both = [
-        (s, what, n)
-        for column, what in (("exposure_in", "as input"), ("exposure_out", "as target"))
-        for s, n in zip(rows["step"].to_pylist(), rows[column].to_pylist())
+        (step, label, count)
+        for column, label in (("exposure_in", "as input"), ("exposure_out", "as target"))
+        for step, count in zip(rows["step"].to_pylist(), rows[column].to_pylist())
     ]
     table = pa.table(
         {
-            "step": [s for s, _, _ in both],
-            "what": [w for _, w, _ in both],
-            "count": [n for _, _, n in both],
+            "step": [step for step, _, _ in both],
+            "what": [role for _, role, _ in both],
+            "count": [count for _, _, count in both],
         }
     )
-    most = max([1, *(n for _, _, n in both if n is not None)])
+    most = max([1, *(count for _, _, count in both if count is not None)])
     theme.draw(
         theme.filled(charts.exposure(safe_html.dark()), bounds=bounds, counts=[0, 1.2 * most]),
         {"exposures": table},
@@ -154,11 +161,11 @@ def _over_time(run: str, token: int) -> None:
 
 
 def _unmeasured(run: str) -> list[int]:
-    measured = {c["step"] for c in data.rows("token_checkpoints", run=run)}
+    measured = {checkpoint["step"] for checkpoint in data.rows("token_checkpoints", run=run)}
     return [
-        c["step"]
-        for c in data.recorded("checkpoints", run, ("step",))
-        if c["step"] not in measured and c["step"]
+        checkpoint["step"]
+        for checkpoint in data.recorded("checkpoints", run, ("step",))
+        if checkpoint["step"] not in measured and checkpoint["step"]
     ][::-1] or [0]
 
 
@@ -169,22 +176,29 @@ def _documents(run: str, token: int) -> None:
     if not name or not (folder / "corpus.json").is_file():
         return
     rows, times, scanned, total = documents_of(folder, token)
-    part = (
+    scope = (
         ""
         if scanned == total
         else f" in the first {formatting.count(scanned)} of {formatting.count(total)} tokens"
     )
     safe_html.heading(
-        f"Documents that hold it: {formatting.count(len(rows))}, {formatting.count(times)} times{part}"
+        f"{formatting.count(len(rows))} documents contain it, {formatting.count(times)}"
+        f" times{scope}"
     )
     if not rows:
         safe_html.note(
-            "It stands nowhere in the run's corpus: no training on it could ever reach this token."
+            "No document of the run's corpus contains it, so training on this corpus cannot"
+            " reach it."
         )
         return
     shown_rows = [
-        {"times": r["times"], "document": r["document"], "source": r["source"], "path": r["path"]}
-        for r in rows[:LISTED]
+        {
+            "times": row["times"],
+            "document": row["document"],
+            "source": row["source"],
+            "path": row["path"],
+        }
+        for row in rows[:LISTED]
     ]
     safe_html.frame(shown_rows, key="token-documents", tallest=250)
 
@@ -204,29 +218,30 @@ def documents_of(
     share = min(1.0, most / max(1, corpus.tokens_in_all))
     counts: dict[int, int] = {}
     scanned = 0
-    for s, source in enumerate(corpus.sources):
+    for source_index, source in enumerate(corpus.sources):
         end = int(source.tokens * share)  # of each source its part, so that none is left out
         for start in range(0, end, CHUNK):
             stop = min(end, start + CHUNK)
-            at = np.flatnonzero(corpus.tokens(s, start, stop) == token)
+            at = np.flatnonzero(corpus.tokens(source_index, start, stop) == token)
             scanned += stop - start
             if len(at):
-                for document, n in zip(
-                    *np.unique(corpus.document_at(s, at + start), return_counts=True)
+                for document, number in zip(
+                    *np.unique(corpus.document_at(source_index, at + start), return_counts=True)
                 ):
-                    counts[int(document)] = counts.get(int(document), 0) + int(n)
-    order = sorted(counts, key=lambda d: (-counts[d], d))
+                    counts[int(document)] = counts.get(int(document), 0) + int(number)
+    order = sorted(counts, key=lambda document: (-counts[document], document))
     table = corpus.documents
     rows = [
         {
-            "times": counts[d],
-            "document": d,
-            "source": table["source"][d].as_py(),
-            "path": table["path"][d].as_py(),
+            "times": counts[document],
+            "document": document,
+            "source": table["source"][document].as_py(),
+            "path": table["path"][document].as_py(),
         }
-        for d in order[:1000]
+        for document in order[:1000]
     ]
     rows += [
-        {"times": counts[d], "document": d, "source": None, "path": None} for d in order[1000:]
+        {"times": counts[document], "document": document, "source": None, "path": None}
+        for document in order[1000:]
     ]
     return rows, sum(counts.values()), scanned, corpus.tokens_in_all

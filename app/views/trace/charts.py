@@ -27,10 +27,8 @@ ON = ("batch", "probes")
 
 @cached
 def timeline(dark: bool) -> dict[str, Any]:
-    """A dot per value: across the events of the step in order, up its ratio to the step before
-    (log).
-    """
-    p = palette(dark)
+    """Draw a dot per value: across, the events in order; up, its ratio to the step before (log)."""
+    colours = palette(dark)
     exact = {"nice": False, "zero": False, "domain": {"expr": "places"}}
     x = alt.X("place", type=Q, axis=None, scale=alt.Scale(**exact))
     axis = alt.Axis(
@@ -40,7 +38,7 @@ def timeline(dark: bool) -> dict[str, Any]:
     y = alt.Y("ratio", type=Q, axis=axis, scale=scale)
     bands = (
         alt.Chart(named("phases"))
-        .mark_rect(color=p.faint, tooltip=None)
+        .mark_rect(color=colours.faint, tooltip=None)
         .encode(
             alt.X("first", type=Q, axis=None, scale=alt.Scale(**exact)),
             alt.X2("last"),
@@ -49,12 +47,12 @@ def timeline(dark: bool) -> dict[str, Any]:
     )
     names = (
         alt.Chart(named("phases"))
-        .mark_text(baseline="top", fontSize=11, color=p.faint, y=3)
+        .mark_text(baseline="top", fontSize=11, color=colours.faint, y=3)
         .encode(
             alt.X("middle", type=Q, axis=None, scale=alt.Scale(**exact)), alt.Text("phase", type=N)
         )
     )
-    same = alt.Chart(named("same")).mark_rule(color=p.ink, strokeWidth=1).encode(y)
+    same = alt.Chart(named("same")).mark_rule(color=colours.ink, strokeWidth=1).encode(y)
     tips = [
         alt.Tooltip("event", type=N),
         alt.Tooltip("what", type=N),
@@ -63,15 +61,15 @@ def timeline(dark: bool) -> dict[str, Any]:
         alt.Tooltip("times", type=N, title="ratio"),
         alt.Tooltip("ms", type=Q, format=".2f", title="at ms"),
     ]
-    heat = heat_colour(p).to_dict()
+    heat = heat_colour(colours).to_dict()
     colour = alt.Scale(
         type="ordinal",
         domain=[*heat["domain"], 0, BROKEN],
-        range=[*heat["range"], p.parent, p.nonfinite],
+        range=[*heat["range"], colours.parent, colours.nonfinite],
     )
     dots = (
         alt.Chart(named("dots"))
-        .mark_point(filled=True, cursor="pointer", stroke=p.faint, strokeWidth=0.6)
+        .mark_point(filled=True, cursor="pointer", stroke=colours.faint, strokeWidth=0.6)
         .encode(
             x,
             y,
@@ -87,19 +85,22 @@ def timeline(dark: bool) -> dict[str, Any]:
             alt.selection_point(name="event", fields=["place"], on="click", clear="dblclick")
         )
     )
-    said = (
+    labels = (
         alt.Chart(named("said"))
-        .mark_text(align="left", dx=6, dy=-9, fontSize=10.5, color=p.ink, limit=260)
+        .mark_text(align="left", dx=6, dy=-9, fontSize=10.5, color=colours.ink, limit=260)
         .encode(x, y, alt.Text("label", type=N))
     )
     said_left = (
         alt.Chart(named("said_left"))
-        .mark_text(align="right", dx=-6, dy=-9, fontSize=10.5, color=p.ink, limit=260)
+        .mark_text(align="right", dx=-6, dy=-9, fontSize=10.5, color=colours.ink, limit=260)
         .encode(x, y, alt.Text("label", type=N))
     )
-    chosen = alt.Chart(named("chosen")).mark_rule(color=p.ink, strokeDash=[3, 3]).encode(x)
+    chosen = alt.Chart(named("chosen")).mark_rule(color=colours.ink, strokeDash=[3, 3]).encode(x)
     return template(
-        alt.layer(bands, names, same, chosen, dots, said, said_left), dark, height=300, canvas=True
+        alt.layer(bands, names, same, chosen, dots, labels, said_left),
+        dark,
+        height=300,
+        canvas=True,
     )
 
 
@@ -108,7 +109,7 @@ def blame(dark: bool, rows: int) -> dict[str, Any]:
     """By tensor two bars: the change of loss with its update alone, and with the update of all but
     it.
     """
-    p = palette(dark)
+    colours = palette(dark)
     axis = alt.Axis(title=None, tickCount=6, format="+~g")
     x = alt.X("change", type=Q, axis=axis)
     wide = alt.Axis(title=None, ticks=False, minExtent=190, maxExtent=190, labelLimit=186)
@@ -120,7 +121,9 @@ def blame(dark: bool, rows: int) -> dict[str, Any]:
         scale=alt.Scale(domain={"expr": "rows"}, paddingInner=0.25),
     )
     order = ["alone", "all but it"]
-    colour = alt.Color("what", type=N, scale=alt.Scale(domain=order, range=[p.fast, p.null]))
+    colour = alt.Color(
+        "what", type=N, scale=alt.Scale(domain=order, range=[colours.fast, colours.null])
+    )
     tips = [
         alt.Tooltip("tensor", type=N),
         alt.Tooltip("what", type=N),
@@ -139,7 +142,7 @@ def blame(dark: bool, rows: int) -> dict[str, Any]:
     )
     rise = (
         alt.Chart(named("rise"))
-        .mark_rule(color=p.ink, strokeDash=[4, 3])
+        .mark_rule(color=colours.ink, strokeDash=[4, 3])
         .encode(alt.X("change", type=Q, axis=axis))
     )
     return template(alt.layer(bars, rise), dark, height=22 * max(rows, 2) + 30)
@@ -150,7 +153,7 @@ def scan(dark: bool) -> dict[str, Any]:
     """Change of loss along θ + α·Δθ on the batch and on the probe set; α = 1 is the step that was
     taken.
     """
-    p = palette(dark)
+    colours = palette(dark)
     x = alt.X(
         "alpha",
         type=Q,
@@ -158,7 +161,9 @@ def scan(dark: bool) -> dict[str, Any]:
         scale=alt.Scale(nice=False),
     )
     y = alt.Y("change", type=Q, axis=alt.Axis(title=None, tickCount=5, minExtent=50, format="+~g"))
-    colour = alt.Color("on", type=N, scale=alt.Scale(domain=list(ON), range=[p.fast, p.fork]))
+    colour = alt.Color(
+        "on", type=N, scale=alt.Scale(domain=list(ON), range=[colours.fast, colours.fork])
+    )
     shape = alt.Shape("on", type=N, scale=alt.Scale(domain=list(ON), range=["circle", "square"]))
     tips = [
         alt.Tooltip("on", type=N),
@@ -172,5 +177,5 @@ def scan(dark: bool) -> dict[str, Any]:
         .mark_point(filled=True, size=50, opacity=1)
         .encode(x, y, colour, shape, tooltip=tips)
     )
-    taken = alt.Chart(named("taken")).mark_rule(color=p.ink, strokeDash=[3, 3]).encode(x)
-    return template(alt.layer(taken, lines, points), dark, height=230)
+    whole_step = alt.Chart(named("taken")).mark_rule(color=colours.ink, strokeDash=[3, 3]).encode(x)
+    return template(alt.layer(whole_step, lines, points), dark, height=230)

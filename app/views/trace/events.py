@@ -1,4 +1,4 @@
-"""What a trace says of the events of a step: ratios to the step before, values that are not finite, phases."""
+"""What a trace says of the events of a step: ratios, values that are not finite, phases."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ OF_UPDATE = (
 
 
 def times_of(ratio: float) -> str:
+    """Write a ratio to the step before: `2.40×`."""
     return (
         formatting.ratio(ratio)
         if ratio >= 9.95
@@ -45,12 +46,12 @@ def size_of(ratio: float | None) -> float:
 
 def level_of(ratio: float | None) -> int:
     """−5 … 5: how many of RATIOS it reaches, negative where the value fell."""
-    passed = sum(size_of(ratio) >= r for r in charts.RATIOS)
+    passed = sum(size_of(ratio) >= threshold for threshold in charts.RATIOS)
     return -passed if ratio is not None and ratio < 1 else passed
 
 
 def finite(value: float | None) -> bool:
-    """A trace that was kept has null in the place of NaN and inf."""
+    """Return whether there is a value, and it is neither NaN nor infinite."""
     return value is not None and math.isfinite(value)
 
 
@@ -61,38 +62,38 @@ def broken_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
     What only an update has is null too in a step that was not applied: it counts where another
     tensor has it.
     """
-    there = {
-        what
-        for e in trace["events"]
-        if e["phase"] == "update"
-        for what, v in e["values"].items()
-        if finite(v)
+    applied = {
+        quantity
+        for event in trace["events"]
+        if event["phase"] == "update"
+        for quantity, value in event["values"].items()
+        if finite(value)
     }
     return [
         {
             "place": i,
-            "event": e["name"],
-            "what": what,
+            "event": event["name"],
+            "what": quantity,
             "value": None,
-            "before": e["baseline"][what],
+            "before": event["baseline"][quantity],
             "true": None,
             "level": BROKEN,
-            "ms": 1000 * e["start"],
+            "ms": 1000 * event["start"],
         }
-        for i, e in enumerate(trace["events"])
-        for what, value in e["values"].items()
+        for i, event in enumerate(trace["events"])
+        for quantity, value in event["values"].items()
         if not finite(value)
-        and finite(e["baseline"].get(what))
-        and (what not in OF_UPDATE or what in there)
+        and finite(event["baseline"].get(quantity))
+        and (quantity not in OF_UPDATE or quantity in applied)
     ]
 
 
 def broken_before(trace: dict[str, Any]) -> bool:
     """Whether the loss is not finite in both steps."""
     return any(
-        not finite(e["values"].get("loss")) and not finite(e["baseline"].get("loss"))
-        for e in trace["events"]
-        if e["phase"] == "loss"
+        not finite(event["values"].get("loss")) and not finite(event["baseline"].get("loss"))
+        for event in trace["events"]
+        if event["phase"] == "loss"
     )
 
 
@@ -103,16 +104,16 @@ def dots_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "place": i,
-            "event": e["name"],
-            "what": what,
-            "value": e["values"].get(what),
-            "before": e["baseline"].get(what),
+            "event": event["name"],
+            "what": quantity,
+            "value": event["values"].get(quantity),
+            "before": event["baseline"].get(quantity),
             "true": float(ratio),
             "level": level_of(ratio),
-            "ms": 1000 * e["start"],
+            "ms": 1000 * event["start"],
         }
-        for i, e in enumerate(trace["events"])
-        for what, ratio in e["ratio"].items()
+        for i, event in enumerate(trace["events"])
+        for quantity, ratio in event["ratio"].items()
         if ratio is not None and ratio > 0
     ]
 
@@ -121,20 +122,22 @@ def phases_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
     """Stretches of events of one phase: first, last (half-open, on the places' axis), with the time
     they took.
     """
-    found: list[dict[str, Any]] = []
-    for i, e in enumerate(trace["events"]):
-        if not found or found[-1]["name"] != e["phase"]:
-            found.append({"name": e["phase"], "first": i - 0.5, "last": i + 0.5, "seconds": 0.0})
-        found[-1]["last"] = i + 0.5
-        found[-1]["seconds"] += e["seconds"]
-    for k, phase in enumerate(found):
+    phases: list[dict[str, Any]] = []
+    for i, event in enumerate(trace["events"]):
+        if not phases or phases[-1]["name"] != event["phase"]:
+            phases.append(
+                {"name": event["phase"], "first": i - 0.5, "last": i + 0.5, "seconds": 0.0}
+            )
+        phases[-1]["last"] = i + 0.5
+        phases[-1]["seconds"] += event["seconds"]
+    for index, phase in enumerate(phases):
         wide = phase["last"] - phase["first"] >= 6
-        phase["middle"], phase["odd"] = (phase["first"] + phase["last"]) / 2, k % 2 == 0
+        phase["middle"], phase["odd"] = (phase["first"] + phase["last"]) / 2, index % 2 == 0
         took = f" · {1000 * phase['seconds']:.0f} ms" if wide else ""
         phase["phase"] = PHASES.get(phase["name"], phase["name"]) + took
         if phase["last"] - phase["first"] < 2 and len(trace["events"]) > 70:
             phase["phase"] = ""  # too narrow for a word
-    return found
+    return phases
 
 
 def short_name(event: str) -> str:
@@ -147,17 +150,17 @@ def short_name(event: str) -> str:
 
 
 def largest_of(trace: dict[str, Any], most: int) -> list[dict[str, Any]]:
-    """What is no longer finite, in the order of the step; then by how far a value moved."""
+    """Return what is no longer finite, in the order of the step; then by how far a value moved."""
     broken = broken_of(trace)
-    rows = [*broken, *sorted(dots_of(trace), key=lambda d: -size_of(d["true"]))][:most]
+    rows = [*broken, *sorted(dots_of(trace), key=lambda dot: -size_of(dot["true"]))][:most]
     return [
         {
-            "event": short_name(d["event"]),
-            "what": d["what"],
-            "value": d["value"],
-            "before": d["before"],
-            "ratio": d["true"],
+            "event": short_name(dot["event"]),
+            "what": dot["what"],
+            "value": dot["value"],
+            "before": dot["before"],
+            "ratio": dot["true"],
         }
-        | ({"": "not finite" if d["true"] is None else ""} if broken else {})
-        for d in rows
+        | ({"": "not finite" if dot["true"] is None else ""} if broken else {})
+        for dot in rows
     ]

@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from app import data, formatting, jobs, safe_html
+from app.documents import of_this_version
 from app.navigation import chosen_run, link
 from app.safe_html import strong
 from app.selection import goto
@@ -19,9 +20,12 @@ from app.views.trace.events import (
 from app.views.trace.summary import hedge_of, sentence_of, title_of
 from app.views.trace.timeline import NUMBERS, draw_event, draw_timeline
 from app.views.trace.update import draw_blame, draw_scan
+from forensics.errors import ForensicsError
+from replay.step.result import StepTrace
 
 
 def page() -> None:
+    """Draw the page: the events of a traced step, its update, and what changed most."""
     selection = chosen_run()
     selection = chosen_step(selection) if selection is not None else None
     if selection is None:
@@ -45,7 +49,7 @@ def page() -> None:
     if trace.get("exact") is False:
         safe_html.amber(
             strong("Tolerance only: "),
-            "the traced step is not the recorded one bit for bit on this machine.",
+            "on this machine the traced step differs from the recorded one in some bits.",
         )
     draw_timeline(trace, selection.position)
     update, along = st.columns([1.35, 1])
@@ -56,10 +60,10 @@ def page() -> None:
     if selection.position is None or selection.position >= len(trace["events"]):
         _largest(trace)
         return
-    most, one = st.columns([1.35, 1])
+    most, chosen = st.columns([1.35, 1])
     with most:
         _largest(trace)
-    with one:
+    with chosen:
         draw_event(trace, selection.position, run)
 
 
@@ -68,33 +72,40 @@ def _kept(run: str, step: int) -> dict[str, Any] | None:
 
     path = artifacts.trace_of(data.runs_folder() / data.require(run), step)
     document = data.document(path)
-    return document if "events" in document else None
+    if "events" not in document:
+        return None
+    try:
+        return of_this_version(StepTrace, document, path.name)
+    except ForensicsError as error:
+        safe_html.nothing([error.message, "."], hint=error.hint)
+        return None
 
 
 def _untraced(run: str, step: int) -> None:
-    """What the records tell of the step, and how to look inside."""
+    """Draw what the records tell of the step, and how to look inside."""
     rows = data.rows(
         "steps_around", run=run, step=step, before=1, after=0, window=(max(0, step - 1), step + 1)
     )
     row = rows[-1] if rows and rows[-1]["step"] == step else None
     if row is None:
-        safe_html.verdict(f"Step {formatting.count(step)} was not recorded.")
+        safe_html.verdict(f"Step {formatting.count(step)} was not recorded")
     else:
         clipped = row["clip_scale"] is not None and row["clip_scale"] < 1
         safe_html.verdict(
-            f"Step {formatting.count(step)}: loss {formatting.loss(row['loss'])} nats/token, gradient norm"
+            f"Step {formatting.count(step)}: loss {formatting.loss(row['loss'])} nats/token,"
+            " gradient norm"
             f" {formatting.number(row['grad_norm'])}",
             (
                 f"Clipping scaled the gradient by {formatting.number(row['clip_scale'])}. "
                 if clipped
                 else "The gradient was not clipped. "
             ),
-            "What happened inside is not known until the step is run again under the microscope.",
+            "What happened inside it is not known until the step is run again and watched.",
         )
     first = max(data.header(run).get("first_step") or 0, 0) + 1
     if step < first:
         safe_html.nothing(
-            f"A step is traced beside the one before it: {run} has such steps from {first:,} on."
+            f"A step is traced beside the one before it, which {run} has from step {first:,} on."
         )
     else:
         jobs.offer(
@@ -102,32 +113,33 @@ def _untraced(run: str, step: int) -> None:
             "replay",
             ["trace", run, str(step)],
             "Trace this step",
-            "Replays to the exact state, then runs the step once more, watched at every sub-layer:",
+            "This command goes to the exact state and runs the step once more, watched at every"
+            " sub-layer:",
             key="trace",
         )
-    others = _traced(run)
-    if others:
+    traced_steps = _traced(run)
+    if traced_steps:
         with st.container(horizontal=True, gap="small"):
             safe_html.caption("Traced already:")
-            for other in others[:8]:
+            for traced_step in traced_steps[:8]:
                 st.button(
-                    f"{other:,}",
-                    key=f"traced-{other}",
+                    f"{traced_step:,}",
+                    key=f"traced-{traced_step}",
                     type="tertiary",
                     on_click=goto,
-                    kwargs={"step": other},
+                    kwargs={"step": traced_step},
                 )
 
 
 def _traced(run: str) -> list[int]:
     folder = data.runs_folder() / data.require(run) / "looks"
     steps = [path.stem.removeprefix("trace-") for path in folder.glob("trace-*.json")]
-    return sorted(int(s) for s in steps if s.isdecimal())
+    return sorted(int(step) for step in steps if step.isdecimal())
 
 
 # ---- the update
 
 
 def _largest(trace: dict[str, Any], most: int = 40) -> None:
-    safe_html.heading("What moved most")
+    safe_html.heading("The values that changed most against the step before")
     safe_html.frame(largest_of(trace, most), column_config=NUMBERS, height=280, placeholder="")

@@ -20,82 +20,87 @@ from app.views.trace.events import (
 
 
 def title_of(trace: dict[str, Any]) -> str:
-    """`Step 1,342 beside 1,341: loss 5.380 nats/token, 2.4× the step before`."""
-    loss = next(e for e in trace["events"] if e["phase"] == "loss")
+    """Say the loss of the step, and how many times that of the step before it is."""
+    loss = next(event for event in trace["events"] if event["phase"] == "loss")
     value, ratio = loss["values"]["loss"], loss["ratio"].get("loss")
-    times = f", {times_of(ratio)} the step before" if ratio is not None else ""
-    said = (
+    times = f", {times_of(ratio)} that of the step before" if ratio is not None else ""
+    sentence = (
         f"loss {formatting.loss(value)} nats/token{times}"
         if finite(value)
         else "the loss is not finite"
     )
-    return f"Step {formatting.count(trace['step'])} beside {formatting.count(trace['baseline'])}: {said}"
+    step, before = formatting.count(trace["step"]), formatting.count(trace["baseline"])
+    return f"Step {step} compared with step {before}: {sentence}"
 
 
 def sentence_of(trace: dict[str, Any]) -> list[Part]:
-    """The first event of the step to leave the step before, the one that moved most, and what the
-    update did.
-    """
+    """Say which value changed first and which most, and what the update did."""
     dots, broken = dots_of(trace), broken_of(trace)
     moved = [
-        d
-        for d in dots
-        if size_of(d["true"]) >= LOUD and (not broken or d["place"] < broken[0]["place"])
+        dot
+        for dot in dots
+        if size_of(dot["true"]) >= LOUD and (not broken or dot["place"] < broken[0]["place"])
     ]
-    said: list[Part] = []
+    sentence: list[Part] = []
     if moved:
         first = max(
-            (d for d in moved if d["place"] == moved[0]["place"]), key=lambda d: size_of(d["true"])
+            (dot for dot in moved if dot["place"] == moved[0]["place"]),
+            key=lambda dot: size_of(dot["true"]),
         )
-        most = max(moved, key=lambda d: size_of(d["true"]))
-        said += [
-            "First inside the step to move: ",
+        most = max(moved, key=lambda dot: size_of(dot["true"]))
+        sentence += [
+            f"The first value inside the step to change by {LOUD}× or more: ",
             accent(_name(first)),
-            f", {times_of(first['true'])} the step before. ",
+            f", {times_of(first['true'])} its value in the step before. ",
         ]
         if most is not first and not broken:
-            said += ["Moved most: ", strong(_name(most)), f", {times_of(most['true'])}. "]
+            sentence += ["Changed most: ", strong(_name(most)), f", {times_of(most['true'])}. "]
     if broken:
-        said += [*_broken_in_words(broken, bool(moved)), ". "]
+        sentence += [*_broken_in_words(broken, bool(moved)), ". "]
     elif not moved and broken_before(trace):
-        said += ["The step before was not finite already: trace an earlier one. "]
+        sentence += ["The step before was not finite either: trace an earlier one. "]
     elif not moved:
-        said += [f"Nothing inside the step moved by {LOUD}× against the step before. "]
+        sentence += [
+            f"No value inside the step is {LOUD}× its value in the step before, or less than"
+            " the inverse. "
+        ]
     blame = trace["layer_blame"]
-    rise, memory, new = (blame[f"{k}_batch"] for k in ("rise", "memory", "data"))
+    rise, memory, new = (blame[f"{part}_batch"] for part in ("rise", "memory", "data"))
     if rise is not None:
-        said += [
-            f"Update {formatting.count(trace['baseline'])} moved the loss of this batch by ",
+        sentence += [
+            f"The update of step {formatting.count(trace['baseline'])} changed the loss of this"
+            " batch by ",
             strong(formatting.gap(rise)),
-            f": what the moments carried {formatting.gap(memory)}, what its data added {formatting.gap(new)}",
+            f" nats/token: {formatting.gap(memory)} by what Adam's moments carried over from"
+            " earlier"
+            f" steps, {formatting.gap(new)} by its own data",
         ]
         top = blame["tensors"][0] if blame["tensors"] else None
         if top is not None and top["alone_batch"] is not None:
-            said += [
-                "; the largest alone is ",
+            sentence += [
+                ". The tensor whose update alone changes it most is ",
                 strong(top["tensor"]),
-                f" with {formatting.gap(top['alone_batch'])}",
+                f" ({formatting.gap(top['alone_batch'])})",
             ]
-        said += ["."]
-    return said
+        sentence += ["."]
+    return sentence
 
 
 def _broken_in_words(broken: Sequence[dict[str, Any]], moved: bool) -> list[Part]:
-    """The first event with a value that became NaN or infinite, those values, and how many more
-    there are.
-    """
-    first = [d for d in broken if d["place"] == broken[0]["place"]]
+    """Say the first event with a value that became NaN or infinite, and how many more there are."""
+    first = [dot for dot in broken if dot["place"] == broken[0]["place"]]
     more = len(broken) - len(first)
     return [
         (
-            "First no longer finite: "
+            "The first value that is no longer finite: "
             if moved
-            else "First inside the step to move, and no longer finite: "
+            else "The first value inside the step to change is no longer finite: "
         ),
         accent(first[0]["event"]),
         (
-            f", its {formatting.listed([d['what'] for d in first])}"
-            f" ({formatting.listed([formatting.number(d['before']) for d in first])} in the step before)"
+            f", its {formatting.listed([dot['what'] for dot in first])}"
+            f" ({formatting.listed([formatting.number(dot['before']) for dot in first])} in the"
+            " step before)"
         ),
         f", and {formatting.count(more)} {'value' if more == 1 else 'values'} after it"
         if more
@@ -108,8 +113,9 @@ def _name(dot: dict[str, Any]) -> str:
 
 
 def hedge_of(run: str, step: int, selection: Selection) -> list[Part]:
+    """Say what looks for the cause."""
     return [
-        "Order inside one step, replayed; what made it so is for ",
+        "This is the order of events inside one step, not their cause. To look for the cause, run ",
         code(f"replay blame {run} --spike {selection.spike or step}"),
         ".",
     ]

@@ -24,58 +24,60 @@ from app.views.trace.events import (
 
 
 def draw_timeline(trace: dict[str, Any], position: int | None) -> None:
+    """Draw the events of the step in their order, a dot for each value."""
     import pyarrow as pa
 
     dots, broken = dots_of(trace), broken_of(trace)
     top = (
-        min(max([2.0, *(size_of(d["true"]) for d in dots)]), 1e6) ** 1.25
+        min(max([2.0, *(size_of(dot["true"]) for dot in dots)]), 1e6) ** 1.25
     )  # room for the phases' names
-    shown = (sorted(dots, key=lambda d: size_of(d["true"])) + broken)[-theme.STEPS_MOST :]
-    for d in shown:
-        d["ratio"] = top**0.87 if d["true"] is None else min(max(d["true"], 1 / top), top)
-        d |= {
-            "here": _number(d["value"]),
-            "was": _number(d["before"]),
-            "times": "" if d["true"] is None else times_of(d["true"]),
+    shown = (sorted(dots, key=lambda dot: size_of(dot["true"])) + broken)[-theme.STEPS_MOST :]
+    for dot in shown:
+        dot["ratio"] = top**0.87 if dot["true"] is None else min(max(dot["true"], 1 / top), top)
+        dot |= {
+            "here": _number(dot["value"]),
+            "was": _number(dot["before"]),
+            "times": "" if dot["true"] is None else times_of(dot["true"]),
         }
     if not shown:
-        safe_html.nothing("No value of this step has one to be compared with in the step before.")
+        safe_html.nothing("No value of this step can be compared with the step before.")
         return
-    n = len(trace["events"])
+    count = len(trace["events"])
     loud = sorted(
-        (d for d in shown if size_of(d["true"]) >= LOUD), key=lambda d: -size_of(d["true"])
+        (dot for dot in shown if size_of(dot["true"]) >= LOUD),
+        key=lambda dot: -size_of(dot["true"]),
     )
-    loud = _apart([*broken[:1], *loud], n, top)
+    loud = _apart([*broken[:1], *loud], count, top)
     labels = [
         {
-            "place": d["place"],
-            "ratio": d["ratio"] if d["times"] else top**0.72,  # under the row of crosses
-            "label": f"{short_name(d['event'])} {d['what']} {d['times'] or 'not finite'}",
+            "place": dot["place"],
+            "ratio": dot["ratio"] if dot["times"] else top**0.72,  # under the row of crosses
+            "label": f"{short_name(dot['event'])} {dot['what']} {dot['times'] or 'not finite'}",
         }
-        for d in loud
+        for dot in loud
     ]
-    steps = ", ".join(f"{r:g}" for r in charts.RATIOS)
-    crosses = " · ✚ on top: no longer finite" if broken else ""
+    steps = ", ".join(f"{threshold:g}" for threshold in charts.RATIOS)
+    crosses = " · ✚ at the top: no longer finite" if broken else ""
     safe_html.caption(
-        "The events of the step in their order · a dot per value, up: its ratio to step"
-        f" {formatting.count(trace['baseline'])} (log; of an entropy the other way round) · coloured"
-        f" from {steps}×{crosses} · click one"
+        "What happens in the step, from left to right · each dot is a value · up: divided by its"
+        f" value in step {formatting.count(trace['baseline'])} (log; for an entropy the inverse) ·"
+        f" coloured from {steps}×{crosses} · click one"
     )
     schema = pa.schema([("place", pa.int64()), ("ratio", pa.float64()), ("label", pa.string())])
-    chosen = [position] if position is not None and position < n else []
+    chosen = [position] if position is not None and position < count else []
     theme.draw(
         theme.filled(
-            charts.timeline(safe_html.dark()), places=[-0.5, n - 0.5], ratios=[1 / top, top]
+            charts.timeline(safe_html.dark()), places=[-0.5, count - 0.5], ratios=[1 / top, top]
         ),
         {
             "dots": pa.Table.from_pylist(shown),
             "phases": pa.Table.from_pylist(phases_of(trace)),
             "same": pa.table({"ratio": [1.0]}),
             "said": pa.Table.from_pylist(
-                [x for x in labels if x["place"] < 0.7 * n], schema=schema
+                [label for label in labels if label["place"] < 0.7 * count], schema=schema
             ),
             "said_left": pa.Table.from_pylist(
-                [x for x in labels if x["place"] >= 0.7 * n], schema=schema
+                [label for label in labels if label["place"] >= 0.7 * count], schema=schema
             ),
             "chosen": pa.table({"place": pa.array(chosen, pa.int64())}),
         },
@@ -85,22 +87,22 @@ def draw_timeline(trace: dict[str, Any], position: int | None) -> None:
 
 
 def _apart(
-    loud: Sequence[dict[str, Any]], n: int, top: float, most: int = 6
+    loud: Sequence[dict[str, Any]], count: int, top: float, most: int = 6
 ) -> list[dict[str, Any]]:
-    """The loudest whose labels do not lie over one another."""
-    found: list[dict[str, Any]] = []
-    for d in loud:
-        up = math.log(d["ratio"]) / math.log(top)
+    """Return the loudest whose labels do not lie over one another."""
+    apart: list[dict[str, Any]] = []
+    for dot in loud:
+        up = math.log(dot["ratio"]) / math.log(top)
         if all(
-            abs(up - math.log(f["ratio"]) / math.log(top)) > 0.11
-            or abs(d["place"] - f["place"]) > 0.3 * n
-            for f in found
+            abs(up - math.log(shown["ratio"]) / math.log(top)) > 0.11
+            or abs(dot["place"] - shown["place"]) > 0.3 * count
+            for shown in apart
         ):
-            found.append(d)
+            apart.append(dot)
     return [
-        d
-        for d in found
-        if d["true"] is None or size_of(d["true"]) >= size_of(found[0]["true"]) ** 0.6
+        dot
+        for dot in apart
+        if dot["true"] is None or size_of(dot["true"]) >= size_of(apart[0]["true"]) ** 0.6
     ][:most]
 
 
@@ -109,7 +111,7 @@ def _number(value: float | None) -> str:
 
 
 def event_of(event: Any) -> dict[str, int] | None:
-    """What a click on a dot changes in the URL: the event's place in the step."""
+    """Return what a click on a dot changes in the URL: the event's place in the step."""
     mark = picked(event, "event", "place")
     return {"position": int(mark["place"])} if mark else None
 
@@ -121,40 +123,41 @@ def _clicked_event() -> None:
 
 
 def draw_event(trace: dict[str, Any], at: int, run: str) -> None:
-    """The values of the chosen event; of the loss, the tokens that cost most."""
-    e = trace["events"][at]
+    """Draw the values of the chosen event; of the loss, the tokens of highest loss."""
+    event = trace["events"][at]
     safe_html.heading(
-        short_name(e["name"]), f" · at {1000 * e['start']:.1f} ms, {1000 * e['seconds']:.2f} ms"
+        short_name(event["name"]),
+        f" · at {1000 * event['start']:.1f} ms, {1000 * event['seconds']:.2f} ms",
     )
-    broken = {d["what"] for d in broken_of(trace) if d["place"] == at}
+    broken = {dot["what"] for dot in broken_of(trace) if dot["place"] == at}
     safe_html.frame(
         [
             {
                 "what": name,
-                "here": value,
-                "the step before": e["baseline"].get(name),
-                "ratio": e["ratio"].get(name),
+                "this step": value,
+                "the step before": event["baseline"].get(name),
+                "ratio": event["ratio"].get(name),
             }
             | ({"": "not finite" if name in broken else ""} if broken else {})
-            for name, value in e["values"].items()
+            for name, value in event["values"].items()
         ],
         column_config=NUMBERS,
         placeholder="",
     )
-    if e["detail"]:
-        safe_html.caption("Its costliest tokens")
+    if event["detail"]:
+        safe_html.caption("The tokens with the highest loss")
         name = reading.token_name(data.runs_folder() / "_data" / data.header(run)["corpus"])
         safe_html.frame(
             [
                 {
-                    **{k: d[k] for k in ("slot", "position", "loss")},
-                    "token": tokens.shown(name(d["token"])),
+                    **{key: dot[key] for key in ("slot", "position", "loss")},
+                    "token": tokens.shown(name(dot["token"])),
                 }
-                for d in e["detail"]
+                for dot in event["detail"]
             ],
             column_config={"loss": st.column_config.NumberColumn(format="%.3f")},
         )
-        worst = e["detail"][0]
+        worst = event["detail"][0]
         link(
             "batch",
             f"Read slot {worst['slot']:,} at position {worst['position'] + 1:,}",
@@ -163,17 +166,17 @@ def draw_event(trace: dict[str, Any], at: int, run: str) -> None:
             slot=worst["slot"],
             position=worst["position"] + 1,
         )
-    elif e["layer"] is not None and ".attn forward" in e["name"]:
+    elif event["layer"] is not None and ".attn forward" in event["name"]:
         link(
             "attention",
-            f"Heads of layer {e['layer']:,}",
+            f"Heads of layer {event['layer']:,}",
             run=run,
             step=trace["step"],
-            layer=e["layer"],
+            layer=event["layer"],
         )
 
 
 NUMBERS = {
     name: st.column_config.NumberColumn(format="%.4g")
-    for name in ("here", "the step before", "value", "before", "ratio")
+    for name in ("this step", "the step before", "value", "before", "ratio")
 }
