@@ -95,7 +95,7 @@ def read_entry(path: Path) -> QueryEntry:
 
 
 def _column(name: str, about: str | dict[str, str]) -> ResultColumn:
-    """A column as written: its meaning alone, or {unit, meaning}."""
+    """Return a column as written: its meaning alone, or {unit, meaning}."""
     if isinstance(about, str):
         return ResultColumn(name, "", about)
     return ResultColumn(name, **about)

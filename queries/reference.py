@@ -204,7 +204,7 @@ def _column_rows(query: QueryEntry) -> Cells:
 
 
 def _aligned(rows: Cells, head: list[str] | None = None) -> list[str]:
-    """The rows below their head, in columns of equal width; an empty column is left out."""
+    """Return the rows below their head, in columns of equal width; an empty column is left out."""
     filled = [i for i in range(len(rows[0])) if any(row[i] for row in rows)] if rows else []
     table = [[row[i] for i in filled] for row in ([head] if head else []) + rows]
     widths = [max(map(len, column)) for column in zip(*table)]
@@ -267,7 +267,7 @@ def describe() -> str:
 
 
 def _markdown(head: list[str], rows: Cells) -> list[str]:
-    """A Markdown table, its first column as code, and an empty line."""
+    """Return a Markdown table, its first column as code, and an empty line."""
     cells = [[f"`{first}`", *others] for first, *others in rows]
     return [
         f"| {' | '.join(head)} |",

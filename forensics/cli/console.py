@@ -33,10 +33,12 @@ class Settings:
 
 
 def settings() -> Settings:
+    """Return the options that every command shares."""
     return click.get_current_context().find_root().ensure_object(Settings)
 
 
 def runs_folder() -> Path:
+    """Return the folder of runs that the command was given."""
     return settings().runs
 
 
@@ -80,6 +82,7 @@ class Command(click.Command):
         self.params += _common()
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example at the end of the help."""
         _write_example(formatter, self.example)
 
 
@@ -104,9 +107,11 @@ class Program(click.Group):
         )
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the example at the end of the help."""
         _write_example(formatter, self.example)
 
     def main(self, args: list[str] | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Run a command; turn every error into one line and an exit code."""
         arguments = list(sys.argv[1:] if args is None else args)
         try:
             code = super().main(args=arguments, prog_name=self.name, standalone_mode=False, **extra)
@@ -169,7 +174,7 @@ def _fail(kind: str, message: str, hint: str, code: int, as_json: bool) -> None:
 
 
 def emit(document: dict[str, Any] | ResultRecord, story: Callable[[], None]) -> None:
-    """The result: one JSON document under --json, else what `story` prints."""
+    """Return the result: one JSON document under --json, else what `story` prints."""
     if settings().json:
         click.echo(dumps(document))
     else:
@@ -177,11 +182,12 @@ def emit(document: dict[str, Any] | ResultRecord, story: Callable[[], None]) -> 
 
 
 def say(text: str = "") -> None:
-    """A line of the story on stdout, control and bidi characters made visible."""
+    """Return a line of the story on stdout, control and bidi characters made visible."""
     click.echo(visible(text))
 
 
 def warn(text: str) -> None:
+    """Write a warning to stderr."""
     click.echo(f"warning: {text}", err=True)
 
 
@@ -202,6 +208,7 @@ def table(columns: list[str], rows: list[list[Any]]) -> None:
 
 
 def cell(value: Any) -> str:
+    """Write a value as a table shows it."""
     if value is None:
         return "–"
     if isinstance(value, bool):

@@ -31,8 +31,9 @@ def main() -> None:
     "--quick", is_flag=True, help="A smaller model and a shorter run: the same line in a minute."
 )
 def demo(quick: bool) -> None:
-    """The whole line on real text: train, find the spike, replay it, scan it, fork without its
-    cause.
+    """Return the whole line on real text.
+
+    Train, find the spike, replay it, scan it, fork without its cause.
     """
     from replay.demo import tell
 
@@ -111,7 +112,7 @@ def _unused(runs: Path, stem: str) -> str:
 
 @main.command("list", example="forensics list --json")
 def list_runs() -> None:
-    """Runs and forks as a tree."""
+    """List runs and forks as a tree."""
     from forensics.store.reader import runs_in
     from forensics.train.run import open_run
 
@@ -184,8 +185,9 @@ def show(run: str) -> None:
     help="--json holds each target's loss, by exact replay.",
 )
 def batch(run: str, step: int, by_token: bool) -> None:
-    """What the model saw at a step: each sequence's text, documents and loss, highest loss
-    first.
+    """Tell what the model saw at a step.
+
+    Each sequence's text, documents and loss, highest loss first.
     """
     from replay.step.batch_contents import batch_at, token_losses_at
 
@@ -298,7 +300,7 @@ def query(
     shape: str | None,
     limit: int,
 ) -> None:
-    """A named query, or any read-only SQL, over all that was recorded."""
+    """Return a named query, or any read-only SQL, over all that was recorded."""
     import queries
     from forensics.store.sandbox import run_sandboxed
 
@@ -366,7 +368,7 @@ def _shown(value: Any) -> Any:
 @click.argument("state", metavar="RUN@STEP")
 @click.argument("dest", type=click.Path(path_type=Path))
 def export(state: str, dest: Path) -> None:
-    """A Hugging Face folder of the state at any step: it opens in AutoModelForCausalLM."""
+    """Return a Hugging Face folder of the state at any step: it opens in AutoModelForCausalLM."""
     from replay.state_export import export_state
 
     name, step = parse_state(state)
@@ -380,7 +382,7 @@ def export(state: str, dest: Path) -> None:
 @click.argument("step", type=int)
 @click.argument("text")
 def note(run: str, step: int, text: str) -> None:
-    """A logbook entry into the run's events."""
+    """Return a logbook entry into the run's events."""
     from forensics.store.writer import Writer
     from forensics.train.header import now
     from forensics.train.run import open_run
@@ -446,7 +448,7 @@ def probe(run: str, probe: str, steps: str | None, text: Path | None) -> None:
 @main.command(example="forensics doctor demo")
 @click.argument("run", required=False)
 def doctor(run: str | None) -> int:
-    """This machine's fingerprint and determinism; a run's integrity, hash by hash."""
+    """Return this machine's fingerprint and determinism; a run's integrity, hash by hash."""
     from replay.integrity import examine
 
     with bar("checking", "files") as progress:
@@ -469,8 +471,9 @@ def doctor(run: str | None) -> int:
     "--port", type=click.IntRange(1, 65535), default=8501, show_default=True, help="On 127.0.0.1."
 )
 def app(port: int) -> None:
-    """The app: runs, spikes, batches, heads, forks and tokens in the browser. Ctrl-C ends it; its
-    work goes on.
+    """Return the app.
+
+    Runs, spikes, batches, heads, forks and tokens in the browser. Ctrl-C ends it; its work goes on.
     """
     from app.start import ADDRESS, serve
 

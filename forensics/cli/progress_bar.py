@@ -70,7 +70,7 @@ def bar(label: str, unit: str = "steps") -> Iterator[ProgressCallback]:
 
 
 def _written(file: Path, label: str, unit: str) -> ProgressCallback:
-    """A report into a file, twice a second at most, and at the end of what it counts."""
+    """Return a report into a file, twice a second at most, and at the end of what it counts."""
     last = -PATIENCE
 
     def report(done: int, total: int | None, note: str = "") -> None:

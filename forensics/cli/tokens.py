@@ -115,7 +115,7 @@ def tokens(
 
 
 def _unusual(indicator: str | None, as_json: bool) -> tuple[str, ...]:
-    """A table of a tokenizer alone lists what cannot be reached."""
+    """Return a table of a tokenizer alone lists what cannot be reached."""
     return () if indicator or as_json else CATEGORIES[2:]
 
 
@@ -213,7 +213,10 @@ def _spelled(token: dict[str, Any]) -> str:
 
 
 def shown(text: str) -> str:
-    """A token between quotation marks; what has no shape, or would move others, as ⟨U+202E⟩."""
+    """Return a token between quotation marks.
+
+    What has no shape, or would move others, as ⟨U+202E⟩.
+    """
     return "'" + "".join(f"⟨U+{ord(c):04X}⟩" if _shapeless(c) else c for c in text) + "'"
 
 

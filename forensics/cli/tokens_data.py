@@ -25,8 +25,8 @@ def tell_of_data(
     over_time: bool,
     progress: ProgressCallback,
 ) -> int:
-    """The exact test, the trajectories, or both, of RUN or RUN@STEP; 1 where the test does not
-    hold.
+    """Return the exact test, the trajectories, or both, of RUN or RUN@STEP; 1 where the test does
+    not hold.
 
     Errors: usage (not a run), missing, integrity.
     """

@@ -63,6 +63,7 @@ class Gguf:
 
 
 def is_gguf(path: Path) -> bool:
+    """Tell whether a file begins as GGUF files do."""
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 
@@ -148,7 +149,8 @@ def _dequantised(tensor: ReaderTensor, path: Path) -> Tensor:
 
 
 def quantisation_steps(tensor: ReaderTensor, values_VD: Tensor) -> Tensor | None:
-    """The step of each block of a quantised matrix, (V, D / block); None where it is not quantised.
+    """Return the step of each block of a quantised matrix, (V, D / block); None where it is not
+    quantised.
 
     Read from the block where it stands there, else the smallest difference that occurs within it.
     """

@@ -114,7 +114,7 @@ def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer. Errors: missing, data."""
+    """Return the folder's tokenizer. Errors: missing, data."""
     path = folder / "tokenizer.json"
     if path.is_file():
         return tokenizer_file(path)
@@ -224,7 +224,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    """The known name that is closest; all of them would be hundreds."""
+    """Return the known name that is closest; all of them would be hundreds."""
     import difflib
 
     match = difflib.get_close_matches(name, list(known), n=1)

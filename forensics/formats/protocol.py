@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class ForeignModel:
-    """A model as `forensics tokens` looks at it; a tokenizer alone has neither weights nor forward."""
+    """A model as `forensics tokens` sees it; a tokenizer alone has no weights and no forward."""
 
     tokenizer: Tokenizer
     special: frozenset[int] = frozenset()  # ids beside those that the tokenizer marks itself

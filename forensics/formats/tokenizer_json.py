@@ -32,7 +32,7 @@ def tokenizer_file(path: Path) -> Tokenizer:
 
 
 def is_tokenizer_alone(path: Path) -> bool:
-    """Tell whether it is a .json file, or a folder with a tokenizer and neither model nor weights."""
+    """Tell whether it is a .json file, or a folder with a tokenizer and no model."""
     if path.is_file():
         return path.suffix == ".json"
     alone = not (path / "config.json").is_file() and not any(path.glob("*.safetensors"))

@@ -40,6 +40,7 @@ class View:
 
     @property
     def model(self) -> StepModel:
+        """Return the run's decoder and what a forward needs beside it."""
         return self.run.model
 
 
@@ -54,7 +55,7 @@ class Metric:
 
 
 def _forward(view: View, watch: Taps = UNTAPPED) -> Iterator[Tensor]:
-    """Final streams (b, T, D), a micro-batch at a time."""
+    """Yield the final streams (b, T, D), a micro-batch at a time."""
     assert view.text is not None
     model = view.model
     for tokens in view.text.tokens.split(model.micro_batch):

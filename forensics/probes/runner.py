@@ -116,8 +116,8 @@ def checkpoints(run: Run, steps: str | None) -> list[int]:
 
 
 def _text(run: Run, path: Path | None, what: str) -> Batch:
-    """The held-out set, or a file's tokens cut into sequences of T + 1 that share one with their
-    neighbour.
+    """Return the held-out set, or a file's tokens cut into sequences of T + 1 that share one with
+    their neighbour.
     """
     if path is None:
         held_out = run.batches.held_out()
@@ -151,7 +151,9 @@ def _text(run: Run, path: Path | None, what: str) -> Batch:
 
 
 def _metric(what: str) -> tuple[Metric, str]:
-    """The built-in, or a metric around the user's function, and what names its source's content."""
+    """Return the built-in, or a metric around the user's function, and what names its source's
+    content.
+    """
     if what in METRICS:
         return METRICS[what], ""
     file, colon, function = what.rpartition(":")

@@ -56,7 +56,7 @@ select run, first_step, last_step from chain where first_step < last_step order 
 
 
 def _along(table: str) -> Macro:
-    """Rows of a table along a run's trajectory: views never mix parent and fork, this joins them."""
+    """Join the rows of a table along a run's trajectory; views never mix parent and fork."""
     return Macro(
         f"{table}_along",
         ("of_run",),
@@ -86,7 +86,8 @@ SCALARS = (
     Macro(
         "robust_z",
         ("x", "middle", "scale"),
-        "(x − middle) / scale; ∞ where x is not finite, or where scale is 0 and x is not the middle",
+        "(x − middle) / scale; ∞ where x is not finite, or where scale is 0 and x is not the"
+        " middle",
         """
 case
     when not isfinite(x) then 'infinity'::double

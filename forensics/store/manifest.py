@@ -33,6 +33,8 @@ _READ: dict[
 
 @dataclass(frozen=True)
 class Part:
+    """One Parquet file of a table, and the steps that it holds."""
+
     file: str
     first: int | str  # smallest and largest value of the key's first column
     last: int | str
@@ -43,13 +45,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
+    """The live parts of a table."""
+
     table: str
-    columns: tuple[
-        str, ...
-    ]  # that the parts hold: fewer than the schema's where an older version wrote them
+    # that the parts hold: fewer than the schema's where an older version wrote them
+    columns: tuple[str, ...]
     parts: tuple[Part, ...] = ()
 
     def to_json(self) -> bytes:
+        """Return the manifest as the text of its file."""
         body = {
             "version": VERSION,
             "table": self.table,
@@ -60,12 +64,14 @@ class Manifest:
 
 
 def folder(run_folder: Path, table: str) -> Path:
+    """Return the folder of a table."""
     return Path(run_folder) / "tables" / table
 
 
 def load(run_folder: str | Path, table: str, *, fresh: bool = False) -> Manifest:
-    """The live parts of a table; none where it was never written. `fresh` reads the file again.
-    Errors: integrity.
+    """Return the live parts of a table.
+
+    None where it was never written. `fresh` reads the file again. Errors: integrity.
     """
     # text: with 200 runs, Path objects took half of the time
     path = f"{run_folder}/tables/{table}/manifest.json"
@@ -131,6 +137,7 @@ def require_hash(path: Path, part: Part, data: bytes) -> None:
 
 
 def gone(path: Path) -> ForensicsError:
+    """Say that a part is no longer there."""
     return ForensicsError(
         "integrity",
         f"the manifest names {path}, found no such file",

@@ -81,6 +81,8 @@ def write_part(place: Path, spec: Table, rows: pyarrow.Table) -> m.Part:
 
 
 def free_name(place: Path, first: int | str, last: int | str) -> str:
+    """Return a file name that no part has yet."""
+
     def safe(x: int | str) -> str:
         return re.sub(r"[^A-Za-z0-9._]", "-", str(x))[:60]
 
@@ -91,6 +93,7 @@ def free_name(place: Path, first: int | str, last: int | str) -> str:
 
 
 def load(place: Path, part: m.Part, spec: Table) -> pyarrow.Table:
+    """Read the manifest of a table."""
     path = place / part.file
     try:
         return m.rows(path, part, spec.arrow_schema(), always_hash=True)
@@ -99,8 +102,9 @@ def load(place: Path, part: m.Part, spec: Table) -> pyarrow.Table:
 
 
 def merged(spec: Table, place: Path, parts: Parts, fewest: int = FEWEST_PARTS) -> Parts:
-    """The smallest neighbours joined until `fewest` remain: a row is written again about
-    log2(parts) times in all.
+    """Return the smallest neighbours joined until `fewest` remain.
+
+    A row is written again about log2(parts) times in all.
     """
     import pyarrow as pa
 
@@ -122,7 +126,7 @@ def merged(spec: Table, place: Path, parts: Parts, fewest: int = FEWEST_PARTS) -
 
 
 def add(run_folder: Path, spec: Table, rows: pyarrow.Table) -> int:
-    """A part more; how many there are now. Errors: storage, integrity."""
+    """Return a part more; how many there are now. Errors: storage, integrity."""
     return len(
         change(
             run_folder, spec, lambda spec, place, parts: (*parts, write_part(place, spec, rows))

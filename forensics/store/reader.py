@@ -37,7 +37,7 @@ SOURCES = {
 
 
 def check_run_name(name: str) -> str:
-    """The name, if it can be a run's folder. Errors: usage."""
+    """Return the name, if it can be a run's folder. Errors: usage."""
     if not RUN_NAME.fullmatch(name):
         raise ForensicsError(
             "usage",
@@ -195,8 +195,9 @@ def live_parts(runs_folder: str | Path, tables: Iterable[str], runs: Iterable[st
 
 
 def _view(spec: Table, folder: Path, runs: Iterable[str]) -> str:
-    """The view of one table: explicit lists of parts, one list for each set of columns that was
-    ever written.
+    """Return the view of one table.
+
+    Explicit lists of parts, one list for each set of columns that was ever written.
     """
     lists: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
@@ -255,5 +256,5 @@ def _text(text: str) -> str:
 
 
 def literal_path(path: str) -> str:
-    """A path in which DuckDB sees no pattern."""
+    """Return a path in which DuckDB sees no pattern."""
     return re.sub(r"[*?\[]", lambda c: f"[{c[0]}]", path)

@@ -40,10 +40,11 @@ class Kept:
         return key in self.values
 
     def get(self, key: str) -> Any:
-        """The value of a finished part; None where it is not."""
+        """Return the value of a finished part; None where it is not."""
         return self.values.get(key)
 
     def put(self, key: str, value: Any) -> None:
+        """Keep the value of a finished part."""
         self.values[key] = value
         if self.path is None:
             return

@@ -62,7 +62,7 @@ def aggregate(spec: Table, rows: pyarrow.Table) -> pyarrow.Table:
 
 
 def buckets(rows: pyarrow.Table) -> np.ndarray:
-    """The bucket of each row."""
+    """Return the bucket of each row."""
     return rows["step"].to_numpy() // BUCKET * BUCKET
 
 

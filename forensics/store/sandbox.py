@@ -75,7 +75,7 @@ SCHEMAS = {"", "main", "information_schema"}
 
 
 def check_select(sql: str) -> str:
-    """The statement, if it is one SELECT that can only read tables. Errors: sql."""
+    """Return the statement, if it is one SELECT that can only read tables. Errors: sql."""
     _tables(_tree(sql))
     return sql
 
@@ -94,7 +94,8 @@ def run_sandboxed(
     timeout_s: float = 30,
     memory: str = "1GB",
 ) -> pyarrow.Table:
-    """The result of a user's SELECT over the views of `reader.connect`, from a child process.
+    """Return the result of a user's SELECT over the views of `reader.connect`, from a child
+    process.
 
     At most `limit` rows: schema metadata b"truncated" is b"true" where there were more. Errors:
     sql, missing, integrity.
@@ -352,8 +353,9 @@ def _answer(request: dict[str, Any]) -> tuple[Any, list[Any], bool]:
 
 
 def _capped(stream: Any, limit: int) -> tuple[Any, list[Any], bool]:
-    """The first `limit` rows of a stream of batches, and whether there were more. Errors: sql, when
-    they are too large.
+    """Return the first `limit` rows of a stream of batches, and whether there were more.
+
+    Errors: sql, when they are too large.
     """
     batches: list[Any] = []
     rows = size = 0

@@ -2,10 +2,10 @@
 may extend.
 
 with Writer(run_folder, background=True) as w:
-    w.append("steps", step=7, loss=2.31)                       # one row
-    w.append("heads", step=7, layer=layers, head=head, attn_logit_max=maxima)   # one row per head
-    w.flush()                                                  # one part per table, then its manifest, then roll-ups
-    w.drain()                                                  # all of it is on disk
+    w.append("steps", step=7, loss=2.31)  # one row
+    w.append("heads", step=7, layer=layers, head=head, attn_logit_max=maxima)  # one row per head
+    w.flush()  # one part per table, then its manifest, then roll-ups
+    w.drain()  # all of it is on disk
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Writer:
         self._pending, self._stuck, self._told = unwritten, False, True
 
     def _write_next(self, rows: Rows) -> None:
-        """A hand-over, in the thread."""
+        """Return a hand-over, in the thread."""
         if self._stuck:
             return
         try:
@@ -309,7 +309,7 @@ def _count(table: str, columns: dict[str, Any]) -> int:
 
 
 def _copied(value: Any) -> Any:
-    """The run may write into its arrays again before the thread has read them."""
+    """Return the run may write into its arrays again before the thread has read them."""
     if hasattr(value, "__array__") and not isinstance(value, (int, float)):
         import numpy as np
 

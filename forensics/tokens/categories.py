@@ -83,8 +83,8 @@ class Categories:
 
 
 def categorise(tokenizer: Tokenizer, special: Sequence[int] | frozenset[int] = ()) -> Categories:
-    """The category of every id, first match wins; `special` ids beside those that the tokenizer
-    marks so.
+    """Return the category of every id, first match wins; `special` ids beside those that the
+    tokenizer marks so.
 
     1. its text encodes to itself: OK, or OK_SPECIAL; 2. bracketed like a special token:
        UNREACHABLE_SPECIAL; 3. it holds U+FFFD, a part of a character: UNDECODEABLE; 4. UNREACHABLE,
@@ -149,7 +149,7 @@ class RoundTrip:
                     self.signs.append((sign, ids))
 
     def decode(self, sequences: Sequence[list[int]]) -> list[str]:
-        """The text of each sequence of ids."""
+        """Return the text of each sequence of ids."""
         texts: dict[int, str] = {}
         for sign, ids in self.signs:
             left = [i for i in range(len(sequences)) if i not in texts]
@@ -162,7 +162,10 @@ class RoundTrip:
         return [texts[i] for i in range(len(sequences))]
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text; of one that grows together with every sign, the sign included."""
+        """Return the ids of each text.
+
+        Of one that grows together with every sign, the sign included.
+        """
         encodings: dict[int, list[int]] = {}
         joined: dict[int, list[int]] = {}
         for sign, ids in self.signs:

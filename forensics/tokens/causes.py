@@ -1,14 +1,16 @@
 """Why a token is under-trained: each reason with its evidence, counted from the tokenizer, the
 corpus and the data order.
 
-causes(run, ledger(run, 300), ids)[4711]      [Cause("merge-scaffold", "12 of its 12,004 occurrences stand alone …", {…})]
+    causes(run, ledger(run, 300), ids)[4711]
+    # [Cause("merge-scaffold", "12 of its 12,004 occurrences stand alone …", {…})]
 
-unreachable       the tokenizer never makes it, from any text
-partial-utf8      part of a character: only text that holds such characters has it
-tokenizer-only    frequent in what the tokenizer was trained on, rare or absent in what the model was shown
-merge-scaffold    nearly always inside a longer token that was merged from it (intersection over self, arXiv 2409.04599)
-single-document   met in one document only, several times
-forgotten         met early, and for long not any more
+    unreachable       the tokenizer never makes it, from any text
+    partial-utf8      part of a character: only text that holds such characters has it
+    tokenizer-only    frequent in the tokenizer's training text, rare in what the model was shown
+    merge-scaffold    nearly always inside a longer token that was merged from it (intersection
+                      over self, arXiv 2409.04599)
+    single-document   met in one document only, several times
+    forgotten         met early, and for long not any more
 """
 
 from __future__ import annotations
@@ -49,11 +51,14 @@ CHANCE = 1e-3  # that a token which comes as often throughout was seen last so e
 
 @dataclass(frozen=True)
 class Cause:
+    """One reason why a token is under-trained, with its evidence."""
+
     name: str  # one of NAMES
     sentence: str
     evidence: dict[str, Any]
 
     def document(self) -> dict[str, Any]:
+        """Return the cause as plain JSON."""
         return {"cause": self.name, "sentence": self.sentence, "evidence": self.evidence}
 
 
@@ -117,7 +122,7 @@ def corpus_counts(run: Run, progress: ProgressCallback = silent) -> np.ndarray:
 
 
 def of_tokenizer(categories: Categories, ids: Iterable[int]) -> dict[int, Cause]:
-    """What a tokenizer says by itself, without a model or data: unreachable, partial-utf8."""
+    """Tell what a tokenizer says by itself, without a model or data: unreachable, partial-utf8."""
     causes_of = {}
     for id in ids:
         place = categories.position[id]

@@ -45,6 +45,7 @@ class ExactTest:
 
     @property
     def holds(self) -> bool:
+        """Whether the two sets are the same."""
         return self.applies and not len(self.only_ledger) and not len(self.only_bits)
 
 
@@ -136,9 +137,8 @@ def zero_gradient(
     window: Moves | None,
     progress: ProgressCallback = silent,
 ) -> Rows:
-    """What these rows become in a window in which no gradient reaches them: the run's own `update`,
-    by its own policy,
-    counters and implementation, step by step.
+    """Tell what these rows become in a window in which no gradient reaches them: the run's own
+    `update`, by its own policy, counters and implementation, step by step.
 
     The kernels go by vectors of elements and finish a tensor's last few one by one, which may round
     otherwise. So each row is computed as in the whole embedding: as many elements are left over,

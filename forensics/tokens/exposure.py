@@ -2,7 +2,7 @@
 step did.
 
     ledger(run, 300).exposure_grad      (V,) int64
-    ledgers(run, run.saved_steps())     one pass over the order and one over the shards for all of them
+    ledgers(run, run.saved_steps())     one pass over order and shards for all of them
 
 A step is *applied* where its update moved the parameters (`steps.update` is apply). Steps of a run
 are taken from its own stream; below a fork's first step they are its ancestors'. Memory: a few
@@ -75,7 +75,8 @@ class Exposure:
 
 
 def ledger(run: Run, step: int, progress: ProgressCallback = silent) -> Exposure:
-    """The exposure of every token up to state `step` of a run or fork. Errors: missing, integrity.
+    """Return the exposure of every token up to state `step` of a run or fork. Errors: missing,
+    integrity.
 
     A fork must be opened with its lineage (replay.lineage.open_trajectory).
     """
@@ -83,8 +84,9 @@ def ledger(run: Run, step: int, progress: ProgressCallback = silent) -> Exposure
 
 
 def ledgers(run: Run, steps: Sequence[int], progress: ProgressCallback = silent) -> list[Exposure]:
-    """The same at several states, in their order; kept beside the run, so that asking again is
-    quick.
+    """Return the same at several states, in their order.
+
+    Kept beside the run, so that asking again is quick.
     """
     ledger_of: dict[int, Exposure] = {
         step: ledger_then for step in set(steps) if (ledger_then := _kept(run, step)) is not None
@@ -217,8 +219,8 @@ class _Tally:
         )
 
     def add(self, window: Moves, low: int, high: int, snap: int) -> None:
-        """The batches of a stretch of the window's steps, met by state number `snap` and all later
-        ones.
+        """Return the batches of a stretch of the window's steps, met by state number `snap` and all
+        later ones.
         """
         run, steps = window.run, window.steps[low:high]
         batch = _batches(run, steps)
@@ -296,7 +298,7 @@ class _Tally:
 
 
 def _batches(run: Run, steps: np.ndarray) -> Batch:
-    """The batches of these steps as one: (n·B) rows."""
+    """Return the batches of these steps as one: (n·B) rows."""
     if (
         run.parent is None
     ):  # its own stream: rows are pure functions of their ids, whatever batch they stand in
@@ -311,7 +313,7 @@ def _batches(run: Run, steps: np.ndarray) -> Batch:
 
 
 def sequence_ids(order: Order, steps: np.ndarray) -> np.ndarray:
-    """The ids of these batches, one after the other: (n·B,).
+    """Return the ids of these batches, one after the other: (n·B,).
 
     Within a phase the order is one list of ids, cut into batches: with 2^j times the batch it gives
     2^j of them at once.
@@ -389,8 +391,9 @@ def _documents(corpus: Corpus, T: int, tally: _Tally, progress: ProgressCallback
 def _met_positions(
     met: np.ndarray, met_last: np.ndarray, a: int, b: int, T: int, never: int
 ) -> np.ndarray:
-    """The state that first met each position of sequences a … b−1: (P,); neighbours share a
-    position.
+    """Return the state that first met each position of sequences a … b−1.
+
+    (P,); neighbours share a position.
     """
     snap_P = np.repeat(met[a:b], T)
     before = np.concatenate(

@@ -60,7 +60,9 @@ def measure(weights: Weights, reference: np.ndarray | None) -> dict[str, np.ndar
 
 
 def first_component(U: Tensor, mean: Tensor) -> Tensor:
-    """The unit direction (D,) along which the rows of U (V, D) vary most, by subspace iteration."""
+    """Return the unit direction (D,) along which the rows of U (V, D) vary most, by subspace
+    iteration.
+    """
     if not U.isfinite().all():
         return torch.full_like(mean, torch.nan)  # of a run that went to NaN: there is none
     generator = torch.Generator().manual_seed(0)

@@ -31,6 +31,7 @@ class Score:
     average_precision_interval: tuple[float, float]
 
     def document(self) -> dict[str, Any]:
+        """Return the score as plain JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 

@@ -25,7 +25,8 @@ NEAR = (
     0.01,
     0.03,
     0.1,
-    # distances that count as near-identical, in typical distances of two rows; the first that finds any
+    # distances that count as near-identical, in typical distances of two rows; the first that
+    # finds any
 )
 BITS, TABLES, NEIGHBOURS = 128, 8, 16
 UNLIKE = 24  # of BITS: rows whose signs differ in more are not looked at
@@ -74,8 +75,9 @@ def never_met(ids: np.ndarray, run: str, step: int) -> Reference:
 
 
 def found(weights: Weights, categories: Categories) -> Reference | None:
-    """The reference that the rows themselves show; None where neither rows cluster nor witnesses
-    exist.
+    """Return the reference that the rows themselves show.
+
+    None where neither rows cluster nor witnesses exist.
     """
     kinds = witnesses(weights, categories)
     vouching = np.concatenate(list(kinds.values()))

@@ -1,7 +1,9 @@
 """Open a TARGET: its tokenizer, its vocabulary matrices, and a forward pass for those who verify.
 
-open_target("demo@300", Path("runs"))     a run's state      open_target("smol.gguf", …)        a GGUF file
-open_target("olmo-1b/", …)                a folder           open_target("tokenizer.json", …)   the categories alone
+open_target("demo@300", Path("runs"))     a run's state
+open_target("smol.gguf", …)               a GGUF file
+open_target("olmo-1b/", …)                a folder
+open_target("tokenizer.json", …)          the categories alone
 """
 
 from __future__ import annotations

@@ -45,8 +45,9 @@ class Checkpoint:
     exposure: Exposure
 
     def met(self, indicator: str, tied: bool) -> np.ndarray:
-        """The exposures (V,) that move what an indicator reads: inputs, targets, or of a tied
-        matrix whichever is more.
+        """Return the exposures (V,) that move what an indicator reads.
+
+        Inputs, targets, or of a tied matrix whichever is more.
         """
         exposure = self.exposure
         if tied:
@@ -61,8 +62,8 @@ def trajectories(
     resamples: int = ranking.RESAMPLES,
     progress: ProgressCallback = silent,
 ) -> dict[str, Any]:
-    """The document of `--over-time`: `over_time`, `trained_at`, `needed`, `behind`, `hindsight`;
-    `steps` are checkpoints.
+    """Return the document of `--over-time`: `over_time`, `trained_at`, `needed`, `behind`,
+    `hindsight`; `steps` are checkpoints.
 
     Writes each checkpoint's rows of `vocabulary`. One checkpoint is in memory at a time. Errors:
     missing, integrity.
@@ -82,7 +83,8 @@ def trajectories(
     judged_n = np.isin(
         other_ids, categories.ids[categories.reachable]
     )  # partial and unreachable ones only make the band
-    depends = f"{run.name} {run.header.created} {reference.ids.tolist() if reference else None} {seed} {resamples}"
+    ids = reference.ids.tolist() if reference else None
+    depends = f"{run.name} {run.header.created} {ids} {seed} {resamples}"
     finished = Kept(run.folder / "trajectories", depends)
     over_time, history = [], []
     for i, point in enumerate(checkpoints(run, chosen, reference, categories, progress)):
@@ -157,7 +159,7 @@ def checkpoints(
 
 
 def weights_of(run: Run, step: int) -> Weights:
-    """The vocabulary matrices of a checkpoint, on the CPU in float32."""
+    """Return the vocabulary matrices of a checkpoint, on the CPU in float32."""
     from forensics.model.decoder import unembedding
 
     params = run.load(step).params
@@ -254,8 +256,9 @@ def band(indicator: np.ndarray, met: np.ndarray) -> Band | None:
 
 
 def trained_at(history: History, bands: Sequence[Band]) -> np.ndarray:
-    """The first checkpoint from which on each token lies above the band: (n,) steps, −1 where it
-    does not at the last.
+    """Return the first checkpoint from which on each token lies above the band.
+
+    (n,) steps, −1 where it does not at the last.
     """
     above = np.array([value > high for (_, value, _), (_, high) in zip(history, bands)])  # (S, n)
     settled = np.logical_and.accumulate(above[::-1])[::-1]
@@ -313,8 +316,9 @@ def _forecast(
 def hindsight(
     history: History, bands: Sequence[Band], trained: np.ndarray
 ) -> dict[str, Any] | None:
-    """The forecast made at the middle checkpoint, held against what came; None where none could be
-    made there.
+    """Return the forecast made at the middle checkpoint, held against what came.
+
+    None where none could be made there.
     """
     middle = len(history) // 2
     if middle < 2:

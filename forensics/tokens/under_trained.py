@@ -49,8 +49,8 @@ class Findings:
     causes: dict[int, list[Cause]] = field(default_factory=dict)  # by id, the strongest first
 
     def of_tokens(self, name: str) -> np.ndarray:
-        """An indicator of each of the categories' ids, NaN where the embedding has no row for
-        it.
+        """Return an indicator of each of the categories' ids, NaN where the embedding has no row
+        for it.
         """
         values, ids = self.values[name], self.categories.ids
         by_token = np.full(len(ids), np.nan, np.float32)
@@ -150,8 +150,9 @@ def _why(
     exposure: Exposure | None,
     reading: ProgressCallback,
 ) -> dict[int, list[Cause]]:
-    """The causes of the candidates and of what was seldom met; without the data, what the tokenizer
-    tells.
+    """Return the causes of the candidates and of what was seldom met.
+
+    Without the data, what the tokenizer tells.
     """
     if target.run is None or exposure is None:
         alone = of_tokenizer(categories, categories.ids.tolist())
@@ -280,8 +281,9 @@ def _record(
 
 
 def document(found: Findings, top: int | None = None, only: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The contract's keys and more; `tokens` lowest indicator first, at most `top` of them, of the
-    categories `only`.
+    """Return the contract's keys and more.
+
+    `tokens` lowest indicator first, at most `top` of them, of the categories `only`.
     """
     target, categories, weights = found.target, found.categories, found.target.weights
     return {

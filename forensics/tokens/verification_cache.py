@@ -1,8 +1,8 @@
 """What prompts told of a state's tokens, kept in the run's folder for those who look later:
 `verified-<step>.json`.
 
-keep(run, 300, categories.ids, verification)        # `forensics tokens RUN@300 --verify` and `--census` do it
-verified(run.folder, 300)                           # ({4711: True, 4712: False}, "24 of 24 … repeated")
+    keep(run, 300, categories.ids, verification)  # by `forensics tokens RUN@300 --verify`, --census
+    verified(run.folder, 300)  # ({4711: True, 4712: False}, "24 of 24 … repeated")
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def path_of(folder: Path, step: int) -> Path:
+    """Return where the answers at a state are kept."""
     return folder / f"verified-{step}.json"
 
 

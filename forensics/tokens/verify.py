@@ -51,6 +51,7 @@ class Wording:
     answer: str
 
     def text(self, token: str, shots: int) -> str:
+        """Return the prompt with a token put in."""
         question, answered = self.question.replace("{}", token), self.answer.replace("{}", token)
         return (
             self.preamble
@@ -112,6 +113,7 @@ class Control:
 
     @property
     def repeated(self) -> bool:
+        """Whether the model repeated the token as it repeats others."""
         return bool(self.max_prob >= np.float32(max(REPEATED, min(LIFT * self.base, PLACEHOLDER))))
 
 
@@ -214,7 +216,7 @@ class Verifier:
         return p
 
     def _distribution(self, prompt: Prompt, id: int) -> Tensor:
-        """The highest P (V,) of every token after a prompt about one of them."""
+        """Return the highest P (V,) of every token after a prompt about one of them."""
         logits, past = self._start(prompt, torch.tensor([id]))
         highest = logits[0].softmax(0)
         for _ in range(POSITIONS - 1):
@@ -230,8 +232,9 @@ class Verifier:
         )
 
     def _prompts(self, id: int, text: str) -> list[Prompt] | None:
-        """The wordings in ids, with as many shots as the model has positions for; None where the
-        token comes out otherwise.
+        """Return the wordings in ids, with as many shots as the model has positions for.
+
+        None where the token comes out otherwise.
         """
         prompts = []
         for wording in WORDINGS:

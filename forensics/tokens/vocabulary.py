@@ -1,7 +1,7 @@
 """The table `vocabulary`: what is known of each token at a state, one row each.
 
 write_vocabulary(run, 300, indicator=norms, category=categories)
-vocabulary(run, 300)                                                   a pyarrow table, in order of id
+vocabulary(run, 300)  # a pyarrow table, in order of id
 """
 
 from __future__ import annotations
@@ -83,7 +83,10 @@ def write_vocabulary(
 
 
 def vocabulary(run: Run, step: int) -> pyarrow.Table:
-    """A state's rows in order of id; none where they were never written. Errors: integrity."""
+    """Return a state's rows in order of id.
+
+    None where they were never written. Errors: integrity.
+    """
     import pyarrow.compute as pc
 
     rows = run.table("vocabulary")

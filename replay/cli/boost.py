@@ -88,7 +88,7 @@ def boost(
 
 
 def tell(b: dict[str, Any]) -> None:
-    """A line for the control, one for each n, and the verdict."""
+    """Return a line for the control, one for each n, and the verdict."""
     control = b["arms"][0]
     if not b["control"]["bitwise"]:
         say("TOLERANCE ONLY")

@@ -1,7 +1,7 @@
 """Fixing an under-trained token by replay: how often must it be seen, and what does that cost
 elsewhere?
 
-    boost(runs, "planted", 1234)     the window again, n sequences that hold the token in others' place
+    boost(runs, "planted", 1234)     the window again, n sequences that hold it in others' place
 
 Arms, all from one state: unmodified; *boosted* by n = 1, 3, 10, 30, 100 sequences; *placebo*, as
 many sequences of another token that the corpus holds about as often. Each n has several seeds,
