@@ -24,7 +24,8 @@ import queries
 from forensics.errors import ForensicsError, nearest
 from forensics.records import TABLES
 from forensics.store import manifest, reader
-from forensics.store.sandbox import one_line, run_sandboxed
+from forensics.store.sandbox import run_sandboxed
+from forensics.store.select_check import one_line
 
 if TYPE_CHECKING:
     import duckdb

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forensics.errors import ForensicsError, nearest
-from forensics.store.sandbox import used_tables
+from forensics.store.select_check import used_tables
 
 FOLDER = Path(__file__).parent
 TYPES = {"run": str, "runs": str, "text": str, "int": int, "float": float}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from forensics.errors import ForensicsError, nearest
 from forensics.store import reader
 from forensics.store.reader import connect
-from forensics.store.sandbox import one_line
+from forensics.store.select_check import one_line
 from queries.entries import TYPES, Parameter, entry, load, tables_of
 
 if TYPE_CHECKING:

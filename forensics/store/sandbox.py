@@ -1,11 +1,10 @@
-"""A stranger's SQL: one SELECT over the runs' views, in a child process that can read nothing else
-and write nothing.
+"""Run a stranger's SELECT in a child process that reads the runs' tables and can write nothing.
 
 `allowed_directories` alone is no sandbox: DuckDB would still let COPY, also one inside a CTE, write
-there. So a statement is first held against a list of what may stand in its syntax tree; then a
-fresh process (no shared memory, nothing pickled: JSON in, Arrow IPC out) opens only the parts of
-the tables that the statement names, gives up every other file, locks its configuration and is
-limited in memory, time, file size and rows.
+there. So a statement is first held against a list of what may stand in its syntax tree
+(`select_check`); then a fresh process (no shared memory, nothing pickled: JSON in, Arrow IPC out)
+opens only the parts of the tables that the statement names, gives up every other file, locks its
+configuration and is limited in memory, time, file size and rows.
 """
 
 from __future__ import annotations
@@ -16,73 +15,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from forensics.errors import ForensicsError, nearest
-from forensics.records import TABLES
+from forensics.errors import ForensicsError
 from forensics.store import manifest, reader
-from forensics.store.macros import MACROS
+from forensics.store.select_check import one_line, refused, used_tables
 
 if TYPE_CHECKING:
     import pyarrow
 
-LONGEST = 200_000  # characters
-DEEPEST = (
-    500  # opening brackets within one another; DuckDB's parser overflows the stack at some 50,000
-)
+Request = dict[str, Any]  # what goes to the child as JSON; its keys are in `run_sandboxed`
+
 LARGEST = 256 << 20  # bytes of a result
 GRACE = 3.0  # seconds that an interrupted statement has to stop before its process is ended
-
-QUERY_NODES = {
-    "SELECT_NODE",
-    "SET_OPERATION_NODE",
-    "RECURSIVE_CTE_NODE",
-    "CTE_NODE",
-}  # COPY, INSERT, … in a CTE are not
-ROW_MACROS = {name: macro.reads for name, macro in MACROS.items() if macro.reads}
-TABLE_FUNCTIONS = {
-    *ROW_MACROS,
-    "range",
-    "generate_series",
-    "unnest",
-    "json_each",
-    "json_tree",
-    "repeat",
-    "repeat_row",
-    "histogram",
-    "histogram_values",
-}
-# They tell of the process, change its state or idle; a CSV reader or the like is a table function
-# and not listed above.
-REFUSED_FUNCTIONS = {
-    "getenv",
-    "current_setting",
-    "getvariable",
-    "write_log",
-    "sleep_ms",
-    "pg_sleep",
-    "setval",
-    "nextval",
-    "setseed",
-    "json_execute_serialized_sql",
-    "json_serialize_plan",
-    "inet_client_addr",
-    "inet_server_addr",
-}
-SCHEMAS = {"", "main", "information_schema"}
-
-
-def check_select(sql: str) -> str:
-    """Return the statement, if it is one SELECT that can only read tables. Errors: sql."""
-    _tables(_tree(sql))
-    return sql
-
-
-def used_tables(sql: str) -> set[str]:
-    """Tables of the schema (and `sources`) that a SELECT reads, by its syntax tree. Errors: sql."""
-    return _tables(_tree(sql))
 
 
 def run_sandboxed(
@@ -94,8 +40,7 @@ def run_sandboxed(
     timeout_s: float = 30,
     memory: str = "1GB",
 ) -> pyarrow.Table:
-    """Return the result of a user's SELECT over the views of `reader.connect`, from a child
-    process.
+    """Return the rows of a user's SELECT over the views of `reader.connect`, from a child process.
 
     At most `limit` rows: schema metadata b"truncated" is b"true" where there were more. Errors:
     sql, missing, integrity.
@@ -108,7 +53,7 @@ def run_sandboxed(
             f"wanted a folder of runs at {runs_folder}, found none",
             "`forensics train RECIPE` makes the first run; or set --runs",
         )
-    request = {
+    request: Request = {
         "folder": str(Path(runs_folder).absolute()),
         "sql": sql,
         "params": params or {},
@@ -128,8 +73,15 @@ def run_sandboxed(
     return table.replace_schema_metadata({b"truncated": b"true" if head["truncated"] else b"false"})
 
 
-def _ask(request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
-    """Send one request to a fresh child; its answer's head (JSON) and body (Arrow IPC)."""
+class _Reply(NamedTuple):
+    """A child's answer: one line of JSON and, where there is no error, an Arrow stream."""
+
+    head: dict[str, Any]
+    body: memoryview
+
+
+def _ask(request: Request) -> _Reply:
+    """Send one request to a fresh child and return its reply. Errors: sql."""
     environment_names = (
         "LD_LIBRARY_PATH",
         "SYSTEMROOT",
@@ -148,7 +100,7 @@ def _ask(request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     )
     line, _, body = finished.stdout.partition(b"\n")
     if line.startswith(b"{"):
-        return json.loads(line), memoryview(body)
+        return _Reply(json.loads(line), memoryview(body))
     if finished.returncode == -signal.SIGALRM:
         raise _too_long(request["timeout_s"])
     last = finished.stderr.decode(errors="replace").strip().splitlines()[-1:] or [
@@ -161,107 +113,8 @@ def _ask(request: dict[str, Any]) -> tuple[dict[str, Any], memoryview]:
     )
 
 
-# ---- the syntax tree
-
-
-def _tree(sql: str) -> dict[str, Any]:
-    import duckdb
-
-    if len(sql) > LONGEST:
-        raise _refused(f"a statement of {len(sql)} characters", f"at most {LONGEST}")
-    if _depth(sql) > DEEPEST:
-        raise _refused("brackets within brackets", f"at most {DEEPEST} deep")
-    try:
-        statements = duckdb.extract_statements(sql)
-    except duckdb.Error as e:
-        raise ForensicsError(
-            "sql", one_line(e), "see `forensics query --list` for examples"
-        ) from None
-    if len(statements) != 1:
-        raise _refused(f"{len(statements)} statements", "write one SELECT")
-    kind = statements[0].type.name
-    if kind != "SELECT":
-        hint = (
-            "write PIVOT … ON column IN (values)"
-            if kind == "MULTI"
-            else "write one SELECT; the store is read-only"
-        )
-        raise _refused("a PIVOT over values not named" if kind == "MULTI" else f"{kind}", hint)
-    con = duckdb.connect(":memory:", config={"threads": 1})
-    try:
-        text = con.sql("select json_serialize_sql($sql)", params={"sql": sql}).fetchall()[0][0]
-        tree: dict[str, Any] = json.loads(text)
-    except (duckdb.Error, RecursionError):
-        raise _refused(
-            "a statement that is nested too deep", "write it with fewer terms or subqueries"
-        ) from None
-    finally:
-        con.close()
-    if tree["error"]:
-        raise ForensicsError(
-            "sql", one_line(tree["error_message"]), "write one SELECT; the store is read-only"
-        )
-    return tree
-
-
-def _depth(sql: str) -> int:
-    """How deep round brackets go, those in quotes counted too: an upper bound."""
-    deepest = depth = 0
-    for c in sql:
-        if c == "(":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif c == ")" and depth:
-            depth -= 1
-    return deepest
-
-
-def _tables(tree: dict[str, Any]) -> set[str]:
-    """Walk the tree: the tables it reads. Errors: sql, for anything that is not on the lists
-    above.
-    """
-    tables: set[str] = set()
-    for node in _nodes(tree):
-        kind = node.get("type")
-        if isinstance(kind, str) and kind.endswith("_NODE") and kind not in QUERY_NODES:
-            raise _refused(
-                kind.removesuffix("_NODE").removesuffix("_QUERY"),
-                "write one SELECT; the store is read-only",
-            )
-        name = str(node.get("function_name", "")).lower()
-        if name in REFUSED_FUNCTIONS:
-            raise _refused(f"the function {name}", "it is not available here")
-        if kind == "TABLE_FUNCTION":
-            name = str(node["function"].get("function_name", "")).lower()
-            if name not in TABLE_FUNCTIONS:
-                raise _refused(f"the table function {name}", nearest(name, TABLE_FUNCTIONS))
-            tables |= ROW_MACROS.get(name, frozenset())
-        elif kind == "SHOW_REF" and node.get("query") is None:
-            tables |= {str(node.get("table_name", "")).strip('"').lower()} & {*TABLES, "sources"}
-        elif kind == "BASE_TABLE":
-            path = [str(x).lower() for x in node["qualified_name"]["path"]]
-            if len(path) > 2 or (len(path) == 2 and path[0] not in SCHEMAS):
-                raise _refused(f"the table {'.'.join(path)}", "tables are named without a catalog")
-            tables.add(path[-1])
-    return tables & {*TABLES, "sources"}
-
-
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    stack = [value]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, dict):
-            yield value
-            stack.extend(value.values())
-        elif isinstance(value, list):
-            stack.extend(value)
-
-
-def _refused(found: str, hint: str) -> ForensicsError:
-    return ForensicsError("sql", f"wanted one SELECT over the runs' tables, found {found}", hint)
-
-
 def _too_long(seconds: float) -> ForensicsError:
+    """Make the error for a statement that was stopped after its time."""
     return ForensicsError(
         "sql",
         f"the statement ran longer than {seconds:g} s and was stopped",
@@ -269,43 +122,48 @@ def _too_long(seconds: float) -> ForensicsError:
     )
 
 
-def one_line(error: Exception | str) -> str:
-    """DuckDB's message without its quotation of the statement."""
-    text = str(error).split("\n\nLINE ")[0].split("\nPossible solutions")[0].split("\n\n")[0]
-    return " ".join(text.split())[:400]
-
-
 # ---- the child
 
 
 class _Stale(ForensicsError):
-    """A part was merged away between reading the manifest and the statement: worth asking again."""
+    """A part was merged away between reading the manifest and the statement: ask again."""
+
+
+class _Rows(NamedTuple):
+    """The rows of a statement as Arrow record batches, and whether the limit cut some off."""
+
+    schema: Any
+    batches: list[Any]
+    truncated: bool
 
 
 def _serve() -> None:
     """Answer the request on stdin: one line of JSON, then an Arrow stream."""
-    request = json.loads(sys.stdin.buffer.read())
+    request: Request = json.loads(sys.stdin.buffer.read())
     out = sys.stdout.buffer
     manifest.CHECKED.update((p, s, t, h) for p, s, t, h in request["checked"])
     try:
-        schema, batches, truncated = _answer(request)
-    except ForensicsError as e:
-        error = {"kind": e.kind, "message": e.message, "hint": e.hint}
-        out.write(json.dumps({"error": error, "stale": isinstance(e, _Stale)}).encode() + b"\n")
+        rows = _answer(request)
+    except ForensicsError as failure:
+        error = {"kind": failure.kind, "message": failure.message, "hint": failure.hint}
+        out.write(
+            json.dumps({"error": error, "stale": isinstance(failure, _Stale)}).encode() + b"\n"
+        )
     else:
         import pyarrow as pa
 
         checked_parts = {tuple(key) for key in request["checked"]}
         checked = [key for key in manifest.CHECKED if key not in checked_parts]
-        out.write(json.dumps({"checked": checked, "truncated": truncated}).encode() + b"\n")
-        with pa.ipc.new_stream(out, schema) as stream:
-            for batch in batches:
+        out.write(json.dumps({"checked": checked, "truncated": rows.truncated}).encode() + b"\n")
+        with pa.ipc.new_stream(out, rows.schema) as stream:
+            for batch in rows.batches:
                 stream.write_batch(batch)
     out.flush()
     os._exit(0)  # no destructor of a stopped statement holds the process
 
 
-def _answer(request: dict[str, Any]) -> tuple[Any, list[Any], bool]:
+def _answer(request: Request) -> _Rows:
+    """Run the statement in this process, which gives up all that it does not need. Errors: sql."""
     import duckdb
 
     folder, sql = request["folder"], request["sql"]
@@ -332,36 +190,37 @@ def _answer(request: dict[str, Any]) -> tuple[Any, list[Any], bool]:
     try:
         relation = con.sql(sql, params=request["params"] or None)
         if relation is None:
-            raise _refused("a statement without rows", "write one SELECT")
+            raise refused("a statement without rows", "write one SELECT")
         return _capped(
             relation.limit(request["limit"] + 1).to_arrow_reader(10_000), request["limit"]
         )
-    except (duckdb.Error, MemoryError, OSError, RuntimeError, ValueError, TypeError) as e:
+    except (duckdb.Error, MemoryError, OSError, RuntimeError, ValueError, TypeError) as error:
         if fired.is_set():
             raise _too_long(request["timeout_s"]) from None
-        if isinstance(e, MemoryError) or "Out of Memory" in str(e) or "malloc" in str(e):
+        if (
+            isinstance(error, MemoryError)
+            or "Out of Memory" in str(error)
+            or "malloc" in str(error)
+        ):
             raise ForensicsError(
                 "sql",
                 f"the statement needs more than the {request['memory']} it may have",
                 "select fewer rows, or aggregate before sorting and joining",
             ) from None
         kind = ForensicsError if all(path.exists() for path in paths) else _Stale
-        raise kind("sql", one_line(e), "see `forensics query --list` for the tables") from None
+        raise kind("sql", one_line(error), "see `forensics query --list` for the tables") from None
     finally:
         timer.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _capped(stream: Any, limit: int) -> tuple[Any, list[Any], bool]:
-    """Return the first `limit` rows of a stream of batches, and whether there were more.
-
-    Errors: sql, when they are too large.
-    """
+def _capped(stream: Any, limit: int) -> _Rows:
+    """Read the first `limit` rows of a stream of batches. Errors: sql, when they are too large."""
     batches: list[Any] = []
     rows = size = 0
     for batch in stream:
         if rows + batch.num_rows > limit:
-            return stream.schema, [*batches, batch.slice(0, limit - rows)], True
+            return _Rows(stream.schema, [*batches, batch.slice(0, limit - rows)], True)
         batches.append(batch)
         rows, size = rows + batch.num_rows, size + batch.nbytes
         if size > LARGEST:
@@ -370,12 +229,13 @@ def _capped(stream: Any, limit: int) -> tuple[Any, list[Any], bool]:
                 f"the result is larger than {LARGEST >> 20} MiB",
                 "select fewer rows or columns",
             )
-    return stream.schema, batches, False
+    return _Rows(stream.schema, batches, False)
 
 
 def _limit_process(memory: str) -> None:
-    """Address space, file size and core dumps of this process; DuckDB's own limit does not bind one
-    long string.
+    """Limit this process's address space, files and core dumps.
+
+    DuckDB's own limit does not bind one long string.
     """
     import resource
 
@@ -390,12 +250,11 @@ def _limit_process(memory: str) -> None:
 
 
 def read_only_process() -> bool:
-    """Forbid this process to open a file for writing, to make, delete or rename one, and to use TCP
-    (Linux Landlock).
+    """Forbid this process to write, make, delete or rename files and to use TCP (Linux Landlock).
 
-    False where the kernel cannot; the other walls stand. Tried: without it, and with the syntax
-    check switched off, COPY (use_tmp_file false) emptied a part, which a limit of 0 bytes on file
-    size does not prevent.
+    Return False where the kernel cannot; the other walls stand. Tried: without it, and with the
+    syntax check switched off, COPY (use_tmp_file false) emptied a part, which a limit of 0 bytes on
+    file size does not prevent.
     """
     import ctypes
 
@@ -421,11 +280,9 @@ def read_only_process() -> bool:
 
 
 def _lock(con: Any, paths: list[Path], memory: str) -> None:
-    """From here on the connection reads these files and nothing else, and no setting can be
-    changed.
-    """
-    both = {name for path in paths for name in (str(path), reader.literal_path(str(path)))}
-    allowed = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(both))
+    """Let the connection read these files and nothing else, and change no setting any more."""
+    spellings = {name for path in paths for name in (str(path), reader.literal_path(str(path)))}
+    allowed = ", ".join("'" + name.replace("'", "''") + "'" for name in sorted(spellings))
     con.execute(f"""
         set memory_limit = '{_bytes(memory)}B'; set threads = 2; set temp_directory = '';
         set allowed_paths = [{allowed}]; set allow_community_extensions = false;
@@ -433,6 +290,7 @@ def _lock(con: Any, paths: list[Path], memory: str) -> None:
 
 
 def _bytes(text: str) -> int:
+    """Read an amount of memory, e.g. 512MB. Errors: usage."""
     units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
     number = text.strip().upper().rstrip("KMGIB")
     unit = text.strip().upper()[len(number) :]

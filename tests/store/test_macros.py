@@ -9,7 +9,8 @@ from forensics.errors import ForensicsError
 from forensics.records import TABLES
 from forensics.store.macros import MACROS
 from forensics.store.reader import connect
-from forensics.store.sandbox import run_sandboxed, used_tables
+from forensics.store.sandbox import run_sandboxed
+from forensics.store.select_check import used_tables
 from forensics.store.writer import Writer, replace_table
 
 VALUES = [1.0, 2.0, 2.0, 5.0, 11.0]

@@ -8,7 +8,8 @@ import pytest
 from forensics.errors import ForensicsError
 from forensics.records import TABLES
 from forensics.store import manifest
-from forensics.store.sandbox import check_select, run_sandboxed, used_tables
+from forensics.store.sandbox import run_sandboxed
+from forensics.store.select_check import check_select, used_tables
 from forensics.store.writer import Writer
 
 # What syntax alone gives away: refused before any process starts.
