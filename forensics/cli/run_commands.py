@@ -1,0 +1,242 @@
+"""Commands that tell of runs: list, show, batch, spikes, note, doctor."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import click
+
+from forensics.cli.console import Command, emit, runs_folder, say, table
+from forensics.cli.progress_bar import bar
+from forensics.cli.run_sheet import headline, machine_rows, sheet
+from forensics.errors import ForensicsError
+
+
+@click.command("list", cls=Command, example="forensics list --json")
+def list_runs() -> None:
+    """List runs and their forks as a tree."""
+    from forensics.store.reader import runs_in
+    from forensics.train.run import open_run
+
+    headers = [open_run(runs_folder(), name).header for name in runs_in(runs_folder())]
+    names = {header.name for header in headers}
+    shown = (
+        "name",
+        "status",
+        "recipe",
+        "parent",
+        "parent_step",
+        "first_step",
+        "steps",
+        "parameters",
+        "created",
+    )
+    document = {"runs": [{key: getattr(header, key) for key in shown} for header in headers]}
+
+    def story() -> None:
+        if not headers:
+            say(f"There is no run in {runs_folder()} yet; `forensics demo` makes one.")
+            return
+        rows: list[list[str]] = []
+
+        def add_branch(parent: str | None, indent: str) -> None:
+            children = [
+                header
+                for header in headers
+                if header.parent == parent or (parent is None and header.parent not in names)
+            ]
+            for child in sorted(
+                children, key=lambda child: (child.parent_step or 0, child.created)
+            ):
+                rows.append(
+                    [
+                        f"{indent}{child.name}",
+                        f"{child.first_step:,} to {child.steps:,}",
+                        child.status,
+                        f"{child.parameters / 1e6:.1f} million",
+                        child.created,
+                    ]
+                )
+                add_branch(child.name, f"{indent}  └ ")
+
+        add_branch(None, "")
+        table(["run, └ fork", "steps", "status", "parameters", "begun"], rows)
+
+    emit(document, story)
+
+
+@click.command(cls=Command, example="forensics show demo")
+@click.argument("run")
+def show(run: str) -> None:
+    """Show what a run is: its recipe, data, model, machine and saved states."""
+    from forensics.train.run import open_run
+
+    opened = open_run(runs_folder(), run)
+    document = dataclasses.asdict(opened.header) | {"checkpoints": opened.saved_steps()}
+
+    def story() -> None:
+        say(headline(opened.header))
+        for section in sheet(opened.header, opened.saved_steps()):
+            say()
+            table([section.title, ""], [list(row) for row in section.rows])
+
+    emit(document, story)
+
+
+@click.command(
+    cls=Command, example="forensics batch demo 401\nforensics batch demo 401 --token-losses --json"
+)
+@click.argument("run")
+@click.argument("step", type=int)
+@click.option(
+    "--token-losses",
+    "by_token",
+    is_flag=True,
+    help="--json holds each target's loss, by exact replay.",
+)
+def batch(run: str, step: int, by_token: bool) -> None:
+    """Show what the model saw at a step: texts, documents and losses, the highest loss first."""
+    from replay.step.batch_contents import batch_at, token_losses_at
+
+    if by_token:
+        with bar(f"replaying to {step}") as progress:
+            contents = token_losses_at(runs_folder(), run, step, progress)
+    else:
+        contents = batch_at(runs_folder(), run, step)
+
+    def story() -> None:
+        elsewhere = contents.origin not in (None, step)
+        instead = f", which a fork put in the place of batch {contents.origin}" * elsewhere
+        say(
+            f"Batch {step} of {run}{instead}: {len(contents.sequences)} sequences, highest loss first"
+        )
+        for sequence in contents.sequences:
+            loss = (
+                f"loss {sequence.loss:.3f} nats/token"
+                if sequence.loss is not None
+                else "loss not recorded"
+            )
+            say(f"\nsequence {sequence.sequence} in row {sequence.slot} of the batch · {loss}")
+            for place in sequence.documents:
+                say(f"  {place.source}: {place.path} from token {place.offset}")
+            if sequence.token_losses is not None:
+                say("  loss by token: " + " ".join(f"{loss:.2f}" for loss in sequence.token_losses))
+            for line in sequence.text.splitlines():
+                say(f"  │ {line}")
+
+    emit(contents, story)
+
+
+DETECTORS = {
+    "robust": "values far outside their running band",
+    "monitor": "values that the live monitor rings at",
+    "skip-step": "values at which SkipStep would hold the update",
+}
+
+
+@click.command(cls=Command, example="forensics spikes demo --metric grad_norm")
+@click.argument("run")
+@click.option(
+    "--metric",
+    type=click.Choice(["loss", "grad_norm"]),
+    help="Only this one; both where it is left out.",
+)
+@click.option(
+    "--detector",
+    type=click.Choice(["robust", "monitor", "skip-step"]),
+    default="robust",
+    show_default=True,
+)
+def spikes(run: str, metric: str | None, detector: str) -> None:
+    """List spikes with their kind, the spike score and the trend of the gradient norm."""
+    from replay.spike_list import spikes_of
+
+    document = spikes_of(runs_folder(), run, metric, detector)
+
+    def story() -> None:
+        listed = document["spikes"]
+        say(f"{run} has {len(listed)} spike{'s' * (len(listed) != 1)} ({DETECTORS[detector]}).")
+        if listed:
+            columns = {
+                "step": "step",
+                "metric": "metric",
+                "kind": "kind",
+                "value": "value",
+                "baseline": "median before",
+                "sigma": "robust σ",
+                "onset": "began at",
+                "recovered_at": "back to normal at",
+            }
+            table(list(columns.values()), [[spike[key] for key in columns] for spike in listed])
+        score = document["spike_score"]
+        for name, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            judged = (
+                f"{score[name]:.2f}% of {score['n']} steps lie at least 7 standard deviations from"
+                " the mean of those before"
+                if score[name] is not None
+                else "the run is too short to tell"
+            )
+            say(f"Spike score of the {words}: {judged}.")
+        slope = document["trend"]["grad_norm"]
+        if slope and slope.get("slope") is not None:
+            say(f"Trend of the gradient norm: {100 * slope['slope'] * 1000:+.1f}% per 1,000 steps.")
+
+    emit(document, story)
+
+
+@click.command(cls=Command, example='forensics note demo 401 "shuffled text came in here"')
+@click.argument("run")
+@click.argument("step", type=int)
+@click.argument("text")
+def note(run: str, step: int, text: str) -> None:
+    """Write a logbook entry into the run's events."""
+    from forensics.store.writer import Writer
+    from forensics.train.header import now
+    from forensics.train.run import open_run
+
+    opened = open_run(runs_folder(), run)
+    if not 0 <= step <= opened.header.steps:
+        raise ForensicsError(
+            "missing",
+            f"wanted a step of {run}, found {step}",
+            f"it has steps 0 to {opened.header.steps}",
+        )
+    event = {"step": step, "kind": "note", "text": text, "created": now()}
+    with Writer(opened.folder) as writer:
+        writer.append("events", **event)
+    emit({"event": event}, lambda: say(f"The note stands at step {step} of {run}."))
+
+
+@click.command(cls=Command, example="forensics doctor demo")
+@click.argument("run", required=False)
+def doctor(run: str | None) -> int:
+    """Tell this machine's fingerprint; with a run, check its files hash by hash."""
+    from replay.integrity import examine
+
+    with bar("checking", "files") as progress:
+        document = examine(runs_folder(), run, progress)
+
+    def story() -> None:
+        table(["This machine", ""], [list(row) for row in machine_rows(document["fingerprint"])])
+        if run is None:
+            return
+        problems = document["problems"]
+        say()
+        if differs := document["differs_from_run"]:
+            say(
+                f"This machine differs from the one that trained {run} in {', '.join(differs)}:"
+                " a replay here may give other bits."
+            )
+        if not problems:
+            say(
+                f"{run} is whole: {document['checked']} checks of its data, order, tables and"
+                " checkpoints found no problem."
+            )
+        else:
+            count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+            say(f"{run} is damaged: {document['checked']} checks found {count}.")
+        for problem in problems:
+            say(f"problem: {problem}")
+
+    emit(document, story)
+    return 1 if document["problems"] else 0
