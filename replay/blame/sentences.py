@@ -154,13 +154,19 @@ def _random_removals(proof: Proof) -> str:
     """Random removals move the loss by the opposite of what they take away."""
     if not proof.random or proof.p is None:
         return "No random removal was held against it."
-    low, high = -max(proof.random), -min(proof.random)
     sequences = "sequence" if proof.sequences == 1 else "sequences"
     trials = "trial" if len(proof.random) == 1 else "trials"
+    tested = f"(N = {len(proof.random)} {trials}, p = {proof.p:.2g})."
+    if not all(math.isfinite(removed) for removed in proof.random):
+        broken = sum(removed <= 0 for removed in proof.random)
+        return (
+            f"With {proof.sequences} random {sequences} removed instead it is not finite either, in"
+            f" {broken} of {len(proof.random)} {tested}"
+        )
+    low, high = -max(proof.random), -min(proof.random)
     return (
         f"Removing {proof.sequences} random {sequences} instead changes it by"
-        f" {nats(low, signed=True)} to {nats(high, signed=True)}"
-        f" (N = {len(proof.random)} {trials}, p = {proof.p:.2g})."
+        f" {nats(low, signed=True)} to {nats(high, signed=True)} {tested}"
     )
 
 

@@ -229,7 +229,7 @@ def test_the_peak_is_explained_where_a_step_inside_the_spike_is_asked_for(made, 
     name, _ = made("damaged document", 1)
     peak = blaming.the_spike(open_trajectory(planted_runs, name), None, False)
     inside = blaming.the_spike(open_trajectory(planted_runs, name), AT + 2, False)
-    assert inside.step == peak.step and f"step {AT + 2} belongs to the spike" in inside.remark
+    assert inside.step == peak.step and f"Step {AT + 2} belongs to the spike" in inside.remark
     assert blaming.the_spike(open_trajectory(planted_runs, name), AT + 2, True).step == AT + 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import get_args
 
 import pytest
@@ -181,6 +182,18 @@ def test_in_the_spikes_own_batch_the_loss_needs_no_step():
     alone = facts(proof=proved(kind="source"))
     alone.blamed = dataclasses.replace(BLAMED, step=400)
     assert "that comes from `planted` lowers the loss by 0.95 nats" in said(alone)[2]
+
+
+def test_a_loss_that_is_not_finite_is_made_finite_by_the_removal_and_not_by_random_ones():
+    broken = facts(
+        proof=dataclasses.replace(
+            proved(), excess_removed=math.inf, share=1.0, random=(-math.inf,) * 3
+        )
+    )
+    broken.excess = dataclasses.replace(excess(), state=math.inf)
+    words = said(broken)[2]
+    assert "makes the loss of step 402 finite again" in words
+    assert "1 random sequence removed instead it is not finite either, in 3 of 3 (N = 3" in words
 
 
 def test_every_verdict_has_its_words():
