@@ -1,7 +1,8 @@
-"""A recipe: TOML into frozen dataclasses. One default per key, here; unknown keys are refused with
-the nearest name.
+"""A recipe: TOML into frozen dataclasses, with one default per key, here.
 
-load("demo", ["train.steps=40"])  →  Recipe
+    load("demo", ["train.steps=40"])  →  Recipe
+
+Unknown keys are refused, with the nearest name.
 """
 
 from __future__ import annotations

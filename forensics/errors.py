@@ -1,6 +1,4 @@
-"""The one exception that users see, with a closed list of kinds; each kind has the exit code of the
-contract.
-"""
+"""The one exception that users see, with a closed list of kinds, each with its exit code."""
 
 from __future__ import annotations
 

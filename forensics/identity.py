@@ -1,8 +1,7 @@
-"""What the bits depend on: the switches that make a run deterministic, and the fingerprint that
-names the machine.
+"""What the bits depend on: the switches of determinism, and the fingerprint of the machine.
 
-`settle` must run before CUDA starts and before the model exists. It is strict: an operation without
-a deterministic form raises, it never warns.
+`enable_determinism` must run before CUDA starts and before the model exists. It is strict: an
+operation without a deterministic form raises, it never warns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM ask once: what runs ends at its next boundary, with its state saved. Asked
-again, they interrupt.
+"""Ctrl-C and SIGTERM: the first ends work at its next boundary, with its state saved.
 
-with Interruptible() as asked:
-    while not asked.stop: …
+    with Interruptible() as interrupt:
+        while not interrupt.stop: …
+
+The second interrupts at once.
 """
 
 from __future__ import annotations

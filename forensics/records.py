@@ -1,5 +1,6 @@
-"""The schema: every table, every column, with unit and meaning. Writer, reader, views and docs are
-made from it.
+"""The schema: every table, every column, with unit and meaning.
+
+Writer, reader, views and docs are made from it.
 
 A run's tables lie in `runs/<run>/tables/<table>/`; the column `run` is not stored, it comes from
 the folder.

@@ -1,5 +1,4 @@
-"""Text from corpora, tokens and names as it may be shown: nothing in it can move a cursor, hide, or
-turn a line around.
+"""Text as it may be shown: nothing in it can move a cursor, hide, or turn a line around.
 
 visible("a\\u202eb")        # 'a⟨U+202E⟩b'
 """

@@ -1,3 +1,1 @@
-"""Sources give documents, a tokenizer gives shards, the order gives sequence ids, and batches join
-the three.
-"""
+"""From text to batches: sources give documents, a tokenizer shards, the order sequence ids."""

@@ -1,5 +1,4 @@
-"""A corpus whose truth is known by construction: invented words, and a source in which each stands
-a known number of times.
+"""A corpus whose truth is known: invented words, and a source that holds each so many times.
 
 `invented`         documents about the words of PLANTED, many of each: a tokenizer trained on them
                    has a token for each

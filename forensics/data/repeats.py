@@ -1,5 +1,6 @@
-"""repeat_share: the share of tokens inside an n-gram, n = 1 … 13, that repeats 32 or more times in
-a row (OLMo 2).
+"""repeat_share: the share of tokens inside an n-gram that repeats 32 or more times in a row.
+
+n = 1 … 13, as OLMo 2 has it (arXiv 2501.00656).
 
 An n-gram that repeats r times in a row is a stretch where token i equals token i+n for at least
 (r−1)·n tokens in a row; all of the stretch and the n tokens after it are inside it, a last copy cut

@@ -1,5 +1,4 @@
-"""A tokenised corpus on disk: token streams in memory-mapped shards, a documents table, a
-tokenizer.
+"""A tokenised corpus on disk: memory-mapped shards of tokens, a documents table, a tokenizer.
 
 `<runs>/_data/<content hash>/`: `corpus.json`, `tokenizer.json`, `documents.parquet` and, for each
 source, the shards `<source index>-<k>.bin`: its stream of token ids, little-endian, an end-of-text

@@ -1,5 +1,4 @@
-"""Documents → shards: a tokenizer that is trained, made of bytes or loaded, and the writing of the
-token streams.
+"""Documents → shards: train, load or make a tokenizer, and write the token streams.
 
     corpus = prepare(recipe.data, "runs")  →  Corpus under runs/_data/<content hash>/
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from forensics.step.precision import widened
+
 
 class RMSNorm(torch.autograd.Function):
     """Compute x / √(mean x² + ε) · g over the last axis, in fp32 or wider.
@@ -18,7 +20,7 @@ class RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, gain: Tensor, eps: float) -> Tensor:  # type: ignore[override]
         """Return the normed x, of x's shape and type."""
-        wide = _wide(x)
+        wide = widened(x)
         scale = (
             torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
             .square_()
@@ -36,7 +38,7 @@ class RMSNorm(torch.autograd.Function):
         """Return the gradients of x and of the gain."""
         normed, scale, gain = ctx.saved_tensors
         width = normed.shape[-1]
-        grad = _wide(grad)
+        grad = widened(grad)
         grad_gain = (grad * normed).reshape(-1, width).sum(0)
         grad_normed = grad * gain
         along = (grad_normed * normed).sum(-1, keepdim=True).div_(width)
@@ -162,7 +164,3 @@ def _stretches(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     flat, length = [tensor.view(-1) for tensor in tensors], (1 << 17) * torch.get_num_threads()
     for first in range(0, flat[0].numel(), length):
         yield tuple(tensor[first : first + length] for tensor in flat)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

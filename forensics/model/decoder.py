@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from forensics.model.cpu_kernels import GELU, RMSNorm, Rotate, SwiGLU, _wide
+from forensics.model.cpu_kernels import GELU, RMSNorm, Rotate, SwiGLU
 from forensics.model.shape import Shape, parameter_shapes
 from forensics.step.observer import SITES, UNTAPPED, Site, Taps
+from forensics.step.precision import widened
 
 Params = dict[str, Tensor]
 
@@ -178,7 +179,7 @@ class Decoder:
         if kind == "rms":
             gain = w[f"{name}.weight"]
             if self._written_plainly():
-                wide = _wide(x)
+                wide = widened(x)
                 return (
                     wide
                     * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.shape.norm_eps)

@@ -1,8 +1,7 @@
-"""What verification needs of a model: the next token's logits after a prompt, with what was read
-before kept.
+"""The next token's logits after a prompt, with what was read before kept, for verification.
 
 logits_1V, past = forward.read(prefix_1T, None)
-logits_BV, more = forward.read(rest_BT, forward.spread(past, B))
+logits_BV, more = forward.read(suffix_BT, forward.spread(past, B))
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Initial parameters: each tensor's numbers are a function of (seed, its name), whatever else the
-model holds.
-"""
+"""Initial parameters: a tensor's numbers depend on the seed and its name, on no other tensor."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Cross-entropy with z-loss and its gradient in one pass over chunks of rows; B·T·V logits are
-never held.
+"""Cross-entropy with z-loss and its gradient, in one pass over chunks of rows.
 
-N rows (B·T positions), D width, V vocabulary. The chunk size is fixed, because the bits of the
-unembedding's gradient depend on it. The statistics of the logits come out of the same pass; whether
-they are asked for changes no bit.
+B·T·V logits are never held. N rows (B·T positions), D width, V vocabulary. The chunk size is fixed,
+because the bits of the unembedding's gradient depend on it. The statistics of the logits come out
+of the same pass; whether they are asked for changes no bit.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from forensics.step.gpu_kernels import load_kernels
+from forensics.step.precision import wide_dtype, widened
 from forensics.step.result import LogitRows
 
 KERNELS = "forensics.model.loss_kernels"
@@ -68,7 +68,7 @@ def loss_and_gradient(
     targets (N,) int64, weight (N,). `dtype` is that of the two matrix products; where hidden is
     float64 (blame's second precision), everything is.
     """
-    N, wide = hidden.shape[0], _wide(hidden)
+    N, wide = hidden.shape[0], wide_dtype(hidden)
     dtype = wide if wide == torch.float64 else dtype
     hidden_cast, unembedding_cast = hidden.to(dtype), unembedding.to(dtype)
     kernels = load_kernels(KERNELS) if hidden_cast.is_cuda and dtype != torch.float64 else None
@@ -193,7 +193,7 @@ def plain_cross_entropy(
     Differentiable twice; holds N·V logits.
     """
     logits = F.linear(hidden, unembedding)
-    logits = logits.to(_wide(logits))
+    logits = widened(logits)
     logz = logits.logsumexp(1)
     return logz - logits.gather(1, targets[:, None])[:, 0], logz
 
@@ -201,11 +201,7 @@ def plain_cross_entropy(
 @torch.no_grad()
 def evaluate(hidden: Tensor, unembedding: Tensor, targets: Tensor) -> Tensor:
     """Compute ce (N,) in chunks, no gradient: held-out loss and probes."""
-    out = torch.empty(hidden.shape[0], device=hidden.device, dtype=_wide(hidden))
+    out = torch.empty(hidden.shape[0], device=hidden.device, dtype=wide_dtype(hidden))
     for rows in chunks(hidden.shape[0]):
         out[rows] = plain_cross_entropy(hidden[rows], unembedding, targets[rows])[0]
     return out
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

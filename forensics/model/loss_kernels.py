@@ -1,9 +1,8 @@
-"""Rows of logits on a GPU, in Triton: cross-entropy, its gradient in place and the recorder's
-numbers in two passes.
+"""Rows of logits on a GPU, in Triton: cross-entropy, its gradient and the recorder's numbers.
 
-A program takes one row of V logits, in bf16 or fp32, and computes in fp32. The first pass carries
-the maximum m so far, Z = Σ e^{s−m}, A = Σ e^{s−m}(s−m) and Σ s²; when a block raises m to m′, then
-with d = m − m′ ≤ 0
+A program takes one row of V logits s, in bf16 or fp32, and computes in fp32, in two passes. The
+first carries the maximum m so far, Z = Σ e^{s−m}, A = Σ e^{s−m}(s−m) and Σ s²; when a block raises
+m to m′, then with d = m − m′ ≤ 0
 
     Z′ = e^d·Z        A′ = e^d·(A + d·Z)        (nothing cancels: every term of A is ≤ 0)
 

@@ -1,10 +1,11 @@
-"""The precision of a forward: one home for the choice of autocast."""
+"""The precision of a forward: one home for autocast, and for what is computed wide."""
 
 from __future__ import annotations
 
 import contextlib
 
 import torch
+from torch import Tensor
 
 
 def product_dtype(precision: str) -> torch.dtype:
@@ -17,3 +18,13 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[o
     if precision != "bf16":
         return contextlib.nullcontext()
     return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the type in which norms and losses of x are computed: fp32, or float64 where x is."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return x in its `wide_dtype`."""
+    return x.to(wide_dtype(x))

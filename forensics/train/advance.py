@@ -1,5 +1,4 @@
-"""`advance`: one batch takes one state to the next. Trainer and every replay fold this one
-function.
+"""`advance`: one batch takes one state to the next; trainer and every replay fold it.
 
 Micro-batches have a fixed size, and their gradients are summed in one fixed binary tree:
 sum(lo, hi) = sum(lo, mid) + sum(mid, hi) with mid = (lo + hi)//2, every leaf over the whole batch's

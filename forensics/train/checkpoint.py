@@ -1,5 +1,4 @@
-"""A checkpoint is a folder: model and optimizer as safetensors, counters and hashes as JSON. No
-pickle, ever.
+"""A checkpoint is a folder of safetensors, with counters and hashes as JSON. No pickle, ever.
 
     model.safetensors      parameters, under Hugging Face's names where the architecture has any
     optimizer.safetensors  exp_avg/<name> and exp_avg_sq/<name>
@@ -22,7 +21,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
@@ -39,6 +38,28 @@ from forensics.store.writer import write_atomic
 
 VERSION = 1
 NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
+
+
+class WrittenCheckpoint(NamedTuple):
+    """A checkpoint that `save` put in place."""
+
+    path: Path
+    digest: str  # of the state
+    bytes: int
+
+
+class LoadedCheckpoint(NamedTuple):
+    """A checkpoint that `load` read, every hash checked."""
+
+    state: TrainState
+    shape: Shape
+
+
+class LoadedWeights(NamedTuple):
+    """Parameters of a Hugging Face folder, under our names."""
+
+    params: dict[str, Tensor]
+    shape: Shape
 
 
 def name_of(step: int) -> str:
@@ -62,8 +83,8 @@ def save(
     tokenizer: Path | None,
     eot: int,
     before: Callable[[], object] = lambda: None,
-) -> tuple[Path, str, int]:
-    """Write the state as `folder/step-NNNNNN`; returns (path, digest, bytes). Errors: storage.
+) -> WrittenCheckpoint:
+    """Write the state as `folder/step-NNNNNN`. Errors: storage.
 
     `before` is called when all is on disk under the temporary name; what it raises leaves no
     checkpoint.
@@ -116,10 +137,10 @@ def save(
             f"could not write checkpoint {final.name}: {why}",
             "free some space and go on with --resume; earlier checkpoints are untouched",
         ) from None
-    return final, digest, sum(entry["bytes"] for entry in entries.values())
+    return WrittenCheckpoint(final, digest, sum(entry["bytes"] for entry in entries.values()))
 
 
-def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
+def load(path: Path, device: str = "cpu") -> LoadedCheckpoint:
     """Read the state in a checkpoint folder, every hash checked. Errors: missing, integrity."""
     if not (path / "manifest.json").is_file():
         raise ForensicsError(
@@ -156,7 +177,7 @@ def load(path: Path, device: str = "cpu") -> tuple[TrainState, Shape]:
                 f"checkpoint {path.name}: tensor {name} is not the one that was saved",
                 "`forensics doctor RUN` checks all of them; take an earlier checkpoint",
             )
-    return state, shape
+    return LoadedCheckpoint(state, shape)
 
 
 def tensor_hashes(state: TrainState) -> Iterator[tuple[str, str]]:
@@ -267,7 +288,7 @@ def _json(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=1) + "\n").encode()
 
 
-def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], Shape]:
+def load_hf_folder(path: Path, device: str = "cpu") -> LoadedWeights:
     """Read the parameters of a Hugging Face folder of a known family.
 
     Errors: missing, data, config.
@@ -299,4 +320,4 @@ def load_hf_folder(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], 
     tied = hugging_face.is_tied(document, tensors)
     shape = hugging_face.from_hf_config(document | {"tie_word_embeddings": tied})
     params = hugging_face.from_hf_tensors(tensors, shape)
-    return {name: tensor.to(device) for name, tensor in params.items()}, shape
+    return LoadedWeights({name: tensor.to(device) for name, tensor in params.items()}, shape)

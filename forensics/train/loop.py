@@ -32,10 +32,8 @@ from forensics.train.advance import fold, token_losses
 from forensics.train.background_checkpoint import Saved, Saver
 from forensics.train.create import create, reopen
 from forensics.train.header import now, write_header
-from forensics.train.prefetch import Ahead
-from forensics.train.run import (
-    Run,
-)
+from forensics.train.prefetch import Prefetch
+from forensics.train.run import Run
 from forensics.train.step_errors import translate_torch_errors
 
 METRICS = ("loss", "grad_norm")  # watched for spikes
@@ -82,15 +80,15 @@ def train(
         if exists
         else create(recipe, name, recipe_name, runs, arguments or [], preparing)
     )
-    return Trainer(run, progress).go(resumed=exists)
+    return Trainer(run, progress).run_to_end(resumed=exists)
 
 
 class _Stop(Exception):
-    """Asked to end at this step's boundary."""
+    """End training at this step's boundary, as Ctrl-C asked."""
 
 
 class Trainer:
-    """One run being trained; `go` returns when it ends."""
+    """One run being trained; `run_to_end` returns when it ends."""
 
     def __init__(self, run: Run, progress: ProgressCallback) -> None:
         self.run = run
@@ -100,7 +98,7 @@ class Trainer:
         self.writer = Writer(run.folder, background=True)
         tokenizer = run.corpus.folder / "tokenizer.json"
         self.saver = Saver(run.folder / "checkpoints", run.shape, tokenizer, run.header.eot)
-        self.stream = Ahead(run.stream, run.recipe.train.steps, run.header.device)
+        self.stream = Prefetch(run.stream, run.recipe.train.steps, run.header.device)
         self.recorder = Recorder(
             self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu"
         )
@@ -109,26 +107,25 @@ class Trainer:
         self.detectors = {
             metric: RobustDetector(metric=metric, restarts=restarts) for metric in METRICS
         }
-        self.known_spikes: set[tuple[str, int]] = set()
+        self.known_spikes: set[tuple[str, int]] = set()  # metric, onset
         self.ring: deque[TrainState] = deque(maxlen=self.recipe.checkpoint.ring or 1)
         self.held_out = run.batches.held_out() if self.recipe.data.held_out else None
-        train = self.recipe.train
-        self.explained = functools.partial(
+        self.translated_errors = functools.partial(
             translate_torch_errors,
             self.model.micro_batch,
-            train.batch,
-            train.checkpoint_activations,
+            self.recipe.train.batch,
+            self.recipe.train.checkpoint_activations,
         )
-        self.asked = Interruptible()
+        self.interrupt = Interruptible()
         self.held_out_loss: float | None = None
         self.final_loss: float | None = None
 
-    def go(self, resumed: bool) -> Outcome:
+    def run_to_end(self, resumed: bool) -> Outcome:
         """Train to the end, or to a Ctrl-C."""
         state = self._resumed_state() if resumed else None
         if state is None:
             params = initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed)
-            with self.explained():
+            with self.translated_errors():
                 state = TrainState.start(
                     {name: tensor.to(self.model.device) for name, tensor in params.items()}
                 )
@@ -138,13 +135,12 @@ class Trainer:
             self._status("running")
         interrupted = False
         try:
-            with self.asked:
-                steps = self.recipe.train.steps
+            with self.interrupt:
                 fold(
                     state,
                     self.stream,
                     self.run.policy,
-                    steps,
+                    self.recipe.train.steps,
                     self.model,
                     self.recorder,
                     self._after,
@@ -161,7 +157,7 @@ class Trainer:
             self.writer.close()
         seconds = time.perf_counter() - started
         if not interrupted:
-            self._finish(state)
+            self._finish()
         steps = state.counters.step - first
         return Outcome(
             run=self.run.name,
@@ -179,14 +175,14 @@ class Trainer:
 
     def _after(self, state: TrainState, result: StepResult) -> None:
         """Finish a step: spikes, held-out loss, ring, tables, checkpoint; then perhaps stop."""
-        with self.explained():
+        with self.translated_errors():
             self._finish_step(state, result)
 
     def _finish_step(self, state: TrainState, result: StepResult) -> None:
         step, train, saving = state.counters.step, self.recipe.train, self.recipe.checkpoint
         self.final_loss = result.loss
         self._note_saved()
-        fired = self._watch(result)
+        spike_begins = self._watch(result)
         last = step == train.steps
         if (
             self.held_out is not None
@@ -199,11 +195,11 @@ class Trainer:
         if saving.ring:
             if step % saving.ring_every == 0:
                 self.ring.append(state.clone())
-            if fired:
+            if spike_begins:
                 self._write_ring(result.step)
         due = last or (saving.every and step % saving.every == 0) or step in saving.steps
         # read once: a Ctrl-C that comes later ends the next step, with its checkpoint
-        stopping = self.asked.stop
+        stopping = self.interrupt.stop
         if due or stopping:
             self._save(state, "last" if last else "every" if due else "interrupted")
         elif step % self.recipe.record.flush_every == 0:
@@ -231,17 +227,21 @@ class Trainer:
         )
 
     def _watch(self, result: StepResult) -> bool:
-        """Feed the detectors; write settled spikes; whether a new one has just begun."""
-        fired = False
+        """Show the step to the detectors; return whether a spike begins at it."""
+        self._feed_detectors(result.step, {metric: getattr(result, metric) for metric in METRICS})
+        return any(
+            detector.alarm and detector.onset == result.step for detector in self.detectors.values()
+        )
+
+    def _feed_detectors(self, step: int, values: dict[str, float | None]) -> None:
+        """Give each detector its metric's value, None where there is none; write settled spikes."""
         for metric, detector in self.detectors.items():
-            value = getattr(result, metric)
+            value = values[metric]
             settled = detector.update(
-                result.step, value if value is not None else 0.0, computed=value is not None
+                step, value if value is not None else 0.0, computed=value is not None
             )
             if settled is not None:
                 self._write_spike(settled)
-            fired |= detector.alarm and detector.onset == result.step
-        return fired
 
     def _write_spike(self, spike: Spike) -> None:
         if (spike.metric, spike.onset) in self.known_spikes:
@@ -321,9 +321,8 @@ class Trainer:
         step = saved[-1]
         state = self.run.load(step)
         self.writer.truncate(step)
-        if (
-            step not in self.run.table("checkpoints", ["step"])["step"].to_pylist()
-        ):  # killed between the folder and its row
+        with_row = self.run.table("checkpoints", ["step"])["step"].to_pylist()
+        if step not in with_row:  # killed between the folder and its row
             path = self.run.folder / "checkpoints" / checkpoint.name_of(step)
             size = sum(
                 file.stat().st_size for file in path.iterdir() if file.name != "manifest.json"
@@ -332,27 +331,17 @@ class Trainer:
         for event in self.run.table("events").to_pylist():
             if event["kind"] == "spike":
                 self.known_spikes.add((event["metric"], event["onset"]))
-        history = (
-            self.run.table("steps", ["step", "loss", "grad_norm", "held_out_loss"])
-            .sort_by("step")
-            .to_pylist()
-        )
-        for row in history:
+        history = self.run.table("steps", ["step", "held_out_loss", *METRICS]).sort_by("step")
+        for row in history.to_pylist():
             self.final_loss = row["loss"]
             if row["held_out_loss"] is not None:
                 self.held_out_loss = row["held_out_loss"]
-            for metric, detector in self.detectors.items():
-                value = row[metric]
-                settled = detector.update(
-                    row["step"], value if value is not None else 0.0, computed=value is not None
-                )
-                if settled is not None:
-                    self._write_spike(settled)
+            self._feed_detectors(row["step"], row)
         if step < self.recipe.train.steps:
             self._event(step, "resume", text=f"resumed from checkpoint {step}")
         return state
 
-    def _finish(self, state: TrainState) -> None:
+    def _finish(self) -> None:
         for detector in self.detectors.values():
             settled = detector.finish()
             if settled is not None:

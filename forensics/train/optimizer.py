@@ -1,5 +1,4 @@
-"""AdamW, the one optimizer. Its arithmetic is torch's; which implementation runs is part of a run's
-identity.
+"""AdamW, the one optimizer, by torch's arithmetic; its implementation is part of a run's identity.
 
 With t = updates + 1, g̃ the clipped gradient, m and v the moments, η the learning rate, λ the
 decay:

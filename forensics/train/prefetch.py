@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from forensics.step.batch import Batch, BatchStream
 
 
-class Ahead:
+class Prefetch:
     """Have the batch after the last one ready, in pinned memory where it goes to a GPU."""
 
     def __init__(self, stream: BatchStream, stop: int, device: str = "cpu") -> None:
@@ -36,7 +36,7 @@ class Ahead:
         """End the thread that makes batches."""
         self._thread.shutdown(cancel_futures=True)
 
-    def __enter__(self) -> Ahead:
+    def __enter__(self) -> Prefetch:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -35,7 +35,7 @@ from forensics.train import checkpoint
 from forensics.train.advance import fold
 from forensics.train.header import Header
 from forensics.train.optimizer import decayed_names
-from forensics.train.prefetch import Ahead
+from forensics.train.prefetch import Prefetch
 from forensics.train.schedule import own_policy
 
 
@@ -173,7 +173,7 @@ class Run:
 
         Batches are made ahead, as in training.
         """
-        with Ahead(self.stream, stop, self.header.device) as stream:
+        with Prefetch(self.stream, stop, self.header.device) as stream:
             return fold(state, stream, self.policy, stop, self.model, watch, after)
 
     def table(self, name: str, columns: list[str] | None = None) -> Any:
@@ -182,14 +182,8 @@ class Run:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return this machine's fingerprint, under this run's settings."""
-        model = self.model  # settles the switches that the fingerprint tells
-        return (
-            current_fingerprint(
-                self.recipe, self.header.device, self.header.precision, self.header.threads
-            )
-            if model
-            else {}
-        )
+        device = self.model.device  # building the model sets the switches that are reported
+        return current_fingerprint(self.recipe, device, self.header.precision, self.header.threads)
 
 
 def open_run(runs: Path, name: str) -> Run:

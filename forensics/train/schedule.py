@@ -1,8 +1,7 @@
-"""What one step does: the learning rate at each step and the run's own policy, as pure functions of
-the counters.
+"""The learning rate at each step and the run's own policy, as pure functions of the counters.
 
-At schedule step k of n, with w = warm-up steps, f = min_lr and x = (k − w) / (n − w) clamped to [0,
-1]:
+At schedule step k of n, with w = warm-up steps, f = min_lr and
+x = (k − w) / (n − w), clamped to [0, 1]:
 
     lr(k) = peak · min(1, (k+1)/w) · decay(k)
     constant  decay = 1

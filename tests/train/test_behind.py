@@ -18,7 +18,7 @@ from forensics.store import manifest
 from forensics.train import checkpoint, loop
 from forensics.train.advance import advance
 from forensics.train.background_checkpoint import Saver
-from forensics.train.prefetch import Ahead
+from forensics.train.prefetch import Prefetch
 from forensics.train.run import open_run
 from forensics.train.step_errors import translate_torch_errors
 
@@ -97,11 +97,13 @@ def test_a_run_whose_disk_fills_up_behind_it_fails_with_one_line_and_goes_on_lat
 def test_the_loop_goes_on_while_a_slow_disk_writes(recipe_of, runs, monkeypatch):
     """And the rows up to a checkpoint are named before it is."""
     real, steps_done, at = checkpoint._put_in_place, [], {}
+    writing = threading.Event()
 
     def slow(temporary, final):
         step = int(final.name.removeprefix("step-"))
         if step == 10:
             at["begun"] = len(steps_done)
+            writing.set()
             deadline = time.monotonic() + 20
             while len(steps_done) < 15 and time.monotonic() < deadline:
                 time.sleep(0.001)
@@ -110,14 +112,13 @@ def test_the_loop_goes_on_while_a_slow_disk_writes(recipe_of, runs, monkeypatch)
             at["rows"] = sum(p.rows for p in parts if p.last < 10)
         real(temporary, final)
 
+    def progress(done, total, note=""):
+        if done == 13:  # on a busy machine the thread may begin late
+            assert writing.wait(60)
+        steps_done.append(done)
+
     monkeypatch.setattr(checkpoint, "_put_in_place", slow)
-    loop.train(
-        recipe_of(),
-        name="slow",
-        recipe_name="tiny",
-        runs=runs,
-        progress=lambda d, t, n="": steps_done.append(d),
-    )
+    loop.train(recipe_of(), name="slow", recipe_name="tiny", runs=runs, progress=progress)
     assert at["begun"] < 15 <= at["ended"] and at["rows"] == 10
     run = open_run(runs, "slow")
     assert run.saved_steps() == [0, 10, 20, 30]
@@ -154,7 +155,7 @@ class Stream:
 
 def test_batches_made_ahead_are_those_of_the_stream_whatever_is_asked():
     stream = Stream()
-    ahead = Ahead(stream, stop=20)
+    ahead = Prefetch(stream, stop=20)
     for step in (0, 1, 2, 5, 6, 3, 3):
         assert ahead(step).origin == step and int(ahead(step).tokens[0, 0]) == step
     ahead(6)  # 7 is made ahead and fails: nobody asked for it
@@ -166,7 +167,7 @@ def test_batches_made_ahead_are_those_of_the_stream_whatever_is_asked():
 
 def test_nothing_is_made_past_the_end():
     stream = Stream()
-    ahead = Ahead(stream, stop=3)
+    ahead = Prefetch(stream, stop=3)
     for step in range(3):
         ahead(step)
     ahead.close()

@@ -186,31 +186,46 @@ def test_another_recipe_or_an_existing_name_is_refused(tiny_run, recipe_of, runs
 
 ENDINGS = {"interrupt": 14, "kill": 17, "kill-in-save": 20}  # how a process ends, and at which step
 SCRIPT = """
-    import json, os, signal, sys
+    import json, os, signal, sys, time
     from pathlib import Path
     from forensics import config
-    from forensics.train import loop  # imported once; each ending is a fork of this process, made before torch has threads
+    from forensics.store import manifest
+    # imported once; each ending is a fork of this process, made before torch has threads
+    from forensics.train import loop
 
     recipe, runs, endings = sys.argv[1:]
 
     def run(how, at):
         number = signal.SIGINT if how == "interrupt" else signal.SIGKILL
 
+        def wait_for_rows_past_the_checkpoint():  # they are written behind the run
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                parts = manifest.load(Path(runs) / how, "steps", fresh=True).parts
+                if any(part.last >= 10 for part in parts):
+                    break
+                time.sleep(0.001)
+
         def report(step, total, text=""):
             if step == at and how != "kill-in-save":
+                if how == "kill":
+                    wait_for_rows_past_the_checkpoint()
                 os.kill(os.getpid(), number)
 
         save = loop.checkpoint.save
 
-        def save_then_die(folder, state, *rest):  # the folder is in place, nothing else is written any more
-            found = save(folder, state, *rest)
+        def save_then_die(folder, state, *arguments):
+            # the folder is in place, nothing else is written any more
+            written = save(folder, state, *arguments)
             if state.counters.step == at:
                 os.kill(os.getpid(), number)
-            return found
+            return written
 
         if how == "kill-in-save":
             loop.checkpoint.save = save_then_die
-        outcome = loop.train(config.load(recipe), name=how, recipe_name="tiny", runs=Path(runs), progress=report)
+        outcome = loop.train(
+            config.load(recipe), name=how, recipe_name="tiny", runs=Path(runs), progress=report
+        )
         os._exit(130 if outcome.interrupted else 0)
 
     codes = {}
@@ -332,7 +347,7 @@ def test_a_full_disk_ends_the_run_with_a_storage_error_and_resume_goes_on(
 def test_a_run_killed_before_its_first_checkpoint_starts_over(
     tiny_run, recipe_of, train_run, runs, monkeypatch
 ):
-    monkeypatch.setattr(loop.Trainer, "go", lambda self, resumed: None)
+    monkeypatch.setattr(loop.Trainer, "run_to_end", lambda self, resumed: None)
     loop.train(recipe_of(), name="nothing", recipe_name="tiny", runs=runs)
     monkeypatch.undo()
     assert_same_run(train_run("nothing", resume=True), tiny_run)
