@@ -95,7 +95,9 @@ def views(run: str) -> dict[str, View]:
             "values": f"run={run};step={spike}",
         },
     )
-    return shown
+    from app.navigation import views as pages
+
+    return {name: (name, at) for name in pages()} | shown
 
 
 def _spike(run: str) -> int:

@@ -5,6 +5,7 @@ is missing.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -130,10 +131,14 @@ def test_each_page_is_shown_where_something_is_kept(full):
         )
 
 
-def test_every_picture_stands_in_the_docs():
-    text = (Path(pictures.__file__).parents[1] / "docs" / "app.md").read_text(encoding="utf-8")
-    for name in [*navigation.views(), "forks-sweep", "forks-matrix"]:
+def test_every_picture_stands_in_the_docs_and_every_page_of_the_docs_has_one():
+    docs = Path(pictures.__file__).parents[1] / "docs"
+    text = (docs / "app.md").read_text(encoding="utf-8")
+    drawn = {path.stem for path in (docs / "pictures").glob("*.png")}
+    for name in {stem.removesuffix("-dark") for stem in drawn}:
         assert f"(pictures/{name}.png)" in text
+    assert set(re.findall(r"\(pictures/(.*?)\.png\)", text)) <= drawn
+    assert {"runs", "spikes", "batch", "attention", "trace", "forks", "blame", "tokens"} <= drawn
 
 
 def named(commands):
