@@ -12,7 +12,7 @@ from app import data, formatting, safe_html, theme
 from app.navigation import link
 from app.selection import goto, picked_row, shown
 from app.views.spikes import charts
-from app.views.spikes.summary import name_of
+from app.views.spikes.summary import label_of
 
 
 def draw_first_alarms(alarms: list[dict[str, Any]], most: int = 12) -> None:
@@ -37,7 +37,7 @@ def draw_first_alarms(alarms: list[dict[str, Any]], most: int = 12) -> None:
             "spike": 0,
             "value": alarm["value"],
             "z": alarm["z"],
-            "row": visible(name_of(alarm)),
+            "row": visible(label_of(alarm)),
         }
         for alarm in clear[:most]
     ]

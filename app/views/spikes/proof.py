@@ -96,7 +96,9 @@ def of_fork(
         code(row["fork"]),
         f", which {row['sentence'] or 'alters the run'}, {spike}the loss at this step is ",
         accent(formatting.loss(loss_in_fork)),
-        f" instead of {formatting.loss(loss)} nats/token. ",
+        " nats/token, as in the run. "
+        if formatting.loss(loss_in_fork) == formatting.loss(loss)
+        else f" instead of {formatting.loss(loss)} nats/token. ",
     ]
     if absent:
         return Shown([*sentence, "Its control does not show the spike: no verdict."], False)

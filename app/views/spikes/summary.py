@@ -17,6 +17,11 @@ STATISTICS = {
     "grad_norm": "gradient norm",
     "loss": "loss",
 }
+SHORT = {
+    "attn_logit_max": "attention logit",
+    "resid_grad_rms": "gradient",
+    "grad_norm": "gradient norm",
+}
 KINDS = {
     "batch": "gone with the next batch",
     "fast": "a fast spike",
@@ -89,6 +94,11 @@ def name_of(alarm: dict[str, Any]) -> str:
     """`largest attention logit of L5.H3`."""
     statistic = STATISTICS[alarm["statistic"]]
     return statistic if alarm["kind"] == "step" else f"{statistic} of {place_of(alarm)}"
+
+
+def label_of(alarm: dict[str, Any]) -> str:
+    """`L5.H3 attention logit`: as short as the axis of a chart has room for."""
+    return f"{place_of(alarm)} {SHORT.get(alarm['statistic'], alarm['statistic'])}"
 
 
 def moved_first(spike: dict[str, Any], alarms: list[dict[str, Any]]) -> list[Part]:
