@@ -86,7 +86,7 @@ def _on_a_gpu(document: Document) -> bool:
 
 
 def _body(document: Document) -> list[str]:
-    """Return numbers as one list, records of the same keys side by side, lists of them as tables."""
+    """Return numbers as a list, records of the same keys side by side, lists of them as tables."""
     numbers = {name: x for name, x in document.items() if not isinstance(x, (dict, list))}
     records = {name: x for name, x in document.items() if isinstance(x, dict) and not _nested(x)}
     tables: list[str] = []

@@ -1,4 +1,4 @@
-"""What holds the repository together: one version, one list of checks, types for those who import."""
+"""What holds the repository together: one version, one list of checks, types."""
 
 from __future__ import annotations
 

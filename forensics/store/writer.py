@@ -110,7 +110,7 @@ class Writer:
         self._settle(0)
 
     def handed_over(self) -> list[Future[None]]:
-        """Writes that are not known to be done, oldest first: another thread may wait for what
+        """List writes that are not known to be done, oldest first: another thread may wait for what
         comes of them.
         """
         return [write for write, _ in self._handed]

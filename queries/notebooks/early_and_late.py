@@ -69,8 +69,8 @@ def _(PARENT, runs):
 @app.cell
 def _(forks, mo):
     _lines = [
-        f"- {fork.fork}, made at state {fork.first:,}, ended {fork.effect:.2g} times as far from its"
-        f" control as the median of its {fork.placebos} placebos (p = {fork.p:.2g})."
+        f"- {fork.fork}, made at state {fork.first:,}, ended {fork.effect:.2g} times as far from"
+        f" its control as the median of its {fork.placebos} placebos (p = {fork.p:.2g})."
         for fork in forks[forks.effect.notna()].itertuples()
     ]
     mo.md("\n".join(_lines) or "No fork has a placebo, so no effect can be claimed.")

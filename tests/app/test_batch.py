@@ -457,7 +457,8 @@ def test_hostile_text_is_drawn_as_text_and_a_click_on_a_token_opens_its_card(ope
 def test_the_first_batch_has_bars_that_are_seen(open_page):
     tab = open_page("batch", run="demo", step=0)
     painted = """() => { const c = document.querySelector('[data-testid="stVegaLiteChart"] canvas');
-      const d = c.getContext('2d').getImageData(Math.round(c.width * 0.1), Math.round(c.height * 0.7), 1, 1).data;
+      const d = c.getContext('2d').getImageData(
+        Math.round(c.width * 0.1), Math.round(c.height * 0.7), 1, 1).data;
       return d[3]; }"""
     assert tab.page.evaluate(painted) > 0
 

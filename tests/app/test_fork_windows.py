@@ -78,7 +78,8 @@ def test_the_sentence_has_the_peaks_and_what_stays_in_the_state() -> None:
     bare = text_of(windows.sentence_of(windows_of(window(90, 5.0, None, None))))
     assert (
         bare
-        == "The highest loss on the way is 5.000 from state 90. The run has no held-out probe set, so"
+        == "The highest loss on the way is 5.000 from state 90. The run has no held-out probe set,"
+        " so"
         " what stays in the model was not measured."
     )
 
@@ -86,8 +87,8 @@ def test_the_sentence_has_the_peaks_and_what_stays_in_the_state() -> None:
 def test_a_loss_that_is_not_finite_is_the_highest_and_is_said() -> None:
     d = windows_of(window(50, 9.0, 99.0), window(90, None, None))
     assert (
-        "The highest loss on the way is not finite from state 90; the lowest of these peaks is 9.000"
-        in text_of(windows.sentence_of(d))
+        "The highest loss on the way is not finite from state 90; the lowest of these peaks is"
+        " 9.000" in text_of(windows.sentence_of(d))
     )
     assert windows.title_of(d).endswith("a spike from each of them")
     assert [r["step"] for r in windows.curves_of(d) if r["state"] == "90"] == [90, 92]

@@ -67,7 +67,7 @@ def test_what_the_page_shows_is_filled_in_where_the_url_names_nothing_and_takes_
     )
 
 
-def test_what_was_chosen_inside_a_run_or_step_that_is_not_there_is_not_carried_into_the_one_that_is_shown():
+def test_what_was_chosen_inside_a_run_that_is_not_there_is_not_carried_into_the_one_shown():
     wrong = Selection(run="nosuch", spike=37, step=99, metric="loss")
     assert filled(wrong, {"run": ("nosuch", "demo")}) == Selection(run="demo", metric="loss")
     assert filled(wrong, {"run": ("nosuch", "demo"), "step": (99, 40)}) == Selection(

@@ -30,7 +30,8 @@ def test_a_matrix_names_what_stands_out_and_nothing_where_nothing_does() -> None
         "above all it depends on the batch (data) (50× the spread of random other batches)"
     )
     assert text_of(matrix.matrix_title(matrix_of(0.5, 0.45), "jump")).endswith(
-        "it depends on the batch (data) as much as it depends on the state (50× the spread of random"
+        "it depends on the batch (data) as much as it depends on the state (50× the spread of"
+        " random"
         " other batches)"
     )
     assert text_of(matrix.matrix_title(matrix_of(0.01, 0.0), "jump")).endswith(

@@ -124,7 +124,8 @@ def test_what_became_nan_is_the_first_to_move_and_never_nothing():
     said = said_of(summary.sentence_of(broken()))
     assert (
         said
-        == "The first value inside the step to change is no longer finite: layers.1.attn forward, its"
+        == "The first value inside the step to change is no longer finite: layers.1.attn forward,"
+        " its"
         " attn_out_rms, attn_logit_max (0.25, 8 in the step before), and 1 value after it. "
     )
     assert summary.title_of(broken()) == "Step 401 compared with step 400: the loss is not finite"

@@ -344,7 +344,8 @@ def test_every_help_ends_with_an_example_of_itself(
 
 def test_starting_is_quick_because_nothing_heavy_is_imported() -> None:
     probe = (
-        "import sys, forensics, forensics.cli.main, replay.cli.main, queries; print([m for m in ('torch',"
+        "import sys, forensics, forensics.cli.main, replay.cli.main, queries; "
+        "print([m for m in ('torch',"
         " 'streamlit', 'transformers', 'duckdb', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     assert (

@@ -1,4 +1,4 @@
-"""A family is one file: a new one is known to configuration, documents, decoder, import and export."""
+"""A family is one file: a new one is known to configuration, documents, import and export."""
 
 import json
 import shutil

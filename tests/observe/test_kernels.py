@@ -34,7 +34,8 @@ from forensics.observe import attention_kernels as kernels
 inputs = load_file(sys.argv[1])
 found = {}
 for name in {key.split("/")[0] for key in inputs}:
-    q, k = (inputs[f"{name}/{x}"].transpose(1, 2) for x in "qk")  # strides of a decoder: (B, T, H, K) transposed
+    # strides of a decoder: (B, T, H, K) transposed
+    q, k = (inputs[f"{name}/{x}"].transpose(1, 2) for x in "qk")
     for field, x in kernels.rows(q, k, inputs.get(f"{name}/documents"))._asdict().items():
         found[f"{name}/{field}"] = x.contiguous()
 save_file(found, sys.argv[2])

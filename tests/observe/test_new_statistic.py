@@ -1,4 +1,4 @@
-"""A statistic is one entry: a new one of each kind is recorded, rolled up, documented and queried."""
+"""A statistic is one entry: a new one of each kind is recorded, rolled up and documented."""
 
 import json
 import subprocess
@@ -38,7 +38,9 @@ con = connect(Path(sys.argv[2]))
 one = lambda sql: con.execute(sql).fetchone()
 print(json.dumps({
     "heads": one("select count(*), min(key_count_max), max(key_count_max) from heads"),
-    "layers": one("select count(*), min(attn_out_max), max(attn_out_max / attn_out_rms) from layers"),
+    "layers": one(
+        "select count(*), min(attn_out_max), max(attn_out_max / attn_out_rms) from layers"
+    ),
     "tensors": one("select sum(elements) from tensors where step = 0"),
     "parameters": one("select parameters from runs"),
     "rolled up": one("select max(key_count_max_max) from heads_by100"),

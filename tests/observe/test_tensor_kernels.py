@@ -22,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from forensics.observe import tensor_kernels as k
 
 x = load_file(sys.argv[1])
-g, old, new, m, v, v0 = ([x[f"{kind}/{i}"] for i in range(3)] for kind in ("g", "old", "new", "m", "v", "v0"))
-save_file({"before": k.before(g, v0, 5000.0, 0.7), "after": k.after(g, old, new, m, v, [0.25, 0.0, 0.25], 1e-12)}, sys.argv[2])
+kinds = ("g", "old", "new", "m", "v", "v0")
+g, old, new, m, v, v0 = ([x[f"{kind}/{i}"] for i in range(3)] for kind in kinds)
+after = k.after(g, old, new, m, v, [0.25, 0.0, 0.25], 1e-12)
+save_file({"before": k.before(g, v0, 5000.0, 0.7), "after": after}, sys.argv[2])
 """
 SIZES = ((300, 701), (5,), (70_001,))
 

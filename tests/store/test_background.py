@@ -320,7 +320,8 @@ SCRIPT = """
     writer = Writer(sys.argv[1], background=True)
     for step in range(1_000_000):
         writer.append("steps", step=step, loss=float(step))
-        writer.append("heads", step=step, layer=0, head=np.arange(3), attn_logit_max=np.arange(3.0) + step)
+        maxima = np.arange(3.0) + step
+        writer.append("heads", step=step, layer=0, head=np.arange(3), attn_logit_max=maxima)
         if step % 7 == 0:
             writer.flush()
         if step % 70 == 0:

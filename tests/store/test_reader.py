@@ -113,7 +113,8 @@ def test_lineage_gives_each_ancestor_its_range_and_views_never_mix_them(tmp_path
     assert lineage("nobody") == []
     rows = con.sql("""
         select s.run, s.step from steps as s
-        join lineage('again') as l on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
+        join lineage('again') as l
+          on l.run = s.run and s.step >= l.first_step and s.step < l.last_step
         order by s.step""").fetchall()
     assert [step for _, step in rows] == list(range(28))
     assert [run for run, _ in rows] == ["base"] * 10 + ["fork"] * 10 + ["again"] * 8

@@ -173,7 +173,8 @@ landlock = []
 real = sandbox.read_only_process
 sandbox.read_only_process = lambda: landlock.append(real())
 def ask(sql):
-    request = {"folder": folder, "sql": sql, "params": {}, "limit": 10, "timeout_s": 9, "memory": "1GB"}
+    request = {"folder": folder, "sql": sql, "params": {}, "limit": 10}
+    request |= {"timeout_s": 9, "memory": "1GB"}
     try:
         return str([b.to_pylist() for b in sandbox._answer(request)[1]])
     except Exception as e:
@@ -232,7 +233,8 @@ def test_a_select_with_parameters_joins_and_lineage_works(filled):
     from forensics.store.writer import replace_table
 
     replace_table(filled, "runs", {"name": ["r"]})
-    sql = """with late as (select s.* from steps as s join lineage($run) as l using (run) where step >= $low)
+    sql = """with late as (
+        select s.* from steps as s join lineage($run) as l using (run) where step >= $low)
              select run, count(*) as n, max(loss) as top from late group by run"""
     got = run_sandboxed(filled.parent, sql, params={"run": "r", "low": 40})
     assert got.to_pylist() == [{"run": "r", "n": 10, "top": 49.0}]

@@ -239,7 +239,7 @@ def test_saving_the_same_step_again_replaces_it(saved, trained):
 def test_tokens_and_scan_read_the_same_two_matrices_of_a_folder(
     family, says, prefixed, make_shape, random_params, tmp_path
 ):
-    """`forensics tokens` reads two matrices, `replay scan` a whole model: of one folder, one answer,
+    """`forensics tokens` reads two matrices, `replay scan` a whole model: one folder, one answer,
     whether its configuration says that they are tied and whether its names have the class's prefix.
     """
     from forensics.formats.huggingface_folder import read_config, read_weights
