@@ -30,7 +30,7 @@ def main() -> None:
     "--quick", is_flag=True, help="A smaller model and a shorter run: the same line in a minute."
 )
 def demo(quick: bool) -> None:
-    """Train on real text, find the spike, replay it, scan it, and fork the run without its cause."""
+    """Train on real text, find the spike, replay it, and fork the run without its cause."""
     from replay.demo import tell
 
     with bar("demo") as progress:

@@ -108,7 +108,8 @@ def batch(run: str, step: int, by_token: bool) -> None:
         elsewhere = contents.origin not in (None, step)
         instead = f", which a fork put in the place of batch {contents.origin}" * elsewhere
         say(
-            f"Batch {step} of {run}{instead}: {len(contents.sequences)} sequences, highest loss first"
+            f"Batch {step} of {run}{instead}: {len(contents.sequences)} sequences, highest loss"
+            " first"
         )
         for sequence in contents.sequences:
             loss = (

@@ -114,5 +114,5 @@ def _bracketed(value: Any) -> str:
 
 
 def machine_rows(fingerprint: Mapping[str, Any]) -> list[Row]:
-    """Return the rows that tell of a machine and its software; what it does not have is left out."""
+    """Return the rows that tell of a machine and its software, without what it lacks."""
     return _rows(fingerprint)
