@@ -192,8 +192,9 @@ def _tell_spike(
     )
     head = _largest_logit(runs, name, spike["step"])
     say(
-        f"   {score['loss']:.2f}% of all steps spike by loss, {score['grad_norm']:.2f}% by gradient"
-        f" norm (the spike score). The largest attention logit at that step is"
+        f"   The spike score (share of steps 7 standard deviations from up to 1,000 before them) is"
+        f" {score['loss']:.2f}% for loss, {score['grad_norm']:.2f}% for gradient norm. The largest"
+        " attention logit at that step is"
         f" {head['attn_logit_max']:.1f}, in layer {head['layer']}, head {head['head']}."
     )
 

@@ -29,14 +29,13 @@ def test_a_fork_is_built_launched_and_seen_to_finish(open_tab, forked_url, forke
     tab.page.get_by_role("button", name="Dry run").click()
     tab.page.get_by_role("button", name="Launch").wait_for(timeout=60_000)
     tab.page.get_by_role("button", name="Launch").click()
+    verdict = "Fork of demo at state 100, which skips steps 100:101"
+    tab.page.get_by_text(verdict).first.wait_for(timeout=120_000)
     tab.page.get_by_text("Control: ").first.wait_for(timeout=120_000)
     tab.settle()
     fork = tab.parameters()["fork"]
-    assert (
-        forked_runs / fork / "fork.json"
-    ).is_file() and "Fork of demo at state 100, which skips steps 100:101" in tab.page.inner_text(
-        "body"
-    )
+    assert (forked_runs / fork / "fork.json").is_file()
+    assert verdict in tab.page.inner_text("body")
     tab.page.go_back()
     tab.settle()
     assert tab.parameters().get("part") == "build"
