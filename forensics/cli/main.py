@@ -63,10 +63,10 @@ def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool)
     from forensics.store.reader import check_run_name
 
     check_run_name(name)
-    from forensics.train.loop import train as go
+    from forensics.train.loop import train as train_run
 
     with bar("reading text", "bytes") as preparing, bar(f"training {visible(name)}") as progress:
-        outcome = go(
+        outcome = train_run(
             loaded,
             name=name,
             recipe_name=stem,
@@ -141,10 +141,10 @@ def probe(run: str, probe: str, steps: str | None, text: Path | None) -> None:
 
     A function is called with (params, model, run) and returns a number or a dictionary of numbers.
     """
-    from forensics.probes.runner import probe as go
+    from forensics.probes.runner import probe as probe_run
 
     with bar(f"probing {visible(run)}", "checkpoints") as progress:
-        document = go(runs_folder(), run, probe, steps, text, progress)
+        document = probe_run(runs_folder(), run, probe, steps, text, progress)
 
     def story() -> None:
         say(f"{probe} of {run}" + (f" on {document['text']}" if document["text"] else ""))

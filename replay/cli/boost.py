@@ -65,7 +65,7 @@ def boost(
     """How often must a token be seen to be trained, and what does that cost elsewhere? Arms against
     placebos.
     """
-    from replay.experiments.token_boost import boost as go
+    from replay.experiments.token_boost import boost as boost_token
 
     parts = [number_text.strip() for number_text in times.split(",")]
     if not all(number_text.isdecimal() and int(number_text) for number_text in parts):
@@ -73,7 +73,7 @@ def boost(
             "usage", f"wanted --times N,M,…, found {times!r}", "e.g. --times 1,3,10"
         )
     with bar(f"boosting {token}", "arms") as progress:
-        document = go(
+        document = boost_token(
             runs_folder(),
             run,
             token,

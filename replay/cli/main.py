@@ -30,10 +30,10 @@ def verify(run: str, a: int, b: int) -> int:
     """Replay A:B unaltered and compare every bit and every recorded loss."""
     import dataclasses
 
-    from replay.verify import verify as go
+    from replay.verify import verify as verify_window
 
     with bar(f"replaying {a}:{b}") as progress:
-        report, end = go(runs_folder(), run, a, b, progress)
+        report, end = verify_window(runs_folder(), run, a, b, progress)
     document = dataclasses.asdict(report) | {"run": run, "from": a, "to": b, "verified_to": end}
     if not report.fingerprint_equal:
         warn(
@@ -266,10 +266,10 @@ def matrix(run: str, batches: str, states: str, whole: bool) -> None:
 )
 def noise(run: str, at: str, window: int, seeds: int) -> None:
     """Null forks: how fast the smallest noise grows at each step."""
-    from replay.experiments.divergence_rate import noise as go
+    from replay.experiments.divergence_rate import noise as measure_noise
 
     with bar("noise") as progress:
-        document = go(runs_folder(), run, steps(at, "--at"), window, seeds, progress)
+        document = measure_noise(runs_folder(), run, steps(at, "--at"), window, seeds, progress)
 
     def story() -> None:
         if not all(p["control"]["bitwise"] for p in document["points"]):
