@@ -27,6 +27,7 @@ from forensics.step.state import TrainState
 from forensics.store.resumable import Kept
 from forensics.train.advance import advance
 from forensics.train.run import Run
+from replay.compare.medians import median_of_present, spread_of_present
 from replay.compare.probe_sequences import Probe
 from replay.experiments.results import (
     BatchEffect,
@@ -88,8 +89,10 @@ def matrix(
             for kind, batch_step in batches
             if kind == "placebo"
         ]
-        median = {m: _median([p[m] for p in placebos]) for m in ("after", "loss", "grad_norm")}
-        scales.append({m: _mad([p[m] for p in placebos]) for m in median})
+        median = {
+            m: median_of_present([p[m] for p in placebos]) for m in ("after", "loss", "grad_norm")
+        }
+        scales.append({m: spread_of_present([p[m] for p in placebos]) for m in median})
         for batch_step in range(first, last):
             cell = finished.get(f"{state_step} {batch_step}")
             jump = (
@@ -117,7 +120,7 @@ def matrix(
         )
         scale = [scale_of["after" if measure == "jump" else measure] for scale_of in scales]
         effects[measure] = effects_of(
-            table.reshape(len(states), last - first), states, first, _median(scale)
+            table.reshape(len(states), last - first), states, first, median_of_present(scale)
         )
     result = MatrixResult(
         run=name,
@@ -220,7 +223,7 @@ def windows(
 
 def _judged(state: int, consumed: bool, row: dict[str, Any]) -> WindowFromState:
     losses, placebo = row["losses"], row["placebo"]
-    median, scale = _median(placebo), _mad(placebo)
+    median, scale = median_of_present(placebo), spread_of_present(placebo)
     finite = all(math.isfinite(x) for x in losses)
     peak = max(losses) if finite else math.inf
     sigma = (peak - median) / scale if finite and median is not None and scale else None
@@ -312,17 +315,6 @@ def _identity(run: Run) -> str:
     return (
         f"{run.name} {run.header.order} {run.header.created} {run.header.interventions} {PLACEBOS}"
     )
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    some = [v for v in values if v is not None]
-    return float(np.median(some)) if some else None
-
-
-def _mad(values: Sequence[float | None]) -> float | None:
-    """1.4826 · median |x − median|."""
-    some = np.array([v for v in values if v is not None])
-    return float(1.4826 * np.median(np.abs(some - np.median(some)))) if len(some) else None
 
 
 def _rms(x: np.ndarray) -> float:

@@ -132,7 +132,7 @@ def sweep(
         equal_learning_rate=rate,
         placebos=as_written.placebos,
         points=tuple(points),
-        summary=tuple(_summary(points)),
+        summary=tuple(summarise(points)),
     )
     keep_result(run.folder, "sweep", "\n".join(keys), result)
     return result
@@ -314,12 +314,12 @@ def _sizes(
         "l2_over_moved": fork["l2"][-1] / moved if moved else None,
         "logit_kl": fork["kl"][-1] if fork["kl"] else None,
         "loss_gap": gap,
-        "over_placebos": _finite(effect.effect),
+        "over_placebos": effect.effect,
         "p": effect.p,
         "placebos": effect.placebos,
         "finding": effect.finding,
         "verdict": effect.sentence(),
-        "logit_kl_over_placebos": _finite(found_kl.effect) if found_kl else None,
+        "logit_kl_over_placebos": found_kl.effect if found_kl else None,
         "logit_kl_p": found_kl.p if found_kl else None,
         "placebo_l2": [p["l2"][-1] for p in placebos],
         "chaos_l2": chaos,
@@ -329,11 +329,7 @@ def _sizes(
     }
 
 
-def _finite(x: float | None) -> float | None:
-    return x if x is not None and math.isfinite(x) else None
-
-
-def _summary(points: Sequence[SweepPoint]) -> list[SweepRow]:
+def summarise(points: Sequence[SweepPoint]) -> list[SweepRow]:
     """Summarise the seeds of each step and arm, judged against all their placebos together."""
     rows = []
     for step, arm in sorted(
@@ -356,7 +352,7 @@ def _summary(points: Sequence[SweepPoint]) -> list[SweepRow]:
                 l2_range=(min(p.l2 for p in seeds), max(p.l2 for p in seeds)),
                 l2_over_moved=l2 / seeds[0].moved if seeds[0].moved else None,
                 placebo_range=(min(nulls), max(nulls)) if nulls else None,
-                over_placebos=_finite(effect.effect),
+                over_placebos=effect.effect,
                 p=effect.p,
                 placebos=effect.placebos,
                 finding=effect.finding,

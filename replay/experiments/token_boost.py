@@ -36,6 +36,7 @@ from forensics.tokens.trajectories import reference_ids
 from forensics.train.advance import fold, token_losses
 from forensics.train.run import Run
 from replay.compare import null_test
+from replay.compare.medians import median_of_present
 from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
 from replay.forks.lockstep import arm_from
@@ -368,12 +369,13 @@ def _summary(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"times": n, "seeds": len(boosted), "placebos": len(placebo)}
         for kind, measured in (("boosted", boosted), ("placebo", placebo)):
             row[kind] = {
-                key: _median([a[key] for a in measured]) for key in ("value", "rank", "loss", "p")
+                key: median_of_present([a[key] for a in measured])
+                for key in ("value", "rank", "loss", "p")
             }
             gaps = [_gap(a, control) for a in measured]
             row[kind] |= {
-                "held_out_gap": _median([g[0] for g in gaps]),
-                "held_out_error": _median([g[1] for g in gaps]),
+                "held_out_gap": median_of_present([g[0] for g in gaps]),
+                "held_out_error": median_of_present([g[1] for g in gaps]),
             }
         row["takes"] = _effect(
             [_less(control["loss"], a["loss"]) for a in boosted],
@@ -400,7 +402,7 @@ def _gap(arm: dict[str, Any], control: dict[str, Any]) -> tuple[float | None, fl
 
 def _effect(own: list[float | None], placebos: list[float | None]) -> dict[str, Any] | None:
     """Return the median change held against the sizes of the placebos' changes."""
-    d = _median(own)
+    d = median_of_present(own)
     if d is None:
         return None
     effect = null_test.judge_effect(d, [abs(x) for x in placebos if x is not None])
@@ -441,8 +443,3 @@ def _verdict(control: dict[str, Any], summary: list[dict[str, Any]]) -> str:
 
 def _less(a: float | None, b: float | None) -> float | None:
     return None if a is None or b is None else a - b
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    numbers = [v for v in values if v is not None]
-    return float(np.median(numbers)) if numbers else None

@@ -25,6 +25,12 @@ def test_a_sweep_says_early_or_late_only_where_the_placebos_allow_it() -> None:
     )
 
 
+def test_a_fork_beyond_placebos_that_moved_nothing_is_infinitely_far_in_the_sentence() -> None:
+    assert "(∞× the median placebo)" in text_of(
+        sweep.sweep_title(sweep_of(over=(float("inf"), 3.0)))
+    )
+
+
 def test_a_matrix_names_what_stands_out_and_nothing_where_nothing_does() -> None:
     assert text_of(matrix.matrix_title(matrix_of(), "jump")).endswith(
         "above all it depends on the batch (data) (50× the spread of random other batches)"

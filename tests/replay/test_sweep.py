@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
 from replay.executors.local import Task, Work, here, spawned
-from replay.experiments.sweep import moved, sweep
+from replay.experiments.results import PointControl, SweepPoint, SweepResult
+from replay.experiments.sweep import moved, summarise, sweep
 from replay.forks import spec
 from replay.forks.run import fork
 
@@ -122,6 +125,21 @@ def test_sizes_are_over_what_the_control_moved_and_over_the_placebos(found: dict
         (70, "own", 1, 1),
         (70, "equal", 1, 1),
     ]
+
+
+def test_an_effect_over_placebos_that_moved_nothing_is_infinity_in_the_document() -> None:
+    exact = PointControl(level="exact", bitwise=True, compared=6, what="every step")
+    one_point = SweepPoint(
+        **dict.fromkeys((f.name for f in dataclasses.fields(SweepPoint)), None)
+        | {"step": 40, "arm": "own", "seed": 0, "learning_rate": 1e-3, "control": exact}
+        | {"l2": 0.5, "moved": 1.0, "placebo_l2": (0.0, 0.0, 0.0)}
+    )
+    (row,) = summarise([one_point])
+    assert row.over_placebos == math.inf and row.finding == "beyond"
+    swept_once = SweepResult("base", "skips", 40, (40,), 6, summary=(row,))
+    document = swept_once.to_document()
+    assert document["summary"][0]["over_placebos"] == "Infinity"
+    assert SweepResult.from_document(document, "sweep").summary == (row,)
 
 
 def test_seeds_draw_other_placebos_of_the_same_fork(runs: Path) -> None:

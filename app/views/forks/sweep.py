@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,9 @@ def sweep_title(sweep: Mapping[str, Any]) -> list[Part]:
     """Say what was done, from where, and at which step it took the run farthest."""
     own_rate = [row for row in sweep["summary"] if row["arm"] == "own"]
     measure = "over_placebos" if any(row["over_placebos"] for row in own_rate) else "l2_over_moved"
-    measured = [row for row in own_rate if row[measure] is not None]
+    measured = [
+        row for row in own_rate if row[measure] is not None and not math.isnan(row[measure])
+    ]
     states = f"{len(sweep['steps'])} {'state' if len(sweep['steps']) == 1 else 'states'}"
     title: list[Part] = [f"A fork from {states} of {sweep['run']} that ", visible(sweep["does"])]
     if measure == "over_placebos" and not any(row["finding"] == "beyond" for row in own_rate):
@@ -242,7 +245,7 @@ def _sweep_chart(
 
     values = []
     for row in d["summary"]:
-        value = row[measure]
+        value = row[measure] if documents.is_finite(row[measure]) else None
         by_l2 = (
             value / row["l2"] if value is not None and row["l2"] else None
         )  # the range over seeds is of l2
