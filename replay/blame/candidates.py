@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -17,13 +18,24 @@ from forensics.train.run import Run
 from forensics.visible import visible
 from replay.blame.deletion import SHARE, Suspect
 from replay.blame.result import Candidate, DocumentInfluence, DocumentSpan, SourceInfluence
-from replay.blame.window_replays import WindowReplays
+from replay.blame.window_replays import DocumentStretch, WindowReplays
 from replay.interventions.rows import Slot
 
 EXCERPT = 200  # characters of a candidate's text in the result
 SINGLE = 3  # leading documents that are removed each by itself
 TOGETHER = (2, 4, 8)  # leading documents that are removed together
 NAMED = 2  # documents of a set that a sentence names
+
+
+class WindowRows(Protocol):
+    """A window whose rows can be cut into documents."""
+
+    @property
+    def run(self) -> Run:
+        """Return the run whose window it is."""
+
+    def document_stretches(self, row: Slot) -> list[DocumentStretch]:
+        """Cut a row, or a stretch of it, at the bounds of its documents."""
 
 
 @dataclass
@@ -60,7 +72,7 @@ def candidate(
     """Describe one sequence; `tokens`: with the influence of each of its tokens."""
     run, batch = replays.run, replays.run.stream(row.step)
     ids = batch.tokens[row.slot].tolist()
-    documents = _document_spans(replays, row)
+    documents = document_spans(replays, row)
     main = max(documents, key=lambda span: span.targets, default=None)
     text = visible(run.corpus.decode(ids))
     influence = influences.of(row)
@@ -84,7 +96,8 @@ def candidate(
     )
 
 
-def _document_spans(replays: WindowReplays, row: Slot) -> tuple[DocumentSpan, ...]:
+def document_spans(replays: WindowRows, row: Slot) -> tuple[DocumentSpan, ...]:
+    """List where a row holds text of which document."""
     return tuple(
         DocumentSpan(
             stretch.document,
@@ -115,7 +128,7 @@ class _DocumentSum:
 
 
 def by_document(
-    replays: WindowReplays, influences: Influences, rows: Sequence[Slot]
+    replays: WindowRows, influences: Influences, rows: Sequence[Slot]
 ) -> list[DocumentInfluence]:
     """Sum influence over each document's targets in these rows, strongest first."""
     sums: dict[int, _DocumentSum] = {}

@@ -7,11 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from forensics.train.run import Run
 from forensics.visible import visible
-from replay.blame.candidates import Influences
+from replay.blame.candidates import Influences, WindowRows
 from replay.blame.result import BlameResult, Candidate, CurvePoint
 from replay.blame.sentences import cause
-from replay.blame.window_replays import WindowReplays
 from replay.interventions.rows import Slot
 
 WIDEST = 4  # tokens that may share one character of UTF-8
@@ -33,7 +33,7 @@ class CandidateText:
     pieces: tuple[Piece, ...]
 
 
-def text_pieces(replays: WindowReplays, influences: Influences, row: Slot) -> tuple[Piece, ...]:
+def text_pieces(replays: WindowRows, influences: Influences, row: Slot) -> tuple[Piece, ...]:
     """Cut a sequence's text into tokens; those that share a character of UTF-8 stay together."""
     run = replays.run
     ids = run.stream(row.step).tokens[row.slot].tolist()
@@ -41,6 +41,11 @@ def text_pieces(replays: WindowReplays, influences: Influences, row: Slot) -> tu
     by_token = [0.0] * len(ids)
     if influences.known[k, row.slot]:
         by_token = [0.0, *influences.by_token[k, row.slot].tolist()]
+    return pieces_of(run, ids, by_token)
+
+
+def pieces_of(run: Run, ids: Sequence[int], by_token: Sequence[float]) -> tuple[Piece, ...]:
+    """Cut tokens with a number each into pieces of text."""
     pieces: list[Piece] = []
     start = 0
     for stop in range(1, len(ids) + 1):
@@ -92,7 +97,7 @@ def html_page(result: BlameResult, texts: Sequence[CandidateText]) -> str:
         cause=html.escape(cause(result.verdict)),
         sentence=html.escape(result.sentence),
         curve="".join(_curve_row(point) for point in result.deletion_curve),
-        candidates="\n".join(_candidate_block(text, largest) for text in texts),
+        candidates="\n".join(candidate_block(text, largest) for text in texts),
     )
 
 
@@ -102,7 +107,8 @@ def _curve_row(point: CurvePoint) -> str:
     return f"<tr><td>{point.removed}</td><td>{removed}</td><td>{random}</td></tr>"
 
 
-def _candidate_block(text: CandidateText, largest: float) -> str:
+def candidate_block(text: CandidateText, largest: float) -> str:
+    """Write a candidate's title and its coloured text as HTML."""
     candidate = text.candidate
     title = html.escape(
         f"batch {candidate.step}, slot {candidate.slot}, sequence {candidate.sequence}:"

@@ -25,6 +25,7 @@ from forensics.step.batch import Batch, BatchStream
 from forensics.step.policy import Policy
 from forensics.step.state import TrainState
 from forensics.train.advance import fold
+from forensics.train.run import Run
 from replay.blame.excess import WindowControl, root
 from replay.interventions import row_removal
 from replay.interventions.rows import Slot, put
@@ -51,6 +52,20 @@ class DocumentStretch:
 
     document: int  # −1: an intervention made the sequence
     slot: Slot
+
+
+def document_stretches(run: Run, row: Slot) -> list[DocumentStretch]:
+    """Cut a row of a run's batch, or a stretch of it, at the bounds of its documents."""
+    batch = run.stream(row.step)
+    one_row = dataclasses.replace(batch, sequence=batch.sequence[row.slot : row.slot + 1])
+    stretches = []
+    for span in run.batches.provenance(one_row)[0]:
+        # target t is token t + 1
+        low, high = max(span.start - 1, row.first), min(span.stop - 1, row.last)
+        if low < high:
+            slot = dataclasses.replace(row, first=low, last=high)
+            stretches.append(DocumentStretch(span.document, slot))
+    return stretches or [DocumentStretch(-1, row)]
 
 
 class WindowReplays:
@@ -81,16 +96,7 @@ class WindowReplays:
 
     def document_stretches(self, row: Slot) -> list[DocumentStretch]:
         """Cut a row, or a stretch of it, at the bounds of its documents."""
-        batch = self.run.stream(row.step)
-        one_row = dataclasses.replace(batch, sequence=batch.sequence[row.slot : row.slot + 1])
-        stretches = []
-        for span in self.run.batches.provenance(one_row)[0]:
-            # target t is token t + 1
-            low, high = max(span.start - 1, row.first), min(span.stop - 1, row.last)
-            if low < high:
-                slot = dataclasses.replace(row, first=low, last=high)
-                stretches.append(DocumentStretch(span.document, slot))
-        return stretches or [DocumentStretch(-1, row)]
+        return document_stretches(self.run, row)
 
     def cost(self, removal: Iterable[Slot]) -> int:
         """Count the steps that a replay without these takes; 0 where it is known already."""
