@@ -11,11 +11,9 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import xxhash
-
 from forensics.json_documents import dumps
 from forensics.result_records import ResultRecord
-from forensics.store.writer import write_atomic
+from forensics.store import result_cache
 
 LARGEST = 64 << 20  # bytes of a document that is read whole
 
@@ -31,8 +29,8 @@ def keep_result(
     folder: Path, kind: str, identity: str, result: ResultRecord | dict[str, Any]
 ) -> Path:
     """Write a result as `<kind>-<hash of identity>.json`, atomically. Errors: storage."""
-    path = folder / f"{kind}-{xxhash.xxh3_64_hexdigest(identity.encode())}.json"
-    write_atomic(path, (dumps(result) + "\n").encode())
+    path = result_cache.path_of(folder, f"{kind}-", identity, ".json")
+    result_cache.write(path, (dumps(result) + "\n").encode())
     return path
 
 

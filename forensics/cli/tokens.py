@@ -84,8 +84,9 @@ def tokens(
     the categories.
     """
     from forensics.cli.console import settings
+    from forensics.tokens.findings_document import document
     from forensics.tokens.target import open_target
-    from forensics.tokens.under_trained import document, find
+    from forensics.tokens.under_trained import find
     from replay.lineage import open_trajectory
 
     if exact or over_time:

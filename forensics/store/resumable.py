@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import xxhash
+from forensics.store.result_cache import path_of
 
 
 class Kept:
@@ -21,9 +21,7 @@ class Kept:
     """
 
     def __init__(self, folder: Path | None, identity: str) -> None:
-        self.path = (
-            folder / f"{xxhash.xxh3_64_hexdigest(identity.encode())}.jsonl" if folder else None
-        )
+        self.path = path_of(folder, "", identity, ".jsonl") if folder else None
         self.values: dict[str, Any] = {}
         self._torn = False  # whether the file ends in the middle of a line
         if self.path is not None and self.path.is_file():

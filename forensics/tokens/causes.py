@@ -24,7 +24,8 @@ import numpy as np
 
 from forensics.progress import ProgressCallback, silent
 from forensics.tokens.categories import Categories
-from forensics.tokens.exposure import UNSEEN, Exposure
+from forensics.tokens.exposure import Exposure
+from forensics.tokens.exposure_tally import UNSEEN
 from forensics.tokens.vocabulary import texts
 from forensics.train.run import Run
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from forensics.progress import ProgressCallback, silent
 from forensics.step.state import TrainState
-from forensics.tokens.exposure import Moves, ledger, moves
+from forensics.tokens.applied_steps import Moves, moves
+from forensics.tokens.exposure import ledger
 from forensics.train.optimizer import decayed_names, update
 from forensics.train.run import Run
 

@@ -11,7 +11,6 @@ that need one, the other half is judged like every token.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from forensics.errors import ForensicsError
 from forensics.model.vocabulary_matrices import Weights
 from forensics.progress import ProgressCallback, silent
-from forensics.store.parts import write_atomic
+from forensics.store import result_cache
 from forensics.store.resumable import Kept
 from forensics.tokens import ranking, reference
 from forensics.tokens.categories import Categories, categorise
@@ -147,14 +146,14 @@ def checkpoints(
     name = "cosine" if run.shape.tied else "input-norm"
     category = dict(zip(categories.ids.tolist(), categories.category))
     for step, exposure in zip(steps, ledgers(run, steps, progress)):
-        path = _path(run, step, own)
-        cached = _kept(path)
+        path = _indicators_of(run, step, own)
+        cached = result_cache.read_arrays(path)
         if cached is None:
             cached = measure(weights_of(run, step), own.ids if own else None)
             write_vocabulary(
                 run, step, indicator=cached.get(name), category=category, exposure=exposure
             )
-            _keep(path, cached)
+            result_cache.write_arrays(path, cached)
         yield Checkpoint(step, cached, exposure)
 
 
@@ -371,32 +370,8 @@ def _sentence(
     return "; ".join(words)
 
 
-# ---- what is kept
-
-
-def _path(run: Run, step: int, own: reference.Reference | None) -> Path:
-    import xxhash
-
-    identity = f"1 {run.name} {run.header.created} {own.ids.tolist() if own else None}"
-    return (
-        run.folder / "indicators" / f"{step:06d}-{xxhash.xxh3_64_hexdigest(identity.encode())}.npz"
-    )
-
-
-def _kept(path: Path) -> dict[str, np.ndarray] | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError):
-        return None
-    except Exception as e:  # zipfile's own, of a torn file
-        if type(e).__name__ != "BadZipFile":
-            raise
-        return None
-
-
-def _keep(path: Path, found: dict[str, np.ndarray]) -> None:
-    data = io.BytesIO()
-    np.savez(data, **found)  # type: ignore[arg-type]
-    path.parent.mkdir(exist_ok=True)
-    write_atomic(path, data.getvalue())
+def _indicators_of(run: Run, step: int, reference: reference.Reference | None) -> Path:
+    """Return where the indicators of a checkpoint are kept."""
+    ids = reference.ids.tolist() if reference else None
+    identity = f"1 {run.name} {run.header.created} {ids}"
+    return result_cache.path_of(run.folder / "indicators", f"{step:06d}-", identity, ".npz")

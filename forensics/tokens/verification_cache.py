@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from forensics.store import result_cache
 
 if TYPE_CHECKING:
     from forensics.tokens.verification import Verification
@@ -30,7 +31,6 @@ def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
     Where the model cannot copy, nothing is known of any token, and that is kept. Errors: storage.
     """
     from forensics.json_documents import dumps
-    from forensics.store.writer import write_atomic
     from forensics.tokens.verify import VERIFIED
 
     earlier = _read(path_of(run.folder, step)) if told.copies else None
@@ -58,7 +58,8 @@ def keep(run: Run, step: int, ids: np.ndarray, told: Verification) -> None:
             "at_least": [b for _, b in tokens.values()],
         },
     }
-    write_atomic(path_of(run.folder, step), (dumps(document, indent=None) + "\n").encode())
+    content = (dumps(document, indent=None) + "\n").encode()
+    result_cache.write(path_of(run.folder, step), content)
 
 
 def verified(folder: Path, step: int) -> tuple[dict[int, bool], str] | None:
@@ -75,17 +76,9 @@ def verified(folder: Path, step: int) -> tuple[dict[int, bool], str] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    document = result_cache.read_document(path)
+    if document is None or not {"copies", "verdict", "below", "tokens"} <= document.keys():
         return None
-    there = (
-        isinstance(document, dict) and {"copies", "verdict", "below", "tokens"} <= document.keys()
-    )
-    return (
-        document
-        if there
-        and isinstance(document["tokens"], dict)
-        and {"id", "max_prob", "at_least"} <= document["tokens"].keys()
-        else None
-    )
+    tokens = document["tokens"]
+    complete = isinstance(tokens, dict) and {"id", "max_prob", "at_least"} <= tokens.keys()
+    return document if complete else None

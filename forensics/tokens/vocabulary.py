@@ -16,7 +16,8 @@ from forensics.progress import ProgressCallback, silent
 from forensics.records import VOCABULARY
 from forensics.store import parts as p
 from forensics.store.parts import MOST_PARTS
-from forensics.tokens.exposure import UNSEEN, Exposure, ledger
+from forensics.tokens.exposure import Exposure, ledger
+from forensics.tokens.exposure_tally import UNSEEN
 from forensics.train.run import Run
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from forensics.progress import ProgressCallback, silent
 from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.store.resumable import Kept
-from forensics.tokens.exposure import ledger, sequence_ids
+from forensics.tokens.applied_steps import sequence_ids
+from forensics.tokens.exposure import ledger
 from forensics.tokens.indicators import measure
 from forensics.tokens.trajectories import reference_ids
 from forensics.train.advance import fold, token_losses

@@ -19,7 +19,7 @@ import numpy as np
 
 from forensics.errors import ForensicsError
 from forensics.result_records import ResultRecord
-from forensics.store.writer import write_atomic
+from forensics.store import result_cache
 
 FOLDER = "looks"
 
@@ -51,24 +51,12 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    _write(path, save(contiguous, {"about": json.dumps(dict(about))}))
+    result_cache.write(path, save(contiguous, {"about": json.dumps(dict(about))}))
 
 
 def write_record(path: Path, record: ResultRecord) -> None:
     """Write a record as a JSON document. Errors: storage."""
-    _write(path, record.to_json())
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
-    except OSError as e:
-        raise ForensicsError(
-            "storage",
-            f"could not write {path}: {e.strerror or e}",
-            "is there space, and may this user write there?",
-        ) from None
+    result_cache.write(path, record.to_json())
 
 
 def read(path: Path) -> Artifact:

@@ -6,8 +6,9 @@ import pytest
 from forensics import formats
 from forensics.data.tokenize import train_tokenizer
 from forensics.errors import ForensicsError
+from forensics.tokens.findings_document import document
 from forensics.tokens.target import open_target
-from forensics.tokens.under_trained import document, find
+from forensics.tokens.under_trained import find
 
 NEW = '''
 """Matrices in an .npz beside a tokenizer."""

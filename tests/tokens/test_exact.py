@@ -13,8 +13,8 @@ import torch
 
 from forensics.step.state import TrainState
 from forensics.tokens import exact
+from forensics.tokens.applied_steps import moves
 from forensics.tokens.exact import EMBED, exact_test, untouched, zero_gradient
-from forensics.tokens.exposure import moves
 from forensics.train.optimizer import decayed_names, update
 from forensics.train.run import Run
 from replay.lineage import open_trajectory

@@ -15,9 +15,12 @@ from forensics.data.order import make_order
 from forensics.data.planted import PLANTED
 from forensics.errors import ForensicsError
 from forensics.model.step_model import StepModel
+from forensics.step.state import Counters
 from forensics.tokens import exposure
+from forensics.tokens.applied_steps import sequence_ids
 from forensics.tokens.causes import corpus_counts
-from forensics.tokens.exposure import FIELDS, ledger, ledgers, reachable, sequence_ids
+from forensics.tokens.exposure import FIELDS, ledger, ledgers
+from forensics.tokens.exposure_tally import reachable
 from forensics.tokens.vocabulary import vocabulary, write_vocabulary
 from forensics.train.advance import documents
 from forensics.train.run import Run
@@ -44,9 +47,7 @@ def read_one_by_one(run: Run, step: int) -> dict[str, np.ndarray]:
             if rows[s]["update"] not in ("apply", "hold"):
                 continue
             batch, applied = each.stream(s), rows[s]["update"] == "apply"
-            frozen = each.policy(
-                exposure.Counters(s, rows[s]["schedule"], rows[s]["updates"])
-            ).frozen
+            frozen = each.policy(Counters(s, rows[s]["schedule"], rows[s]["updates"])).frozen
             for b in range(len(batch.tokens)):
                 tokens, weight = batch.tokens[b].tolist(), batch.weight[b].tolist()
                 spans = each.corpus.spans(batch.sequence[b : b + 1].numpy(), T)[0]
@@ -133,7 +134,7 @@ def test_what_is_kept_is_the_ledger_and_a_damaged_file_is_counted_again(
     tiny_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = ledger(tiny_run, 10)
-    path = exposure._path(tiny_run, 10)
+    path = exposure.path_of(tiny_run, 10)
     assert path.is_file()
     monkeypatch.setattr(exposure, "_count", lambda *_: pytest.fail("it was kept"))
     assert np.array_equal(ledger(tiny_run, 10).documents, found.documents)

@@ -15,8 +15,9 @@ from forensics.data.tokenize import train_tokenizer
 from forensics.model.forward import Recomputed, of_decoder, of_folder
 from forensics.model.vocabulary_matrices import Weights
 from forensics.tokens.categories import Categories, categorise
+from forensics.tokens.findings_document import rule_against
 from forensics.tokens.target import Target
-from forensics.tokens.under_trained import CANNOT_COPY, _verify, rule_against
+from forensics.tokens.under_trained import CANNOT_COPY, _verify
 from forensics.tokens.verification import Verification
 from forensics.tokens.verify import VERIFIED, Verifier, can_copy, choose_controls
 
