@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from forensics.detect.spikes import phase_restarts, robust
+from forensics.detect.spikes import restarts_of, robust
 from forensics.errors import ForensicsError
 from forensics.identity import fingerprint_difference
 from forensics.lazy import make_callable
@@ -142,7 +142,7 @@ class Witness:
         """
         history = recorded_steps(self.run, 0, self.last)
         past = [s for s in sorted(history) if s < min(self.losses)]
-        restarts = phase_restarts([(p.until, p.mix) for p in self.run.recipe.data.phases])
+        restarts = restarts_of(self.run.recipe)
         steps = past + sorted(self.losses)
         theirs = robust(
             [history[s]["loss"] if s in history else None for s in steps],

@@ -2,7 +2,7 @@
 
 One fold, live and after the fact:
 
-    detector = RobustDetector(restarts=phase_restarts(phases))
+    detector = RobustDetector(restarts=restarts_of(recipe))
     spike = detector.update(step, loss)  # `detector.alarm` tells at once, the Spike comes when
                                          # its kind is known
     robust(losses) == [every Spike of the fold]
@@ -13,97 +13,41 @@ docs/formulas.md, "Spikes".
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forensics.detect.windows import (
-    MAD_TO_SIGMA,
-    Bools,
-    Series,
-    moments_before,
-    series,
-    smallest_scale,
-)
+from forensics.detect.band import LATEST, Band, RunningBand
+from forensics.detect.windows import Bools, Series, moments_before, series
 from forensics.errors import ForensicsError
 
-BAND = 3.0  # σ around the median within which a value is back to normal
+if TYPE_CHECKING:
+    from forensics.config import Recipe
+
+BAND = 3.0  # scales around the centre within which a value is back to normal
 RECOVERED = 5  # values in a row inside the band that make a recovery
 FAST = 10  # steps after the peak within which a recovery is fast
+FEWEST = 8  # residuals that a scale is taken of
 LOCKED = 64  # outliers in a row after which they are the new normal, and the window starts again
 
 
 @dataclass(frozen=True)
 class Spike:
-    """One episode. Baseline and σ are those of the window at the onset."""
+    """One episode. Baseline and σ are those of the band at the onset."""
 
     step: int  # the peak: the largest outlier before recovery
     onset: int  # the first outlying step
     metric: str
     value: float  # at the peak
-    baseline: float | None  # median of the window; None when a NaN came before any value
-    sigma: float  # (value − baseline) / (1.4826·MAD); inf where the value is not finite
+    baseline: float | None  # centre of the band; None when a NaN came before any value
+    sigma: float  # (value − baseline) / the band's scale; inf where the value is not finite
     kind: str  # batch | fast | slow
     recovered_at: (
         int | None
     )  # first of five steps back in the band (batch: the one step); None: not seen to recover
-
-
-class _Window:
-    """The last values in order of time and in order of size."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.recent: deque[float] = deque()
-        self.ordered: list[float] = []
-
-    def __len__(self) -> int:
-        return len(self.ordered)
-
-    def push(self, value: float) -> None:
-        self.recent.append(value)
-        insort(self.ordered, value)
-        if len(self.recent) > self.size:
-            del self.ordered[bisect_left(self.ordered, self.recent.popleft())]
-
-    def clear(self) -> None:
-        self.recent.clear()
-        self.ordered.clear()
-
-    def median(self) -> float:
-        n = len(self.ordered)
-        upper = self.ordered[n // 2]
-        return upper if n % 2 else (self.ordered[n // 2 - 1] + upper) / 2
-
-    def mad(self, centre: float) -> float:
-        """Median distance from `centre`, in O(log n): the values nearest to it are neighbours in
-        order of size.
-        """
-        s, n = self.ordered, len(self.ordered)
-        near = n // 2 + 1
-        first, last = 0, n - near
-        while first < last:
-            middle = (first + last) // 2
-            if centre - s[middle] > s[middle + near] - centre:
-                first = middle + 1
-            else:
-                last = middle
-        below, above = centre - s[first], s[first + near - 1] - centre
-        farthest = max(below, above)
-        if n % 2:
-            return farthest
-        second = (
-            max(centre - s[first + 1], above)
-            if below >= above
-            else max(below, s[first + near - 2] - centre)
-        )
-        return (second + farthest) / 2
-
-    def scale(self, centre: float) -> float:
-        return max(MAD_TO_SIGMA * self.mad(centre), smallest_scale(centre))
 
 
 @dataclass
@@ -122,10 +66,10 @@ class _Episode:
 
 
 class RobustDetector:
-    """Judges values as they come: an outlier is more than k·1.4826·MAD above the median of the last
-    `window` values.
+    """Judges values as they come: an outlier is more than k scales above the centre of the band of
+    the last `window` values, once there are `minimum` of them.
 
-    NaN and inf are always outliers. Outliers do not enter the window; it restarts at `restarts` and
+    NaN and inf are always outliers. Outliers do not enter the band; it restarts at `restarts` and
     after 64 outliers in a row. State is a fold over the values given: a resumed run gets its
     detector back by giving it the recorded ones. Errors: usage.
     """
@@ -140,10 +84,11 @@ class RobustDetector:
         k: float = 6.0,
         recover_within: int = 100,
     ) -> None:
-        if not 2 <= minimum <= window:
+        if not LATEST < minimum <= window:
             raise ForensicsError(
                 "usage",
-                f"wanted 2 ≤ minimum ≤ window, found minimum {minimum} and window {window}",
+                f"wanted {LATEST + 1} ≤ minimum ≤ window, found minimum {minimum} and window"
+                f" {window}",
                 "the defaults are 64 and 128",
             )
         if not k > 0 or recover_within < 1:
@@ -156,7 +101,7 @@ class RobustDetector:
         self.metric, self.minimum, self.k, self.recover_within = metric, minimum, k, recover_within
         self.alarm = False  # whether the value given last was an outlier
         self._restarts = deque(sorted(restarts))
-        self._window = _Window(window)
+        self._band = RunningBand(window)
         self._row = 0  # outliers in a row
         self._open: _Episode | None = None
         self._last: int | None = None
@@ -167,6 +112,18 @@ class RobustDetector:
         alarm is a new one.
         """
         return self._open.onset if self._open else None
+
+    @property
+    def expected(self) -> Band | None:
+        """The band of the next value, also from fewer values than it takes to judge; None where
+        even a scale would be a guess.
+        """
+        return self._band.expect() if len(self._band) >= LATEST + FEWEST else None
+
+    @property
+    def band(self) -> Band | None:
+        """The band that the next value is judged by; None while there are too few values."""
+        return self._band.expect() if len(self._band) >= self.minimum else None
 
     def update(self, step: int, value: float, computed: bool = True) -> Spike | None:
         """Take the value of `step`; the Spike whose kind this value settles, if any. Steps must
@@ -181,7 +138,7 @@ class RobustDetector:
             # Another mix of data has another band: nothing after the boundary can say that this
             # episode recovered.
             settled = self.finish()
-            self._window.clear()
+            self._band.clear()
         self.alarm = computed and self._outlier(value)
         if not computed:
             return settled
@@ -193,9 +150,9 @@ class RobustDetector:
             # every 100 steps.
             self._open = self._begin(step, value)
         if not self.alarm:
-            self._window.push(value)
+            self._band.push(value)
         elif self._row == LOCKED:
-            self._window.clear()
+            self._band.clear()
         return settled
 
     def finish(self) -> Spike | None:
@@ -205,16 +162,14 @@ class RobustDetector:
     def _outlier(self, value: float) -> bool:
         if not math.isfinite(value):
             return True
-        if len(self._window) < self.minimum:
-            return False
-        median = self._window.median()
-        return value > median and value - median > self.k * self._window.scale(median)
+        band = self.band
+        return band is not None and value - band.centre > self.k * band.scale
 
     def _begin(self, step: int, value: float) -> _Episode:
-        baseline = self._window.median() if len(self._window) else None
-        scale = math.inf  # with too few values for a band every finite value is back in it
-        if baseline is not None and len(self._window) >= self.minimum:
-            scale = self._window.scale(baseline)
+        expected = self._band.expect()
+        baseline = expected.centre if expected else None
+        # with too few values for a band every finite value is back in it
+        scale = self.band.scale if self.band else math.inf
         centre = baseline or 0.0
         return _Episode(
             step,
@@ -320,6 +275,30 @@ def _rows(
     at = range(len(column)) if steps is None else [int(s) for s in steps]
     assert len(at) == len(column), f"{len(column)} values but {len(at)} steps"
     return list(zip(at, column.tolist(), was_computed.tolist()))
+
+
+def band_at(
+    step: int, values: Series, *, steps: Sequence[int], restarts: Sequence[int] = ()
+) -> Band | None:
+    """Return the band that the metric is expected in at `step`, from the values before it; None
+    where they are too few for a scale.
+
+    It is the band that `RobustDetector` judges by, also where fewer values than its minimum stand.
+    """
+    detector = RobustDetector(restarts=restarts)
+    for row in _rows(values, steps, None):
+        if row[0] < step:
+            detector.update(*row)
+    detector.update(step, 0.0, computed=False)  # a window that starts again here is empty
+    return detector.expected
+
+
+def restarts_of(recipe: Recipe) -> list[int]:
+    """List the steps of a run at which the detector's window restarts: `phase_restarts` of its
+    phases, the last of which ends with the run.
+    """
+    phases = [(phase.until, phase.mix) for phase in recipe.data.phases]
+    return phase_restarts(phases, end=recipe.train.steps)
 
 
 def phase_restarts(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forensics import config
-from forensics.detect.spikes import RobustDetector, Spike, phase_restarts
+from forensics.detect.spikes import RobustDetector, Spike, restarts_of
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
 from forensics.model.initialize import initialize
@@ -102,8 +102,7 @@ class Trainer:
         self.recorder = Recorder(
             self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu"
         )
-        phases = [(phase.until, phase.mix) for phase in self.recipe.data.phases]
-        restarts = phase_restarts(phases)
+        restarts = restarts_of(self.recipe)
         self.detectors = {
             metric: RobustDetector(metric=metric, restarts=restarts) for metric in METRICS
         }

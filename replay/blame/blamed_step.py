@@ -5,26 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
-from forensics.detect.spikes import Spike, phase_restarts, robust
-from forensics.detect.windows import MAD_TO_SIGMA, smallest_scale
+from forensics.detect.spikes import Spike, band_at, restarts_of, robust
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
 from replay.blame.result import BlamedStep
 from replay.verify import recorded_steps
-
-FEWEST = 8  # recorded losses before the step that make a baseline
-HISTORY = 128  # recorded losses that a scale is taken of where no detector gives one
 
 
 def spikes_along(run: Run) -> list[Spike]:
     """Detect every spike of the recorded loss along the lineage: a fork has its ancestors' past."""
     rows = recorded_steps(run, 0, run.header.steps)
     steps = sorted(step for step, row in rows.items() if row["loss"] is not None)
-    restarts = phase_restarts([(phase.until, phase.mix) for phase in run.recipe.data.phases])
     losses = [rows[step]["loss"] for step in steps]
-    return robust(losses, metric="loss", steps=steps, restarts=restarts)
+    return robust(losses, metric="loss", steps=steps, restarts=restarts_of(run.recipe))
 
 
 def the_spike(run: Run, step: int | None, force: bool) -> BlamedStep:
@@ -69,9 +62,9 @@ def the_spike(run: Run, step: int | None, force: bool) -> BlamedStep:
             f" explained (--force explains {step})."
         )
         rows |= recorded_steps(run, step, spike.step + 1)
-        return _blamed_step(rows, spike.step, spike, remark)
+        return _blamed_step(run, rows, spike.step, spike, remark)
     remark = "" if spike is not None else f"No detector calls step {step} a spike."
-    return _blamed_step(rows, step, spike, remark)
+    return _blamed_step(run, rows, step, spike, remark)
 
 
 def _holds(spike: Spike, step: int) -> bool:
@@ -80,7 +73,7 @@ def _holds(spike: Spike, step: int) -> bool:
 
 
 def _blamed_step(
-    rows: dict[int, dict[str, Any]], step: int, spike: Spike | None, remark: str
+    run: Run, rows: dict[int, dict[str, Any]], step: int, spike: Spike | None, remark: str
 ) -> BlamedStep:
     value = rows[step]["loss"]
     if (
@@ -92,7 +85,10 @@ def _blamed_step(
         baseline: float | None = spike.baseline
         scale: float | None = (spike.value - spike.baseline) / spike.sigma
     else:
-        baseline, scale = _from_history(rows, step)
+        before = sorted(s for s in rows if s < step and rows[s]["loss"] is not None)
+        losses = [rows[s]["loss"] for s in before]
+        band = band_at(step, losses, steps=before, restarts=restarts_of(run.recipe))
+        baseline, scale = band or (None, None)
     return BlamedStep(
         step=step,
         value=value,
@@ -104,16 +100,3 @@ def _blamed_step(
         is_spike=spike is not None,
         remark=remark,
     )
-
-
-def _from_history(
-    rows: dict[int, dict[str, Any]], step: int
-) -> tuple[float, float] | tuple[None, None]:
-    """Baseline and scale of the last HISTORY recorded losses before the step, nats."""
-    before = [rows[s]["loss"] for s in sorted(rows) if s < step and rows[s]["loss"] is not None]
-    losses = [loss for loss in before[-HISTORY:] if math.isfinite(loss)]
-    if len(losses) < FEWEST:
-        return None, None
-    baseline = float(np.median(losses))
-    deviation = float(MAD_TO_SIGMA * np.median(np.abs(np.array(losses) - baseline)))
-    return baseline, max(deviation, smallest_scale(baseline))

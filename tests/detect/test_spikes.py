@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forensics.detect.band import RunningBand, Window
 from forensics.detect.spikes import (
     RobustDetector,
     Spike,
-    _Window,
     outliers,
     phase_restarts,
     robust,
@@ -284,7 +284,7 @@ def test_adding_a_constant_changes_no_spike(eighths: list[float | None], constan
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=80))
 @settings(max_examples=200, deadline=None)
 def test_the_window_keeps_numpys_median_and_mad_of_its_last_values(values: list[float]) -> None:
-    window = _Window(16)
+    window = Window(16)
     for i, value in enumerate(values):
         window.push(value)
         last = np.array(values[max(0, i - 15) : i + 1])
@@ -292,27 +292,70 @@ def test_the_window_keeps_numpys_median_and_mad_of_its_last_values(values: list[
         assert window.mad(window.median()) == np.median(np.abs(last - np.median(last)))
 
 
-@given(st.lists(st.integers(0, 30), min_size=80, max_size=200))
+@given(st.lists(st.integers(0, 30), min_size=80, max_size=200), st.sampled_from([0.0, 40.0]))
 @settings(max_examples=40, deadline=None)
-def test_outliers_are_those_of_the_definition_written_out(values: list[int]) -> None:
-    x = np.array(values, float) ** 2
+def test_outliers_are_those_of_the_definition_written_out(values: list[int], fall: float) -> None:
+    x = np.array(values, float) ** 2 - fall * np.arange(len(values))
     window: list[float] = []
+    residuals: list[float] = []
     expected = []
     in_a_row = 0
     for value in x.tolist():
-        last = np.array(window[-24:])
-        scale = 0.0
-        if len(last) >= 12:
-            median = np.median(last)
-            scale = max(1.4826 * np.median(np.abs(last - median)), 1e-6 * abs(median), 1e-12)
-        odd = scale > 0 and value - median > 3.5 * scale
+        odd = False
+        level = min(np.median(window[-24:]), np.median(window[-9:])) if window else 0.0
+        if len(window) >= 12:
+            ahead = np.median(residuals[-24:])
+            mad = np.median(np.abs(residuals[-24:] - ahead))
+            scale = max(1.4826 * mad, 1e-6 * abs(level), 1e-12)
+            odd = value - (level + min(ahead, 0.25 * scale)) > 3.5 * scale
         in_a_row = in_a_row + 1 if odd else 0
         if not odd:
+            if len(window) >= 9:
+                residuals.append(value - level)
             window.append(value)
         if in_a_row == 64:
-            window = []
+            window, residuals = [], []
         expected.append(bool(odd))
     assert outliers(x, window=24, minimum=12, k=3.5).tolist() == expected
+
+
+@pytest.mark.parametrize("height", [1.0, 2.0])
+def test_a_spike_on_a_steep_fall_is_seen_at_its_height_above_the_fall(height: float) -> None:
+    # 10.9 → 5.9 in 100 steps: the median of the window is 2 nats above where the loss has come to.
+    fall = 5.0 + 6.0 * np.exp(-np.arange(140) / 55)
+    x = fall + np.random.default_rng(0).normal(0, 0.05, 140)
+    assert robust(x) == []
+    x[100] += height
+    (spike,) = robust(x)
+    assert (spike.step, spike.onset, spike.kind, spike.recovered_at) == (100, 100, "batch", 101)
+    assert spike.value - spike.baseline == pytest.approx(height, abs=0.15)
+
+
+def test_a_steady_fall_has_no_part_in_the_scale() -> None:
+    noisy = np.random.default_rng(0).normal(0, 0.05, 200)
+    bands = []
+    for slope in (0.0, 0.05):
+        band = RunningBand(128)
+        for value in noisy - slope * np.arange(200):
+            band.push(value)
+        bands.append(band.expect())
+    flat, falling = bands
+    assert falling.scale == pytest.approx(flat.scale, rel=0.2)
+    assert falling.centre == pytest.approx(-0.05 * 200, abs=0.05)
+
+
+def test_a_loss_that_stops_falling_raises_no_spike() -> None:
+    t = np.arange(600)
+    for length in (1, 10, 40, 200):  # steps that each fall takes
+        falls = sum(np.clip((t - start) / length, 0, 1) for start in (150, 400))
+        noisy = np.random.default_rng(length).normal(0, 0.03, len(t))
+        assert robust(9 - 0.6 * falls + noisy) == []
+
+
+def test_a_slow_rise_does_not_become_its_own_baseline() -> None:
+    x = noise(400, 3)
+    x[200:] += 0.02 * np.arange(200)  # 0.4 σ a step
+    assert robust(x)[0].onset < 230
 
 
 def test_white_noise_and_a_falling_loss_raise_no_spike() -> None:
