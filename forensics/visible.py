@@ -1,6 +1,7 @@
 """Text as it may be shown: nothing in it can move a cursor, hide, or turn a line around.
 
 visible("a\\u202eb")        # 'a⟨U+202E⟩b'
+quoted("\\u00a0a\\n")        # "'⟨U+00A0⟩a⟨U+000A⟩'"
 """
 
 from __future__ import annotations
@@ -26,21 +27,49 @@ SELECTORS = (
 )  # variation selectors
 
 
+# Private and unassigned characters, which a font may have no shape for, and spaces but " ".
+SHAPELESS = {"Co", "Cn", "Zs"}
+
+
 def visible(text: str) -> str:
     """Write every control, bidi and zero-width character as ⟨U+202E⟩; keep new lines and tabs."""
-    return text if text.isascii() and text.isprintable() else text.translate(_SHOWN)
+    return text if text.isascii() and text.isprintable() else text.translate(_VISIBLE)
 
 
-class _Shown(dict[int, str]):
+def quoted(text: str) -> str:
+    """Write a token between quotation marks: no two tokens that differ look the same.
+
+    New lines, tabs, spaces but " " and characters without a certain shape are written out, too.
+    """
+    return "'" + text.translate(_QUOTED) + "'"
+
+
+def is_hidden(character: str) -> bool:
+    """Return whether a character is drawn as nothing, or changes how others are drawn."""
+    number = ord(character)
+    return (
+        unicodedata.category(character) in HIDDEN
+        or number in BLANK
+        or any(number in span for span in SELECTORS)
+    )
+
+
+class _Spelled(dict[int, str]):
     """Code point → what is drawn in its place, found out once for each."""
 
-    def __missing__(self, n: int) -> str:
-        c = chr(n)
-        hidden = (
-            unicodedata.category(c) in HIDDEN or n in BLANK or any(n in span for span in SELECTORS)
-        )
-        self[n] = f"⟨U+{n:04X}⟩" if hidden and c not in "\n\t" else c
-        return self[n]
+    def __init__(self, whole_tokens: bool) -> None:
+        super().__init__()
+        self.whole_tokens = whole_tokens
+
+    def __missing__(self, number: int) -> str:
+        character = chr(number)
+        if self.whole_tokens:
+            shapeless = unicodedata.category(character) in SHAPELESS and character != " "
+            hidden = is_hidden(character) or shapeless
+        else:
+            hidden = is_hidden(character) and character not in "\n\t"
+        self[number] = f"⟨U+{number:04X}⟩" if hidden else character
+        return self[number]
 
 
-_SHOWN = _Shown()
+_VISIBLE, _QUOTED = _Spelled(whole_tokens=False), _Spelled(whole_tokens=True)

@@ -1,14 +1,12 @@
-"""`forensics tokens`: what is asked for, handed to the library, and told."""
+"""`forensics tokens`: what is asked for, handed to the library, and told; see tokens_sheet."""
 
 from __future__ import annotations
 
-import unicodedata
-from typing import Any
-
 import click
 
-from forensics.cli.console import Command, emit, runs_folder, say, table, warn
+from forensics.cli.console import Command, emit, runs_folder, warn
 from forensics.cli.progress_bar import bar
+from forensics.cli.tokens_sheet import print_sheet
 
 # As `categories.CATEGORIES` and `indicators.INDICATORS`, which a test holds them to: those modules
 # load numpy and torch.
@@ -22,7 +20,6 @@ CATEGORIES = (
 )
 INDICATORS = ("cosine", "cosine-centred", "cosine-without-pc", "euclidean", "input-norm", "bias")
 SHOWN = 30  # rows of the table where --top is left out
-UNSEEN = {0x115F, 0x1160, 0x3164, 0xFFA0, 0x034F}  # letters and marks without a shape
 
 
 @click.command(
@@ -111,134 +108,10 @@ def tokens(
     )
     for note in shown_document["notes"]:
         warn(note)
-    emit(shown_document, lambda: _tell(shown_document))
+    emit(shown_document, lambda: print_sheet(shown_document))
     return 0
 
 
 def _unusual(indicator: str | None, as_json: bool) -> tuple[str, ...]:
     """Return a table of a tokenizer alone lists what cannot be reached."""
     return () if indicator or as_json else CATEGORIES[2:]
-
-
-def _tell(told: dict[str, Any]) -> None:
-    matrix = (
-        ""
-        if told["tied"] is None
-        else f" · {told['rows']:,} rows, {'tied' if told['tied'] else 'untied'}"
-    )
-    say(f"{told['target']}: {told['vocabulary']:,} tokens{matrix}")
-    if told["padded"]:
-        say(f"{told['padded']:,} rows of the embedding have no token: padding")
-    if told["without_row"]:
-        say(f"{told['without_row']:,} tokens have no row in the embedding: they cannot be used")
-    table(["category", "tokens"], [[k, v] for k, v in told["counts"].items()])
-    s = told["summary"]
-    say(
-        f"beside bytes ({s['bytes_ascii']} ascii, {s['bytes_utf8']} utf8, {s['bytes_unused_utf8']}"
-        f" unused_utf8) and {s['special']} specials: {s['unreachable']:,} unreachable,"
-        f" {s['partial_utf8']:,} partial UTF-8"
-    )
-    if told["indicator"]:
-        from forensics.tokens.indicators import INDICATORS as meaning
-
-        say(f"\nindicator: {told['indicator']}, {meaning[told['indicator']]}; low is suspect")
-        say(
-            f"reference: {told['reference']['why']}: {_ranges(told['reference']['ids'])}"
-            if told["reference"]
-            else "reference: none"
-        )
-        if told["threshold"] is not None:
-            say(
-                f"candidates: {told['candidates']:,} reachable tokens up to the 2nd percentile,"
-                f" {told['threshold']:.4g}"
-            )
-    _tell_verification(told["verification"])
-    if told["tokens"]:
-        say()
-        _list(told)
-
-
-def _tell_verification(told: dict[str, Any] | None) -> None:
-    if told is None:
-        return
-    if not told["copies"]:
-        say(f"verification: {told['verdict']}")
-        return
-    say(
-        f"verification: {told['verified']:,} of {told['asked']:,} tokens are verified (P < 0.01),"
-        f" {told['strong']:,} of them strongly (P < 0.001); {told['verdict']}; placeholder"
-        f" {shown(told['placeholder']['text'])}"
-    )
-    if (census := told["census"]) is not None:
-        recall, precision = (
-            f"{census[k]:.0%}" if census[k] is not None else "–" for k in ("recall", "precision")
-        )
-        say(
-            f"the 2% rule against the census: recall {recall}, precision {precision}"
-            f" ({census['hits']:,} of {census['verified']:,} true ones among"
-            f" {census['candidates']:,})"
-        )
-
-
-def _list(told: dict[str, Any]) -> None:
-    columns = ["id", "text", "category"]
-    exposed = any(t["exposure_in"] is not None for t in told["tokens"])
-    caused = any(t["cause"] for t in told["tokens"])
-    rows = []
-    if told["indicator"]:
-        columns.append(told["indicator"])
-    columns += ["in", "out", "grad"] if exposed else []
-    columns += ["P", "verified"] if told["verification"] else []
-    columns += ["cause"] if caused else []
-    columns += ["encodes to"] if not told["indicator"] else []
-    for t in told["tokens"]:
-        row = [t["id"], _spelled(t), t["category"]]
-        row += [t["indicator"]] if told["indicator"] else []
-        row += [t["exposure_in"], t["exposure_out"], t["exposure_grad"]] if exposed else []
-        row += [_p(t), "strongly" if t["strong"] else t["verified"]] if told["verification"] else []
-        row += [t["cause"]] if caused else []
-        row += [" ".join(map(str, t["encodes_to"] or []))] if not told["indicator"] else []
-        rows.append(row)
-    table(columns, rows)
-
-
-def _p(token: dict[str, Any]) -> str:
-    if token["max_prob"] is None:
-        return "–"
-    return f"{'≥ ' if token['max_prob_is'] == 'at least' else ''}{token['max_prob']:.2g}"
-
-
-def _spelled(token: dict[str, Any]) -> str:
-    """Its text; of a part of a character, what the vocabulary calls it."""
-    return f"{shown(token['raw'])} raw" if "\ufffd" in token["text"] else shown(token["text"])
-
-
-def shown(text: str) -> str:
-    """Return a token between quotation marks.
-
-    What has no shape, or would move others, as ⟨U+202E⟩.
-    """
-    return "'" + "".join(f"⟨U+{ord(c):04X}⟩" if _shapeless(c) else c for c in text) + "'"
-
-
-def _shapeless(c: str) -> bool:
-    # control, format (bidi, zero-width), surrogate, private, unassigned, line and paragraph
-    # separators, spaces but " "
-    return (
-        unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-        or (unicodedata.category(c) == "Zs" and c != " ")
-        or ord(c) in UNSEEN
-        or 0xFE00 <= ord(c) <= 0xFE0F
-    )
-
-
-def _ranges(ids: list[int]) -> str:
-    """5, 7–16, …, at most a line of them."""
-    parts: list[list[int]] = []
-    for id in ids:
-        if parts and id == parts[-1][1] + 1:
-            parts[-1][1] = id
-        else:
-            parts.append([id, id])
-    words = [str(a) if a == b else f"{a}–{b}" for a, b in parts]
-    return ", ".join(words[:12]) + (f", … ({len(ids):,} in all)" if len(words) > 12 else "")

@@ -47,7 +47,7 @@ def tell_of_data(
 
         steps = [s for s in run.saved_steps() if s <= at]
         document["over_time"] = trajectories(run, steps, progress=progress)
-    emit(document, lambda: _tell(document))
+    emit(document, lambda: _print_sheet(document))
     return 1 if exact and document["exact"]["applies"] and not document["exact"]["holds"] else 0
 
 
@@ -68,27 +68,28 @@ def _exact(run: Any, step: int, progress: ProgressCallback) -> dict[str, Any]:
     }
 
 
-def _tell(document: dict[str, Any]) -> None:
+def _print_sheet(document: dict[str, Any]) -> None:
     if "exact" in document:
         say(document["exact"]["sentence"])
     if "over_time" in document:
-        _tell_over_time(document["over_time"])
+        _print_over_time(document["over_time"])
 
 
-def _tell_over_time(told: dict[str, Any]) -> None:
-    name = told["indicator"]
+def _print_over_time(document: dict[str, Any]) -> None:
+    name, reference = document["indicator"], document["reference"]
     say(
-        f"{told['run']}: {told['tokens']:,} reachable tokens over {len(told['steps'])} checkpoints,"
-        f" judged by {name}"
+        f"{document['run']}: {document['tokens']:,} reachable tokens at"
+        f" {len(document['steps'])} checkpoints, judged by {name}."
     )
     say(
-        f"reference: {told['reference']['why']}, every second of them"
-        if told["reference"]
-        else "reference: none"
+        f"Reference (ids known to be unused): {reference['why']}. They are every"
+        " second of those it never met; the others are judged like every token."
+        if reference
+        else "Reference (ids known to be unused): none."
     )
-    points = told["over_time"]
+    points = document["over_time"]
     rows = [_row(point, name) for point in (points if len(points) <= LISTED else points[-LISTED:])]
-    trained = {row["step"]: row["tokens"] for row in told["trained_at"] or []}
+    trained = {row["step"]: row["tokens"] for row in document["trained_at"] or []}
     columns = [
         "checkpoint",
         "never seen",
@@ -97,57 +98,77 @@ def _tell_over_time(told: dict[str, Any]) -> None:
         "≤ 1",
         "≤ 10",
         "≤ 100",
-        "trained since",
+        "trained from here",
     ]
     table(columns, [[*row, trained.get(row[0])] for row in rows])
+    _print_scores(points[-1])
+    say("\n" + document["sentence"])
+    if (forecast := document["hindsight"]) is not None and forecast["tokens"]:
+        say(
+            f"A forecast made at checkpoint {forecast['made_at']} for {forecast['until']}: of"
+            f" {forecast['said_trained']} tokens expected to be trained by then"
+            f" {forecast['said_and_came']} were, of {forecast['said_not']} others"
+            f" {forecast['said_not_and_came']} were."
+        )
+    if document["behind"]:
+        _print_behind(document["behind"], name)
+
+
+def _print_scores(point: dict[str, Any]) -> None:
+    """Print how well each indicator tells the seldom seen tokens apart at one checkpoint."""
     say(
-        f"\nat {points[-1]['step']}: area under ROC, and average precision, for tokens with at most"
-        " so many exposures"
+        "\nHow well each indicator finds the seldom seen tokens at checkpoint"
+        f" {point['step']}: area under the ROC curve (AUC) and average precision, for tokens with"
+        " at most so many exposures; Spearman: with log(1 + exposures)."
     )
     table(
-        ["indicator", "Spearman", "≤", "tokens", "AUC", "95%", "average precision", "95%"],
+        ["indicator", "Spearman", "exposures ≤", "tokens", "AUC", "95%", "precision", "95%"],
         [
             [
                 indicator["indicator"],
                 indicator["spearman"],
-                s["exposure"],
-                s["tokens"],
-                s["auc"],
-                _interval(s["auc_interval"]),
-                s["average_precision"],
-                _interval(s["average_precision_interval"]),
+                score["exposure"],
+                score["tokens"],
+                score["auc"],
+                _interval(score["auc_interval"]),
+                score["average_precision"],
+                _interval(score["average_precision_interval"]),
             ]
-            for indicator in points[-1]["indicators"]
-            for s in indicator["scores"]
+            for indicator in point["indicators"]
+            for score in indicator["scores"]
         ],
     )
-    say("\n" + told["sentence"])
-    if (after := told["hindsight"]) is not None and after["tokens"]:
-        say(
-            f"forecast made at {after['made_at']}, by {after['until']}: {after['said_and_came']} of"
-            f" {after['said_trained']} that were expected to be trained were, and"
-            f" {after['said_not_and_came']} of {after['said_not']} that were not"
-        )
-    if told["behind"]:
-        say(
-            f"seen, and still like never seen ({min(SHOWN, len(told['behind']))} of"
-            f" {len(told['behind'])}):"
-        )
-        table(
-            ["id", "text", "exposure", name, "expected at", "early", "late"],
+
+
+def _print_behind(behind: list[dict[str, Any]], indicator: str) -> None:
+    """Print the tokens that were seen and still look like never seen ones."""
+    say(
+        f"{len(behind)} tokens were seen, and their {indicator} is still that of never-seen ones"
+        + (f"; the {SHOWN} seen most often:" if len(behind) > SHOWN else ":")
+    )
+    table(
+        [
+            "id",
+            "text",
+            "exposures",
+            indicator,
+            "trained by step",
+            "at the earliest",
+            "at the latest",
+        ],
+        [
             [
-                [
-                    row["id"],
-                    row["text"],
-                    row["exposure"],
-                    row["indicator"],
-                    row["expected_at"],
-                    row["expected_early"],
-                    row["expected_late"],
-                ]
-                for row in told["behind"][:SHOWN]
-            ],
-        )
+                row["id"],
+                row["text"],
+                row["exposure"],
+                row["indicator"],
+                row["expected_at"],
+                row["expected_early"],
+                row["expected_late"],
+            ]
+            for row in behind[:SHOWN]
+        ],
+    )
 
 
 def _row(point: dict[str, Any], name: str) -> list[Any]:

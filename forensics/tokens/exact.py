@@ -66,7 +66,8 @@ def exact_test(run: Run, step: int, progress: ProgressCallback = silent) -> Exac
             None,
             none,
             none,
-            "the test does not apply: the embedding is tied, and the softmax moves every row of it",
+            "The test does not apply: the embedding is tied to the output matrix, so every step"
+            " changes every row.",
         )
     untouched_ids = untouched(run, step, progress)
     both = np.intersect1d(untouched_ids, never)
@@ -177,24 +178,26 @@ def _sentence(
     only_ledger: np.ndarray,
     only_bits: np.ndarray,
 ) -> str:
+    where = f"{run.name}@{step}"
     if not len(only_ledger) and not len(only_bits):
         return (
-            f"{run.name}@{step}: the {len(never):,} tokens that no gradient reached by the data"
-            f" order are exactly the {len(found):,} whose rows and moments say so bit for bit"
+            f"{where}: by the data order no gradient reached {len(never):,} tokens, and exactly"
+            f" their rows in the embedding are, bit for bit, what they are without a gradient."
         )
     parts = []
     if len(only_ledger):
         parts.append(
-            f"{len(only_ledger):,} were never shown by the order and moved all the same"
+            f"{len(only_ledger):,} rows changed although the data order never shows their tokens"
             f" ({_some(only_ledger)})"
         )
     if len(only_bits):
         parts.append(
-            f"{len(only_bits):,} were shown by the order and did not move ({_some(only_bits)})"
+            f"{len(only_bits):,} rows did not change although the data order shows their tokens"
+            f" ({_some(only_bits)})"
         )
     return (
-        f"{run.name}@{step}: a defect of the data, the loader or the ledger: of {len(never):,}"
-        " never-seen tokens " + " and ".join(parts)
+        f"{where}: a defect of the data, the loader or the ledger. By the data order no gradient"
+        f" reached {len(never):,} tokens, but " + ", and ".join(parts) + "."
     )
 
 

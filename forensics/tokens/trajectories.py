@@ -210,8 +210,8 @@ def story_of(
             "behind": [],
             "hindsight": None,
             "sentence": (
-                f"no band: fewer than {LEAST} tokens are never seen, so nothing says what "
-                "an untrained one looks like"
+                f"Which tokens are trained cannot be told: fewer than {LEAST} tokens are never"
+                " seen, so nothing shows what an untrained one looks like."
             ),
         }
     trained = trained_at(history, bands)[judged_n]
@@ -355,19 +355,20 @@ def _sentence(
     end: int,
 ) -> str:
     n, half = int((trained >= 0).sum()), (needed or {}).get("half")
-    words = [
-        f"{n:,} of {len(trained):,} tokens lie above the band of never-seen ones,"
-        f" {int((met == 0).sum()):,} were never seen"
+    sentences = [
+        f"{n:,} of {len(trained):,} tokens are trained: their indicator lies above the range that"
+        " never-seen tokens have.",
+        f"{int((met == 0).sum()):,} were never seen.",
     ]
     if half is not None:
-        words.append(f"half of them needed {half:.3g} exposures or fewer")
+        sentences.append(f"Half of the tokens needed {half:.3g} exposures or fewer.")
     if behind:
         late = sum(row["expected_at"] is None or row["expected_at"] > end for row in behind)
-        words.append(
-            f"{len(behind):,} were seen and are still in it, {late:,} of them not expected to leave"
-            f" it before the run ends at {end:,}"
+        sentences.append(
+            f"{len(behind):,} were seen and are not trained; {late:,} of them are not expected to"
+            f" be before the run ends at step {end:,}."
         )
-    return "; ".join(words)
+    return " ".join(sentences)
 
 
 def _indicators_of(run: Run, step: int, reference: reference.Reference | None) -> Path:

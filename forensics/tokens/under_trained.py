@@ -219,7 +219,7 @@ def _verify(
     controls = verifier.controls(choose_controls(categories, trained, count, candidates))
     repeated = (
         f"{sum(c.repeated for c in controls)} of {len(controls)} well-trained control tokens"
-        " repeated"
+        " were repeated"
     )
     if not can_copy(controls):
         return Verification(

@@ -21,6 +21,7 @@ from forensics.tokens.categories import CATEGORIES
 from forensics.tokens.indicators import INDICATORS
 from forensics.tokens.under_trained import CANNOT_COPY
 from forensics.tokens.verification_cache import path_of, verified
+from forensics.visible import quoted
 
 KEYS = {
     "id",
@@ -256,9 +257,12 @@ def test_what_prompts_told_is_kept_in_the_runs_folder_by_checkpoint(
 
 def test_text_cannot_drive_the_terminal() -> None:
     assert (
-        command.shown("a\u202e\u200b\x1b[31m\n\u00ad\u3164[b]")
+        quoted("a\u202e\u200b\x1b[31m\n\u00ad\u3164[b]")
         == "'a⟨U+202E⟩⟨U+200B⟩⟨U+001B⟩[31m⟨U+000A⟩⟨U+00AD⟩⟨U+3164⟩[b]'"
     )
+    assert quoted(" a\u00a0\t\ue000\ufe0f\u17b4é漢") == (
+        "' a⟨U+00A0⟩⟨U+0009⟩⟨U+E000⟩⟨U+FE0F⟩⟨U+17B4⟩é漢'"
+    ), "what only looks like a space, has no certain shape, or is drawn as nothing"
 
 
 def test_bad_input_is_one_line(folder: Path, tied_run, runs: Path, tmp_path: Path, capsys) -> None:

@@ -74,8 +74,8 @@ def test_tokens_left_behind_are_forecast_from_their_rate(history: module.History
     assert late["expected_early"] <= late["expected_at"] <= late["expected_late"]
     assert told["trained_at"][1] == {"step": 2, "tokens": 1} and told["token_trained_at"][4] == 50
     assert (
-        "6 of 7 tokens lie above the band" in told["sentence"]
-        and "1 were seen and are still in it" in told["sentence"]
+        "6 of 7 tokens are trained" in told["sentence"]
+        and "1 were seen and are not trained" in told["sentence"]
     )
 
 
@@ -95,7 +95,7 @@ def test_the_forecast_of_the_middle_is_held_against_what_came(history: module.Hi
 def test_without_never_seen_tokens_there_is_no_band_and_it_says_so(history: module.History) -> None:
     few = [(step, value[:-5], met[:-5]) for step, value, met in history]
     told = story_of(few, np.arange(12), np.ones(12, bool), [None] * 12, 100)
-    assert told["bands"] is None and told["behind"] == [] and "no band" in told["sentence"]
+    assert told["bands"] is None and told["behind"] == [] and "cannot be told" in told["sentence"]
 
 
 def test_a_runs_document_is_what_its_checkpoints_and_its_ledger_say(
