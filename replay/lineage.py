@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from forensics.errors import ForensicsError
 from forensics.train.run import Run, open_run
@@ -55,6 +56,27 @@ def own_steps(run: Run) -> dict[str, tuple[int, float]]:
     return steps
 
 
+def identity(run: Run) -> dict[str, Any]:
+    """Tell everything that a run's states depend on: its own making; of a fork its window and
+    interventions, and its parent's identity.
+    """
+    header = run.header
+    if run.parent is None:
+        return {
+            "name": run.name,
+            "created": header.created,
+            "order": header.order,
+            "corpus": header.corpus,
+        }
+    return {
+        "name": run.name,
+        "from": header.first_step,
+        "to": header.steps,
+        "interventions": header.interventions or [],
+        "parent": identity(run.parent),
+    }
+
+
 def root(run: Run) -> Run:
     """Return the run of its own that a fork descends from; a run itself."""
     return root(run.parent) if run.parent is not None else run
@@ -75,7 +97,7 @@ def lowest_state(run: Run) -> int:
     """
     if run.parent is None:
         return run.header.first_step
-    if any(from_dict(each).alters() == "state" for each in run.header.interventions or []):
+    if any(from_dict(each).alters_state() for each in run.header.interventions or []):
         return run.header.first_step
     return lowest_state(run.parent)
 

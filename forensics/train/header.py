@@ -44,6 +44,7 @@ class Header:
     parent: str | None = None
     parent_step: int | None = None
     interventions: list[dict[str, Any]] | None = None
+    identity: dict[str, Any] | None = None  # of a fork: all that it depends on
 
 
 def write_header(runs: Path, header: Header) -> None:

@@ -6,14 +6,19 @@ added has its flags here without a line, and `replay --help` loads no interventi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forensics.cli.console import Command
 from forensics.errors import ForensicsError
+
+if TYPE_CHECKING:
+    from replay.interventions.base import Intervention
+    from replay.interventions.fields import Field
+    from replay.interventions.flags import Flag
 
 
 class ForkCommand(Command):
@@ -52,50 +57,80 @@ def intervention_options() -> list[click.Parameter]:
     return list(options.values())
 
 
-def _option(field: Any) -> click.Parameter:
-    """Make the option of one field: a switch, a choice, or a value with its default."""
+def _option(field: Field) -> click.Option:
+    """Make the option of one field: a switch, a choice, or a value; None where it is not given."""
     option, about = field.about.option, field.about
+    assert option is not None
     if field.type is bool:
         return click.Option([option.name], is_flag=True, help=option.help)
     return click.Option(
         [option.name],
         type=click.Choice(about.choices) if about.choices else field.type,
-        default=field.default if option.default is None else option.default,
-        show_default=True,
-        help=option.help,
+        help=f"{option.help or ''}  [default: {_usual(field)}]".strip(),
     )
 
 
+def _usual(field: Field) -> Any:
+    """Return what an option stands for where it is not given."""
+    option = field.about.option
+    return field.default if option is None or option.default is None else option.default
+
+
 def from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags as a fork file's keys; interventions compose in the order in which `--help`
-    lists them. Errors: usage.
+    """Return the flags as a fork file's keys, those that are not given left out; interventions
+    compose in the order in which `--help` lists them. Errors: usage.
     """
     from replay.interventions.fields import fields_of
     from replay.interventions.registry import kinds
 
     interventions: list[dict[str, Any]] = []
+    idle: dict[str, list[str]] = {}  # options that are given → the flags that they go with
     for kind in kinds():
-        further = {
-            field.name: flags[_parameter(field.about.option.name)]
-            for field in fields_of(kind)
-            if field.about.option
-        }
-        for flag in kind.flags:
-            name = flag.name or f"--{kind.kind}"
-            for value in flags[_parameter(name)]:
-                try:
-                    keys = flag.read(value)
-                except ValueError:
-                    raise ForensicsError(
-                        "usage",
-                        f"wanted {name} {flag.metavar}, found {value!r}",
-                        f"e.g. {name} {flag.example}",
-                    ) from None
-                interventions.append({"kind": kind.kind, **keys, **further})
+        made = [keys for flag in kind.flags for keys in _read(kind, flag, flags)]
+        settings: dict[str, Any] = {}
+        for field in fields_of(kind):
+            if option := field.about.option:
+                value = flags[_parameter(option.name)]
+                if value in (None, False):
+                    settings[field.name] = _usual(field)
+                    continue
+                settings[field.name] = value
+                idle.setdefault(option.name, []).extend(_names(kind) if not made else [""])
+        interventions += [{"kind": kind.kind, **keys, **settings} for keys in made]
+    for option_name, partners in idle.items():
+        if "" not in partners:
+            raise ForensicsError(
+                "usage",
+                f"wanted {option_name} with {' or '.join(partners)}, found it alone",
+                "in a fork file it is a key of the intervention",
+            )
     head = {key: flags[key] for key in ("placebos", "chaos", "record", "probe_every", "name")}
-    if flags["barrier"]:
+    head |= {"from": flags["first"], "to": flags["last"]}
+    if flags["barrier"] is not None:
         head["barrier"] = steps(flags["barrier"], "--barrier")
-    return head | {"from": flags["first"], "to": flags["last"], "intervention": interventions}
+    given_keys = {key: value for key, value in head.items() if value is not None}
+    return {**given_keys, "intervention": interventions}
+
+
+def _read(
+    kind: type[Intervention], flag: Flag, flags: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Yield the keys that each value of a flag says. Errors: usage."""
+    name = flag.name or f"--{kind.kind}"
+    for value in flags[_parameter(name)]:
+        try:
+            yield flag.read(value)
+        except ValueError:
+            raise ForensicsError(
+                "usage",
+                f"wanted {name} {flag.metavar}, found {value!r}",
+                f"e.g. {name} {flag.example}",
+            ) from None
+
+
+def _names(kind: type[Intervention]) -> list[str]:
+    """Return the flags of a kind, with their dashes."""
+    return [flag.name or f"--{kind.kind}" for flag in kind.flags]
 
 
 def _parameter(option: str) -> str:

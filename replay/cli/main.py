@@ -103,13 +103,11 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
     from replay.lineage import open_trajectory
 
     runs = runs_folder()
-    keys = specs.read(Path(run)) if run.endswith(".toml") else {"parent": run}
-    keys |= {k: v for k, v in from_flags(flags).items() if v not in (None, [])}
-    if not isinstance(keys.get("parent"), str):
-        raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
-    spec = specs.build(runs, open_trajectory(runs, keys["parent"]), keys)
+    file = specs.read(Path(run)) if run.endswith(".toml") else {"parent": run}
+    keys = specs.joined(file, from_flags(flags))
+    spec = specs.build(runs, open_trajectory(runs, specs.parent_of(keys)), keys)
     if dry_run:
-        planned = plan(spec, runs)
+        planned = plan(spec, runs, again=again)
         emit(planned, lambda: output.plan(planned))
         return
     with bar(f"fork of {spec.parent}") as progress:
@@ -328,8 +326,6 @@ def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
     from replay.forks import spec as specs
 
     keys = specs.read(spec)
-    if not isinstance(keys.get("parent"), str):
-        raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
     with bar("sweep", "forks") as progress:
         result = run_sweep(
             runs_folder(), keys, steps(at, "--at"), workers=workers, seeds=seeds, progress=progress

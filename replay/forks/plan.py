@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from replay.forks.identity import standing
 from replay.forks.result import ForkPlan
 from replay.forks.spec import Spec
 from replay.interventions.registry import to_dict
@@ -17,10 +18,13 @@ STATE_TENSORS = 3  # parameters and both moments
 BYTES = 4  # of an fp32 number
 
 
-def plan(spec: Spec, runs: Path) -> ForkPlan:
-    """Plan a fork: what differs, hours and memory. Errors: usage, missing."""
+def plan(spec: Spec, runs: Path, *, again: bool = False) -> ForkPlan:
+    """Plan a fork: what differs, hours and memory. Refused is what could not be run, a name that
+    holds another fork too. Errors: usage, missing.
+    """
     run = open_trajectory(runs, spec.parent)
     spec.check(run)
+    standing(spec, run, again)
     touched = [
         slot
         for intervention in spec.interventions

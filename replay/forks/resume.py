@@ -3,8 +3,7 @@ compared so far.
 
     <fork>/halfway/<arm>/step-NNNNNN/ · <fork>/halfway/notes.json (written last)
 
-Only the newest is kept. It is taken up where arms, window and what is measured are the same; else
-the fork starts anew.
+Only the newest is kept. It is taken up where the fork's whole identity is the same.
 """
 
 from __future__ import annotations

@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback as Progress
 from forensics.progress import silent
 from forensics.step.state import TrainState
-from forensics.store.reader import check_run_name
 from forensics.store.writer import Writer, link_table, replace_table, write_atomic
 from forensics.train import checkpoint
 from forensics.train.header import now, write_header
@@ -31,6 +29,7 @@ from replay.compare import distances, null_test
 from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe, Reading, unseen
 from replay.forks import resume
+from replay.forks.identity import clear, identity_of, standing
 from replay.forks.lockstep import Arm, arm_from, step_all
 from replay.forks.result import (
     RESULT_FILE,
@@ -83,6 +82,7 @@ class Fork:
         self.spec, self.parent, self.progress, self.clock = spec, parent, progress, clock
         self.written = -math.inf  # by the clock
         self.started = time.perf_counter()
+        self.identity = identity_of(spec, parent)
         self.run = self._create()
         self.writer = Writer(self.run.folder, background=True)
         self.distances = Writer(
@@ -90,7 +90,7 @@ class Fork:
         )  # the divergence alone: written far more often
         record = dataclasses.replace(parent.recipe.record, level=spec.record)
         self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
-        self.every = spec.probe_every or max(1, (spec.last - spec.first) // 20)
+        self.every = spec.steps_between_probes
         self.placebos_exist = True
         self.notes: dict[str, Any] = {
             "difference": None,
@@ -108,16 +108,6 @@ class Fork:
         self.witness = Witness(parent, spec.first, min(spec.last, parent.header.steps))
         self.readings: dict[str, Reading] = {}
         self.unseen_readings: dict[str, Reading] = {}
-        self.identity = {
-            "placebos": spec.placebos,
-            "chaos": spec.chaos,
-            "seed": spec.seed,
-            "every": self.every,
-            "record": spec.record,
-            "barrier": list(spec.barrier),
-            "to": spec.last,
-            "interventions": [to_dict(i) for i in spec.interventions],
-        }
         self.first = spec.first if anew else self._taken_up()
         if self.first == spec.first:
             resume.clear(self.run.folder)
@@ -267,7 +257,13 @@ class Fork:
             }
         }
         resume.save(
-            self.run.folder, self.identity, step, states, self.run.shape, self.run.header.eot, notes
+            self.run.folder,
+            self.identity.to_document(),
+            step,
+            states,
+            self.run.shape,
+            self.run.header.eot,
+            notes,
         )
 
     def _taken_up(self) -> int:
@@ -276,7 +272,10 @@ class Fork:
         Its first where there is none.
         """
         saved = resume.load(
-            self.run.folder, self.identity, list(self.arms), self.parent.header.device
+            self.run.folder,
+            self.identity.to_document(),
+            list(self.arms),
+            self.parent.header.device,
         )
         if saved is None:
             return self.spec.first
@@ -386,15 +385,8 @@ class Fork:
             created=now(),
             git_commit=fingerprint["git_commit"],
             status="running",
+            identity=self.identity.to_document(),
         )
-        check_run_name(spec.fork)
-        there = (parent.runs / spec.fork / "run.json").is_file()
-        if there and open_trajectory(parent.runs, spec.fork).header.parent is None:
-            raise ForensicsError(
-                "usage",
-                f"wanted a new fork, found a run called {spec.fork!r}",
-                "give it another --name",
-            )
         write_header(parent.runs, header)
         link_table(parent.runs / spec.fork, "documents", parent.corpus.folder / "documents.parquet")
         return open_trajectory(parent.runs, spec.fork)
@@ -437,16 +429,18 @@ def _losses(readings: dict[str, Reading], arms: Iterable[str]) -> dict[str, Any]
 def fork(spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = False) -> ForkResult:
     """Run a fork with its control and null forks, and keep its result as `fork.json`.
 
-    A fork that is done is not run again unless more is asked of it now; one that was interrupted
-    goes on. Errors: usage, missing, integrity, storage.
+    A fork that is done is not run again, and one that was interrupted goes on, where everything
+    agrees that they depend on (`identity`); what is compared with more null forks runs anew.
+    Errors: usage, missing, integrity, storage.
     """
     parent = open_trajectory(runs, spec.parent)
     spec.check(parent)
-    path = runs / spec.fork / RESULT_FILE
-    if path.is_file() and not again:
-        finished = ForkResult.read(path)
-        enough = finished.placebos_asked >= spec.placebos and finished.chaos >= spec.chaos
-        if enough and set(spec.barrier) <= {barrier.step for barrier in finished.barriers}:
-            return finished
+    there = standing(spec, parent, again)
+    if there.finished is not None:
+        return there.finished
     require_intact(parent)
-    return Fork(spec, parent, progress, anew=again).run_to_end()
+    if there.anew:
+        clear(parent, spec.fork, identity_of(spec, parent))
+    elif spec.probe_every is None:
+        spec = dataclasses.replace(spec, name=spec.fork, probe_every=there.probe_every)
+    return Fork(spec, parent, progress, anew=there.anew).run_to_end()

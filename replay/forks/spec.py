@@ -23,7 +23,9 @@ from typing import Any
 
 import xxhash
 
-from forensics.errors import ForensicsError, nearest
+from forensics.coercion import coerce
+from forensics.errors import ForensicsError, first_line, nearest
+from forensics.store.reader import check_run_name
 from forensics.train.run import Run
 from replay.compare.loss_barrier import probe_loss
 from replay.forks import toml_text
@@ -33,19 +35,35 @@ from replay.interventions.composition import refuse_lost
 from replay.interventions.registry import from_dict, to_dict
 
 ForkFile = dict[str, Any]  # the keys of a fork file, before they are checked
-KEYS = {
-    "parent",
-    "from",
-    "to",
-    "placebos",
-    "chaos",
-    "probe_every",
-    "record",
-    "seed",
-    "name",
-    "barrier",
-    "intervention",
+HEAD: dict[str, Any] = {  # the type of each key but `intervention`
+    "parent": str,
+    "from": int,
+    "to": int,
+    "placebos": int,
+    "chaos": int,
+    "probe_every": int,
+    "record": str,
+    "seed": int,
+    "name": str,
+    "barrier": tuple[int, ...],
 }
+EXAMPLES = {
+    "parent": '"demo"',
+    "from": "400",
+    "to": "440",
+    "placebos": "19",
+    "chaos": "3",
+    "probe_every": "2",
+    "record": '"light"',
+    "seed": "0",
+    "name": '"without-it"',
+    "barrier": "[420]",
+}
+INTERVENTION = "intervention"
+RECORDED = ("off", "light", "dense")  # each holds what those before it hold
+MOST = 2**63  # of a number that NumPy and torch are given as a seed
+PROBES = 20  # readings of the probe set over a window, where nothing is said
+SEE = "docs/forks.md has an example"
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,7 @@ class Spec:
     interventions: tuple[Intervention, ...]
     placebos: int = 0
     chaos: int = 0
-    probe_every: int | None = None  # steps between probes; None: about twenty over the window
+    probe_every: int | None = None  # steps between probes; None: PROBES over the window
     record: str = "light"  # off | light | dense
     seed: int = 0  # of placebos and chaos
     name: str | None = None
@@ -75,6 +93,11 @@ class Spec:
         text = json.dumps(document, sort_keys=True)
         return f"{self.parent}-fork-{xxhash.xxh3_64_hexdigest(text.encode())[:8]}"
 
+    @property
+    def steps_between_probes(self) -> int:
+        """Return the steps from one reading of the probe set to the next."""
+        return self.probe_every or max(1, (self.last - self.first) // PROBES)
+
     def sentence(self) -> str:
         """Say in one line what its interventions do."""
         return "; ".join(i.sentence() for i in self.interventions) or "changes nothing"
@@ -82,10 +105,7 @@ class Spec:
     def check(self, run: Run) -> None:
         """Refuse what cannot be run, before any step runs. Errors: usage, missing."""
         _check_window(run, self.first, self.last)
-        if min(self.placebos, self.chaos) < 0:
-            raise ForensicsError(
-                "usage", "wanted --placebos and --chaos of at least 0", "19 placebos allow p = 0.05"
-            )
+        _check_numbers(self)
         for step in self.barrier:
             if not self.first < step <= self.last:
                 raise ForensicsError(
@@ -119,21 +139,85 @@ class Spec:
 def read(path: Path) -> ForkFile:
     """Read a fork file's keys. Errors: missing, config."""
     if not path.is_file():
-        raise ForensicsError(
-            "missing", f"wanted a fork file at {path}, found none", "docs/forks.md has an example"
-        )
+        raise ForensicsError("missing", f"wanted a fork file at {path}, found none", SEE)
     try:
         keys: ForkFile = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise ForensicsError(
-            "config", f"{path.name} is not TOML: {e}", "docs/forks.md has an example"
-        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise ForensicsError("config", f"{path.name} is not TOML: {first_line(e)}", SEE) from None
+    return checked(keys, path.name)
+
+
+def checked(keys: ForkFile, where: str) -> ForkFile:
+    """Return a fork file's keys, each of its type. Errors: config, naming the key in `where`."""
     for key in keys:
-        if key not in KEYS:
+        if key not in HEAD and key != INTERVENTION:
+            known = [*HEAD, INTERVENTION]
+            raise ForensicsError("config", f"unknown key {key!r} in {where}", nearest(key, known))
+    values = {
+        key: coerce(kind, keys[key], key, f"e.g. {key} = {EXAMPLES[key]}")
+        for key, kind in HEAD.items()
+        if key in keys
+    }
+    tables = keys.get(INTERVENTION, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        found = "a table" if isinstance(tables, dict) else repr(tables)
+        raise ForensicsError(
+            "config",
+            f"intervention: wanted a list of tables, found {found}",
+            "each begins with [[intervention]], in double brackets",
+        )
+    return {**values, INTERVENTION: tables}
+
+
+def joined(file: ForkFile, flags: ForkFile) -> ForkFile:
+    """Add what flags say to a fork file: keys that it lacks, and interventions after its own.
+    Errors: usage, where both say something else of the same key.
+    """
+    flags = checked(flags, "the flags")
+    for key in [key for key in HEAD if key in flags and key in file]:
+        if flags[key] != file[key]:
             raise ForensicsError(
-                "config", f"unknown key {key!r} in {path.name}", nearest(key, KEYS)
+                "usage",
+                f"{key}: the fork file says {_shown(file[key])}, the flag {_shown(flags[key])}",
+                "a flag adds to the file and replaces nothing: leave one of the two out",
             )
-    return keys
+    return {
+        **file,
+        **flags,
+        INTERVENTION: [*file.get(INTERVENTION, []), *flags.get(INTERVENTION, [])],
+    }
+
+
+def parent_of(file: ForkFile) -> str:
+    """Return the run that a fork file forks. Errors: config."""
+    if "parent" not in file:
+        raise ForensicsError("config", "the fork file names no parent", 'e.g. parent = "demo"')
+    return str(file["parent"])
+
+
+def build(runs: Path, run: Run, file: ForkFile) -> Spec:
+    """Make a spec from a fork file's keys; SQL runs now, so that the fork's id tells what it chose.
+    Errors: config, usage, sql, missing.
+    """
+    file = checked(file, "the fork file")
+    for key, flag in (("from", "--from"), ("to", "--to")):
+        if key not in file:
+            raise ForensicsError(
+                "config", f"wanted a step as {key!r}, found none", f"e.g. {key} = 200, or {flag}"
+            )
+    first, last = file["from"], file["to"]
+    _check_window(run, first, last)
+    interventions = []
+    for keys in file[INTERVENTION]:
+        intervention = from_dict(with_choice(runs, run, keys, first, last))
+        intervention.check(run, first, last)
+        interventions.append(intervention.resolved(run))
+    head = {key: value for key, value in file.items() if key in Spec.__dataclass_fields__}
+    spec = Spec(
+        **head | {"parent": run.name}, first=first, last=last, interventions=tuple(interventions)
+    )
+    _check_numbers(spec)
+    return spec
 
 
 def _check_window(run: Run, first: int, last: int) -> None:
@@ -149,41 +233,27 @@ def _check_window(run: Run, first: int, last: int) -> None:
         )
 
 
-def build(runs: Path, run: Run, file: ForkFile) -> Spec:
-    """Make a spec from a fork file's keys; SQL runs now, so that the fork's id tells what it chose.
-    Errors: config, sql.
-    """
-    for key in ("from", "to"):
-        if type(file.get(key)) is not int:
+def _check_numbers(spec: Spec) -> None:
+    """Refuse counts, seeds and names that cannot be. Errors: config, usage."""
+    for key, least in (("placebos", 0), ("chaos", 0), ("seed", 0), ("probe_every", 1)):
+        value = getattr(spec, key)
+        if value is not None and not least <= value < MOST:
             raise ForensicsError(
-                "config", f"wanted a step as {key!r}, found {file.get(key)!r}", f"e.g. {key} = 200"
+                "config",
+                f"{key}: wanted at least {least}, found {value}"
+                if value < least
+                else f"{key}: wanted a number below 2**63, found {value}",
+                f"e.g. {key} = {EXAMPLES[key]}",
             )
-    first, last = file["from"], file["to"]
-    _check_window(run, first, last)
-    counts = {key: file.get(key, 0) for key in ("placebos", "chaos", "seed")}
-    for key, value in counts.items():
-        if type(value) is not int:
-            raise ForensicsError(
-                "config", f"{key}: wanted a whole number, found {value!r}", f"e.g. {key} = 3"
-            )
-    barrier = file.get("barrier", [])
-    if not isinstance(barrier, list) or any(type(step) is not int for step in barrier):
+    if spec.record not in RECORDED:
         raise ForensicsError(
-            "config", f"barrier: wanted a list of states, found {barrier!r}", "e.g. barrier = [420]"
+            "config",
+            f"record: wanted {', '.join(RECORDED)}, found {spec.record!r}",
+            nearest(spec.record, RECORDED),
         )
-    interventions = []
-    for keys in file.get("intervention", []):
-        intervention = from_dict(with_choice(runs, run, keys, first, last))
-        intervention.check(run, first, last)
-        interventions.append(intervention.resolved(run))
-    return Spec(
-        run.name,
-        first,
-        last,
-        tuple(interventions),
-        **counts,
-        probe_every=file.get("probe_every"),
-        record=file.get("record", "light"),
-        name=file.get("name"),
-        barrier=tuple(barrier),
-    )
+    if spec.name is not None:
+        check_run_name(spec.name)
+
+
+def _shown(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple | list) else repr(value)

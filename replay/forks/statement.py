@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from forensics.coercion import coerce
 from forensics.errors import ForensicsError
 from forensics.store.sandbox import run_sandboxed
 from forensics.train.run import Run
 from replay.interventions.base import Windowed
 from replay.interventions.fields import Columns, Rows, fields_of
-from replay.interventions.registry import KINDS, read_window
+from replay.interventions.registry import KINDS, SEE, kind_of, read_window
 from replay.lineage import own_steps
 
 MOST_ROWS = 1_000_000
@@ -25,13 +26,14 @@ def with_choice(
     """Return a fork file's intervention with its window, and with what its SQL chose under the key
     that it fills. Errors: usage, sql.
     """
-    kind = keys.get("kind", "")
-    if kind not in KINDS:
-        return dict(keys)
+    kind = kind_of(keys)
+    fields = fields_of(KINDS[kind])
+    for field in fields:  # what is asked for before all keys are read
+        if field.name in ("first", "last", "sql") and field.name in keys:
+            coerce(field.type, keys[field.name], f"{kind}.{field.name}", SEE)
     filled, where = read_window(keys), (first, last)
     if issubclass(KINDS[kind], Windowed):
         where = filled.setdefault("first", first), filled.setdefault("last", last)
-    fields = fields_of(KINDS[kind])
     choices = {columns: field.name for field in fields for columns in field.about.columns}
     by_hand = {field.name for field in fields if field.about.columns or field.about.instead_of_sql}
     if choices and filled.get("sql") and not by_hand & filled.keys():

@@ -61,9 +61,14 @@ class Intervention:
     @classmethod
     def alters(cls) -> Literal["stream", "policy", "state"]:
         """Name the method that the kind overrides: what it alters."""
-        if cls.state is not Intervention.state:
-            return "state"
-        return "policy" if cls.policy is not Intervention.policy else "stream"
+        if cls.policy is not Intervention.policy:
+            return "policy"
+        return "state" if cls.alters_state() else "stream"
+
+    @classmethod
+    def alters_state(cls) -> bool:
+        """Return whether the fork starts from another state than its parent's."""
+        return cls.state is not Intervention.state
 
     def stream(self, stream: BatchStream, run: Run) -> BatchStream:
         """Return the altered stream; `run` is the parent."""
@@ -84,6 +89,12 @@ class Intervention:
         missing.
         """
         return self
+
+    def donors(self, run: Run) -> dict[str, str]:
+        """Name the states of other runs that it takes something from, RUN@STEP → digest. Errors:
+        usage, missing.
+        """
+        return {}
 
     def sentence(self) -> str:
         """Say in one line what it does."""

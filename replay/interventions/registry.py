@@ -63,9 +63,7 @@ def to_dict(intervention: Intervention) -> dict[str, Any]:
 
 def from_dict(keys: Mapping[str, Any]) -> Intervention:
     """Make an intervention from JSON or TOML. Errors: config, naming the key."""
-    kind = keys.get("kind", "")
-    if kind not in KINDS:
-        raise ForensicsError("config", f"unknown intervention {kind!r}", nearest(str(kind), KINDS))
+    kind = kind_of(keys)
     values = read_window(keys)
     del values["kind"]
     fields = {field.name: field for field in fields_of(KINDS[kind])}
@@ -82,13 +80,32 @@ def from_dict(keys: Mapping[str, Any]) -> Intervention:
     return KINDS[kind](**values)
 
 
+def kind_of(keys: Mapping[str, Any]) -> str:
+    """Return the kind that the keys name. Errors: config, where there is none such."""
+    kind = keys.get("kind")
+    if kind is None:
+        raise ForensicsError(
+            "config", "an intervention lacks its kind", 'e.g. kind = "skip"; ' + SEE
+        )
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ForensicsError("config", f"unknown intervention {kind!r}", nearest(str(kind), KINDS))
+    return kind
+
+
 def read_window(keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys with `first` and `last` for a window A:B, where their kind has one. Errors:
     config.
     """
     keys = dict(keys)
     if "window" in keys and issubclass(KINDS[keys["kind"]], Windowed):
-        keys["first"], keys["last"] = window(str(keys.pop("window")), keys["kind"])
+        if twice := [key for key in ("first", "last") if key in keys]:
+            raise ForensicsError(
+                "config",
+                f"{keys['kind']}: wanted window or first and last, found window and"
+                f" {' and '.join(twice)}",
+                "leave one of the two out",
+            )
+        keys["first"], keys["last"] = window(str(keys.pop("window")), f"{keys['kind']}.window")
     return keys
 
 

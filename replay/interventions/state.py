@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -203,6 +204,15 @@ class Transplant(Intervention):
                 f"saved: {saved}",
             )
         return donor_run, int(step)
+
+    def donors(self, run: Run) -> dict[str, str]:
+        """Name the checkpoint, and the digest of its state. Errors: usage, missing."""
+        from forensics.train import checkpoint
+
+        donor_run, step = self._donor(run)
+        folder = donor_run.folder / "checkpoints" / checkpoint.name_of(step)
+        document = json.loads((folder / "state.json").read_bytes())
+        return {self.checkpoint: str(document["digest"])}
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse a checkpoint that there is not, and tensors of other shapes. Errors: usage,

@@ -161,10 +161,11 @@ def test_a_stopped_fork_offers_to_go_on_from_where_it_was(forked, app_page, said
 
     folder = forked / "skipped"
     (folder / "fork.json").rename(folder / "fork.kept")
+    header = (folder / "run.json").read_text()
+    identity = {"placebos": 2, "chaos": 1, "seed": 7}
+    (folder / "run.json").write_text(json.dumps(json.loads(header) | {"identity": identity}))
     (folder / "halfway").mkdir()
-    (folder / "halfway" / "notes.json").write_text(
-        json.dumps({"identity": {"placebos": 2, "chaos": 1, "seed": 7}, "step": 92, "notes": {}})
-    )
+    (folder / "halfway" / "notes.json").write_text(json.dumps({"step": 92, "notes": {}}))
     try:
         for path in (folder / "run.json", folder / "tables" / "divergence" / "manifest.json"):
             os.utime(path, (time.time() - 900, time.time() - 900))
@@ -177,6 +178,7 @@ def test_a_stopped_fork_offers_to_go_on_from_where_it_was(forked, app_page, said
         assert (raw["placebos"], raw["chaos"], raw["seed"], raw["name"]) == (2, 1, 7, "skipped")
     finally:
         shutil.rmtree(folder / "halfway")
+        (folder / "run.json").write_text(header)
         (folder / "fork.kept").rename(folder / "fork.json")
 
 

@@ -321,13 +321,93 @@ def test_a_fork_file_that_cannot_be_run_is_refused_in_one_line(
     [
         ({"from": 101, "to": 120}, "states 0 to 100"),
         ({"from": 80, "to": 80}, "--from below --to"),
-        ({"placebos": 1.5}, "whole number"),
-        ({"from": True}, "wanted a step"),
     ],
 )
 def test_a_window_outside_the_run_is_refused(head: dict, words: str, base: Run) -> None:
     with pytest.raises(ForensicsError, match=words):
         built(base, {"kind": "boost-token", "token": 5, "times": 1}, **head)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("from = true", "from: wanted a whole number, found True"),
+        ("placebos = 1.5", "placebos: wanted a whole number, found 1.5"),
+        ("placebos = true", "placebos: wanted a whole number, found True"),
+        ("chaos = -1", "chaos: wanted at least 0, found -1"),
+        ("seed = -1", "seed: wanted at least 0, found -1"),
+        ("seed = 99999999999999999999", "seed: wanted a number below 2"),
+        ('probe_every = "x"', "probe_every: wanted a whole number, found 'x'"),
+        ("probe_every = 0", "probe_every: wanted at least 1, found 0"),
+        ("record = 3", "record: wanted a string, found 3"),
+        ('record = "lite"', "record: wanted off, light, dense, found 'lite'; did you mean 'light'"),
+        ("name = 5", "name: wanted a string, found 5"),
+        ('name = "../x"', "wanted a run's name, found '../x'"),
+        ("parent = 5", "parent: wanted a string, found 5"),
+        ("barrier = 80", "barrier: wanted a list, found 80"),
+        ('barrier = ["80"]', "barrier.0.: wanted a whole number, found '80'"),
+        ('intervention = "x"', "intervention: wanted a list of tables, found 'x'"),
+        ('intervention = ["x"]', "intervention: wanted a list of tables"),
+        ('[intervention]\nkind = "skip"', "found a table; each begins with .*in double brackets"),
+        ("[[intervention]]\nfactor = 1", "an intervention lacks its kind"),
+        ('[[intervention]]\nkind = ["skip"]', "unknown intervention .*'skip'"),
+        ('[[intervention]]\nkind = "skip"\nwindow = 80', "skip.window: wanted A:B"),
+        (
+            '[[intervention]]\nkind = "skip"\nwindow = "80:81"\nfirst = 82',
+            "found window and first; leave one of the two out",
+        ),
+        ('[[intervention]]\nkind = "mask-tokens"\nsql = 5', "mask-tokens.sql: wanted a string"),
+        ('[[intervention]]\nkind = "mask-tokens"\nfirst = "8"', "first: wanted a whole number"),
+        ('[[intervention]]\nkind = "shuffle"\nseed = 1.5', "shuffle.seed: wanted a whole number"),
+        ('[[intervention]]\nkind = "shuffle"\nsede = 1', "key 'sede'; did you mean 'seed'"),
+        ("plcebos = 3", "unknown key 'plcebos' .*did you mean 'placebos'"),
+    ],
+)
+def test_a_wrong_type_in_a_fork_file_is_one_line_that_names_the_key(
+    text: str, words: str, base: Run, tmp_path: Path
+) -> None:
+    head = 'parent = "base"\nfrom = 75\nto = 90\n'
+    key = text.split(" = ")[0]
+    lines = "".join(line for line in head.splitlines(True) if not line.startswith(f"{key} "))
+    path = tmp_path / "bad.toml"
+    path.write_text(lines + text)
+    with pytest.raises(ForensicsError, match=words) as e:
+        spec.build(base.runs, base, spec.read(path))
+    assert e.value.exit_code == 2 and "\n" not in str(e.value)
+
+
+def test_flags_beside_a_fork_file_add_to_it_and_replace_nothing() -> None:
+    file = spec.checked(
+        {"parent": "base", "from": 75, "placebos": 3, "intervention": [{"kind": "skip"}]}, "a file"
+    )
+    more = {"to": 90, "name": "it", "placebos": 3, "intervention": [{"kind": "reset-moments"}]}
+    assert spec.joined(file, more) == {
+        "parent": "base",
+        "from": 75,
+        "to": 90,
+        "placebos": 3,
+        "name": "it",
+        "intervention": [{"kind": "skip"}, {"kind": "reset-moments"}],
+    }
+    for contradiction in ({"placebos": 5}, {"from": 76}):
+        with pytest.raises(ForensicsError, match=r"the fork file says .*, the flag .*leave one"):
+            spec.joined(file, contradiction)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--how", "mask"], "--how with --remove-documents or --remove-sequences, found it alone"),
+        (["--skip", "3:5", "--times", "4"], "--times with --boost-token, found it alone"),
+        (["--reset-counter"], "--reset-counter with --reset-moments, found it alone"),
+        (["--skip", "3:5", "--renormalise"], "--renormalise with --mask-tokens, found it alone"),
+    ],
+)
+def test_an_option_without_the_flag_that_it_goes_with_is_refused(
+    given: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ForensicsError, match=words):
+        parsed(given, monkeypatch)
 
 
 def parsed(given: list[str], monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

@@ -57,11 +57,7 @@ def window_of(run: str, selection: Selection) -> tuple[int, int]:
     header, spike, onset = data.header(run), selection.spike, None
     if spike is not None:
         peak = next(
-            (
-                rowtep_slot
-                for rowtep_slot in data.rows("spikes", run=run, metric="loss")
-                if rowtep_slot["step"] == spike
-            ),
+            (row for row in data.rows("spikes", run=run, metric="loss") if row["step"] == spike),
             None,
         )
         onset = peak["onset"] if peak else None
@@ -86,13 +82,13 @@ def default_window(
     """
     if spike is None:
         first = max(
-            (step_slot for step_slot in saved if start <= step_slot <= max(start, steps - 32)),
+            (state for state in saved if start <= state <= max(start, steps - 32)),
             default=start,
         )
         return first, min(first + 32, max(steps, first + 1))
     spike = min(spike, steps)
     begin = min(onset, steps) if onset is not None else spike
-    near = max((step_slot for step_slot in saved if start <= step_slot <= begin), default=start)
+    near = max((state for state in saved if start <= state <= begin), default=start)
     first = max(start, near if begin - near <= 64 else begin - 16)
     return first, max(first, spike) + 40
 
@@ -295,7 +291,7 @@ def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any])
     if kind == "remove-sequences":
         slots = [] if step is None else [slot] if slot is not None else _worst(run, step)
         if slots:
-            return {"at": ", ".join(f"{step}/{step_slot}" for step_slot in slots)}
+            return {"at": ", ".join(f"{step}/{row}" for row in slots)}
         where = f"step = {step}" if step is not None else "step >= $first and step < $last"
         return {
             "sql": (

@@ -192,5 +192,6 @@ def _more_placebos(state: State, result: ForkResult) -> None:
                 state.parent,
                 state.fork,
                 file_of(state, placebos=int(placebos), chaos=int(chaos)),
+                again=True,
             )
             st.rerun()

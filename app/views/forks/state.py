@@ -33,7 +33,7 @@ class State:
     status: str
     header: dict[str, Any]  # run.json; empty where there is none yet
     result: ForkResult | None
-    halfway: dict[str, Any] | None  # {"identity", "step"} of what was saved on the way
+    halfway: dict[str, Any] | None  # {"step"} of what was saved on the way
     job: jobs.Job | None  # the newest process of this app that runs or ran it
     unreadable: ForensicsError | None = None  # why there is a result that cannot be read
 
@@ -59,7 +59,7 @@ def state_of(fork: str, parent: str) -> State:
     except ForensicsError as error:
         unreadable = error
     notes = data.document(folder / "halfway" / "notes.json")
-    halfway = {"identity": notes.get("identity", {}), "step": notes.get("step")} if notes else None
+    halfway = {"step": notes.get("step")} if notes else None
     job = next((job for job in jobs.listed(parent) if _fork_of(job) == fork), None)
     if job is not None and job.status == "running":
         status = "running" if header else "starting"
@@ -93,15 +93,8 @@ def _written_s(folder: Path) -> float:
 def file_of(state: State, **changes: Any) -> str:
     """Return the fork file that makes this very fork, with `changes` to how it is compared."""
     first, last = state.window
-    identity = (state.halfway or {}).get("identity", {})
-    comparison = {
-        "placebos": identity.get("placebos", state.result.placebos_asked if state.result else 0),
-        "chaos": identity.get("chaos", state.result.chaos if state.result else 0),
-        "seed": identity.get("seed", 0),
-        "probe_every": identity.get("every"),
-        "record": identity.get("record", "light"),
-        "barrier": identity.get("barrier") or None,
-    }
+    identity = state.header.get("identity") or {}
+    comparison = {key: identity.get(key) or None for key in HEAD}
     head = {
         "parent": state.parent,
         "from": first,
