@@ -150,7 +150,7 @@ EVENTS = Table(
         ("metric", "string", "", "column that showed it"),
         ("value", "float64", "", "its value there"),
         ("baseline", "float64", "", "median of its window"),
-        ("sigma", "float64", "σ", "(value − median) / (1.4826·MAD)"),
+        ("sigma", "float64", "σ", "(value − baseline) / the scale of the band"),
         ("spike_kind", "string", "", "batch | fast | slow"),
         ("onset", "int64", "step", "first outlying step of the spike"),
         ("recovered_at", "int64", "step", "first of five steps in a row back in the band"),

@@ -31,6 +31,7 @@ class Parameter:
     meaning: str
     default: str | int | float | None = None  # None: it must be given
     low: int | None = None  # its least value
+    most: str | None = None  # the parameter whose value it may not exceed
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,14 @@ def arguments(name: str, params: Mapping[str, Any], folder: str) -> dict[str, Va
         for run in runs:
             if run not in (recorded := reader.runs_in(folder)):
                 raise ForensicsError("missing", f"no run is called {run!r}", nearest(run, recorded))
+    for key, parameter in parameters.items():
+        if parameter.most is not None and float(values[key]) > float(values[parameter.most]):
+            raise ForensicsError(
+                "usage",
+                f"{name}: wanted {key} of at most {parameter.most} = {values[parameter.most]},"
+                f" found {values[key]}",
+                parameter.meaning,
+            )
     return values
 
 

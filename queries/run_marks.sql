@@ -6,7 +6,7 @@ run = "the run"
 step = { unit = "step", meaning = "the step; of a spike, the peak" }
 kind = "batch | fast | slow | nonfinite"
 metric = "the column that showed it"
-sigma = { unit = "σ", meaning = "of a spike: (value − median) / (1.4826·MAD)" }
+sigma = { unit = "σ", meaning = "of a spike: (value − baseline) / the scale of the band" }
 */
 with final as (
     select run, step, coalesce(spike_kind, 'nonfinite') as kind, metric, sigma

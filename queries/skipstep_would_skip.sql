@@ -4,8 +4,12 @@ sentence = "What SkipStep would have skipped: loss or gradient norm far above th
 [parameters]
 run = { type = "run", meaning = "the run" }
 sigma = { type = "float", default = 6.0, meaning = "standard deviations above the mean" }
-window = { type = "int", default = 128, low = 1, meaning = "previous steps that are looked at" }
-least = { type = "int", default = 64, low = 2, meaning = "previous steps that it needs to judge" }
+window = { type = "int", default = 128, low = 2, meaning = "previous steps that are looked at" }
+least.type = "int"
+least.default = 0
+least.low = 0
+least.most = "window"
+least.meaning = "previous steps that it needs to judge; 0: half of the window"
 
 [columns]
 step = { unit = "step", meaning = "the step" }
@@ -42,7 +46,7 @@ judged as (
         grad_norm - grad_norm_mean > $sigma * grad_norm_deviation or not isfinite(grad_norm)
             as by_grad_norm
     from windowed
-    where n >= $least
+    where n >= greatest(if($least = 0, $window // 2, $least), 2)
 ),
 final as (
     select

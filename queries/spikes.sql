@@ -11,8 +11,8 @@ step = { unit = "step", meaning = "the peak" }
 kind = "spike | nonfinite"
 metric = "the column that showed it"
 value = "the metric at the peak"
-baseline = "median of the metric in its window"
-sigma = { unit = "σ", meaning = "(value − median) / (1.4826·MAD)" }
+baseline = "centre of the metric's band: what the values before it let one expect"
+sigma = { unit = "σ", meaning = "(value − baseline) / the scale of the band" }
 spike_kind = "batch | fast | slow"
 onset = { unit = "step", meaning = "first outlying step" }
 recovered_at = { unit = "step", meaning = "first of five steps in a row back in the band" }

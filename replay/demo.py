@@ -30,7 +30,7 @@ from replay.forks import spec as fork_specs
 from replay.forks.result import ForkResult
 from replay.forks.run import fork
 from replay.lineage import open_trajectory
-from replay.spike_list import spikes_of
+from replay.spike_list import SpikeRow, SpikeScore, spikes_of
 from replay.verify import verify
 
 DAMAGED = "select document from documents where source = 'damaged'"
@@ -61,8 +61,8 @@ class DemoResult(ResultRecord):
     AGAIN: ClassVar[str] = "run `forensics demo` again"
 
     run: str
-    spikes: tuple[dict[str, Any], ...]  # as `forensics spikes` lists them
-    spike_score: dict[str, float | None]  # percentage of steps, by metric
+    spikes: tuple[SpikeRow, ...]
+    spike_score: SpikeScore
     verify: ReplayCheck
     scan: tuple[ScanRow, ...]  # batches, largest gradient norm first
     worst: tuple[int, ...]  # steps of the first of them, as many as are planted
@@ -88,26 +88,26 @@ def tell(runs: Path, quick: bool, progress: ProgressCallback, say: Say) -> DemoR
     first = recipe.data.phases[0].until or 0
     planted = Planted(first, recipe.data.phases[1].until or first)
     name = _train(recipe, recipe_name, planted, runs, progress, say)
-    spikes = spikes_of(runs, name, None, "robust")
-    spike = _largest_spike(name, spikes["spikes"])
-    _tell_spike(runs, name, spike, spikes["spike_score"], say)
+    spikes = spikes_of(runs, name)
+    spike = _largest_spike(name, spikes.spikes)
+    _tell_spike(runs, name, spike, spikes.spike_score, say)
     check = _replay(runs, name, planted, progress, say)
     scan = _scan(runs, name, planted, progress, say)
     result = _fork(runs, name, planted, progress)
     _tell_fork(result, say)
-    force = spike["metric"] != "loss"
-    blamed = blame(runs, name, spike["step"], BlameOptions(force=force), progress)
+    force = spike.metric != "loss"
+    blamed = blame(runs, name, spike.step, BlameOptions(force=force), progress)
     _tell_blame(blamed, say)
     seconds = time.perf_counter() - started
-    again = f"replay blame {name} --spike {spike['step']}{' --force' if force else ''}"
+    again = f"replay blame {name} --spike {spike.step}{' --force' if force else ''}"
     say(
         f"\nThe demo took {seconds:.0f} seconds. Next steps: forensics batch {name} {first + 1} ·"
         f" {again} · replay diff {name} {result.fork} · forensics query --list"
     )
     return DemoResult(
         run=name,
-        spikes=tuple(spikes["spikes"]),
-        spike_score=spikes["spike_score"],
+        spikes=spikes.spikes,
+        spike_score=spikes.spike_score,
         verify=check,
         scan=tuple(scan),
         worst=tuple(_worst(scan, planted)),
@@ -164,37 +164,35 @@ def _train(
     return name
 
 
-def _largest_spike(name: str, spikes: list[dict[str, Any]]) -> dict[str, Any]:
+def _largest_spike(name: str, spikes: Sequence[SpikeRow]) -> SpikeRow:
     """Choose the highest spike of the loss, or of the gradient norm. Errors: mismatch."""
-    of_loss = [spike for spike in spikes if spike["metric"] == "loss"] or spikes
+    of_loss = [spike for spike in spikes if spike.metric == "loss"] or spikes
     if not of_loss:
         raise ForensicsError(
             "mismatch",
             f"wanted a spike in {name}, found none",
             "was the recipe changed? `forensics spikes` tells more",
         )
-    return max(of_loss, key=lambda spike: spike["sigma"] or 0.0)
+    return max(of_loss, key=lambda spike: spike.sigma or 0.0)
 
 
-def _tell_spike(
-    runs: Path, name: str, spike: dict[str, Any], score: dict[str, float], say: Say
-) -> None:
-    series = "loss" if spike["metric"] == "loss" else "gradient norm"
+def _tell_spike(runs: Path, name: str, spike: SpikeRow, score: SpikeScore, say: Say) -> None:
+    series = "loss" if spike.metric == "loss" else "gradient norm"
     back = (
-        f"it is back in its usual range at step {spike['recovered_at']}"
-        if spike["recovered_at"]
+        f"it is back in its usual range at step {spike.recovered_at}"
+        if spike.recovered_at
         else "it does not come back into its usual range"
     )
     say(
-        f"\n2. The spike. At step {spike['step']} the {series} jumps from {spike['baseline']:.2f}"
-        f" to {spike['value']:.2f}, {spike['sigma']:.0f}σ above the steps before"
-        f" ({spike['kind']}); {back}."
+        f"\n2. The spike. At step {spike.step} the {series} jumps from {spike.baseline or 0:.2f}"
+        f" to {spike.value:.2f}, {spike.sigma or 0:.0f}σ above the steps before"
+        f" ({spike.kind}); {back}."
     )
-    head = _largest_logit(runs, name, spike["step"])
+    head = _largest_logit(runs, name, spike.step)
     say(
         f"   The spike score (share of steps 7 standard deviations from up to 1,000 before them) is"
-        f" {score['loss']:.2f}% for loss, {score['grad_norm']:.2f}% for gradient norm. The largest"
-        " attention logit at that step is"
+        f" {score.loss or 0:.2f}% for loss, {score.grad_norm or 0:.2f}% for gradient norm. The"
+        " largest attention logit at that step is"
         f" {head['attn_logit_max']:.1f}, in layer {head['layer']}, head {head['head']}."
     )
 

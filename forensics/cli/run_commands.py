@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table
 from forensics.cli.progress_bar import bar
 from forensics.cli.run_sheet import headline, machine_rows, sheet
+from forensics.cli.spike_story import tell_spikes
 from forensics.errors import ForensicsError
 
 
@@ -128,13 +130,6 @@ def batch(run: str, step: int, by_token: bool) -> None:
     emit(contents, story)
 
 
-DETECTORS = {
-    "robust": "values far outside their running band",
-    "monitor": "values that the live monitor rings at",
-    "skip-step": "values at which SkipStep would hold the update",
-}
-
-
 @click.command(cls=Command, example="forensics spikes demo --metric grad_norm")
 @click.argument("run")
 @click.option(
@@ -147,42 +142,34 @@ DETECTORS = {
     type=click.Choice(["robust", "monitor", "skip-step"]),
     default="robust",
     show_default=True,
+    help="robust: far above the band of the values before, which follows a falling loss; the only"
+    " one that tells kinds. monitor: far above their mean (OLMo-core's monitor). skip-step: where"
+    " SkipStep would hold the update.",
 )
-def spikes(run: str, metric: str | None, detector: str) -> None:
-    """List spikes with their kind, the spike score and the trend of the gradient norm."""
+@click.option(
+    "--sigma",
+    type=float,
+    default=6.0,
+    show_default=True,
+    help="How many σ above are a spike.",
+)
+@click.option(
+    "--window",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Values before a step that it is judged by; from half of them on.",
+)
+def spikes(run: str, metric: Any, detector: Any, sigma: float, window: int) -> None:
+    """List spikes with their kind, the spike score and the trend of the gradient norm.
+
+    Kinds: batch (the next step is back in the band: the data was odd, the model was not hurt),
+    fast (back within 10 steps of the peak), slow (later, or not within 100 steps).
+    """
     from replay.spike_list import spikes_of
 
-    document = spikes_of(runs_folder(), run, metric, detector)
-
-    def story() -> None:
-        listed = document["spikes"]
-        say(f"{run} has {len(listed)} spike{'s' * (len(listed) != 1)} ({DETECTORS[detector]}).")
-        if listed:
-            columns = {
-                "step": "step",
-                "metric": "metric",
-                "kind": "kind",
-                "value": "value",
-                "baseline": "median before",
-                "sigma": "robust σ",
-                "onset": "began at",
-                "recovered_at": "back to normal at",
-            }
-            table(list(columns.values()), [[spike[key] for key in columns] for spike in listed])
-        score = document["spike_score"]
-        for name, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
-            judged = (
-                f"{score[name]:.2f}% of {score['n']} steps lie at least 7 standard deviations from"
-                " the mean of those before"
-                if score[name] is not None
-                else "the run is too short to tell"
-            )
-            say(f"Spike score of the {words}: {judged}.")
-        slope = document["trend"]["grad_norm"]
-        if slope and slope.get("slope") is not None:
-            say(f"Trend of the gradient norm: {100 * slope['slope'] * 1000:+.1f}% per 1,000 steps.")
-
-    emit(document, story)
+    listed = spikes_of(runs_folder(), run, metric, detector, sigma, window)
+    emit(listed, lambda: tell_spikes(listed))
 
 
 @click.command(cls=Command, example='forensics note demo 401 "shuffled text came in here"')

@@ -16,7 +16,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -30,8 +30,12 @@ if TYPE_CHECKING:
 BAND = 3.0  # scales around the centre within which a value is back to normal
 RECOVERED = 5  # values in a row inside the band that make a recovery
 FAST = 10  # steps after the peak within which a recovery is fast
+MINIMUM = 64  # values before a step from which on it is judged
 FEWEST = 8  # residuals that a scale is taken of
 LOCKED = 64  # outliers in a row after which they are the new normal, and the window starts again
+
+
+Kind = Literal["batch", "fast", "slow"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Spike:
     value: float  # at the peak
     baseline: float | None  # centre of the band; None when a NaN came before any value
     sigma: float  # (value − baseline) / the band's scale; inf where the value is not finite
-    kind: str  # batch | fast | slow
+    kind: Kind
     recovered_at: (
         int | None
     )  # first of five steps back in the band (batch: the one step); None: not seen to recover
@@ -80,7 +84,7 @@ class RobustDetector:
         metric: str = "loss",
         restarts: Sequence[int] = (),
         window: int = 128,
-        minimum: int = 64,
+        minimum: int = MINIMUM,
         k: float = 6.0,
         recover_within: int = 100,
     ) -> None:
@@ -202,7 +206,7 @@ class RobustDetector:
             return self._close("fast" if earliest <= episode.peak + FAST else "slow", earliest)
         return None
 
-    def _close(self, kind: str, recovered_at: int | None) -> Spike:
+    def _close(self, kind: Kind, recovered_at: int | None) -> Spike:
         e, self._open = self._open, None
         assert e is not None
         sigma = (
@@ -225,7 +229,7 @@ def robust(
     computed: Sequence[bool] | Bools | None = None,
     restarts: Sequence[int] = (),
     window: int = 128,
-    minimum: int = 64,
+    minimum: int = MINIMUM,
     k: float = 6.0,
     recover_within: int = 100,
 ) -> list[Spike]:
@@ -254,7 +258,7 @@ def outliers(
     computed: Sequence[bool] | Bools | None = None,
     restarts: Sequence[int] = (),
     window: int = 128,
-    minimum: int = 64,
+    minimum: int = MINIMUM,
     k: float = 6.0,
 ) -> Bools:
     """Fold the detector and return its `alarm` at every step, (N,). Errors: usage."""
@@ -303,7 +307,7 @@ def restarts_of(recipe: Recipe) -> list[int]:
 
 def phase_restarts(
     phases: Sequence[tuple[int | None, Mapping[str, float]]],
-    minimum: int = 64,
+    minimum: int = MINIMUM,
     end: int | None = None,
 ) -> list[int]:
     """List the steps at which the window restarts, from phases (until, mix of sources).

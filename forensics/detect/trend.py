@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,19 +27,81 @@ FEWEST_SPIKES = (
 Z95 = 1.959963984540054  # two-sided 95% of the normal distribution
 
 
+@dataclass(frozen=True)
+class SpikeRate:
+    """How often a run spikes, and whether that changes."""
+
+    count: int
+    steps: int
+    per_1000: float
+    thirds_per_1000: tuple[float, ...]  # of the first, second and last third of the steps
+    direction: Literal["rising", "falling", "none", "too few"]
+    z: float | None  # Laplace's score; None with too few spikes
+    p: float | None  # two-sided
+
+
+@dataclass(frozen=True)
+class Line:
+    """A robust line through points, with the 95% interval of its slope."""
+
+    slope: float
+    low: float
+    high: float
+    intercept: float  # median of y − slope·t
+    centre: float  # median of t
+    points: int
+
+
+@dataclass(frozen=True)
+class NormTrend:
+    """The line through ln grad_norm over the steps; None where there are too few points."""
+
+    slope: float | None  # per step
+    low: float | None
+    high: float | None
+    intercept: float | None
+    centre: float | None
+    points: int
+    dropped: int  # norms that are not finite or not positive
+    doubling_steps: float | None  # None where it does not grow
+    first: int | None  # steps of the points
+    last: int | None
+    change: float | None  # share by which the line changes from first to last: 0.1 is + 10 %
+    change_low: float | None
+    change_high: float | None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The step at which the line reaches a level."""
+
+    level: float
+    step: int | None
+    low: int | None  # of the steeper slope
+    high: int | None
+    reason: Literal["too few points", "passed", "flat", "falling"] | None  # why there is no step
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Whether it gets worse: spikes, the gradient norm, and when the norm arrives at a level."""
+
+    spikes: SpikeRate
+    grad_norm: NormTrend
+    forecast: Forecast
+
+
 def trend(
     steps: Sequence[int] | NDArray[np.integer],
     grad_norm: ArrayLike,
     spike_steps: Sequence[int],
     level: float = 0.4,
-) -> dict[str, Any]:
+) -> Trend:
     """Trend of spikes and of log gradient norm over `steps` (N,), and the forecast of `level`.
-    JSON-ready.
 
-    `spikes`: `spike_trend`; `grad_norm`: `theil_sen` of ln grad_norm per step, with `points` used,
-    `dropped` (not finite or not positive) and `doubling_steps`; `forecast`: `forecast`. A whole run
-    includes warm-up, during which the norm falls: give the steps after it to ask about the creep.
-    Errors: usage.
+    A whole run includes warm-up, during which the norm falls: give the steps after it to ask about
+    the creep. What is told of the norm holds of those steps and is not drawn out beyond them, but
+    for the forecast. Errors: usage.
     """
     at = np.asarray(steps, np.int64)
     norm = np.asarray(grad_norm, np.float64)
@@ -51,34 +114,41 @@ def trend(
     )
     usable = np.isfinite(norm) & (norm > 0)
     step_of_point, log_norm = at[usable].astype(np.float64), np.log(norm[usable])
-    slope = theil_sen(step_of_point, log_norm)
-    growing = slope is not None and slope["slope"] > 0
-    return {
-        "spikes": spike_trend(at, spike_steps),
-        "grad_norm": {
-            **(
-                slope
-                or {
-                    "slope": None,
-                    "low": None,
-                    "high": None,
-                    "intercept": None,
-                    "centre": None,
-                    "points": len(step_of_point),
-                }
-            ),
-            "dropped": int(len(at) - len(step_of_point)),
-            "doubling_steps": math.log(2) / slope["slope"] if slope and growing else None,
-        },
-        "forecast": forecast(
-            slope, float(step_of_point[-1]) if len(step_of_point) else None, level
-        ),
-    }
+    line = theil_sen(step_of_point, log_norm)
+    last = float(step_of_point[-1]) if len(step_of_point) else None
+    return Trend(
+        spike_trend(at, spike_steps),
+        _norm_trend(line, step_of_point, len(at) - len(step_of_point)),
+        forecast(line, last, level),
+    )
 
 
-def spike_trend(
-    steps: Sequence[int] | NDArray[np.int64], spike_steps: Sequence[int]
-) -> dict[str, Any]:
+def _norm_trend(line: Line | None, steps: Floats, dropped: int) -> NormTrend:
+    if line is None:
+        nothing = (None,) * 5
+        return NormTrend(*nothing, len(steps), dropped, None, None, None, None, None, None)
+    first, last = int(steps[0]), int(steps[-1])
+    change, low, high = (
+        math.expm1(slope * (last - first)) for slope in (line.slope, line.low, line.high)
+    )
+    return NormTrend(
+        line.slope,
+        line.low,
+        line.high,
+        line.intercept,
+        line.centre,
+        line.points,
+        dropped,
+        math.log(2) / line.slope if line.slope > 0 else None,
+        first,
+        last,
+        change,
+        low,
+        high,
+    )
+
+
+def spike_trend(steps: Sequence[int] | NDArray[np.int64], spike_steps: Sequence[int]) -> SpikeRate:
     """Spikes per 1000 of `steps` (those outside them do not count), by thirds, and Laplace's test
     of a constant rate.
 
@@ -96,28 +166,21 @@ def spike_trend(
     )
     count, total = len(where), len(at)
     edges = [0, total // 3, 2 * total // 3, total]
-    thirds = [
+    thirds = tuple(
         1000.0 * int(np.sum((where >= low) & (where < high))) / (high - low) if high > low else 0.0
         for low, high in pairwise(edges)
-    ]
+    )
     score = p_value = None
-    direction = "too few"
+    direction: Literal["rising", "falling", "none", "too few"] = "too few"
     if count >= FEWEST_SPIKES and total > 1:
         score = float((where.mean() - (total - 1) / 2) / math.sqrt((total**2 - 1) / (12 * count)))
         p_value = math.erfc(abs(score) / math.sqrt(2))
         direction = "none" if p_value >= 0.05 else "rising" if score > 0 else "falling"
-    return {
-        "count": count,
-        "steps": total,
-        "per_1000": 1000.0 * count / total if total else 0.0,
-        "thirds_per_1000": thirds,
-        "direction": direction,
-        "z": score,
-        "p": p_value,
-    }
+    per_1000 = 1000.0 * count / total if total else 0.0
+    return SpikeRate(count, total, per_1000, thirds, direction, score, p_value)
 
 
-def theil_sen(t: Floats, y: Floats) -> dict[str, Any] | None:
+def theil_sen(t: Floats, y: Floats) -> Line | None:
     """Median slope of all pairs of points with its 95% interval (Sen 1968); None with fewer than 10
     points.
 
@@ -148,17 +211,11 @@ def theil_sen(t: Floats, y: Floats) -> dict[str, Any] | None:
     slope = float(
         slopes[pairs // 2] if pairs % 2 else (slopes[pairs // 2 - 1] + slopes[pairs // 2]) / 2
     )
-    return {
-        "slope": slope,
-        "low": float(slopes[low]),
-        "high": float(slopes[high]),
-        "intercept": float(np.median(y - slope * t)),
-        "centre": float(np.median(t)),
-        "points": points,
-    }
+    intercept, centre = float(np.median(y - slope * t)), float(np.median(t))
+    return Line(slope, float(slopes[low]), float(slopes[high]), intercept, centre, points)
 
 
-def forecast(slope: dict[str, Any] | None, last: float | None, level: float) -> dict[str, Any]:
+def forecast(line: Line | None, last: float | None, level: float) -> Forecast:
     """Forecast the step at which exp(the fitted line) reaches `level`, with its interval.
 
     `step` is None where there is nothing to forecast, and `reason` says why: too few points; passed
@@ -166,27 +223,17 @@ def forecast(slope: dict[str, Any] | None, last: float | None, level: float) -> 
     earlier step, of the steeper slope; all three lines pass through the centre of the points, none
     arrives before the step after the last.
     """
-    answer: dict[str, Any] = {
-        "level": level,
-        "step": None,
-        "low": None,
-        "high": None,
-        "reason": None,
-    }
-    if slope is None or last is None:
-        return answer | {"reason": "too few points"}
-    now = slope["intercept"] + slope["slope"] * last
-    missing = math.log(level) - now
-    if missing <= 0:
-        return answer | {"reason": "passed"}
-    if slope["low"] <= 0 <= slope["high"]:
-        return answer | {"reason": "flat"}
-    if slope["high"] < 0:
-        return answer | {"reason": "falling"}
-    centre = slope["centre"]
-    rise = math.log(level) - (slope["intercept"] + slope["slope"] * centre)
+    if line is None or last is None:
+        return Forecast(level, None, None, None, "too few points")
+    if line.intercept + line.slope * last >= math.log(level):
+        return Forecast(level, None, None, None, "passed")
+    if line.low <= 0 <= line.high:
+        return Forecast(level, None, None, None, "flat")
+    if line.high < 0:
+        return Forecast(level, None, None, None, "falling")
+    rise = math.log(level) - (line.intercept + line.slope * line.centre)
     step, low, high = (
-        max(math.ceil(centre + rise / slope[end]), int(last) + 1)
-        for end in ("slope", "high", "low")
+        max(math.ceil(line.centre + rise / slope), int(last) + 1)
+        for slope in (line.slope, line.high, line.low)
     )
-    return answer | {"step": step, "low": low, "high": high}
+    return Forecast(level, step, low, high, None)

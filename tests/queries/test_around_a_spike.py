@@ -4,10 +4,13 @@ of the excess.
 
 import math
 
+import numpy as np
 import pytest
 
+from forensics.detect.spikes import band_at, robust
 from forensics.store.writer import Writer
 from queries import run
+from tests.queries.conftest import begin
 
 
 def rows(runs, name, **parameters):
@@ -105,6 +108,32 @@ def test_the_excess_of_a_batch_by_sequence(runs):
     assert sum(row["share"] for row in result) == pytest.approx(1)
     assert [row["above"] for row in result] == [True, False, False, False]
     assert result[0]["batch_excess"] == pytest.approx((3.0 + 3.1 + 9.0 + 3.3) / 4 - 3.005, rel=1e-6)
+
+
+def test_the_baseline_of_a_step_is_the_band_that_the_detector_judges_it_by(tmp_path):
+    losses = 9 * np.exp(-np.arange(300) / 80) + np.random.default_rng(0).normal(0, 0.05, 300)
+    losses[200] += 3.0
+    folder = begin(tmp_path / "runs", "r")
+    with Writer(folder) as writer:
+        writer.append("steps", step=list(range(300)), loss=losses.tolist())
+        writer.append("sequences", step=list(range(300)), slot=0, sequence=0, loss=9.0, weight=1.0)
+        (spike,) = robust(losses)
+        writer.append(
+            "events",
+            step=200,
+            kind="spike",
+            metric="loss",
+            baseline=spike.baseline,
+            onset=200,
+            recovered_at=201,
+        )
+    steps = list(range(300))
+    for step in (17, 40, 100, 200, 201, 230, 299):
+        (row,) = rows(tmp_path / "runs", "excess_by_sequence", run="r", step=step)
+        expected = band_at(step, losses, steps=steps)
+        assert expected is not None
+        assert row["baseline"] == pytest.approx(expected.centre, rel=1e-12), step
+    assert rows(tmp_path / "runs", "excess_by_sequence", run="r", step=16)[0]["baseline"] is None
 
 
 def test_bands_keep_the_largest_and_the_smallest(runs):

@@ -349,6 +349,15 @@ def test_skipstep_would_skip_agrees_with_the_definition_in_plain_python(runs):
     assert result[0]["n"] == 128
 
 
+def test_a_shorter_window_of_skipstep_judges_from_its_half_on(runs):
+    assert [row["step"] for row in rows(runs, "skipstep_would_skip", run="base", window=30)] == [
+        150,
+        180,
+    ]
+    with pytest.raises(ForensicsError, match="wanted least of at most window = 30, found 64"):
+        rows(runs, "skipstep_would_skip", run="base", window=30, least=64)
+
+
 def test_document_exposure_agrees_with_a_count_token_by_token(runs):
     starts = {
         0: ("clean", 0, 30),

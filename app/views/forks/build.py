@@ -314,7 +314,9 @@ def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any])
 
 def _worst(run: str, step: int) -> list[int]:
     """Return the worst eighth of a batch, as the Spikes page does; empty where not known."""
-    rows = data.rows("excess_by_sequence", run=run, step=step, window=(max(0, step - 64), step + 1))
+    rows = data.rows(
+        "excess_by_sequence", run=run, step=step, window=(max(0, step - 256), step + 1)
+    )
     return [
         row["slot"] for row in rows[: max(1, round(len(rows) / 8))] if row["excess"] is not None
     ]

@@ -17,6 +17,7 @@ from app.views.spikes.lists import draw_batch, draw_first_alarms
 from app.views.spikes.overview import draw_overview
 from app.views.spikes.panels import draw_panels, window_of
 from app.views.spikes.summary import draw_next_steps, draw_verdict
+from forensics.detect.spikes import MINIMUM as FEWEST
 
 
 def page() -> None:
@@ -68,10 +69,19 @@ def _chosen(found: list[dict[str, Any]], selection: Selection) -> dict[str, Any]
 
 
 def _without_spikes(run: str) -> None:
+    steps = data.reached(run) or 0
+    if steps <= FEWEST:
+        safe_html.verdict(
+            [code(run), f" is too short to tell: it has {formatting.steps(steps)}"],
+            f"Whether a step is a spike is judged by the steps before it, from {FEWEST} of them on."
+            " Every value was finite.",
+        )
+        draw_overview(run, [], None)
+        return
     safe_html.verdict(
         ["No spike was found in ", code(run)],
-        "Loss and gradient norm stayed within 6 robust standard deviations (σ) of the median of the"
-        " 128 steps before, wherever that many were recorded, and every value was finite.",
+        f"From step {FEWEST} on, loss and gradient norm stayed below 6 robust standard deviations"
+        " (σ) above what the up to 128 steps before let one expect, and every value was finite.",
         hedge=["What each detector says of each step: ", code(f"forensics spikes {run}"), "."],
     )
     draw_overview(run, [], None)

@@ -135,7 +135,9 @@ def moved_first(spike: dict[str, Any], alarms: list[dict[str, Any]]) -> list[Par
 
 def _excess(run: str, step: int) -> list[Part]:
     """Say how much of the rise is in the worst eighth of the batch, and what that points to."""
-    rows = data.rows("excess_by_sequence", run=run, step=step, window=(max(0, step - 64), step + 1))
+    rows = data.rows(
+        "excess_by_sequence", run=run, step=step, window=(max(0, step - 256), step + 1)
+    )
     if len(rows) < 4 or not (rows[0]["batch_excess"] or 0) > 0:
         return []
     worst = rows[: max(1, round(len(rows) / 8))]
