@@ -18,12 +18,17 @@ from app.selection import Selection, goto
 from forensics.errors import ForensicsError
 from forensics.json_documents import NONFINITE
 from forensics.result_records import ResultRecord
+from replay.blame.query.result import InfluenceResult
 from replay.blame.result import BlameResult
 from replay.experiments.results import KEPT
 from replay.result_files import kept_results
 
 R = TypeVar("R", bound=ResultRecord)
-RECORDS: dict[str, type[ResultRecord]] = {**KEPT, "blame": BlameResult}
+RECORDS: dict[str, type[ResultRecord]] = {
+    **KEPT,
+    "blame": BlameResult,
+    "influence": InfluenceResult,
+}
 # fields that hold text, in which "NaN" is a word and no number
 TEXTS = {"text", "path", "source", "tensor", "name", "event", "document", "what", "does", "run"}
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from forensics.train.run import Run
 from forensics.visible import visible
 from replay.blame.candidates import Influences, WindowRows
+from replay.blame.query.result import QueryCandidate
 from replay.blame.result import BlameResult, Candidate, CurvePoint
 from replay.blame.sentences import cause
 from replay.interventions.rows import Slot
@@ -29,7 +30,7 @@ class Piece:
 class CandidateText:
     """A candidate and its whole text, piece by piece."""
 
-    candidate: Candidate
+    candidate: Candidate | QueryCandidate
     pieces: tuple[Piece, ...]
 
 
@@ -69,15 +70,16 @@ def largest_influence(texts: Sequence[CandidateText]) -> float:
     return max((abs(piece.influence) for text in texts for piece in text.pieces), default=0.0)
 
 
+STYLE = """<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
+  padding: 0 1rem; color: #1c2430; background: #fff }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #cfd6e0;
+  border-radius: 6px; padding: .7rem }
+table { border-collapse: collapse }
+td, th { padding: .2rem .8rem .2rem 0; text-align: left; font-variant-numeric: tabular-nums }
+</style>"""
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; color: #1c2430; background: #fff }}
-pre {{ white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #cfd6e0;
-  border-radius: 6px; padding: .7rem }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .2rem .8rem .2rem 0; text-align: left; font-variant-numeric: tabular-nums }}
-</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>{style}</head><body>
 <h1>{title}</h1>
 <p><strong>{cause}</strong> {sentence}</p>
 <table><tr><th>sequences removed</th><th>the loss falls by (nats)</th>
@@ -93,6 +95,7 @@ def html_page(result: BlameResult, texts: Sequence[CandidateText]) -> str:
     """Write the result as one HTML page; everything from the corpus is escaped."""
     largest = largest_influence(texts)
     return PAGE.format(
+        style=STYLE,
         title=html.escape(f"Blame: {result.run}, step {result.spike.step}"),
         cause=html.escape(cause(result.verdict)),
         sentence=html.escape(result.sentence),

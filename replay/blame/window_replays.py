@@ -54,9 +54,8 @@ class DocumentStretch:
     slot: Slot
 
 
-def document_stretches(run: Run, row: Slot) -> list[DocumentStretch]:
+def document_stretches(run: Run, row: Slot, batch: Batch) -> list[DocumentStretch]:
     """Cut a row of a run's batch, or a stretch of it, at the bounds of its documents."""
-    batch = run.stream(row.step)
     one_row = dataclasses.replace(batch, sequence=batch.sequence[row.slot : row.slot + 1])
     stretches = []
     for span in run.batches.provenance(one_row)[0]:
@@ -96,7 +95,7 @@ class WindowReplays:
 
     def document_stretches(self, row: Slot) -> list[DocumentStretch]:
         """Cut a row, or a stretch of it, at the bounds of its documents."""
-        return document_stretches(self.run, row)
+        return document_stretches(self.run, row, self.run.stream(row.step))
 
     def cost(self, removal: Iterable[Slot]) -> int:
         """Count the steps that a replay without these takes; 0 where it is known already."""

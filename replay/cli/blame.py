@@ -11,6 +11,13 @@ import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table, visible, warn
 from forensics.cli.progress_bar import bar
+from replay.cli.blame_query import (
+    QuestionFlags,
+    WindowType,
+    blame_query,
+    query_options,
+    spike_window,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -26,7 +33,10 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
 
 @click.command(
     cls=Command,
-    example="replay blame demo --spike 400\nreplay blame demo --spike 400 --html blame.html",
+    example=(
+        "replay blame demo --spike 400\nreplay blame demo --spike 400 --html blame.html\nreplay"
+        " blame demo --query 'def parse(text):' --at 400 --window 384:400 --validate"
+    ),
 )
 @click.argument("run")
 @click.option(
@@ -34,11 +44,12 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
 )
 @click.option(
     "--window",
-    type=click.IntRange(min=1),
-    metavar="K",
+    type=WindowType(),
+    metavar="K|A:B",
     help=(
         "Look at the K steps before it; left out, at those of the last 16 in which the model became"
-        " worse."
+        " worse. With --query or --eval also A:B, batches A to B-1; left out, the last 16 before"
+        " the state."
     ),
 )
 @click.option(
@@ -68,24 +79,31 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
     help="Write the suspects' text, coloured, as a page.",
 )
 @click.option("--force", is_flag=True, help="Blame a step that no detector calls a spike.")
+@query_options
 def blame(
     run: str,
     spike: int | None,
-    window: int | None,
+    window: int | tuple[int, int] | None,
     method: str,
     placebos: int | None,
     tokens: bool,
     float64: bool,
     html: Path | None,
     force: bool,
+    question: QuestionFlags,
 ) -> int:
-    """Find the step, sequence, document, token and tensor that caused a spike, proved by replay."""
+    """Find the step, sequence, document, token and tensor that caused a spike, proved by replay.
+
+    With --query or --eval: the data that moved the loss of any text.
+    """
     from forensics.store.writer import write_atomic
     from replay.blame.influence_text import html_page
     from replay.blame.investigate import BlameOptions, investigate
 
+    if question.given:
+        return blame_query(run, question, window, placebos, float64, tokens, html)
     options = BlameOptions(
-        window=window,
+        window=spike_window(window),
         method=method,  # type: ignore[arg-type]
         placebos=placebos,
         precision="float64" if float64 else "float32",
@@ -132,7 +150,7 @@ def tell(result: BlameResult, texts: Sequence[CandidateText]) -> None:
         say(result.condition.sentence)
     _tell_curve(result)
     _tell_candidates(result)
-    _tell_text(texts)
+    tell_text(texts, "raises the spike", "lowers it")
     if result.tensors is not None:
         _tell_update(result.tensors)
     say(
@@ -189,7 +207,8 @@ def _tell_candidates(result: BlameResult) -> None:
     )
 
 
-def _tell_text(texts: Sequence[CandidateText]) -> None:
+def tell_text(texts: Sequence[CandidateText], red: str, blue: str) -> None:
+    """Show the text of candidates, coloured by influence: what red does, and blue."""
     from rich.console import Console
 
     from replay.blame.influence_text import largest_influence
@@ -198,7 +217,7 @@ def _tell_text(texts: Sequence[CandidateText]) -> None:
         return
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     largest = largest_influence(texts)
-    say("\nText of the most influential sequences: red raises the spike, blue lowers it")
+    say(f"\nText of the most influential sequences: red {red}, blue {blue}")
     for text in texts:
         candidate = text.candidate
         path = visible(str(candidate.path))
