@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forensics.json_documents import dumps
 from forensics.result_records import ResultRecord
 from forensics.store import result_cache
 
@@ -25,12 +24,10 @@ class KeptResult(NamedTuple):
     document: dict[str, Any]
 
 
-def keep_result(
-    folder: Path, kind: str, identity: str, result: ResultRecord | dict[str, Any]
-) -> Path:
+def keep_result(folder: Path, kind: str, identity: str, result: ResultRecord) -> Path:
     """Write a result as `<kind>-<hash of identity>.json`, atomically. Errors: storage."""
     path = result_cache.path_of(folder, f"{kind}-", identity, ".json")
-    result_cache.write(path, (dumps(result) + "\n").encode())
+    result_cache.write(path, result.to_json())
     return path
 
 

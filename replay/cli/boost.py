@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
+
+if TYPE_CHECKING:
+    from replay.experiments.boost_result import BoostResult, BoostRow
 
 
 @click.command(
@@ -73,7 +76,7 @@ def boost(
             "usage", f"wanted --times N,M,…, found {times!r}", "e.g. --times 1,3,10"
         )
     with bar(f"boosting {token}", "arms") as progress:
-        document = boost_token(
+        result = boost_token(
             runs_folder(),
             run,
             token,
@@ -84,69 +87,60 @@ def boost(
             workers=workers,
             progress=progress,
         )
-    emit(document, lambda: tell(document))
+    emit(result, lambda: tell(result))
 
 
-def tell(b: dict[str, Any]) -> None:
+def tell(result: BoostResult) -> None:
     """Return a line for the control, one for each n, and the verdict."""
-    control = b["arms"][0]
-    if not b["control"]["bitwise"]:
-        say("TOLERANCE ONLY")
+    unmodified, control = result.arms[0], result.control
+    assert control is not None, "an unmodified arm is held against the run"
+    if not control.bitwise:
+        say("TOLERANCE ONLY: the control is not the recorded run bit for bit.")
     say(
-        f"token {b['token']} {b['text']!r} of {b['run']}, from state {b['from']} to {b['to']}; seen"
-        f" {b['exposure_in']:,} times before"
+        f"Token {result.token} {result.text!r} of {result.run}, from state {result.first} to"
+        f" {result.last}; seen {result.exposure_in:,} times before."
     )
-    say(f"control: {b['control']['level']}; {b['control']['sentence']}")
+    say(f"Control ({control.level}): {control.sentence}.")
     say(
-        f"contexts: {b['contexts']['positions']} places in {b['contexts']['sequences']} sequences"
-        f" ({b['contexts']['why']})"
+        f"Its loss is read at {result.contexts.positions} places in {result.contexts.sequences}"
+        f" sequences ({result.contexts.why})."
     )
     rows: list[list[Any]] = [
-        [
-            "unmodified",
-            0,
-            control["value"],
-            control["rank"],
-            control["loss"],
-            control["p"],
-            None,
-            None,
-            None,
-        ]
+        ["unmodified", 0, unmodified.value, unmodified.rank, unmodified.loss, unmodified.p]
+        + [None] * 3
     ]
-    for row in b["summary"]:
-        for kind in ("boosted", "placebo"):
-            arm = row[kind]
+    for row in result.summary:
+        for kind, arm in (("boosted", row.boosted), ("placebo", row.placebo)):
             rows.append(
                 [
                     kind,
-                    row["times"],
-                    arm["value"],
-                    arm["rank"],
-                    arm["loss"],
-                    arm["p"],
-                    arm["held_out_gap"],
-                    arm["held_out_error"],
+                    row.times,
+                    arm.value,
+                    arm.rank,
+                    arm.loss,
+                    arm.p,
+                    arm.held_out_gap,
+                    arm.held_out_error,
                     _verdict(row) if kind == "boosted" else None,
                 ]
             )
     table(
         [
             "arm",
-            "n",
-            control["indicator"],
+            "sequences",
+            unmodified.indicator,
             "rank",
             "loss",
             "P",
-            "elsewhere",
+            "held-out loss − control",
             "±",
             "its loss against the placebos",
         ],
         rows,
     )
-    say(b["verdict"])
+    say(result.verdict)
 
 
-def _verdict(row: dict[str, Any]) -> str | None:
-    takes = row["takes"]
-    return None if takes is None else f"{-takes['change']:+.3f}, {takes['verdict']}"
+def _verdict(row: BoostRow) -> str | None:
+    takes = row.takes
+    return None if takes is None else f"{-takes.change:+.3f}, {takes.verdict}"

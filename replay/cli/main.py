@@ -267,35 +267,8 @@ def noise(run: str, at: str, window: int, seeds: int) -> None:
     from replay.experiments.divergence_rate import noise as measure_noise
 
     with bar("noise") as progress:
-        document = measure_noise(runs_folder(), run, steps(at, "--at"), window, seeds, progress)
-
-    def story() -> None:
-        if not all(p["control"]["bitwise"] for p in document["points"]):
-            say("TOLERANCE ONLY")
-        rows = [
-            [
-                p["step"],
-                p["divergence_exponent"],
-                max(p["fitted_steps"]),
-                p["start"],
-                p["l2"][-1],
-                p["placebo"][-1],
-            ]
-            for p in document["points"]
-        ]
-        table(
-            [
-                "step",
-                "exponent per step",
-                "steps fitted",
-                "l2 at the start",
-                f"l2 after {window}",
-                "placebo",
-            ],
-            rows,
-        )
-
-    emit(document, story)
+        result = measure_noise(runs_folder(), run, steps(at, "--at"), window, seeds, progress)
+    emit(result, lambda: output.noise(result))
 
 
 @main.command(example="replay sweep fork.toml --at 50,150,250 --workers 2 --seeds 3")

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 from forensics.cli.console import cell, say, table
 
 if TYPE_CHECKING:
-    from replay.experiments.results import MatrixResult, ScanResult, SweepResult, WindowsResult
+    from replay.experiments.results import (
+        MatrixResult,
+        NoiseResult,
+        ScanResult,
+        SweepResult,
+        WindowsResult,
+    )
     from replay.forks.result import ForkPlan, ForkResult
 
 
@@ -195,6 +201,38 @@ def sweep(result: SweepResult) -> None:
         ],
         rows,
     )
+
+
+def noise(result: NoiseResult) -> None:
+    """Tell how fast the smallest noise grows at each step."""
+    if not all(point.control.bitwise for point in result.points):
+        say("TOLERANCE ONLY: a control is not the recorded run bit for bit.")
+    table(
+        [
+            "step",
+            "exponent per step",
+            "steps it rests on",
+            "L2 at the start",
+            f"L2 after {result.window}",
+            "L2 of the placebo",
+        ],
+        [
+            [
+                point.step,
+                point.divergence_exponent,
+                max(point.fitted_steps),
+                point.start,
+                point.l2[-1],
+                point.placebo[-1],
+            ]
+            for point in result.points
+        ],
+    )
+    if any(point.divergence_exponent is None for point in result.points):
+        say(
+            "No exponent (–): on fewer than 3 steps the noise stood above 10 times its start and"
+            " below a tenth of the placebo, a fork with one other sequence."
+        )
 
 
 def scan(result: ScanResult, per_sequence: bool, top: int) -> None:

@@ -1,6 +1,6 @@
 """How chaotic is the run at a step? Forks whose start is moved by the smallest noise there is.
 
-noise(runs, "demo", [50, 200, 400])  →  divergence_exponent of each
+noise(runs, "demo", [50, 200, 400]).points[0].divergence_exponent
 
 Per step: a control, chaos forks of several seeds, and one placebo fork that replaces one random
 sequence of the window's first batch, all in lock-step. The exponent is the slope of log ‖θ_chaos −
@@ -13,15 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
+from forensics.result_records import part_to_document, read_part
 from forensics.store.resumable import Kept
 from forensics.train.run import Run
 from replay.compare import distances
+from replay.experiments.results import NoiseControl, NoisePoint, NoiseResult
 from replay.forks.lockstep import arm_from, march, require_steps
 from replay.interventions.removal import RemoveSequences
 from replay.interventions.state import UnitInLastPlace
@@ -40,9 +42,8 @@ def noise(
     window: int = WINDOW,
     seeds: int = SEEDS,
     progress: ProgressCallback = silent,
-) -> dict[str, Any]:
-    """`points` [{step, divergence_exponent (per step, median over seeds, or None), exponents, …}];
-    finished ones are kept.
+) -> NoiseResult:
+    """Measure how fast the smallest noise grows from each state; finished points are kept.
 
     The window may go past the run's end, on its own stream; only its recorded steps are then held
     against the parent. Errors: usage, missing, integrity.
@@ -63,15 +64,16 @@ def noise(
     points = []
     for i, step in enumerate(steps):
         if str(step) not in finished:
-            finished.put(str(step), _point(run, step, window, seeds, i, len(steps), progress))
+            measured = _point(run, step, window, seeds, i, len(steps), progress)
+            finished.put(str(step), part_to_document(measured))
         progress((i + 1) * window, len(steps) * window, f"state {step}")
-        points.append(finished.get(str(step)))
-    return {"run": name, "window": window, "seeds": seeds, "points": points}
+        points.append(read_part(NoisePoint, finished.get(str(step))))
+    return NoiseResult(run=name, window=window, seeds=seeds, points=tuple(points))
 
 
 def _point(
     run: Run, step: int, window: int, seeds: int, done: int, of: int, progress: ProgressCallback
-) -> dict[str, Any]:
+) -> NoisePoint:
     start = run.state_at(step)
     slot = int(np.random.default_rng(step).integers(run.recipe.train.batch))
     placebo = RemoveSequences(
@@ -99,31 +101,34 @@ def _point(
         progress(done * window + state - step, of * window, f"state {step}")
     report = witness.report()
     fits = [exponent(far[name], at_start[name], far["placebo"]) for name in names]
-    slopes = [slope for slope, _ in fits if slope is not None]
-    return {
-        "step": step,
-        "divergence_exponent": float(np.median(slopes)) if slopes else None,
-        "exponents": [slope for slope, _ in fits],
-        "fitted_steps": [n for _, n in fits],
-        "start": float(np.median(list(at_start.values()))),
-        "l2": [float(np.median([far[name][k] for name in names])) for k in range(window)],
-        "placebo": far["placebo"],
-        "control": {"level": report.level, "bitwise": report.bitwise, "compared": report.compared},
-    }
+    slopes = [fit.slope for fit in fits if fit.slope is not None]
+    return NoisePoint(
+        step=step,
+        divergence_exponent=float(np.median(slopes)) if slopes else None,
+        exponents=tuple(fit.slope for fit in fits),
+        fitted_steps=tuple(fit.steps for fit in fits),
+        start=float(np.median(list(at_start.values()))),
+        l2=tuple(float(np.median([far[name][k] for name in names])) for k in range(window)),
+        placebo=tuple(far["placebo"]),
+        control=NoiseControl(report.level, report.bitwise, report.compared),
+    )
 
 
-def exponent(
-    d: Sequence[float], start: float, placebo: Sequence[float]
-) -> tuple[float | None, int]:
-    """Slope of log d per step where 10·start < d < 0.1·placebo, and the number of such steps; None
-    below three.
-    """
+class Fit(NamedTuple):
+    """The slope of log distance per step, and the number of steps that it rests on."""
+
+    slope: float | None
+    steps: int
+
+
+def exponent(d: Sequence[float], start: float, placebo: Sequence[float]) -> Fit:
+    """Fit the slope of log d per step where 10·start < d < 0.1·placebo; None below three steps."""
     inside = [
         (k, math.log(x))
         for k, (x, p) in enumerate(zip(d, placebo))
         if math.isfinite(x) and 10 * start < x < 0.1 * p
     ]
     if len(inside) < POINTS:
-        return None, len(inside)
+        return Fit(None, len(inside))
     k, log_d = np.array(inside).T
-    return float(np.polyfit(k, log_d, 1)[0]), len(inside)
+    return Fit(float(np.polyfit(k, log_d, 1)[0]), len(inside))

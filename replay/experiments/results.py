@@ -1,4 +1,4 @@
-"""What scans, matrices and sweeps found: the records that commands, pages and JSON share.
+"""What scans, matrices, sweeps and noise found: the records that commands, pages and JSON share.
 
 docs/formulas.md, "Forks", defines the numbers.
 """
@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from forensics.result_records import ResultRecord, json_key
 from replay.compare.null_test import Finding
+from replay.experiments.boost_result import BoostResult
 from replay.verify import Level
 
 
@@ -223,9 +224,47 @@ class SweepResult(ResultRecord):
     summary: tuple[SweepRow, ...] = ()
 
 
+@dataclass(frozen=True)
+class NoiseControl:
+    """How a point's control stands to the recorded run."""
+
+    level: Level
+    bitwise: bool
+    compared: int  # steps
+
+
+@dataclass(frozen=True)
+class NoisePoint:
+    """Chaos forks from one state; distances in L2 of all parameters from the control."""
+
+    step: int
+    divergence_exponent: float | None  # per step, median over seeds; None: no seed has one
+    exponents: tuple[float | None, ...]  # by seed
+    fitted_steps: tuple[int, ...]  # by seed: steps that its exponent rests on
+    start: float  # median over seeds, before the first step
+    l2: tuple[float, ...]  # after each step, median over seeds
+    placebo: tuple[float, ...]  # after each step, of the fork with one other sequence
+    control: NoiseControl
+
+
+@dataclass(frozen=True)
+class NoiseResult(ResultRecord):
+    """How fast the smallest noise grows from each of several states."""
+
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "measurement of noise"
+    AGAIN: ClassVar[str] = "run `replay noise` again"
+
+    run: str
+    window: int  # steps
+    seeds: int
+    points: tuple[NoisePoint, ...]
+
+
 # the record of each kind of file `<kind>-<hash>.json` in a run's folder
 KEPT: dict[str, type[ResultRecord]] = {
     "sweep": SweepResult,
     "matrix": MatrixResult,
     "windows": WindowsResult,
+    "boost": BoostResult,
 }

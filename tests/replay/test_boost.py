@@ -13,6 +13,8 @@ from forensics.errors import ForensicsError
 from forensics.train.run import Run
 from replay.cli.main import main
 from replay.experiments import token_boost as module
+from replay.experiments.boost_plan import plan_arms, sequences_read
+from replay.experiments.boost_result import BoostResult, effect_of
 from replay.experiments.token_boost import boost
 from replay.interventions.corpus_search import holding, token_counts
 from tests.tokens.conftest import planted_run  # noqa: F401
@@ -30,7 +32,7 @@ def token(planted_run: Run) -> int:
 def made(planted_run: Run, token: int) -> dict:
     return boost(
         planted_run.runs, planted_run.name, token, first=100, last=140, times=TIMES, seeds=SEEDS
-    )
+    ).to_document()
 
 
 def arms(document: dict, kind: str, times: int) -> list[dict]:
@@ -64,18 +66,17 @@ def test_no_arm_trains_on_the_contexts_and_no_placebo_on_the_token(
     planted_run: Run,
     token: int,
 ) -> None:
-    plan = module._plan(planted_run, token, 100, 140, list(TIMES), SEEDS)
+    plan = plan_arms(planted_run, token, 100, 140, list(TIMES), SEEDS)
     holders = set(holding(planted_run, token).tolist())
-    assert set(plan["contexts"]) <= holders and plan["contexts"]
-    for arm in plan["arms"][1:]:
+    assert set(plan.contexts) <= holders and plan.contexts
+    for arm in plan.arms[1:]:
         come = set(arm["intervention"]["sequences"])
         assert (
-            not come & set(plan["contexts"])
-            and len(arm["intervention"]["sequences"]) == arm["times"]
+            not come & set(plan.contexts) and len(arm["intervention"]["sequences"]) == arm["times"]
         )
         assert come <= holders if arm["arm"] == "boosted" else not come & holders
         assert arm["other"] != token
-    assert not set(plan["contexts"]) & set(module._read(planted_run, 140).tolist())
+    assert not set(plan.contexts) & set(sequences_read(planted_run, 140).tolist())
 
 
 def test_finished_arms_are_kept_and_the_document_too(
@@ -88,15 +89,16 @@ def test_finished_arms_are_kept_and_the_document_too(
     again = boost(
         planted_run.runs, planted_run.name, token, first=100, last=140, times=TIMES, seeds=SEEDS
     )
-    assert again == made
+    assert again.to_document() == made
+    assert BoostResult.from_document(made, "boost") == again
     (path,) = planted_run.folder.glob("boost-*.json")
     assert json.loads(path.read_text())["token"] == token
 
 
 def test_the_placebos_sizes_decide_about_causal_words() -> None:
-    assert module._effect([3.0, 3.2, 2.9], [0.1, -0.2, 0.05])["causal"]
-    assert not module._effect([0.3, 0.2, 0.4], [0.1, -0.2, 0.05])["causal"]
-    assert module._effect([None], [0.1]) is None
+    assert effect_of([3.0, 3.2, 2.9], [0.1, -0.2, 0.05]).causal
+    assert not effect_of([0.3, 0.2, 0.4], [0.1, -0.2, 0.05]).causal
+    assert effect_of([None], [0.1]) is None
 
 
 def test_what_cannot_be_boosted_is_refused_in_one_line(planted_run: Run, token: int) -> None:

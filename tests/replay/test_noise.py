@@ -10,6 +10,7 @@ import pytest
 from forensics.errors import ForensicsError
 from replay.experiments import divergence_rate as noises
 from replay.experiments.divergence_rate import exponent
+from replay.experiments.results import NoiseResult
 
 
 def test_the_slope_is_that_of_the_logarithm_between_the_two_bounds() -> None:
@@ -30,7 +31,7 @@ def test_growth_that_never_leaves_the_rounding_or_starts_beyond_the_placebo_has_
 
 
 def test_points_tell_growth_seed_by_seed_beside_a_control_that_is_the_run(runs: Path) -> None:
-    found = noises.noise(runs, "base", [60, 25], window=6, seeds=2)
+    found = noises.noise(runs, "base", [60, 25], window=6, seeds=2).to_document()
     assert [p["step"] for p in found["points"]] == [25, 60]
     for p in found["points"]:
         assert p["control"]["bitwise"] and p["control"]["compared"] == 6
@@ -45,11 +46,12 @@ def test_finished_points_are_not_computed_again(
     first = noises.noise(runs, "base", [25], window=3, seeds=1)
     monkeypatch.setattr(noises, "_point", None)
     assert noises.noise(runs, "base", [25], window=3, seeds=1) == first
+    assert NoiseResult.from_document(first.to_document(), "noise") == first
 
 
 def test_a_window_may_go_past_the_runs_end_where_nothing_is_left_to_compare(runs: Path) -> None:
-    (p,) = noises.noise(runs, "base", [99], window=4, seeds=1)["points"]
-    assert p["control"]["bitwise"] and p["control"]["compared"] == 1
+    (p,) = noises.noise(runs, "base", [99], window=4, seeds=1).points
+    assert p.control.bitwise and p.control.compared == 1
 
 
 @pytest.mark.parametrize(("at", "window"), [([101], 8), ([], 8), ([5], 2)])
