@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rounds import interleaved, report
-from forensics.records import LIGHT, NUMERIC, ROLLUPS, TABLES
+from forensics.records import LIGHT, ROLLUPS, TABLES
+from forensics.rollup_schema import NUMERIC
 from forensics.store import manifest
 from forensics.store.reader import connect
 from forensics.store.writer import Writer

@@ -8,69 +8,14 @@ the folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
+from forensics.rollup_schema import rollup
 from forensics.statistics import heads, layers, tensors
 from forensics.statistics.heads import HeadStatistic
 from forensics.statistics.layers import LayerStatistic
 from forensics.statistics.tensors import TensorStatistic
-
-if TYPE_CHECKING:
-    import pyarrow
+from forensics.table_schema import Table, columns
 
 Statistic = HeadStatistic | LayerStatistic | TensorStatistic
-
-SQL_TYPES = {
-    "int64": "BIGINT",
-    "int32": "INTEGER",
-    "float64": "DOUBLE",
-    "float32": "FLOAT",
-    "bool": "BOOLEAN",
-    "string": "VARCHAR",
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table, with its unit and meaning."""
-
-    name: str
-    type: str  # a key of SQL_TYPES; every column but those of the key may be NULL
-    unit: str
-    meaning: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table of a run."""
-
-    name: str
-    meaning: str  # one row per …
-    key: tuple[str, ...]
-    columns: tuple[Column, ...]
-    of_state: bool = (
-        False  # its step is a state's number: resuming from step C keeps rows of state C
-    )
-
-    @property
-    def stepped(self) -> bool:
-        """Whether rows belong to a step, so that resuming from step C can cut them at C."""
-        return self.key[0] == "step"
-
-    def column(self, name: str) -> Column:
-        """Return the column of this name."""
-        return next(c for c in self.columns if c.name == name)
-
-    def arrow_schema(self) -> pyarrow.Schema:
-        """Return the columns as pyarrow types."""
-        import pyarrow as pa
-
-        return pa.schema([pa.field(c.name, pa.type_for_alias(c.type)) for c in self.columns])
-
-
-def _columns(*rows: tuple[str, str, str, str]) -> tuple[Column, ...]:
-    return tuple(Column(*row) for row in rows)
 
 
 def _float(statistic: Statistic) -> tuple[str, str, str, str]:
@@ -85,7 +30,7 @@ RUNS = Table(
     "runs",
     "run",
     ("name",),
-    _columns(
+    columns(
         ("name", "string", "", "the run's id, which is its folder's name"),
         ("parent", "string", "", "the run this is a fork of; NULL for a run of its own"),
         ("parent_step", "int64", "step", "the parent's state this fork starts from"),
@@ -119,7 +64,7 @@ CHECKPOINTS = Table(
     "checkpoints",
     "saved state",
     ("step",),
-    _columns(
+    columns(
         ("step", "int64", "step", "the checkpoint holds the state after `step` updates"),
         ("path", "string", "", "folder, relative to the run's folder"),
         (
@@ -139,7 +84,7 @@ EVENTS = Table(
     "events",
     "spike, NaN, resume, note",
     ("step",),
-    _columns(
+    columns(
         ("step", "int64", "step", "the step it happened at; of a spike, the peak"),
         (
             "kind",
@@ -164,7 +109,7 @@ CERTIFICATES = Table(
     "certificates",
     "proven window",
     ("first",),
-    _columns(
+    columns(
         ("first", "int64", "step", "first step of the window"),
         ("last", "int64", "step", "the window is first:last, half-open"),
         ("bitwise", "bool", "", "every digest and every recorded loss was equal"),
@@ -188,7 +133,7 @@ STEPS = Table(
     "steps",
     "step",
     ("step",),
-    _columns(
+    columns(
         STEP,
         (
             "loss",
@@ -240,7 +185,7 @@ LAYERS = Table(
     "layers",
     "step × layer",
     ("step", "layer"),
-    _columns(
+    columns(
         STEP,
         LAYER,
         *(_float(each) for each in layers.STATISTICS),
@@ -251,7 +196,7 @@ HEADS = Table(
     "heads",
     "step × layer × head",
     ("step", "layer", "head"),
-    _columns(
+    columns(
         STEP,
         LAYER,
         ("head", "int32", "", "query head, from 0"),
@@ -263,7 +208,7 @@ TENSORS = Table(
     "tensors",
     "step × parameter tensor",
     ("step", "tensor"),
-    _columns(
+    columns(
         STEP,
         ("tensor", "string", "", "name of the parameter tensor"),
         *(_float(each) for each in tensors.STATISTICS),
@@ -274,7 +219,7 @@ SEQUENCES = Table(
     "sequences",
     "step × slot in the batch",
     ("step", "slot"),
-    _columns(
+    columns(
         STEP,
         ("slot", "int32", "", "row of the batch, from 0"),
         ("sequence", "int64", "", "id in the corpus; −1 for one made by an intervention"),
@@ -293,7 +238,7 @@ TOKENS = Table(
     "tokens",
     "step × slot × position (dense windows only)",
     ("step", "slot", "position"),
-    _columns(
+    columns(
         STEP,
         ("slot", "int32", "", "row of the batch"),
         ("position", "int32", "", "of the target, from 0"),
@@ -307,7 +252,7 @@ DOCUMENTS = Table(
     "documents",
     "document",
     ("document",),
-    _columns(
+    columns(
         ("document", "int64", "", "id, counted over all sources in the order of the recipe"),
         ("source", "string", "", "name of the source in the recipe"),
         ("path", "string", "", "where the text came from"),
@@ -328,7 +273,7 @@ VOCABULARY = Table(
     "vocabulary",
     "checkpoint × token",
     ("step", "token"),
-    _columns(
+    columns(
         ("step", "int64", "step", "the state after `step` updates"),
         ("token", "int32", "", "id"),
         ("text", "string", "", "the token as text"),
@@ -364,7 +309,7 @@ FORKS = Table(
     "forks",
     "fork",
     ("fork",),
-    _columns(
+    columns(
         ("fork", "string", "", "the fork's id"),
         ("parent", "string", "", "the run it left"),
         ("first", "int64", "step", "the state it starts from"),
@@ -413,7 +358,7 @@ DIVERGENCE = Table(
     "divergence",
     "fork × step (× tensor)",
     ("step", "arm", "tensor"),
-    _columns(
+    columns(
         ("step", "int64", "step", "the states compared are those after `step` updates"),
         ("arm", "string", "", "fork | placebo-<i> | chaos-<i>: what is compared with the control"),
         (
@@ -455,7 +400,7 @@ BLAME = Table(
     "blame",
     "candidate cause",
     ("spike", "rank"),
-    _columns(
+    columns(
         ("spike", "int64", "step", "the spike that is explained"),
         ("rank", "int32", "", "from 0, the strongest first"),
         ("step", "int64", "step", "the batch"),
@@ -484,58 +429,6 @@ BLAME = Table(
         ("method", "string", "", "metagradient | leave-one-out | bisect"),
     ),
 )
-
-BUCKET = 100  # steps of one row of a roll-up
-
-NUMERIC = ("int64", "int32", "float64", "float32")
-
-
-def rollup(table: Table, means: bool = False) -> Table:
-    """Make the schema of `<table>_by100`: extremes (and means) of every numeric column."""
-    assert table.stepped
-    columns = [
-        Column(
-            "bucket",
-            "int64",
-            "step",
-            f"first of the {BUCKET} steps: steps bucket to bucket + {BUCKET - 1}",
-        ),
-        *(table.column(name) for name in table.key[1:]),
-        Column(
-            "rows",
-            "int64",
-            "count",
-            f"rows of `{table.name}` in it; of the newest bucket it may hold a part only",
-        ),
-        Column(
-            "nonfinite", "int64", "count", "NaN and infinite values in these rows, over all columns"
-        ),
-    ]
-    for c in summarised(table):
-        columns += [
-            Column(
-                f"{c.name}_min",
-                c.type,
-                c.unit,
-                f"smallest finite `{c.name}`; NULL where there is none",
-            ),
-            Column(f"{c.name}_max", c.type, c.unit, f"largest finite `{c.name}`"),
-        ]
-        if means:
-            columns.append(
-                Column(f"{c.name}_mean", "float64", c.unit, f"mean of the finite `{c.name}`")
-            )
-    key = ("bucket", *table.key[1:])
-    meaning = " × ".join([f"{BUCKET} steps", *table.key[1:]])
-    return Table(
-        f"{table.name}_by{BUCKET}", f"{meaning}: `{table.name}` rolled up", key, tuple(columns)
-    )
-
-
-def summarised(table: Table) -> list[Column]:
-    """Columns of a table that its roll-up tells of: the numeric ones outside the key."""
-    return [c for c in table.columns if c.type in NUMERIC and c.name not in table.key]
-
 
 ROLLUPS: dict[str, Table] = {  # by the table that is rolled up
     STEPS.name: rollup(STEPS, means=True),

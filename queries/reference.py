@@ -6,9 +6,10 @@ import json
 from typing import Any, TypedDict
 
 from forensics.errors import ForensicsError, nearest
-from forensics.records import SQL_TYPES, TABLES
+from forensics.records import TABLES
 from forensics.store import reader
 from forensics.store.macros import MACROS, Macro
+from forensics.table_schema import SQL_TYPES
 from queries.entries import Parameter, QueryEntry, catalog, load
 
 Cells = list[list[str]]  # rows of a table of text

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
-from forensics.records import Table
 from forensics.store import manifest as m
+from forensics.table_schema import Table
 
 if TYPE_CHECKING:
     import pyarrow

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forensics.errors import ForensicsError
-from forensics.records import SQL_TYPES, TABLES, Table
+from forensics.records import TABLES
 from forensics.store import manifest as m
 from forensics.store.macros import MACROS
+from forensics.table_schema import SQL_TYPES, Table
 
 if TYPE_CHECKING:
     import duckdb

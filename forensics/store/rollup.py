@@ -10,9 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forensics.records import BUCKET, ROLLUPS, Table, summarised
+from forensics.records import ROLLUPS
+from forensics.rollup_schema import BUCKET, summarised
 from forensics.store import manifest as m
 from forensics.store import parts as p
+from forensics.table_schema import Table
 
 MOST_PARTS, FEWEST_PARTS = (
     16,

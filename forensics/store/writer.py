@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
-from forensics.records import ROLLUPS, TABLES, Table
+from forensics.records import ROLLUPS, TABLES
 from forensics.store import manifest as m
 from forensics.store import parts as p
 from forensics.store.parts import MOST_PARTS, write_atomic
 from forensics.store.rollup import RollUp
+from forensics.table_schema import Table
 
 if TYPE_CHECKING:
     import pyarrow

@@ -23,7 +23,7 @@ from forensics.train.run import Run
 if TYPE_CHECKING:
     import pyarrow
 
-    from forensics.records import Table
+    from forensics.table_schema import Table
 
 
 def write_vocabulary(

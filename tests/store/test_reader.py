@@ -4,10 +4,11 @@ import threading
 import pytest
 
 from forensics.errors import ForensicsError
-from forensics.records import SQL_TYPES, TABLES
+from forensics.records import TABLES
 from forensics.store.macros import FOREVER
 from forensics.store.reader import check_run_name, connect, read, refresh, runs_in
 from forensics.store.writer import Writer, replace_table
+from forensics.table_schema import SQL_TYPES
 
 
 def make_run(runs, name, parent=None, parent_step=None, sources=None):

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from forensics.records import BUCKET, NUMERIC, ROLLUPS, TABLES
+from forensics.records import ROLLUPS, TABLES
+from forensics.rollup_schema import BUCKET, NUMERIC
 from forensics.store import manifest
 from forensics.store.reader import connect, problems, read
 from forensics.store.writer import Writer

@@ -10,7 +10,7 @@ from app import data, safe_html, theme
 from app.selection import goto, picked
 from app.views.spikes import charts
 from app.views.spikes.panels import AFTER, BEFORE
-from forensics.records import BUCKET
+from forensics.rollup_schema import BUCKET
 
 BINS = 700  # of the whole run: about one per two pixels
 SHORT = 20_000  # steps up to which the whole run is drawn from every step, not from the roll-ups
