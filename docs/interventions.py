@@ -82,7 +82,8 @@ def _value(field: Field) -> str:
     """Say what a fork file gives as a field's value."""
     if field.about.choices:
         return ", ".join(field.about.choices)
-    return _type(field.type)
+    written = ", written down when the fork is made" * field.about.settled
+    return _type(field.type) + written
 
 
 def _type(hint: Any) -> str:

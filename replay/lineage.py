@@ -97,7 +97,7 @@ def lowest_state(run: Run) -> int:
     """
     if run.parent is None:
         return run.header.first_step
-    if any(from_dict(each).alters_state() for each in run.header.interventions or []):
+    if any(from_dict(each).moves_start() for each in run.header.interventions or []):
         return run.header.first_step
     return lowest_state(run.parent)
 

@@ -24,6 +24,8 @@ class Batch:
     denominator: float
     sequence: Tensor  # (B,) int64 ids in the corpus; −1: made by an intervention
     origin: int | None = None  # the run's own batch it came from; None: made
+    # (B,) int64 step·B + slot of the run's own row that each row is; −1: none; None: not followed
+    own_row: Tensor | None = None
 
 
 BatchStream = Callable[[int], Batch]

@@ -26,6 +26,7 @@ class StepPolicy:
     update: Literal["apply", "hold", "zero", "none"]
     advance_schedule: bool
     skip_step: bool
+    watch_skip: bool = False  # SkipStep's window fills even where it is off
 
 
 Policy = Callable[[Counters], StepPolicy]

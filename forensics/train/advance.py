@@ -55,9 +55,10 @@ def _advance(
         grads = _forward_backward(state, batch, policy, model, watch, result)
         # `gradients` sees them before clipping, while the state is still the one they were taken at
         watch.gradients(state, grads, result)
-        if policy.skip_step:
+        if policy.skip_step or policy.watch_skip:
             assert result.loss is not None and result.grad_norm is not None
-            if policy.update == "apply" and state.window.judge(result.loss, result.grad_norm):
+            judged = policy.skip_step and policy.update == "apply"
+            if judged and state.window.judge(result.loss, result.grad_norm):
                 result.action = "skipped"
             state.window = state.window.push(result.loss, result.grad_norm)
         if result.action in ("apply", "hold"):

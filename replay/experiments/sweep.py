@@ -158,7 +158,9 @@ def moved(raw: dict[str, Any], step: int, seed: int = 0) -> dict[str, Any]:
     """
     by = step - raw["from"]
     interventions = [_moved(keys, by, seed) for keys in raw.get("intervention", [])]
-    return raw | {"from": step, "to": raw["to"] + by, "intervention": interventions}
+    barrier = [state + by for state in raw.get("barrier", [])]
+    later = {"from": step, "to": raw["to"] + by, "intervention": interventions}
+    return raw | later | ({"barrier": barrier} if barrier else {})
 
 
 def _moved(keys: dict[str, Any], by: int, seed: int) -> dict[str, Any]:
@@ -172,18 +174,24 @@ def _moved(keys: dict[str, Any], by: int, seed: int) -> dict[str, Any]:
     if "window" in keys:
         later["window"] = ":".join(str(edge + by) for edge in window(str(keys["window"])))
     for field in fields_of(KINDS[keys["kind"]]):
-        if field.about.step and field.name in keys:
+        if field.about.settled:
+            later.pop(field.name, None)  # it follows from where the fork is
+        elif field.about.step and field.name in keys:
             later[field.name] = _later(keys[field.name], by)
+        elif field.about.step and type(field.default) is int and by:
+            later[field.name] = field.default + by
         if field.about.seed and seed:
             later[field.name] = keys.get(field.name, field.default) + seed
     return later
 
 
 def _later(value: Any, by: int) -> Any:
-    """Return a step, or places (step, slot, …), `by` steps later."""
-    return (
-        value + by if isinstance(value, int) else [[place[0] + by, *place[1:]] for place in value]
-    )
+    """Return a step, steps, or places (step, slot, …), `by` steps later."""
+    if isinstance(value, int):
+        return value + by
+    return [
+        place + by if isinstance(place, int) else [place[0] + by, *place[1:]] for place in value
+    ]
 
 
 def _rate_at(run: Run, step: int) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from replay.forks.draft import Draft
 from replay.forks.identity import standing
 from replay.forks.result import ForkPlan
 from replay.forks.spec import Spec
@@ -24,12 +25,12 @@ def plan(spec: Spec, runs: Path, *, again: bool = False) -> ForkPlan:
     """
     run = open_trajectory(runs, spec.parent)
     spec.check(run)
+    spec = spec.settled(run)
     standing(spec, run, again)
-    touched = [
-        slot
-        for intervention in spec.interventions
-        for slot in intervention.touches(run, run.stream)
-    ]
+    touched, draft = [], Draft(run, spec.first, spec.last)
+    for intervention in spec.interventions:
+        touched += intervention.touches(run, draft.stream)
+        draft.add(intervention)
     rows = run.table("steps", ["step", "seconds"])
     seconds = float(np.median(rows["seconds"].to_numpy())) if rows.num_rows else math.nan
     arms = 2 + spec.placebos + spec.chaos

@@ -435,6 +435,7 @@ def fork(spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = F
     """
     parent = open_trajectory(runs, spec.parent)
     spec.check(parent)
+    spec = spec.settled(parent)
     there = standing(spec, parent, again)
     if there.finished is not None:
         return there.finished

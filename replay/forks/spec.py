@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ from forensics.store.reader import check_run_name
 from forensics.train.run import Run
 from replay.compare.loss_barrier import probe_loss
 from replay.forks import toml_text
+from replay.forks.draft import Draft, settled
 from replay.forks.statement import with_choice
 from replay.interventions.base import Intervention
-from replay.interventions.composition import refuse_lost
+from replay.interventions.composition import refuse_lost, refuse_undone
 from replay.interventions.registry import from_dict, to_dict
 
 ForkFile = dict[str, Any]  # the keys of a fork file, before they are checked
@@ -98,6 +99,15 @@ class Spec:
         """Return the steps from one reading of the probe set to the next."""
         return self.probe_every or max(1, (self.last - self.first) // PROBES)
 
+    def settled(self, run: Run) -> Spec:
+        """Write down all that its interventions depend on, under the same name. Errors: usage,
+        missing.
+        """
+        interventions = settled(self.interventions, run, self.first, self.last)
+        if interventions == self.interventions:
+            return self
+        return replace(self, name=self.fork, interventions=interventions)
+
     def sentence(self) -> str:
         """Say in one line what its interventions do."""
         return "; ".join(i.sentence() for i in self.interventions) or "changes nothing"
@@ -118,6 +128,7 @@ class Spec:
         for intervention in self.interventions:
             intervention.check(run, self.first, self.last)
         refuse_lost(self.interventions, run)
+        refuse_undone(self.interventions, run, self.first, self.last)
 
     def toml(self) -> str:
         """Write the spec as a fork file, which `read` and `build` take back to an equal spec."""
@@ -141,10 +152,18 @@ def read(path: Path) -> ForkFile:
     if not path.is_file():
         raise ForensicsError("missing", f"wanted a fork file at {path}, found none", SEE)
     try:
-        keys: ForkFile = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+        return read_text(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as e:
         raise ForensicsError("config", f"{path.name} is not TOML: {first_line(e)}", SEE) from None
-    return checked(keys, path.name)
+
+
+def read_text(text: str, where: str = "the fork file") -> ForkFile:
+    """Read the keys of a fork file's text. Errors: config."""
+    try:
+        keys: ForkFile = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise ForensicsError("config", f"{where} is not TOML: {first_line(e)}", SEE) from None
+    return checked(keys, where)
 
 
 def checked(keys: ForkFile, where: str) -> ForkFile:
@@ -207,14 +226,19 @@ def build(runs: Path, run: Run, file: ForkFile) -> Spec:
             )
     first, last = file["from"], file["to"]
     _check_window(run, first, last)
-    interventions = []
+    draft = Draft(run, first, last)
+    chosen = []  # what SQL chooses is carried through what stands before it
     for keys in file[INTERVENTION]:
-        intervention = from_dict(with_choice(runs, run, keys, first, last))
+        intervention = from_dict(with_choice(runs, draft, keys))
         intervention.check(run, first, last)
-        interventions.append(intervention.resolved(run))
+        chosen.append(intervention)
+        draft.add(intervention)
     head = {key: value for key, value in file.items() if key in Spec.__dataclass_fields__}
     spec = Spec(
-        **head | {"parent": run.name}, first=first, last=last, interventions=tuple(interventions)
+        **head | {"parent": run.name},
+        first=first,
+        last=last,
+        interventions=settled(chosen, run, first, last),
     )
     _check_numbers(spec)
     return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,33 +13,37 @@ from forensics.coercion import coerce
 from forensics.errors import ForensicsError
 from forensics.store.sandbox import run_sandboxed
 from forensics.train.run import Run
+from replay.forks.draft import Draft
 from replay.interventions.base import Windowed
 from replay.interventions.fields import Columns, Rows, fields_of
 from replay.interventions.registry import KINDS, SEE, kind_of, read_window
+from replay.interventions.rows import Place, standing
 from replay.lineage import own_steps
 
 MOST_ROWS = 1_000_000
 
 
-def with_choice(
-    runs: Path, run: Run, keys: Mapping[str, Any], first: int, last: int
-) -> dict[str, Any]:
+def with_choice(runs: Path, draft: Draft, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Return a fork file's intervention with its window, and with what its SQL chose under the key
-    that it fills. Errors: usage, sql.
+    that it fills. Errors: config, usage, sql.
     """
-    kind = kind_of(keys)
+    kind, run = kind_of(keys), draft.run
     fields = fields_of(KINDS[kind])
     for field in fields:  # what is asked for before all keys are read
         if field.name in ("first", "last", "sql") and field.name in keys:
             coerce(field.type, keys[field.name], f"{kind}.{field.name}", SEE)
-    filled, where = read_window(keys), (first, last)
+    filled, where = read_window(keys), (draft.first, draft.last)
     if issubclass(KINDS[kind], Windowed):
-        where = filled.setdefault("first", first), filled.setdefault("last", last)
+        where = filled.setdefault("first", draft.first), filled.setdefault("last", draft.last)
     choices = {columns: field.name for field in fields for columns in field.about.columns}
     by_hand = {field.name for field in fields if field.about.columns or field.about.instead_of_sql}
     if choices and filled.get("sql") and not by_hand & filled.keys():
-        Windowed(*where).check(run, first, last)
+        Windowed(*where).check(run, draft.first, draft.last)
         columns, rows = select(runs, run, str(filled["sql"]), list(choices), where)
+        if draft.moved:
+            rows = carried(rows, draft, where, kind)
+            run = copy.copy(run)
+            run.stream = draft.stream  # where sequences are looked for by their id
         value = columns.read(run, rows, *where)
         if not value:
             raise ForensicsError(
@@ -48,6 +53,48 @@ def with_choice(
             )
         filled[choices[columns]] = value
     return filled
+
+
+def carried(rows: Rows, draft: Draft, where: tuple[int, int], kind: str) -> Rows:
+    """Return rows chosen by step and slot, which are the parent's, with the places at which they
+    stand in the stream that the intervention is given; a row that comes again, at each of them.
+
+    A row of another step than the window's that does not stand in it does not count. Errors: usage,
+    where one of the window's is not there any more, or a position of one whose text was edited.
+    """
+    if not {"step", "slot"} <= rows.keys():
+        return rows
+    standing_places = standing(draft.stream, *where)
+    columns: Rows = {name: [] for name in rows}
+    for values in zip(*rows.values()):
+        row = dict(zip(rows, values))
+        own = int(row["step"]), int(row["slot"])
+        places = standing_places.get(own, [])
+        if not places and where[0] <= own[0] < where[1]:
+            raise ForensicsError(
+                "usage",
+                f"{kind}: wanted rows that are seen in {where[0]}:{where[1]}, found step"
+                f" {own[0]}, slot {own[1]}, which the interventions before it take away or move"
+                " out of it",
+                "leave the row out of the SQL, or list this intervention first",
+            )
+        for step, slot in places:
+            if "position" in row and not _same_tokens(draft, own, (step, slot)):
+                raise ForensicsError(
+                    "usage",
+                    f"{kind}: wanted a position in a row of the parent, found step {own[0]}, slot"
+                    f" {own[1]}, whose text an intervention before it edits",
+                    "list this intervention first",
+                )
+            for name, value in (row | {"step": step, "slot": slot}).items():
+                columns[name].append(value)
+    return columns
+
+
+def _same_tokens(draft: Draft, own: Place, place: Place) -> bool:
+    """Return whether the parent's row has the tokens of the row that it became."""
+    before = draft.run.stream(own[0]).tokens[own[1]]
+    return bool((before == draft.stream(place[0]).tokens[place[1]]).all())
 
 
 def select(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from forensics.errors import ForensicsError
 from replay.interventions.fields import about
@@ -25,6 +25,19 @@ if TYPE_CHECKING:
     from replay.interventions.rows import Slot
 
 KINDS: dict[str, type[Intervention]] = {}  # by the name that a fork file calls it
+
+
+class Draft(Protocol):
+    """The fork that an intervention is made for, as those before it leave it."""
+
+    @property
+    def stream(self) -> BatchStream:
+        """Return what the intervention is given."""
+
+    def next_draws(self) -> tuple[int, ...] | None:
+        """Return, of each source, the number of the draw that comes next in a place; None: the
+        first after the parent's end.
+        """
 
 
 @dataclass(frozen=True)
@@ -63,12 +76,11 @@ class Intervention:
         """Name the method that the kind overrides: what it alters."""
         if cls.policy is not Intervention.policy:
             return "policy"
-        return "state" if cls.alters_state() else "stream"
+        return "state" if cls.state is not Intervention.state else "stream"
 
-    @classmethod
-    def alters_state(cls) -> bool:
+    def moves_start(self) -> bool:
         """Return whether the fork starts from another state than its parent's."""
-        return cls.state is not Intervention.state
+        return type(self).state is not Intervention.state
 
     def stream(self, stream: BatchStream, run: Run) -> BatchStream:
         """Return the altered stream; `run` is the parent."""
@@ -84,9 +96,9 @@ class Intervention:
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse what makes no sense in the fork first:last of `run`. Errors: usage, missing."""
 
-    def resolved(self, run: Run) -> Intervention:
-        """Write down everything that would otherwise be looked for in the corpus. Errors: usage,
-        missing.
+    def resolved(self, run: Run, draft: Draft | None = None) -> Intervention:
+        """Write down everything that would otherwise be looked for, or follows from the fork that
+        it is part of. Errors: usage, missing.
         """
         return self
 
@@ -117,6 +129,13 @@ class Intervention:
         or only adds batches.
         """
         return ()
+
+    def reach(self, end: int, run: Run) -> int:
+        """Return a step below which all batches lie that it asks of its own stream for those before
+        `end`.
+        """
+        source = self.source_step(end - 1, run)
+        return end if source is None else max(end, source + 1)
 
     def source_step(self, step: int, run: Run) -> int | None:
         """Find the batch of its own stream that stands at `step` of the altered one; None: a batch

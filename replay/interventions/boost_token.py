@@ -11,7 +11,7 @@ import numpy as np
 from forensics.errors import ForensicsError
 from forensics.step.batch import Batch, BatchStream
 from replay.interventions import corpus_search
-from replay.interventions.base import Placebo
+from replay.interventions.base import Draft, Placebo
 from replay.interventions.fields import Option, about
 from replay.interventions.flags import Flag, one
 from replay.interventions.order import BatchesOfWindow
@@ -79,7 +79,7 @@ class BoostToken(BatchesOfWindow):
     sequences: tuple[int, ...] = ()
     at: tuple[Place, ...] = field(default=(), metadata=about(step=True))
 
-    def resolved(self, run: Run) -> BoostToken:
+    def resolved(self, run: Run, draft: Draft | None = None) -> BoostToken:
         """Scan the corpus for the token, draw sequences and places and write them down. Errors:
         usage, missing.
         """
@@ -102,9 +102,10 @@ class BoostToken(BatchesOfWindow):
                 f"{self.token}",
                 "insert a text that has it: --insert STEP=TEXT",
             )
+        stream = run.stream if draft is None else draft.stream
         free: list[Place] = []
         for step in range(self.first, self.last):
-            without = ~(run.stream(step).tokens[:, 1:] == self.token).any(1)
+            without = ~(stream(step).tokens[:, 1:] == self.token).any(1)
             free += [(step, int(slot)) for slot in without.nonzero()[:, 0]]
         require(
             len(free) >= self.times,

@@ -7,7 +7,7 @@ for policies. A state intervention acts once, at the fork's start.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
 from replay.interventions.base import Intervention
@@ -26,6 +26,53 @@ def composed(interventions: Sequence[Intervention], run: Run) -> tuple[BatchStre
         stream = intervention.stream(stream, run)
         policy = intervention.policy(policy, run)
     return stream, policy
+
+
+def refuse_undone(interventions: Sequence[Intervention], run: Run, first: int, last: int) -> None:
+    """Refuse a policy intervention of which the others leave nothing in the steps first … last−1,
+    because they set otherwise what it sets. Errors: usage.
+    """
+    policies = [intervention for intervention in interventions if intervention.alters() == "policy"]
+    if len(policies) < 2:
+        return
+    own, together = _by_step([], run, first, last), _by_step(policies, run, first, last)
+    for i, intervention in enumerate(policies):
+        if _by_step([*policies[:i], *policies[i + 1 :]], run, first, last) != together:
+            continue
+        alone = _by_step([intervention], run, first, last)
+        sets = [
+            (step[key], held[key])
+            for step, usual, held in zip(alone, own, together)
+            for key in step
+            if step[key] != usual[key]
+        ]
+        if sets and not any(_holds(value, held) for value, held in sets):
+            raise ForensicsError(
+                "usage",
+                f"{intervention.kind}: another intervention leaves nothing of it"
+                f" ({intervention.sentence()})",
+                "leave one of the two out",
+            )
+
+
+def _by_step(
+    interventions: Sequence[Intervention], run: Run, first: int, last: int
+) -> list[dict[str, Any]]:
+    """Return what the policies set in each step, by name."""
+    from forensics.step.state import Counters
+
+    policy = run.policy
+    for intervention in interventions:
+        policy = intervention.policy(policy, run)
+    return [
+        vars(policy(Counters(step, step, step))) | {"watch_skip": None}
+        for step in range(first, last)
+    ]
+
+
+def _holds(value: Any, held: Any) -> bool:
+    """Return whether what was set still holds; of a set, as a part."""
+    return bool(value <= held if isinstance(value, frozenset) else value == held)
 
 
 def refuse_lost(interventions: Sequence[Intervention], run: Run) -> None:

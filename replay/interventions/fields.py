@@ -57,6 +57,7 @@ class Setting:
     option: Option | None = None
     columns: tuple[Columns, ...] = ()  # a SELECT that returns all of one set fills the field
     instead_of_sql: bool = False  # a fork file that has the key asks no SELECT
+    settled: bool = False  # written down when the fork is made, from what the fork is
 
 
 PLAIN = Setting()

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from forensics.errors import ForensicsError, nearest
-from replay.interventions.base import Windowed
+from replay.interventions.base import Draft, Windowed
 from replay.interventions.fields import about
 from replay.interventions.flags import Flag, alone, one, two_numbers, windowed
 from replay.interventions.requirements import matching_tensors, require
+from replay.interventions.skip_history import recorded_window
 
 if TYPE_CHECKING:
     from forensics.step.policy import Policy, StepPolicy
-    from forensics.step.state import Counters
+    from forensics.step.state import Counters, TrainState
     from forensics.train.run import Run
 
 
@@ -186,6 +187,9 @@ def _on_or_off(text: str) -> bool:
 class SkipStep(PolicyOfWindow):
     """Switch SkipStep on or off: no update where loss or gradient norm lies 6σ above its last 128
     values.
+
+    Switched on, it begins with the values that the parent's steps recorded, and takes those of the
+    fork's steps outside the window too, as if it had watched all along.
     """
 
     kind = "skip-step"
@@ -193,10 +197,41 @@ class SkipStep(PolicyOfWindow):
         Flag("on|off@A:B", "SkipStep on or off.", "on@200:210", windowed(one("on", _on_or_off))),
     )
     on: bool
+    watched: bool | None = field(default=None, metadata=about(settled=True))
+
+    def resolved(self, run: Run, draft: Draft | None = None) -> SkipStep:
+        """Write down that it begins with the recorded values; without, as forks once did, it begins
+        with none.
+        """
+        return replace(self, watched=True) if self.on else self
 
     def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
         """Set the switch."""
         return replace(policy, skip_step=self.on)
+
+    def policy(self, policy: Policy, run: Run) -> Policy:
+        """Set the switch in the window, and watch all steps where it is on in some."""
+        switched = super().policy(policy, run)
+        if not self.watched:
+            return switched
+        return lambda counters: replace(switched(counters), watch_skip=True)
+
+    def state(self, state: TrainState, run: Run) -> None:
+        """Fill SkipStep's window with the recorded values before the fork's start."""
+        if self.watched:
+            state.window = recorded_window(run, state.counters.step)
+
+    def moves_start(self) -> bool:
+        """Return whether the window of the fork's start is another than its parent's."""
+        return bool(self.watched)
+
+    def check(self, run: Run, first: int, last: int) -> None:
+        """Refuse where the values before the fork's start were not recorded. Errors: usage,
+        missing.
+        """
+        super().check(run, first, last)
+        if self.on:
+            recorded_window(run, first)
 
     def sentence(self) -> str:
         """Say whether it is switched on or off where."""

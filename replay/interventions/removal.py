@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
 from forensics.step.batch import BatchStream
-from replay.interventions.base import Placebo, Windowed
+from replay.interventions.base import Draft, Placebo, Windowed
 from replay.interventions.fields import Option, about
 from replay.interventions.flags import Flag, one
 from replay.interventions.order import BatchesOfWindow
 from replay.interventions.placebo import other_rows
 from replay.interventions.requirements import require, require_choice, require_places
-from replay.interventions.row_removal import HOWS, Removal, of_documents, removed
+from replay.interventions.row_removal import (
+    HOWS,
+    Draws,
+    Removal,
+    next_draws,
+    of_documents,
+    removed,
+)
 from replay.interventions.rows import Slot
 from replay.interventions.selection import DOCUMENTS, ROWS
 
@@ -46,19 +53,69 @@ def _remove_other_rows(
 ) -> RemoveSequences:
     rows = other_rows(intervention.removal(run, stream), stream, first, last, seed)
     places = tuple(dataclasses.astuple(slot) for slot in rows)
-    return RemoveSequences(first, last, places, intervention.how)
+    return RemoveSequences(first, last, places, intervention.how, draws=intervention.draws)
 
 
 OTHER_ROWS = Placebo("other sequences of the same steps", _remove_other_rows)
 
 
+def _draws() -> Any:
+    return field(default=None, metadata=about(settled=True))
+
+
+class Removing(Windowed):
+    """Take rows out of a window's batches, by one of HOWS."""
+
+    how: str
+    draws: Draws | None
+
+    def removal(self, run: Run, stream: BatchStream) -> Removal:
+        """Find the rows that go."""
+        raise AssertionError("each kind names its rows")
+
+    def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
+        """List the rows that go."""
+        return self.removal(run, stream).slots
+
+    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
+        """Take the rows out."""
+        removal = self.removal(run, stream)
+        return removed(stream, run, removal, self.how, self.first, self.draws)
+
+    def resolved(self, run: Run, draft: Draft | None = None) -> Removing:
+        """Write down where the draws begin that come in the places. Errors: usage."""
+        if draft is None or self.how != "replace":
+            return self
+        draws = draft.next_draws()
+        require(
+            self.draws in (None, draws),
+            self.kind,
+            "no draws, or those of this very fork",
+            list(self.draws or ()),
+            "leave the key out: it is written down when the fork is made",
+        )
+        settled: dict[str, Any] = {"draws": draws}
+        return replace(self, **settled)
+
+    def draws_end(self, run: Run, stream: BatchStream) -> Draws:
+        """Return, of each source, the number of the draw after the last that came in a place."""
+        return next_draws(stream, run, self.removal(run, stream), self.draws).end
+
+    def reach(self, end: int, run: Run) -> int:
+        """Count as many batches more as rows go, where later ones move up into their places."""
+        if self.how != "repack":
+            return end
+        return end + -(-len(self.removal(run, run.stream).places) // run.recipe.train.batch)
+
+
 @dataclass(frozen=True)
-class RemoveDocuments(BatchesOfWindow):
+class RemoveDocuments(Removing, BatchesOfWindow):
     """Take documents out of the window's batches.
 
-    replace: each sequence that holds one gives way to its source's next draw after the parent's
-    end. mask: the documents' tokens weigh 0 as targets; the denominator stays. repack: the
-    sequences go, and everything after them moves up, sequence by sequence.
+    replace: each sequence that holds one gives way to its source's next draw after all that the
+    run, the fork and those between them read. mask: the documents' tokens weigh 0 as targets;
+    the denominator stays. repack: the sequences go, and everything after them moves up, sequence
+    by sequence.
     """
 
     kind = "remove-documents"
@@ -70,18 +127,11 @@ class RemoveDocuments(BatchesOfWindow):
     )
     how: str = _how()
     sql: str = ""  # the statement that chose them, for the record
+    draws: Draws | None = _draws()
 
     def removal(self, run: Run, stream: BatchStream) -> Removal:
         """Find the rows that go."""
         return of_documents(run, stream, frozenset(self.documents), self.how, self.first, self.last)
-
-    def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
-        """List the rows that hold the documents."""
-        return self.removal(run, stream).slots
-
-    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
-        """Take the rows out."""
-        return removed(stream, run, self.removal(run, stream), self.how, self.first)
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse no documents, and those that the corpus has not. Errors: usage, missing."""
@@ -110,7 +160,7 @@ class RemoveDocuments(BatchesOfWindow):
 
 
 @dataclass(frozen=True)
-class RemoveSequences(Windowed):
+class RemoveSequences(Removing):
     """Take sequences out as documents are: rows by (step, slot, first target, last target)."""
 
     kind = "remove-sequences"
@@ -128,18 +178,11 @@ class RemoveSequences(Windowed):
     )
     how: str = _how()
     sql: str = ""
+    draws: Draws | None = _draws()
 
     def removal(self, run: Run, stream: BatchStream) -> Removal:
         """Name the rows that go."""
         return Removal([Slot(*row) for row in self.at], frozenset())
-
-    def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
-        """List the rows that go."""
-        return self.removal(run, stream).slots
-
-    def stream(self, stream: BatchStream, run: Run) -> BatchStream:
-        """Take the rows out."""
-        return removed(stream, run, self.removal(run, stream), self.how, self.first)
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse no rows, and those outside the window or the batch. Errors: usage."""
@@ -153,6 +196,15 @@ class RemoveSequences(Windowed):
             "sql chooses `step` and `slot`",
         )
         require_places(run, self, [(step, slot) for step, slot, _, _ in self.at])
+        T = run.recipe.data.sequence_length
+        for _, _, low, high in self.at:
+            require(
+                0 <= low < high <= T,
+                self.kind,
+                f"targets first:last inside 0:{T}",
+                f"{low}:{high}",
+                f"the whole row is 0, {T}",
+            )
 
     def sentence(self) -> str:
         """Say how many sequences go, and how."""

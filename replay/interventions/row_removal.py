@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from forensics.train.run import Run
 
 HOWS = ("replace", "mask", "repack")
+Draws = tuple[int, ...]  # of each source, the number of a draw of the run's order
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Removal:
 
     slots: list[Slot]
     forbidden: frozenset[int]
+
+    @property
+    def places(self) -> list[Place]:
+        """Return the places of the slots, each once, in the stream's order."""
+        return sorted({(slot.step, slot.slot) for slot in self.slots})
 
 
 def of_documents(
@@ -60,14 +66,20 @@ def _spans(
             yield Slot(step, row, low, high)
 
 
-def removed(stream: BatchStream, run: Run, removal: Removal, how: str, first: int) -> BatchStream:
-    """Return the stream without these slots, by one of HOWS."""
+def removed(
+    stream: BatchStream,
+    run: Run,
+    removal: Removal,
+    how: str,
+    first: int,
+    draws: Draws | None = None,
+) -> BatchStream:
+    """Return the stream without these slots, by one of HOWS; `draws` as `next_draws` takes them."""
     if how == "mask":
         return _masked(stream, removal.slots)
-    places = sorted({(slot.step, slot.slot) for slot in removal.slots})
     if how == "replace":
-        return _replaced(stream, run, places, removal.forbidden)
-    return _repacked(stream, places, first)
+        return _replaced(stream, run, next_draws(stream, run, removal, draws).ids)
+    return _repacked(stream, removal.places, first)
 
 
 def _masked(stream: BatchStream, slots: list[Slot]) -> BatchStream:
@@ -87,11 +99,7 @@ def _masked(stream: BatchStream, slots: list[Slot]) -> BatchStream:
     return altered
 
 
-def _replaced(
-    stream: BatchStream, run: Run, places: list[Place], forbidden: frozenset[int]
-) -> BatchStream:
-    ids = _next_draws(stream, run, places, forbidden)
-
+def _replaced(stream: BatchStream, run: Run, ids: dict[Place, int]) -> BatchStream:
     def altered(s: int) -> Batch:
         batch = stream(s)
         slots = [slot for slot in range(len(batch.sequence)) if (s, slot) in ids]
@@ -102,27 +110,37 @@ def _replaced(
     return altered
 
 
-def _next_draws(
-    stream: BatchStream, run: Run, places: list[Place], forbidden: frozenset[int]
-) -> dict[Place, int]:
-    """For each place the id that comes there: its source's next draw after the parent's end that is
-    not forbidden.
+class NextDraws(NamedTuple):
+    """What comes in the places of rows that go."""
 
-    A source of which nothing is left gives way to the source that the run draws from most.
+    ids: dict[Place, int]  # of sequences
+    end: Draws  # of each source, the number of the draw after the last one
+
+
+def next_draws(
+    stream: BatchStream, run: Run, removal: Removal, begin: Draws | None = None
+) -> NextDraws:
+    """Draw for each place that goes its source's next sequence that is not forbidden, from the
+    draws numbered `begin` on; None: from the parent's end.
+
+    A source of which nothing is left gives way to the source that the run draws from most. Errors:
+    usage.
     """
     order = run.batches.order
-    end = run.header.steps
-    draws: dict[int, Iterator[int]] = {}
+    parents_end = run.header.steps
+    end = list(begin or (order.drawn(k, parents_end) for k in range(len(order.n_sequences))))
+    draws: dict[int, Iterator[Draw]] = {}
     barren: set[int] = set()
-    most = max(range(len(order.n_sequences)), key=lambda k: order.drawn(k, end))
+    most = max(range(len(order.n_sequences)), key=lambda k: order.drawn(k, parents_end))
 
     def draw(source: int) -> int:
         if source not in barren:
             if source not in draws:
-                draws[source] = _draws(run, source, order.drawn(source, end), forbidden)
-            sequence = next(draws[source], None)
-            if sequence is not None:
-                return sequence
+                draws[source] = _draws(run, source, end[source], removal.forbidden)
+            drawn = next(draws[source], None)
+            if drawn is not None:
+                end[source] = drawn.number + 1
+                return drawn.sequence
             barren.add(source)
         if source == most:
             raise ForensicsError(
@@ -134,29 +152,36 @@ def _next_draws(
 
     ids: dict[Place, int] = {}
     by_step: dict[int, np.ndarray] = {}
-    for step, slot in places:
+    for step, slot in removal.places:
         if step not in by_step:
             by_step[step] = stream(step).sequence.numpy()
         sequence = by_step[step][slot : slot + 1]
         source = most if sequence[0] < 0 else int(order.source_of(sequence)[0])
         ids[step, slot] = draw(source)
-    return ids
+    return NextDraws(ids, tuple(end))
 
 
-def _draws(run: Run, source: int, start: int, forbidden: frozenset[int]) -> Iterator[int]:
+class Draw(NamedTuple):
+    """One draw of a source: its number, counted over epochs, and what it drew."""
+
+    number: int
+    sequence: int
+
+
+def _draws(run: Run, source: int, start: int, forbidden: frozenset[int]) -> Iterator[Draw]:
     """Draw from a source from number `start` on, forbidden ones passed over; end after an epoch
     without any.
     """
-    order, number, barren = run.batches.order, start, 0
+    order, first, barren = run.batches.order, start, 0
     size = int(order.n_sequences[source])
     while barren <= size:
-        for sequence in order.draws(source, number, 64).tolist():
+        for number, sequence in enumerate(order.draws(source, first, 64).tolist(), first):
             if sequence in forbidden:
                 barren += 1
             else:
                 barren = 0
-                yield sequence
-        number += 64
+                yield Draw(number, sequence)
+        first += 64
 
 
 def _repacked(stream: BatchStream, places: list[Place], first: int) -> BatchStream:

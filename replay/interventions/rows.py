@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from forensics.step.batch import Batch, BatchStream
+from forensics.step.batch import MADE, Batch, BatchStream
 from replay.interventions.text_edit import EditedBatch, edited_rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Place = tuple[int, int]  # step, slot
 
@@ -19,6 +23,40 @@ class Slot:
     slot: int
     first: int
     last: int
+
+
+def followed(stream: BatchStream) -> BatchStream:
+    """Return the same stream with its rows numbered, so that what alters it tells where each goes
+    (`standing`).
+    """
+    import torch
+
+    def numbered(s: int) -> Batch:
+        batch = stream(s)
+        B = len(batch.sequence)
+        return replace(batch, own_row=torch.arange(s * B, (s + 1) * B))
+
+    return numbered
+
+
+def standing(stream: BatchStream, first: int, last: int) -> dict[Place, list[Place]]:
+    """Find where the rows of a followed stream stand in first:last once it was altered: own place →
+    places, more than one where a row comes again.
+    """
+    places: dict[Place, list[Place]] = {}
+    for step in range(first, last):
+        own_rows = _own_rows(stream(step)).tolist()
+        for slot, number in enumerate(own_rows):
+            if number != MADE:
+                places.setdefault(divmod(number, len(own_rows)), []).append((step, slot))
+    return places
+
+
+def _own_rows(batch: Batch) -> Tensor:
+    """(B,) numbers of the batch's own rows; all −1 where it was made."""
+    import torch
+
+    return torch.full_like(batch.sequence, MADE) if batch.own_row is None else batch.own_row
 
 
 def rows_of_steps(stream: BatchStream, steps: Iterable[int]) -> list[Slot]:
@@ -54,6 +92,9 @@ def gather(stream: BatchStream, places: Sequence[Place], denominator: float | No
         sources[places[0][0]].denominator if denominator is None else denominator,
         torch.stack([batch.sequence[slot] for batch, slot in rows]),
         origins.pop() if len(origins) == 1 else None,
+        torch.stack([_own_rows(batch)[slot] for batch, slot in rows])
+        if any(batch.own_row is not None for batch, _ in rows)
+        else None,
     )
     memory = {step: edited_rows(batch) for step, batch in sources.items()}
     edited = {
@@ -66,6 +107,7 @@ def gather(stream: BatchStream, places: Sequence[Place], denominator: float | No
             gathered.denominator,
             gathered.sequence,
             gathered.origin,
+            gathered.own_row,
             edited,
         )
         if edited
@@ -81,6 +123,10 @@ def put(batch: Batch, slots: Sequence[int], fresh: Batch) -> Batch:
     tokens, weight, sequence = batch.tokens.clone(), batch.weight.clone(), batch.sequence.clone()
     tokens[index], weight[index], sequence[index] = fresh.tokens, fresh.weight, fresh.sequence
     batch = replace(batch, tokens=tokens, weight=weight, sequence=sequence)
+    if batch.own_row is not None:
+        own_row = batch.own_row.clone()
+        own_row[index] = MADE
+        batch = replace(batch, own_row=own_row)
     if not isinstance(batch, EditedBatch):
         return batch
     return replace(

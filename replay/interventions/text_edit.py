@@ -118,8 +118,9 @@ def edit(batch: Batch, run: Run, find: str, replacement: str) -> Batch:
         sequence[slot] = row.sequence if row.unchanged else MADE
     edited = {slot: row for slot, row in (before | rows).items() if not row.unchanged}
     if edited:
-        return EditedBatch(tokens, batch.weight, batch.denominator, sequence, batch.origin, edited)
-    return Batch(tokens, batch.weight, batch.denominator, sequence, batch.origin)
+        parts = (batch.weight, batch.denominator, sequence, batch.origin, batch.own_row)
+        return EditedBatch(tokens, *parts, edited)
+    return Batch(tokens, batch.weight, batch.denominator, sequence, batch.origin, batch.own_row)
 
 
 def _pieces(run: Run, ids: Sequence[int]) -> tuple[Piece, ...]:

@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from replay.experiments.results import PointControl, SweepPoint, SweepResult
 from replay.experiments.sweep import moved, summarise, sweep
 from replay.forks import spec
 from replay.forks.run import fork
+from replay.interventions.base import KINDS, Intervention
+from replay.interventions.fields import about, fields_of
 
 
 def swept(*arguments: Any, **options: Any) -> dict[str, Any]:
@@ -62,6 +65,39 @@ def test_steps_move_with_the_start_and_only_what_draws_takes_the_seed() -> None:
         {"kind": "noise", "sigma": 1.0, "seed": 5},
     ]
     assert moved(there, 40)["intervention"][0] == raw["intervention"][0] and raw["from"] == 40
+
+
+def test_every_step_field_moves_because_it_is_one() -> None:
+    """A kind that no one knew: a step with a default, a list of steps, places, and a number that is
+    no step.
+    """
+
+    @dataclass(frozen=True)
+    class Marked(Intervention):
+        kind = "marked"
+        begin: int = field(default=40, metadata=about(step=True))
+        steps: tuple[int, ...] = field(default=(), metadata=about(step=True))
+        places: tuple[tuple[int, int], ...] = field(default=(), metadata=about(step=True))
+        count: int = 7
+        follows: int | None = field(default=None, metadata=about(settled=True))
+
+    try:
+        keys = {"kind": "marked", "steps": [41, 42], "places": [[43, 1]], "follows": 5}
+        raw = {"parent": "base", "from": 40, "to": 46, "barrier": [42], "intervention": [keys]}
+        there = moved(raw, 10)
+        assert there["barrier"] == [12]
+        assert there["intervention"] == [
+            {"kind": "marked", "steps": [11, 12], "places": [[13, 1]], "begin": 10}
+        ]
+    finally:
+        del KINDS["marked"]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_field_that_names_steps_is_declared_as_one(kind: str) -> None:
+    steps = {"first", "last", "a", "b", "at", "rows"}
+    declared = {f.name: f.about.step for f in fields_of(KINDS[kind])}
+    assert {name for name in declared if name in steps} == {n for n, s in declared.items() if s}
 
 
 def test_sql_chooses_anew_in_each_moved_window(runs: Path, base: Run) -> None:
