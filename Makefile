@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs site notebooks blame-study clean
+.PHONY: demo test check format docs site notebooks blame-study spike-study clean
 
 demo: .venv/ready
 	$(BIN)/forensics demo
@@ -36,6 +36,10 @@ notebooks: .venv/ready
 # Does blame find planted causes, and keep quiet where there is none? Sixty small runs; goes on where it was interrupted.
 blame-study: .venv/ready
 	$(BIN)/python -m benchmarks.blame_study
+
+# Are spikes found that are there, and how often is one found where none is? Seventy small runs; goes on where it was interrupted.
+spike-study: .venv/ready
+	$(BIN)/python -m benchmarks.spike_study --json benchmarks/results/studies/spikes.json
 
 # torch first and by itself, so that a CPU build that pip knows of is taken before anything asks for another.
 .venv/ready: pyproject.toml constraints.txt

@@ -1,5 +1,5 @@
 """Make the documents that follow from code and measurements: command line, tables and queries,
-recipe keys, interventions, performance.
+recipe keys, interventions, performance, studies.
 
 python -m docs.generate           writes them
 python -m docs.generate --check   exit code 1 where one is out of date
@@ -15,6 +15,7 @@ import click
 
 from docs.interventions import interventions
 from docs.performance import performance
+from docs.studies import spikes_page
 
 HERE = Path(__file__).parent
 
@@ -115,6 +116,7 @@ MADE = {
     "recipes.md": recipes,
     "interventions.md": interventions,
     "performance.md": performance,
+    "spikes.md": spikes_page,
 }
 
 

@@ -10,8 +10,10 @@ top = { type = "int", default = 100, meaning = "rows at most" }
 
 [columns]
 step.unit = "step"
-step.meaning = """first of two steps in a row in [-64, 0] outside, of the excursion that lasts, \
-with gaps of at most 8 steps, until the spike; the spike's own step counts alone"""
+step.meaning = """first of two steps in a row in [-64, 0] outside, and beyond its own drift, of \
+the excursion that lasts, with gaps of at most 8 steps, until the spike; the spike's own step \
+counts alone. Beyond its drift: further from its level at the start of the watch than its level \
+went in any 64 of the 256 steps before, by more than `threshold` of its noise about it"""
 lead = { unit = "steps", meaning = "from there to the spike" }
 kind = "head | tensor | layer | step"
 layer = "decoder block, of a head or a layer"
@@ -23,7 +25,8 @@ baseline = "median of the statistic over the steps [-512, -64) before the spike"
 z.unit = "σ"
 z.meaning = """robust z at that step: `robust_z`; outside is the threshold, or more where 2 % of \
 the baseline lie beyond it"""
-drifting = "it was outside from the first step of the watch: when it left is not known"
+drifting = """it was outside from the first step of the watch, or never went beyond where its own \
+drift could have taken it: no first mover"""
 */
 with span as (  -- the runs of the trajectory, each with the steps that are its own
     select run, first_step, last_step from lineage($run)
@@ -92,11 +95,45 @@ outside as (
 candidates as materialized (  -- most rows never leave their past: the others are few
     select * from watched semi join outside using (row)
 ),
+levels as (  -- of each candidate, every 8 steps before the watch
+    select m.row, (m.step - $step) // 8 as bucket, median(m.x) as level
+    from measured as m semi join outside using (row)
+    where m.step >= $step - 320 and m.step < $step - 64 and isfinite(m.x)
+    group by all
+),
+moves as (  -- how far the level rose and fell within 64 steps
+    select
+        *, level - min(level) over latest as rise, max(level) over latest - level as fall,
+        last_value(level) over (
+            partition by row order by bucket rows between current row and unbounded following
+        ) as latest_level
+    from levels
+    window latest as (partition by row order by bucket rows between 8 preceding and current row)
+),
+drifts as (
+    select
+        v.row, max(v.rise) as rise, max(v.fall) as fall, any_value(v.latest_level) as level,
+        robust_sigma(m.x - v.level) as noise
+    from moves as v
+    join measured as m on m.row = v.row and (m.step - $step) // 8 = v.bucket
+    where isfinite(m.x)
+    group by v.row
+),
+placed as (
+    select
+        c.*, abs(z) >= limit_z as out,
+        abs(z) >= limit_z and coalesce(
+            if(z > 0, x - d.level - d.rise, d.level - x - d.fall) > $threshold * d.noise
+                or not isfinite(x),
+            true
+        ) as far
+    from candidates as c left join drifts as d on d.row = c.row
+),
 paired as (  -- one step beyond the limit is common among thousands of rows; two in a row are not
     select
-        *, abs(z) >= limit_z and abs(lead(z) over by_step) >= limit_z
-            and sign(z) = sign(lead(z) over by_step) as pair
-    from candidates
+        *, out and lead(out) over by_step and sign(z) = sign(lead(z) over by_step) as pair,
+        far and lead(far) over by_step and sign(z) = sign(lead(z) over by_step) as far_pair
+    from placed
     window by_step as (partition by row order by step)
 ),
 away as (  -- at least half-way out, and the next step of the row that is
@@ -111,15 +148,19 @@ gaps as (  -- what came back, and stayed back for more than 8 steps before the s
     from away
     group by row
 ),
-alarmed as (  -- the spike's own step counts alone: what follows it may be over at once
+lasting as (  -- the spike's own step counts alone: what follows it may be over at once
     select
-        p.row, min(p.step) as step, arg_min(p.x, p.step) as value,
-        any_value(p.middle) as baseline, arg_min(p.z, p.step) as z
+        p.*, pair or (p.step = $step and out) as moved,
+        far_pair or (p.step = $step and far) as moved_far
     from paired as p
     left join gaps as g on g.row = p.row
     where p.step <= $step and p.step > coalesce(g.over_at, -1)
-        and (p.pair or (p.step = $step and abs(p.z) >= p.limit_z))
-    group by p.row
+),
+alarmed as (
+    select row, step, x as value, middle as baseline, z, not moved_far as drifted
+    from lasting
+    where moved or moved_far
+    qualify row_number() over (partition by row order by moved_far desc, step) = 1
 ),
 named as (
     select
@@ -139,7 +180,7 @@ final as (
         ['attn_logit_max', 'resid_grad_rms', 'rms_t', 'staleness', 'grad_norm', 'loss'][a.sort + 1]
             as statistic,
         a.value, a.baseline, a.z,
-        a.step <= greatest($step - 64, (select first from recorded)) as drifting
+        a.drifted or a.step <= greatest($step - 64, (select first from recorded)) as drifting
     from named as a
     left join tensor_numbers as n on n.number = a.number and a.sort in (2, 3)
     order by drifting, lead desc, abs(a.z) desc, kind, layer, head, n.tensor, statistic

@@ -6,6 +6,7 @@ from one to the next is the final stream, so that one checkpoint is in memory at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,35 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forensics.model.step_model import StepModel
 from forensics.observe.attention import HeadStatistics, attention_statistics
+from forensics.probes.curvature import curvature
+from forensics.probes.view import Value, View
 from forensics.step import sums
-from forensics.step.batch import Batch
 from forensics.step.observer import UNTAPPED, Site, Taps
 from forensics.step.precision import autocast
 from forensics.train.advance import documents, token_losses
-from forensics.train.run import Run
-
-Params = dict[str, Tensor]
-Value = float | dict[str, float] | None
 
 ROWS = 8192  # positions that CKA compares, evenly spaced where a text has more
-
-
-@dataclass
-class View:
-    """One checkpoint, and the text it is read on."""
-
-    step: int
-    params: Params
-    run: Run
-    text: Batch | None  # of any number of sequences; None where the metric reads none
-    stream: Tensor | None = None  # the final stream, once it was computed
-
-    @property
-    def model(self) -> StepModel:
-        """Return the run's decoder and what a forward needs beside it."""
-        return self.run.model
 
 
 @dataclass(frozen=True)
@@ -153,6 +134,30 @@ def effective_rank(view: View, _: Any) -> Value:
     return {"mean": sum(ranks.values()) / len(ranks), **ranks}
 
 
+def qk_entropy(view: View, _: Any) -> Value:
+    """Spectral entropy of every head's query-key map W_qᵀW_k, 1 where all its singular values are
+    equal, 0 where one holds all; and their smallest and mean. Reads weights alone.
+
+    p_i = σ_i² / Σσ²; −Σ p ln p / ln K, K the head's width. Norms on queries and keys, biases and
+    positions are left out.
+    """
+    shape = view.model.decoder.shape
+    K, group = shape.head_width, shape.heads // shape.kv_heads
+    values: dict[str, float] = {}
+    for layer in range(shape.layers):
+        q, k = (
+            view.params[f"layers.{layer}.attn.{name}_proj.weight"].double().view(-1, K, shape.width)
+            for name in "qk"
+        )
+        for head in range(shape.heads):
+            # W_qᵀ = Q_q R_q with orthonormal Q_q: the map has the singular values of R_q R_kᵀ
+            r_q, r_k = (torch.linalg.qr(w.T)[1] for w in (q[head], k[head // group]))
+            squares = torch.linalg.svdvals(r_q @ r_k.T).square()
+            entropy = torch.special.entr(squares / squares.sum()).sum()
+            values[f"layers.{layer}.heads.{head}"] = float(entropy) / math.log(K)
+    return {"least": min(values.values()), "mean": sum(values.values()) / len(values), **values}
+
+
 def final_stream(view: View) -> Tensor:
     """(rows, D) float32 of at most ROWS positions, each column's mean taken off; computed once."""
     if view.stream is not None:
@@ -191,6 +196,8 @@ METRICS = {
         Metric("group-norms", group_norms),
         Metric("attention", attention, reads_text=True),
         Metric("effective-rank", effective_rank),
+        Metric("qk-entropy", qk_entropy),
+        Metric("curvature", curvature),
         Metric("cka", cka, reads_text=True, carry=final_stream),
     )
 }

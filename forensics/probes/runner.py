@@ -19,7 +19,8 @@ import torch
 
 from forensics.config import window
 from forensics.errors import ForensicsError, nearest
-from forensics.probes.metrics import METRICS, Metric, Value, View
+from forensics.probes.metrics import METRICS, Metric
+from forensics.probes.view import Value, View
 from forensics.progress import ProgressCallback, silent
 from forensics.step.batch import MADE, Batch
 from forensics.store.resumable import Kept
@@ -60,8 +61,8 @@ def probe(
             carried = None
         else:
             if metric.carry is not None and before is not None and carried is None:
-                carried = metric.carry(View(before, run.load(before).params, run, batch))
-            view = View(step, run.load(step).params, run, batch)
+                carried = metric.carry(_view(before, run, batch))
+            view = _view(step, run, batch)
             finished.put(key, metric.measure(view, carried))
             # what it carries belongs to the checkpoint just read; the next needs nothing more of it
             carried = metric.carry(view) if metric.carry is not None else None
@@ -74,6 +75,11 @@ def probe(
         "text": str(text) if text else "held-out" if batch is not None else None,
         "points": points,
     }
+
+
+def _view(step: int, run: Run, text: Batch | None) -> View:
+    state = run.load(step)
+    return View(step, state.params, run, text, state)
 
 
 def checkpoints(run: Run, steps: str | None) -> list[int]:

@@ -100,6 +100,25 @@ def test_heads_of_a_layer_and_the_tensors_that_moved_first(runs):
     )
 
 
+@pytest.mark.parametrize("slope", [0.02, 0.1])
+def test_a_drift_since_the_start_is_no_first_mover(tmp_path, slope):
+    noise = np.random.default_rng(0).normal(0, 0.3, 400)
+    for name, jump in (("drifts", 0.0), ("jumps", 80.0)):
+        folder = begin(tmp_path / "runs", name)
+        values = 5 + slope * np.arange(400) + noise
+        values[340:] += jump
+        with Writer(folder) as writer:
+            steps = list(range(400))
+            writer.append("steps", step=steps, loss=2.0, grad_norm=1.0)
+            writer.append("heads", step=steps, layer=0, head=0, attn_logit_max=values.tolist())
+    runs = tmp_path / "runs"
+    for step in (200, 250, 300, 350):  # wherever one looks, the drift alone has moved nothing
+        found = rows(runs, "first_alarms", run="drifts", step=step)
+        assert [row["step"] for row in found if not row["drifting"]] == []
+    (head,) = rows(runs, "first_to_move", run="jumps", step=350)
+    assert (head["moved_at"], head["kind"]) == (340, "head")
+
+
 def test_the_excess_of_a_batch_by_sequence(runs):
     result = rows(runs, "excess_by_sequence", run="base", step=150)
     assert [row["slot"] for row in result] == [2, 3, 1, 0]

@@ -244,28 +244,28 @@ def test_head_logits_and_their_growth(runs):
     assert column(result, "growth")[:2] == [1.0, 1.0]
 
 
-def test_first_to_move_orders_what_left_its_band(runs):
+def test_first_to_move_is_the_first_alarms_without_those_that_only_drift(runs):
     result = rows(runs, "first_to_move", run="base", step="150")
     assert [
         (row["moved_at"], row["lead"], row["kind"], row["place"], row["statistic"])
         for row in result
-    ] == [
+    ] == [  # the tensor w was out at step 147 alone, and back: no first mover
         (146, 4, "head", "layer 1 head 0", "attn_logit_max"),
-        (147, 3, "tensor", "w", "staleness"),  # its baseline never moved: z is infinite
-        (147, 3, "tensor", "w", "rms_t"),
         (150, 0, "step", "whole model", "loss"),
         (150, 0, "step", "whole model", "grad_norm"),
     ]
-    head = result[0]
-    assert head["baseline_steps"] == 86  # steps 0 … 85
-    assert head["z"] == pytest.approx((20 - 11.5) / (1.4826 * 0.5))
-    assert head["steps_outside"] == 5
+    assert result[0]["z"] == pytest.approx((20 - 11.5) / (1.4826 * 0.5))
     losses = [3 + 0.01 * (s % 2) for s in range(86) if s != 60]
     # 43 of these 85 are equal, so MAD is 0 and the standard deviation stands in
-    assert result[3]["z"] == pytest.approx(
+    assert result[1]["z"] == pytest.approx(
         (6 - statistics.median(losses)) / statistics.pstdev(losses)
     )
-    assert result[1]["z"] == math.inf
+    alarms = [
+        row for row in rows(runs, "first_alarms", run="base", step=150) if not row["drifting"]
+    ]
+    assert [(row["step"], row["statistic"]) for row in alarms] == [
+        (row["moved_at"], row["statistic"]) for row in result
+    ]
 
 
 def test_first_to_move_needs_a_baseline(runs):

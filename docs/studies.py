@@ -1,0 +1,136 @@
+"""Make docs/spikes.md from benchmarks/results/studies/*.json: how often what is there is found, and
+how often something is found that is not there.
+
+A file there is what `python -m benchmarks.<name>_study --json FILE` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+STUDIES = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "studies"
+Document = dict[str, Any]  # as JSON has it
+
+
+def spikes_page() -> str:
+    """Return docs/spikes.md."""
+    lines = [
+        "# Spikes: what is found, and how often nothing is there",
+        "",
+        "Made from `benchmarks/results/studies/*.json` by `python -m docs.generate`; `make"
+        " spike-study` measures anew. [formulas.md](formulas.md) defines the band, σ and kinds.",
+    ]
+    lines += spike_tables(_read("spikes"))
+    return "\n".join(lines) + "\n"
+
+
+def _read(name: str) -> Document:
+    document: Document = json.loads((STUDIES / f"{name}.json").read_text(encoding="utf-8"))
+    return document
+
+
+def spike_tables(document: Document) -> list[str]:
+    """Return the tables of the spike study as lines of Markdown."""
+    seen = document["seen"]
+    planted = document["planted"]
+    real = [row for row in planted if row["part"] == "real"]
+    held = [row for row in planted if row["part"] == "held"]
+    lines = [
+        "",
+        "## Planted spikes that are found",
+        "",
+        f"{document['runs']} small runs, {len(real)} of them with shuffled text in a share of some"
+        " batches. A height is in σ of the loss of the clean run with the same seed, about its"
+        " level there, both of which look ahead. *Before*: the rule that measured from the median"
+        " of the window, in which a falling loss widened the band.",
+        "",
+        *_table(
+            ["planted", "runs", "heights, σ", f"at least {seen:g} σ", "found", "found before"],
+            [_real_row(plant, rows, seen) for plant, rows in _by(real, "plant").items()],
+        ),
+        "",
+        f"The same on the losses of the clean runs with a rise added"
+        f" ({len(held)} series): share found, and in brackets before.",
+        "",
+        *_held_table(held),
+        "",
+        "## Clean runs",
+        "",
+        *_clean_table(document["clean"]),
+    ]
+    return lines
+
+
+def _real_row(plant: str, rows: Sequence[Document], seen: float) -> list[str]:
+    heights = [row["height"] for row in rows]
+    high = [row for row in rows if row["height"] >= seen]
+    return [
+        plant,
+        str(len(rows)),
+        f"{min(heights):.1f} to {max(heights):.1f}",
+        str(len(high)),
+        f"{_count(rows, 'found')} ({_count(high, 'found')} of those)",
+        f"{_count(rows, 'found_before')} ({_count(high, 'found_before')} of those)",
+    ]
+
+
+def _held_table(rows: Sequence[Document]) -> list[str]:
+    heights = sorted({row["height"] for row in rows})
+    body = []
+    for plant, alike in _by(rows, "plant").items():
+        cells = []
+        for height in heights:
+            at = [row for row in alike if row["height"] == height]
+            shares = [100 * _count(at, key) / len(at) for key in ("found", "found_before")]
+            cells.append(f"{shares[0]:.0f} % ({shares[1]:.0f} %)")
+        body.append([plant, *cells])
+    return _table(["where, how long", *(f"{height:g} σ" for height in heights)], body)
+
+
+def _clean_table(rows: Sequence[Document]) -> list[str]:
+    body = []
+    for metric, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
+        steps = sum(row["judged"] for row in rows)
+        cells = [words, str(len(rows)), f"{steps:,}"]
+        for key in (metric, f"{metric}_before"):
+            count = sum(row[key] for row in rows)
+            rate, most = 1000 * count / steps, 1000 * _most(count) / steps
+            cells.append(f"{count}: {rate:.2f} per 1,000 steps (95 %: at most {most:.2f})")
+        body.append(cells)
+    return _table(["metric", "runs", "steps judged", "spikes", "spikes before"], body)
+
+
+def _most(count: int) -> float:
+    """Return the largest Poisson mean under which `count` or fewer come in 1 of 20 trials."""
+    low, high = float(count), count + 10.0 + 6 * math.sqrt(count + 1)
+    for _ in range(60):
+        middle = (low + high) / 2
+        at_most = sum(
+            math.exp(k * math.log(middle) - middle - math.lgamma(k + 1)) for k in range(count + 1)
+        )
+        low, high = (middle, high) if at_most > 0.05 else (low, middle)
+    return high
+
+
+def _count(rows: Iterable[Document], key: str) -> int:
+    return sum(bool(row[key]) for row in rows)
+
+
+def _by(rows: Iterable[Document], key: str) -> dict[str, list[Document]]:
+    """Group rows by a field, in order of appearance."""
+    groups: dict[str, list[Document]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
+
+
+def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(head)} |",
+        f"|{'---|' * len(head)}",
+        *(f"| {' | '.join(row)} |" for row in body),
+    ]
