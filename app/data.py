@@ -26,6 +26,7 @@ from forensics.records import TABLES
 from forensics.store import manifest, reader
 from forensics.store.sandbox import run_sandboxed
 from forensics.store.select_check import one_line
+from forensics.train.header import is_parent
 
 if TYPE_CHECKING:
     import duckdb
@@ -91,6 +92,7 @@ def lineage(run: str) -> list[str]:
         and reader.RUN_NAME.fullmatch(name)
         and name not in chain
         and header(name)
+        and (not chain or is_parent(header(name), header(chain[-1])))
     ):
         chain.append(name)
         name = header(name).get("parent")

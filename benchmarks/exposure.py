@@ -27,7 +27,8 @@ sys.path.insert(
 from benchmarks.rounds import report
 from forensics import config
 from forensics.data.batches import own_stream
-from forensics.data.shards import Shard, Source, hash_file, open_corpus, write_header
+from forensics.data.intact import hash_file
+from forensics.data.shards import Shard, Source, open_corpus, write_header
 from forensics.records import DOCUMENTS
 
 V, EOT, MEAN = 50_257, 0, 700
@@ -104,14 +105,15 @@ def _shards(corpus: Path, tokens: int) -> tuple[Shard, ...]:
     ) + np.uint16(1)
     tokens_of_file[rng.random(len(tokens_of_file)) < 1 / MEAN] = EOT
     tokens_of_file[-1] = EOT
-    shards = []
+    shards: list[Shard] = []
     for shard_number in range(-(-tokens // SHARD)):
         path, length = corpus / f"0-{shard_number}.bin", min(SHARD, tokens - shard_number * SHARD)
         if shard_number and length == SHARD:
             os.link(corpus / "0-0.bin", path)
         else:
             path.write_bytes(tokens_of_file[:length].tobytes())
-        shards.append(Shard(path.name, length, hash_file(path) if not shard_number else ""))
+        first = shards and length == SHARD
+        shards.append(Shard(path.name, length, shards[0].hash if first else hash_file(path)))
     return tuple(shards)
 
 

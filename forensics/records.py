@@ -34,6 +34,7 @@ RUNS = Table(
         ("name", "string", "", "the run's id, which is its folder's name"),
         ("parent", "string", "", "the run this is a fork of; NULL for a run of its own"),
         ("parent_step", "int64", "step", "the parent's state this fork starts from"),
+        ("parent_created", "string", "UTC", "when the parent was made: which run of its name"),
         ("status", "string", "", "running | finished | interrupted | failed"),
         ("recipe", "string", "", "name of the recipe"),
         ("config", "string", "JSON", "the whole configuration"),

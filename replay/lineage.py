@@ -2,16 +2,21 @@
 altered.
 
 Below a fork's first step its stream and states are its ancestors'; past the parent's end the stream
-goes on.
+goes on. A parent is the run of the name that the fork carries, where it is that run still: another
+one of the name, or none, is refused.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from forensics.errors import ForensicsError
+from forensics.step.state import TrainState
+from forensics.store import reader
+from forensics.train.header import Header, is_parent, read_header
 from forensics.train.run import Run, open_run
 from replay.interventions.composition import composed
 from replay.interventions.registry import from_dict
@@ -21,25 +26,75 @@ def open_trajectory(runs: Path, name: str) -> Run:
     """Open a run or fork with the stream and policy that made it. Errors: usage, missing,
     integrity.
     """
-    run = open_run(runs, name)
+    return _with_parents(open_run(runs, name), ())
+
+
+def _with_parents(run: Run, below: tuple[str, ...]) -> Run:
+    """Open a run's ancestors; `below` are the forks through which it was reached."""
+    below = (*below, run.name)
     if run.header.parent is not None:
-        parent = open_trajectory(runs, run.header.parent)
-        run.parent = parent
+        run.parent = parent = _with_parents(_parent_of(run, below), below)
         run.stream, run.policy = composed(
             [from_dict(document) for document in run.header.interventions or []], parent
         )
     return run
 
 
-def require_intact(run: Run) -> None:
-    """Refuse to replay a run whose data changed on disk since. Errors: integrity."""
-    problems = run.corpus.verify()
-    if problems:
+def _parent_of(run: Run, below: tuple[str, ...]) -> Run:
+    """Open the run that a fork left. Errors: missing, integrity."""
+    fork, name = run.header, run.header.parent
+    assert name is not None, "callers ask"
+    begun = f" (begun {fork.parent_created})" if fork.parent_created else ""
+    if name in below:
         raise ForensicsError(
             "integrity",
-            f"the data of {run.name} is not what it was trained on: {problems[0]}",
-            "restore the corpus; `forensics doctor RUN` lists every problem",
+            f"{run.name} is a fork of {name}{begun}, found that name on "
+            + ("the fork itself" if name == run.name else "a fork of it"),
+            f"was a folder renamed? give {name} back to the run that {run.name} left",
         )
+    try:
+        parent = open_run(run.runs, name)
+    except ForensicsError as e:
+        if e.kind != "missing":
+            raise
+        raise ForensicsError(
+            "missing",
+            f"{run.name} is a fork of {name}{begun}, found no such run in {run.runs}",
+            _where_it_may_be(run.runs, fork),
+        ) from None
+    if not is_parent(vars(parent.header), vars(fork)):
+        raise ForensicsError(
+            "integrity",
+            f"{run.name} is a fork of {name}{begun}, found another run of that name"
+            f" (begun {parent.header.created})",
+            _where_it_may_be(run.runs, fork),
+        )
+    return parent
+
+
+def _where_it_may_be(runs: Path, fork: Header) -> str:
+    """Say which folder holds the run that a fork left, if it was renamed."""
+    for name in reader.runs_in(runs):
+        try:
+            found = read_header(runs, name)
+        except (ForensicsError, OSError):
+            continue
+        if fork.parent_created == found.created and is_parent(vars(found), vars(fork)):
+            return f"{name} was begun then: if it was renamed, give it its name back"
+    return "bring its folder back"
+
+
+def ancestors(run: Run) -> Iterator[Run]:
+    """Yield the run, then its parent, and so on to the run of its own that all descend from."""
+    above: Run | None = run
+    while above is not None:
+        yield above
+        above = above.parent
+
+
+def require_intact(run: Run) -> None:
+    """Refuse to replay a run whose data changed on disk since. Errors: missing, integrity."""
+    run.corpus.require_intact()
 
 
 def own_steps(run: Run) -> dict[str, tuple[int, float]]:
@@ -48,11 +103,9 @@ def own_steps(run: Run) -> dict[str, tuple[int, float]]:
     """
     steps: dict[str, tuple[int, float]] = {}
     last = math.inf
-    ancestor: Run | None = run
-    while ancestor is not None:
+    for ancestor in ancestors(run):
         steps[ancestor.name] = (ancestor.header.first_step, last)
         last = min(last, ancestor.header.first_step)
-        ancestor = ancestor.parent
     return steps
 
 
@@ -79,15 +132,14 @@ def identity(run: Run) -> dict[str, Any]:
 
 def root(run: Run) -> Run:
     """Return the run of its own that a fork descends from; a run itself."""
-    return root(run.parent) if run.parent is not None else run
+    *_, oldest = ancestors(run)
+    return oldest
 
 
 def holder_of(run: Run, step: int) -> Run:
     """Return the run or ancestor that ran batch `step`: below a fork's start it is an ancestor."""
-    holder = run
-    while holder.parent is not None and step < holder.header.first_step:
-        holder = holder.parent
-    return holder
+    reaching = (each for each in ancestors(run) if each.header.first_step <= step)
+    return next(reaching, root(run))
 
 
 def lowest_state(run: Run) -> int:
@@ -95,16 +147,37 @@ def lowest_state(run: Run) -> int:
 
     A fork agrees with its parent below its start, unless it moved the state there.
     """
-    if run.parent is None:
-        return run.header.first_step
-    if any(from_dict(each).moves_start() for each in run.header.interventions or []):
-        return run.header.first_step
-    return lowest_state(run.parent)
+    moved = (each for each in ancestors(run) if _moves_the_state(each))
+    return next(moved, root(run)).header.first_step
+
+
+def _moves_the_state(run: Run) -> bool:
+    return any(from_dict(each).moves_start() for each in run.header.interventions or [])
 
 
 def checkpoint_at_or_before(run: Run, step: int) -> int | None:
     """Return the latest saved state at or before `step` along the lineage; None: there is none."""
-    saved = [state for state in run.saved_steps() if state <= step]
-    if saved:
-        return saved[-1]
-    return checkpoint_at_or_before(run.parent, step) if run.parent is not None else None
+    for each in ancestors(run):
+        saved = [state for state in each.saved_steps() if state <= step]
+        if saved:
+            return saved[-1]
+    return None
+
+
+def is_recorded(run: Run, state: TrainState) -> bool | None:
+    """Whether the state is the recorded one bit for bit; None where no digest was recorded.
+
+    The digest is that of the step that led to it, else that of its checkpoint.
+    """
+    step = state.counters.step
+    recorded = recorded_digests(holder_of(run, step)).get(step)
+    return None if recorded is None else recorded == state.digest()
+
+
+def recorded_digests(run: Run) -> dict[int, str]:
+    """Return the digest that a run itself recorded of each of its states, where it did."""
+    saved = run.table("checkpoints", ["step", "digest"]).to_pylist()
+    steps = run.table("steps", ["step", "state_digest"]).to_pylist()
+    digests = {row["step"]: row["digest"] for row in saved}
+    digests |= {row["step"] + 1: row["state_digest"] for row in steps if row["state_digest"]}
+    return digests

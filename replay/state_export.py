@@ -36,7 +36,7 @@ def export_state(
             dest.parent / f".export-{os.getpid()}",
             state,
             run.shape,
-            run.corpus.folder / "tokenizer.json",
+            run.corpus.tokenizer_file,
             run.header.eot,
         )
         if dest.exists():

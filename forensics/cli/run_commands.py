@@ -18,10 +18,15 @@ from forensics.errors import ForensicsError
 def list_runs() -> None:
     """List runs and their forks as a tree."""
     from forensics.store.reader import runs_in
-    from forensics.train.run import open_run
+    from forensics.train.header import Header, is_parent, read_header
 
-    headers = [open_run(runs_folder(), name).header for name in runs_in(runs_folder())]
-    names = {header.name for header in headers}
+    headers, damaged = [], []
+    for name in runs_in(runs_folder()):
+        try:
+            headers.append(read_header(runs_folder(), name))
+        except ForensicsError as e:
+            damaged.append({"name": name, "problem": e.message})
+    named = {header.name: header for header in headers}
     shown = (
         "name",
         "status",
@@ -33,36 +38,46 @@ def list_runs() -> None:
         "parameters",
         "created",
     )
-    document = {"runs": [{key: getattr(header, key) for key in shown} for header in headers]}
+    document = {
+        "runs": [{key: getattr(header, key) for key in shown} for header in headers],
+        "damaged": damaged,
+    }
+
+    def lies_below(child: Header) -> str | None:
+        """Return the run that a fork left, where it is there and is that run still."""
+        above = named.get(child.parent or "")
+        return above.name if above and is_parent(vars(above), vars(child)) else None
 
     def story() -> None:
-        if not headers:
+        if not headers and not damaged:
             say(f"There is no run in {runs_folder()} yet; `forensics demo` makes one.")
             return
         rows: list[list[str]] = []
+        left = sorted(headers, key=lambda header: (header.parent_step or 0, header.created))
 
-        def add_branch(parent: str | None, indent: str) -> None:
-            children = [
-                header
-                for header in headers
-                if header.parent == parent or (parent is None and header.parent not in names)
-            ]
-            for child in sorted(
-                children, key=lambda child: (child.parent_step or 0, child.created)
-            ):
-                rows.append(
-                    [
-                        f"{indent}{child.name}",
-                        f"{child.first_step:,} to {child.steps:,}",
-                        child.status,
-                        f"{child.parameters / 1e6:.1f} million",
-                        child.created,
-                    ]
-                )
-                add_branch(child.name, f"{indent}  └ ")
+        def add(child: Header, indent: str) -> None:
+            left.remove(child)
+            missing = f" (of {child.parent}, not here)" * bool(child.parent and not indent)
+            rows.append(
+                [
+                    f"{indent}{child.name}{missing}",
+                    f"{child.first_step:,} to {child.steps:,}",
+                    child.status,
+                    f"{child.parameters / 1e6:.1f} million",
+                    child.created,
+                ]
+            )
+            for below in [each for each in left if lies_below(each) == child.name]:
+                if below in left:
+                    add(below, f"{indent}  └ ")
 
-        add_branch(None, "")
+        for top in [each for each in left if lies_below(each) is None]:
+            add(top, "")
+        while left:  # forks that name each other as parent
+            add(left[0], "")
         table(["run, └ fork", "steps", "status", "parameters", "begun"], rows)
+        for each in damaged:
+            say(f"{each['problem']}: `forensics doctor {each['name']}`")
 
     emit(document, story)
 

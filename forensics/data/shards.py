@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forensics.data import intact
 from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 AGAIN = "delete the folder and prepare the corpus again"
+TOKENIZER, DOCUMENTS = "tokenizer.json", "documents.parquet"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ class Span:
 class Corpus:
     """Read an open corpus; `open_corpus` makes it.
 
-    Token ids lie below `vocabulary`; `eot` ends every document.
+    Token ids lie below `vocabulary`; `eot` ends every document. A file is read only while it holds
+    the bytes that were written (`forensics.data.intact`): reading anything else raises integrity.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any]) -> None:
@@ -99,8 +102,11 @@ class Corpus:
             for entry in header["sources"]
         )
         self._dtype = np.dtype(header["dtype"])
-        self._hashes: dict[str, str] = header["files"]  # of tokenizer.json and documents.parquet
         self._layouts: dict[int, Layout] = {}
+        self._maps: dict[tuple[int, int], np.ndarray] = {}  # by source and shard
+        self.hashes: dict[str, str] = {  # by file
+            shard.file: shard.hash for source in self.sources for shard in source.shards
+        } | header["files"]
 
     @property
     def tokens_in_all(self) -> int:
@@ -112,7 +118,17 @@ class Corpus:
         """The tokenizer, as `tokenizer.json` holds it."""
         from tokenizers import Tokenizer
 
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        return Tokenizer.from_file(str(self.tokenizer_file))
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Return the path of `tokenizer.json`. Errors: integrity."""
+        return self._intact(TOKENIZER)
+
+    @property
+    def documents_file(self) -> Path:
+        """Return the path of `documents.parquet`. Errors: integrity."""
+        return self._intact(DOCUMENTS)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of token ids, special tokens written out.
@@ -149,7 +165,7 @@ class Corpus:
         while start < stop:
             end = min(stop, int(first_K[shard + 1]))
             pieces.append(
-                self._maps[source][shard][start - first_K[shard] : end - first_K[shard]].astype(
+                self._map(source, shard)[start - first_K[shard] : end - first_K[shard]].astype(
                     np.int64
                 )
             )
@@ -171,7 +187,9 @@ class Corpus:
             whole_n = start_n[rows] + T < first_K[shard_n + 1]
             for shard in np.unique(shard_n[whole_n]):
                 chosen = rows[whole_n & (shard_n == shard)]
-                windows = np.lib.stride_tricks.sliding_window_view(self._maps[source][shard], T + 1)
+                windows = np.lib.stride_tricks.sliding_window_view(
+                    self._map(int(source), int(shard)), T + 1
+                )
                 out[chosen] = windows[start_n[chosen] - first_K[shard]]
             for row in rows[~whole_n]:  # few: one at each border between shards
                 out[row] = self.tokens(int(source), int(start_n[row]), int(start_n[row]) + T + 1)
@@ -223,17 +241,18 @@ class Corpus:
         """The documents table, row = document id; its columns are those of `records.DOCUMENTS`."""
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.folder / "documents.parquet", memory_map=True)
+        return pq.read_table(self.documents_file, memory_map=True)
+
+    def require_intact(self) -> None:
+        """Refuse a corpus of which any file changed on disk. Errors: integrity."""
+        intact.require(self.folder, self.hashes)
 
     def verify(self) -> list[str]:
-        """List what on disk is not what was written, hash by hash; empty when all is well."""
-        digests = {
-            shard.file: shard.hash for source in self.sources for shard in source.shards
-        } | self._hashes
+        """List what on disk is not what was written, every byte read; empty when all is well."""
         problems = []
-        for name, digest in digests.items():
+        for name, digest in self.hashes.items():
             try:
-                actual = hash_file(self.folder / name)
+                actual = intact.hash_file(self.folder / name)
             except OSError as e:
                 problems.append(f"{name}: cannot be read: {e.strerror}")
                 continue
@@ -256,12 +275,17 @@ class Corpus:
         source_n = np.searchsorted(first_S, ids_n, side="right") - 1
         return source_n, (ids_n - first_S[source_n]) * T
 
-    @cached_property
-    def _maps(self) -> list[list[np.ndarray]]:
-        return [
-            [np.memmap(self.folder / shard.file, self._dtype, "r") for shard in source.shards]
-            for source in self.sources
-        ]
+    def _intact(self, file: str) -> Path:
+        """Return the path of a file that is as it was written. Errors: integrity."""
+        intact.require(self.folder, {file: self.hashes[file]})
+        return self.folder / file
+
+    def _map(self, source: int, shard: int) -> np.ndarray:
+        """Map one shard of a source, once; it is checked then. Errors: integrity."""
+        if (source, shard) not in self._maps:
+            path = self._intact(self.sources[source].shards[shard].file)
+            self._maps[source, shard] = np.memmap(path, self._dtype, "r")
+        return self._maps[source, shard]
 
     @cached_property
     def _first_tokens(self) -> list[np.ndarray]:
@@ -274,10 +298,8 @@ class Corpus:
     def _first_tokens_of_documents(self) -> list[np.ndarray]:
         import pyarrow.parquet as pq
 
-        path = self.folder / "documents.parquet"
-        first_D = pq.read_table(path, columns=["first_token"], memory_map=True)[
-            "first_token"
-        ].to_numpy()
+        table = pq.read_table(self.documents_file, columns=["first_token"], memory_map=True)
+        first_D = table["first_token"].to_numpy()
         return [first_D[source.first_document :][: source.documents] for source in self.sources]
 
 
@@ -300,9 +322,7 @@ def write_header(
         "eot": eot,
         "dtype": dtype.str,
         "sources": [asdict(source) for source in sources],
-        "files": {
-            name: hash_file(folder / name) for name in ("tokenizer.json", "documents.parquet")
-        },
+        "files": {name: intact.hash_file(folder / name) for name in (TOKENIZER, DOCUMENTS)},
     }
     (folder / "corpus.json").write_text(
         json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8"
@@ -310,7 +330,7 @@ def write_header(
 
 
 def open_corpus(folder: str | Path) -> Corpus:
-    """Open a prepared corpus; sizes are checked, bytes are left to `verify`.
+    """Open a prepared corpus; sizes are checked here, a file's bytes when it is first read.
 
     Errors: missing, integrity.
     """
@@ -337,18 +357,7 @@ def open_corpus(folder: str | Path) -> Corpus:
             raise ForensicsError(
                 "integrity", f"{path}: wanted {shard.tokens * itemsize} bytes, found {size}", AGAIN
             )
-    for name in ("tokenizer.json", "documents.parquet"):
+    for name in (TOKENIZER, DOCUMENTS):
         if not (folder / name).is_file():
             raise ForensicsError("integrity", f"wanted {folder / name}, found no such file", AGAIN)
     return corpus
-
-
-def hash_file(path: Path) -> str:
-    """xxh3_128 of a file's bytes, read in pieces."""
-    import xxhash
-
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -19,8 +19,9 @@ import numpy as np
 
 from forensics.data.corpus import Documents
 from forensics.data.document import Document
+from forensics.data.intact import hash_file
 from forensics.data.repeats import repeat_share_pieces
-from forensics.data.shards import Corpus, Shard, Source, hash_file, open_corpus, write_header
+from forensics.data.shards import Corpus, Shard, Source, open_corpus, write_header
 from forensics.errors import ForensicsError
 from forensics.records import DOCUMENTS
 
@@ -95,6 +96,7 @@ def prepare(
             _Bar(progress, size * (1 + (data.tokenizer == "train"))),
         )
     corpus = open_corpus(folder)
+    corpus.require_intact()
     corpus.layout(data.sequence_length)  # refuses a source without a sequence
     return corpus
 

@@ -43,11 +43,18 @@ LINEAGE = Macro(
     f" end ({FOREVER})",
     f"""
 with recursive chain as (
-    select run, parent, coalesce(parent_step, 0) as first_step, {FOREVER} as last_step
+    select
+        run, parent, parent_created, coalesce(parent_step, 0) as first_step,
+        {FOREVER} as last_step
     from runs where run = of_run
     union  -- not `union all`: two runs that name each other as parent end here
-    select r.run, r.parent, coalesce(r.parent_step, 0), least(chain.first_step, chain.last_step)
-    from chain join runs as r on r.run = chain.parent
+    select
+        r.run, r.parent, r.parent_created, coalesce(r.parent_step, 0),
+        least(chain.first_step, chain.last_step)
+    from chain
+    join runs as r  -- of that name, and the one that the fork left
+        on r.run = chain.parent
+        and (chain.parent_created is null or r.created = chain.parent_created)
 )
 select run, first_step, last_step from chain where first_step < last_step order by first_step
 """,

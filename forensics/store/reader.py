@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import pyarrow
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# columns that name the run: its folder does, whatever was written before it was copied or renamed
+FOLDER_COLUMNS = {("runs", "name"), ("forks", "fork")}
 ATTEMPTS = 3  # a part can be merged away between reading the manifest and opening it
 
 # What the views add to records.TABLES: name → (columns with type and meaning, sentence).
@@ -210,10 +212,15 @@ def _view(spec: Table, folder: Path, runs: Iterable[str]) -> str:
     selects = []
     for have, files in lists.items():
         if files:
-            columns = [_column(c.name, SQL_TYPES[c.type], c.name in have) for c in spec.columns]
-            # `run` is computed from the path, so that DuckDB opens only the files of `where run =
-            # …`
-            run = "list_extract(string_split(filename, '/'), -4) as run"
+            # computed from the path, so that DuckDB opens only the files of `where run = …`
+            of_folder = "list_extract(string_split(filename, '/'), -4)"
+            run = f"{of_folder} as run"
+            columns = [
+                f'{of_folder} as "{c.name}"'
+                if (spec.name, c.name) in FOLDER_COLUMNS
+                else _column(c.name, SQL_TYPES[c.type], c.name in have)
+                for c in spec.columns
+            ]
             listed = ", ".join(_text(literal_path(f)) for f in files)
             selects.append(
                 f"select {run}, {', '.join(columns)} from read_parquet([{listed}], filename = true)"

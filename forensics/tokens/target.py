@@ -120,7 +120,7 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: ProgressCallback) -
         E, E if run.shape.tied else unembedding(params).float().cpu().clone(), None, run.shape.tied
     )
     tokenizer = tokenizer_file(
-        run.corpus.folder / "tokenizer.json"
+        run.corpus.tokenizer_file
     )  # of its own: another's switches may be set
 
     def forward() -> Forward:

@@ -82,7 +82,7 @@ def create(
         git_commit=fingerprint["git_commit"],
     )
     write_header(runs, header)
-    link_table(runs / name, "documents", corpus.folder / "documents.parquet")
+    link_table(runs / name, "documents", corpus.documents_file)
     return open_run(runs, name)
 
 
@@ -92,6 +92,7 @@ def reopen(runs: Path, name: str, recipe: config.Recipe) -> Run:
     Errors: config (another recipe), missing, integrity.
     """
     run = open_run(runs, name)
+    run.corpus.require_intact()
     # through the recipe: a key of a later version of this software then has its default
     before, after = (_as_json(run.recipe), _as_json(recipe))
     changed = config.differences(before, after)

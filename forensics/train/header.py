@@ -5,22 +5,30 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from forensics.errors import ForensicsError
 from forensics.store.writer import replace_table, write_atomic
 
 # of the table `runs`, as run.json names them
 COLUMNS = (
-    *("name", "parent", "parent_step", "status", "recipe", "first_step", "steps"),
+    *("name", "parent", "parent_step", "parent_created", "status", "recipe"),
+    *("first_step", "steps"),
     *("parameters", "corpus", "git_commit", "created"),
 )
+
+INHERITED = ("config", "corpus", "order", "shape")  # by a fork from its parent
 
 
 @dataclass(frozen=True)
 class Header:
-    """Hold run.json: what a run is. Paths inside are relative to the runs folder."""
+    """Hold run.json: what a run is. Paths inside are relative to the runs folder.
+
+    A run is where it lies: `name` is its folder's, whatever the file says (`read_header`).
+    """
 
     name: str
     recipe: str
@@ -43,8 +51,37 @@ class Header:
     status: str = "running"
     parent: str | None = None
     parent_step: int | None = None
+    parent_created: str | None = None  # of the parent: another run of its name is another parent
     interventions: list[dict[str, Any]] | None = None
     identity: dict[str, Any] | None = None  # of a fork: all that it depends on
+
+
+def read_header(runs: Path, name: str) -> Header:
+    """Read the header of the run in folder `name`, and call it by that name.
+
+    Errors: integrity; FileNotFoundError.
+    """
+    try:
+        document = json.loads((runs / name / "run.json").read_bytes())
+        known = {
+            key: value for key, value in document.items() if key in Header.__dataclass_fields__
+        }
+        return Header(**known | {"name": name})
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ForensicsError(
+            "integrity", f"run.json of {name} is damaged: {e}", "restore it from a copy"
+        ) from None
+
+
+def is_parent(parent: Mapping[str, Any], fork: Mapping[str, Any]) -> bool:
+    """Whether a run of the name that a fork carries is the one that it left; headers as mappings.
+
+    A fork carries its parent's recipe, corpus and order, and the time at which the parent was made
+    (forks of before that was written down: only the former).
+    """
+    return fork.get("parent_created") in (None, parent.get("created")) and all(
+        parent.get(key) == fork.get(key) for key in INHERITED
+    )
 
 
 def write_header(runs: Path, header: Header) -> None:

@@ -96,8 +96,9 @@ class Trainer:
         self.progress = progress
         self.model = run.model
         self.writer = Writer(run.folder, background=True)
-        tokenizer = run.corpus.folder / "tokenizer.json"
-        self.saver = Saver(run.folder / "checkpoints", run.shape, tokenizer, run.header.eot)
+        self.saver = Saver(
+            run.folder / "checkpoints", run.shape, run.corpus.tokenizer_file, run.header.eot
+        )
         self.stream = Prefetch(run.stream, run.recipe.train.steps, run.header.device)
         self.recorder = Recorder(
             self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu"

@@ -9,7 +9,6 @@ the same.
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import shutil
 import sysconfig
@@ -33,7 +32,7 @@ from forensics.step.state import TrainState
 from forensics.store import reader
 from forensics.train import checkpoint
 from forensics.train.advance import fold
-from forensics.train.header import Header
+from forensics.train.header import Header, read_header
 from forensics.train.optimizer import decayed_names
 from forensics.train.prefetch import Prefetch
 from forensics.train.schedule import own_policy
@@ -58,8 +57,19 @@ class Run:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """Open the run's corpus. Errors: missing, integrity."""
-        return open_corpus(self.runs / "_data" / self.header.corpus)
+        """Open the run's corpus; what of it changed on disk cannot be read.
+
+        Errors: missing, integrity.
+        """
+        corpus = open_corpus(self.runs / "_data" / self.header.corpus)
+        if corpus.hash != self.header.corpus:
+            raise ForensicsError(
+                "integrity",
+                f"{self.name} was trained on corpus {self.header.corpus}, found {corpus.hash} in"
+                " its folder",
+                "restore the folder from a copy",
+            )
+        return corpus
 
     @cached_property
     def batches(self) -> Batches:
@@ -192,23 +202,18 @@ def open_run(runs: Path, name: str) -> Run:
     Errors: usage (a bad name), missing, integrity.
     """
     reader.check_run_name(name)
-    path = runs / name / "run.json"
-    if not path.is_file():
+    try:
+        return Run(runs, read_header(runs, name))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise ForensicsError(
             "missing",
             f"wanted run {name!r}, found none in {runs}",
             nearest(name, reader.runs_in(runs)) + " (`forensics list`)",
-        )
-    try:
-        document = json.loads(path.read_bytes())
-        header = Header(
-            **{key: value for key, value in document.items() if key in Header.__dataclass_fields__}
-        )
-    except (ValueError, TypeError) as e:
+        ) from None
+    except TypeError as e:
         raise ForensicsError(
             "integrity", f"run.json of {name} is damaged: {e}", "restore it from a copy"
         ) from None
-    return Run(runs, header)
 
 
 def enable_determinism_for(device: str, threads: int) -> None:

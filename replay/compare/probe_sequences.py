@@ -15,6 +15,7 @@ from forensics.model.loss import chunks
 from forensics.step.batch import BatchStream
 from forensics.train.advance import documents
 from forensics.train.run import Run
+from replay.lineage import ancestors
 
 LOOK_AHEAD = 256  # batches of the run's own stream that are looked through
 
@@ -31,10 +32,9 @@ def unseen(
     """
     order = run.batches.order
     ahead = _consumed(streams, first, last)
-    above: Run | None = run
-    while above is not None and above.parent is not None:
-        ahead |= _consumed([above.stream], above.header.first_step, min(above.header.steps, last))
-        above = above.parent
+    for fork in ancestors(run):
+        if fork.parent is not None:
+            ahead |= _consumed([fork.stream], fork.header.first_step, min(fork.header.steps, last))
     read = None if order.file is None else np.unique(order.file[: last * order.batch])
     chosen: dict[int, None] = {}
     for step in range(last, last + LOOK_AHEAD):

@@ -380,6 +380,7 @@ class Fork:
             steps=spec.last,
             parent=spec.parent,
             parent_step=spec.first,
+            parent_created=parent.header.created,
             interventions=[to_dict(i) for i in spec.interventions],
             fingerprint=fingerprint,
             created=now(),
@@ -388,7 +389,7 @@ class Fork:
             identity=self.identity.to_document(),
         )
         write_header(parent.runs, header)
-        link_table(parent.runs / spec.fork, "documents", parent.corpus.folder / "documents.parquet")
+        link_table(parent.runs / spec.fork, "documents", parent.corpus.documents_file)
         return open_trajectory(parent.runs, spec.fork)
 
     def _save(self, state: TrainState, reason: str) -> None:
@@ -396,7 +397,7 @@ class Fork:
             self.run.folder / "checkpoints",
             state,
             self.run.shape,
-            self.run.corpus.folder / "tokenizer.json",
+            self.run.corpus.tokenizer_file,
             self.run.header.eot,
         )
         self.writer.append(

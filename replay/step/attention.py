@@ -31,7 +31,7 @@ from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.train.advance import documents
 from forensics.train.run import Run
-from replay.lineage import holder_of, open_trajectory, require_intact
+from replay.lineage import holder_of, is_recorded, open_trajectory, require_intact
 from replay.step import artifacts
 from replay.step.result import AttentionStudy, HeadAttention
 
@@ -189,17 +189,6 @@ def _states_at(run: Run, steps: Sequence[int], progress: ProgressCallback) -> It
 def _goes_on(run: Run, state: TrainState, step: int) -> bool:
     at = state.counters.step
     return at >= run.header.first_step and run.checkpoint_before(step) <= at
-
-
-def is_recorded(run: Run, state: TrainState) -> bool | None:
-    """Whether the state is the recorded one bit for bit; None where no digest was recorded."""
-    import pyarrow.compute as pc
-
-    step = state.counters.step
-    table = holder_of(run, step).table("steps", ["step", "state_digest"])
-    rows = table.filter(pc.equal(table["step"], step - 1))
-    digest = rows["state_digest"][0].as_py() if rows.num_rows else None
-    return None if digest is None else bool(digest == state.digest())
 
 
 def _patterns(run: Run, state: TrainState, batch: Batch, row: int) -> Patterns:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
-from replay.lineage import holder_of, open_trajectory, require_intact
+from replay.lineage import holder_of, is_recorded, open_trajectory, require_intact
 from replay.step import artifacts
 from replay.step.result import BatchContents, DocumentPlace, SequenceContents
 
@@ -57,7 +57,7 @@ def token_losses_at(
     digest is the recorded one, None where none was recorded. Errors: missing, integrity, storage.
     """
     from forensics.train.advance import token_losses
-    from replay.step.attention import is_recorded, trained
+    from replay.step.attention import trained
 
     run = open_trajectory(runs, name)
     batch = run.batch_at(step)

@@ -20,7 +20,7 @@ from forensics.step import sums
 from forensics.step.state import TrainState
 from forensics.train.advance import take_step, token_losses
 from forensics.train.run import Run
-from replay.lineage import open_trajectory, require_intact
+from replay.lineage import is_recorded, open_trajectory, require_intact
 from replay.step import artifacts
 from replay.step.result import StepTrace, TraceEvent
 from replay.step.step_watch import StepWatch, TimedDecoder
@@ -61,7 +61,7 @@ def trace(runs: Path, name: str, step: int, progress: ProgressCallback = silent)
         run=name,
         step=step,
         baseline=step - 1,
-        exact=_exact(run, step, state),
+        exact=is_recorded(run, state),
         events=tuple(events),
         largest=largest_changes(events),
         layer_blame=layer_blame(run, update, batch, progress),
@@ -69,13 +69,6 @@ def trace(runs: Path, name: str, step: int, progress: ProgressCallback = silent)
     )
     artifacts.write_record(artifacts.trace_of(run.folder, step), result)
     return result
-
-
-def _exact(run: Run, step: int, state: TrainState) -> bool | None:
-    """Whether the state after `step` is the recorded one; None where no digest was recorded."""
-    rows = run.table("steps", ["step", "state_digest"]).to_pylist()
-    digest = {row["step"]: row["state_digest"] for row in rows}.get(step)
-    return None if digest is None else bool(digest == state.digest())
 
 
 def _traced(run: Run, state: TrainState, step: int) -> list[TraceEvent]:

@@ -372,7 +372,7 @@ def test_data_that_changed_on_disk_is_refused_before_any_step(runs: Path, base: 
     data = bytearray(shard.read_bytes())
     data[7] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(ForensicsError, match="not what it was trained on") as e:
+    with pytest.raises(ForensicsError, match="changed since it was prepared") as e:
         forked(Spec("base", 75, 80, ()), runs)
     assert e.value.exit_code == 1
 

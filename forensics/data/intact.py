@@ -1,0 +1,94 @@
+"""Whether a corpus's files still hold the bytes that were written: hashed once, then known again.
+
+    require(folder, {"0-0.bin": "4f1c…"})     # before the file is read; raises where it changed
+
+A file is hashed when it is first read, and its stamp (inode, size, times of the last change of
+bytes and of inode) is written to `.intact.json` beside it. While the stamp is the same, no
+process hashes it again: opening a corpus of many gigabytes costs a `stat` for each file that is
+read. That guards against every change made through the file system, touched times included, for
+the kernel alone sets the inode's. It does not guard against a disk that gives other bytes by
+itself; `forensics doctor RUN` and `Corpus.verify` read every byte again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from forensics.errors import ForensicsError
+from forensics.store.writer import write_atomic
+
+STAMPS = ".intact.json"
+SETTLED_S = 2.0  # a file changed later than this before it was hashed may change within one tick
+
+Stamp = tuple[int, int, int, int]
+_known: dict[str, tuple[Stamp, str]] = {}  # path → stamp and hash, of this process
+
+
+def hash_file(path: Path) -> str:
+    """xxh3_128 of a file's bytes, read in pieces."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def require(folder: Path, digests: Mapping[str, str]) -> None:
+    """Refuse where a file of these hashes holds other bytes by now. Errors: integrity."""
+    unknown = {
+        file: digest
+        for file, digest in digests.items()
+        if _known.get(str(folder / file)) != (_stamp(folder / file), digest)
+    }
+    if not unknown:
+        return
+    written, fresh = _written(folder), {}
+    for file, digest in unknown.items():
+        path = folder / file
+        stamp = _stamp(path)
+        if written.get(file) != [*stamp, digest]:
+            found = hash_file(path)
+            if found != digest:
+                raise changed(path, f"wanted hash {digest}, found {found}")
+            if time.time() - max(stamp[2:]) / 1e9 < SETTLED_S:
+                continue
+            fresh[file] = [*stamp, digest]
+        _known[str(path)] = (stamp, digest)
+    if fresh:
+        # where the folder cannot be written, the next process hashes again
+        with contextlib.suppress(ForensicsError):
+            write_atomic(folder / STAMPS, json.dumps(_written(folder) | fresh).encode())
+
+
+def changed(path: Path, how: str) -> ForensicsError:
+    """Say that a file of a corpus is no longer what was written."""
+    return ForensicsError(
+        "integrity",
+        f"the data changed since it was prepared: {path}: {how}",
+        "restore the file; or delete the folder, and `forensics train` prepares it again from the"
+        " same text",
+    )
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        stat = os.stat(path)
+    except OSError as e:
+        raise changed(path, f"it cannot be read: {e.strerror or e}") from None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    try:
+        document = json.loads((folder / STAMPS).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
