@@ -8,6 +8,7 @@ one of the name, or none, is refused.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,9 @@ def _with_parents(run: Run, below: tuple[str, ...]) -> Run:
     below = (*below, run.name)
     if run.header.parent is not None:
         run.parent = parent = _with_parents(_parent_of(run, below), below)
+        written = (run.header.identity or {}).get("parent")
+        if written is not None and written != json.loads(json.dumps(identity(parent))):
+            raise _another_parent(run, parent)
         run.stream, run.policy = composed(
             [from_dict(document) for document in run.header.interventions or []], parent
         )
@@ -63,25 +67,35 @@ def _parent_of(run: Run, below: tuple[str, ...]) -> Run:
             _where_it_may_be(run.runs, fork),
         ) from None
     if not is_parent(vars(parent.header), vars(fork)):
-        raise ForensicsError(
-            "integrity",
-            f"{run.name} is a fork of {name}{begun}, found another run of that name"
-            f" (begun {parent.header.created})",
-            _where_it_may_be(run.runs, fork),
-        )
+        raise _another_parent(run, parent)
     return parent
 
 
+def _another_parent(run: Run, found: Run) -> ForensicsError:
+    """Say that the run of a parent's name is not the one that the fork left."""
+    begun = f" (begun {run.header.parent_created})" if run.header.parent_created else ""
+    return ForensicsError(
+        "integrity",
+        f"{run.name} is a fork of {found.name}{begun}, found another run of that name (begun"
+        f" {found.header.created})",
+        _where_it_may_be(run.runs, run.header),
+    )
+
+
 def _where_it_may_be(runs: Path, fork: Header) -> str:
-    """Say which folder holds the run that a fork left, if it was renamed."""
+    """Say which folders may be the run that a fork left, if it was renamed."""
+    alike = []
     for name in reader.runs_in(runs):
         try:
             found = read_header(runs, name)
         except (ForensicsError, OSError):
             continue
+        # a fork of that run inherits all but the time at which it was made
         if fork.parent_created == found.created and is_parent(vars(found), vars(fork)):
-            return f"{name} was begun then: if it was renamed, give it its name back"
-    return "bring its folder back"
+            alike.append(name)
+    if not alike:
+        return "bring its folder back"
+    return f"{' or '.join(alike)} was begun then: if it was renamed, give it its name back"
 
 
 def ancestors(run: Run) -> Iterator[Run]:

@@ -87,6 +87,13 @@ def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool)
             f" {outcome.tokens_per_second:,.0f} tokens/s, {outcome.peak_memory_bytes / 2**20:,.0f}"
             " MiB at most"
         )
+        if outcome.nonfinite:
+            last = outcome.last_finite_state
+            say(
+                f"its last saved state holds {outcome.nonfinite:,} numbers that are not finite; "
+                + (f"the last finite one is {last}" if last is not None else "none is finite")
+                + f": forensics spikes {name} tells where it began"
+            )
         if outcome.interrupted:
             say(
                 f"interrupted at step {outcome.steps}: go on with `forensics train {recipe} --name"

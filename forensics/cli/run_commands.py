@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from forensics.cli.progress_bar import bar
 from forensics.cli.run_sheet import headline, machine_rows, sheet
 from forensics.cli.spike_story import tell_spikes
 from forensics.errors import ForensicsError
+
+if TYPE_CHECKING:
+    from replay.integrity import Examination
 
 
 @click.command("list", cls=Command, example="forensics list --json")
@@ -216,30 +219,43 @@ def doctor(run: str | None) -> int:
     """Tell this machine's fingerprint; with a run, check its files hash by hash."""
     from replay.integrity import examine
 
-    with bar("checking", "files") as progress:
-        document = examine(runs_folder(), run, progress)
+    with bar("checking", "checkpoints") as progress:
+        found = examine(runs_folder(), run, progress)
 
     def story() -> None:
-        table(["This machine", ""], [list(row) for row in machine_rows(document["fingerprint"])])
-        if run is None:
-            return
-        problems = document["problems"]
-        say()
-        if differs := document["differs_from_run"]:
-            say(
-                f"This machine differs from the one that trained {run} in {', '.join(differs)}:"
-                " a replay here may give other bits."
-            )
-        if not problems:
-            say(
-                f"{run} is whole: {document['checked']} checks of its data, order, tables and"
-                " checkpoints found no problem."
-            )
-        else:
-            count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
-            say(f"{run} is damaged: {document['checked']} checks found {count}.")
-        for problem in problems:
-            say(f"problem: {problem}")
+        table(["This machine", ""], [list(row) for row in machine_rows(found.fingerprint)])
+        if run is not None:
+            say()
+            _tell(found)
 
-    emit(document, story)
-    return 1 if document["problems"] else 0
+    emit(found, story)
+    return 1 if found.problems else 0
+
+
+def _tell(found: Examination) -> None:
+    """Tell what was checked of a run, what was not, and what is wrong."""
+    run, problems = found.run, found.problems
+    if found.header_name is not None:
+        say(f"{run} was copied or renamed: its header calls it {found.header_name}.")
+    if differs := found.differs_from_run:
+        say(
+            f"This machine differs from the one that trained {run} in {', '.join(differs)}:"
+            " a replay here may give other bits."
+        )
+    files = ", ".join(f"{check.files} of its {check.what}" for check in found.checks)
+    if not problems:
+        say(f"{run} is whole as far as it was checked: {found.checked} files ({files}).")
+    else:
+        count = f"{len(problems)} problem{'s' * (len(problems) != 1)}"
+        say(f"{run} is damaged: {count}; whole are {found.checked} files ({files}).")
+    for problem in problems:
+        say(f"problem: {problem}")
+    for left in found.unchecked:
+        say(f"not checked: {left.what}, {left.files} file{'s' * (left.files != 1)} ({left.why})")
+    if states := found.nonfinite_states:
+        last = found.last_finite_state
+        say(
+            f"not finite: the states saved at {', '.join(map(str, states))} hold NaN or infinite"
+            " numbers; "
+            + (f"the last finite one is {last}." if last is not None else "none is finite.")
+        )

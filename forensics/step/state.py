@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import NamedTuple
 
 import torch
 import xxhash
@@ -24,6 +25,13 @@ class Counters:
     step: int = 0
     schedule: int = 0
     updates: int = 0
+
+
+class Nonfinite(NamedTuple):
+    """How many numbers of a state are NaN or infinite, and the first tensor that holds one."""
+
+    numbers: int
+    first: str | None  # kind/name, in order of name; None: the state is finite
 
 
 @dataclass
@@ -61,6 +69,15 @@ class TrainState:
     def rest(self) -> dict[str, object]:
         """Return all that is not a tensor, as plain JSON."""
         return {"counters": asdict(self.counters), "window": asdict(self.window)}
+
+    def nonfinite(self) -> Nonfinite:
+        """Count the numbers of parameters and moments that are NaN or infinite."""
+        numbers, first = 0, None
+        for name, tensor in self.tensors():
+            found = tensor.numel() - int(torch.isfinite(tensor).sum())
+            first = first or (name if found else None)
+            numbers += found
+        return Nonfinite(numbers, first)
 
     def digest(self) -> str:
         """Compute the xxh3_128 of the whole state.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 VERSION = 1
+FILE = "manifest.json"
 Key = tuple[
     str, int, int, str
 ]  # path, size, mtime in ns, hash: what stands for a part that was checked

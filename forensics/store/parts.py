@@ -193,12 +193,12 @@ def _replace(place: Path, table: str, old: m.Manifest, new: m.Manifest) -> None:
     must not be twice.
     """
     try:
-        write_atomic(place / "manifest.json", new.to_json())
+        write_atomic(place / m.FILE, new.to_json())
     except ForensicsError:
         if (
             m.load(place.parents[1], table, fresh=True) != old
         ):  # renamed, but the folder could not be synced
-            write_atomic(place / "manifest.json", old.to_json(), sync_folder=False)
+            write_atomic(place / m.FILE, old.to_json(), sync_folder=False)
         raise
 
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from forensics.errors import ForensicsError
 from forensics.records import TABLES
@@ -116,22 +116,50 @@ def _overlaps(part: m.Part, steps: tuple[int, int]) -> bool:
     return int(part.first) < steps[1] and int(part.last) >= steps[0]
 
 
-def problems(run_folder: str | Path) -> list[str]:
-    """One sentence for each damaged or missing part of a run, every byte read again."""
-    damaged = []
-    for table in TABLES:
+class TablesRead(NamedTuple):
+    """What reading every byte of a run's tables found."""
+
+    files: int  # parts and manifests that were read and hold what they should
+    problems: list[str]  # a sentence for each damaged or missing one
+    unnamed: list[Path]  # that no manifest names: left over from a write that was cut off
+
+
+def read_tables(run_folder: Path) -> TablesRead:
+    """Read every manifest and every part of a run again, and hash what was hashed."""
+    files, damaged, unnamed = 0, [], []
+    folders = [path for path in Path(run_folder, "tables").glob("*") if path.is_dir()]
+    for table in sorted({*TABLES, *(path.name for path in folders)}):
+        place = m.folder(Path(run_folder), table)
+        there = {path for path in place.glob("*") if path.name not in (m.FILE, ".lock")}
+        if table not in TABLES:
+            unnamed += sorted(there)
+            continue
+        if there and not (place / m.FILE).is_file():
+            damaged.append(f"{place / m.FILE} is missing, {len(there)} files lie beside it")
+            continue
         try:
-            for part in m.load(Path(run_folder), table, fresh=True).parts:
-                path = m.folder(Path(run_folder), table) / part.file
-                try:
-                    m.require_hash(path, part, path.read_bytes())
-                except FileNotFoundError:
-                    damaged.append(str(m.gone(path)))
-                except ForensicsError as e:
-                    damaged.append(str(e))
+            parts = m.load(Path(run_folder), table, fresh=True).parts
         except ForensicsError as e:
             damaged.append(str(e))
-    return damaged
+            continue
+        files += (place / m.FILE).is_file()
+        for part in parts:
+            path = place / part.file
+            there.discard(path)
+            try:
+                m.require_hash(path, part, path.read_bytes())
+                files += 1
+            except FileNotFoundError:
+                damaged.append(str(m.gone(path)))
+            except ForensicsError as e:
+                damaged.append(str(e))
+        unnamed += sorted(there)
+    return TablesRead(files, damaged, unnamed)
+
+
+def problems(run_folder: str | Path) -> list[str]:
+    """One sentence for each damaged or missing part of a run, every byte read again."""
+    return read_tables(Path(run_folder)).problems
 
 
 def connect(

@@ -34,6 +34,7 @@ __all__ = ["MOST_PARTS", "Writer", "link_table", "replace_table", "write_atomic"
 # flushes that may be unwritten: with a third, the run waits for the disk rather than fill the
 # memory
 HAND_OVERS = 2
+WRITTEN_ONCE = ("note", "interrupt", "resume")  # kinds of events that no step writes again
 Rows = dict[
     str, list[tuple[int, dict[str, Any]]]
 ]  # table → what was appended: number of rows, columns
@@ -119,9 +120,10 @@ class Writer:
     def truncate(self, step: int) -> None:
         """Forget what was recorded from `step` on, so that a resumed run writes no row twice.
 
-        Rows about state `step` itself stay, and notes stay wherever they are. Errors: storage,
-        integrity.
+        Rows about state `step` itself stay, and so do, wherever they are, events that training
+        does not write again: notes, interrupts and resumes. Errors: storage, integrity.
         """
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         self.drain()
@@ -131,7 +133,8 @@ class Writer:
                 return rows.filter(pc.less_equal(rows["step"], step))
             before = pc.less(rows["step"], step)
             if name == "events":
-                before = pc.or_(before, pc.fill_null(pc.equal(rows["kind"], "note"), False))
+                once = pc.is_in(rows["kind"], pa.array(WRITTEN_ONCE))
+                before = pc.or_(before, once)
             return rows.filter(before)
 
         def without(spec: Table, place: Path, parts: p.Parts) -> p.Parts:

@@ -33,7 +33,7 @@ from forensics.errors import ForensicsError
 from forensics.model import hugging_face
 from forensics.model.shape import Shape, parameter_shapes
 from forensics.step.skip_step import SkipWindow
-from forensics.step.state import Counters, TrainState, as_bytes, header
+from forensics.step.state import Counters, Nonfinite, TrainState, as_bytes, header
 from forensics.store.writer import write_atomic
 
 VERSION = 1
@@ -103,6 +103,7 @@ def save(
         "version": VERSION,
         **state.rest(),
         "digest": digest,
+        "nonfinite": state.nonfinite()._asdict(),
         "layout": "huggingface" if hf else "own",
         "shape": dataclasses.asdict(shape),
         "tensors": dict(tensor_hashes(state)),
@@ -186,6 +187,18 @@ def tensor_hashes(state: TrainState) -> Iterator[tuple[str, str]]:
         hasher = xxhash.xxh3_128(header(name, tensor))
         hasher.update(as_bytes(tensor))
         yield name, hasher.hexdigest()
+
+
+def nonfinite(path: Path) -> Nonfinite:
+    """Return how many numbers of a saved state are NaN or infinite, as was written beside it.
+
+    A checkpoint of before that was written is loaded. Errors: missing, integrity.
+    """
+    try:
+        written = json.loads((path / "state.json").read_bytes()).get("nonfinite")
+    except (OSError, ValueError, AttributeError):
+        written = None
+    return Nonfinite(**written) if written else load(path).state.nonfinite()
 
 
 def verify(path: Path) -> list[str]:

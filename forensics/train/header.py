@@ -51,7 +51,8 @@ class Header:
     status: str = "running"
     parent: str | None = None
     parent_step: int | None = None
-    parent_created: str | None = None  # of the parent: another run of its name is another parent
+    # when the parent was made, where it is no fork: another run of its name is another parent
+    parent_created: str | None = None
     interventions: list[dict[str, Any]] | None = None
     identity: dict[str, Any] | None = None  # of a fork: all that it depends on
 

@@ -50,6 +50,8 @@ class Outcome:
     tokens_per_second: float
     peak_memory_bytes: int
     interrupted: bool = False
+    nonfinite: int = 0  # numbers of the last saved state that are NaN or infinite
+    last_finite_state: int | None = None  # the last saved state without any
 
 
 def train(
@@ -159,6 +161,7 @@ class Trainer:
         if not interrupted:
             self._finish()
         steps = state.counters.step - first
+        saved = self.run.saved_steps()
         return Outcome(
             run=self.run.name,
             steps=state.counters.step,
@@ -171,6 +174,8 @@ class Trainer:
             ),
             peak_memory_bytes=peak_memory(self.run.header.device),
             interrupted=interrupted,
+            nonfinite=self.run.nonfinite_at(saved[-1]).numbers if saved else 0,
+            last_finite_state=self.run.last_finite_step(),
         )
 
     def _after(self, state: TrainState, result: StepResult) -> None:
@@ -299,6 +304,7 @@ class Trainer:
             path=str(saved.path.relative_to(self.run.folder)),
             digest=saved.digest,
             bytes=saved.bytes,
+            nonfinite=checkpoint.nonfinite(saved.path).numbers,
             reason=saved.reason,
             created=now(),
         )
@@ -320,6 +326,8 @@ class Trainer:
             return None
         step = saved[-1]
         state = self.run.load(step)
+        if step < self.recipe.train.steps:
+            self._refuse_nonfinite(state)
         self.writer.truncate(step)
         with_row = self.run.table("checkpoints", ["step"])["step"].to_pylist()
         if step not in with_row:  # killed between the folder and its row
@@ -340,6 +348,21 @@ class Trainer:
         if step < self.recipe.train.steps:
             self._event(step, "resume", text=f"resumed from checkpoint {step}")
         return state
+
+    def _refuse_nonfinite(self, state: TrainState) -> None:
+        """Refuse to go on from a state that no update makes finite again. Errors: mismatch."""
+        name, step, last = self.run.name, state.counters.step, self.run.last_finite_step()
+        numbers, tensor = state.nonfinite()
+        if numbers:
+            raise ForensicsError(
+                "mismatch",
+                f"wanted a finite state to go on from, found {numbers:,} numbers of checkpoint"
+                f" {step} of {name} that are not (first in {tensor})",
+                "no saved state of it is finite: train another run"
+                if last is None
+                else f"the last finite state saved is {last}: `replay fork {name} --from {last}"
+                f" --to {self.recipe.train.steps}` with a change goes on from it",
+            )
 
     def _finish(self) -> None:
         for detector in self.detectors.values():

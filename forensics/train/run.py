@@ -28,7 +28,7 @@ from forensics.step.batch import Batch, BatchStream
 from forensics.step.observer import SILENT, Observer
 from forensics.step.policy import Policy
 from forensics.step.result import StepResult
-from forensics.step.state import TrainState
+from forensics.step.state import Nonfinite, TrainState
 from forensics.store import reader
 from forensics.train import checkpoint
 from forensics.train.advance import fold
@@ -143,6 +143,18 @@ class Run:
                 "see `forensics doctor`",
             )
         return state
+
+    def nonfinite_at(self, step: int) -> Nonfinite:
+        """Return how many numbers of a saved state are NaN or infinite.
+
+        Errors: missing, integrity.
+        """
+        return checkpoint.nonfinite(self.folder / "checkpoints" / checkpoint.name_of(step))
+
+    def last_finite_step(self) -> int | None:
+        """Return the step of the last checkpoint whose every number is finite; None: none is."""
+        saved = reversed(self.saved_steps())
+        return next((step for step in saved if not self.nonfinite_at(step).numbers), None)
 
     def checkpoint_before(self, step: int) -> int:
         """Return the latest checkpoint at or before `step`. Errors: missing."""

@@ -380,7 +380,8 @@ class Fork:
             steps=spec.last,
             parent=spec.parent,
             parent_step=spec.first,
-            parent_created=parent.header.created,
+            # a fork that is run anew is the same parent still: its identity tells which
+            parent_created=parent.header.created if parent.header.parent is None else None,
             interventions=[to_dict(i) for i in spec.interventions],
             fingerprint=fingerprint,
             created=now(),
@@ -406,6 +407,7 @@ class Fork:
             path=str(path.relative_to(self.run.folder)),
             digest=digest,
             bytes=size,
+            nonfinite=checkpoint.nonfinite(path).numbers,
             reason=reason,
             created=now(),
         )

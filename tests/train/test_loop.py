@@ -20,6 +20,7 @@ from forensics.step.state import TrainState
 from forensics.train import checkpoint, loop
 from forensics.train.advance import fold
 from forensics.train.run import open_run
+from replay.integrity import examine
 
 CLOCK = {"seconds", "created"}  # columns that tell when, not what
 STEPPED = ("steps", "layers", "heads", "tensors", "sequences", "tokens")
@@ -147,6 +148,8 @@ def test_a_run_that_is_interrupted_and_resumed_is_the_run_that_was_not(
     run = train_run(name, resume=True)
     assert run.header.status == "finished"
     assert_same_run(run, tiny_run)
+    if at < 29:
+        assert [e["kind"] for e in rows(run, "events")] == ["interrupt", "resume"]
 
 
 def test_a_run_that_is_interrupted_twice_is_still_the_same(tiny_run, recipe_of, train_run, runs):
@@ -300,6 +303,44 @@ def test_a_step_that_goes_to_nan_is_an_event_with_its_first_tensor_and_nothing_c
     assert events and events[0]["step"] <= first and events[0]["tensor"]
     assert len(steps) == 6 and run.header.status == "finished" and run.saved_steps() == [0, 6]
     assert run.load(6).digest() == steps[-1]["state_digest"]
+
+
+def test_states_that_are_not_finite_are_marked_and_not_gone_on_from(recipe_of, train_run, runs):
+    settings = {"train.learning_rate": 1e30, "train.warmup": 0, "train.steps": 12}
+    settings |= {"train.clip": 0.0, "checkpoint.every": 4}
+    outcome = loop.train(
+        recipe_of(**settings),
+        name="nan-stopped",
+        recipe_name="tiny",
+        runs=runs,
+        progress=stop_after(9),  # it ends after the step that comes next
+    )
+    assert outcome.nonfinite > 0 and outcome.last_finite_state == 0
+    run = open_run(runs, "nan-stopped")
+    marks = {row["step"]: row["nonfinite"] for row in rows(run, "checkpoints")}
+    assert marks[0] == 0 and sorted(marks) == [0, 4, 8, 10]
+    for step in (4, 8, 10):
+        assert marks[step] == run.nonfinite_at(step).numbers > 0
+        assert marks[step] == run.load(step).nonfinite().numbers
+    assert run.last_finite_step() == 0
+    with pytest.raises(ForensicsError, match="checkpoint 10 of nan-stopped that are not") as e:
+        train_run("nan-stopped", resume=True, **settings)
+    assert e.value.kind == "mismatch" and "the last finite state saved is 0" in e.value.hint
+    assert [row["step"] for row in rows(run, "steps")] == list(range(10)), "nothing was cut"
+    found = examine(runs, "nan-stopped")
+    assert found.nonfinite_states == (4, 8, 10) and found.last_finite_state == 0
+    assert found.problems == (), "the files are as they were written"
+
+
+def test_a_checkpoint_of_before_it_was_marked_is_looked_through(train_run):
+    run = train_run("unmarked", **{"train.steps": 2})
+    path = run.folder / "checkpoints" / "step-000002" / "state.json"
+    document = json.loads(path.read_bytes())
+    del document["nonfinite"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ForensicsError, match=r"state\.json has other bytes"):
+        run.nonfinite_at(2)  # it was read, hash by hash
+    assert run.nonfinite_at(0) == (0, None)
 
 
 def test_a_tiny_corpus_is_learnt_by_heart(train_run, runs, tmp_path):
