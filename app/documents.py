@@ -1,7 +1,8 @@
 """What commands kept in a run's folder, read again when a file changes: records, and documents.
 
 read(ForkResult, folder / "fork.json")            # the record; None where there is none
-documents("demo", "blame")                        # [(its name, the document)], newest first
+results("demo", "sweep", SweepResult)             # [(its name, the record)], newest first
+documents("demo", "blame")                        # the same as plain documents
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from app import data, safe_html
 from app.controls import pick
@@ -24,6 +25,7 @@ from replay.experiments.results import KEPT
 from replay.result_files import kept_results
 
 R = TypeVar("R", bound=ResultRecord)
+C = TypeVar("C")
 RECORDS: dict[str, type[ResultRecord]] = {
     **KEPT,
     "blame": BlameResult,
@@ -52,6 +54,23 @@ def read(kind: type[R], path: Path) -> R | None:
 @functools.lru_cache(64)
 def _read(kind: type[ResultRecord], path: Path, stamp: int) -> ResultRecord:
     return kind.read(path)
+
+
+class Result(NamedTuple, Generic[R]):
+    """A result and the name of its file, without its ending."""
+
+    name: str
+    content: R
+
+
+def results(run: str, kind: str, record: type[R]) -> list[Result[R]]:
+    """Return the results that a command kept in the run's folder as records, newest first."""
+    folder = data.runs_folder() / data.require(run)
+    return [
+        Result(document.name, content)
+        for document in documents(run, kind)
+        if (content := read(record, folder / f"{document.name}.json")) is not None
+    ]
 
 
 def documents(run: str, kind: str) -> list[Document]:
@@ -126,11 +145,11 @@ def is_finite(value: float | None) -> bool:
 
 def choose(
     run: str,
-    listed: Sequence[Document],
+    listed: Sequence[tuple[str, C]],
     selection: Selection,
-    label: Callable[[dict[str, Any]], str],
-) -> dict[str, Any]:
-    """Return the document of the URL, or the newest, under a list to pick another from."""
+    label: Callable[[C], str],
+) -> C:
+    """Return the content of the URL, or the newest, under a list to pick another from."""
     by_name = dict(listed)
     names = list(by_name)
     name = selection.query if selection.query in by_name else names[0]

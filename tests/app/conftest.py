@@ -14,7 +14,7 @@ import pytest
 
 from app import browser as driver
 from app import navigation
-from tests.app.forks_by_hand import blame_of, matrix_of, sweep_of
+from tests.app.forks_by_hand import blame_of, matrix_of, sweep_document
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -216,7 +216,7 @@ def forked_runs(app_runs, tmp_path_factory):
     }
     fork(made(runs, open_trajectory(runs, "demo"), raw | {"name": "skipped"}), runs)
     for name, document in (
-        ("sweep-0123456789abcdef", sweep_of()),
+        ("sweep-0123456789abcdef", sweep_document()),
         ("matrix-0123456789abcdef", matrix_of()),
         ("blame-90", blame_of()),
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from replay.experiments.results import SweepResult
 from replay.forks.result import ForkResult
 
 HOSTILE = "<script>alert(1)</script> ![](http://evil.example/a.png) \u202eevil\x07"
@@ -97,7 +98,7 @@ def bands(kind, values):
     )
 
 
-def sweep_of(finding="beyond", over=(40.0, 3.0)):
+def sweep_document(finding="beyond", over=(40.0, 3.0)):
     rows = [
         {
             "step": s,
@@ -133,6 +134,11 @@ def sweep_of(finding="beyond", over=(40.0, 3.0)):
         "points": [],
         "summary": rows,
     }
+
+
+def sweep_of(finding="beyond", over=(40.0, 3.0)):
+    """A SweepResult of a fork made at states 60 and 300."""
+    return SweepResult.from_document(sweep_document(finding, over), "sweep.json")
 
 
 def matrix_of(data=0.5, state=0.01, scale=0.01):

@@ -16,7 +16,7 @@ import pytest
 from app import browser as driver
 from app import data, navigation, pictures
 from app.selection import Selection
-from tests.app.forks_by_hand import matrix_of, sweep_of
+from tests.app.forks_by_hand import matrix_of, sweep_document
 
 SPEC = Path("sweep.toml")
 
@@ -63,7 +63,7 @@ def full(copied):
     artifacts.trace_of(copied, spike).write_text(
         json.dumps({"events": [{"phase": "forward"}, {"phase": "loss"}]})
     )
-    for name, document in {"sweep": sweep_of(), "matrix": matrix_of()}.items():
+    for name, document in {"sweep": sweep_document(), "matrix": matrix_of()}.items():
         (copied / f"{name}-0123456789abcdef.json").write_text(json.dumps(document))
     (copied / f"blame-{spike}.json").write_text(
         json.dumps({"version": 1, "spike": {"step": spike}})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import streamlit as st
 
@@ -15,6 +15,7 @@ from app.views.forks import sweep_charts
 from app.views.forks.build import window_of
 from app.views.forks.summary import OUTCOMES
 from forensics.visible import visible
+from replay.experiments.results import SweepResult, SweepRow
 from replay.forks import toml_text
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def sweeps(run: str, selection: Selection) -> None:
     """Draw the sweep that the URL names: size and reconvergence against the starting step."""
     documents.draw_unreadable(run, "sweep")
     measurements = [
-        document
-        for document in documents.documents(run, "sweep")
-        if document.content.get("summary")
+        kept for kept in documents.results(run, "sweep", SweepResult) if kept.content.summary
     ]
     if not measurements:
         safe_html.verdict(
@@ -50,152 +49,155 @@ def sweeps(run: str, selection: Selection) -> None:
         jobs.busy(run, "sweep")
         _sweep_form(run, selection)
         return
-    document = documents.choose(
+    result = documents.choose(
         run,
         measurements,
         selection,
-        lambda d: (
-            f"{d['does']}: at"
-            f" {formatting.listed([formatting.count(step) for step in d['steps']], 6)}"
+        lambda result: (
+            f"{result.does}: at"
+            f" {formatting.listed([formatting.count(step) for step in result.steps], 6)}"
         ),
     )
     safe_html.verdict(
-        sweep_title(document),
-        *sweep_sentence(document),
+        sweep_title(result),
+        *sweep_sentence(result),
         hedge=[
             "In the second measurement control, fork and placebos all keep one learning rate, so a"
             " difference between early and late that remains there does not come from the schedule"
             " of the learning rate."
         ],
     )
-    if not all(row["bitwise"] for row in document["summary"]):
+    if not all(row.bitwise for row in result.summary):
         safe_html.amber(
             strong("Tolerance only. "),
             "A control of this sweep does not equal its parent bit for bit.",
         )
     left, right = st.columns(2, gap="medium")
     with left:
-        _sweep_chart(
-            document,
-            "over_placebos",
+        _sizes_chart(
+            [(row, row.over_placebos) for row in result.summary],
             "Distance from the control at the end (L2), as a multiple of the median placebo (log) ·"
             " 1×: as far as a placebo",
             "× placebos",
-            True,
-            1.0,
+            key="sweep-over_placebos",
+            reference=[1.0],
         )
     with right:
-        _reconverged(document)
+        _reconverged(result)
     with left:
-        _sweep_chart(
-            document,
-            "l2_over_moved",
+        _sizes_chart(
+            [(row, row.l2_over_moved) for row in result.summary],
             "Distance from the control at the end, as a share of the way that the control itself"
             " went (L2, log)",
             "share of the way",
-            True,
-            None,
+            key="sweep-l2_over_moved",
         )
     with right:
-        _sweep_rows(document)
+        _sweep_rows(result)
     jobs.busy(run, "sweep")
     _sweep_form(run, selection)
 
 
-def sweep_title(sweep: Mapping[str, Any]) -> list[Part]:
+def sweep_title(sweep: SweepResult) -> list[Part]:
     """Say what was done, from where, and at which step it took the run farthest."""
-    own_rate = [row for row in sweep["summary"] if row["arm"] == "own"]
-    measure = "over_placebos" if any(row["over_placebos"] for row in own_rate) else "l2_over_moved"
-    measured = [
-        row for row in own_rate if row[measure] is not None and not math.isnan(row[measure])
-    ]
-    states = f"{len(sweep['steps'])} {'state' if len(sweep['steps']) == 1 else 'states'}"
-    title: list[Part] = [f"A fork from {states} of {sweep['run']} that ", visible(sweep["does"])]
-    if measure == "over_placebos" and not any(row["finding"] == "beyond" for row in own_rate):
+    own_rate = [row for row in sweep.summary if row.arm == "own"]
+    states = f"{len(sweep.steps)} {'state' if len(sweep.steps) == 1 else 'states'}"
+    title: list[Part] = [f"A fork from {states} of {sweep.run} that ", visible(sweep.does)]
+    with_placebos = any(row.over_placebos for row in own_rate)
+    if with_placebos and not any(row.finding == "beyond" for row in own_rate):
         return [
             *title,
             ": not distinguishable from the placebos at any of them"
             if len(own_rate) > 1
-            else f": {OUTCOMES[own_rate[0]['finding']]}",
+            else f": {OUTCOMES[own_rate[0].finding]}",
         ]
+    sizes = [(row, row.over_placebos if with_placebos else row.l2_over_moved) for row in own_rate]
+    measured = [(row, size) for row, size in sizes if size is not None and not math.isnan(size)]
     if len(measured) < 2:
         return title
-    top = max(measured, key=lambda row: row[measure])
-    size = (
-        f"{formatting.ratio(top[measure])} the median placebo"
-        if measure == "over_placebos"
-        else f"{formatting.share(top[measure])} of the control's own way"
+    top, largest = max(measured, key=lambda row_and_size: row_and_size[1])
+    size_words = (
+        f"{formatting.ratio(largest)} the median placebo"
+        if with_placebos
+        else f"{formatting.share(largest)} of the control's own way"
     )
-    when = (
-        "early"
-        if top["step"] == measured[0]["step"]
-        else "late"
-        if top["step"] == measured[-1]["step"]
-        else "in between"
-    )
+    when = "early" if top is measured[0][0] else "late" if top is measured[-1][0] else "in between"
     return [
         *title,
-        f": the effect is largest {when}, from state {formatting.count(top['step'])} ({size})",
+        f": the effect is largest {when}, from state {formatting.count(top.step)} ({size_words})",
     ]
 
 
-def sweep_sentence(sweep: Mapping[str, Any]) -> list[Part]:
+def sweep_sentence(sweep: SweepResult) -> list[Part]:
     """Compare earliest and latest of both measurements, and count those that come back."""
     sentence: list[Part] = []
     for arm, rate in (
         ("own", "At the run's own learning rate"),
-        ("equal", f"At one learning rate of {sweep['equal_learning_rate']:.2g}"),
+        ("equal", f"At one learning rate of {sweep.equal_learning_rate:.2g}"),
     ):
-        rows = [row for row in sweep["summary"] if row["arm"] == arm]
+        rows = [row for row in sweep.summary if row.arm == arm]
         if rows:
             sentence += _early_and_late(rate, rows[0], rows[-1])
-    if any(row["placebos"] for row in sweep["summary"]):
-        back = [row for row in sweep["summary"] if row["time_to_reconverge"] is not None]
+    if any(row.placebos for row in sweep.summary):
+        back = [row for row in sweep.summary if row.time_to_reconverge is not None]
         sentence += [
-            strong(f"{len(back)} of {len(sweep['summary'])}"),
-            f" come back among the placebos within {sweep['horizon']} steps.",
+            strong(f"{len(back)} of {len(sweep.summary)}"),
+            f" come back among the placebos within {sweep.horizon} steps.",
         ]
     return sentence
 
 
-def _early_and_late(rate: str, early: Mapping[str, Any], late: Mapping[str, Any]) -> list[Part]:
-    first, last = formatting.count(early["step"]), formatting.count(late["step"])
-    if early["over_placebos"] is None or late["over_placebos"] is None:
+def _early_and_late(rate: str, early: SweepRow, late: SweepRow) -> list[Part]:
+    first, last = formatting.count(early.step), formatting.count(late.step)
+    if early.over_placebos is None or late.over_placebos is None:
         return [
-            f"{rate}, it ends {formatting.number(early['l2_over_moved'])} of the control's own way"
+            f"{rate}, it ends {formatting.number(early.l2_over_moved)} of the control's own way"
             f" from the control when made at state {first}, and"
-            f" {formatting.number(late['l2_over_moved'])} at {last}; without placebos no effect is"
+            f" {formatting.number(late.l2_over_moved)} at {last}; without placebos no effect is"
             " claimed. "
         ]
     return [
         f"{rate}, it ends ",
-        strong(formatting.ratio(early["over_placebos"])),
+        strong(formatting.ratio(early.over_placebos)),
         f" as far from the control as the median placebo when made at state {first}, and ",
-        strong(formatting.ratio(late["over_placebos"])),
-        f" at {last} (p = {formatting.number(early['p'])} and {formatting.number(late['p'])},"
-        f" {late['placebos']} placebos). ",
+        strong(formatting.ratio(late.over_placebos)),
+        f" at {last} (p = {formatting.number(early.p)} and {formatting.number(late.p)},"
+        f" {late.placebos} placebos). ",
     ]
 
 
-def _points(
-    d: Mapping[str, Any], values: Sequence[tuple[Any, Any, Any, bool]]
-) -> tuple[pyarrow.Table, pyarrow.Table]:
-    """(points, the name of each arm where its line ends)."""
+class _Point(NamedTuple):
+    """What is drawn of a row: a value, its range over the seeds, hollow where it is censored."""
+
+    row: SweepRow
+    value: float
+    low: float | None = None
+    high: float | None = None
+    censored: bool = False
+
+
+class _Series(NamedTuple):
+    """The points, and the name of each arm where its line ends."""
+
+    points: pyarrow.Table
+    ends: pyarrow.Table
+
+
+def _series(points: Sequence[_Point]) -> _Series:
     import pyarrow as pa
 
     rows = [
         {
-            "step": row["step"],
-            "arm": row["arm"],
-            "value": value,
-            "low": low,
-            "high": high,
-            "censored": censored,
-            "rate": row["learning_rate"],
-            "verdict": row["verdict"],
+            "step": point.row.step,
+            "arm": point.row.arm,
+            "value": point.value,
+            "low": point.low,
+            "high": point.high,
+            "censored": point.censored,
+            "rate": point.row.learning_rate,
+            "verdict": point.row.verdict,
         }
-        for row, (value, low, high, censored) in zip(d["summary"], values)
-        if value is not None
+        for point in points
     ]
     schema = pa.schema(
         [
@@ -211,18 +213,11 @@ def _points(
     )
     ends = []
     for arm, word in (("own", "own rate ●"), ("equal", "equal rate ■")):
-        of_arm = [row for row in rows if row["arm"] == arm]
+        of_arm = [point for point in points if point.row.arm == arm]
         if of_arm:
-            last = max(of_arm, key=lambda row: row["step"])
-            ends.append(
-                {
-                    "step": last["step"],
-                    "value": last["value"],
-                    "word": word,
-                    "arm": arm,
-                    "below": False,
-                }
-            )
+            last = max(of_arm, key=lambda point: point.row.step)
+            end = {"step": last.row.step, "value": last.value, "word": word, "arm": arm}
+            ends.append(end | {"below": False})
     ends = theme.below(ends)
     if len(ends) == 2 and ends[0]["below"] and ends[1]["below"]:
         ends[0]["below"] = False
@@ -235,92 +230,93 @@ def _points(
             ("below", pa.bool_()),
         ]
     )
-    return pa.Table.from_pylist(rows, schema), pa.Table.from_pylist(ends, ends_schema)
+    return _Series(pa.Table.from_pylist(rows, schema), pa.Table.from_pylist(ends, ends_schema))
 
 
-def _sweep_chart(
-    d: Mapping[str, Any], measure: str, caption: str, unit: str, log: bool, one: float | None
+def _sizes_chart(
+    sizes: Sequence[tuple[SweepRow, float | None]],
+    caption: str,
+    unit: str,
+    key: str,
+    reference: Sequence[float] = (),
 ) -> None:
+    """Draw a size of each row on a log axis, over a line at `reference`."""
     import pyarrow as pa
 
-    values = []
-    for row in d["summary"]:
-        value = row[measure] if documents.is_finite(row[measure]) else None
-        by_l2 = (
-            value / row["l2"] if value is not None and row["l2"] else None
-        )  # the range over seeds is of l2
-        low, high = row["l2_range"]
-        values.append(
-            (
-                value if value is None or value > 0 or not log else None,
-                low * by_l2 if by_l2 else value,
-                high * by_l2 if by_l2 else value,
-                False,
-            )
-        )
-    points, ends = _points(d, values)
-    if not points.num_rows:
+    points = []
+    for row, size in sizes:
+        if size is None or not math.isfinite(size) or size <= 0:
+            continue
+        # the range over the seeds is one of L2
+        low, high = (edge * size / row.l2 if row.l2 else size for edge in row.l2_range)
+        points.append(_Point(row, size, low, high))
+    if not points:
         return
+    series = _series(points)
     safe_html.caption(caption)
-    reference = pa.table({"value": pa.array([one] if one is not None else [], pa.float64())})
+    line = pa.table({"value": pa.array(reference, pa.float64())})
     theme.draw(
-        sweep_charts.sweep(safe_html.dark(), log, unit),
-        {"points": points, "ends": ends, "one": reference},
-        key=f"sweep-{measure}",
+        sweep_charts.sweep(safe_html.dark(), True, unit),
+        {"points": series.points, "ends": series.ends, "one": line},
+        key=key,
     )
 
 
-def _reconverged(d: Mapping[str, Any]) -> None:
+def _reconverged(result: SweepResult) -> None:
     import pyarrow as pa
 
-    if not any(row["placebos"] for row in d["summary"]):
+    if not any(row.placebos for row in result.summary):
         safe_html.nothing(
             "Without placebos it is not known when a fork comes back among them.",
             hint="Write placebos = 3 or more into the fork file.",
         )
         return
-    values = [
-        (
-            float(steps_back)
-            if (steps_back := row["time_to_reconverge"]) is not None
-            else float(d["horizon"]),
-            None,
-            None,
-            steps_back is None,
-        )
-        for row in d["summary"]
-    ]
-    points, ends = _points(d, values)
+    series = _series(
+        [
+            _Point(
+                row,
+                row.time_to_reconverge
+                if row.time_to_reconverge is not None
+                else float(result.horizon),
+                censored=row.time_to_reconverge is None,
+            )
+            for row in result.summary
+        ]
+    )
     safe_html.caption(
-        f"Steps until the fork stays among the placebos · hollow: not within {d['horizon']} steps"
+        f"Steps until the fork stays among the placebos · hollow: not within {result.horizon} steps"
     )
     theme.draw(
         sweep_charts.sweep(safe_html.dark(), False, "steps"),
-        {"points": points, "ends": ends, "one": pa.table({"value": pa.array([], pa.float64())})},
+        {
+            "points": series.points,
+            "ends": series.ends,
+            "one": pa.table({"value": pa.array([], pa.float64())}),
+        },
         key="sweep-back",
     )
 
 
-def _sweep_rows(d: Mapping[str, Any]) -> None:
+def _sweep_rows(result: SweepResult) -> None:
     rows = [
         {
-            "state": row["step"],
-            "learning rate": row["arm"],
-            "η": row["learning_rate"],
-            "× placebos": row["over_placebos"],
-            "p": row["p"],
-            "N": row["placebos"],
+            "state": row.step,
+            "learning rate": row.arm,
+            "η": row.learning_rate,
+            "× placebos": row.over_placebos,
+            "p": row.p,
+            "N": row.placebos,
             "back after": (
-                str(row["time_to_reconverge"])
-                if row["time_to_reconverge"] is not None
-                else f"> {d['horizon']}"
-                if row["placebos"]
+                str(row.time_to_reconverge)
+                if row.time_to_reconverge is not None
+                else f"> {result.horizon}"
+                if row.placebos
                 else None
             ),
-            "control": "bit for bit" if row["bitwise"] else "tolerance only",
-            "verdict": row["verdict"],
+            "control": "bit for bit" if row.bitwise else "tolerance only",
+            "verdict": row.verdict,
         }
-        for row in d["summary"]
+        for row in result.summary
     ]
     number = st.column_config.NumberColumn
     safe_html.frame(
