@@ -32,6 +32,7 @@ SLOTS = 1024
 ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15  # increment of SplitMix64
 CHUNK = 1 << 22  # ids of an order file read at once
+LEAST_PHASE = 64  # steps below which a phase is no setting of its own, as for spikes
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +124,36 @@ class Order:
                 "give a longer data.order_file",
             )
         return np.concatenate(pieces)
+
+    def shares(self, step: int) -> np.ndarray:
+        """Return the share of each source in the phase of `step`: (S,); (0,) under an order
+        file.
+        """
+        if self.file is not None:
+            return np.empty(0)
+        return self._stretch(step).quota / SLOTS
+
+    def usual_phase(self, step: int, steps: int) -> int:
+        """Return the first step of the phase that says what is usual at `step` in a run of `steps`.
+
+        That is its own where it is at least LEAST_PHASE steps long, else the run's longest: what is
+        planted, or broke, for a few steps is not the run's usual data.
+        """
+        starts = [stretch.start for stretch in self.stretches if stretch.start < steps]
+        ends = [*starts[1:], steps]
+        own = self._stretch(step).start
+        lengths = {start: end - start for start, end in zip(starts, ends)}
+        # the last phase has no end: past the run's it goes on
+        if lengths.get(own, LEAST_PHASE) >= LEAST_PHASE:
+            return own
+        return max(lengths, key=lambda start: lengths[start])
+
+    def usual_source(self, step: int, slot: int, steps: int) -> int | None:
+        """Return the source that the usual phase has in this place; None under an order file."""
+        if self.file is not None:
+            return None
+        phase = self._stretch(self.usual_phase(step, steps))
+        return int(phase.pattern[((step - phase.start) * self.batch + slot) % SLOTS])
 
     def source_of(self, ids: np.ndarray) -> np.ndarray:
         """Return the index of the source each id belongs to, of the ids' shape; −1 for −1."""

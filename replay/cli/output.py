@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forensics.cli.console import cell, say, table
+from replay.forks import sentences
 
 if TYPE_CHECKING:
     from replay.experiments.results import (
@@ -27,10 +28,16 @@ def plan(made: ForkPlan) -> None:
             f" {steps[-1]}): {made.tokens:,} targets, {len(made.documents)} documents."
         )
     say(
-        f"It runs {made.arms} arms, {made.steps_to_compute:,} steps in all, about"
+        f"It runs {made.arms} arms{_nulls(made)}, {made.steps_to_compute:,} steps in all, about"
         f" {duration(made.hours)} without probes, and holds {made.memory_bytes / 2**20:,.0f} MiB"
         " of states."
     )
+
+
+def _nulls(made: ForkPlan) -> str:
+    if not made.placebos_exist:
+        return " (these interventions have no placebo)"
+    return f" (for {made.placebos} placebos)" if made.placebos else ""
 
 
 def duration(hours: float) -> str:
@@ -53,16 +60,20 @@ def fork(result: ForkResult) -> None:
         )
     say(f"{result.fork} {result.does}, from state {result.first} to {result.last}.")
     say(f"Control ({result.control.level}): {result.control.sentence}.")
+    for sentence in sentences.spikes(result):
+        say(sentence)
     if final.gap is not None:
         say(
             f"Probe loss at the end: {final.loss_control:.3f} in the control, {final.loss_fork:.3f}"
-            f" in the fork ({final.gap:+.3f} ± {final.loss_error or 0:.3f} nats/token over"
+            f" in the fork ({final.gap:+.4f} ± {final.loss_error or 0:.4f} nats/token over"
             f" {final.probe_sequences} held-out sequences)."
         )
+    if final.loss_change is not None:
+        say(sentences.change(final.loss_change))
     if final.unseen.gap is not None:
         say(
             f"On {final.unseen.sequences} sequences that no arm has consumed: fork − control"
-            f" {final.unseen.gap:+.3f} ± {final.unseen.loss_error or 0:.3f} nats/token."
+            f" {final.unseen.gap:+.4f} ± {final.unseen.loss_error or 0:.4f} nats/token."
         )
     divergence = (
         f"KL(control ‖ fork) {final.logit_kl:.3g} nats, " if final.logit_kl is not None else ""
@@ -74,21 +85,8 @@ def fork(result: ForkResult) -> None:
                 f"Loss barrier at state {barrier.step}: {barrier.height:.4f} nats above the line"
                 f" from control to fork, highest at α = {barrier.alpha:.1f}."
             )
-    if final.effect is None:
-        say(f"Verdict: {final.verdict}.")
-    else:
-        measure = "KL" if final.measure == "logit_kl" else "L2"
-        say(
-            f"Verdict: {final.verdict}. The fork's {measure} is {final.effect:.3g} times the"
-            f" placebos' median, p = {final.p:.2g}."
-        )
-    if result.time_to_reconverge is not None:
-        say(f"The fork is back among the placebos after {result.time_to_reconverge} steps.")
-    elif result.censored:
-        say(
-            "The fork is not back among the placebos within its window"
-            f" ({result.last - result.first} steps)."
-        )
+    for sentence in (*sentences.verdict(result), *sentences.back(result)):
+        say(sentence)
 
 
 MATRIX_TITLES = {
@@ -233,6 +231,12 @@ def noise(result: NoiseResult) -> None:
             "No exponent (–): on fewer than 3 steps the noise stood above 10 times its start and"
             " below a tenth of the placebo, a fork with one other sequence."
         )
+    for point in result.points:
+        if point.cast_weights:
+            say(
+                f"From state {point.step}, {point.cast_weights[0]:.0f} weights are another bf16"
+                f" number at the start, {point.cast_weights[-1]:.0f} after {result.window} steps."
+            )
 
 
 def scan(result: ScanResult, per_sequence: bool, top: int) -> None:

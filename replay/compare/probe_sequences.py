@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +64,12 @@ def _consumed(streams: Sequence[BatchStream], first: int, last: int) -> set[int]
 
 @dataclass
 class Reading:
-    """An arm on the probe set."""
+    """An arm on the probe set, beside its control."""
 
     loss: float
     by_sequence: np.ndarray  # (n,)
     logit_kl: float  # mean KL(control ‖ arm), nats; 0 for the control
+    loss_gap: float = 0.0  # loss − its control's
 
 
 class Probe:
@@ -83,43 +85,60 @@ class Probe:
         self.batch = run.batches.make(ids) if len(ids) else None
         self.sequences = len(ids)
 
-    @torch.no_grad()
     def read(
         self, control: dict[str, Tensor], arms: dict[str, dict[str, Tensor]]
     ) -> dict[str, Reading]:
-        """Return the control (under the name "control") and each arm.
+        """Return the control (under the name "control") and each arm beside it."""
+        pairs = {name: (name, "control") for name in ("control", *arms)}
+        return self.read_pairs({"control": control, **arms}, pairs)
 
-        One forward each, logits in chunks.
+    @torch.no_grad()
+    def read_pairs(
+        self, arms: Mapping[str, dict[str, Tensor]], pairs: Mapping[str, tuple[str, str]]
+    ) -> dict[str, Reading]:
+        """Return a reading for each pair (arm, its control).
+
+        One forward of each arm; logits in chunks, an arm's held until its last pair.
         """
         assert self.batch is not None, "callers ask `sequences` first"
         model = self.run.model
-        everyone = {"control": control, **arms}
-        losses: dict[str, list[Tensor]] = {name: [] for name in everyone}
-        kl: dict[str, list[Tensor]] = {name: [] for name in everyone}
+        uses = Counter(arm for pair in pairs.values() for arm in set(pair))
+        losses: dict[str, list[Tensor]] = {arm: [] for arm in uses}
+        kl: dict[str, list[Tensor]] = {name: [] for name in pairs}
         for tokens in self.batch.tokens.split(max(1, model.micro_batch)):
             tokens = tokens.to(model.device)
             inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
             docs = documents(inputs, model)
             hidden = {
-                n: model.decoder.hidden(p, inputs, documents_BT=docs).reshape(len(targets), -1)
-                for n, p in everyone.items()
+                arm: model.decoder.hidden(arms[arm], inputs, documents_BT=docs).reshape(
+                    len(targets), -1
+                )
+                for arm in uses
             }
-            parts: dict[str, list[Tensor]] = {name: [] for name in everyone}
+            parts: dict[str, list[Tensor]] = {arm: [] for arm in uses}
             for rows in chunks(len(targets)):
-                base: Tensor | None = None
-                for name, params in everyone.items():
-                    log_p = (hidden[name][rows] @ unembedding(params).T).float().log_softmax(1)
-                    parts[name].append(-log_p.gather(1, targets[rows, None])[:, 0])
-                    if base is None:
-                        base = log_p
-                    else:
-                        kl[name].append((base.exp() * (base - log_p)).sum(1))
-            for name in everyone:
-                losses[name].append(torch.cat(parts[name]).view(len(tokens), -1).double().mean(1))
+                log_p: dict[str, Tensor] = {}
+                left = uses.copy()
+                for name, (arm, control) in pairs.items():
+                    for member in {control, arm} - log_p.keys():
+                        logits = hidden[member][rows] @ unembedding(arms[member]).T
+                        log_p[member] = logits.float().log_softmax(1)
+                        parts[member].append(-log_p[member].gather(1, targets[rows, None])[:, 0])
+                    if arm != control:
+                        base = log_p[control]
+                        kl[name].append((base.exp() * (base - log_p[arm])).sum(1))
+                    for member in {control, arm}:
+                        left[member] -= 1
+                        if not left[member]:
+                            del log_p[member]
+            for arm in uses:
+                losses[arm].append(torch.cat(parts[arm]).view(len(tokens), -1).double().mean(1))
+        by_sequence = {arm: torch.cat(losses[arm]).cpu().numpy() for arm in uses}
         readings = {}
-        for name in everyone:
-            by_sequence = torch.cat(losses[name]).cpu().numpy()
+        for name, (arm, control) in pairs.items():
+            loss = float(by_sequence[arm].mean())
             # rounding can leave a KL of equal distributions a hair below 0
             mean_kl = max(0.0, float(torch.cat(kl[name]).double().mean())) if kl[name] else 0.0
-            readings[name] = Reading(float(by_sequence.mean()), by_sequence, mean_kl)
+            gap = loss - float(by_sequence[control].mean())
+            readings[name] = Reading(loss, by_sequence[arm], mean_kl, gap)
         return readings

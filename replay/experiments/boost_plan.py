@@ -12,7 +12,7 @@ from forensics.tokens.applied_steps import sequence_ids
 from forensics.tokens.trajectories import reference_ids
 from forensics.train.run import Run
 from replay.executors.local import Task
-from replay.interventions.boost_token import BoostToken
+from replay.interventions.boost_token import BoostToken, another_token
 from replay.interventions.corpus_search import holding
 from replay.interventions.registry import to_dict
 
@@ -175,8 +175,8 @@ def _placebo(
 ) -> BoostToken | None:
     """As many sequences of another token of about the same count, none of which holds this one."""
     for attempt in range(TRIES):
-        placebo = own.placebo(run, run.stream, first, last, seed + attempt * 1009)
-        if not isinstance(placebo, BoostToken):
+        placebo = another_token(own, run, first, last, seed + attempt * 1009)
+        if placebo is None:
             return None
         pool = np.setdiff1d(holding(run, placebo.token), holders)
         if len(pool):

@@ -66,7 +66,7 @@ class ArmMedians:
 
 @dataclass(frozen=True)
 class BoostEffect:
-    """A median change, held against the sizes of the placebos' changes."""
+    """A median change, held against the placebos' changes as a group."""
 
     change: float  # nats
     p: float | None
@@ -153,13 +153,13 @@ def summarise(arms: Sequence[BoostArm]) -> tuple[BoostRow, ...]:
 def effect_of(
     changes: Sequence[float | None], placebos: Sequence[float | None]
 ) -> BoostEffect | None:
-    """Hold the median change against the sizes of the placebos' changes."""
-    change = median_of_present(changes)
-    if change is None:
+    """Hold the seeds' changes against the placebos' as a group."""
+    present = [change for change in changes if change is not None]
+    if not present:
         return None
-    effect = null_test.judge_effect(change, [abs(size) for size in placebos if size is not None])
+    effect = null_test.judge_group(present, [size for size in placebos if size is not None])
     return BoostEffect(
-        change=change,
+        change=float(np.median(present)),
         p=effect.p,
         placebos=effect.placebos,
         largest_placebo=effect.largest,

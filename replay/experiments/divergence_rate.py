@@ -26,7 +26,7 @@ from replay.compare import distances
 from replay.experiments.results import NoiseControl, NoisePoint, NoiseResult
 from replay.forks.lockstep import arm_from, march, require_steps
 from replay.interventions.removal import RemoveSequences
-from replay.interventions.state import UnitInLastPlace
+from replay.interventions.state import UnitInLastPlace, cast_differences
 from replay.lineage import open_trajectory, require_intact
 from replay.verify import Witness
 
@@ -90,7 +90,15 @@ def _point(
             arms[name].state.params, arms["control"].state.params, start.params
         ).l2[""]
 
+    def cast() -> float:
+        """Count the weights that are another number after the cast, median over seeds."""
+        masters = arms["control"].state.params
+        counts = [cast_differences(masters, arms[name].state.params) for name in names]
+        return float(np.median(counts))
+
+    half = run.header.precision == "bf16"
     at_start = {name: away(name) for name in names}
+    reached = [cast()] if half else []
     far: dict[str, list[float]] = {name: [] for name in arms if name != "control"}
     witness = Witness(run, step, min(step + window, run.header.steps))
     for state, results in march(arms, step, step + window, run.model):
@@ -98,6 +106,8 @@ def _point(
             witness.see(arms["control"].state, results["control"])
         for name, series in far.items():
             series.append(away(name))
+        if half:
+            reached.append(cast())
         progress(done * window + state - step, of * window, f"state {step}")
     report = witness.report()
     fits = [exponent(far[name], at_start[name], far["placebo"]) for name in names]
@@ -110,6 +120,7 @@ def _point(
         start=float(np.median(list(at_start.values()))),
         l2=tuple(float(np.median([far[name][k] for name in names])) for k in range(window)),
         placebo=tuple(far["placebo"]),
+        cast_weights=tuple(reached),
         control=NoiseControl(report.level, report.bitwise, report.compared),
     )
 

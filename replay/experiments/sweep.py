@@ -38,12 +38,12 @@ from replay.compare.probe_sequences import Probe
 from replay.executors.local import Map, Task, here, spawned
 from replay.experiments.results import SweepPoint, SweepResult, SweepRow
 from replay.forks import spec
-from replay.forks.lockstep import Arm, arm_from, at_learning_rate, march, require_steps
-from replay.interventions.base import Intervention
+from replay.forks.arms import CONTROL, start_arms
+from replay.forks.lockstep import at_learning_rate, march, require_steps
+from replay.interventions import placebo
 from replay.interventions.fields import fields_of
 from replay.interventions.placebo import placebos_of
 from replay.interventions.registry import KINDS, from_dict, to_dict
-from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
 from replay.result_files import keep_result
 from replay.verify import Witness, recorded_steps
@@ -215,31 +215,33 @@ def point(task: Task) -> dict[str, Any]:
     start = run.state_at(first)
     trained = run if task["rate"] is None else at_learning_rate(run, task["rate"])
     interventions = tuple(from_dict(document) for document in task["interventions"])
-    arms = _arms(trained, start, interventions, task)
+    arms = start_arms(
+        start,
+        trained,
+        interventions,
+        placebos_of(interventions, trained, first, last, task["placebos"], task["null_seed"]),
+        range(task["null_seed"], task["null_seed"] + task["chaos"]),
+    )
     probe, probed, readings = Probe(run), [], {}
-    series: dict[str, dict[str, list[float]]] = {
-        name: {"l2": [], "kl": []} for name in arms if name != "control"
-    }
+    series: dict[str, dict[str, list[float]]] = {name: {"l2": [], "kl": []} for name in arms.pairs}
     witness = Witness(run, first, last if trained is run else first + 1)
-    control, rate, started = arms["control"].state, None, False
-    for step, results in march(arms, first, last, model):
+    control, rate, started = arms.by_name[CONTROL].state, None, False
+    for step, results in march(arms.by_name, first, last, model):
         rate = results["control"].policy.learning_rate if rate is None else rate
         if step <= witness.last and trained is run:
             witness.see(control, results["control"])
         elif step <= witness.last:
             started = _starts_as_recorded(witness, start, results["control"])
         reading = probe.sequences and ((step - first) % task["probe_every"] == 0 or step == last)
+        params = {name: arm.state.params for name, arm in arms.by_name.items()}
         if reading:
-            readings = probe.read(
-                control.params, {name: arms[name].state.params for name in series}
-            )
+            readings = probe.read_pairs(params, arms.pairs)
             probed.append(step)
-        for name, distances_of in series.items():
-            distances_of["l2"].append(
-                distances.distance(arms[name].state.params, control.params, start.params).l2[""]
-            )
+        for name, (arm, its_control) in arms.pairs.items():
+            apart = distances.distance(params[arm], params[its_control], start.params)
+            series[name]["l2"].append(apart.l2[""])
             if reading:
-                distances_of["kl"].append(readings[name].logit_kl)
+                series[name]["kl"].append(readings[name].logit_kl)
     if trained is run:
         report = witness.report()
         control_report = {
@@ -262,23 +264,8 @@ def point(task: Task) -> dict[str, Any]:
         "seed": task["seed"],
         "learning_rate": rate,
         "control": control_report,
-        **_sizes(series, probed, readings, moved, first, last),
+        **_sizes(series, probed, readings, moved, (first, last), placebo.exist(interventions)),
     }
-
-
-def _arms(
-    run: Run, start: TrainState, interventions: tuple[Intervention, ...], task: Task
-) -> dict[str, Arm]:
-    """Control, fork, placebos, chaos, each from its own copy of `start`."""
-    first, last, seed = task["step"], task["last"], task["null_seed"]
-    arms = {"control": arm_from(start, run), "fork": arm_from(start, run, interventions)}
-    for i in range(task["placebos"]):
-        null = placebos_of(interventions, run, first, last, seed + i)
-        if null:  # not where the same on other data does not exist
-            arms[f"placebo-{i}"] = arm_from(start, run, null)
-    for i in range(task["chaos"]):
-        arms[f"chaos-{i}"] = arm_from(start, run, (UnitInLastPlace(seed + i),))
-    return arms
 
 
 def _starts_as_recorded(witness: Witness, start: TrainState, result: Any) -> bool:
@@ -297,10 +284,11 @@ def _sizes(
     probed: list[int],
     readings: dict[str, probe_sequences.Reading],
     moved: float,
-    first: int,
-    last: int,
+    window: tuple[int, int],
+    exist: bool,
 ) -> dict[str, Any]:
     """How large the fork is in the end, over what the control moved, and over its placebos."""
+    first, last = window
     fork = series["fork"]
     placebos = [s for name, s in series.items() if name.startswith("placebo-")]
     chaos = [s["l2"][-1] for name, s in series.items() if name.startswith("chaos-")]
@@ -308,14 +296,14 @@ def _sizes(
         "kl" if fork["kl"] else "l2"
     )  # without a probe set, only the parameters can be compared
     steps = probed if measure == "kl" else list(range(first + 1, last + 1))
-    effect = null_test.judge_effect(fork["l2"][-1], [p["l2"][-1] for p in placebos])
+    effect = null_test.judge_effect(fork["l2"][-1], [p["l2"][-1] for p in placebos], exist)
     found_kl = (
-        null_test.judge_effect(fork["kl"][-1], [p["kl"][-1] for p in placebos])
+        null_test.judge_effect(fork["kl"][-1], [p["kl"][-1] for p in placebos], exist)
         if fork["kl"]
         else None
     )
     time = null_test.time_to_reconverge(steps, fork[measure], [p[measure] for p in placebos], first)
-    gap = readings["fork"].loss - readings["control"].loss if readings else None
+    gap = readings["fork"].loss_gap if readings else None
     return {
         "l2": fork["l2"][-1],
         "moved": moved,
@@ -337,8 +325,19 @@ def _sizes(
     }
 
 
+def _nulls(seeds: Sequence[SweepPoint]) -> list[float]:
+    """Return what a summary's median over seeds is held against: draws of the same kind.
+
+    A fork without a draw of its own is one distance, whatever the seed: all placebos are its
+    draws. A fork that draws is a median over seeds, and so is each of its placebos.
+    """
+    if len({point.l2 for point in seeds}) == 1:
+        return [distance for point in seeds for distance in point.placebo_l2]
+    return [float(np.median(draws)) for draws in zip(*(point.placebo_l2 for point in seeds))]
+
+
 def summarise(points: Sequence[SweepPoint]) -> list[SweepRow]:
-    """Summarise the seeds of each step and arm, judged against all their placebos together."""
+    """Summarise the seeds of each step and arm, judged against their placebos."""
     rows = []
     for step, arm in sorted(
         {(point.step, point.arm) for point in points},
@@ -346,8 +345,9 @@ def summarise(points: Sequence[SweepPoint]) -> list[SweepRow]:
     ):
         seeds = [point for point in points if (point.step, point.arm) == (step, arm)]
         l2 = float(np.median([point.l2 for point in seeds]))
-        nulls = [distance for point in seeds for distance in point.placebo_l2]
-        effect = null_test.judge_effect(l2, nulls)
+        nulls = _nulls(seeds)
+        exist = all(point.finding != "none exist" for point in seeds)
+        effect = null_test.judge_effect(l2, nulls, exist)
         times = [point.time_to_reconverge for point in seeds]
         median = sorted(math.inf if t is None else t for t in times)[(len(times) - 1) // 2]
         rows.append(

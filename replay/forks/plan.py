@@ -12,6 +12,8 @@ from replay.forks.draft import Draft
 from replay.forks.identity import standing
 from replay.forks.result import ForkPlan
 from replay.forks.spec import Spec
+from replay.interventions import placebo
+from replay.interventions.placebo import placebos_of
 from replay.interventions.registry import to_dict
 from replay.lineage import open_trajectory
 
@@ -33,7 +35,8 @@ def plan(spec: Spec, runs: Path, *, again: bool = False) -> ForkPlan:
         draft.add(intervention)
     rows = run.table("steps", ["step", "seconds"])
     seconds = float(np.median(rows["seconds"].to_numpy())) if rows.num_rows else math.nan
-    arms = 2 + spec.placebos + spec.chaos
+    nulls = placebos_of(spec.interventions, run, spec.first, spec.last, spec.placebos, spec.seed)
+    arms = 2 + sum(null.arms for null in nulls) + spec.chaos
     lead = spec.first - (
         run.checkpoint_before(spec.first) if spec.first >= run.header.first_step else 0
     )
@@ -50,6 +53,8 @@ def plan(spec: Spec, runs: Path, *, again: bool = False) -> ForkPlan:
         does=spec.sentence(),
         interventions=tuple(to_dict(intervention) for intervention in spec.interventions),
         arms=arms,
+        placebos=len(nulls),
+        placebos_exist=placebo.exist(spec.interventions),
         sequences=by_step.total(),
         sequences_by_step=dict(by_step),
         tokens=sum(slot.last - slot.first for slot in touched),

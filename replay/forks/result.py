@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from forensics.result_records import ResultRecord, json_key
-from replay.compare.null_test import Finding
+from replay.compare.null_test import Change, Finding
+from replay.compare.spike_outcomes import SpikeOutcome
 from replay.verify import Level
 
 RESULT_FILE = "fork.json"
@@ -49,6 +50,17 @@ class UnseenGap(LossGap):
 
 
 @dataclass(frozen=True)
+class ChaosDistances:
+    """How far forks ended whose start was moved by the smallest noise there is: what the fork may
+    be set against where it has no placebo. No p follows from them, for they touch no data.
+    """
+
+    forks: int
+    median: float  # ‖θ_chaos − θ_control‖₂: too small to be seen in a KL
+    largest: float
+
+
+@dataclass(frozen=True)
 class ForkEnd(LossGap):
     """Fork − control at the end of the window."""
 
@@ -59,12 +71,16 @@ class ForkEnd(LossGap):
     cosine: float = 0.0  # of the two displacements from the start
     measure: Literal["logit_kl", "l2"] = "logit_kl"  # what effect, p and verdict are of
     effect: float | None = None  # times the placebos' median
-    p: float | None = None
+    p: float | None = None  # of the distance alone
+    p_corrected: float | None = None  # of distance and change of the loss together
+    least_p: float | None = None  # the smallest that this many placebos can show
     placebos: int = 0  # N, distinct ones
     causal: bool = False  # whether causal words may be used
     finding: Finding = "none run"
     verdict: str = ""  # the finding in words
     placebo_largest: float | None = None
+    loss_change: Change | None = None  # of the loss beside the placebos'; None: no placebo
+    chaos: ChaosDistances | None = None  # None: no chaos fork was run
 
 
 @dataclass(frozen=True)
@@ -103,7 +119,7 @@ class DivergenceRow:
 class ForkResult(ResultRecord):
     """A finished fork, beside its control and its null forks."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2  # 2: placebos have other data in the same places
     KIND: ClassVar[str] = "fork"
     AGAIN: ClassVar[str] = "run the fork again with --again"
 
@@ -118,9 +134,12 @@ class ForkResult(ResultRecord):
     chaos: int = 0
     control: ControlResult = ControlResult("absent", False, "")
     first_difference: FirstDifference | None = None  # None: no bit differs at the end
+    spikes: tuple[SpikeOutcome, ...] = ()  # of the loss: the control's, and what the fork has
     final: ForkEnd = ForkEnd()
     time_to_reconverge: int | None = None  # steps; None: not within the window, or no placebo
     censored: str | None = None  # "> steps" where it did not come back
+    time_to_reconverge_chaos: int | None = None  # the same among the chaos forks
+    censored_chaos: str | None = None
     barriers: tuple[BarrierHeight, ...] = ()
     divergence: tuple[DivergenceRow, ...] = ()
     seconds: float = 0.0
@@ -140,7 +159,9 @@ class ForkPlan(ResultRecord):
     last: int = json_key("to")
     does: str = ""
     interventions: tuple[dict[str, Any], ...] = ()
-    arms: int = 2  # control, fork and null forks
+    arms: int = 2  # control, fork and null forks, with the controls of placebos
+    placebos: int = 0  # that can be drawn, of those asked for
+    placebos_exist: bool = True  # whether these interventions have any
     sequences: int = 0  # that the interventions touch
     sequences_by_step: dict[int, int] = json_key("sequences_by_step", default_factory=dict)
     tokens: int = 0  # targets that they touch

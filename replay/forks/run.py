@@ -12,9 +12,8 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from forensics.interrupt import Interruptible
 from forensics.observe.recorder import Recorder
@@ -25,32 +24,20 @@ from forensics.store.writer import Writer, link_table, replace_table, write_atom
 from forensics.train import checkpoint
 from forensics.train.header import now, write_header
 from forensics.train.run import Run
-from replay.compare import distances, null_test
-from replay.compare.loss_barrier import barrier, probe_loss
-from replay.compare.probe_sequences import Probe, Reading, unseen
 from replay.forks import resume
+from replay.forks.arms import CONTROL, FORK, start_arms
+from replay.forks.comparison import Comparison
+from replay.forks.conclude import conclude
 from replay.forks.identity import clear, identity_of, standing
-from replay.forks.lockstep import Arm, arm_from, step_all
-from replay.forks.result import (
-    RESULT_FILE,
-    BarrierHeight,
-    ControlResult,
-    DivergenceRow,
-    FirstDifference,
-    ForkEnd,
-    ForkResult,
-    UnseenGap,
-)
+from replay.forks.lockstep import step_all
+from replay.forks.result import RESULT_FILE, ForkResult
 from replay.forks.spec import Spec
-from replay.interventions.base import Intervention
 from replay.interventions.placebo import placebos_of
 from replay.interventions.registry import to_dict
-from replay.interventions.state import UnitInLastPlace
 from replay.lineage import open_trajectory, require_intact
-from replay.verify import Report, Witness
+from replay.verify import Witness
 
 FLUSH_S = 1.0  # seconds of the clock after which what was measured is written, for those who watch
-UNSEEN = 32  # sequences
 # columns of table `forks` that the end of a fork holds under the same names
 FINAL_COLUMNS = (
     "loss_control",
@@ -67,9 +54,7 @@ FINAL_COLUMNS = (
 
 
 class Fork:
-    """One fork being run; `go` returns what `fork.json` keeps. Interrupted, it goes on when it is
-    made again.
-    """
+    """One fork being run; interrupted, it goes on when it is made again."""
 
     def __init__(
         self,
@@ -90,24 +75,19 @@ class Fork:
         )  # the divergence alone: written far more often
         record = dataclasses.replace(parent.recipe.record, level=spec.record)
         self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
-        self.every = spec.steps_between_probes
-        self.placebos_exist = True
-        self.notes: dict[str, Any] = {
-            "difference": None,
-            "series": {},
-            "probed": [],
-            "rows": [],
-            "barriers": [],
-        }
         start = parent.state_at(spec.first)
-        self.start = start.params
-        self.arms = self._arms(start)
-        streams = [arm.stream for arm in self.arms.values()]
-        self.probe = Probe(parent)
-        self.unseen = Probe(parent, ids=unseen(parent, streams, spec.first, spec.last, UNSEEN))
+        self.arms = start_arms(
+            start,
+            parent,
+            spec.interventions,
+            placebos_of(
+                spec.interventions, parent, spec.first, spec.last, spec.placebos, spec.seed
+            ),
+            range(spec.seed, spec.seed + spec.chaos),
+            self.recorder,
+        )
+        self.measured = Comparison(spec, parent, start, self.arms, self.distances)
         self.witness = Witness(parent, spec.first, min(spec.last, parent.header.steps))
-        self.readings: dict[str, Reading] = {}
-        self.unseen_readings: dict[str, Reading] = {}
         self.first = spec.first if anew else self._taken_up()
         if self.first == spec.first:
             resume.clear(self.run.folder)
@@ -115,9 +95,9 @@ class Fork:
 
     def run_to_end(self) -> ForkResult:
         """Step all arms to the end of the window; Ctrl-C saves them first."""
-        spec, control = self.spec, self.arms["control"]
+        spec, arms = self.spec, self.arms.by_name
         if self.first == spec.first:
-            self._save(self.arms["fork"].state, "first")
+            self._save(arms[FORK].state, "first")
         keep_every, flush_every = (
             self.parent.recipe.checkpoint.every,
             self.parent.recipe.record.flush_every,
@@ -125,12 +105,12 @@ class Fork:
         try:
             with Interruptible() as interrupt:
                 for step in range(self.first, spec.last):
-                    results = step_all(self.arms, self.parent.model)
+                    results = step_all(arms, self.parent.model)
                     if step < self.witness.last:
-                        self.witness.see(control.state, results["control"])
-                    self._compare(step + 1)
+                        self.witness.see(arms[CONTROL].state, results[CONTROL])
+                    self.measured.see(step + 1, {arm: r.loss for arm, r in results.items()})
                     steps_done = step + 1 - spec.first
-                    self.progress(steps_done, spec.last - spec.first, f"{len(self.arms)} arms")
+                    self.progress(steps_done, spec.last - spec.first, f"{len(arms)} arms")
                     if step + 1 < spec.last and (
                         interrupt.stop or (keep_every and steps_done % keep_every == 0)
                     ):
@@ -145,110 +125,23 @@ class Fork:
             self.recorder.commit()
             self.writer.drain()
             self.distances.drain()
-            self._save(self.arms["fork"].state, "last")
+            self._save(arms[FORK].state, "last")
         finally:
             with self.distances, self.writer:
                 self.recorder.commit()
-        result = self._result(self.witness.report())
+        concluded = conclude(spec, self.parent, self.measured, self.witness.report())
+        result = dataclasses.replace(concluded, seconds=time.perf_counter() - self.started)
         self._keep(result)
         resume.clear(self.run.folder)
         return result
-
-    def _arms(self, start: TrainState) -> dict[str, Arm]:
-        """Start control, fork, placebo-<i>, chaos-<i> from one state, moved where they say so."""
-        spec, parent = self.spec, self.parent
-        arms = {
-            "control": arm_from(start, parent),
-            "fork": arm_from(start, parent, spec.interventions, self.recorder),
-        }
-        for i, null in enumerate(self._placebos()):
-            arms[f"placebo-{i}"] = arm_from(start, parent, null)
-        for i in range(spec.chaos):
-            arms[f"chaos-{i}"] = arm_from(start, parent, (UnitInLastPlace(spec.seed + i),))
-        return arms
-
-    def _placebos(self) -> list[tuple[Intervention, ...]]:
-        """Interventions of the placebos, no two the same: one that comes twice says no more than
-        once.
-        """
-        spec, run = self.spec, self.parent
-        placebos: list[tuple[Intervention, ...]] = []
-        for seed in range(spec.seed, spec.seed + 4 * spec.placebos):
-            null = placebos_of(spec.interventions, run, spec.first, spec.last, seed)
-            if not null:
-                self.placebos_exist = False
-                break
-            if null not in placebos:
-                placebos.append(null)
-            if len(placebos) == spec.placebos:
-                break
-        return placebos
-
-    def _compare(self, state: int) -> None:
-        """Distances of every arm from the control; probes and barriers where they are due."""
-        spec, notes, control = self.spec, self.notes, self.arms["control"].state.params
-        params_of = {name: arm.state.params for name, arm in self.arms.items() if name != "control"}
-        probing = (state - spec.first) % self.every == 0 or state == spec.last
-        read, fresh = {}, {}
-        if probing and self.probe.sequences:
-            read = self.readings = self.probe.read(control, params_of)
-        if probing and self.unseen.sequences:
-            fresh = self.unseen_readings = self.unseen.read(control, params_of)
-        if read or fresh:
-            notes["probed"].append(state)
-        if notes["difference"] is None:
-            difference = distances.first_difference(params_of["fork"], control)
-            notes["difference"] = {"step": state - 1, **difference} if difference else None
-        for name, params in params_of.items():
-            d = distances.distance(params, control, self.start)
-            gap = read[name].loss - read["control"].loss if read else None
-            unseen_gap = fresh[name].loss - fresh["control"].loss if fresh else None
-            kl = (read or fresh)[name].logit_kl if read or fresh else None
-            height = self._barrier(state, name, params, control) if state in spec.barrier else None
-            names = list(d.l2)
-            measures = {
-                "loss_gap": gap,
-                "unseen_gap": unseen_gap,
-                "logit_kl": kl,
-                "barrier": height,
-            }
-            self.distances.append(
-                "divergence",
-                step=state,
-                arm=name,
-                tensor=names,
-                layer=[distances.layer_of(n) for n in names],
-                l2=[d.l2[n] for n in names],
-                cosine=[d.cosine[n] for n in names],
-                **{
-                    key: [value if n == "" else None for n in names]
-                    for key, value in measures.items()
-                },
-            )
-            series = notes["series"].setdefault(name, {"l2": [], "kl": [], "cosine": []})
-            series["l2"].append(d.l2[""])
-            series["cosine"].append(d.cosine[""])
-            if kl is not None:
-                series["kl"].append(kl)
-            if name == "fork":
-                notes["rows"].append({"step": state, **measures, "l2": d.l2[""]})
-
-    def _barrier(
-        self, state: int, arm: str, params: dict[str, Any], control: dict[str, Any]
-    ) -> float:
-        highest = barrier(params, control, probe_loss(self.parent))
-        self.notes["barriers"].append(
-            {"step": state, "arm": arm, "height": highest.height, "alpha": highest.alpha}
-        )
-        return highest.height
 
     def _keep_halfway(self, step: int) -> None:
         self.recorder.commit()
         self.writer.drain()
         self.distances.drain()
-        states = {name: arm.state for name, arm in self.arms.items()}
+        states = {name: arm.state for name, arm in self.arms.by_name.items()}
         witness = self.witness
-        notes = self.notes | {
+        notes = self.measured.notes | {
             "witness": {
                 "losses": list(witness.losses.items()),
                 "compared": witness.compared,
@@ -274,13 +167,13 @@ class Fork:
         saved = resume.load(
             self.run.folder,
             self.identity.to_document(),
-            list(self.arms),
+            list(self.arms.by_name),
             self.parent.header.device,
         )
         if saved is None:
             return self.spec.first
         step, states, notes = saved
-        for name, arm in self.arms.items():
+        for name, arm in self.arms.by_name.items():
             arm.state = states[name]
         witnessed = notes.pop("witness")
         witness = self.witness
@@ -290,63 +183,9 @@ class Fork:
             witnessed["gap"],
             witnessed["difference"],
         )
-        self.notes = notes
+        self.measured.notes = notes
         self.writer.truncate(step)
         return step
-
-    def _result(self, report: Report) -> ForkResult:
-        spec, series = self.spec, self.notes["series"]
-        fork = series["fork"]
-        nulls = [series[name] for name in self.arms if name.startswith("placebo-")]
-        # without any set to probe on, only the parameters can be compared
-        measure = "kl" if fork["kl"] else "l2"
-        steps = (
-            self.notes["probed"] if measure == "kl" else list(range(spec.first + 1, spec.last + 1))
-        )
-        effect = null_test.judge_effect(
-            fork[measure][-1], [null[measure][-1] for null in nulls], self.placebos_exist
-        )
-        reconverged = null_test.time_to_reconverge(
-            steps, fork[measure], [null[measure] for null in nulls], spec.first
-        )
-        final = ForkEnd(
-            **_losses(self.readings, self.arms),
-            probe_sequences=self.probe.sequences,
-            unseen=UnseenGap(
-                **_losses(self.unseen_readings, self.arms), sequences=self.unseen.sequences
-            ),
-            logit_kl=fork["kl"][-1] if fork["kl"] else None,
-            l2=fork["l2"][-1],
-            cosine=fork["cosine"][-1],
-            measure="logit_kl" if measure == "kl" else "l2",
-            effect=effect.effect,
-            p=effect.p,
-            placebos=effect.placebos,
-            causal=effect.causal,
-            finding=effect.finding,
-            verdict=effect.sentence(),
-            placebo_largest=effect.largest,
-        )
-        difference = self.notes["difference"]
-        return ForkResult(
-            fork=spec.fork,
-            parent=spec.parent,
-            first=spec.first,
-            last=spec.last,
-            does=spec.sentence(),
-            interventions=tuple(to_dict(i) for i in spec.interventions),
-            placebos=len(nulls),
-            placebos_asked=spec.placebos,
-            chaos=spec.chaos,
-            control=ControlResult(report.level, report.bitwise, report.sentence()),
-            first_difference=FirstDifference(**difference) if difference else None,
-            final=final,
-            time_to_reconverge=reconverged,
-            censored=f"> {spec.last - spec.first}" if nulls and reconverged is None else None,
-            barriers=tuple(BarrierHeight(**row) for row in self.notes["barriers"]),
-            divergence=tuple(DivergenceRow(**row) for row in self.notes["rows"]),
-            seconds=time.perf_counter() - self.started,
-        )
 
     def _keep(self, result: ForkResult) -> None:
         final, run = result.final, self.run
@@ -411,22 +250,6 @@ class Fork:
             reason=reason,
             created=now(),
         )
-
-
-def _losses(readings: dict[str, Reading], arms: Iterable[str]) -> dict[str, Any]:
-    """Compute the fields of a LossGap from the last readings of one set."""
-    if not readings:
-        return {}
-    control, fork = readings["control"], readings["fork"]
-    gaps = fork.by_sequence - control.by_sequence
-    return {
-        "loss_control": control.loss,
-        "loss_fork": fork.loss,
-        "loss_error": float(gaps.std(ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else None,
-        "placebo_loss_gaps": tuple(
-            readings[name].loss - control.loss for name in arms if name.startswith("placebo-")
-        ),
-    }
 
 
 def fork(spec: Spec, runs: Path, progress: Progress = silent, *, again: bool = False) -> ForkResult:

@@ -41,15 +41,17 @@ class Draft(Protocol):
 
 
 @dataclass(frozen=True)
-class Placebo:
-    """How a kind's placebo is drawn: the same on other data of the same steps.
+class Null:
+    """What of a kind is drawn at random in a placebo.
 
-    `draw(intervention, run, stream, first, last, seed)` returns None where there is nothing else to
-    draw from.
+    Without `draw` it is the data that the kind acts on: other rows of the run's order stand in the
+    same places, in the placebo and in its own control. With `draw` it is what the kind brings in,
+    or chooses: `draw(intervention, run, first, last, number)` returns the kind with another draw,
+    another one for each number; None where there is nothing to draw from.
     """
 
-    words: str  # what it acts on instead, for the docs
-    draw: Callable[[Any, Run, BatchStream, int, int, int], Intervention | None]
+    words: str  # for the docs
+    draw: Callable[[Any, Run, int, int, int], Intervention | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Intervention:
     kind: ClassVar[str] = ""
     title: ClassVar[str] = ""  # in the app's list of forms, which leaves out a kind without one
     flags: ClassVar[tuple[Flag, ...]] = ()
-    null: ClassVar[Placebo | None] = None
+    null: ClassVar[Null | None] = None  # None: it has no placebo, and stays in every placebo
     # whether it makes no sense once any of its batches is dropped, not only once all are
     needs_all_batches: ClassVar[bool] = False
 
@@ -112,13 +114,15 @@ class Intervention:
         """Say in one line what it does."""
         raise AssertionError("each kind describes itself")
 
-    def placebo(
-        self, run: Run, stream: BatchStream, first: int, last: int, seed: int
-    ) -> Intervention | None:
-        """Draw the same on equally many random sequences of the same steps; None where there is no
-        such thing.
+    def erases(self) -> bool:
+        """Tell whether no trace of the data that it acts on is left in the fork, so that the fork
+        would be the same had other data stood there.
         """
-        return self.null.draw(self, run, stream, first, last, seed) if self.null else None
+        return False
+
+    def placed(self, run: Run) -> Intervention:
+        """Return the same by the places that it acts on, whatever data stands there."""
+        return self
 
     def touches(self, run: Run, stream: BatchStream) -> list[Slot]:
         """List the slots of the parent's batches that it alters, for the plan."""

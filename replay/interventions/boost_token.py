@@ -11,7 +11,7 @@ import numpy as np
 from forensics.errors import ForensicsError
 from forensics.step.batch import Batch, BatchStream
 from replay.interventions import corpus_search
-from replay.interventions.base import Draft, Placebo
+from replay.interventions.base import Draft, Null
 from replay.interventions.fields import Option, about
 from replay.interventions.flags import Flag, one
 from replay.interventions.order import BatchesOfWindow
@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 NEAR = 16  # tokens of about the same count that a placebo chooses from
 
 
-def _another_token(
-    boost: BoostToken, run: Run, stream: BatchStream, first: int, last: int, seed: int
+def another_token(
+    boost: BoostToken, run: Run, first: int, last: int, number: int
 ) -> BoostToken | None:
+    """Return the boost of another token that the corpus holds about as often; None: there is
+    none.
+    """
     counts = _token_counts(run)
     candidates = np.flatnonzero(
         (counts > 0)
@@ -40,9 +43,9 @@ def _another_token(
     )
     gap = np.abs(np.log(counts[candidates]) - np.log(max(int(counts[boost.token]), 1)))
     near = candidates[np.argsort(gap, kind="stable")[:NEAR]]
-    for token in np.random.default_rng(seed).permutation(near).tolist():
+    for token in np.random.default_rng(number).permutation(near).tolist():
         try:
-            return BoostToken(boost.first, boost.last, token, boost.times, seed).resolved(run)
+            return BoostToken(boost.first, boost.last, token, boost.times, number).resolved(run)
         except (
             ForensicsError
         ):  # this one stands only in held-out text, or in every sequence of the window
@@ -66,7 +69,7 @@ class BoostToken(BatchesOfWindow):
     kind = "boost-token"
     title = "Show a token more often"
     flags = (Flag("ID", "Sequences that hold it for others.", "17", one("token", int), type=int),)
-    null = Placebo("a token of about the same count", _another_token)
+    null = Null("a token of about the same count", another_token)
     token: int = field(metadata=about(label="Token"))
     times: int = field(
         metadata=about(

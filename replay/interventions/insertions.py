@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forensics.step.batch import MADE, Batch, BatchStream
-from replay.interventions import text_edit
-from replay.interventions.base import Intervention, Placebo
+from replay.interventions import placebo, text_edit
+from replay.interventions.base import Intervention, Null
 from replay.interventions.fields import about
 from replay.interventions.flags import Flag, split
 from replay.interventions.order import BatchesOfWindow
-from replay.interventions.placebo import random_sequences
 from replay.interventions.requirements import require, require_sequences
 from replay.interventions.selection import SEQUENCES
 
@@ -23,12 +22,29 @@ if TYPE_CHECKING:
 
 
 def _replace_at_random(
-    replacement: Replace, run: Run, stream: BatchStream, first: int, last: int, seed: int
-) -> Replace:
-    steps = replacement.last - replacement.first
-    rows = len(replacement.sequences) or steps * run.recipe.train.batch
-    sequences = random_sequences(run, rows, seed)
-    return Replace(replacement.first, replacement.last, sequences=sequences)
+    replacement: Replace, run: Run, first: int, last: int, number: int
+) -> Replace | None:
+    sequences = replacement.sequences
+    if replacement.batch is not None:
+        batches = range(replacement.batch, replacement.batch + replacement.last - replacement.first)
+        sequences = tuple(int(i) for step in batches for i in run.stream(step).sequence)
+    drawn = _others(run, replacement.text, sequences, first, last, number)
+    return replace(replacement, batch=None, sql="", **drawn) if drawn else None
+
+
+def _others(
+    run: Run, text: str, sequences: Sequence[int], first: int, last: int, number: int
+) -> dict[str, Any] | None:
+    """Draw a text as long, or as many sequences, from data that the run had met as often."""
+    if sequences:
+        ids = placebo.others_like(run, sequences, first, last, number)
+        return {"sequences": ids} if ids else None
+    length = len(text_edit.encode(run, text))
+    rows = placebo.fresh_sequences(run, -(-length // run.recipe.data.sequence_length), last, number)
+    if not rows:
+        return None
+    tokens = run.corpus.sequences(np.array(rows), run.recipe.data.sequence_length)[:, :-1]
+    return {"text": run.corpus.decode(tokens.reshape(-1)[:length])}
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class Replace(BatchesOfWindow):
             "--replace-sequences",
         ),
     )
-    null = Placebo("random sequences", _replace_at_random)
+    null = Null("other data of the run's order, as much of it and met as often", _replace_at_random)
     batch: int | None = field(
         default=None, metadata=about(label="By those from batch", instead_of_sql=True)
     )
@@ -119,10 +135,10 @@ class Replace(BatchesOfWindow):
 
 
 def _insert_at_random(
-    insertion: Insert, run: Run, stream: BatchStream, first: int, last: int, seed: int
-) -> Insert:
-    rows = len(insertion.sequences) or insertion.count(run) * run.recipe.train.batch
-    return Insert(insertion.at, sequences=random_sequences(run, rows, seed))
+    insertion: Insert, run: Run, first: int, last: int, number: int
+) -> Insert | None:
+    drawn = _others(run, insertion.text, insertion.sequences, first, last, number)
+    return replace(insertion, sql="", **drawn) if drawn else None
 
 
 @dataclass(frozen=True)
@@ -150,7 +166,7 @@ class Insert(Intervention):
             "--insert-sequences",
         ),
     )
-    null = Placebo("random sequences", _insert_at_random)
+    null = Null("other data of the run's order, as much of it and met as often", _insert_at_random)
     at: int = field(metadata=about(step=True, label="Before batch"))
     text: str = field(default="", metadata=about(label="Text", wide=True, instead_of_sql=True))
     sequences: tuple[int, ...] = field(default=(), metadata=about(columns=SEQUENCES))

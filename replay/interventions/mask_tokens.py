@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from forensics.step.batch import Batch, BatchStream
-from replay.interventions.base import Placebo
+from replay.interventions.base import Null
 from replay.interventions.fields import Option, about
 from replay.interventions.flags import Flag, one
 from replay.interventions.order import BatchesOfWindow
@@ -24,17 +24,21 @@ if TYPE_CHECKING:
 
 
 def _other_targets(
-    mask: MaskTokens, run: Run, stream: BatchStream, first: int, last: int, seed: int
+    mask: MaskTokens, run: Run, first: int, last: int, number: int
 ) -> MaskTokens | None:
-    rng = np.random.default_rng(seed)
+    """Draw as many targets of each step as are masked there, among all that weigh anything, the
+    masked ones too: only then is the real choice one of the same draws.
+    """
+    rng = np.random.default_rng(number)
     chosen: list[tuple[int, int, int]] = []
     for step in range(mask.first, mask.last):
-        masked = mask.masked(step, stream(step))
-        free = (~masked).nonzero().tolist()
-        count = min(int(masked.sum()), len(free))
+        batch = run.stream(step)
+        masked, eligible = mask.masked(step, batch), batch.weight > 0
+        places = (eligible | masked).nonzero().tolist()
+        count = int(masked.sum())
         if count:
-            drawn = np.sort(rng.choice(len(free), count, replace=False))
-            chosen += [(step, *free[int(i)]) for i in drawn]
+            drawn = np.sort(rng.choice(len(places), count, replace=False))
+            chosen += [(step, *places[int(i)]) for i in drawn]
     return replace(mask, tokens=(), sql="", at=tuple(chosen)) if chosen else None
 
 
@@ -51,7 +55,7 @@ class MaskTokens(BatchesOfWindow):
     flags = (
         Flag("SQL", "SQL: token (ids), or step, slot and position.", "'select …'", one("sql")),
     )
-    null = Placebo("as many other targets", _other_targets)
+    null = Null("as many targets of each step, at random", _other_targets)
     tokens: tuple[int, ...] = field(
         default=(), metadata=about(label="Tokens, by id", help="Or by SQL, below.", columns=TOKENS)
     )

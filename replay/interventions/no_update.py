@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from replay.interventions.flags import Flag, one
-from replay.interventions.placebo import ANOTHER_WINDOW
+from replay.interventions.order import OTHER_DATA
 from replay.interventions.policy import PolicyOfWindow
 from replay.interventions.rows import Slot, rows_of_steps
 
@@ -37,7 +37,7 @@ class NoUpdate(PolicyOfWindow):
     update: ClassVar[Literal["hold", "zero", "none"]] = "none"
     frozen: ClassVar[bool] = False
     verb: ClassVar[str] = ""
-    null = ANOTHER_WINDOW
+    null = OTHER_DATA
     needs_all_batches = True
 
     def altered(self, policy: StepPolicy, run: Run) -> StepPolicy:
@@ -59,6 +59,10 @@ class NoUpdate(PolicyOfWindow):
     def batches(self) -> Collection[int]:
         """Name the window's steps."""
         return range(self.first, self.last)
+
+    def erases(self) -> bool:
+        """Leave no trace where nothing is computed."""
+        return self.update == "none"
 
 
 class Skip(NoUpdate):

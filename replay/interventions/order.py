@@ -12,16 +12,18 @@ import numpy as np
 
 from forensics.data.order import permuted
 from forensics.step.batch import Batch, BatchStream
-from replay.interventions.base import Intervention, Placebo, Windowed
+from replay.interventions.base import Intervention, Null, Windowed
 from replay.interventions.fields import about
 from replay.interventions.flags import Flag, one, seeded, split, windowed
-from replay.interventions.placebo import ANOTHER_WINDOW
 from replay.interventions.requirements import require, require_places
 from replay.interventions.rows import Place, Slot, rearranged, rows_of_steps, whole_rows
 from replay.interventions.selection import RANKED_ROWS
 
 if TYPE_CHECKING:
     from forensics.train.run import Run
+
+
+OTHER_DATA = Null("other data of the run's order in the same places")
 
 
 class BatchesOfWindow(Windowed):
@@ -43,8 +45,12 @@ class Drop(BatchesOfWindow):
     kind = "drop"
     title = "Drop batches: later ones move up"
     flags = (Flag("A:B", "Leave the batches out; later ones move up.", "200:204", one("window")),)
-    null = ANOTHER_WINDOW
+    null = OTHER_DATA
     needs_all_batches = True
+
+    def erases(self) -> bool:
+        """Leave no trace: the batches are never asked for."""
+        return True
 
     def stream(self, stream: BatchStream, run: Run) -> BatchStream:
         """Move every batch from the window on up."""
@@ -59,17 +65,6 @@ class Drop(BatchesOfWindow):
         return f"drops batches {self.window}, later ones move up"
 
 
-def _another_pair(
-    swap: Swap, run: Run, stream: BatchStream, first: int, last: int, seed: int
-) -> Swap | None:
-    apart = abs(swap.a - swap.b)
-    starts = [s for s in range(first, last - apart) if not {s, s + apart} & {swap.a, swap.b}]
-    if not starts or not apart:
-        return None
-    start = starts[int(np.random.default_rng(seed).integers(len(starts)))]
-    return Swap(start, start + apart)
-
-
 @dataclass(frozen=True)
 class Swap(Intervention):
     """Exchange batches `a` and `b`."""
@@ -77,7 +72,7 @@ class Swap(Intervention):
     kind = "swap"
     title = "Swap two batches"
     flags = (Flag("S,T", "Exchange two batches.", "200,210", split(",", a=int, b=int)),)
-    null = Placebo("another pair, as far apart", _another_pair)
+    null = OTHER_DATA
     needs_all_batches = True
     a: int = field(metadata=about(step=True, label="Batch"))
     b: int = field(metadata=about(step=True, label="with batch"))
@@ -128,7 +123,7 @@ class Repeat(BatchesOfWindow):
             split("@", window=str, times=int),
         ),
     )
-    null = ANOTHER_WINDOW
+    null = OTHER_DATA
     needs_all_batches = True
     times: int = field(default=2, metadata=about(label="Times"))
 
@@ -169,10 +164,8 @@ class Repeat(BatchesOfWindow):
         )
 
 
-def _random_order(
-    reorder: Reorder, run: Run, stream: BatchStream, first: int, last: int, seed: int
-) -> Reorder:
-    order = np.random.default_rng(seed).permutation(len(reorder.rows))
+def _random_order(reorder: Reorder, run: Run, first: int, last: int, number: int) -> Reorder:
+    order = np.random.default_rng(number).permutation(len(reorder.rows))
     return replace(reorder, rows=tuple(reorder.rows[int(i)] for i in order), sql="")
 
 
@@ -191,7 +184,7 @@ class Reorder(Windowed):
             windowed(one("sql")),
         ),
     )
-    null = Placebo("a random order", _random_order)
+    null = Null("a random order of the same rows", _random_order)
     needs_all_batches = True
     rows: tuple[Place, ...] = field(metadata=about(step=True, columns=RANKED_ROWS))
     sql: str = ""  # the statement that ranked them, for the record
@@ -227,6 +220,10 @@ class Reorder(Windowed):
         return {step for step, _ in self.rows}
 
 
+def _other_seed(shuffle: Shuffle, run: Run, first: int, last: int, number: int) -> Shuffle:
+    return replace(shuffle, seed=shuffle.seed + number + 1)
+
+
 @dataclass(frozen=True)
 class Shuffle(BatchesOfWindow):
     """Put the window's sequences into its slots by a permutation; `inverse` undoes the same
@@ -238,7 +235,7 @@ class Shuffle(BatchesOfWindow):
     flags = (
         Flag("A:B[@SEED]", "The window's sequences over its slots.", "200:204@1", seeded("window")),
     )
-    null = ANOTHER_WINDOW
+    null = Null("the same window by other seeds", _other_seed)
     seed: int = field(default=0, metadata=about(seed=True, label="Seed"))
     inverse: bool = False
 

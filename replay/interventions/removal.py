@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
 from forensics.step.batch import BatchStream
-from replay.interventions.base import Draft, Placebo, Windowed
+from replay.interventions.base import Draft, Windowed
 from replay.interventions.fields import Option, about
 from replay.interventions.flags import Flag, one
-from replay.interventions.order import BatchesOfWindow
-from replay.interventions.placebo import other_rows
+from replay.interventions.order import OTHER_DATA, BatchesOfWindow
 from replay.interventions.requirements import require, require_choice, require_places
 from replay.interventions.row_removal import (
     HOWS,
@@ -36,27 +35,11 @@ def _how() -> Any:
         metadata=about(
             label="How",
             choices=HOWS,
-            help="replace: another of the same source in its place; mask: weight 0; repack: all"
-            " later ones move up.",
+            help="replace: another of the source that the run usually has there; mask: weight 0;"
+            " repack: all later ones move up.",
             option=Option("--how"),
         ),
     )
-
-
-def _remove_other_rows(
-    intervention: RemoveDocuments | RemoveSequences,
-    run: Run,
-    stream: BatchStream,
-    first: int,
-    last: int,
-    seed: int,
-) -> RemoveSequences:
-    rows = other_rows(intervention.removal(run, stream), stream, first, last, seed)
-    places = tuple(dataclasses.astuple(slot) for slot in rows)
-    return RemoveSequences(first, last, places, intervention.how, draws=intervention.draws)
-
-
-OTHER_ROWS = Placebo("other sequences of the same steps", _remove_other_rows)
 
 
 def _draws() -> Any:
@@ -81,6 +64,10 @@ class Removing(Windowed):
         """Take the rows out."""
         removal = self.removal(run, stream)
         return removed(stream, run, removal, self.how, self.first, self.draws)
+
+    def erases(self) -> bool:
+        """Leave no trace where whole sequences go."""
+        return self.how != "mask"
 
     def resolved(self, run: Run, draft: Draft | None = None) -> Removing:
         """Write down where the draws begin that come in the places. Errors: usage."""
@@ -112,16 +99,16 @@ class Removing(Windowed):
 class RemoveDocuments(Removing, BatchesOfWindow):
     """Take documents out of the window's batches.
 
-    replace: each sequence that holds one gives way to its source's next draw after all that the
-    run, the fork and those between them read. mask: the documents' tokens weigh 0 as targets;
-    the denominator stays. repack: the sequences go, and everything after them moves up, sequence
-    by sequence.
+    replace: each sequence that holds one gives way to the next draw, after all that the run, the
+    fork and those between them read, of the source that the run usually has in its place. mask: the
+    documents' tokens weigh 0 as targets; the denominator stays. repack: the sequences go, and
+    everything after them moves up, sequence by sequence.
     """
 
     kind = "remove-documents"
     title = "Remove documents"
     flags = (Flag("SQL", "SQL that returns a column `document`.", "'select …'", one("sql")),)
-    null = OTHER_ROWS
+    null = OTHER_DATA
     documents: tuple[int, ...] = field(
         metadata=about(label="Documents, by id", help="Or by SQL, below.", columns=DOCUMENTS)
     )
@@ -132,6 +119,12 @@ class RemoveDocuments(Removing, BatchesOfWindow):
     def removal(self, run: Run, stream: BatchStream) -> Removal:
         """Find the rows that go."""
         return of_documents(run, stream, frozenset(self.documents), self.how, self.first, self.last)
+
+    def placed(self, run: Run) -> RemoveSequences:
+        """Name the rows that hold the documents by their places."""
+        slots = self.removal(run, run.stream).slots
+        places = tuple(dataclasses.astuple(slot) for slot in slots)
+        return RemoveSequences(self.first, self.last, places, self.how, draws=self.draws)
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse no documents, and those that the corpus has not. Errors: usage, missing."""
@@ -166,7 +159,7 @@ class RemoveSequences(Removing):
     kind = "remove-sequences"
     title = "Remove sequences of batches"
     flags = (Flag("SQL", "SQL: step and slot, or sequence.", "'select …'", one("sql")),)
-    null = OTHER_ROWS
+    null = OTHER_DATA
     needs_all_batches = True
     at: tuple[tuple[int, int, int, int], ...] = field(
         metadata=about(

@@ -120,11 +120,12 @@ class NextDraws(NamedTuple):
 def next_draws(
     stream: BatchStream, run: Run, removal: Removal, begin: Draws | None = None
 ) -> NextDraws:
-    """Draw for each place that goes its source's next sequence that is not forbidden, from the
-    draws numbered `begin` on; None: from the parent's end.
+    """Draw for each place that goes the next sequence that is not forbidden of the source that the
+    run usually has there, from the draws numbered `begin` on; None: from the parent's end.
 
-    A source of which nothing is left gives way to the source that the run draws from most. Errors:
-    usage.
+    That is the row's own source, but for a phase of a few steps (`Order.usual_phase`): what stood
+    there must not come again from the very source that is taken out. A source of which nothing is
+    left gives way to the source that the run draws from most. Errors: usage.
     """
     order = run.batches.order
     parents_end = run.header.steps
@@ -153,10 +154,12 @@ def next_draws(
     ids: dict[Place, int] = {}
     by_step: dict[int, np.ndarray] = {}
     for step, slot in removal.places:
-        if step not in by_step:
+        if step not in by_step and order.file is not None:
             by_step[step] = stream(step).sequence.numpy()
-        sequence = by_step[step][slot : slot + 1]
-        source = most if sequence[0] < 0 else int(order.source_of(sequence)[0])
+        source = order.usual_source(step, slot, parents_end)
+        if source is None:  # an order file: no more is known than the row itself
+            sequence = by_step[step][slot : slot + 1]
+            source = most if sequence[0] < 0 else int(order.source_of(sequence)[0])
         ids[step, slot] = draw(source)
     return NextDraws(ids, tuple(end))
 

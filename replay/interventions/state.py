@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from forensics.train.run import Run
 
 ALL = ("*",)
+NEAREST = 16  # weights nearest to a border of two bf16 numbers, of which the seed takes one
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,9 @@ class UnitInLastPlace(Intervention):
     """Move every parameter by one unit in the last place, up or down by a seeded coin: the smallest
     noise there is.
 
-    In bf16 training an fp32 ulp changes almost no bf16 weight, so the move is a relative 2⁻⁸ there.
+    In bf16 training these are the fp32 master weights, of which the cast keeps 8 bits: where the
+    move reaches no weight of the layers' matrices after the cast, the one nearest to a border of
+    two bf16 numbers (one of the nearest 16, by the seed) is moved across it besides.
     """
 
     kind = "ulp"
@@ -125,16 +128,59 @@ class UnitInLastPlace(Intervention):
         import torch
 
         generator = torch.Generator().manual_seed(self.seed)
+        before = {name: theta.clone() for name, theta in cast_weights(state.params).items()}
         for _, theta in sorted(state.params.items()):
             up = (torch.rand(theta.shape, generator=generator) < 0.5).to(theta.device)
-            if run.header.precision == "bf16":
-                theta.mul_(torch.where(up, 1 + 2.0**-8, 1 - 2.0**-8))
-            else:
-                theta.copy_(torch.nextafter(theta, torch.where(up, torch.inf, -torch.inf)))
+            theta.copy_(torch.nextafter(theta, torch.where(up, torch.inf, -torch.inf)))
+        if run.header.precision == "bf16":
+            _reach_the_cast(state, before, self.seed)
 
     def sentence(self) -> str:
         """Say that every parameter moves, and by which seed."""
         return f"moves every parameter by one unit in the last place (seed {self.seed})"
+
+
+def cast_weights(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the layers' matrices: the weights that bf16 training casts at every use."""
+    return {
+        name: theta
+        for name, theta in sorted(params.items())
+        if theta.ndim == 2 and name.startswith("layers.")
+    }
+
+
+def cast_differences(params: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> int:
+    """Count the weights of the layers' matrices that are another bf16 number in `others`."""
+    import torch
+
+    return sum(
+        int((theta.to(torch.bfloat16) != others[name].to(torch.bfloat16)).sum())
+        for name, theta in cast_weights(params).items()
+    )
+
+
+def _reach_the_cast(state: TrainState, before: Mapping[str, Tensor], seed: int) -> None:
+    """Move one weight across the nearest border of two bf16 numbers, where none crossed one."""
+    import torch
+
+    if cast_differences(before, state.params):
+        return
+    nearest: list[tuple[float, str, int, float]] = []
+    for name, theta in cast_weights(state.params).items():
+        flat = theta.reshape(-1)
+        rounded = flat.to(torch.bfloat16)
+        step = torch.where(flat.double() >= rounded.double(), torch.inf, -torch.inf)
+        neighbour = torch.nextafter(rounded, step.to(torch.bfloat16)).double()
+        border = (rounded.double() + neighbour) / 2
+        gap = (border - flat.double()).abs()
+        for i in gap.topk(min(NEAREST, len(gap)), largest=False).indices.tolist():
+            # past the middle, for a tie may round either way
+            beyond = torch.nextafter(border[i].float(), neighbour[i].float())
+            nearest.append((float(gap[i]), name, i, float(beyond)))
+    nearest.sort()
+    if nearest:
+        _, name, i, value = nearest[seed % min(NEAREST, len(nearest))]
+        state.params[name].view(-1)[i] = value
 
 
 def _read_transplant(text: str) -> Keys:

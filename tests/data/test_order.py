@@ -318,3 +318,20 @@ class TestAnOrderFile:
         (tmp_path / "text.npy").write_text("no ids")
         with pytest.raises(ForensicsError, match=r"is not a \.npy of ids"):
             order_over([100], 8, order_file=str(tmp_path / "text.npy"))
+
+
+def test_what_is_usual_in_a_short_phase_is_what_the_longest_has_there() -> None:
+    phases = (
+        config.Phase(until=100, mix={"a": 0.5, "b": 0.5}),
+        config.Phase(until=103, mix={"junk": 1.0}),
+        config.Phase(until=None, mix={"a": 0.5, "b": 0.5}),
+    )
+    data = config.Data(sources={"a": "x", "b": "x", "junk": "x"}, phases=phases)
+    order = make_order(data, ["a", "b", "junk"], [500, 500, 500], [0, 500, 1000], 8, 0)
+    own = order.source_of(order.sequence_ids(50)).tolist()
+    assert [order.usual_source(50, slot, 160) for slot in range(8)] == own  # a phase of its own
+    assert order.source_of(order.sequence_ids(101)).tolist() == [2] * 8
+    assert {order.usual_source(101, slot, 160) for slot in range(8)} <= {0, 1}
+    assert order.usual_phase(101, 160) == 0 and order.usual_phase(150, 160) == 0
+    assert order.usual_phase(150, 200) == 103  # long enough to be a setting of its own
+    assert order.shares(101).tolist() == [0, 0, 1]

@@ -59,3 +59,9 @@ def runs(trained: Path, tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def base(runs: Path) -> Run:
     return open_trajectory(runs, "base")
+
+
+@pytest.fixture(scope="module")
+def read_only(trained: Path) -> Run:
+    """The run itself, for tests that write nothing."""
+    return open_trajectory(trained, "base")

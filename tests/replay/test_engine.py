@@ -151,7 +151,7 @@ def test_a_result_of_another_version_is_told_and_again_makes_it_anew(runs: Path)
     result = forked(one, runs)
     path = runs / "older" / RESULT_FILE
     path.write_text(json.dumps({**result, "version": 0}))
-    with pytest.raises(ForensicsError, match="wanted a fork of version 1, found version 0") as e:
+    with pytest.raises(ForensicsError, match="wanted a fork of version 2, found version 0") as e:
         forked(one, runs)
     assert "--again" in str(e.value)
     assert forked(one, runs, again=True)["final"]["l2"] == result["final"]["l2"]
@@ -174,10 +174,13 @@ def test_arms_are_compared_on_sequences_that_none_of_them_has_consumed(
         "base", 78, 90, (RemoveDocuments(80, 82, damaged(base)),), placebos=2, probe_every=6
     )
     fork = Fork(made, base, lambda *_: None)
-    fresh = fork.unseen.batch.sequence.tolist()
+    fresh = fork.measured.unseen.batch.sequence.tolist()
     consumed = {int(i) for s in range(78) for i in base.stream(s).sequence}
     consumed |= {
-        int(i) for arm in fork.arms.values() for s in range(78, 90) for i in arm.stream(s).sequence
+        int(i)
+        for arm in fork.arms.by_name.values()
+        for s in range(78, 90)
+        for i in arm.stream(s).sequence
     }
     assert len(set(fresh)) == 32 and not consumed & set(fresh)
     assert not set(fresh) & set(base.batches.order.held_out.tolist())

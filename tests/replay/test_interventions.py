@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import tomllib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from forensics.train.run import Run
 from replay.forks.spec import Spec
 from replay.interventions import corpus_search
 from replay.interventions.base import KINDS, Intervention
-from replay.interventions.boost_token import BoostToken
+from replay.interventions.boost_token import BoostToken, another_token
 from replay.interventions.composition import composed
 from replay.interventions.corpus_search import holding, sequences_of, token_counts
 from replay.interventions.edit_tokens import EditTokens
@@ -42,9 +41,8 @@ from replay.interventions.policy import (
 )
 from replay.interventions.registry import from_dict, to_dict
 from replay.interventions.removal import RemoveDocuments, RemoveSequences
-from replay.interventions.row_removal import HOWS, _repacked
+from replay.interventions.row_removal import _repacked
 from replay.interventions.state import Noise, ResetMoments, Transplant, UnitInLastPlace
-from replay.lineage import open_trajectory
 
 B, T = 4, 6
 
@@ -323,21 +321,6 @@ def test_masking_a_document_weighs_exactly_its_targets_at_zero(base: Run) -> Non
     assert some > 0
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_a_placebo_takes_as_many_other_sequences_of_the_same_steps(how: str, base: Run) -> None:
-    real = RemoveDocuments(80, 82, (read_most(base),), how)
-    touched = real.touches(base, base.stream)
-    placebo = real.placebo(base, base.stream, 75, 90, seed=1)
-    assert isinstance(placebo, RemoveSequences) and placebo.how == how
-    chosen = placebo.touches(base, base.stream)
-    inside = [slot for slot in touched if slot.step < 82]
-    assert sorted((s.step, s.first, s.last) for s in chosen) == sorted(
-        (s.step, s.first, s.last) for s in inside
-    )
-    assert not {(s.step, s.slot) for s in chosen} & {(s.step, s.slot) for s in touched}
-    assert placebo != real.placebo(base, base.stream, 75, 90, seed=2)
-
-
 def test_a_unit_in_the_last_place_moves_every_parameter_by_just_that(base: Run) -> None:
     state = base.load(50)
     before = state.clone()
@@ -451,11 +434,6 @@ def test_dropping_what_was_added_or_part_of_a_window_is_no_contradiction(base: R
         [LearningRate(80, 82, 0.5), Drop(80, 82)],
     ):
         Spec("base", 75, 90, tuple(fine)).check(base)
-
-
-@pytest.fixture(scope="module")
-def read_only(trained: Path) -> Run:
-    return open_trajectory(trained, "base")
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -613,7 +591,7 @@ def test_a_boosted_token_comes_in_as_many_sequences_as_asked(read_only: Run) -> 
     for s, b in own.at:
         assert token in stream(s).tokens[b, 1:] and token not in read_only.stream(s).tokens[b, 1:]
     assert BoostToken(80, 82, token, 4, seed=1).resolved(read_only) != own
-    placebo = own.placebo(read_only, read_only.stream, 75, 90, 0)
+    placebo = another_token(own, read_only, 75, 90, 0)
     counts = token_counts(read_only)
     assert isinstance(placebo, BoostToken) and placebo.token != token and placebo.times == 4
     assert 0.3 < counts[placebo.token] / counts[token] < 3
@@ -704,30 +682,3 @@ def test_state_interventions_alter_just_what_they_name(read_only: Run) -> None:
     )
     _, moved = after(Transplant("base@50", ("embed.*",), True))
     assert moved == {"params/embed.weight", "exp_avg/embed.weight", "exp_avg_sq/embed.weight"}
-
-
-PLACEBOS = [
-    Swap(80, 83),
-    Repeat(80, 82),
-    Shuffle(80, 82),
-    Reorder(80, 81, tuple((80, b) for b in range(8))),
-    Replace(80, 82, batch=3),
-    Replace(80, 82, text="x"),
-    Insert(80, sequences=(1, 2)),
-    MaskTokens(80, 82, (32,)),
-    RemoveSequences(80, 82, ((80, 1, 0, 32),)),
-]
-
-
-@pytest.mark.parametrize("own", PLACEBOS, ids=lambda i: i.kind)
-def test_a_placebo_is_another_of_its_kind_that_the_fork_accepts(
-    own: Intervention, read_only: Run
-) -> None:
-    placebo = own.placebo(read_only, read_only.stream, 75, 90, 1)
-    assert placebo is not None and placebo != own and placebo.kind == own.kind
-    placebo.check(read_only, 75, 90)
-    assert (
-        len(placebo.touches(read_only, read_only.stream))
-        == len(own.touches(read_only, read_only.stream))
-        or own.kind == "reorder"
-    )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from forensics.errors import ForensicsError
 from replay.experiments import divergence_rate as noises
 from replay.experiments.divergence_rate import exponent
 from replay.experiments.results import NoiseResult
+from replay.interventions.state import UnitInLastPlace, cast_differences
+from replay.lineage import open_trajectory
 
 
 def test_the_slope_is_that_of_the_logarithm_between_the_two_bounds() -> None:
@@ -60,3 +65,35 @@ def test_states_that_do_not_exist_and_windows_without_a_slope_are_refused(
 ) -> None:
     with pytest.raises(ForensicsError):
         noises.noise(trained, "base", at, window)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_in_bf16_the_masters_move_by_one_fp32_unit_and_one_weight_at_least_reaches_the_cast(
+    trained: Path, seed: int
+) -> None:
+    run = open_trajectory(trained, "base")
+    run.header = dataclasses.replace(run.header, precision="bf16")
+    state = run.load(50)
+    before = {name: theta.clone() for name, theta in state.params.items()}
+    UnitInLastPlace(seed).state(state, run)
+    units = {
+        name: (state.params[name].view(torch.int32) - theta.view(torch.int32)).abs()
+        for name, theta in before.items()
+    }
+    # as integers, neighbouring floats of one sign differ by 1; a zero's neighbour is the smallest
+    further = {name: int((apart > 1).sum()) for name, apart in units.items()}
+    assert sum(further.values()) <= 1 and all((apart >= 1).all() for apart in units.values())
+    assert cast_differences(before, state.params) >= 1
+
+
+def test_where_the_moved_masters_reach_the_cast_by_themselves_no_weight_moves_further() -> None:
+    border = torch.tensor([[1 + 2.0**-8]])  # halfway between two bf16 numbers: rounds to even, down
+    run, state = SimpleNamespace(header=SimpleNamespace(precision="bf16")), None
+    for seed in range(8):
+        state = SimpleNamespace(params={"layers.0.mlp.up.weight": border.clone()})
+        UnitInLastPlace(seed).state(state, run)
+        moved = state.params["layers.0.mlp.up.weight"]
+        up = torch.nextafter(border, torch.tensor(math.inf))
+        # up, it rounds up: the cast is reached; down, it stays, so it is moved across the border
+        assert torch.equal(moved, up)
+        assert cast_differences({"layers.0.mlp.up.weight": border}, state.params) == 1
