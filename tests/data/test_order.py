@@ -322,11 +322,11 @@ class TestAnOrderFile:
 
 def test_what_is_usual_in_a_short_phase_is_what_the_longest_has_there() -> None:
     phases = (
-        config.Phase(until=100, mix={"a": 0.5, "b": 0.5}),
-        config.Phase(until=103, mix={"junk": 1.0}),
-        config.Phase(until=None, mix={"a": 0.5, "b": 0.5}),
+        Phase(until=100, mix={"a": 0.5, "b": 0.5}),
+        Phase(until=103, mix={"junk": 1.0}),
+        Phase(until=None, mix={"a": 0.5, "b": 0.5}),
     )
-    data = config.Data(sources={"a": "x", "b": "x", "junk": "x"}, phases=phases)
+    data = Data(sources={"a": "x", "b": "x", "junk": "x"}, phases=phases)
     order = make_order(data, ["a", "b", "junk"], [500, 500, 500], [0, 500, 1000], 8, 0)
     own = order.source_of(order.sequence_ids(50)).tolist()
     assert [order.usual_source(50, slot, 160) for slot in range(8)] == own  # a phase of its own
