@@ -148,7 +148,7 @@ def test_a_fork_that_is_not_there_and_a_damaged_document_are_sentences(
         rewritten(lambda d, version=version: d.update(version=version))
         page = app_page("forks", run="demo", fork="skipped")
         assert not page.exception
-        assert "fork.json: wanted a fork of version 1, found" in said(page)
+        assert "fork.json: wanted a fork of version 2, found" in said(page)
         assert "replay fork skipped.toml --again" in said(page)
     assert "../../etc" not in said(app_page("forks", run="demo", fork="../../etc/passwd")).replace(
         "&#x27;../../etc/passwd&#x27;", ""
