@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from app import data, jobs
 from forensics.errors import ForensicsError
@@ -160,28 +160,42 @@ def texts_of(decode: Callable[[Sequence[int]], str], tokens: Sequence[int]) -> l
     return texts
 
 
-def token_losses(run: str, step: int, slot: int) -> tuple[list[float | None], str] | None:
-    """Loss of each of the T targets, and where from: `recorded`, `replayed`, `tolerance only`; None
-    where neither is.
+class TokenLosses(NamedTuple):
+    """The loss of each of the T targets of a sequence, and where it is from."""
+
+    losses: list[float | None]  # nats; None: the target has no weight
+    origin: Literal["recorded", "replayed", "tolerance only"]
+
+
+def token_losses(run: str, step: int, slot: int) -> TokenLosses | None:
+    """Return the losses of a sequence's targets; None where they were neither recorded nor
+    computed.
     """
     rows = data.rows("tokens_of", run=run, step=step, slot=slot, window=(step, step + 1))
     if rows:
-        return [row["loss"] if row["weight"] != 0 else None for row in rows], "recorded"
+        losses = [row["loss"] if row["weight"] != 0 else None for row in rows]
+        return TokenLosses(losses, "recorded")
     from replay.step import artifacts
 
     path = artifacts.token_losses_of(data.runs_folder() / data.require(run), step)
     if not path.is_file():
         return None
     about, array = artifacts.read(path)
-    return [float(loss) for loss in array("losses", slot)], "tolerance only" if about[
-        "exact"
-    ] is False else "replayed"
+    return TokenLosses(
+        [float(loss) for loss in array("losses", slot)],
+        "tolerance only" if about["exact"] is False else "replayed",
+    )
 
 
-def influences(run: str, step: int, slot: int) -> tuple[list[float | None], int] | None:
-    """Influence of each of the T + 1 tokens on a spike, and that spike's step, where `replay blame
-    --tokens` kept it.
-    """
+class Influences(NamedTuple):
+    """The influence of each of the T + 1 tokens of a sequence on a spike."""
+
+    values: list[float | None]  # nats
+    spike: int  # its step
+
+
+def influences(run: str, step: int, slot: int) -> Influences | None:
+    """Return the influences that `replay blame --tokens` kept; None where it kept none."""
     for document in _blamed(run):
         for candidate in document.get("candidates", []):
             if (
@@ -189,7 +203,7 @@ def influences(run: str, step: int, slot: int) -> tuple[list[float | None], int]
                 and candidate.get("slot") == slot
                 and candidate.get("token_influence")
             ):
-                return candidate["token_influence"], document["spike"]["step"]
+                return Influences(candidate["token_influence"], document["spike"]["step"])
     return None
 
 

@@ -43,7 +43,7 @@ def page() -> None:
     draw_sequences(rows, row, data.header(run))
     read, beside = st.columns([1.9, 1])
     with read:
-        reading = draw_text(run, step, row, selection)
-    if reading is not None:
+        text = draw_text(run, step, row, selection)
+    if text is not None:
         with beside:
-            draw_beside(run, step, row, selection, *reading)
+            draw_beside(run, step, row, selection, text.sequence, text.losses)

@@ -4,28 +4,87 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
 
 from app import formatting, jobs, reading, safe_html, theme, tokens
 from app.controls import switch
-from app.reading import Reading
+from app.reading import Influences, Reading, TokenLosses
 from app.safe_html import strong
 from app.selection import Selection, goto, picked
 from app.views.batch import charts
 from app.views.batch.token import draw_documents
 
 COLOURS = {"loss": "loss", "influence": "influence"}
-Found = tuple[Reading, list[float | None] | None]
+ORIGINS = {"recorded": "recorded", "replayed": "computed from the exact state"}
 
 
-def draw_text(run: str, step: int, row: dict[str, Any], selection: Selection) -> Found | None:
-    """Draw the sequence token by token; return it with the loss of each token, position 0 first.
+class Shown(NamedTuple):
+    """The sequence that was drawn, and the loss of each token, position 0 first."""
+
+    sequence: Reading
+    losses: list[float | None] | None
+
+
+class _Colours(NamedTuple):
+    """The strength of each token's colour, and which tokens are underlined."""
+
+    levels: list[int]
+    underlined: set[int]
+
+
+def draw_text(run: str, step: int, row: dict[str, Any], selection: Selection) -> Shown | None:
+    """Draw the sequence token by token; return it with the loss of each token.
 
     None, with what reads it offered, where an intervention made it and nobody has read it yet.
     """
     slot = row["slot"]
+    _draw_heading(row)
+    if row["sequence"] < 0 and slot not in reading.made(run, step):
+        jobs.offer(
+            run,
+            "forensics",
+            ["batch", run, str(step)],
+            "Read it from the fork's stream",
+            "An intervention made this sequence, so no document holds it. This command asks the"
+            " fork for its text:",
+            key="batch",
+        )
+        return None
+    sequence = reading.sequence(run, step, slot, row["sequence"])
+    recorded = reading.token_losses(run, step, slot)
+    influence = reading.influences(run, step, slot)
+    losses: list[float | None] | None = [None, *recorded.losses] if recorded else None
+    if influence is not None and recorded is not None:
+        _measures(selection.metric == "influence")
+    if influence is not None and (selection.metric == "influence" or recorded is None):
+        colours = _by_influence(influence)
+    else:
+        colours = _by_loss(sequence, losses, recorded)
+    tokens.tokens(
+        sequence.texts,
+        colours.levels,
+        underlined=colours.underlined,
+        titles=[
+            _title(i, token, losses, influence.values if influence else None)
+            for i, token in enumerate(sequence.tokens)
+        ],
+        key="text",
+        chosen=selection.position,
+        on_click=_clicked_token,
+    )
+    if losses is None:
+        _offer_losses(run, step)
+    else:
+        _by_token(sequence, losses, selection.position)
+    draw_documents(sequence, losses)
+    if influence is None and selection.spike is not None and step <= selection.spike:
+        _offer_influence(run, selection.spike)
+    return Shown(sequence, losses)
+
+
+def _draw_heading(row: dict[str, Any]) -> None:
     repeats = (
         f" · {formatting.share(row['repeat_share'])} of it repeats itself"
         if row["repeat_share"]
@@ -35,93 +94,54 @@ def draw_text(run: str, step: int, row: dict[str, Any], selection: Selection) ->
         formatting.count(row["sequence"]) if row["sequence"] >= 0 else "made by an intervention"
     )
     safe_html.heading(
-        f"Slot {slot} · sequence {number} · loss {formatting.loss(row['loss'])}{repeats}"
+        f"Slot {row['slot']} · sequence {number} · loss {formatting.loss(row['loss'])}{repeats}"
     )
-    if row["sequence"] < 0 and slot not in reading.made(run, step):
-        jobs.offer(
-            run,
-            "forensics",
-            ["batch", run, str(step)],
-            "Read it from the fork's stream",
-            "An intervention made this sequence, so no document holds it. This command asks the"
-            " fork"
-            " for its text:",
-            key="batch",
-        )
-        return None
-    sequence = reading.sequence(run, step, slot, row["sequence"])
-    losses_known = reading.token_losses(run, step, slot)
-    influence = reading.influences(run, step, slot)
-    losses: list[float | None] | None = (
-        [None, *losses_known[0]] if losses_known is not None else None
+
+
+def _by_influence(influence: Influences) -> _Colours:
+    """Colour by the influence on a spike, and say so."""
+    largest = max((abs(value) for value in influence.values if value is not None), default=0.0)
+    safe_html.caption(
+        f"Colour: influence on the spike at step {formatting.count(influence.spike)}"
+        " (metagradient) · orange: raises it, blue: lowers it · largest:"
+        f" {formatting.number(largest)} nats · click a token"
     )
-    by_influence = influence is not None and (
-        selection.metric == "influence" or losses_known is None
-    )
-    if influence is not None and losses_known is not None:
-        _measures(by_influence)
-    if losses_known is not None and losses_known[1] == "tolerance only" and not by_influence:
+    return _Colours(influence_levels(influence.values), set())
+
+
+def _by_loss(
+    sequence: Reading, losses: list[float | None] | None, recorded: TokenLosses | None
+) -> _Colours:
+    """Colour by the loss, and say where it is from."""
+    if recorded is not None and recorded.origin == "tolerance only":
         safe_html.amber(
             strong("Tolerance only: "),
             "on this machine the state that was trained again differs from the recorded one in"
             " some bits.",
         )
-    if by_influence and influence is not None:
-        levels, under = influence_levels(influence[0]), set[int]()
-        largest = max((abs(value) for value in influence[0] if value is not None), default=0.0)
+    if recorded is not None:
         safe_html.caption(
-            f"Colour: influence on the spike at step {formatting.count(influence[1])}"
-            " (metagradient)"
-            " · orange: raises it, blue: lowers it · largest:"
-            ""
-            f" {formatting.number(largest)}"
-            " nats · click a token"
+            f"Colour: loss of the token, up to {math.log(sequence.vocabulary):.3f} nats (ln V,"
+            " guessing at random) · underlined: worse than guessing ·"
+            f" {ORIGINS.get(recorded.origin, recorded.origin)} · click a token"
         )
     else:
-        levels, under = loss_levels(losses or [None] * len(sequence.tokens), sequence.vocabulary)
-        if losses_known is not None:
-            origin = {"recorded": "recorded", "replayed": "computed from the exact state"}.get(
-                losses_known[1], losses_known[1]
-            )
-            safe_html.caption(
-                f"Colour: loss of the token, up to {math.log(sequence.vocabulary):.3f} nats (ln V,"
-                f" guessing at random) · underlined: worse than guessing · {origin} · click a token"
-            )
-        else:
-            safe_html.caption(
-                "Without colour: the losses of single tokens are not known at this step · click"
-                " a token"
-            )
-    titles = [
-        _title(i, sequence.tokens[i], losses, influence[0] if influence else None)
-        for i in range(len(sequence.tokens))
-    ]
-    tokens.tokens(
-        sequence.texts,
-        levels,
-        underlined=under,
-        titles=titles,
-        key="text",
-        chosen=selection.position,
-        on_click=_clicked_token,
+        safe_html.caption(
+            "Without colour: the losses of single tokens are not known at this step · click a token"
+        )
+    return loss_levels(losses or [None] * len(sequence.tokens), sequence.vocabulary)
+
+
+def _offer_losses(run: str, step: int) -> None:
+    jobs.offer(
+        run,
+        "forensics",
+        ["batch", run, str(step), "--token-losses"],
+        "Compute the token losses",
+        "The loss of each token was not recorded at this step. This command computes it from the"
+        " exact state:",
+        key="batch",
     )
-    if losses_known is None:
-        jobs.offer(
-            run,
-            "forensics",
-            ["batch", run, str(step), "--token-losses"],
-            "Compute the token losses",
-            "The loss of each token was not recorded at this step. This command computes it"
-            " from the"
-            " exact state:",
-            key="batch",
-        )
-    else:
-        _by_token(sequence, losses or [], selection.position)
-    draw_documents(sequence, losses)
-    if influence is None and selection.spike is not None and step <= selection.spike:
-        _offer_influence(run, selection.spike)
-    return sequence, losses
 
 
 def _offer_influence(run: str, spike: int) -> None:
@@ -194,10 +214,12 @@ def _clicked_bar_of_token() -> None:
         goto(**change)
 
 
-def loss_levels(losses: Sequence[float | None], vocabulary: int) -> tuple[list[int], set[int]]:
+def loss_levels(losses: Sequence[float | None], vocabulary: int) -> _Colours:
     """Strength of each token by its loss, and which are above ln V."""
     both = [tokens.level(loss, vocabulary) for loss in losses]
-    return [strength for strength, _ in both], {i for i, (_, above) in enumerate(both) if above}
+    return _Colours(
+        [strength for strength, _ in both], {i for i, (_, above) in enumerate(both) if above}
+    )
 
 
 def influence_levels(values: Sequence[float | None]) -> list[int]:

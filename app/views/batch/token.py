@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -13,6 +13,9 @@ from app.reading import Reading
 from app.safe_html import accent, code, strong
 from app.selection import Selection
 from app.views.batch.summary import BUILD
+
+if TYPE_CHECKING:
+    from forensics.data.shards import Span
 
 
 def draw_beside(
@@ -47,42 +50,9 @@ def _token(
             code(tokens.shown(found.texts[at]).strip("\n") or "␣"),
             f" · id {found.tokens[at]} · position {at}",
         )
-        loss = losses[at] if losses is not None else None
-        if at == 0:
-            safe_html.note("The first token is only read, not predicted, so it has no loss.")
-        elif loss is not None:
-            above = (
-                ", worse than guessing at random (ln V)"
-                if tokens.level(loss, found.vocabulary)[1]
-                else ""
-            )
-            probability = (
-                f": the model gave it the probability {formatting.number(math.exp(-loss))}"
-                if math.isfinite(loss)
-                else ""
-            )
-            safe_html.note("Loss ", accent(formatting.loss(loss)), f" nats{probability}{above}.")
+        _draw_loss(at, losses[at] if losses is not None else None, found.vocabulary)
         span = found.span_of(at)
-        if span is None:
-            safe_html.note("An intervention made this sequence, so it comes from no document.")
-        else:
-            safe_html.note(
-                "Document ",
-                strong(span.document),
-                ": ",
-                code(f"{span.source}: {span.path}"),
-                f", its token {formatting.count(span.offset + at - span.start)}.",
-            )
-            before = data.rows("document_exposure", run=run, document=span.document, last=step)
-            if before:
-                safe_html.note(
-                    f"The model had trained on it in {formatting.count(len(before))} sequences"
-                    " before,"
-                    f" first at step {formatting.count(before[0]['step'])}, last at"
-                    f" {formatting.count(before[-1]['step'])}."
-                )
-            else:
-                safe_html.note("The model had not trained on it before.")
+        _draw_origin(run, step, at, span)
         _met(run, step, found.tokens[at])
         if span is not None:
             link(
@@ -96,6 +66,43 @@ def _token(
                 document=span.document,
             )
         link("tokens", "This token over the whole run", run=run, token=found.tokens[at])
+
+
+def _draw_loss(at: int, loss: float | None, vocabulary: int) -> None:
+    if at == 0:
+        safe_html.note("The first token is only read, not predicted, so it has no loss.")
+    elif loss is not None:
+        worse = tokens.level(loss, vocabulary)[1]
+        above = ", worse than guessing at random (ln V)" if worse else ""
+        probability = (
+            f": the model gave it the probability {formatting.number(math.exp(-loss))}"
+            if math.isfinite(loss)
+            else ""
+        )
+        safe_html.note("Loss ", accent(formatting.loss(loss)), f" nats{probability}{above}.")
+
+
+def _draw_origin(run: str, step: int, at: int, span: Span | None) -> None:
+    """Say which document the token is from, and when the model had trained on that before."""
+    if span is None:
+        safe_html.note("An intervention made this sequence, so it comes from no document.")
+        return
+    safe_html.note(
+        "Document ",
+        strong(span.document),
+        ": ",
+        code(f"{span.source}: {span.path}"),
+        f", its token {formatting.count(span.offset + at - span.start)}.",
+    )
+    before = data.rows("document_exposure", run=run, document=span.document, last=step)
+    if not before:
+        safe_html.note("The model had not trained on it before.")
+        return
+    safe_html.note(
+        f"The model had trained on it in {formatting.count(len(before))} sequences before,"
+        f" first at step {formatting.count(before[0]['step'])}, last at"
+        f" {formatting.count(before[-1]['step'])}."
+    )
 
 
 def _met(run: str, step: int, token: int) -> None:
