@@ -140,7 +140,7 @@ def step_back(
         adjoint, taped.moments, taped.grads, taped.updates, taped.policy, model.decayed
     )
     _unclip(grads_bar, taped)
-    return _directional(
+    return directional(
         taped.params, taped.batch, grads_bar, taped.policy.z_loss, adjoint.params, model, smooth
     )
 
@@ -155,7 +155,7 @@ def _unclip(grads_bar: dict[str, Tensor], taped: TapedStep) -> None:
         bar.sub_(taped.grads[name], alpha=along).mul_(taped.clip_scale)
 
 
-def _directional(
+def directional(
     params: dict[str, Tensor],
     batch: Batch,
     direction: dict[str, Tensor],

@@ -9,38 +9,53 @@ from forensics.detect.spikes import Spike, band_at, restarts_of, robust
 from forensics.errors import ForensicsError
 from forensics.train.run import Run
 from replay.blame.result import BlamedStep
+from replay.spike_list import METRICS, Metric
 from replay.verify import recorded_steps
 
+NOUNS: dict[Metric, str] = {"loss": "loss", "grad_norm": "gradient norm"}
 
-def spikes_along(run: Run) -> list[Spike]:
-    """Detect every spike of the recorded loss along the lineage: a fork has its ancestors' past."""
+
+def spikes_along(run: Run, metric: Metric = "loss") -> list[Spike]:
+    """Detect every spike of a recorded metric along the lineage: a fork has its ancestors' past."""
     rows = recorded_steps(run, 0, run.header.steps)
-    steps = sorted(step for step, row in rows.items() if row["loss"] is not None)
-    losses = [rows[step]["loss"] for step in steps]
-    return robust(losses, metric="loss", steps=steps, restarts=restarts_of(run.recipe))
+    steps = sorted(step for step, row in rows.items() if row[metric] is not None)
+    values = [rows[step][metric] for step in steps]
+    return robust(values, metric=metric, steps=steps, restarts=restarts_of(run.recipe))
 
 
-def the_spike(run: Run, step: int | None, force: bool) -> BlamedStep:
+def spiked_metric(run: Run, step: int | None) -> Metric:
+    """Return the metric that a detector flagged at `step`: the loss where both or neither did.
+
+    Where no step is named: the loss where it ever spiked, else the gradient norm where that did.
+    """
+    for metric in METRICS:
+        spikes = spikes_along(run, metric)
+        if any(step is None or _holds(spike, step) for spike in spikes):
+            return metric
+    return "loss"
+
+
+def the_spike(run: Run, step: int | None, force: bool, metric: Metric = "loss") -> BlamedStep:
     """Find the spike that is meant: the largest where no step is named, else at its peak.
 
     Errors: usage, for a step that is no spike, unless `force`; missing, where none was recorded.
     """
-    spikes = spikes_along(run)
+    spikes = spikes_along(run, metric)
     if step is None:
         if not spikes:
             raise ForensicsError(
                 "missing",
-                f"wanted a spike of the loss of {run.name}, found none",
+                f"wanted a spike of the {NOUNS[metric]} of {run.name}, found none",
                 "--spike S --force blames any step",
             )
         largest = max(spikes, key=lambda s: s.sigma if math.isfinite(s.sigma) else math.inf)
         step = largest.step
     rows = recorded_steps(run, 0, step + 1)
-    if step not in rows or rows[step]["loss"] is None:
-        last = max((s for s, row in rows.items() if row["loss"] is not None), default=None)
+    if step not in rows or rows[step][metric] is None:
+        last = max((s for s, row in rows.items() if row[metric] is not None), default=None)
         raise ForensicsError(
             "missing",
-            f"wanted the loss of {run.name} at step {step}, found none recorded",
+            f"wanted the {NOUNS[metric]} of {run.name} at step {step}, found none recorded",
             f"recorded up to {last}" if last is not None else "was it trained?",
         )
     spike = next((s for s in spikes if _holds(s, step)), None)
@@ -53,7 +68,7 @@ def the_spike(run: Run, step: int | None, force: bool) -> BlamedStep:
         )
         raise ForensicsError(
             "usage",
-            f"step {step} of {run.name} is no spike of the loss; {hint}",
+            f"step {step} of {run.name} is no spike of the {NOUNS[metric]}; {hint}",
             "--force blames it all the same",
         )
     if spike is not None and not force and spike.step != step:
@@ -62,9 +77,9 @@ def the_spike(run: Run, step: int | None, force: bool) -> BlamedStep:
             f" explained (--force explains {step})."
         )
         rows |= recorded_steps(run, step, spike.step + 1)
-        return _blamed_step(run, rows, spike.step, spike, remark)
+        return _blamed_step(run, rows, spike.step, spike, remark, metric)
     remark = "" if spike is not None else f"No detector calls step {step} a spike."
-    return _blamed_step(run, rows, step, spike, remark)
+    return _blamed_step(run, rows, step, spike, remark, metric)
 
 
 def _holds(spike: Spike, step: int) -> bool:
@@ -73,9 +88,14 @@ def _holds(spike: Spike, step: int) -> bool:
 
 
 def _blamed_step(
-    run: Run, rows: dict[int, dict[str, Any]], step: int, spike: Spike | None, remark: str
+    run: Run,
+    rows: dict[int, dict[str, Any]],
+    step: int,
+    spike: Spike | None,
+    remark: str,
+    metric: Metric,
 ) -> BlamedStep:
-    value = rows[step]["loss"]
+    value = rows[step][metric]
     if (
         spike is not None
         and spike.baseline is not None
@@ -85,9 +105,9 @@ def _blamed_step(
         baseline: float | None = spike.baseline
         scale: float | None = (spike.value - spike.baseline) / spike.sigma
     else:
-        before = sorted(s for s in rows if s < step and rows[s]["loss"] is not None)
-        losses = [rows[s]["loss"] for s in before]
-        band = band_at(step, losses, steps=before, restarts=restarts_of(run.recipe))
+        before = sorted(s for s in rows if s < step and rows[s][metric] is not None)
+        values = [rows[s][metric] for s in before]
+        band = band_at(step, values, steps=before, restarts=restarts_of(run.recipe))
         baseline, scale = band or (None, None)
     return BlamedStep(
         step=step,

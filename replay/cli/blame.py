@@ -11,6 +11,7 @@ import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table, visible, warn
 from forensics.cli.progress_bar import bar
+from replay.cli.blame_quantity import blame_another_quantity
 from replay.cli.blame_query import (
     QuestionFlags,
     WindowType,
@@ -79,6 +80,11 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
     help="Write the suspects' text, coloured, as a page.",
 )
 @click.option("--force", is_flag=True, help="Blame a step that no detector calls a spike.")
+@click.option(
+    "--of",
+    type=click.Choice(["loss", "grad_norm"]),
+    help="What spiked; left out, what the detector flagged there.",
+)
 @query_options
 def blame(
     run: str,
@@ -90,6 +96,7 @@ def blame(
     float64: bool,
     html: Path | None,
     force: bool,
+    of: str | None,
     question: QuestionFlags,
 ) -> int:
     """Find the step, sequence, document, token and tensor that caused a spike, proved by replay.
@@ -102,6 +109,9 @@ def blame(
 
     if question.given:
         return blame_query(run, question, window, placebos, float64, tokens, html)
+    another = blame_another_quantity(run, spike, of, force)
+    if another is not None:
+        return another
     options = BlameOptions(
         window=spike_window(window),
         method=method,  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What made a step not finite: the first tensor, token and position, and which sequences."""
