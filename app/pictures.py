@@ -34,70 +34,87 @@ def views(run: str) -> dict[str, View]:
     Nothing is computed: they show what the run's folder holds. A page without it shows what it says
     then; a part of the Forks page is left out.
     """
-    from app import data, reading
-    from app.documents import documents
-    from replay.step import artifacts
+    from app import data
+    from app.navigation import views as pages
 
-    folder, spike = data.runs_folder() / data.require(run), _spike(run)
+    data.require(run)
+    spike = _spike(run)
     at = {"run": run, "spike": spike, "step": spike}
+    query = {"query": "spike_neighbourhood", "values": f"run={run};step={spike}"}
     shown: dict[str, View] = {
         "runs": ("runs", {"run": run}),
         "spikes": ("spikes", {"run": run, "spike": spike}),
+        **_step_views(run, spike, at),
+        **_fork_views(run, spike),
+        "tokens": ("tokens", _token_view(run)),
+        "sql": ("sql", {"run": run, "spike": spike} | query),
     }
+    return {name: (name, at) for name in pages()} | shown
 
+
+def _step_views(run: str, spike: int, at: dict[str, Any]) -> dict[str, View]:
+    """Return the pictures of what happened in the spike's step: batch, attention, trace."""
+    from app import data, reading
+    from replay.step import artifacts
+
+    folder = data.runs_folder() / run
     worst = next((row["slot"] for row in data.rows("batch_at", run=run, step=spike)), None)
-    losses = reading.token_losses(run, spike, worst) if worst is not None else None
-    costly = (
-        1 + _largest(losses[0]) if losses is not None else None
-    )  # position 0 is read, not predicted
-    shown["batch"] = "batch", at | {"slot": worst, "position": costly}
-
+    recorded = reading.token_losses(run, spike, worst) if worst is not None else None
+    # position 0 is read, not predicted
+    costly = 1 + _largest(recorded.losses) if recorded is not None else None
     looked = sorted((folder / artifacts.FOLDER).glob(f"attention-{spike}-*.safetensors"))
     slot = int(looked[0].stem.rpartition("-")[2]) if looked else worst
-    shown["attention"] = (
-        "attention",
-        at | {"slot": slot, "position": _lens_position(looked[0]) if looked else None},
-    )
-
+    position = _lens_position(looked[0]) if looked else None
     trace = artifacts.trace_of(folder, spike)
     events = json.loads(trace.read_bytes())["events"] if trace.is_file() else []
     place = next((i for i, event in enumerate(events) if event["phase"] == "loss"), None)
-    shown["trace"] = "trace", at | {"position": place}
+    return {
+        "batch": ("batch", at | {"slot": worst, "position": costly}),
+        "attention": ("attention", at | {"slot": slot, "position": position}),
+        "trace": ("trace", at | {"position": place}),
+    }
+
+
+def _fork_views(run: str, spike: int) -> dict[str, View]:
+    """Return the pictures of forks, and of sweep and matrix where there are any; and of blame."""
+
+    at = {"run": run, "spike": spike}
+    best = max(_finished_forks(run), key=lambda fork: fork["placebos"] or 0, default=None)
+    fork = {"fork": best["fork"], "part": "fork"} if best else {}
+    shown: dict[str, View] = {"forks": ("forks", at | fork)}
+    for part in ("sweep", "matrix"):
+        if _measured(run, part):
+            shown[f"forks-{part}"] = "forks", at | {"part": part}
+    blamed = _blamed(run)
+    of_blame = spike if spike in blamed or not blamed else blamed[0]
+    shown["blame"] = "blame", {"run": run, "spike": of_blame}
+    return shown
+
+
+def _finished_forks(run: str) -> list[dict[str, Any]]:
+    from app import data
 
     forks = [header["name"] for header in data.headers() if header.get("parent") == run]
-    finished = data.rows("forks_of", runs=",".join(forks)) if forks else []
-    best = max(finished, key=lambda f: f["placebos"] or 0, default=None)
-    shown["forks"] = (
-        "forks",
-        {"run": run, "spike": spike} | ({"fork": best["fork"], "part": "fork"} if best else {}),
-    )
-    blamed = [
+    return data.rows("forks_of", runs=",".join(forks)) if forks else []
+
+
+def _measured(run: str, part: str) -> bool:
+    """Return whether a sweep or a matrix of the run holds anything."""
+    from app.documents import documents
+
+    key = {"sweep": "summary", "matrix": "cells"}[part]
+    return any(document.get(key) for _, document in documents(run, part))
+
+
+def _blamed(run: str) -> list[int]:
+    """Return the steps of the spikes that blame was asked about."""
+    from app.documents import documents
+
+    return [
         document["spike"]["step"]
         for _, document in documents(run, "blame")
         if isinstance(document.get("spike"), dict)
     ]
-    there = {
-        "sweep": any(document.get("summary") for _, document in documents(run, "sweep")),
-        "matrix": any(document.get("cells") for _, document in documents(run, "matrix")),
-    }
-    for part in (part_name for part_name in there if there[part_name]):
-        shown[f"forks-{part}"] = "forks", {"run": run, "spike": spike, "part": part}
-    of_blame = spike if spike in blamed or not blamed else blamed[0]
-    shown["blame"] = "blame", {"run": run, "spike": of_blame}
-
-    shown["tokens"] = "tokens", _token_view(run)
-    shown["sql"] = (
-        "sql",
-        {
-            "run": run,
-            "spike": spike,
-            "query": "spike_neighbourhood",
-            "values": f"run={run};step={spike}",
-        },
-    )
-    from app.navigation import views as pages
-
-    return {name: (name, at) for name in pages()} | shown
 
 
 def _spike(run: str) -> int:
@@ -191,15 +208,10 @@ def missing(run: str, spec: Path) -> list[list[str]]:
     Each is its program and arguments; `spec` is where the sweep's fork file will be.
     """
     from app import data
-    from app.documents import documents
     from replay.step import artifacts
 
-    folder, spike, reached = (
-        data.runs_folder() / data.require(run),
-        _spike(run),
-        data.reached(run) or 2,
-    )
-    at = str(spike)
+    folder, spike = data.runs_folder() / data.require(run), _spike(run)
+    reached, at = data.reached(run) or 2, str(spike)
     todo: list[list[str]] = []
     if not artifacts.trace_of(folder, spike).is_file():
         todo.append(["replay", "trace", run, at])
@@ -207,46 +219,22 @@ def missing(run: str, spec: Path) -> list[list[str]]:
         todo.append(["replay", "attention", run, at])
     if not artifacts.token_losses_of(folder, spike).is_file():
         todo.append(["forensics", "batch", run, at, "--token-losses"])
-    if not any(document.get("cells") for _, document in documents(run, "matrix")):
+    if not _measured(run, "matrix"):
         low, high = max(0, spike - 4), min(reached, spike + 4)
         states = sorted({spike // 2, max(0, spike - 16), *range(low, high, 2)})
-        todo.append(
-            [
-                "replay",
-                "matrix",
-                run,
-                "--batches",
-                f"{low}:{high}",
-                f"--states={','.join(map(str, states))}",
-            ]
-        )
-    if not any(document.get("summary") for _, document in documents(run, "sweep")):
+        listed = ",".join(map(str, states))
+        todo.append(["replay", "matrix", run, "--batches", f"{low}:{high}", f"--states={listed}"])
+    if not _measured(run, "sweep"):
         todo.append(["replay", "sweep", str(spec), f"--at={','.join(map(str, _spread(reached)))}"])
-    if not any(
-        document.get("spike", {}).get("step") == spike for _, document in documents(run, "blame")
-    ):
+    if spike not in _blamed(run):
         loss = any(step["step"] == spike for step in data.rows("spikes", run=run, metric="loss"))
-        todo.append(
-            ["replay", "blame", run, "--spike", at, "--tokens", *([] if loss else ["--force"])]
-        )
-    forks = [header["name"] for header in data.headers() if header.get("parent") == run]
-    if not forks or not data.rows("forks_of", runs=",".join(forks)):
+        force = [] if loss else ["--force"]
+        todo.append(["replay", "blame", run, "--spike", at, "--tokens", *force])
+    if not _finished_forks(run):
         first, last = max(0, spike - 4), min(reached, spike + 16)
-        todo.append(
-            [
-                "replay",
-                "fork",
-                run,
-                "--from",
-                str(first),
-                "--to",
-                str(last),
-                "--skip",
-                f"{spike}:{spike + 1}",
-                "--placebos",
-                "3",
-            ]
-        )
+        window = ["--from", str(first), "--to", str(last)]
+        skip = ["--skip", f"{spike}:{spike + 1}", "--placebos", "3"]
+        todo.append(["replay", "fork", run, *window, *skip])
     return todo + _unmeasured(run, folder)
 
 

@@ -43,14 +43,6 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
     exact = {"nice": False, "zero": False}
     x = alt.X("head", type=Q, axis=column, scale=alt.Scale(domain=[0, heads], **exact))
     y = alt.Y("layer", type=Q, axis=row, scale=alt.Scale(domain=[layers, 0], **exact))
-    tips = [
-        alt.Tooltip("name", type=N, title="head"),
-        alt.Tooltip("attn_logit_max", type=Q, format=".4~g", title="largest logit"),
-        alt.Tooltip("baseline", type=Q, format=".4~g", title="its past"),
-        alt.Tooltip("z", type=Q, format="+.1f", title="σ"),
-        alt.Tooltip("attn_entropy_norm", type=Q, format=".3f", title="entropy / log keys"),
-        alt.Tooltip("baseline_entropy", type=Q, format=".3f", title="… its past"),
-    ]
     cells = (
         alt.Chart(named("heads"))
         .mark_rect(stroke=colours.grid, strokeWidth=1, cursor="pointer")
@@ -60,7 +52,7 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
             y,
             alt.Y2("layer2"),
             alt.Color("level", type=O, scale=heat_with_quiet(colours, "rgba(128, 128, 128, 0.06)")),
-            tooltip=tips,
+            tooltip=_head_tips(),
         )
         .add_params(
             alt.selection_point(name="cell", fields=["layer", "head"], on="click", clear="dblclick")
@@ -88,6 +80,17 @@ def heads(dark: bool, layers: int, heads: int) -> dict[str, Any]:
         .encode(x, alt.X2("head2"), y, alt.Y2("layer2"))
     )
     return template(shown, dark, height=34 + layers * (44 if layers <= 8 else 24), canvas=True)
+
+
+def _head_tips() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("name", type=N, title="head"),
+        alt.Tooltip("attn_logit_max", type=Q, format=".4~g", title="largest logit"),
+        alt.Tooltip("baseline", type=Q, format=".4~g", title="its past"),
+        alt.Tooltip("z", type=Q, format="+.1f", title="σ"),
+        alt.Tooltip("attn_entropy_norm", type=Q, format=".3f", title="entropy / log keys"),
+        alt.Tooltip("baseline_entropy", type=Q, format=".3f", title="… its past"),
+    ]
 
 
 @cached
@@ -244,14 +247,6 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
     down = {"axis": row, "scale": alt.Scale(domain=[layers + 1, 0], **exact)}
     y = alt.Y("layer", type=Q, **down)
     strengths = [f"rgba(226, 88, 0, {a})" for a in ORANGE] + [WORSE[dark]]
-    tips = [
-        alt.Tooltip("position", type=Q),
-        alt.Tooltip("reads", type=N),
-        alt.Tooltip("follows", type=N, title="is followed by"),
-        alt.Tooltip("loss", type=Q, format=".3f", title="loss read out"),
-        alt.Tooltip("predicts", type=N, title="likeliest"),
-        alt.Tooltip("top_p", type=Q, format=".2f", title="its probability"),
-    ]
     cells = (
         alt.Chart(named("reads"))
         .mark_rect(stroke=None)
@@ -263,7 +258,7 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
             alt.Color(
                 "level", type=O, scale=alt.Scale(domain=list(range(LEVELS + 1)), range=strengths)
             ),
-            tooltip=tips,
+            tooltip=_read_tips(),
         )
         .add_params(
             alt.selection_point(name="read", fields=["position"], on="click", clear="dblclick")
@@ -280,3 +275,14 @@ def reads(dark: bool, layers: int, positions: int) -> dict[str, Any]:
         height=max(120, min(360, 22 * (layers + 1) + 30)),
         canvas=True,
     )
+
+
+def _read_tips() -> list[alt.Tooltip]:
+    return [
+        alt.Tooltip("position", type=Q),
+        alt.Tooltip("reads", type=N),
+        alt.Tooltip("follows", type=N, title="is followed by"),
+        alt.Tooltip("loss", type=Q, format=".3f", title="loss read out"),
+        alt.Tooltip("predicts", type=N, title="likeliest"),
+        alt.Tooltip("top_p", type=Q, format=".2f", title="its probability"),
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import streamlit as st
 
@@ -19,6 +19,17 @@ from forensics.visible import visible
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow
+
+
+class _Panel(NamedTuple):
+    """One picture of the triptych: the weights of a state, or the change between two."""
+
+    key: str
+    caption: str
+    weights: np.ndarray
+    scores: np.ndarray
+    is_state: bool
 
 
 def draw_triptych(
@@ -27,30 +38,7 @@ def draw_triptych(
     """Draw one head's attention at each state, and the change between the first and the last."""
     import pyarrow as pa
 
-    states, block = about["states"], about["block"]
-    T = len(about["tokens"]) - 1
-    both = [
-        (of_head(kept, "weights", i, head), of_head(kept, "scores", i, head))
-        for i in range(len(states))
-    ]
-    at = states.index(about["step"]) if about["step"] in states else len(states) - 1
-    # key, caption, weights, scores, whether it is a state and no difference
-    panels: list[tuple[str, str, np.ndarray, np.ndarray, bool]] = []
-    for (weight, score), state, when in zip(both, states, whens(states, about["step"])):
-        caption = (
-            f"{when.capitalize()}: state {formatting.count(state)} · largest logit"
-            f" {formatting.number(float(score.max()))}"
-        )
-        panels.append((f"weights-{state}", caption, weight, score, True))
-    if len(states) > 1:
-        last = len(states) - 1
-        pair = (last, 0) if states[0] < about["step"] else (last, at)
-        (w1, s1), (w0, s0) = both[pair[0]], both[pair[1]]
-        caption = (
-            f"State {formatting.count(states[pair[0]])} minus state"
-            f" {formatting.count(states[pair[1]])} · orange: more, blue: less"
-        )
-        panels.append(("weights-gap", caption, w1 - w0, _difference(s1, s0), False))
+    block, T = about["block"], len(about["tokens"]) - 1
     pooled = (
         f" · a cell is {block} × {block} positions, with the largest weight in it"
         if block > 1
@@ -59,38 +47,60 @@ def draw_triptych(
     safe_html.caption(
         "Attention of each position (down) on each earlier one (across) · colour from"
         f" {', '.join(f'{100 * threshold:g}' for threshold in charts.WEIGHTS)}% of the"
-        f" attention, blank below{pooled}"
-        " · click a row"
+        f" attention, blank below{pooled} · click a row"
     )
     texts = [visible(text).replace("\n", "↵") for text in read.texts]
-    row = (
-        []
-        if position is None or position >= T
-        else [
-            {
-                "query": position // block * block,
-                "query2": position // block * block + block,
-                "zero": 0,
-                "all": T,
-            }
-        ]
-    )
-    schema = pa.schema([(name, pa.int64()) for name in ("query", "query2", "zero", "all")])
+    row = _row_of(position, block, T)
     half = pa.table({"key": [0, T], "query": [0, T], "below": [T, T]})
-    for column, (key, caption, weight, score, plain) in zip(st.columns(len(panels)), panels):
+    panels = _panels(about, kept, head)
+    for column, panel in zip(st.columns(len(panels)), panels):
         with column:
-            safe_html.caption(caption)
-            shown = {
-                "cells": cells_of(weight, score, block, texts),
-                "half": half,
-                "row": pa.Table.from_pylist(row, schema=schema),
-            }
+            safe_html.caption(panel.caption)
+            cells = cells_of(panel.weights, panel.scores, block, texts)
             theme.draw(
-                charts.weights(safe_html.dark(), T, plain),
-                shown,
-                key=key,
-                on_select=partial(_clicked_row, key) if plain else None,
+                charts.weights(safe_html.dark(), T, panel.is_state),
+                {"cells": cells, "half": half, "row": row},
+                key=panel.key,
+                on_select=partial(_clicked_row, panel.key) if panel.is_state else None,
             )
+
+
+def _panels(about: dict[str, Any], kept: Kept, head: dict[str, Any]) -> list[_Panel]:
+    """Return a picture of each state, then the difference of the last and the first of interest."""
+    states = about["states"]
+    panels = []
+    for index, (state, when) in enumerate(zip(states, whens(states, about["step"]))):
+        scores = of_head(kept, "scores", index, head)
+        caption = (
+            f"{when.capitalize()}: state {formatting.count(state)} · largest logit"
+            f" {formatting.number(float(scores.max()))}"
+        )
+        weights = of_head(kept, "weights", index, head)
+        panels.append(_Panel(f"weights-{state}", caption, weights, scores, True))
+    if len(states) > 1:
+        last = len(states) - 1
+        at = states.index(about["step"]) if about["step"] in states else last
+        early = 0 if states[0] < about["step"] else at
+        caption = (
+            f"State {formatting.count(states[last])} minus state"
+            f" {formatting.count(states[early])} · orange: more, blue: less"
+        )
+        weights = panels[last].weights - panels[early].weights
+        scores = _difference(panels[last].scores, panels[early].scores)
+        panels.append(_Panel("weights-gap", caption, weights, scores, False))
+    return panels
+
+
+def _row_of(position: int | None, block: int, T: int) -> pyarrow.Table:
+    """Return the row of the chosen position, none where it is not among the queries."""
+    import pyarrow as pa
+
+    rows = []
+    if position is not None and position < T:
+        query = position // block * block
+        rows = [{"query": query, "query2": query + block, "zero": 0, "all": T}]
+    schema = pa.schema([(name, pa.int64()) for name in ("query", "query2", "zero", "all")])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -30,6 +30,12 @@ FORK_FILE = forms.Field(
 )
 
 
+NULL_LABELS = {
+    "placebos": ("Placebos", "The same on random other data. With 19 of them p can reach 0.05."),
+    "chaos": ("Chaos forks", "Nothing altered but one unit in the last place of the start."),
+}
+
+
 def draw(run: str, selection: Selection) -> None:
     """Draw the form's sentence, the form and its plan."""
     verdict_place = st.container()
@@ -128,6 +134,36 @@ def _form(run: str, kind: str, selection: Selection) -> str:
         name=titles.__getitem__,
         label_visibility="visible",
     )
+    head = _window_and_nulls(run, first, last, answered, context)
+    begin = _answers(run, kind, selection, head) | answered
+    answers = {
+        field.name: _widget(field, begin.get(field.name, field.default), run, context)
+        for field in _fields(kind)
+    }
+    if any(
+        answers[field.name] != _shown(field, begin.get(field.name, field.default))
+        for field in _fields(kind)
+    ):
+        safe_html.note(
+            "This is longer than a URL can hold, so a reload of the page forgets it. Copy the fork"
+            " file to keep it."
+        )
+    if kind == forms.FILE:
+        safe_html.caption(
+            "Several interventions, each a table of its own; docs/interventions.md lists every kind"
+            " and key."
+        )
+        return str(answers["text"])
+    length = int(
+        (((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0
+    )
+    return toml_text.written(head, [forms.intervention(kind, answers, length)])
+
+
+def _window_and_nulls(
+    run: str, first: int, last: int, answered: Mapping[str, Any], context: str
+) -> dict[str, Any]:
+    """Draw the widgets of the window and the null forks; return these keys of the fork file."""
     columns = st.columns(4)
     moved = partial(_moved, run)
     _put(f"from-{run}", first)
@@ -153,17 +189,10 @@ def _form(run: str, kind: str, selection: Selection) -> str:
             )
         ),
     }
-    labels = {
-        "placebos": (
-            "Placebos",
-            "The same on random other data. With 19 of them p can reach 0.05.",
-        ),
-        "chaos": ("Chaos forks", "Nothing altered but one unit in the last place of the start."),
-    }
     for name, column in zip(NULLS, columns[2:]):
         key = f"{name}-{context}"
         _put(key, edits.number_within(answered.get(name), NULLS[name], 0, 999))
-        label, meaning = labels[name]
+        label, meaning = NULL_LABELS[name]
         head[name] = int(
             column.number_input(
                 label,
@@ -174,29 +203,7 @@ def _form(run: str, kind: str, selection: Selection) -> str:
                 on_change=partial(_edited, run, context, name, key),
             )
         )
-    begin = _answers(run, kind, selection, head) | answered
-    answers = {
-        field.name: _widget(field, begin.get(field.name, field.default), run, context)
-        for field in _fields(kind)
-    }
-    if any(
-        answers[field.name] != _shown(field, begin.get(field.name, field.default))
-        for field in _fields(kind)
-    ):
-        safe_html.note(
-            "This is longer than a URL can hold, so a reload of the page forgets it. Copy the fork"
-            " file to keep it."
-        )
-    if kind == forms.FILE:
-        safe_html.caption(
-            "Several interventions, each a table of its own; docs/interventions.md lists every kind"
-            " and key."
-        )
-        return str(answers["text"])
-    length = int(
-        (((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0
-    )
-    return toml_text.written(head, [forms.intervention(kind, answers, length)])
+    return head
 
 
 def _fields(kind: str) -> tuple[forms.Field, ...]:

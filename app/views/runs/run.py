@@ -129,38 +129,7 @@ def draw_events(run: str) -> None:
     notes = [event for event in events if event["kind"] not in ("spike", "nonfinite")]
     safe_html.heading(f"Spikes: {len(spikes)}", f" · values not finite: {len(bad)}")
     if spikes or bad:
-        step = chosen_spike(run)
-        rows = [
-            {
-                "": "●" if event["step"] == step else "",
-                "step": event["step"],
-                "metric": event["metric"] or event["tensor"],
-                "kind": event["spike_kind"] or "not finite",
-                "from": event["baseline"],
-                "to": event["value"],
-                "σ": event["sigma"],
-                "back at": event["recovered_at"],
-            }
-            for event in spikes + bad
-        ]
-        numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("from", "to")}
-        columns = {
-            "": st.column_config.TextColumn(width=24),
-            **numbers,
-            "σ": st.column_config.NumberColumn(format="%.0f"),
-        }
-        # of this choice: the tick of another, from before Back, would not go away
-        key = f"events-{run}-{step}"
-        safe_html.frame(
-            rows,
-            key=key,
-            tallest=290,
-            selection_mode="single-row",
-            column_config=columns,
-            on_select=partial(_chose_spike, key, [row["step"] for row in rows]),
-        )
-        if step is not None:
-            link("spikes", f"Look at the spike at {formatting.count(step)}", run=run, spike=step)
+        _draw_spikes(run, spikes + bad)
     else:
         safe_html.note("No spike was found, and every value was finite.")
     safe_html.heading(f"Notes and other events: {len(notes)}")
@@ -181,6 +150,42 @@ def draw_events(run: str) -> None:
             "No note was written on this run. This command writes one:",
             f'forensics note {run} {max(0, (data.reached(run) or 1) - 1)} "what you saw"',
         )
+
+
+def _draw_spikes(run: str, events: list[dict[str, Any]]) -> None:
+    """Draw spikes and values that are not finite as a table, of which a row is chosen."""
+    step = chosen_spike(run)
+    rows = [
+        {
+            "": "●" if event["step"] == step else "",
+            "step": event["step"],
+            "metric": event["metric"] or event["tensor"],
+            "kind": event["spike_kind"] or "not finite",
+            "from": event["baseline"],
+            "to": event["value"],
+            "σ": event["sigma"],
+            "back at": event["recovered_at"],
+        }
+        for event in events
+    ]
+    numbers = {name: st.column_config.NumberColumn(format="%.3f") for name in ("from", "to")}
+    columns = {
+        "": st.column_config.TextColumn(width=24),
+        **numbers,
+        "σ": st.column_config.NumberColumn(format="%.0f"),
+    }
+    # of this choice: the tick of another, from before Back, would not go away
+    key = f"events-{run}-{step}"
+    safe_html.frame(
+        rows,
+        key=key,
+        tallest=290,
+        selection_mode="single-row",
+        column_config=columns,
+        on_select=partial(_chose_spike, key, [row["step"] for row in rows]),
+    )
+    if step is not None:
+        link("spikes", f"Look at the spike at {formatting.count(step)}", run=run, spike=step)
 
 
 def chosen_spike(run: str) -> int | None:

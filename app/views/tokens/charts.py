@@ -108,29 +108,33 @@ def scatter(dark: bool, indicator: str) -> dict[str, Any]:
         .encode(x, y, _colour(colours), _shape(), size=size, opacity=strong, tooltip=tips)
         .add_params(at)
     )
-    rings = (
-        alt.Chart(named("verified"))
-        .mark_point(filled=False, size=150, strokeWidth=1.5, color=colours.nonfinite, opacity=1)
-        .encode(x, alt.Y("indicator", type=Q))
-    )
-    chosen = (
-        alt.Chart(named("chosen"))
-        .mark_point(filled=False, size=330, strokeWidth=2, color=colours.ink, opacity=1)
-        .encode(x, alt.Y("indicator", type=Q))
-    )
-    name = (
-        alt.Chart(named("chosen"))
-        .mark_text(align="left", dx=12, dy=-8, fontWeight="bold", color=colours.ink)
-        .encode(x, alt.Y("indicator", type=Q), text=alt.Text("text", type=N))
-    )
     line = (
         alt.Chart(named("line"))
         .mark_rule(strokeDash=[4, 3], color=colours.faint)
         .encode(alt.Y("indicator", type=Q))
     )
     return template(
-        alt.layer(cells, line, points, rings, chosen, name), dark, height=430, canvas=True
+        alt.layer(cells, line, points, *_marked(x, colours)), dark, height=430, canvas=True
     )
+
+
+def _marked(x: alt.X, colours: Palette) -> list[alt.Chart]:
+    """Rings around verified tokens and the chosen one, which is named."""
+    y = alt.Y("indicator", type=Q)
+    rings = alt.Chart(named("verified")).mark_point(
+        filled=False, size=150, strokeWidth=1.5, color=colours.nonfinite, opacity=1
+    )
+    chosen = alt.Chart(named("chosen")).mark_point(
+        filled=False, size=330, strokeWidth=2, color=colours.ink, opacity=1
+    )
+    name = alt.Chart(named("chosen")).mark_text(
+        align="left", dx=12, dy=-8, fontWeight="bold", color=colours.ink
+    )
+    return [
+        rings.encode(x, y),
+        chosen.encode(x, y),
+        name.encode(x, y, text=alt.Text("text", type=N)),
+    ]
 
 
 @cached
