@@ -31,7 +31,7 @@ def _spike(outcome: SpikeOutcome) -> str:
     spike = f"The spike at step {outcome.step} (loss {outcome.loss:.3f} nats/token"
     spike += f", {outcome.baseline:.3f} before it)" if outcome.baseline is not None else ")"
     if outcome.happens is None:
-        return f"{spike}: the fork computes no loss there."
+        return f"{spike}: the fork computes no loss there, so whether it happens is not known."
     verb = "still happens" if outcome.happens else "does not happen"
     return (
         f"{spike} {verb} in the fork, whose highest loss within {NEAR} steps of it is"
@@ -68,13 +68,13 @@ def verdict(result: ForkResult) -> Iterator[str]:
             f" the placebos' median, p = {end.p:.2g}; p = {end.p_corrected:.2g} for distance and"
             " loss together."
         )
-        yield from _reach(result)
-    yield from _chaos(end)
+    yield from limits(result)
 
 
-def _reach(result: ForkResult) -> Iterator[str]:
+def limits(result: ForkResult) -> Iterator[str]:
+    """Say what N placebos could show at best, and what chaos forks tell."""
     end = result.final
-    if end.placebos < result.placebos_asked:
+    if 0 < end.placebos < result.placebos_asked:
         yield (
             f"{result.placebos_asked} placebos were asked for; {end.placebos} that differ from one"
             " another could be drawn."
@@ -84,6 +84,7 @@ def _reach(result: ForkResult) -> Iterator[str]:
             f"{end.placebos} placebo{'s' * (end.placebos != 1)} can show p = {end.least_p:.2g} at"
             f" best; --placebos {PLACEBOS_FOR_ENOUGH} can show {ENOUGH_P:g}."
         )
+    yield from _chaos(end)
 
 
 def _chaos(end: ForkEnd) -> Iterator[str]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
-
 from app import data
 from app.views.forks import panels, summary
 from app.views.forks.state import State
-from app.views.forks.summary import PlaceboCount, SpikeInFork
-from tests.app.forks_by_hand import arms, result, text_of
+from replay.forks import sentences
+from tests.app.forks_by_hand import result, text_of
 
 
 def spike(step, happens):
-    return SpikeInFork(step, 5.0, happens)
+    fork_loss = {True: 4.9, False: 3.1, None: None}[happens]
+    return {
+        "step": step,
+        "baseline": 3.0,
+        "loss": 5.0,
+        "fork_loss": fork_loss,
+        "sigma": 9.0,
+        "happens": happens,
+    }
 
 
 def test_the_sentence_has_effect_p_n_reconvergence_gaps_and_the_control() -> None:
@@ -50,7 +56,7 @@ def test_a_distance_that_no_placebo_has_is_no_number_of_times(monkeypatch) -> No
 
 def test_the_title_tells_of_the_parents_spike_else_of_the_placebos() -> None:
     def title(*spikes):
-        return text_of(summary.title_of(result(), spikes))
+        return text_of(summary.title_of(result({"spikes": list(spikes)})))
 
     assert title(spike(400, False)).endswith("in 400:416: the spike at step 400 does not happen")
     assert title(spike(400, True)).endswith("the spike at step 400 still happens")
@@ -60,53 +66,37 @@ def test_the_title_tells_of_the_parents_spike_else_of_the_placebos() -> None:
 
 def test_nothing_is_said_of_a_spike_that_neither_the_control_nor_the_fork_can_show() -> None:
     control = {"control": {"level": "absent", "bitwise": False, "sentence": "tolerance only"}}
-    title = text_of(summary.title_of(result(control), [spike(400, False)]))
+    title = text_of(summary.title_of(result({**control, "spikes": [spike(400, False)]})))
     assert title.endswith(": no verdict, because the control does not show the parent's spike")
     said = text_of(summary.sentence_of(result(control)))
     assert "with 19 placebos: no verdict." in said and "beyond the placebos" not in said
-    assert text_of(summary.title_of(result(), [spike(400, None)])).endswith(
-        ": an effect beyond the placebos"
+    unknown = result({"spikes": [spike(400, None)]})
+    assert text_of(summary.title_of(unknown)).endswith(": an effect beyond the placebos")
+    assert "computes no loss there, so whether it happens is not known" in text_of(
+        summary.sentence_of(unknown)
     )
-    assert text_of(summary.title_of(result(), [spike(400, None), spike(410, True)])).endswith(
-        "the spike at step 410 still happens"
-    )
+    both = result({"spikes": [spike(400, None), spike(410, True)]})
+    assert text_of(summary.title_of(both)).endswith("the spike at step 410 still happens")
 
 
-@pytest.mark.parametrize(
-    "own, happens",
-    [
-        ({}, None),
-        ({401: 3.0}, False),
-        ({402: 4.2}, True),
-        ({399: float("inf")}, True),
-        ({403: 9.0}, False),
-    ],
-)
-def test_a_spike_happens_where_half_its_excess_is_seen_within_two_steps(
-    monkeypatch, own, happens
-) -> None:
-    """{} : its batches were left out; 403 lies too far, so what is near is 400."""
-    own = own | ({400: 3.0} if 403 in own else {})
+def test_the_placebos_loss_and_what_they_can_show_at_best_are_said() -> None:
+    change = {"change": -0.09, "placebos": [0.04, 0.05], "lower": 0, "higher": 2, "p": 1 / 3}
+    told = text_of(summary.sentence_of(result(loss_change=change)))
+    assert "The 2 placebos end at +0.0400 to +0.0500. The fork is lower than all of them" in told
+    few = result(placebos=3, least_p=0.25)
+    assert list(sentences.limits(few)) == [
+        "3 placebos can show p = 0.25 at best; --placebos 19 can show 0.05."
+    ]
+
+
+def test_the_parents_loss_spikes_of_the_window_are_marked(monkeypatch) -> None:
     spike = {"step": 400, "kind": "spike", "baseline": 3.0, "value": 5.0}
-
-    def rows(query, **asked):
-        if query == "spikes":
-            return [spike, spike | {"step": 500}, spike | {"kind": "nonfinite"}]
-        parent = [{"arm": "parent", "step": s, "loss": 5.0} for s in range(398, 403)]
-        return [
-            *parent,
-            *(
-                {"arm": "fork", "step": s, "loss": x}
-                for s, x in own.items()
-                if asked["first"] <= s < asked["last"]
-            ),
-        ]
-
-    monkeypatch.setattr(data, "rows", rows)
+    rows = [spike, spike | {"step": 500}, spike | {"kind": "nonfinite"}]
+    monkeypatch.setattr(data, "rows", lambda query, **asked: rows)
     state = State(
         "f", "done", {"parent": "demo", "parent_step": 390, "steps": 420}, None, None, None
     )
-    assert panels.spikes_of(state) == [SpikeInFork(400, 5.0, happens)]
+    assert panels.spikes_of(state) == [spike]
 
 
 def test_a_sentence_of_a_run_without_a_probe_set_and_without_unseen_sequences_is_made_too() -> None:
@@ -116,9 +106,3 @@ def test_a_sentence_of_a_run_without_a_probe_set_and_without_unseen_sequences_is
         summary.sentence_of(result(loss_fork=None, loss_control=None, logit_kl=None, measure="l2"))
     )
     assert "median placebo (L2 distance of the parameters)" in bare and "Probe loss" not in bare
-
-
-def test_placebos_that_ended_alike_are_counted_once() -> None:
-    table = arms(fork=[1.0, 2.0], placebo_0=[0.1, 0.3], placebo_1=[0.2, 0.3], placebo_2=[0.2, 0.4])
-    assert summary.count_distinct(table) == PlaceboCount(3, 2)
-    assert summary.count_distinct(arms(fork=[1.0])) == PlaceboCount(0, 0)

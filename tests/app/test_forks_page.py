@@ -10,10 +10,8 @@ import pytest
 
 from app import data
 from app import documents as kept
-from app.views.forks import fork
 from app.views.forks import page as forks_page
 from app.views.forks.state import file_of, state_of
-from app.views.forks.summary import PlaceboCount
 from tests.app.forks_by_hand import HOSTILE, url_of
 
 
@@ -113,15 +111,6 @@ def test_tolerance_only_is_a_banner_with_the_gap(rewritten, app_page, said) -> N
         'class="amber"><b>Tolerance only. </b>' in text
         and "losses by at most 0.01 nats" in text
         and "bit for bit ✓" not in text
-    )
-
-
-def test_placebos_that_are_one_fork_are_told_apart_from_as_many(
-    forked, app_page, said, monkeypatch
-) -> None:
-    monkeypatch.setattr(fork, "count_distinct", lambda arms: PlaceboCount(3, 1))
-    assert "The 3 placebos are the same fork." in said(
-        app_page("forks", run="demo", fork="skipped")
     )
 
 

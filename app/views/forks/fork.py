@@ -13,7 +13,7 @@ from app.selection import Selection, goto
 from app.views.forks import panels
 from app.views.forks.build import window_of
 from app.views.forks.state import State, file_of, launch, state_of
-from app.views.forks.summary import count_distinct, draw_difference, draw_verdict
+from app.views.forks.summary import draw_difference, draw_verdict
 from forensics.errors import ForensicsError
 from forensics.visible import visible
 from replay.forks.result import ForkResult
@@ -137,7 +137,7 @@ def _log(job: jobs.Job) -> None:
 
 def _done(state: State, result: ForkResult) -> None:
     arms = data.table("fork_arms", run=state.fork)
-    draw_verdict(result, panels.spikes_of(state), count_distinct(arms))
+    draw_verdict(result)
     left, right = st.columns([2.1, 1], gap="medium")
     with left:
         panels.losses(state)

@@ -4,48 +4,26 @@ forks, layers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from app import data, formatting, safe_html, theme
 from app.views.forks import charts
 from app.views.forks.state import State
-from app.views.forks.summary import SpikeInFork
 from replay.forks.result import ForkResult
 
 if TYPE_CHECKING:
     import pyarrow
 
 
-def spikes_of(state: State) -> list[SpikeInFork]:
-    """Return the parent's loss spikes in the window, and whether each still happens in the fork.
-
-    It does where the fork's loss reaches half of the excess or more within two steps of it.
-    """
+def spikes_of(state: State) -> list[dict[str, Any]]:
+    """Return the parent's loss spikes in the window."""
     first, last = state.window
-    spikes = []
-    for spike in data.rows("spikes", run=state.parent, metric="loss"):
-        step, baseline, peak = spike["step"], spike["baseline"], spike["value"]
-        inside = first <= step < last and spike["kind"] == "spike"
-        if not inside or baseline is None or peak is None:
-            continue
-        # few steps, so each of them, however long the fork
-        near = (max(first, step - 2), min(last, step + 3))
-        rows = data.rows(
-            "fork_losses",
-            run=state.fork,
-            parent=state.parent,
-            first=near[0],
-            last=near[1],
-            window=near,
-        )
-        losses = [row["loss"] for row in rows if row["arm"] == "fork"]
-        happens = any(
-            not math.isfinite(loss) or loss - baseline >= 0.5 * (peak - baseline) for loss in losses
-        )
-        spikes.append(SpikeInFork(step, peak, happens if losses else None))
-    return spikes
+    return [
+        spike
+        for spike in data.rows("spikes", run=state.parent, metric="loss")
+        if first <= spike["step"] < last and spike["kind"] == "spike" and spike["value"] is not None
+    ]
 
 
 def _bounds(state: State) -> list[int]:
@@ -80,8 +58,8 @@ def losses(state: State) -> None:
     spikes_found = spikes_of(state)
     spikes = pa.table(
         {
-            "step": pa.array([spike.step for spike in spikes_found], pa.int64()),
-            "loss": pa.array([spike.loss for spike in spikes_found], pa.float64()),
+            "step": pa.array([spike["step"] for spike in spikes_found], pa.int64()),
+            "loss": pa.array([spike["value"] for spike in spikes_found], pa.float64()),
         }
     )
     begin = pa.table({"step": [state.window[0]]})

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from app import formatting, safe_html
 from app.safe_html import Part, code, strong
+from replay.compare.null_test import FEWEST_FOR_TIMES, TIMES, TIMES_AT_P
+from replay.forks import sentences
 from replay.forks.result import ForkEnd, ForkResult, LossGap
 
-if TYPE_CHECKING:
-    import pyarrow
-
 RULE = (
-    "A placebo does the same to randomly chosen other data. “Because of” may be said of a fork only"
-    " at p ≤ 0.05 (19 placebos or more), or, with 3 placebos or more, where the fork ends at least"
-    " 5 times as far from the control as the farthest placebo."
+    "A placebo does the same where other data of the run stands in the same places, beside its own"
+    " control. “Because of” may be said of a fork only at p ≤ 0.01; at p ≤ 0.05 (19 placebos or"
+    f" more) where it ends at least {TIMES_AT_P:g} times as far from its control as the farthest"
+    f" placebo; or, with {FEWEST_FOR_TIMES} placebos or more, at least {TIMES:g} times as far."
 )
 NOTHING_TOLD = "Without placebos nothing tells an effect from chaos."
 OUTCOMES = {
     "beyond": "an effect beyond the placebos",
+    "unusual": "as unusual as the placebos can show, but not far enough beyond them",
     "not distinguishable": "not distinguishable from the placebos",
     "too few": "too few placebos to tell",
     "none run": "no placebo was run, so no effect is claimed",
@@ -30,29 +28,13 @@ OUTCOMES = {
 MEASURES = {"logit_kl": "KL divergence on the probe set", "l2": "L2 distance of the parameters"}
 
 
-@dataclass(frozen=True)
-class SpikeInFork:
-    """A loss spike of the parent, as the fork shows it."""
-
-    step: int
-    loss: float  # of the parent, nats/token
-    happens: bool | None  # in the fork; None: it computed no loss there
-
-
-@dataclass(frozen=True)
-class PlaceboCount:
-    """How many placebos a fork has, and how many of them ended anywhere else than another."""
-
-    placebos: int
-    distinct: int
-
-
-def title_of(result: ForkResult, spikes: Sequence[SpikeInFork] = ()) -> list[Part]:
+def title_of(result: ForkResult) -> list[Part]:
     """Say what the fork does and whether the parent's spikes happen in it, else its finding.
 
     Of a spike at which the fork has no loss nothing is said, and nothing of any where the control
     lacks it too.
     """
+    spikes = [spike for spike in result.spikes if spike.loss is not None]
     judged = [spike for spike in spikes if spike.happens is not None]
     gone = [spike for spike in judged if not spike.happens]
     if result.control.level == "absent":
@@ -74,8 +56,11 @@ def title_of(result: ForkResult, spikes: Sequence[SpikeInFork] = ()) -> list[Par
 
 
 def sentence_of(result: ForkResult) -> list[Part]:
-    """Say effect, p and N, the way back to the placebos, the loss on both sets, and the control."""
-    return [*_effect(result), *_losses(result.final), *_control(result)]
+    """Say what became of the spikes, effect, p and N, the way back to the placebos, the loss on
+    both sets, and the control.
+    """
+    told = [f"{sentence} " for sentence in sentences.spikes(result)]
+    return [*told, *_effect(result), *_losses(result.final), *_control(result)]
 
 
 def _effect(result: ForkResult) -> list[Part]:
@@ -138,6 +123,8 @@ def _losses(final: ForkEnd) -> list[Part]:
             f"; {gap_with_error(final.unseen)} over {final.unseen.sequences} sequences that neither"
             " has trained on"
         ]
+    if final.loss_change is not None:
+        sentence += [". ", sentences.change(final.loss_change).removesuffix(".")]
     return [*sentence, ". "]
 
 
@@ -158,15 +145,13 @@ def _control(result: ForkResult) -> list[Part]:
     ]
 
 
-def draw_verdict(
-    result: ForkResult, spikes: Sequence[SpikeInFork], placebo_count: PlaceboCount
-) -> None:
+def draw_verdict(result: ForkResult) -> None:
     """Draw the sentences, then what limits them."""
-    without_loss = [spike.step for spike in spikes if spike.happens is None]
+    limits = [f"{sentence} " for sentence in sentences.limits(result)]
     safe_html.verdict(
-        title_of(result, spikes),
+        title_of(result),
         *sentence_of(result),
-        hedge=[RULE if result.final.placebos else f"{NOTHING_TOLD} {RULE}"],
+        hedge=[*limits, RULE if result.final.placebos else f"{NOTHING_TOLD} {RULE}"],
     )
     if not result.control.bitwise:
         safe_html.amber(
@@ -181,39 +166,6 @@ def draw_verdict(
             "The control does not show the parent's spike, so nothing is said about data: suspect"
             " hardware or numerics."
         )
-    elif without_loss:
-        steps = formatting.listed([formatting.count(step) for step in without_loss])
-        safe_html.note(
-            f"The parent has a spike at step {steps}. The fork computed no loss there, so whether"
-            " the spike happens in it is not known."
-        )
-    _draw_alike(placebo_count)
-
-
-def _draw_alike(count: PlaceboCount) -> None:
-    """Warn of placebos that are the same fork."""
-    if count.distinct >= count.placebos:
-        return
-    alike = "the same fork" if count.distinct == 1 else f"only {count.distinct} different forks"
-    safe_html.amber(
-        strong(f"The {count.placebos} placebos are {alike}. "),
-        "The steps that the fork touches hold too few other sequences to draw more from. Read N"
-        " as ",
-        strong(count.distinct),
-        f" and p as at least {formatting.number(1 / (count.distinct + 1))}",
-        ": too few placebos to tell." if count.distinct < 3 else ".",
-    )
-
-
-def count_distinct(arms: pyarrow.Table) -> PlaceboCount:
-    """Count the placebos, and how many of them end at different distances from the control."""
-    import pyarrow.compute as pc
-
-    rows = arms.filter(pc.equal(arms["kind"], "placebo"))
-    if not rows.num_rows:
-        return PlaceboCount(0, 0)
-    last = rows.filter(pc.equal(rows["step"], pc.max(rows["step"])))
-    return PlaceboCount(last.num_rows, len(set(last["l2"].to_pylist())))
 
 
 def draw_difference(result: ForkResult) -> None:
