@@ -15,7 +15,10 @@ spike_grad_norm: the onset of each recorded spike of the gradient norm, which is
 detector itself, restarts and all. grad_norm_trend: the median of the last 128 is 1.5 times its \
 lowest. rms_t: above 2.3 in any tensor. gss_share, entropy_collapse, logit_growth: robust z \
 beyond 6 in any tensor or head (least σ 1e-4, 1e-3, and 0.01 of the logarithm), or entropy below \
-0.05 of uniform, or a logit above 1e4"""
+0.05 of uniform, or a logit above 1e4. cusum_loss, cusum_grad_norm: CUSUM of (z − 0.5) above 10, \
+z in σ of the mean of the window, cut at ± 4: small rises that last. update_norm: robust z of ‖Δθ‖ \
+beyond 6. relative_change: of the log of the largest ‖Δθ‖/‖θ‖ of any tensor, act_kurtosis: of the \
+log of the residual stream's kurtosis in any layer (least σ 0.01)"""
 */
 with chosen as (
     select run from runs where is_listed(run, $runs)
@@ -48,6 +51,23 @@ monitored as (  -- a constant series has σ = 0: what rounding leaves of x − m
     where n >= 64 and x - mean > greatest(6 * sigma, 1e-9 * abs(mean))
     union all select * from broken
 ),
+summed as (  -- CUSUM: the sum less its least so far is the sum that is never below 0
+    select
+        run, step, detector,
+        sum(
+            if(
+                sigma > 1e-9 * abs(mean), greatest(least((x - mean) / sigma, 4), -4), 0
+            ) - 0.5
+        ) over (partition by run, detector order by step) as total
+    from moments
+    where n >= 64
+),
+risen as (
+    select
+        run, step, replace(detector, 'monitor', 'cusum') as detector,
+        total - least(min(total) over (partition by run, detector order by step), 0) as above
+    from summed
+),
 levels as (  -- the median of the last 128 gradient norms, the step's own included
     select run, step, median(x) over latest as level, count(*) over latest as n
     from watched
@@ -68,6 +88,19 @@ series as (  -- what a robust z judges, up is bad; `floor` is the least σ
     union all
     select run, step, 'logit_growth', layer, head, ln(greatest(attn_logit_max::double, 1)), 0.01
     from heads semi join chosen using (run)
+    union all
+    select run, step, 'act_kurtosis', layer, 0, ln(act_kurtosis::double), 0.01
+    from layers semi join chosen using (run)
+    where act_kurtosis > 0
+    union all
+    select run, step, 'relative_change', 0, 0, ln(max(update_ratio)::double), 0.01
+    from tensors semi join chosen using (run)
+    where isfinite(update_ratio) and update_ratio > 0
+    group by run, step
+    union all
+    select run, step, 'update_norm', 0, 0, update_norm, 1e-12
+    from steps semi join chosen using (run)
+    where update_norm is not null
     union all
     select run, step, 'robust_grad_norm', 0, 0, x, 1e-12
     from watched
@@ -120,6 +153,8 @@ fired as (
     select * from monitored
     union all
     select run, step, 'skip_step' from monitored
+    union all
+    select run, step, detector from risen where above > 10
     union all
     select run, step, detector from bands where (x - middle) / greatest(sigma, floor) > 6
     union all

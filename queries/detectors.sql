@@ -28,20 +28,25 @@ chosen as (
     select run from runs where is_listed(run, $runs)
 ),
 own as (
-    select run, step, loss, grad_norm from steps semi join chosen using (run)
+    select run, step, loss, grad_norm, update_norm from steps semi join chosen using (run)
 ),
 read_steps as (  -- how many steps hold what a detector reads
-    select count(loss) as loss, count(grad_norm) as grad_norm from own
+    select
+        count(loss) as loss, count(grad_norm) as grad_norm, count(update_norm) as update_norm
+    from own
 ),
 per_step_tensors as (
-    select run, step, count(rms_t) as rms_t, count(gss_share) as gss_share
+    select
+        run, step, count(rms_t) as rms_t, count(gss_share) as gss_share,
+        count(update_ratio) as update_ratio
     from tensors semi join chosen using (run)
     group by run, step
 ),
 read_tensors as (
     select
         count(*) filter (where rms_t > 0) as rms_t,
-        count(*) filter (where gss_share > 0) as gss_share
+        count(*) filter (where gss_share > 0) as gss_share,
+        count(*) filter (where update_ratio > 0) as update_ratio
     from per_step_tensors
 ),
 per_step_heads as (
@@ -57,13 +62,24 @@ read_heads as (
         count(*) filter (where attn_logit_max > 0) as attn_logit_max
     from per_step_heads
 ),
+read_layers as (
+    select count(distinct (run, step)) as act_kurtosis
+    from layers semi join chosen using (run)
+    where act_kurtosis is not null
+),
 names as (
-    select unnest(['monitor_loss', 'skip_step']) as detector, loss as steps_read from read_steps
+    select unnest(['monitor_loss', 'skip_step', 'cusum_loss']) as detector, loss as steps_read from read_steps
     union all
     select
-        unnest(['monitor_grad_norm', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend']),
+        unnest([
+            'monitor_grad_norm', 'robust_grad_norm', 'spike_grad_norm', 'grad_norm_trend',
+            'cusum_grad_norm'
+        ]),
         grad_norm
     from read_steps
+    union all select 'update_norm', update_norm from read_steps
+    union all select 'relative_change', update_ratio from read_tensors
+    union all select 'act_kurtosis', act_kurtosis from read_layers
     union all select 'rms_t', rms_t from read_tensors
     union all select 'gss_share', gss_share from read_tensors
     union all select 'entropy_collapse', attn_entropy_norm from read_heads

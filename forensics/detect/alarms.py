@@ -149,6 +149,80 @@ def grad_norm_trend(
     return alarm
 
 
+def cusum(
+    values: Series,
+    *,
+    allowance: float = 0.5,
+    level: float = 10.0,
+    largest: float = 4.0,
+    window: int = WINDOW,
+    minimum: int = MINIMUM,
+    computed: Sequence[bool] | Bools | None = None,
+) -> Bools:
+    """One-sided CUSUM (Page 1954), (S,): Σ of (z − `allowance`), never below 0, above `level`; z in
+    σ of the mean of the last ≤ 128 values, at least 64.
+
+    It finds small rises that last, which no single value shows: z is cut at ± `largest`, so that no
+    one value rings alone. NaN and inf are passed over.
+    """
+    column, was_computed = series(values, computed)
+    finite = was_computed & np.isfinite(column)
+    count, mean, std = moments_before(column, finite, window)
+    judged = finite & (count >= minimum)
+    moving = judged & (std > 1e-9 * np.abs(mean))
+    z = np.zeros(len(column))
+    z[moving] = np.clip((column[moving] - mean[moving]) / std[moving], -largest, largest)
+    total = np.cumsum(np.where(judged, z - allowance, 0.0))
+    lowest = np.minimum(np.minimum.accumulate(total), 0.0) if len(total) else total
+    return judged & (total - lowest > level)
+
+
+def update_norm(
+    norm: Series, *, z: float = 6.0, window: int = WINDOW, minimum: int = MINIMUM
+) -> Bools:
+    """‖Δθ‖ far above its own history, (S,): robust z above 6."""
+    column, was_computed = series(norm)
+    norms = np.where(was_computed, column, np.nan)
+    return robust_z(norms, window=window, minimum=minimum, floor=1e-12) > z
+
+
+def relative_change(
+    update_ratio: ArrayLike,
+    *,
+    z: float = 6.0,
+    window: int = WINDOW,
+    minimum: int = MINIMUM,
+    floor: float = 0.01,
+) -> Bools:
+    """Largest ‖Δθ‖/‖θ‖ of any tensor, far above its history, (S,) or (S, N) → (S,): robust z of its
+    log above 6.
+
+    `floor` is the least σ of the log: 1% of the ratio.
+    """
+    x_SN = _columns(update_ratio)
+    largest = np.max(np.where(np.isfinite(x_SN) & (x_SN > 0), x_SN, -np.inf), axis=1)
+    logs = np.log(np.where(largest > 0, largest, np.nan))
+    return robust_z(logs, window=window, minimum=minimum, floor=floor) > z
+
+
+def act_kurtosis(
+    kurtosis: ArrayLike,
+    *,
+    z: float = 6.0,
+    window: int = WINDOW,
+    minimum: int = MINIMUM,
+    floor: float = 0.01,
+) -> Bools:
+    """Kurtosis of the residual stream far above its history in any layer, (S,) or (S, N) → (S,):
+    robust z of its log above 6.
+
+    `floor` is the least σ of the log: 1% of the kurtosis.
+    """
+    x_SN = _columns(kurtosis)
+    logs = np.log(np.where(x_SN > 0, x_SN, np.nan))
+    return np.any(_robust_z(logs, window, minimum, floor) > z, axis=1)
+
+
 def _columns(values: ArrayLike) -> Floats:
     columns = np.asarray(values, np.float64)
     assert columns.ndim in (1, 2), (

@@ -31,6 +31,7 @@ from forensics.statistics import layers as layer_statistics
 from forensics.statistics.layers import LayerStatistic
 from forensics.step import sums
 from forensics.step.observer import Site
+from forensics.step.precision import widened
 from forensics.store.writer import Writer
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ class _Tap:
     def square_sum(self) -> Tensor:
         """Return Σ x² as a float64 scalar."""
         return sums.square_sum(self.tensor)
+
+    def fourth_sum(self) -> Tensor:
+        """Return Σ x⁴ as a float64 scalar."""
+        return sums.square_sum(widened(self.tensor).square())
 
 
 @dataclass
@@ -410,6 +415,11 @@ class Recorder:
                     _finished(statistic, now.layers.get((statistic.column, layer)))
                     for layer in layers
                 ]
+                if statistic.over is not None:
+                    rows[statistic.column] = [
+                        number / base**statistic.over.power if number and base else number
+                        for number, base in zip(rows[statistic.column], rows[statistic.over.column])
+                    ]
         if now.lens is not None:
             rows |= {name: [of_layer[name] for of_layer in now.lens] for name in now.lens[0]}
         self.writer.append("layers", step=step, layer=layers, **rows)

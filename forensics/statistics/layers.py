@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +22,20 @@ class Tapped(Protocol):
         """Return Σ x² as a float64 scalar whose bits no thread count changes."""
         ...
 
+    def fourth_sum(self) -> Tensor:
+        """Return Σ x⁴ likewise."""
+        ...
+
 
 def _nothing(value: float, elements: int) -> float:
     return value
+
+
+class Power(NamedTuple):
+    """A power of another statistic of the same layer."""
+
+    column: str
+    power: int
 
 
 @dataclass(frozen=True)
@@ -42,6 +53,7 @@ class LayerStatistic:
     measure: Callable[[Tapped], Tensor] | None = None  # None: the logit lens gives it
     merge: Literal["sum", "largest"] = "sum"
     finish: Callable[[float, int], float] = _nothing
+    over: Power | None = None  # of one listed before it, by which the finished number is divided
     dense: bool = False  # measured in dense windows only
     # the statistic of the layer before that measured this very tensor already
     same_as_before: str | None = None
@@ -89,6 +101,16 @@ STATISTICS: tuple[LayerStatistic, ...] = (
         same_as_before="resid_rms_out",
     ),
     _rms("resid_rms_out", "resid_out", "√mean x² of the residual stream leaving the block"),
+    LayerStatistic(
+        "act_kurtosis",
+        "",
+        "mean x⁴ / (mean x²)² of the residual stream leaving the block: 3"
+        " of a normal distribution, more where a few elements are large",
+        "resid_out",
+        measure=lambda tap: tap.fourth_sum(),
+        finish=lambda fourth_powers, elements: fourth_powers / elements,
+        over=Power("resid_rms_out", 4),
+    ),
     _rms("attn_out_rms", "attn_out", "√mean x² of what attention adds to the stream"),
     _rms("mlp_out_rms", "mlp_out", "√mean x² of what the MLP adds to the stream"),
     LayerStatistic(

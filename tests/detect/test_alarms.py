@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forensics.detect.alarms import (
+    cusum,
     entropy_collapse,
     grad_norm_trend,
     gss_share,
@@ -34,6 +35,25 @@ def test_the_monitor_fires_above_six_standard_deviations_of_the_previous_values(
     edge = x.mean() + 6 * x.std(ddof=1)
     assert fired(monitor([*x, edge + 1e-9])) == [128]
     assert fired(monitor([*x, edge - 1e-9])) == []
+
+
+def test_the_cusum_finds_a_small_rise_that_lasts_and_no_single_value() -> None:
+    noise = np.random.default_rng(0).normal(3, 0.1, 1200)
+    assert fired(cusum(noise)) == []
+    single = noise.copy()
+    single[600] = 99.0  # z is cut at 4
+    assert fired(cusum(single)) == []
+    rise = noise.copy()
+    rise[600:] += 0.15  # 1.5 σ, which no rule of 6 σ sees
+    assert fired(monitor(rise)) == []
+    first = fired(cusum(rise))[0]
+    assert 605 <= first <= 625  # 10 / (1.5 − 0.5) steps
+
+
+def test_a_cusum_of_constant_or_missing_values_never_rings() -> None:
+    assert fired(cusum([2.5] * 300)) == []
+    assert fired(cusum([None, math.nan, math.inf] * 100)) == []
+    assert fired(cusum([])) == []
 
 
 def test_the_monitor_waits_for_64_values_but_not_for_nan() -> None:

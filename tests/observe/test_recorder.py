@@ -7,8 +7,10 @@ import torch
 
 from forensics import config
 from forensics.model.shape import parameter_shapes
+from forensics.observe import recorder
 from forensics.observe.recorder import Recorder
 from forensics.records import TABLES
+from forensics.statistics import layers
 from forensics.store import reader
 from forensics.store.writer import Writer
 from forensics.train.advance import advance
@@ -176,6 +178,21 @@ def test_numbers_are_those_of_the_step(record):
         first = next(r for r in tables["layers"] if r["step"] == row["step"] and r["layer"] == 0)
         assert last["resid_rms_in"] == first["resid_rms_out"]
         assert first["resid_max"] > first["resid_rms_out"] > 0
+        # no x is above the largest, so mean x⁴ ≤ max² · mean x²
+        assert 1 < first["act_kurtosis"] < (first["resid_max"] / first["resid_rms_out"]) ** 2
+
+
+def test_the_kurtosis_of_a_normal_stream_is_three_and_of_one_large_element_many():
+    statistic = next(each for each in layers.STATISTICS if each.column == "act_kurtosis")
+    rms = next(each for each in layers.STATISTICS if each.column == "resid_rms_out")
+    normal = torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
+    spiky = torch.zeros(1, 1000)
+    spiky[0, 3] = -7.0
+    for x, kurtosis in ((normal, 3.0), (100 * normal, 3.0), (spiky, 1000.0)):
+        tap = recorder._Tap(x)
+        fourth = statistic.finish(float(statistic.measure(tap)), x.numel())
+        root = rms.finish(float(rms.measure(tap)), x.numel())
+        assert fourth / root**statistic.over.power == pytest.approx(kurtosis, rel=0.03)
 
 
 def test_micro_batches_give_the_same_rows_to_rounding(record):

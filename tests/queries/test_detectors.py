@@ -61,6 +61,9 @@ def run_of(seed):
         planted,
         [*holes, (400, math.nan), (401, math.nan), (700, math.inf), (3, math.nan)],
     )
+    loss = [  # a small rise that lasts, for the CUSUM
+        x if x is None else x + 0.6 * (820 <= s < 870) for s, x in enumerate(loss)
+    ]
     norm = column(
         rng,
         1,
@@ -97,7 +100,17 @@ def run_of(seed):
             lambda random: np.exp(grow[:, 0] + 0.05 * random.standard_t(3, S)),
             [*bad, (30, 2, 2e4), (810, 2, 90.0)],
         ),
-        "every": {"tensors": 1 + seed % 2, "heads": 1 + seed % 3},
+        "update_norm": column(rng, 2, 0.05, planted[2:5], [*holes, (30, math.nan)]),
+        "update_ratio": grid(
+            rng,
+            3,
+            lambda random: np.exp(-5 + 0.02 * random.standard_t(3, S)),
+            [*bad, (20, 1, 0.0), (810, 2, 0.5)],
+        ),
+        "act_kurtosis": grid(
+            rng, 2, lambda random: 3 + 0.02 * random.standard_t(3, S), [*bad[:3], (800, 1, 30.0)]
+        ),
+        "every": {"layers": 1 + seed % 2, "tensors": 1 + seed % 2, "heads": 1 + seed % 3},
     }
 
 
@@ -112,6 +125,14 @@ def write(runs, name, columns, spikes):
             step=list(range(S)),
             loss=columns["loss"],
             grad_norm=columns["grad_norm"],
+            update_norm=columns["update_norm"],
+        )
+        at = list(range(0, S, columns["every"]["layers"]))
+        writer.append(
+            "layers",
+            step=np.repeat(at, 2),
+            layer=[0, 1] * len(at),
+            act_kurtosis=[x for s in at for x in columns["act_kurtosis"][s]],
         )
         at = list(range(0, S, columns["every"]["tensors"]))
         writer.append(
@@ -120,6 +141,7 @@ def write(runs, name, columns, spikes):
             tensor=TENSORS * len(at),
             rms_t=[x for s in at for x in columns["rms_t"][s]],
             gss_share=[x for s in at for x in columns["gss_share"][s]],
+            update_ratio=[x for s in at for x in columns["update_ratio"][s]],
         )
         at = list(range(0, S, columns["every"]["heads"]))
         writer.append(
@@ -164,6 +186,11 @@ def expected(columns, spikes):
             "robust_grad_norm": (z > 6) | (finite & ~np.isfinite(norm)),
             "spike_grad_norm": onsets,
             "grad_norm_trend": alarms.grad_norm_trend(columns["grad_norm"]),
+            "cusum_loss": alarms.cusum(columns["loss"]),
+            "cusum_grad_norm": alarms.cusum(columns["grad_norm"]),
+            "update_norm": alarms.update_norm(columns["update_norm"]),
+            "relative_change": alarms.relative_change(recorded("update_ratio", "tensors")),
+            "act_kurtosis": alarms.act_kurtosis(recorded("act_kurtosis", "layers")),
             "rms_t": alarms.rms_t(recorded("rms_t", "tensors")),
             "gss_share": alarms.gss_share(recorded("gss_share", "tensors")),
             "entropy_collapse": alarms.entropy_collapse(recorded("attn_entropy_norm", "heads")),
@@ -276,7 +303,7 @@ def test_steps_read_tells_a_silent_detector_from_one_that_saw_nothing(synthetic,
     write_bare(tmp_path / "bare", [1.0] * 10)
     bare = {row["detector"]: row for row in queries.run(tmp_path, "detectors").to_pylist()}
     assert (
-        len(bare) == 10
+        len(bare) == 15
         and bare["gss_share"]["steps_read"] == 0
         and bare["monitor_loss"]["steps_read"] == 10
     )
