@@ -13,12 +13,11 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from replay.blame.result import AWAY, Bisection
+from replay.blame.result import Bisection
+from replay.blame.rules import AWAY, BUDGET, SPAN
 from replay.blame.window_replays import WindowReplays
 from replay.interventions.rows import Slot
 
-BUDGET = 200  # replays
-SPAN = 8  # targets of the shortest span
 Parts = list[list[Slot]]  # each part is removed as one
 
 

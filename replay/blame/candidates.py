@@ -16,15 +16,13 @@ import numpy as np
 
 from forensics.train.run import Run
 from forensics.visible import visible
-from replay.blame.deletion import SHARE, Suspect
+from replay.blame.deletion import Suspect
 from replay.blame.result import Candidate, DocumentInfluence, DocumentSpan, SourceInfluence
+from replay.blame.rules import SHARE, SINGLE, TOGETHER
 from replay.blame.window_replays import DocumentStretch, WindowReplays
 from replay.interventions.rows import Slot
 
 EXCERPT = 200  # characters of a candidate's text in the result
-SINGLE = 3  # leading documents that are removed each by itself
-TOGETHER = (2, 4, 8)  # leading documents that are removed together
-NAMED = 2  # documents of a set that a sentence names
 
 
 class WindowRows(Protocol):

@@ -1,55 +1,61 @@
-"""Replays that tell data from state: the same window with one thing otherwise.
+"""Replays that tell data, state and policy apart: the same window with one thing otherwise.
 
 other data, same state      the touched batches give way to others: a spike that comes all the same
                             is not the data's
 same data, other states     the same batches from states before the window (PaLM's test)
 up-to-date moments          the same batches and parameters, but second moments with a short memory
-a steady learning rate      the same batches at the rate that held before the window
+the policy as before        each setting that changed in the window as it was, then all of them
+neither                     other data and the policy as before
+earlier starts              the same from states before the window
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from forensics.errors import ForensicsError
-from forensics.step.batch import Batch
+from forensics.step.batch import Batch, BatchStream
 from forensics.step.policy import Policy, StepPolicy
-from forensics.step.state import Counters
+from forensics.step.state import Counters, TrainState
 from forensics.train.run import Run
-from replay.blame.deletion import HALF
-from replay.blame.excess import BEFORE
-from replay.blame.result import StaleTensor, Trial
+from replay.blame.policy_changes import ChangedField, as_before, changed_fields
+from replay.blame.result import PolicyChange, StaleTensor, Trial
+from replay.blame.rules import BEFORE, EARLIER, HALF, LONG, OTHERS, PAST
+from replay.blame.stand_ins import NOTHING, Avoided
 from replay.blame.window_replays import ExcessLeft, WindowReplays
-from replay.lineage import checkpoint_at_or_before, root
-
-OTHERS = 3  # replays with other data
-LONG = 0.98  # β₂ from which second moments can be out of date: a memory of 50 steps
-JUMP = 1.5  # × the learning rate before the window, from which a steady one is tried
-PAST = 32  # steps before the window that tell a tensor's usual staleness
+from replay.lineage import checkpoint_at_or_before, lowest_state, root
 
 
-def other_data(replays: WindowReplays, first: int, number: int = OTHERS) -> tuple[Trial, ...]:
+def other_data(
+    replays: WindowReplays, first: int, avoided: Avoided = NOTHING, number: int = OTHERS
+) -> tuple[Trial, ...]:
     """Replace batches first … S by others, `number` times; fewer where the order has no others."""
-    run, S = replays.run, replays.control.last
-    trials = []
+    S, trials = replays.control.last, []
     for draw in range(number):
-
-        def stream(step: int, draw: int = draw) -> Batch:
-            return replays.other_batch(step, draw) if step >= first else run.stream(step)
-
         start, note = replays.control.state(first), f"other data {draw + 1}"
         try:
-            left = replays.along(start, stream, note=note)
+            left = replays.along(start, _others(replays, first, draw, avoided), note=note)
         except (ForensicsError, AssertionError):
             break  # there are none, neither after the run's end nor before the window
         description = f"other batches instead of {first}:{S + 1}, draw {draw + 1}"
         trials.append(_trial(replays, description, left, first))
     return tuple(trials)
+
+
+def _others(replays: WindowReplays, first: int, draw: int, avoided: Avoided) -> BatchStream:
+    """Return the stream in which batches from `first` on give way to others."""
+
+    def stream(step: int) -> Batch:
+        if step < first:
+            return replays.run.stream(step)
+        return replays.other_batch(step, draw, avoided)
+
+    return stream
 
 
 def other_states(replays: WindowReplays, first: int) -> tuple[Trial, ...]:
@@ -90,29 +96,85 @@ def up_to_date(replays: WindowReplays, first: int) -> Trial | None:
     return _trial(replays, f"β₂ {beta2:g} → {beta1:g} from state {first}", left, first)
 
 
-def steady_rate(replays: WindowReplays) -> Trial | None:
-    """Hold the learning rate at that before the window; None where it held inside too."""
-    control, policy = replays.control, replays.run.policy
+def changes_inside(replays: WindowReplays) -> list[ChangedField]:
+    """List the settings of the policy that changed in the window."""
+    control, policies = replays.control, replays.control.stretch.policies
+    before = [policies[k] for k in range(control.start, control.first) if k in policies]
+    inside = {k: policies[k] for k in range(control.first, control.last) if k in policies}
+    return changed_fields(before, inside) if inside else []
 
-    def rates(first: int, stop: int) -> list[float]:
-        states = (control.state(step) for step in range(first, stop))
-        return [policy(state.counters).learning_rate for state in states]
 
-    before = rates(control.start, control.first)
-    inside = rates(control.first, control.last)
-    rate = float(np.median(before)) if before else min(inside)
-    if max(inside) <= JUMP * rate:
+def policy_changes(
+    replays: WindowReplays, changes: Sequence[ChangedField]
+) -> Iterator[PolicyChange]:
+    """Put each setting that changed back by itself."""
+    for change in changes:
+        description, shown = change.words, change.shown
+        left = _along_policy(replays, [change], f"with the {description}")
+        trial = _trial(replays, description, left, change.first)
+        yield PolicyChange(change.field, change.first, shown.before, shown.inside, trial)
+
+
+def policy_as_before(replays: WindowReplays, changes: Sequence[ChangedField]) -> Trial:
+    """Put all settings that changed back together."""
+    left = _along_policy(replays, changes, "with the policy as before")
+    start = min(change.first for change in changes)
+    return _trial(replays, "the policy as before the window", left, start)
+
+
+def _along_policy(replays: WindowReplays, changes: Sequence[ChangedField], note: str) -> ExcessLeft:
+    start = replays.control.state(min(change.first for change in changes))
+    return replays.along(start, policy=as_before(replays.run.policy, changes), note=note)
+
+
+def neither(
+    replays: WindowReplays, changes: Sequence[ChangedField], first: int, avoided: Avoided
+) -> Trial | None:
+    """Replace batches from `first` on and put the policy back; None where no others exist."""
+    start = min([first, *(change.first for change in changes)])
+    return _neither_from(replays, replays.control.state(start), changes, first, avoided)
+
+
+def earlier_starts(
+    replays: WindowReplays, changes: Sequence[ChangedField], avoided: Avoided
+) -> Iterator[Trial]:
+    """Run other data and the policy as before from states ever further before the window.
+
+    It ends with the first from which it does not spike.
+    """
+    run, control = replays.run, replays.control
+    lowest = max(lowest_state(run), root(run).recipe.train.warmup, 1)
+    for back in EARLIER:
+        start = control.first - back
+        if start < lowest:
+            return
+        state = control.state(start) if start >= control.start else run.state_at(start)
+        policy = run.policy(state.counters)
+        inside = control.stretch.policies
+        since = changed_fields([policy], {k: inside[k] for k in inside if k < control.last})
+        trial = _neither_from(replays, state, [*changes, *since], start, avoided)
+        if trial is None:
+            return
+        yield trial
+        if not trial.spikes:
+            return
+
+
+def _neither_from(
+    replays: WindowReplays,
+    state: TrainState,
+    changes: Sequence[ChangedField],
+    first: int,
+    avoided: Avoided,
+) -> Trial | None:
+    policy = as_before(replays.run.policy, changes)
+    stream, start = _others(replays, first, 0, avoided), state.counters.step
+    try:
+        left = replays.along(state, stream, policy, f"other data and policy from state {start}")
+    except (ForensicsError, AssertionError):
         return None
-    steady_policy = _altered(
-        policy,
-        lambda step_policy: dataclasses.replace(
-            step_policy, learning_rate=min(step_policy.learning_rate, rate)
-        ),
-    )
-    start = control.state(control.first)
-    left = replays.along(start, policy=steady_policy, note="at a steady learning rate")
-    description = f"learning rate held at {rate:.3g} (it reached {max(inside):.3g})"
-    return _trial(replays, description, left, control.first)
+    as_then = " and the policy as before" if changes else ""
+    return _trial(replays, f"other batches{as_then} from state {start}", left, start)
 
 
 def _trial(replays: WindowReplays, what: str, left: ExcessLeft, start: int) -> Trial:

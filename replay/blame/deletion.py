@@ -1,8 +1,8 @@
-"""Proof by replay: the deletion curve, the smallest set that takes the spike away, and its null.
+"""Removal by replay: the deletion curve, the smallest set that takes the spike away, a suspect.
 
 The most influential 1, 2, 4, 8, … sequences are removed together; beside each point as many random
-other sequences, of the same steps where these leave a choice. What counts is the difference, by the
-rule for causal words (docs/formulas.md, "Forks").
+other sequences, of the same steps where these leave a choice. A suspect has to take more than
+random removals do; what makes it a cause are windows without a spike (`null_windows.py`).
 """
 
 from __future__ import annotations
@@ -10,25 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from replay.blame.result import AWAY, CurvePoint, Proof, SuspectKind
+from replay.blame.result import CurvePoint, Proof, SuspectKind
+from replay.blame.rules import AWAY, HALF, NULL_WINDOWS, RANDOM_REMOVALS, SHARE
 from replay.blame.window_replays import SlotSet, WindowReplays
-from replay.compare.null_test import (
-    ENOUGH_P,
-    FEWEST_FOR_TIMES,
-    TIMES,
-    Finding,
-    judge_effect,
-)
 from replay.interventions.rows import Slot
-
-HALF = 0.5  # share of the excess that a cause must carry, over and above random removals
-# largest share of the window that may be called a cause: removing most of the data proves nothing
-SHARE = 0.5
-MANY = 19  # random removals: p ≤ 0.05 needs so many
 
 
 @dataclass(frozen=True)
@@ -57,11 +46,6 @@ class Suspect:
             "strongest": f"the {self.count} strongest sequences",
             "bisection": f"{self.count} sequence{plural} found by bisection",
         }[self.kind]
-
-
-def beyond_random(proof: Proof) -> float:
-    """Return the nats that a removal takes away over and above the random removals' median."""
-    return proof.excess_removed - (float(np.median(proof.random)) if proof.random else 0.0)
 
 
 def sizes(sequences: int, window: int) -> list[int]:
@@ -147,23 +131,25 @@ def at_random(replays: WindowReplays, removal: SlotSet, seed: int) -> SlotSet | 
     return frozenset(drawn)
 
 
-def prove(
+def hold_against_random(
     replays: WindowReplays,
     suspect: Suspect,
     seed: int,
     number: int | None,
     on_proof: Callable[[Proof], None],
 ) -> Proof:
-    """Hold a removal against random ones: `number` of them, or as many as the rule needs.
+    """Hold a removal against random ones: `number` of them, or RANDOM_REMOVALS that take steps.
 
-    `on_proof` hears of the proof after each of them.
+    Those that take none are free, and as many as there are windows without a spike. `on_proof`
+    hears of the proof after each of them.
     """
     removal = frozenset(suspect.slots)
     excess_removed = replays.excess_removed(removal, "without the suspects")
     random: list[float] = []
     drawn: set[SlotSet] = set()
     proof = judge_removal(replays, suspect, excess_removed, random)
-    most = MANY if number is None else number
+    free = replays.first_step(removal) == replays.control.last
+    most = number if number is not None else NULL_WINDOWS if free else RANDOM_REMOVALS
     for i in range(2 * most):
         random_removal = at_random(replays, removal, seed + i)
         if random_removal is None or len(random) == most:
@@ -171,49 +157,33 @@ def prove(
         if random_removal in drawn:  # the same removal again is no other one
             continue
         drawn.add(random_removal)
-        free = replays.cost(random_removal) == 0
         note = f"random removal {len(random) + 1}"
         random.append(replays.excess_removed(random_removal, note))
         proof = judge_removal(replays, suspect, excess_removed, random)
         on_proof(proof)
-        decided = proof.causal or excess_removed <= max(random)
-        if number is None and not free and len(random) >= FEWEST_FOR_TIMES and decided:
-            break  # the rule is met, or p ≤ 0.05 cannot be met any more
     return proof
 
 
 def judge_removal(
     replays: WindowReplays, suspect: Suspect, excess_removed: float, random: Sequence[float]
 ) -> Proof:
-    """Apply the rule for causal words to signed effects.
+    """Judge signed effects: it is beyond random removals where it takes HALF of the excess more.
 
-    A random removal that makes the spike worse is as large as one that helps.
+    It takes more than their median by that, and more than each of them. Where none can be drawn it
+    is not beyond them.
     """
     # not finite: it spikes all the same
     finite = [x if x > -math.inf else -abs(replays.excess) for x in random]
-    effect = judge_effect(excess_removed, finite)
-    largest = max((abs(x) for x in finite), default=math.inf)
-    causal = effect.p is not None and (
-        effect.p <= ENOUGH_P
-        or (
-            len(finite) >= FEWEST_FOR_TIMES
-            and excess_removed > max(0.0, *finite)
-            and excess_removed >= TIMES * largest
-        )
-    )
-    finding: Finding = effect.finding
-    if causal:
-        finding = "beyond"
-    elif effect.causal:
-        finding = "not distinguishable"
+    more = excess_removed - float(np.median(finite)) if finite else -math.inf
+    infinite = math.isinf(replays.excess)
+    enough = excess_removed > 0 if infinite else more >= HALF * replays.excess
     share = (
         float(excess_removed > 0)
-        if math.isinf(replays.excess)
+        if infinite
         else excess_removed / replays.excess
         if replays.excess > 0
         else 0.0
     )
-    times = effect.effect
     removal = frozenset(suspect.slots)
     left = replays.without(removal)
     return Proof(
@@ -222,14 +192,10 @@ def judge_removal(
         name=suspect.name,
         source=suspect.source,
         removal=tuple(sorted(removal)),
-        excess_removed=excess_removed,
         share=share,
         data=left.data,
         state=left.state,
         random=tuple(finite),
-        effect=times if times is not None and math.isfinite(times) and times > 0 else None,
-        p=effect.p,
-        causal=causal,
-        finding=finding,
-        words=replace(effect, finding=finding).sentence("random removal"),
+        beyond_random=bool(finite) and excess_removed > max(finite) and enough,
+        excess_removed=excess_removed,
     )

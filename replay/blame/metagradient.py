@@ -36,9 +36,8 @@ from forensics.train.run import Run
 from replay.blame.adjoint import Smooth, Tape, TapedStep, step_back
 from replay.blame.probe_target import TargetFunction, held_out_batch, probe_target
 from replay.blame.result import Condition, Conditioning
+from replay.blame.rules import TRUSTED
 from replay.blame.window_memory import DTYPES, segment
-
-TRUSTED = 0.1  # relative error of the directional derivative up to which influences are believed
 
 
 @dataclass(frozen=True)

@@ -10,29 +10,60 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from forensics.result_records import ResultRecord, json_key
+from replay.blame.rules import AWAY, RULES, Rule
 from replay.compare.null_test import Finding
 from replay.forks.result import ControlResult
 from replay.interventions.rows import Slot
 from replay.step.result import LayerBlame, LinePoint
 
 Method = Literal["metagradient", "leave-one-out", "bisect"]
-Verdict = Literal["data", "data and state", "state or schedule", "numerics", "cannot tell"]
+Verdict = Literal[
+    "data",
+    "data and state",
+    "data and policy",
+    "data or policy",
+    "policy",
+    "state or policy",
+    "before the window",
+    "numerics",
+    "cannot tell",
+]
 Reason = Literal[
-    "removal takes it away",  # data: beyond random removals, and other data do not spike
+    # data: beyond windows without a spike and random removals; other data do not spike
+    "removal takes it away",
+    "removal takes it away, no other state could be tried",
     "removal and fresh moments take it away",  # data and state
     "no other state spikes",  # data and state: the same batches need this state
-    "other data spike too",  # state or schedule: every time; cannot tell: half of the times
+    "both are needed",  # data and policy: without either it does not spike
+    "either is enough",  # data or policy: only without both it does not spike
+    "the policy as before takes it away",  # policy: and other data spike too
+    "other data spike too",  # state or policy: every time; cannot tell: half of the times
+    "worse before the window",  # before the window: P's loss stood high at its first state
+    "an earlier start takes it away",  # before the window: with other data from there on
     "control does not spike",  # numerics
     "no spike",  # the rest: cannot tell
     "interrupted",
     "no removal takes it away",
-    "not beyond random removals",
+    "not beyond windows without a spike",
+    "too few windows without a spike",
     "random removals take it away too",
 ]
 SuspectKind = Literal["document", "documents", "source", "strongest", "bisection"]
 Conditioning = Literal["agrees", "ill-conditioned", "not smooth", "not finite", "nothing moves it"]
-
-AWAY = 0.75  # share of the excess whose going takes the spike away
+# by which a removal is beyond windows without a spike: its p, or a factor where p cannot reach far
+NullRule = Literal["rank", "factor", "none"]
+PolicyField = Literal[
+    "learning_rate",
+    "betas",
+    "eps",
+    "weight_decay",
+    "clip",
+    "z_loss",
+    "frozen",
+    "precision",
+    "update",
+    "skip_step",
+]
 
 
 @dataclass(frozen=True)
@@ -85,8 +116,34 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
+class NullWindow:
+    """A window without a spike, searched as the spike's own."""
+
+    step: int  # its last batch, which stands for S
+    excess_removed: float = json_key("taken")  # nats, the most that a set of it takes away
+    complete: bool = True  # whether every set was tried; else the search ended above the spike's
+
+
+@dataclass(frozen=True)
+class NullWindows:
+    """The spike's removal among the most that the same search takes away without a spike."""
+
+    windows: tuple[NullWindow, ...]
+    depth: int  # batches before its last that are searched in each
+    p: float | None  # (1 + #{windows that take as much}) / (N + 1), over all sets tried
+    least_p: float  # the least that N windows can show
+    rule: NullRule  # that is met
+    finding: Finding
+
+    @property
+    def largest(self) -> float | None:
+        """Return the most that goes in any of them, nats."""
+        return max((window.excess_removed for window in self.windows), default=None)
+
+
+@dataclass(frozen=True)
 class Proof:
-    """A set of targets, what its removal takes away, and what random removals of its size do."""
+    """A set of targets, what its removal takes away, and what chance takes away."""
 
     who: str  # the set in words
     kind: SuspectKind
@@ -97,18 +154,21 @@ class Proof:
     data: float  # nats, what is left of the data part
     state: float  # nats, what is left of the state part
     random: tuple[float, ...]  # nats that go, one for each random removal
-    effect: float | None  # over the random removals' median
-    p: float | None
-    causal: bool  # whether causal words may be used
-    finding: Finding
-    words: str  # the finding in words
-    excess_removed: float = json_key("taken")  # nats
+    beyond_random: bool  # whether it takes half of the excess more than these
+    null: NullWindows | None = None  # None: windows without a spike were not searched
+    excess_removed: float = json_key("taken", default=0.0)  # nats
     sequences: int = field(init=False)  # that the removal touches
     away: bool = field(init=False)  # whether the spike goes with it
+    p: float | None = field(init=False)  # of `null`
+    causal: bool = field(init=False)  # beyond both: causal words may be used
 
     def __post_init__(self) -> None:
+        null = self.null
         object.__setattr__(self, "sequences", len({(s.step, s.slot) for s in self.removal}))
         object.__setattr__(self, "away", self.share >= AWAY)
+        object.__setattr__(self, "p", null.p if null is not None else None)
+        beyond = null is not None and null.finding == "beyond"
+        object.__setattr__(self, "causal", beyond and self.beyond_random)
 
 
 @dataclass(frozen=True)
@@ -187,13 +247,27 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class PolicyChange:
+    """A setting of the update that is otherwise in the window than before it, and its replay."""
+
+    field: PolicyField
+    first: int  # the first step with it
+    before: str
+    inside: str  # at the step that is furthest from before
+    trial: Trial  # the window with this setting as before
+
+
+@dataclass(frozen=True)
 class Trials:
-    """The replays that tell data from state; empty or None where not tried."""
+    """The replays that tell data, state and policy apart; empty or None where not tried."""
 
     other_data: tuple[Trial, ...] = ()  # other batches, the same states
     other_states: tuple[Trial, ...] = ()  # the same batches, other states
     up_to_date: Trial | None = None  # second moments with a short memory
-    steady_rate: Trial | None = None  # the learning rate that held before the window
+    policy: tuple[PolicyChange, ...] = ()  # every setting that changed in the window
+    policy_as_before: Trial | None = None  # all of them as before; None: none changed
+    neither: Trial | None = None  # other data, and the policy as before
+    earlier: tuple[Trial, ...] = ()  # the same from states before the window
 
 
 @dataclass(frozen=True)
@@ -243,12 +317,14 @@ class ProbeLoss:
 class BlameResult(ResultRecord):
     """Which step, sequence, document, token and tensor caused a spike, and what proves it."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     KIND: ClassVar[str] = "blame result"
     AGAIN: ClassVar[str] = "blame the step again: `replay blame RUN --spike S`"
 
     run: str
     spike: BlamedStep
+    height: float | None  # of the recorded spike above the calm losses before it, nats
+    calm: int  # the last state before S at which the recorded loss was calm
     window: tuple[int, int]  # causes are looked for in batches first … S
     before: int  # A, the state that the excess is measured from
     method: Method
@@ -258,6 +334,7 @@ class BlameResult(ResultRecord):
     verdict: Verdict
     reason: Reason
     sentence: str  # the reason with its numbers
+    look_from: int | None  # the step from which a cause before the window is to be looked for
     p: float | None  # of the proof
     proof: Proof | None  # None: no removal was proved
     candidates: tuple[Candidate, ...]  # those of a proved set first, then by influence
@@ -276,3 +353,4 @@ class BlameResult(ResultRecord):
     interrupted: bool
     seconds: float
     created: str
+    rules: tuple[Rule, ...] = RULES  # every number by which this was judged

@@ -5,17 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from replay.blame.deletion import beyond_random
-from replay.blame.result import Excess, Proof, StaleTensor, Trial, Verdict
-from replay.blame.verdict import SIGMAS, Facts, Judgement
+import numpy as np
 
-STALE = 1.5  # × its own median, from which a tensor's second moment is called out of date
+from replay.blame.policy_changes import NAMES
+from replay.blame.result import Excess, NullWindows, Proof, Rule, StaleTensor, Trial, Verdict
+from replay.blame.rules import HEIGHT_FACTOR, SIGMAS, STALE, TIMES
+from replay.blame.verdict import Facts, Judgement
+
 WHOLE = 0.95  # share of the excess that is called the whole spike
 NAMED = 2  # documents of a set that are named
 CAUSES: dict[Verdict, str] = {
     "data": "Cause: data.",
     "data and state": "Cause: data and state together.",
-    "state or schedule": "Cause: state or schedule, not the data.",
+    "data and policy": "Cause: data and policy together, both are needed.",
+    "data or policy": "Cause: data or policy, either is enough.",
+    "policy": "Cause: policy, not the data.",
+    "state or policy": "Cause: state or policy, not the data.",
+    "before the window": "The cause lies before the window.",
     "numerics": "Cause: numerics or hardware.",
     "cannot tell": "The cause cannot be told.",
 }
@@ -60,37 +66,55 @@ def _numerics(judgement: Judgement, facts: Facts) -> str:
 def _cannot_tell(judgement: Judgement, facts: Facts) -> str:
     match judgement.reason:
         case "no spike":
-            sigma = facts.excess.total / facts.excess.scale
-            return (
-                f"There is no spike to explain: batch {facts.blamed.step} stands"
-                f" {nats(facts.excess.total, signed=True)} nats above an ordinary one, which is"
-                f" {sigma:.1f}σ of the batches before it; a spike has more than {SIGMAS:g}σ."
-            )
+            return _no_spike(facts)
         case "interrupted":
-            return "It was interrupted before any removal was held against random ones."
+            return "It was interrupted before any removal was held against windows without a spike."
         case "no removal takes it away":
-            strongest = (
-                f"The strongest of {facts.tried} removals lowers the loss by {nats(facts.largest)}"
-                f" of the spike's {nats(facts.excess.total)} nats"
-                if facts.tried
-                else "No removal helps"
-            )
-            return f"{strongest}, so no set of sequences is blamed. {_other_data(facts)}"
-        case "not beyond random removals":
-            proof = _proof_of(facts)
-            return f"{_removal(facts)} That is no proof: {proof.words}."
+            return f"{_strongest(facts)}, so no set of sequences is blamed. {_other_data(facts)}"
+        case "not beyond windows without a spike" | "too few windows without a spike":
+            return f"{_removal(facts)} {_null(facts)} That is no proof. {_other_data(facts)}"
         case "random removals take it away too":
-            proof = _proof_of(facts)
-            median = proof.excess_removed - beyond_random(proof)
+            random = _proof_of(facts).random
+            median = nats(float(np.median(random))) if random else "no"
             return (
-                f"{_removal(facts)} That is no proof: random removals take {nats(median)} nats"
-                " away too (their median)."
+                f"{_removal(facts)} That is no proof: random removals take {median} nats away too"
+                " (their median)."
             )
     return f"{_removal(facts)} {_other_data(facts)} So neither data nor state alone explains it."
 
 
+def _no_spike(facts: Facts) -> str:
+    excess, height = facts.excess, facts.height
+    sigma = excess.total / excess.scale
+    stands = (
+        f"There is no spike to explain: batch {facts.blamed.step} stands"
+        f" {nats(excess.total, signed=True)} nats above an ordinary one"
+    )
+    if sigma <= SIGMAS or height is None:
+        return (
+            f"{stands}, which is {sigma:.1f}σ of the batches before it; a spike has more than"
+            f" {SIGMAS:g}σ."
+        )
+    return (
+        f"{stands}, and its recorded loss {nats(height, signed=True)} nats above the calm losses"
+        f" before it; of a spike the two agree within a factor of {HEIGHT_FACTOR:g}."
+    )
+
+
+def _strongest(facts: Facts) -> str:
+    if not facts.tried:
+        return "No removal helps"
+    return (
+        f"The strongest of {facts.tried} removals lowers the loss by {nats(facts.largest)}"
+        f" of the spike's {nats(facts.excess.total)} nats"
+    )
+
+
 def _data(judgement: Judgement, facts: Facts) -> str:
-    sentences = [_removal(facts), _documents(facts), _other_data(facts), _other_states(facts)]
+    sentences = [_removal(facts), _null(facts), _documents(facts), _other_data(facts)]
+    if judgement.reason == "removal takes it away, no other state could be tried":
+        sentences.append("No other state could be tried: none lies far enough before the window.")
+    sentences += [_other_states(facts), _policy(facts)]
     if facts.trials.up_to_date is not None:
         sentences.append(_up_to_date(facts, facts.trials.up_to_date))
     if judgement.verdict == "data and state":
@@ -98,32 +122,74 @@ def _data(judgement: Judgement, facts: Facts) -> str:
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _state(judgement: Judgement, facts: Facts) -> str:
+def _not_data(judgement: Judgement, facts: Facts) -> str:
     left = [trial.left for trial in facts.trials.other_data]
-    spikes = sum(trial.spikes for trial in facts.trials.other_data)
     sentences = [
-        f"Other batches in place of these spike too, in {spikes} of {len(left)} trials: of the"
+        f"Other batches in place of these spike too, in {_counted(facts.trials.other_data)}: of the"
         f" spike's {nats(facts.excess.total)} nats, {nats(min(left))} to {nats(max(left))} remain."
     ]
     if facts.tried:
-        sentences.append(
-            f"The strongest of {facts.tried} removals lowers the loss by {nats(facts.largest)}."
-        )
-    steady = facts.trials.steady_rate
-    if steady is None:
-        sentences.append("The learning rate is steady over the window.")
-    else:
-        spike = "the spike stays" if steady.spikes else "the spike does not happen"
-        sentences.append(f"With the {steady.what} {spike}: {nats(steady.left)} nats remain.")
+        sentences.append(f"{_strongest(facts)}.")
+    sentences.append(_policy(facts))
+    neither = facts.trials.neither
+    if neither is not None:
+        stays = "it spikes all the same" if neither.spikes else "it does not spike"
+        sentences.append(f"With {neither.what} {stays}: {nats(neither.left)} nats remain.")
+    sentences += [_earlier(facts, trial) for trial in facts.trials.earlier]
     if facts.trials.up_to_date is not None:
         sentences.append(_up_to_date(facts, facts.trials.up_to_date))
-    return " ".join(sentences)
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _before(judgement: Judgement, facts: Facts) -> str:
+    look = f"Look from step {facts.look_from}."
+    if judgement.reason == "an earlier start takes it away":
+        return f"{_not_data(judgement, facts)} {look}"
+    return (
+        f"At the window's first state the loss on the probe sequences stood"
+        f" {nats(facts.worse_before or 0.0, signed=True)} nats above that of state {facts.calm},"
+        f" where the run was last calm; the spike is {nats(facts.height or 0.0)} nats high. {look}"
+    )
+
+
+def _earlier(facts: Facts, trial: Trial) -> str:
+    stays = "it spikes all the same" if trial.spikes else "it does not spike"
+    return f"With {trial.what} {stays}: {nats(trial.left)} nats remain."
+
+
+def _policy(facts: Facts) -> str:
+    """List each setting that changed in the window, and what remains with it as before."""
+    trials = facts.trials
+    if not trials.policy:
+        return "No setting of the policy changed in the window."
+    listed = [
+        f"With the {change.trial.what}"
+        f" {'the spike stays' if change.trial.spikes else 'the spike does not happen'}:"
+        f" {nats(change.trial.left)} nats remain."
+        for change in trials.policy
+    ]
+    whole = trials.policy_as_before
+    if whole is not None and len(trials.policy) > 1:
+        stays = "the spike stays" if whole.spikes else "the spike does not happen"
+        names = ", ".join(NAMES[change.field] for change in trials.policy)
+        listed.append(f"With all of them ({names}) as before {stays}: {nats(whole.left)} nats.")
+    return " ".join(listed)
+
+
+def rules_sentence(rules: Sequence[Rule]) -> str:
+    """List the numbers by which a result was judged, with their units."""
+    listed = "; ".join(f"{rule.name} {rule.value:g} {rule.unit}" for rule in rules)
+    return f"Judged by: {listed}."
 
 
 _SENTENCES: dict[Verdict, Callable[[Judgement, Facts], str]] = {
     "data": _data,
     "data and state": _data,
-    "state or schedule": _state,
+    "data and policy": _data,
+    "data or policy": _not_data,
+    "policy": _not_data,
+    "state or policy": _not_data,
+    "before the window": _before,
     "numerics": _numerics,
     "cannot tell": _cannot_tell,
 }
@@ -150,23 +216,48 @@ def _share(proof: Proof, total: float) -> str:
     return f"{proof.share:.0%} of the spike ({nats(total)})"
 
 
+def _null(facts: Facts) -> str:
+    """Say what the same search takes away in windows without a spike."""
+    null = _proof_of(facts).null
+    if null is None or null.largest is None or null.p is None:
+        return "The run has no window without a spike to hold it against."
+    N = len(null.windows)
+    windows = f"{N} window{'s' * (N != 1)} without a spike"
+    as_much = sum(not window.complete for window in null.windows)
+    if as_much:
+        return f"The same search takes away as much in {as_much} of {windows} ({_null_rule(null)})."
+    return (
+        f"The same search in {windows} takes away at most {nats(null.largest)} nats"
+        f" ({_null_rule(null)})."
+    )
+
+
+def _null_rule(null: NullWindows) -> str:
+    p = f"p = {null.p:.2g}"
+    least = f"the least that N = {len(null.windows)} can show" if null.p == null.least_p else ""
+    if null.rule == "factor":
+        return f"{p}, {least}; the rule of {TIMES:g} times the largest is met"
+    if null.rule == "none" and null.finding == "too few":
+        return f"{p}: too few windows to tell"
+    return ", ".join(part for part in (p, least) if part)
+
+
 def _random_removals(proof: Proof) -> str:
     """Random removals move the loss by the opposite of what they take away."""
-    if not proof.random or proof.p is None:
+    if not proof.random:
         return "No random removal was held against it."
     sequences = "sequence" if proof.sequences == 1 else "sequences"
-    trials = "trial" if len(proof.random) == 1 else "trials"
-    tested = f"(N = {len(proof.random)} {trials}, p = {proof.p:.2g})."
+    trials = f"in {len(proof.random)} trial{'s' * (len(proof.random) != 1)}"
     if not all(math.isfinite(removed) for removed in proof.random):
         broken = sum(removed <= 0 for removed in proof.random)
         return (
             f"With {proof.sequences} random {sequences} removed instead it is not finite either, in"
-            f" {broken} of {len(proof.random)} {tested}"
+            f" {broken} of {len(proof.random)} trials."
         )
     low, high = -max(proof.random), -min(proof.random)
     return (
         f"Removing {proof.sequences} random {sequences} instead changes it by"
-        f" {nats(low, signed=True)} to {nats(high, signed=True)} {tested}"
+        f" {nats(low, signed=True)} to {nats(high, signed=True)} ({trials})."
     )
 
 

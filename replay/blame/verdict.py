@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from replay.blame.counterfactuals import OTHERS
-from replay.blame.deletion import HALF, beyond_random
 from replay.blame.result import (
     BlamedStep,
     DocumentInfluence,
@@ -21,9 +19,8 @@ from replay.blame.result import (
     Trials,
     Verdict,
 )
+from replay.blame.rules import HALF, HEIGHT_FACTOR, OTHERS, SIGMAS
 from replay.verify import Report
-
-SIGMAS = 6.0  # of the robust detector: what counts as a spike
 
 
 @dataclass
@@ -35,6 +32,9 @@ class Facts:
     absent: bool  # whether the control does not show the spike
     control_loss: float  # nats/token
     excess: Excess
+    height: float | None = None  # of the recorded spike, nats; None: too little was recorded
+    worse_before: float | None = None  # nats by which P's loss stood above its calm level at A
+    calm: int = 0  # the last state at which the recorded loss was calm
     proof: Proof | None = None
     largest: float = 0.0  # nats that the strongest removal took away
     tried: int = 0  # how many removals were tried
@@ -42,6 +42,31 @@ class Facts:
     stale: tuple[StaleTensor, ...] = ()
     documents: list[DocumentInfluence] = field(default_factory=list)  # of the proved set
     interrupted: bool = False
+
+    @property
+    def other_data_spike(self) -> bool:
+        """Whether it spikes every time with other data, of as many draws as are wanted."""
+        spikes = [trial.spikes for trial in self.trials.other_data]
+        return len(spikes) >= OTHERS and all(spikes)
+
+    @property
+    def half_of_others_spike(self) -> bool:
+        """Whether it spikes at least every second time with other data."""
+        spikes = [trial.spikes for trial in self.trials.other_data]
+        return bool(spikes) and sum(spikes) * 2 >= len(spikes)
+
+    @property
+    def policy_takes_it_away(self) -> bool:
+        """Whether it does not spike with the policy as before the window."""
+        trial = self.trials.policy_as_before
+        return trial is not None and not trial.spikes
+
+    @property
+    def look_from(self) -> int | None:
+        """Return the step from which a cause before the window is to be looked for, if any."""
+        if began_before(self):
+            return self.calm
+        return next((trial.start for trial in self.trials.earlier if not trial.spikes), None)
 
 
 class Judgement(NamedTuple):
@@ -51,36 +76,83 @@ class Judgement(NamedTuple):
     reason: Reason
 
 
-def rises(blamed: BlamedStep, excess: Excess) -> bool:
-    """Whether there is a spike to explain: an excess beyond what the detector calls one."""
+def began_before(facts: Facts) -> bool:
+    """Whether the model was worse at the window's start already, by half of the spike's height."""
+    worse, height = facts.worse_before, facts.height
+    return worse is not None and height is not None and height > 0 and worse >= HALF * height
+
+
+def rises(facts: Facts) -> bool:
+    """Whether there is a spike to explain.
+
+    Its excess is beyond what the detector calls one, and agrees with the recorded height.
+    """
+    excess = facts.excess
     if not math.isfinite(excess.total):
         return True
-    return excess.total > 0 and (blamed.is_spike or excess.total > SIGMAS * excess.scale)
+    if not (excess.total > 0 and (facts.blamed.is_spike or excess.total > SIGMAS * excess.scale)):
+        return False
+    height = facts.height
+    if height is None:
+        return True
+    return height <= HEIGHT_FACTOR * excess.total and excess.total <= HEIGHT_FACTOR * height
+
+
+def explains(facts: Facts) -> bool:
+    """Whether a spike is to be explained within the window."""
+    return not facts.absent and not began_before(facts) and rises(facts)
 
 
 def judge(facts: Facts) -> Judgement:
     """Judge the facts; a set of sequences is blamed by the rule for causal words only."""
-    proof, half = facts.proof, HALF * facts.excess.total
     if facts.absent:
         return Judgement("numerics", "control does not spike")
-    if not rises(facts.blamed, facts.excess):
+    if began_before(facts):
+        return Judgement("before the window", "worse before the window")
+    if not rises(facts):
         return Judgement("cannot tell", "no spike")
-    if facts.interrupted and (proof is None or not proof.random):
+    if facts.interrupted and (facts.proof is None or facts.proof.null is None):
         return Judgement("cannot tell", "interrupted")
-    spikes_of_others = [trial.spikes for trial in facts.trials.other_data]
-    if len(spikes_of_others) >= OTHERS and all(spikes_of_others):
-        return Judgement("state or schedule", "other data spike too")
-    if proof is None or proof.excess_removed < half:
-        return Judgement("cannot tell", "no removal takes it away")
-    if not proof.causal:
-        return Judgement("cannot tell", "not beyond random removals")
-    if beyond_random(proof) < half:
-        return Judgement("cannot tell", "random removals take it away too")
-    if spikes_of_others and sum(spikes_of_others) * 2 >= len(spikes_of_others):
-        return Judgement("cannot tell", "other data spike too")
+    if facts.other_data_spike:
+        return _not_the_data(facts)
+    doubt = _doubt(facts)
+    if doubt is not None:
+        return Judgement("cannot tell", doubt)
+    if facts.policy_takes_it_away:
+        return Judgement("data and policy", "both are needed")
     if facts.trials.up_to_date is not None and not facts.trials.up_to_date.spikes:
         return Judgement("data and state", "removal and fresh moments take it away")
     elsewhere = [trial.spikes for trial in facts.trials.other_states]
-    if elsewhere and not any(elsewhere):
+    if not elsewhere:
+        return Judgement("data", "removal takes it away, no other state could be tried")
+    if not any(elsewhere):
         return Judgement("data and state", "no other state spikes")
     return Judgement("data", "removal takes it away")
+
+
+def _not_the_data(facts: Facts) -> Judgement:
+    """Judge where it spikes whatever the data: the policy, both, what came before, or the state."""
+    if facts.policy_takes_it_away:
+        return Judgement("policy", "the policy as before takes it away")
+    neither = facts.trials.neither
+    if neither is not None and not neither.spikes:
+        return Judgement("data or policy", "either is enough")
+    if facts.look_from is not None:
+        return Judgement("before the window", "an earlier start takes it away")
+    return Judgement("state or policy", "other data spike too")
+
+
+def _doubt(facts: Facts) -> Reason | None:
+    """Return why a removal proves nothing; None where it does."""
+    proof = facts.proof
+    if proof is None or proof.excess_removed < HALF * facts.excess.total:
+        return "no removal takes it away"
+    if not proof.beyond_random:
+        return "random removals take it away too"
+    if proof.null is None or proof.null.finding in ("too few", "none exist", "none run"):
+        return "too few windows without a spike"
+    if proof.null.finding != "beyond":
+        return "not beyond windows without a spike"
+    if facts.half_of_others_spike:
+        return "other data spike too"
+    return None

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forensics.errors import ForensicsError
 from forensics.step.batch import Batch, BatchStream
 from forensics.step.policy import Policy
 from forensics.step.state import TrainState
 from forensics.train.advance import fold
 from forensics.train.run import Run
-from replay.blame.excess import WindowControl, root
+from replay.blame.excess import WindowControl
+from replay.blame.stand_ins import NOTHING, Avoided, StandIns
 from replay.interventions import row_removal
 from replay.interventions.rows import Slot, put
 
@@ -78,6 +78,8 @@ class WindowReplays:
         self._cache: dict[tuple[SlotSet, bool], ExcessLeft] = {
             (frozenset(), False): ExcessLeft(control.excess.data, control.excess.state)
         }
+        self.stand_ins = StandIns(control)
+        self._stretches: dict[Slot, list[DocumentStretch]] = {}
         self.replays = 0
         self.steps = 0
 
@@ -95,7 +97,14 @@ class WindowReplays:
 
     def document_stretches(self, row: Slot) -> list[DocumentStretch]:
         """Cut a row, or a stretch of it, at the bounds of its documents."""
-        return document_stretches(self.run, row, self.run.stream(row.step))
+        if row not in self._stretches:
+            self._stretches[row] = document_stretches(self.run, row, self.run.stream(row.step))
+        return self._stretches[row]
+
+    def avoided(self, removal: Iterable[Slot]) -> Avoided:
+        """Return what may not stand in for these targets: their documents, lesser sources."""
+        stretches = (stretch for slot in removal for stretch in self.document_stretches(slot))
+        return self.stand_ins.avoiding(stretch.document for stretch in stretches)
 
     def cost(self, removal: Iterable[Slot]) -> int:
         """Count the steps that a replay without these takes; 0 where it is known already."""
@@ -123,9 +132,8 @@ class WindowReplays:
         control, S = self.control, self.control.last
         if self.first_step(removal) == S:
             # batch S moves nothing before its own loss: θ_S is as it was
-            return self._left(
-                control.ce, control.batch, control.probe[S], self._removed_targets(removal)
-            )
+            params = control.state(S).params
+            return self._left(params, control.ce, control.batch, control.probe[S], removal)
         before = [slot for slot in removal if slot.step < S]
         stream = (
             self._with_other_rows(before)
@@ -136,20 +144,21 @@ class WindowReplays:
         )
         start = control.state(self.first_step(removal))
         end = self._advanced(start, stream, self.run.policy, S, note)
-        return self._measured(end.params, control.batch, self._removed_targets(removal))
+        return self._measured(end.params, control.batch, removal)
 
     def _with_other_rows(self, rows: Iterable[Slot]) -> BatchStream:
-        """Return the stream in which these rows come from after the run's end, always the same."""
+        """Return the stream in which these rows give way to others, always the same."""
         by_step: dict[int, list[int]] = {}
         for row in rows:
             by_step.setdefault(row.step, []).append(row.slot)
+        avoided = self.avoided(rows)
 
         def altered(step: int) -> Batch:
             batch = self.run.stream(step)
             if step not in by_step:
                 return batch
             index = torch.tensor(sorted(set(by_step[step])))
-            fresh = self.other_batch(step)
+            fresh = self.other_batch(step, avoided=avoided)
             replacement = Batch(
                 fresh.tokens[index],
                 fresh.weight[index],
@@ -160,18 +169,9 @@ class WindowReplays:
 
         return altered
 
-    def other_batch(self, step: int, draw: int = 0) -> Batch:
-        """Return a batch that stands in for that of `step`.
-
-        It is drawn after the run's end or, where the order ends there, comes from before the
-        window. Errors: missing.
-        """
-        length = self.control.last + 1 - self.control.begin
-        end = root(self.run).header.steps
-        try:
-            return self.run.stream(end + step - self.control.begin + draw * length)
-        except ForensicsError:
-            return self.run.stream(step - (draw + 1) * length)
+    def other_batch(self, step: int, draw: int = 0, avoided: Avoided = NOTHING) -> Batch:
+        """Return a batch that stands in for that of `step`. Errors: missing."""
+        return self.stand_ins.batch(step, draw, avoided)
 
     def excess_removed(
         self, removal: Iterable[Slot], note: str = "", replaced: bool = False
@@ -193,7 +193,7 @@ class WindowReplays:
         """
         S, stream = self.control.last, stream or self.run.stream
         end = self._advanced(start, stream, policy or self.run.policy, S, note)
-        return self._measured(end.params, stream(S), None)
+        return self._measured(end.params, stream(S))
 
     def from_state(self, state: TrainState, first: int, note: str = "") -> ExcessLeft:
         """Measure the excess of batches first … S from another state, over that state's own.
@@ -204,7 +204,7 @@ class WindowReplays:
         probe_before = self.control.probe_loss(state.params)
         shifted = _shifted(self.run.stream, first - start)
         end = self._advanced(state, shifted, self.run.policy, start + S - first, note)
-        return self._measured(end.params, self.control.batch, None, probe_before)
+        return self._measured(end.params, self.control.batch, probe_before=probe_before)
 
     def _advanced(
         self, start: TrainState, stream: BatchStream, policy: Policy, stop: int, note: str
@@ -219,11 +219,8 @@ class WindowReplays:
 
         return fold(start.clone(), stream, policy, stop, self.run.model, after=after)
 
-    def _removed_targets(self, removal: SlotSet) -> Tensor | None:
-        """Mark the targets (B, T) of batch S that are removed; None where none is."""
-        in_spike = [slot for slot in removal if slot.step == self.control.last]
-        if not in_spike:
-            return None
+    def _removed_targets(self, in_spike: Iterable[Slot]) -> Tensor:
+        """Mark the targets (B, T) of batch S that are removed."""
         removed = torch.zeros(self.control.batch.weight.shape, dtype=torch.bool)
         for slot in in_spike:
             removed[slot.slot, slot.first : slot.last] = True
@@ -233,26 +230,30 @@ class WindowReplays:
         self,
         params: dict[str, Tensor],
         batch: Batch,
-        removed: Tensor | None,
+        removal: SlotSet = frozenset(),
         probe_before: float | None = None,
     ) -> ExcessLeft:
         ce, probe = self.control.token_losses(params, batch), self.control.probe_loss(params)
-        return self._left(ce, batch, probe, removed, probe_before)
+        return self._left(params, ce, batch, probe, removal, probe_before)
 
     def _left(
         self,
+        params: dict[str, Tensor],
         ce: Tensor,
         batch: Batch,
         probe: float,
-        removed: Tensor | None,
+        removal: SlotSet = frozenset(),
         probe_before: float | None = None,
     ) -> ExcessLeft:
+        """Hold the loss of a batch against an ordinary one; what is removed of it is ordinary."""
         excess = self.control.excess
-        ordinary = probe + excess.usual_gap
-        if removed is not None:
-            ce = ce.masked_fill(removed, ordinary)
+        in_spike = [slot for slot in removal if slot.step == self.control.last]
+        if in_spike:
+            ordinary = self.stand_ins.ordinary(params, probe, self.avoided(in_spike))
+            ce = ce.masked_fill(self._removed_targets(in_spike), ordinary)
         before = excess.probe_before if probe_before is None else probe_before
-        return ExcessLeft(self.control.loss_of(ce, batch) - ordinary, probe - before)
+        loss = self.control.loss_of(ce, batch)
+        return ExcessLeft(loss - probe - excess.usual_gap, probe - before)
 
 
 def _shifted(stream: BatchStream, by: int) -> BatchStream:

@@ -48,9 +48,9 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
     type=WindowType(),
     metavar="K|A:B",
     help=(
-        "Look at the K steps before it; left out, at those of the last 16 in which the model became"
-        " worse. With --query or --eval also A:B, batches A to B-1; left out, the last 16 before"
-        " the state."
+        "Look at the K steps before it; left out, at those since the run was calm in which the"
+        " model became worse. With --query or --eval also A:B, batches A to B-1; left out, the last"
+        " 16 before the state."
     ),
 )
 @click.option(
@@ -63,7 +63,16 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
     "--placebos",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Random removals; left out, as many as the rule for causal words needs.",
+    help="Random removals; left out, 3, or 19 where they take no step.",
+)
+@click.option(
+    "--null-windows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=(
+        "Windows without a spike that are searched the same way, for p; left out, as many as"
+        " decide, at most 19."
+    ),
 )
 @click.option(
     "--tokens", is_flag=True, help="--json holds the influence of every token of the candidates."
@@ -92,6 +101,7 @@ def blame(
     window: int | tuple[int, int] | None,
     method: str,
     placebos: int | None,
+    null_windows: int | None,
     tokens: bool,
     float64: bool,
     html: Path | None,
@@ -104,8 +114,9 @@ def blame(
     With --query or --eval: the data that moved the loss of any text.
     """
     from forensics.store.writer import write_atomic
+    from replay.blame.case import BlameOptions
     from replay.blame.influence_text import html_page
-    from replay.blame.investigate import BlameOptions, investigate
+    from replay.blame.investigate import investigate
 
     if question.given:
         return blame_query(run, question, window, placebos, float64, tokens, html)
@@ -116,6 +127,7 @@ def blame(
         window=spike_window(window),
         method=method,  # type: ignore[arg-type]
         placebos=placebos,
+        null_windows=null_windows,
         precision="float64" if float64 else "float32",
         tokens=tokens,
         force=force,
@@ -134,7 +146,7 @@ def blame(
 
 def tell(result: BlameResult, texts: Sequence[CandidateText]) -> None:
     """Tell the result as a story, the verdict first; `texts` of the first candidates."""
-    from replay.blame.sentences import cause, excess_sentence
+    from replay.blame.sentences import cause, excess_sentence, rules_sentence
 
     spike = result.spike
     if not result.control.bitwise:
@@ -167,6 +179,7 @@ def tell(result: BlameResult, texts: Sequence[CandidateText]) -> None:
         f"\n{result.replays} replays, {result.steps_replayed:,} training steps in all,"
         f" {result.seconds:.0f} s."
     )
+    say(rules_sentence(result.rules))
 
 
 def _tell_curve(result: BlameResult) -> None:

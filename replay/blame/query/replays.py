@@ -20,8 +20,8 @@ from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.train.advance import fold
 from forensics.train.run import Run
-from replay.blame.excess import STATE_BYTES, STATES
 from replay.blame.probe_target import TargetFunction
+from replay.blame.stretch import STATE_BYTES, STATES
 from replay.blame.window_replays import DocumentStretch, SlotSet, document_stretches
 from replay.forks.result import ControlResult
 from replay.interventions import row_removal

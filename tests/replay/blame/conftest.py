@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from benchmarks import blame_study
-from replay.blame.excess import CleanProbes, WindowControl, clean_probes
+from replay.blame.excess import WindowControl
 from replay.blame.investigate import BlameOptions, blame
 from replay.blame.result import BlameResult
+from replay.blame.stretch import CleanProbes, Stretch, clean_probes
 from replay.blame.window_replays import WindowReplays
 from replay.lineage import open_trajectory
 
@@ -60,16 +61,15 @@ def hurt(planted_runs: Path, made: Callable[..., Any]) -> WindowReplays:
     run = open_trajectory(planted_runs, name)
     step = dict(places)["aftermath"]
     probes: CleanProbes = clean_probes(run, step - 24)
-    return WindowReplays(
-        WindowControl(run, step - 16, step, probes, lambda n, note: None), lambda n, note: None
-    )
+    stretch = Stretch(run, step - 24, step, probes, lambda n, note: None)
+    return WindowReplays(WindowControl(stretch, step - 16, step), lambda n, note: None)
 
 
 @pytest.fixture
 def blame_document() -> dict[str, Any]:
     """What a small `blame-<step>.json` holds: a spike that is not finite."""
     return {
-        "version": 1,
+        "version": 2,
         "run": "base",
         "spike": {
             "step": 1,
@@ -83,6 +83,8 @@ def blame_document() -> dict[str, Any]:
             "words": "",
             "sigma": 10.0,
         },
+        "height": 1.0,
+        "calm": 0,
         "window": [0, 1],
         "before": 0,
         "method": "bisect",
@@ -101,6 +103,7 @@ def blame_document() -> dict[str, Any]:
         "verdict": "data",
         "reason": "removal takes it away",
         "sentence": "",
+        "look_from": None,
         "p": None,
         "proof": None,
         "candidates": [],
@@ -109,7 +112,15 @@ def blame_document() -> dict[str, Any]:
         "smallest": None,
         "deletion_curve": [],
         "bisection": None,
-        "trials": {"other_data": [], "other_states": [], "up_to_date": None, "steady_rate": None},
+        "trials": {
+            "other_data": [],
+            "other_states": [],
+            "up_to_date": None,
+            "policy": [],
+            "policy_as_before": None,
+            "neither": None,
+            "earlier": [],
+        },
         "tensors": None,
         "condition": None,
         "notes": [],
@@ -119,4 +130,5 @@ def blame_document() -> dict[str, Any]:
         "interrupted": False,
         "seconds": 1.0,
         "created": "2026-01-01T00:00:00",
+        "rules": [{"name": "AWAY", "value": 0.75, "unit": "of the excess"}],
     }

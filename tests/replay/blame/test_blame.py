@@ -14,8 +14,9 @@ from benchmarks import blame_study
 from benchmarks.blame_study import AT, LENGTH
 from forensics.train import loop
 from forensics.train.advance import fold
-from replay.blame import investigate as blaming
+from replay.blame import search as searching
 from replay.blame import window_memory
+from replay.blame.blamed_step import the_spike
 from replay.blame.investigate import BlameOptions, blame
 from replay.blame.result import BlameResult
 from replay.cli import main
@@ -46,6 +47,8 @@ def test_the_spike_itself_is_the_data_part_of_the_damaged_batch(blamed, seed):
         d.proof.share == pytest.approx(1.0, abs=0.1)
         and max(d.proof.random) < 0.1 * d.proof.excess_removed
     )
+    assert len(d.proof.null.windows) == 19 and d.p == d.proof.null.least_p == 0.05
+    assert d.proof.null.rule == "rank" and all(w.step < AT for w in d.proof.null.windows)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -73,10 +76,13 @@ def test_a_document_that_comes_forty_times_is_blamed_as_one(blamed, seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_jump_of_the_learning_rate_is_state_or_schedule_and_a_fork_can_be_blamed(blamed, seed):
+def test_a_jump_of_the_learning_rate_is_policy_and_a_fork_can_be_blamed(blamed, seed):
     d = blamed("learning-rate jump", seed, "peak")
-    assert d.run.endswith("-fork") and d.verdict == "state or schedule"
-    assert all(t.spikes for t in d.trials.other_data) and not d.trials.steady_rate.spikes
+    assert d.run.endswith("-fork") and d.verdict == "policy"
+    assert all(t.spikes for t in d.trials.other_data)
+    assert [(c.field, c.first, c.trial.spikes) for c in d.trials.policy] == [
+        ("learning_rate", AT, False)
+    ]
     assert d.control.level == "exact" and d.window[1] == d.spike.step
 
 
@@ -191,7 +197,7 @@ def test_an_interrupt_keeps_what_is_known_and_the_command_ends_with_130(
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(blaming, "prove", interrupted)
+    monkeypatch.setattr(searching, "hold_against_random", interrupted)
     name, places = made("damaged document", 2)
     code, out, err = call(
         "blame",
@@ -235,10 +241,10 @@ def test_the_story_tells_verdict_curve_and_suspects_and_no_text_can_drive_the_te
 
 def test_the_peak_is_explained_where_a_step_inside_the_spike_is_asked_for(made, planted_runs):
     name, _ = made("damaged document", 1)
-    peak = blaming.the_spike(open_trajectory(planted_runs, name), None, False)
-    inside = blaming.the_spike(open_trajectory(planted_runs, name), AT + 2, False)
+    peak = the_spike(open_trajectory(planted_runs, name), None, False)
+    inside = the_spike(open_trajectory(planted_runs, name), AT + 2, False)
     assert inside.step == peak.step and f"Step {AT + 2} belongs to the spike" in inside.remark
-    assert blaming.the_spike(open_trajectory(planted_runs, name), AT + 2, True).step == AT + 2
+    assert the_spike(open_trajectory(planted_runs, name), AT + 2, True).step == AT + 2
 
 
 def call(*arguments, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -103,9 +103,9 @@ def test_a_result_of_another_version_is_one_clear_error_and_its_own_comes_back(b
     result = BlameResult.from_document(blame_document, "blame-1.json")
     assert result.to_document() == blame_document
     assert result.excess.total == math.inf and result.spike.sigma == 10.0
-    for changed in ({"version": 2}, {"version": None}):
+    for changed in ({"version": 1}, {"version": None}):
         with pytest.raises(
-            ForensicsError, match=r"blame-1\.json: wanted a blame result of version 1"
+            ForensicsError, match=r"blame-1\.json: wanted a blame result of version 2"
         ):
             BlameResult.from_document(blame_document | changed, "blame-1.json")
     with pytest.raises(ForensicsError, match="damaged"):

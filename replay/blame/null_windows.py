@@ -1,0 +1,182 @@
+"""The null of blame: the same search on windows of the same run that hold no spike.
+
+A window without a spike is as long as the spike's, its last batch stands for S, and everything is
+done to it that was done to the spike's: its sequences are ranked, the strongest 1, 2, 4, … and the
+leading documents and sources are removed, and the most that any of these sets takes away is what
+it shows. The spike's removal is held against these largest values, so its p is corrected over all
+points of the curve and all suspects.
+
+    windows = WindowsWithoutSpike(run, control, calm, depth, spikes, on_step)
+    null = windows.hold_against(proof.excess_removed)
+
+They are searched as far as a decision needs. A search ends where a set takes away as much as the
+spike's removal: only the rank counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from forensics.detect.spikes import Spike
+from forensics.train.run import Run
+from replay.blame.candidates import Influences, suspects
+from replay.blame.deletion import sizes
+from replay.blame.excess import WindowControl
+from replay.blame.ranking import add_metagradient, own_influences
+from replay.blame.result import NullRule, NullWindow, NullWindows
+from replay.blame.rules import BEFORE, ENOUGH_P, FEWEST_FOR_TIMES, MARGIN, NULL_WINDOWS, TIMES
+from replay.blame.stretch import Stretch
+from replay.blame.window_replays import SlotSet, WindowReplays
+from replay.compare.null_test import Finding
+from replay.lineage import lowest_state, root
+
+GROUP = 4  # windows after the first that share a stretch
+
+
+class WindowsWithoutSpike:
+    """Windows that match the spike's in length and offset, nearest to it first."""
+
+    def __init__(
+        self,
+        run: Run,
+        control: WindowControl,
+        calm: int,
+        depth: int,
+        spikes: Sequence[Spike],
+        on_step: Callable[[int, str], None],
+    ) -> None:
+        """Match the window of `control`, of which `depth` batches before S were ranked.
+
+        They end at state `calm` at the latest, or after the spike recovered; no spike of `spikes`
+        lies in them.
+        """
+        self.run, self.control, self.depth, self.spikes = run, control, depth, spikes
+        self._on_step = on_step
+        self.length = control.last - control.first
+        self.edge = min(calm + 1, control.begin)
+        self.replays = 0  # that trained a step
+        self.steps = 0
+
+    def hold_against(
+        self,
+        excess_removed: float,
+        number: int | None = None,
+        on_null: Callable[[NullWindows], None] = lambda _: None,
+    ) -> NullWindows:
+        """Search `number` windows, or as many as decide; `on_null` hears after each."""
+        windows: list[NullWindow] = []
+        null = judged(excess_removed, windows, self.depth)
+        for group in self._groups(NULL_WINDOWS if number is None else number):
+            for window in self._searched(group, excess_removed):
+                windows.append(window)
+                null = judged(excess_removed, windows, self.depth)
+                on_null(null)
+            beaten = any(window.excess_removed >= excess_removed for window in windows)
+            enough = number is None and len(windows) >= FEWEST_FOR_TIMES
+            if enough and (beaten or null.finding == "beyond"):
+                break
+        return null
+
+    def ends(self) -> list[list[int]]:
+        """List the last batches: those before the spike, nearest first, and those after it."""
+        run, length, stride = self.run, self.length, self.depth + 1
+        lowest = max(lowest_state(run), root(run).recipe.train.warmup) + length
+        trained = min(run.header.steps, run.last_step())
+        recovered = [
+            spike.recovered_at or trained
+            for spike in self.spikes
+            if spike.onset <= self.control.last
+        ]
+        after = max([self.control.last, *recovered]) + length + 1
+        sides = (
+            range(self.edge - 1, lowest - 1, -stride),
+            range(after, trained if recovered else after, stride),
+        )
+        return [[end for end in side if not self._touched(end)] for side in sides]
+
+    def _touched(self, end: int) -> bool:
+        """Whether a spike lies in the batches that are searched, or shortly before them."""
+        first = end - self.depth - MARGIN
+        return any(
+            spike.onset <= end and (spike.recovered_at is None or spike.recovered_at > first)
+            for spike in self.spikes
+        )
+
+    def _groups(self, number: int) -> Iterator[list[int]]:
+        """Yield windows that share a stretch: all where they take no replay, else a few."""
+        left = number
+        for side in self.ends():
+            ends = iter(side[:left])
+            left -= len(side[:left])
+            size = number if not self.depth else FEWEST_FOR_TIMES
+            while group := list(itertools.islice(ends, size)):
+                yield group
+                size = GROUP
+
+    def _searched(self, ends: Sequence[int], limit: float) -> Iterator[NullWindow]:
+        """Replay the stretch that holds these windows, and search each of them."""
+        first, last = min(ends) - self.length, max(ends)
+        stretch = Stretch(
+            self.run,
+            first - BEFORE,
+            last,
+            self.control.probes,
+            self._on_step,
+            witness=False,
+            note="to windows without a spike",
+        )
+        self.replays += 1
+        self.steps += last - stretch.start
+        for end in ends:
+            control = WindowControl(stretch, end - self.length, end, begin=end - self.depth)
+            replays = WindowReplays(control, self._on_step)
+            influences = own_influences(control)
+            if self.depth:
+                add_metagradient(influences, control, self._on_step, check=False)
+            yield searched(replays, influences, limit)
+            self.replays += replays.replays
+            self.steps += replays.steps
+
+
+def searched(replays: WindowReplays, influences: Influences, limit: float) -> NullWindow:
+    """Return the most that any set of the search takes away; it ends at `limit`."""
+    step, largest = replays.control.last, -math.inf
+    for removal in _sets(replays, influences):
+        removed = replays.excess_removed(removal, f"a window without a spike, to {step}")
+        largest = max(largest, removed)
+        if largest >= limit:
+            return NullWindow(step, largest, complete=False)
+    return NullWindow(step, max(largest, 0.0))
+
+
+def _sets(replays: WindowReplays, influences: Influences) -> Iterator[SlotSet]:
+    """Yield every set that the search removes; those that take no replay are as good first."""
+    control = replays.control
+    window = len(replays.rows(range(control.begin, control.last + 1)))
+    ranked = influences.ranked(replays)
+    for size in sizes(len(ranked), window):
+        yield frozenset(ranked[:size])
+    for suspect in suspects(replays, influences, window):
+        yield frozenset(suspect.slots)
+
+
+def judged(excess_removed: float, windows: Sequence[NullWindow], depth: int) -> NullWindows:
+    """Judge a removal by its rank, or by TIMES the largest of too few windows for a rank."""
+    N = len(windows)
+    largest = max((window.excess_removed for window in windows), default=math.inf)
+    p = (1 + sum(window.excess_removed >= excess_removed for window in windows)) / (N + 1)
+    rule: NullRule = "none"
+    if N and p <= ENOUGH_P:
+        rule = "rank"
+    elif N >= FEWEST_FOR_TIMES and excess_removed > 0 and excess_removed >= TIMES * largest:
+        rule = "factor"
+    finding: Finding
+    if rule != "none":
+        finding = "beyond"
+    elif N < FEWEST_FOR_TIMES:
+        finding = "too few" if N else "none exist"
+    else:
+        finding = "not distinguishable"
+    return NullWindows(tuple(windows), depth, p if N else None, 1 / (N + 1), rule, finding)
