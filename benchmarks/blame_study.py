@@ -1,32 +1,50 @@
 """`make blame-study`: does blame find planted causes, and keep quiet where there is none?
 
-    python -m benchmarks.blame_study --seeds 10 --clean 15
+    python -m benchmarks.blame_study --seeds 10 --few 5 --clean 15
 
-Small runs with a planted cause, and of each kind without one, all blamed by default settings. A run
-with a planted cause is blamed twice: where the detector sees the spike, and in its aftermath, at
-the first clean batch, where only the state is left to explain. A finished run is kept, so an
-interrupted study goes on where it was.
+Small runs with a planted cause, and of each kind without one, all blamed by default settings. A
+finished run is kept, so an interrupted study goes on where it was.
 
 Clean text is a small random language that a small model learns well: its gradients become small, so
-second moments with a long memory go out of date and a few odd batches hurt. The cause:
+second moments with a long memory go out of date and a few odd batches hurt. One cause:
 
     damaged document      one document without structure: half of each of 4 consecutive batches
     rare tokens           bytes that the text never held, in a quarter of 2 batches, under β₂ =
                           0.999 and no clipping
     duplicated document   one document, one sequence long, 40 times in 5 batches
+    duplicate outside     the damaged document again 50 steps before, and in a quarter of what the
+                          run would draw next, so that it could stand in for itself
     learning-rate jump    a fork whose rate is 30 times as high for 3 steps; no data cause
-    clean run             nothing; its largest fluctuation is blamed with --force
+    decay changed         a fork with weight decay 40 for 3 steps
+    betas changed         a fork with β = (0.9, 0) for 3 steps
+
+Two, and one that lies elsewhere:
+
+    either is enough      damaged batches, and weight decay 40: either alone makes the spike
+    both are needed       rare tokens in a run that clips, and a fork without clipping: rare tokens
+                          alone do nothing, no clipping alone does nothing
+    before the window     the learning-rate jump, blamed 8 steps later with a window of 4
+
+And none:
+
+    clean run             nothing; the largest fluctuation in each of 4 stretches, with --force
+
+A run with one data cause is blamed twice: where the detector sees the spike, and in its aftermath,
+at the first clean batch, where only the state is left to explain. Of clean runs, `--null` measures
+how often the rules for windows without a spike are met by a window without a spike.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from forensics import config
 from forensics.cli.progress_bar import bar
@@ -34,44 +52,109 @@ from forensics.store.resumable import Kept
 from forensics.train.loop import train
 from replay.executors import local
 
-PLANTED = ("damaged document", "rare tokens", "duplicated document")
-UNPLANTED = ("learning-rate jump", "clean run")
 AT = 160  # the step at which a cause is planted
-LENGTH = {
-    "damaged document": 4,
-    "rare tokens": 2,
-    "duplicated document": 5,
-    "learning-rate jump": 3,
-}  # steps
-SHARE = {
-    "damaged document": 0.5,
-    "rare tokens": 0.25,
-    "duplicated document": 0.5,
-}  # of each of those batches
 STEPS = AT + 14
 SEQUENCE, BATCH = 64, 16  # tokens, sequences
-JUMP = 30.0  # × the learning rate
 FIRST_SEED = 2000  # seeds below are for development and tests
-VERSION = 2  # of what a task does: kept results of another version are not used
+CLEAN_WINDOWS = 60  # of which one may be blamed
+VERSION = 3  # of what a task does: kept results of another version are not used
+ONE_CAUSE = ("data", "data and state")
+CLEAN_STRETCHES = ((100, 118), (118, 136), (136, 154), (154, STEPS))  # steps, a clean window each
+
+
+class Document(NamedTuple):
+    """A planted document: what it holds, in which share of which batches it comes."""
+
+    text: str
+    share: float
+    length: int  # batches from AT on
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is blamed, and which verdicts are right; "cannot tell" is of no use there."""
+
+    where: str
+    right: tuple[str, ...]
+    after: int | None = None  # steps after AT; None: the largest spike
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A planted cause, or none."""
+
+    places: tuple[Place, ...]
+    document: Document | None = None
+    again: bool = False  # the document comes before, and would come after
+    clip: float = 1.0
+    beta2: float = 0.95
+    fork: tuple[dict[str, Any], ...] = ()  # interventions, their window AT : AT + `for`
+    repeat: str = "seeds"  # which number of runs: seeds | few | clean
+
+    @property
+    def data(self) -> bool:
+        """Whether one data cause is planted, whose document must lead the list."""
+        return self.document is not None and not self.fork
+
+
+DAMAGED = Document("damaged", 0.5, 4)
+RARE = Document("rare", 0.25, 2)
+JUMP = {"kind": "lr-scale", "factor": 30.0, "for": 3}
+DECAY = {"kind": "weight-decay", "value": 40.0, "for": 3}
+BETAS = {"kind": "betas", "betas": [0.9, 0.0], "for": 3}
+UNCLIPPED = {"kind": "clip", "value": 0.0, "for": 3}
+PEAK = Place("peak", ONE_CAUSE)
+KINDS: dict[str, Kind] = {
+    "damaged document": Kind((PEAK, Place("aftermath", ONE_CAUSE, 4)), DAMAGED),
+    "duplicated document": Kind(
+        (PEAK, Place("aftermath", ONE_CAUSE, 5)), Document("duplicated", 0.5, 5)
+    ),
+    "rare tokens": Kind(
+        (PEAK, Place("aftermath", ("data and state",), 2)), RARE, clip=0.0, beta2=0.999
+    ),
+    "duplicate outside": Kind((PEAK,), DAMAGED, again=True, repeat="few"),
+    "learning-rate jump": Kind((Place("peak", ("policy",)),), fork=(JUMP,), repeat="clean"),
+    "decay changed": Kind((Place("peak", ("policy",)),), fork=(DECAY,), repeat="few"),
+    "betas changed": Kind((Place("peak", ("policy",)),), fork=(BETAS,), repeat="few"),
+    "either is enough": Kind(
+        (Place("aftermath", ("data or policy",), 6),),
+        Document("damaged", 1.0, 6),
+        fork=(DECAY,),
+        repeat="few",
+    ),
+    "both are needed": Kind(
+        (Place("aftermath", ("data and policy",), 2),),
+        RARE,
+        clip=0.2,
+        beta2=0.999,
+        fork=(UNCLIPPED,),
+        repeat="few",
+    ),
+    "before the window": Kind(
+        (Place("later", ("before the window",), 8, window=4),), fork=(JUMP,), repeat="few"
+    ),
+    "clean run": Kind((), repeat="clean"),
+}
+# where one cause was planted, it is to be found in 9 of 10; elsewhere "cannot tell" is enough
+SINGLE_CAUSE = tuple(
+    cause for cause in KINDS if cause not in ("either is enough", "both are needed", "clean run")
+)
 
 
 def recipe(cause: str, seed: int, folder: Path) -> config.Recipe:
     """Return a small run with a cause planted at step AT; write its texts to `folder`."""
+    kind = KINDS[cause]
     folder.mkdir(parents=True, exist_ok=True)
     clean = folder / f"language-{seed}.jsonl"
     clean.write_text(_language(seed), encoding="utf-8")
     sources: dict[str, str] = {"clean": str(clean)}
     phases: list[dict[str, Any]] = [{"mix": {"clean": 1.0}}]
-    if cause in PLANTED:
-        path, share = folder / f"{cause.replace(' ', '-')}-{seed}.txt", SHARE[cause]
-        path.write_text(_planted(cause, seed), encoding="utf-8")
+    if kind.document is not None:
+        path = folder / f"{cause.replace(' ', '-')}-{seed}.txt"
+        path.write_text(_planted(kind.document, cause, seed), encoding="utf-8")
         sources["planted"] = str(path)
-        phases = [
-            {"until": AT, "mix": {"clean": 1.0}},
-            {"until": AT + LENGTH[cause], "mix": {"clean": 1.0 - share, "planted": share}},
-            {"mix": {"clean": 1.0}},
-        ]
-    stale = cause == "rare tokens"
+        phases = _phases(kind, kind.document)
     return config.from_dict(
         {
             "data": {
@@ -89,8 +172,8 @@ def recipe(cause: str, seed: int, folder: Path) -> config.Recipe:
                 "learning_rate": 1e-2,
                 "schedule": "constant",
                 "warmup": 10,
-                "betas": [0.9, 0.999 if stale else 0.95],
-                "clip": 0.0 if stale else 1.0,
+                "betas": [0.9, kind.beta2],
+                "clip": kind.clip,
                 "threads": 1,
                 "device": "cpu",
                 "held_out_every": 0,
@@ -99,6 +182,19 @@ def recipe(cause: str, seed: int, folder: Path) -> config.Recipe:
             "record": {"every": {"heads": 1000, "layers": 1000}},
         }
     )
+
+
+def _phases(kind: Kind, document: Document) -> list[dict[str, Any]]:
+    """List the phases that bring the document at AT; and, with `again`, before and after."""
+    clean = {"clean": 1.0}
+    mixed = {"clean": 1.0 - document.share, "planted": document.share}
+    mixed = {source: share for source, share in mixed.items() if share}
+    planted = [{"until": AT, "mix": clean}, {"until": AT + document.length, "mix": mixed}]
+    if not kind.again:
+        return [*planted, {"mix": clean}]
+    before = [{"until": AT - 50, "mix": clean}, {"until": AT - 49, "mix": mixed}]
+    after = [{"until": STEPS, "mix": clean}, {"mix": {"clean": 0.75, "planted": 0.25}}]
+    return [*before, *planted, *after]
 
 
 def _language(seed: int) -> str:
@@ -115,12 +211,12 @@ def _language(seed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _planted(cause: str, seed: int) -> str:
+def _planted(document: Document, cause: str, seed: int) -> str:
     """Make the text of the one planted document."""
     draw = random.Random(f"{cause} {seed}")
-    if cause == "damaged document":
+    if document.text == "damaged":
         return "".join(draw.choices(string.ascii_lowercase * 4 + " .", k=2 * 4 * BATCH * SEQUENCE))
-    if cause == "rare tokens":
+    if document.text == "rare":
         return "".join(draw.choices("жщэюяфъ", k=BATCH * SEQUENCE))
     words = [
         "".join(draw.choices(string.ascii_lowercase, k=draw.randint(2, 7))) for _ in range(SEQUENCE)
@@ -130,16 +226,18 @@ def _planted(cause: str, seed: int) -> str:
     ]  # with its end-of-text token one sequence long, so that it comes again and again
 
 
-def make(cause: str, seed: int, runs: Path) -> tuple[str, list[tuple[str, int | None]]]:
-    """Train the run (and fork) of a cause.
+class Made(NamedTuple):
+    """A trained run or fork, and the places at which it is to be blamed: in words, and a step."""
 
-    Returns its name, and the places at which it is to be blamed: in words, and a step or None.
-    """
-    from replay.forks import spec as specs
-    from replay.forks.run import fork
+    name: str
+    places: list[tuple[str, int | None]]
+
+
+def make(cause: str, seed: int, runs: Path) -> Made:
+    """Train the run (and fork) of a cause."""
     from replay.lineage import open_trajectory
 
-    name = f"{cause.replace(' ', '-')}-{seed}"
+    kind, name = KINDS[cause], f"{cause.replace(' ', '-')}-{seed}"
     train(
         recipe(cause, seed, runs / "texts"),
         name=name,
@@ -147,25 +245,42 @@ def make(cause: str, seed: int, runs: Path) -> tuple[str, list[tuple[str, int | 
         runs=runs,
         resume=(runs / name).exists(),
     )
-    if cause in PLANTED:
-        return name, [("peak", None), ("aftermath", AT + LENGTH[cause])]
-    run = open_trajectory(runs, name)
-    if cause == "learning-rate jump":
-        document = {
-            "parent": name,
-            "from": AT,
-            "to": STEPS,
-            "placebos": 0,
-            "name": f"{name}-fork",
-            "record": "light",
-            "intervention": [
-                {"kind": "lr-scale", "factor": JUMP, "window": f"{AT}:{AT + LENGTH[cause]}"}
-            ],
-        }
-        fork(specs.build(runs, run, document), runs)
-        return f"{name}-fork", [("peak", None)]
-    losses = run.table("steps", ["step", "loss"]).sort_by("step").to_pydict()["loss"]
-    return name, [("largest fluctuation", max(range(AT, STEPS), key=lambda s: losses[s]))]
+    if kind.fork:
+        name = _forked(name, kind, runs)
+    if kind.places:
+        steps = [None if place.after is None else AT + place.after for place in kind.places]
+        return Made(name, list(zip([place.where for place in kind.places], steps)))
+    table = open_trajectory(runs, name).table("steps", ["step", "loss"]).sort_by("step")
+    losses = table.to_pydict()["loss"]
+    largest = [max(range(first, stop), key=lambda s: losses[s]) for first, stop in CLEAN_STRETCHES]
+    return Made(name, [("largest fluctuation", step) for step in largest])
+
+
+def _forked(parent: str, kind: Kind, runs: Path) -> str:
+    """Fork the run from AT, with the kind's interventions."""
+    from replay.forks import spec as specs
+    from replay.forks.run import fork
+    from replay.lineage import open_trajectory
+
+    name = f"{parent}-fork"
+    if (runs / name).exists():
+        return name
+    interventions = [
+        {key: value for key, value in each.items() if key != "for"}
+        | {"window": f"{AT}:{AT + each['for']}"}
+        for each in kind.fork
+    ]
+    document = {
+        "parent": parent,
+        "from": AT,
+        "to": STEPS,
+        "placebos": 0,
+        "name": name,
+        "record": "light",
+        "intervention": interventions,
+    }
+    fork(specs.build(runs, open_trajectory(runs, parent), document), runs)
+    return name
 
 
 def study(task: dict[str, Any]) -> dict[str, Any]:
@@ -173,13 +288,15 @@ def study(task: dict[str, Any]) -> dict[str, Any]:
     from forensics.json_documents import plain
     from replay.blame.investigate import BlameOptions, blame
 
-    runs = Path(task["runs"])
-    name, places = make(task["cause"], task["seed"], runs)
+    runs, kind = Path(task["runs"]), KINDS[task["cause"]]
+    made = make(task["cause"], task["seed"], runs)
+    windows = [place.window for place in kind.places] or [None] * len(made.places)
     rows = []
-    for where, step in places:
-        result = blame(runs, name, step, BlameOptions(force=step is not None))
+    for (where, step), window in zip(made.places, windows):
+        result = blame(runs, made.name, step, BlameOptions(force=step is not None, window=window))
         candidate = result.candidates[0] if result.candidates else None
         document = result.documents[0] if result.documents else None
+        null = result.proof.null if result.proof else None
         rows.append(
             {
                 "cause": task["cause"],
@@ -187,45 +304,86 @@ def study(task: dict[str, Any]) -> dict[str, Any]:
                 "where": where,
                 "step": result.spike.step,
                 "verdict": result.verdict,
+                "reason": result.reason,
                 "sentence": result.sentence,
                 "p": result.p,
+                "rule": null.rule if null else None,
+                "windows": len(null.windows) if null else 0,
                 "excess": result.excess.total,
                 "state": result.excess.state,
                 "top": bool(document and document.source == "planted"),
                 "first": bool(candidate and candidate.source == "planted"),
                 "set": [candidate.source for candidate in result.candidates],
+                "look_from": result.look_from,
                 "seconds": result.seconds,
             }
         )
+    if task["cause"] == "clean run":
+        rows += null_rows(made.name, task, runs)
     return plain({"rows": rows})
 
 
-# by cause and place: the verdicts that are right; "cannot tell" is never wrong, only of no use
-ALLOWED = {
-    ("damaged document", "peak"): ("data", "data and state"),
-    ("damaged document", "aftermath"): ("data", "data and state"),
-    ("duplicated document", "peak"): ("data", "data and state"),
-    ("duplicated document", "aftermath"): ("data", "data and state"),
-    ("rare tokens", "peak"): ("data", "data and state"),
-    ("rare tokens", "aftermath"): ("data and state",),
-    ("learning-rate jump", "peak"): ("state or schedule",),
-    ("clean run", "largest fluctuation"): (),
-}
+def null_rows(name: str, task: dict[str, Any], runs: Path) -> list[dict[str, Any]]:
+    """Measure what the search takes away in windows of a clean run, and how far the rule goes.
+
+    The window that ends at AT is held against those before it, as a spike there would be: a row for
+    a batch alone, and one for a window of 4 batches before it.
+    """
+    from replay.blame.candidates import Influences
+    from replay.blame.excess import WindowControl
+    from replay.blame.null_windows import WindowsWithoutSpike, searched
+    from replay.blame.ranking import add_metagradient, own_influences
+    from replay.blame.rules import BEFORE, WINDOW
+    from replay.blame.stretch import Stretch, clean_probes
+    from replay.blame.window_replays import WindowReplays
+    from replay.lineage import open_trajectory
+
+    def silent(steps: int, note: str) -> None: ...
+
+    run, rows = open_trajectory(runs, name), []
+    probes = clean_probes(run, AT - WINDOW - BEFORE)
+    stretch = Stretch(run, AT - WINDOW - BEFORE, AT, probes, silent, witness=False)
+    for depth in (0, 4):
+        control = WindowControl(stretch, AT - WINDOW, AT, begin=AT - depth)
+        influences: Influences = own_influences(control)
+        if depth:
+            add_metagradient(influences, control, silent, check=False)
+        largest = searched(WindowReplays(control, silent), influences, math.inf).excess_removed
+        others = WindowsWithoutSpike(run, control, AT - 1, depth, [], silent)
+        null = others.hold_against(largest)
+        rows.append(
+            {
+                "cause": task["cause"],
+                "seed": task["seed"],
+                "where": f"null, {depth} batches before",
+                "verdict": null.finding,
+                "rule": null.rule,
+                "removed": largest,
+                "windows": len(null.windows),
+                "others": [window.excess_removed for window in null.windows],
+                "seconds": 0.0,
+            }
+        )
+    return rows
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Count by cause and place how often it is on top, and how often the verdict is right."""
+    places = [
+        (cause, place.where, place.right) for cause, kind in KINDS.items() for place in kind.places
+    ]
     table = []
-    for (cause, where), right in ALLOWED.items():
+    for cause, where, right in [*places, ("clean run", "largest fluctuation", ())]:
         matching = [row for row in rows if (row["cause"], row["where"]) == (cause, where)]
         if matching:
             verdicts = [row["verdict"] for row in matching]
+            on_top = sum(row["top"] for row in matching)
             table.append(
                 {
                     "cause": cause,
                     "blamed at": where,
                     "runs": len(matching),
-                    "on top": sum(row["top"] for row in matching) if cause in PLANTED else None,
+                    "on top": on_top if KINDS[cause].data else None,
                     "right": sum(verdict in right for verdict in verdicts),
                     "cannot tell": verdicts.count("cannot tell"),
                     "wrong": sum(
@@ -240,12 +398,36 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return table
 
 
+def false_alarms(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Count how often a window without a spike meets the rule against others like it."""
+    table = []
+    for where in dict.fromkeys(row["where"] for row in rows if row["where"].startswith("null")):
+        matching = [row for row in rows if row["where"] == where]
+        table.append(
+            {
+                "clean window": where.removeprefix("null, "),
+                "windows": len(matching),
+                "beyond": sum(row["verdict"] == "beyond" for row in matching),
+                "by factor": sum(row["rule"] == "factor" for row in matching),
+                "by rank": sum(row["rule"] == "rank" for row in matching),
+            }
+        )
+    return table
+
+
 def holds(table: Sequence[dict[str, Any]]) -> bool:
-    """Whether the planted cause is on top in 9 of 10, and nothing is blamed where there is none."""
-    planted = [row for row in table if row["cause"] in PLANTED]
-    return all(row["on top"] >= 0.9 * row["runs"] for row in planted) and not any(
-        row["wrong"] for row in table if row not in planted
-    )
+    """Whether single causes are found in 9 of 10 and lead the list, nothing wrong is said of the
+    others, and something at most once of 60 clean windows.
+    """
+    for row in table:
+        many_clean = row["cause"] == "clean run" and row["runs"] >= CLEAN_WINDOWS
+        if row["wrong"] > int(many_clean):
+            return False
+        if row["cause"] in SINGLE_CAUSE and row["right"] < 0.9 * row["runs"]:
+            return False
+        if row["on top"] is not None and row["on top"] < 0.9 * row["runs"]:
+            return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,23 +440,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.blame_study", description="Does blame find planted causes?"
     )
     parser.add_argument("--seeds", type=int, default=10, help="runs of each planted cause")
-    parser.add_argument("--clean", type=int, default=15, help="runs of each kind without one")
+    parser.add_argument("--few", type=int, default=5, help="runs of each of the rarer kinds")
+    parser.add_argument("--clean", type=int, default=15, help="runs without a data cause")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs") / "blame-study")
     parser.add_argument("--only", help="one cause")
     options = parser.parse_args(arguments)
-    planted, unplanted = (
-        [(cause, options.seeds) for cause in PLANTED],
-        [(cause, options.clean) for cause in UNPLANTED],
-    )
     causes = [
-        (cause, count) for cause, count in planted + unplanted if options.only in (None, cause)
+        (cause, int(vars(options)[kind.repeat]))
+        for cause, kind in KINDS.items()
+        if options.only in (None, cause)
     ]
-    seeds = range(options.first_seed, options.first_seed + max(options.seeds, options.clean))
+    most = max(count for _, count in causes)
     tasks: list[dict[str, Any]] = [
-        {"cause": cause, "seed": seed, "runs": str(options.runs)}
-        for index, seed in enumerate(seeds)
+        {"cause": cause, "seed": options.first_seed + index, "runs": str(options.runs)}
+        for index in range(most)
         for cause, count in causes
         if index < count
     ]
@@ -291,8 +472,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress(len(tasks) - len(left) + finished, len(tasks), left[index]["cause"])
     rows = [row for task in tasks for row in results.get(f"{task['cause']} {task['seed']}")["rows"]]
     rows_by_cause = summary(rows)
-    columns = list(rows_by_cause[0])
-    table(columns, [[row[cause] for cause in columns] for row in rows_by_cause])
+    for counted in (rows_by_cause, false_alarms(rows)):
+        if counted:
+            columns = list(counted[0])
+            table(columns, [[row[column] for column in columns] for row in counted])
     say(
         f"{sum(row['seconds'] for row in rows):.0f} s of blame, {options.workers} workers;"
         f" {'holds' if holds(rows_by_cause) else 'DOES NOT HOLD'}"

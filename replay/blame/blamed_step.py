@@ -13,6 +13,7 @@ from replay.spike_list import METRICS, Metric
 from replay.verify import recorded_steps
 
 NOUNS: dict[Metric, str] = {"loss": "loss", "grad_norm": "gradient norm"}
+RECOVER_WITHIN = 100  # steps after a peak that the detector waits for its recovery
 
 
 def spikes_along(run: Run, metric: Metric = "loss") -> list[Spike]:
@@ -83,8 +84,13 @@ def the_spike(run: Run, step: int | None, force: bool, metric: Metric = "loss") 
 
 
 def _holds(spike: Spike, step: int) -> bool:
-    """Whether the step lies between the spike's onset and its recovery."""
-    return spike.onset <= step <= max(spike.step, (spike.recovered_at or spike.step + 1) - 1)
+    """Whether the step lies between the spike's onset and its recovery.
+
+    One that was not seen to recover holds as long as the detector waits for it.
+    """
+    recovered = spike.recovered_at
+    last = spike.step + RECOVER_WITHIN if recovered is None else recovered - 1
+    return spike.onset <= step <= max(spike.step, last)
 
 
 def _blamed_step(

@@ -85,20 +85,26 @@ def _cannot_tell(judgement: Judgement, facts: Facts) -> str:
 
 def _no_spike(facts: Facts) -> str:
     excess, height = facts.excess, facts.height
-    sigma = excess.total / excess.scale
+    sigma, recorded = excess.total / excess.scale, facts.blamed.sigma
     stands = (
         f"There is no spike to explain: batch {facts.blamed.step} stands"
         f" {nats(excess.total, signed=True)} nats above an ordinary one"
     )
-    if sigma <= SIGMAS or height is None:
+    low = not facts.blamed.is_spike and recorded is not None and recorded <= SIGMAS
+    if sigma <= SIGMAS or low or height is None:
+        in_record = "" if recorded is None else f", and {_sigmas(recorded)} in the record"
         return (
-            f"{stands}, which is {sigma:.1f}σ of the batches before it; a spike has more than"
-            f" {SIGMAS:g}σ."
+            f"{stands}, which is {_sigmas(sigma)} of the batches before it{in_record}; a spike has"
+            f" more than {SIGMAS:g}σ."
         )
     return (
         f"{stands}, and its recorded loss {nats(height, signed=True)} nats above the calm losses"
         f" before it; of a spike the two agree within a factor of {HEIGHT_FACTOR:g}."
     )
+
+
+def _sigmas(value: float) -> str:
+    return f"{value:.1f}σ".replace("-", "−")
 
 
 def _strongest(facts: Facts) -> str:

@@ -85,12 +85,14 @@ def began_before(facts: Facts) -> bool:
 def rises(facts: Facts) -> bool:
     """Whether there is a spike to explain.
 
-    Its excess is beyond what the detector calls one, and agrees with the recorded height.
+    Its excess and its recorded loss are beyond what the detector calls one, and agree.
     """
-    excess = facts.excess
+    excess, blamed = facts.excess, facts.blamed
     if not math.isfinite(excess.total):
         return True
-    if not (excess.total > 0 and (facts.blamed.is_spike or excess.total > SIGMAS * excess.scale)):
+    recorded = math.inf if blamed.sigma is None else blamed.sigma
+    far = excess.total > SIGMAS * excess.scale and recorded > SIGMAS
+    if not (excess.total > 0 and (blamed.is_spike or far)):
         return False
     height = facts.height
     if height is None:
@@ -149,10 +151,10 @@ def _doubt(facts: Facts) -> Reason | None:
         return "no removal takes it away"
     if not proof.beyond_random:
         return "random removals take it away too"
+    if facts.half_of_others_spike:
+        return "other data spike too"
     if proof.null is None or proof.null.finding in ("too few", "none exist", "none run"):
         return "too few windows without a spike"
     if proof.null.finding != "beyond":
         return "not beyond windows without a spike"
-    if facts.half_of_others_spike:
-        return "other data spike too"
     return None

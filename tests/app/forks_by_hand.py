@@ -195,7 +195,7 @@ def blame_of():
         "documents": [],
     }
     return {
-        "version": 1,
+        "version": 2,
         "run": "demo",
         "spike": {"step": 90, "value": 5.0, "sigma": 31.0},
         "window": [80, 90],
@@ -210,7 +210,13 @@ def blame_of():
         "verdict": "data",
         "sentence": f"Without 2 sequences it goes. {HOSTILE}",
         "p": 0.05,
-        "proof": {"sequences": 2, "taken": 1.2, "random": [0.1, 0.2], "p": 0.05},
+        "proof": {
+            "sequences": 2,
+            "taken": 1.2,
+            "random": [0.1, 0.2],
+            "p": 0.05,
+            "null": {"windows": [{"step": 70, "taken": 0.1, "complete": True}]},
+        },
         "candidates": [candidate],
         "documents": [
             {"document": 3, "source": HOSTILE, "path": HOSTILE, "influence": 0.3, "sequences": 1}
@@ -223,7 +229,10 @@ def blame_of():
             "other_data": [{"what": HOSTILE, "left": 0.1, "spikes": False}],
             "other_states": [],
             "up_to_date": None,
-            "steady_rate": None,
+            "policy": [],
+            "policy_as_before": None,
+            "neither": None,
+            "earlier": [],
         },
         "tensors": None,
         "notes": [HOSTILE],

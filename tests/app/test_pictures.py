@@ -66,7 +66,7 @@ def full(copied):
     for name, document in {"sweep": sweep_document(), "matrix": matrix_of()}.items():
         (copied / f"{name}-0123456789abcdef.json").write_text(json.dumps(document))
     (copied / f"blame-{spike}.json").write_text(
-        json.dumps({"version": 1, "spike": {"step": spike}})
+        json.dumps({"version": 2, "spike": {"step": spike}})
     )
     with Writer(copied) as w:
         for step in [20, 40, 60, 100, 120, 136]:

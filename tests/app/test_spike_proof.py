@@ -18,9 +18,10 @@ def said_of(parts):
 
 def blame(**changes):
     """A blame that proves, but for `changes`."""
-    held = {"causal": True, "p": 0.05, "random": [0.01] * 19} | changes.pop("proof", {})
+    null = {"windows": [{"step": i, "taken": 0.01} for i in range(19)]}
+    held = {"causal": True, "p": 0.05, "null": null} | changes.pop("proof", {})
     return {
-        "version": 1,
+        "version": 2,
         "spike": {"step": 121},
         "verdict": "data",
         "sentence": "Without document 3 95% of the excess goes.",
@@ -40,8 +41,8 @@ def blame(**changes):
         (
             blame(verdict="cannot tell"),
             False,
-        ),  # beyond the random removals, but these take as much, or other data spike too
-        (blame(verdict="state or schedule") | {"proof": None}, False),
+        ),  # beyond windows without a spike, but other data spike too
+        (blame(verdict="state or policy") | {"proof": None}, False),
         ({"spike": {"step": 121}, "verdict": "data"}, False),
     ],
 )
@@ -52,7 +53,7 @@ def test_blame_proves_where_its_own_rule_holds_and_it_blames_data(document, prov
 def test_blame_says_its_verdict_p_and_n():
     assert said_of(proof.of_blame(blame()).sentence) == (
         "Trained again: the cause is the data. Without document 3 95% of the excess goes. Held"
-        " against 19 removals of as many random sequences: p = 0.05."
+        " against the same search in 19 windows without a spike: p = 0.05."
     )
     own = blame(sentence="Without it 95% goes.", control={"bitwise": False}, proof={"p": None})
     assert said_of(proof.of_blame(own).sentence) == (

@@ -38,16 +38,22 @@ def draw_split(d: Mapping[str, Any]) -> None:
 
 
 def draw_trials(d: Mapping[str, Any]) -> None:
-    """Draw whether it spikes with other data, from other states, with other moments."""
+    """Draw whether it spikes with other data, from other states, with the policy as before."""
     trials = d["trials"]
     trial_rows = [("other data", trial) for trial in trials["other_data"]] + [
         ("other state", trial) for trial in trials["other_states"]
     ]
+    trial_rows += [("policy as before", change["trial"]) for change in trials["policy"]]
     trial_rows += [
-        (name.replace("_", " "), trials[name])
-        for name in ("up_to_date", "steady_rate")
-        if trials[name]
+        (title, trials[name])
+        for name, title in (
+            ("policy_as_before", "policy as before"),
+            ("neither", "neither data nor policy"),
+            ("up_to_date", "up-to-date moments"),
+        )
+        if trials[name] and not (name == "policy_as_before" and len(trials["policy"]) == 1)
     ]
+    trial_rows += [("earlier start", trial) for trial in trials["earlier"]]
     if trial_rows:
         safe_html.heading("Does it spike under other conditions?")
         rows = [

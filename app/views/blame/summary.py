@@ -11,11 +11,15 @@ from app.safe_html import Part, strong
 VERDICTS = {
     "data": "the cause is the data",
     "data and state": "the cause is data and state together",
-    "state or schedule": "the cause is the state or the schedule",
+    "data and policy": "the cause is data and policy together, both are needed",
+    "data or policy": "the cause is data or policy, either is enough",
+    "policy": "the cause is the policy",
+    "state or policy": "the cause is the state or the policy",
+    "before the window": "the cause lies before the window",
     "numerics": "the cause is numerics",
     "cannot tell": "the cause cannot be told",
 }
-BLAMES_DATA = ("data", "data and state")
+BLAMES_DATA = ("data", "data and state", "data and policy")
 
 
 def lacks_tokens(blame: Mapping[str, Any]) -> bool:
@@ -38,16 +42,18 @@ def title_of(blame: Mapping[str, Any]) -> str:
 
 
 def sentence_of(blame: Mapping[str, Any]) -> list[Part]:
-    """Give the verdict's own sentence, then how it stands to random removals."""
-    sentence: list[Part] = [blame["sentence"]]
-    if blame["proof"]:
-        sentence += [
-            f" Held against {len(blame['proof']['random'])} removals of as many random sequences:"
-            " p = ",
-            strong(formatting.number(blame["proof"]["p"])),
-            ".",
-        ]
-    return sentence
+    """Give the verdict's own sentence, then how it stands to windows without a spike."""
+    return [blame["sentence"], *held_against(blame.get("proof") or {})]
+
+
+def held_against(proof: Mapping[str, Any]) -> list[Part]:
+    """Say p, and of how many windows without a spike; nothing where none was searched."""
+    if proof.get("p") is None:
+        return []
+    N = len(proof["null"]["windows"])
+    windows = f"{N} window{'s' * (N != 1)} without a spike"
+    p = formatting.number(proof["p"])
+    return [f" Held against the same search in {windows}: p = ", strong(p), "."]
 
 
 def method_of(blame: Mapping[str, Any]) -> str:

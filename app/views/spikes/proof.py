@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from app import data, formatting
 from app.documents import documents, read
 from app.safe_html import Part, accent, code, strong
-from app.views.blame.summary import BLAMES_DATA, VERDICTS
+from app.views.blame.summary import BLAMES_DATA, VERDICTS, held_against
 from app.views.forks.summary import OUTCOMES
 from forensics.errors import ForensicsError
 from replay.forks.result import RESULT_FILE, ForkResult
@@ -67,12 +67,7 @@ def of_blame(blame: Mapping[str, Any]) -> Shown:
         strong(verdict),
         f". {blame.get('sentence') or ''}",
     ]
-    if proof.get("p") is not None:
-        sentence.append(
-            f" Held against {len(proof.get('random') or [])} removals of as many random sequences:"
-            f" p = {formatting.number(proof['p'])}."
-        )
-    return Shown(sentence, proves)
+    return Shown([*sentence, *held_against(proof)], proves)
 
 
 def of_fork(

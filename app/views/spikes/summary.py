@@ -36,10 +36,11 @@ def draw_verdict(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) 
     replays = replayed(run, spike)
     hedge: list[Part] = [
         "What moved first is not thereby the cause. To prove a cause, train the steps again without"
-        " the sequences (Forks), or run ",
-        code(f"replay blame {run} --spike {step}"),
-        ".",
+        " the sequences (Forks)"
     ]
+    if spike["metric"] == "loss":  # blame explains no other
+        hedge += [", or run ", code(f"replay blame {run} --spike {step}")]
+    hedge.append(".")
     safe_html.verdict(
         title_of(spike),
         *moved_first(spike, alarms),

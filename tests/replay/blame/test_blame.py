@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import blame_study
-from benchmarks.blame_study import AT, LENGTH
+from benchmarks.blame_study import AT, KINDS
 from forensics.train import loop
 from forensics.train.advance import fold
 from replay.blame import search as searching
@@ -307,4 +307,4 @@ def test_the_study_counts_what_it_says(blamed):
     assert not blame_study.holds(
         blame_study.summary([*rows[1:9], row("damaged document", "aftermath", "data", False)] * 2)
     )
-    assert LENGTH["damaged document"] == 4
+    assert KINDS["damaged document"].document.length == 4
