@@ -26,10 +26,10 @@ from replay.blame.deletion import sizes
 from replay.blame.excess import WindowControl
 from replay.blame.ranking import add_metagradient, own_influences
 from replay.blame.result import NullRule, NullWindow, NullWindows
-from replay.blame.rules import BEFORE, ENOUGH_P, FEWEST_FOR_TIMES, MARGIN, NULL_WINDOWS, TIMES
+from replay.blame.rules import BEFORE, ENOUGH_P, FEWEST_FOR_TIMES, MARGIN, NULL_WINDOWS
 from replay.blame.stretch import Stretch
 from replay.blame.window_replays import SlotSet, WindowReplays
-from replay.compare.null_test import Finding
+from replay.compare.null_test import judge_effect
 from replay.lineage import lowest_state, root
 
 GROUP = 4  # windows after the first that share a stretch
@@ -163,20 +163,10 @@ def _sets(replays: WindowReplays, influences: Influences) -> Iterator[SlotSet]:
 
 
 def judged(excess_removed: float, windows: Sequence[NullWindow], depth: int) -> NullWindows:
-    """Judge a removal by its rank, or by TIMES the largest of too few windows for a rank."""
-    N = len(windows)
-    largest = max((window.excess_removed for window in windows), default=math.inf)
-    p = (1 + sum(window.excess_removed >= excess_removed for window in windows)) / (N + 1)
+    """Judge a removal by the rule for causal words: its rank, or TIMES the largest of too few."""
+    effect = judge_effect(excess_removed, [window.excess_removed for window in windows], False)
     rule: NullRule = "none"
-    if N and p <= ENOUGH_P:
-        rule = "rank"
-    elif N >= FEWEST_FOR_TIMES and excess_removed > 0 and excess_removed >= TIMES * largest:
-        rule = "factor"
-    finding: Finding
-    if rule != "none":
-        finding = "beyond"
-    elif N < FEWEST_FOR_TIMES:
-        finding = "too few" if N else "none exist"
-    else:
-        finding = "not distinguishable"
-    return NullWindows(tuple(windows), depth, p if N else None, 1 / (N + 1), rule, finding)
+    if effect.causal and effect.p is not None:
+        rule = "rank" if effect.p <= ENOUGH_P else "factor"
+    least_p = 1 / (len(windows) + 1)
+    return NullWindows(tuple(windows), depth, effect.p, least_p, rule, effect.finding)

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from replay.compare.null_test import ENOUGH_P, FEWEST_FOR_TIMES, TIMES
+from replay.compare.null_test import (
+    ENOUGH_P,
+    FEWEST_FOR_TIMES,
+    STRICT_P,
+    TIMES,
+    TIMES_AT_P,
+)
 
 # what is explained
 SIGMAS = 6.0
@@ -76,7 +82,9 @@ RULES: tuple[Rule, ...] = (
     Rule("BUDGET", BUDGET, "replays of a bisection"),
     Rule("RESCUE", RESCUE, "replays of a bisection where influences find nothing"),
     Rule("NULL_WINDOWS", NULL_WINDOWS, "windows without a spike, at most"),
-    Rule("ENOUGH_P", ENOUGH_P, "p that is enough"),
+    Rule("STRICT_P", STRICT_P, "p that is enough by itself"),
+    Rule("ENOUGH_P", ENOUGH_P, "p that is enough far enough beyond the largest of them"),
+    Rule("TIMES_AT_P", TIMES_AT_P, "× the largest of them, which is far enough at that p"),
     Rule("TIMES", TIMES, "× the largest of them, which is enough where p is not"),
     Rule("FEWEST_FOR_TIMES", FEWEST_FOR_TIMES, "windows that this needs"),
     Rule("RANDOM_REMOVALS", RANDOM_REMOVALS, "random removals that take steps"),
