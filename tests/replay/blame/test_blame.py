@@ -188,7 +188,7 @@ def test_bisection_ends_with_a_small_set_that_takes_the_spike_away(made, planted
         planted_runs,
         name,
         dict(places)["aftermath"],
-        BlameOptions(4, "bisect", null_windows=1, force=True),
+        BlameOptions(4, "bisect", placebos=1, null_windows=1, force=True),
     )
     assert d.bisection.excess_removed >= 0.75 * d.excess.total
     assert "planted" in {doc.source for doc in d.documents} and set(d.bisection.steps) <= set(
@@ -299,7 +299,7 @@ def test_the_study_counts_what_it_says(blamed):
     rows = [row("damaged document", "aftermath", "data", i > 0) for i in range(10)]
     rows += [
         row("clean run", "largest fluctuation", "cannot tell", False),
-        row("learning-rate jump", "peak", "state or schedule", False),
+        row("learning-rate jump", "peak", "policy", False),
     ]
     table = blame_study.summary(rows)
     assert table[0]["on top"] == 9 and table[0]["right"] == 10 and blame_study.holds(table)
