@@ -46,7 +46,7 @@ def nan_rate(seed: int, runs: Path) -> Plant:
     _train(_recipe(seed, runs / "texts", None, 0.0), name, runs)
     change = {"kind": "lr-scale", "factor": 1e39, "window": f"{AT}:{AT + 1}"}
     _fork(runs, name, [change])
-    return Plant(f"{name}-fork", AT + 2, "loss", ("state or schedule",), None)
+    return Plant(f"{name}-fork", AT + 2, "loss", ("state or policy",), None)
 
 
 def nan_document(seed: int, runs: Path) -> Plant:

@@ -17,8 +17,8 @@ Stage = Literal["forward", "loss", "backward", "gradient", "update"]
 NonFiniteReason = Literal[
     "replaced sequences make it finite",  # data
     "another state is finite",  # data and state: so does an earlier state on the same batch
-    "other data are not finite either",  # state or schedule
-    "another policy is finite",  # state or schedule
+    "other data are not finite either",  # state or policy
+    "another policy is finite",  # state or policy
     "the replay is finite",  # numerics
     "other sequences do as well",  # the rest: cannot tell
     "not all others were tried",

@@ -304,13 +304,13 @@ class NonFiniteSearch:
             return "numerics", "the replay is finite"
         if proof is None:
             if evidence.policy is not None and evidence.policy.finite:
-                return "state or schedule", "another policy is finite"
+                return "state or policy", "another policy is finite"
             if evidence.interrupted:
                 return "cannot tell", "interrupted"
             if len(evidence.other_data) < OTHERS:
                 return "cannot tell", "no other data"
             if not any(trial.finite for trial in evidence.other_data):
-                return "state or schedule", "other data are not finite either"
+                return "state or policy", "other data are not finite either"
             return "cannot tell", "other sequences do as well"
         if evidence.policy is not None and evidence.policy.finite:
             # the ordinary policy makes the same data finite: data and policy are both needed

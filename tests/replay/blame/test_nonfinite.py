@@ -145,7 +145,7 @@ def test_the_place_is_the_mlp_of_layer_0_at_the_token(document, planted):
 def test_a_rate_beyond_float32_is_state_or_schedule_and_the_policy_before_is_finite(planted):
     plant = blame_plants.nan_rate(1, planted)
     result = blame_nonfinite(planted, plant.run, plant.step, plant.of, math.nan)
-    assert result.verdict == "state or schedule" and result.reason == "another policy is finite"
+    assert result.verdict == "state or policy" and result.reason == "another policy is finite"
     assert result.policy.finite and not any(trial.finite for trial in result.other_data)
     assert result.first_step < plant.step
     assert "is not finite already" in result.sentence and result.proof is None
@@ -169,7 +169,7 @@ def test_a_run_that_breaks_in_its_first_step_is_told_from_there(tmp_path):
     train(config.from_dict(recipe), name="huge", recipe_name="test", runs=tmp_path)
     result = blame_nonfinite(tmp_path, "huge", 2, "loss", math.nan)
     assert result.first_step == 0 and result.place.stage == "update" and result.place.slot is None
-    assert result.verdict == "state or schedule"
+    assert result.verdict == "state or policy"
 
 
 def test_the_command_finds_what_is_not_finite_by_itself_and_keeps_it(planted, document, capsys):
