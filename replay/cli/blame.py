@@ -120,11 +120,12 @@ def blame(
 
     if question.given:
         return blame_query(run, question, window, placebos, float64, tokens, html)
+    steps = spike_window(window)
     another = blame_another_quantity(run, spike, of, force)
     if another is not None:
         return another
     options = BlameOptions(
-        window=spike_window(window),
+        window=steps,
         method=method,  # type: ignore[arg-type]
         placebos=placebos,
         null_windows=null_windows,
