@@ -201,7 +201,7 @@ def _fork(runs: Path, parent: dict[str, Any], first: int) -> int:
         control = {
             "level": "exact",
             "bitwise": True,
-            "sentence": "bit for bit: 600 recorded steps compared, none differs",
+            "sentence": "equal bit for bit over 600 recorded steps",
         }
         final = {
             "placebos": 19,

@@ -77,7 +77,7 @@ def measure(z: Sizes, rounds: int, steps: int, source: str) -> dict[str, Any]:
                 runs=runs,
                 progress=first,
             )
-            result, _ = verify(runs, f"r{i}", 0, steps, progress=second)
+            result = verify(runs, f"r{i}", 0, steps, progress=second)
             assert result.bitwise, result.sentence()
             words = result.sentence()
             training.append(first.seconds_per_step)

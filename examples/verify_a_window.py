@@ -10,6 +10,8 @@ from replay import verify
 
 runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs")
 
-report, end = verify(runs, "tiny", 10, 30)
+report = verify(runs, "tiny", 10, 30)
 
-print(f"steps 10 to {end}: {report.compared} compared, bit for bit: {report.bitwise}")
+print(
+    f"steps 10 to {report.verified_to}: {report.compared} compared, bit for bit: {report.bitwise}"
+)

@@ -209,7 +209,7 @@ def _replay(
     runs: Path, name: str, planted: Planted, progress: ProgressCallback, say: Say
 ) -> ReplayCheck:
     first, last = planted.first - BEFORE, planted.last + AFTER
-    report, _ = verify(runs, name, first, last, progress)
+    report = verify(runs, name, first, last, progress)
     say(
         f"\n3. The replay. Steps {first}:{last} were run again from the checkpoint before them:"
         f" {report.sentence()}."

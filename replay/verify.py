@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from forensics.detect.spikes import restarts_of, robust
+import torch
+
+from forensics.detect.spikes import Spike, restarts_of, robust
 from forensics.errors import ForensicsError
 from forensics.identity import fingerprint_difference
 from forensics.lazy import make_callable
 from forensics.progress import ProgressCallback as Progress
 from forensics.progress import silent
+from forensics.result_records import ResultRecord, json_key, part_to_document
 from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.store.writer import Writer
@@ -26,35 +30,65 @@ COMPARED = ("loss", "grad_norm")
 Level = Literal["exact", "reproduces", "absent"]
 
 
-@dataclass
-class Report:
+@dataclass(frozen=True)
+class Difference:
+    """Where a replay and what was recorded part first."""
+
+    step: int
+    what: str  # loss | grad_norm | state_digest | checkpoint
+    tensor: str | None = None  # of the saved state after the step, where one was saved
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Report(ResultRecord):
     """What a witness says of the window it saw."""
+
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "verification"
+    AGAIN: ClassVar[str] = "run `replay verify` again"
 
     bitwise: bool
     level: Level
     steps: int
     compared: int  # steps of which something was recorded
-    first_difference: dict[str, Any] | None
-    max_abs_difference: float  # nats, of a recorded loss
+    first_difference: Difference | None
+    max_abs_difference: float  # nats, of a recorded loss; inf where one of the two is not finite
     fingerprint_equal: bool
-    fingerprint_differs: list[str]
+    fingerprint_differs: tuple[str, ...]
+    # the saved state that was compared last differs in the payload of NaNs and in no number
+    nan_payload_only: bool = False
+    run: str = ""
+    first: int = json_key("from", default=0)
+    last: int = json_key("to", default=0)  # as asked for
+    verified_to: int = 0  # further than asked for where no digest was recorded there
 
     def sentence(self) -> str:
         """Say what was compared and whether anything differs."""
         if self.bitwise:
-            return f"bit for bit: {self.compared:,} recorded steps compared, none differs"
-        if not self.compared:
+            return f"equal bit for bit over {self.compared:,} recorded steps"
+        if self.first_difference is None:
             return "nothing was recorded to compare with"
-        where = self.first_difference or {}
+        where = f"step {self.first_difference.step} is the first that differs"
+        if self.nan_payload_only:
+            return (
+                f"equal to tolerance only: {where}, by the payload of its NaNs alone; every number"
+                " is equal"
+            )
+        losses = (
+            f"losses differ by at most {self.max_abs_difference:.3g} nats"
+            if math.isfinite(self.max_abs_difference)
+            else "a loss is finite in one and not in the other"
+        )
         return (
-            f"tolerance only: step {where.get('step')} differs first ({where.get('what')}), "
-            f"losses by at most {self.max_abs_difference:.3g} nats"
+            f"equal to tolerance only: {where} (its"
+            f" {self.first_difference.what.replace('_', ' ')}), {losses}"
         )
 
 
 class Witness:
     """Compares each replayed step with the recorded one: loss, gradient norm, digest; tensors where
-    a state was saved.
+    a state was saved. A NaN equals a NaN.
     """
 
     def __init__(self, run: Run, first: int, last: int) -> None:
@@ -64,7 +98,8 @@ class Witness:
         self.losses: dict[int, float | None] = {}
         self.compared = 0
         self.gap = 0.0
-        self.difference: dict[str, Any] | None = None
+        self.difference: Difference | None = None
+        self.payload_only = False
 
     def see(self, state: TrainState, result: StepResult) -> None:
         """`after` of a fold; states must be the run's own."""
@@ -74,37 +109,32 @@ class Witness:
         if row is not None:
             self.compared += 1
             for name in COMPARED:
-                replayed, recorded = getattr(result, name), row[name]
-                if not _same(replayed, recorded):
+                if not equal_values(getattr(result, name), row[name]):
                     self._differs(step, name, None)
-                if (
-                    name == "loss"
-                    and replayed is not None
-                    and recorded is not None
-                    and math.isfinite(replayed - recorded)
-                ):
-                    self.gap = max(self.gap, abs(replayed - recorded))
+            self.gap = max(self.gap, _gap(result.loss, row["loss"]))
             digest = row["state_digest"]
             if digest is not None and digest != state.digest():
                 self._differs(step, "state_digest", self._tensor(state))
-        if state.counters.step in self.saved and self.difference is None:
-            if row is None or row["state_digest"] is None:
-                self.compared += row is None
+        if state.counters.step in self.saved:
+            self._compare_saved(state, step, row)
+
+    def _compare_saved(self, state: TrainState, step: int, row: dict[str, Any] | None) -> None:
+        """Hold the state against the one that was saved of this step."""
+        if self.difference is None:
+            self.compared += row is None
             wrong = self._tensor(state)
             if wrong is not None:
                 self._differs(step, "checkpoint", wrong)
+        if self.difference is not None and self.difference.what not in COMPARED:
+            saved = self.run.load(state.counters.step)
+            self.payload_only = _same_but_for_nans(state, saved)
 
     def _differs(self, step: int, what: str, tensor: str | None) -> None:
         if self.difference is None:
             layer = (
                 tensor.split("layers.")[1].split(".")[0] if tensor and "layers." in tensor else None
             )
-            self.difference = {
-                "step": step,
-                "what": what,
-                "tensor": tensor,
-                "layer": int(layer) if layer else None,
-            }
+            self.difference = Difference(step, what, tensor, int(layer) if layer else None)
 
     def _tensor(self, state: TrainState) -> str | None:
         """Return the first tensor that differs from the saved state of this step, if one was saved
@@ -120,6 +150,23 @@ class Witness:
             None,
         )
 
+    def notes(self) -> dict[str, Any]:
+        """Return what it saw so far, as JSON, for a fork that is interrupted."""
+        return {
+            "losses": list(self.losses.items()),
+            "compared": self.compared,
+            "gap": self.gap,
+            "difference": part_to_document(self.difference) if self.difference else None,
+            "payload_only": self.payload_only,
+        }
+
+    def take_up(self, notes: dict[str, Any]) -> None:
+        """Go on from what `notes` gave."""
+        self.losses = {int(step): loss for step, loss in notes["losses"]}
+        self.compared, self.gap = notes["compared"], notes["gap"]
+        self.difference = Difference(**notes["difference"]) if notes["difference"] else None
+        self.payload_only = notes.get("payload_only", False)
+
     def report(self) -> Report:
         """Report what was compared, and the first difference."""
         here = self.run.fingerprint()
@@ -133,12 +180,17 @@ class Witness:
             first_difference=self.difference,
             max_abs_difference=self.gap,
             fingerprint_equal=not differs,
-            fingerprint_differs=differs,
+            fingerprint_differs=tuple(differs),
+            nan_payload_only=self.payload_only,
+            run=self.run.name,
+            first=self.first,
+            last=self.last,
+            verified_to=self.last,
         )
 
     def _level(self) -> Level:
-        """reproduces: each spike of the window again within ±2 steps, its excess within a factor 2;
-        else absent.
+        """reproduces: each spike of the window again within ±2 steps, its excess within a factor 2,
+        or not finite again; else absent.
         """
         history = recorded_steps(self.run, 0, self.last)
         past = [s for s in sorted(history) if s < min(self.losses)]
@@ -154,17 +206,23 @@ class Witness:
             steps=steps,
             restarts=restarts,
         )
-        for spike in (
-            s for s in theirs if self.first <= s.step < self.last and s.baseline is not None
-        ):
-            excess = spike.value - (spike.baseline or 0.0)
-            if not any(
-                abs(s.step - spike.step) <= 2
-                and 0.5 <= (s.value - (s.baseline or 0.0)) / excess <= 2
-                for s in ours
-            ):
-                return "absent"
-        return "reproduces"
+        in_window = [s for s in theirs if self.first <= s.step < self.last]
+        again = all(any(_is_again(spike, s) for s in ours) for spike in in_window)
+        return "reproduces" if again else "absent"
+
+
+def _is_again(recorded: Spike, replayed: Spike) -> bool:
+    """Whether a replayed spike is the recorded one: near in time, and as high or as little
+    finite.
+    """
+    if abs(replayed.step - recorded.step) > 2:
+        return False
+    if not (math.isfinite(recorded.value) and math.isfinite(replayed.value)):
+        return math.isfinite(recorded.value) == math.isfinite(replayed.value)
+    if recorded.baseline is None or replayed.baseline is None:
+        return True  # nothing finite came before: there is no height to compare
+    excess = recorded.value - recorded.baseline
+    return 0.5 <= (replayed.value - replayed.baseline) / excess <= 2
 
 
 def recorded_steps(run: Run, first: int, last: int) -> dict[int, dict[str, Any]]:
@@ -180,20 +238,37 @@ def recorded_steps(run: Run, first: int, last: int) -> dict[int, dict[str, Any]]
     return rows_by_step | {row["step"]: row for row in rows}
 
 
-def _same(a: float | None, b: float | None) -> bool:
+def equal_values(a: float | None, b: float | None) -> bool:
+    """Whether two recorded numbers are equal: a NaN equals a NaN, a missing one a missing one."""
     if a is None or b is None:
         return a is b
     return a == b or (math.isnan(a) and math.isnan(b))
 
 
-def verify(
-    runs: Path, name: str, first: int, last: int, progress: Progress = silent
-) -> tuple[Report, int]:
+def _gap(a: float | None, b: float | None) -> float:
+    """Return |a − b|: 0 where they are equal or one is missing, inf where one is not finite."""
+    if a is None or b is None or equal_values(a, b):
+        return 0.0
+    return abs(a - b) if math.isfinite(a - b) else math.inf
+
+
+def _same_but_for_nans(state: TrainState, saved: TrainState) -> bool:
+    """Whether two states are equal in every bit but those of numbers that are NaN in both."""
+    if state.rest() != saved.rest():
+        return False
+    for (_, a), (_, b) in zip(state.tensors(), saved.tensors(), strict=True):
+        same_bits = a.cpu().view(torch.int32) == b.cpu().view(torch.int32)
+        if not (same_bits | (a.cpu().isnan() & b.cpu().isnan())).all():
+            return False
+    return True
+
+
+def verify(runs: Path, name: str, first: int, last: int, progress: Progress = silent) -> Report:
     """Replay first:last unaltered and compare every bit and every recorded loss; writes a
     certificate.
 
-    Returns the report and the last step that was replayed, which lies further where no digest was
-    recorded at `last`. Errors: usage, missing, integrity.
+    It goes on past `last`, to `verified_to`, where no digest was recorded there. Errors: usage,
+    missing, integrity.
     """
     run = open_trajectory(runs, name)
     if not 0 <= first < last <= run.header.steps:
@@ -229,9 +304,9 @@ def verify(
             f"verify its own window, or its parent {run.header.parent}",
         )
     run.replay(state, end, after=after)
-    report = witness.report()
+    report = dataclasses.replace(witness.report(), last=last)
     certify(run, first, end, report, "verify")
-    return report, end
+    return report
 
 
 def _last_with_digest(run: Run, first: int, last: int) -> int:
@@ -253,7 +328,7 @@ def certify(run: Run, first: int, last: int, report: Report, source: str) -> Non
             bitwise=report.bitwise,
             level=report.level,
             compared=report.compared,
-            first_difference=report.first_difference["step"] if report.first_difference else None,
+            first_difference=report.first_difference.step if report.first_difference else None,
             max_abs_difference=report.max_abs_difference,
             fingerprint_equal=report.fingerprint_equal,
             fingerprint=json.dumps(run.fingerprint()),

@@ -54,11 +54,12 @@ def nats(value: float, signed: bool = False) -> str:
 
 
 def _numerics(judgement: Judgement, facts: Facts) -> str:
-    difference = facts.report.first_difference or {}
+    difference = facts.report.first_difference
+    where = f"step {difference.step} on (its {difference.what})" if difference else "some step on"
     return (
         f"The replay does not show the spike: the loss of step {facts.blamed.step} was recorded as"
         f" {facts.blamed.value:.3f} nats/token and is {facts.control_loss:.3f} in the replay. The"
-        f" replay differs from step {difference.get('step')} on ({difference.get('what')}):"
+        f" replay differs from {where}:"
         " suspect the hardware or the numerics of that step. Nothing is said about the data."
     )
 

@@ -28,13 +28,10 @@ def main() -> None:
 @click.argument("b", type=int)
 def verify(run: str, a: int, b: int) -> int:
     """Replay A:B unaltered and compare every bit and every recorded loss."""
-    import dataclasses
-
     from replay.verify import verify as verify_window
 
     with bar(f"replaying {a}:{b}") as progress:
-        report, end = verify_window(runs_folder(), run, a, b, progress)
-    document = dataclasses.asdict(report) | {"run": run, "from": a, "to": b, "verified_to": end}
+        report = verify_window(runs_folder(), run, a, b, progress)
     if not report.fingerprint_equal:
         warn(
             "this machine is not the one that trained: "
@@ -43,11 +40,14 @@ def verify(run: str, a: int, b: int) -> int:
         )
 
     def story() -> None:
-        say(f"{run} {a}:{end} {report.sentence()}")
-        if end != b:
-            say(f"no digest was recorded at {b}: went on to the next checkpoint, {end}")
+        say(f"{run} {a}:{report.verified_to}: {report.sentence()}.")
+        if report.verified_to != b:
+            say(
+                f"State {b} has no recorded digest: the replay went on to the next saved state,"
+                f" {report.verified_to}."
+            )
 
-    emit(document, story)
+    emit(report, story)
     return 0 if report.bitwise else 1
 
 
@@ -193,27 +193,25 @@ def diff(run: str, fork: str) -> None:
     """First step, layer and tensor that differ; distances by step."""
     from replay.run_diff import between
 
-    document = between(runs_folder(), run, fork)
+    result = between(runs_folder(), run, fork)
 
     def story() -> None:
-        first = document["first_difference"]
+        first = result.first_difference
         if first is None:
-            say(f"{run} and {fork}: no difference found")
+            say(f"{run} and {fork}: no difference was found over {len(result.divergence)} steps.")
         else:
-            say(
-                f"first difference: step {first['step']},"
-                f" {first.get('tensor') or first.get('what')}"
+            what = first.tensor or first.what
+            say(f"{run} and {fork} differ first at step {first.step}, in {what}.")
+        columns = ("step", "loss_gap", "logit_kl", "l2")
+        if result.divergence:
+            table(
+                ["step", "loss gap (nats/token)", "KL (nats)", "L2 of the parameters"],
+                [[getattr(row, column) for column in columns] for row in result.divergence],
             )
-        rows = [
-            [row[k] for k in ("step", "loss_gap", "logit_kl", "l2")]
-            for row in document["divergence"]
-        ]
-        if rows:
-            table(["step", "loss_gap", "logit_kl", "l2"], rows)
-        if document["time_to_reconverge"] is not None:
-            say(f"back among the placebos after {document['time_to_reconverge']} steps")
+        if result.time_to_reconverge is not None:
+            say(f"The fork is back among the placebos after {result.time_to_reconverge} steps.")
 
-    emit(document, story)
+    emit(result, story)
 
 
 @main.command(

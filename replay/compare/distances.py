@@ -69,7 +69,7 @@ def _sum(x: Tensor) -> float:
 
 def _cosine(parts: np.ndarray) -> float:
     size = math.sqrt(parts[2] * parts[3])
-    return float(parts[1] / size) if size > 0 else math.nan
+    return float(parts[1] / size) if 0 < size < math.inf else math.nan
 
 
 def first_difference(arm: dict[str, Tensor], control: dict[str, Tensor]) -> dict[str, Any] | None:

@@ -140,15 +140,7 @@ class Fork:
         self.writer.drain()
         self.distances.drain()
         states = {name: arm.state for name, arm in self.arms.by_name.items()}
-        witness = self.witness
-        notes = self.measured.notes | {
-            "witness": {
-                "losses": list(witness.losses.items()),
-                "compared": witness.compared,
-                "gap": witness.gap,
-                "difference": witness.difference,
-            }
-        }
+        notes = self.measured.notes | {"witness": self.witness.notes()}
         resume.save(
             self.run.folder,
             self.identity.to_document(),
@@ -175,14 +167,7 @@ class Fork:
         step, states, notes = saved
         for name, arm in self.arms.by_name.items():
             arm.state = states[name]
-        witnessed = notes.pop("witness")
-        witness = self.witness
-        witness.losses = {int(s): loss for s, loss in witnessed["losses"]}
-        witness.compared, witness.gap, witness.difference = (
-            witnessed["compared"],
-            witnessed["gap"],
-            witnessed["difference"],
-        )
+        self.witness.take_up(notes.pop("witness"))
         self.measured.notes = notes
         self.writer.truncate(step)
         return step

@@ -116,7 +116,7 @@ def test_replay_verifies_every_bit_of_a_run(family, compiled, trained):
 
     run = trained(**{"model.family": family, "train.compile": compiled})
     assert run.header.device == DEVICE and run.header.precision == PRECISION
-    report, _ = verify(run.runs, run.name, 0, 12)
+    report = verify(run.runs, run.name, 0, 12)
     assert report.bitwise, report.sentence()
     assert report.compared >= 12
 

@@ -36,7 +36,7 @@ from replay.interventions.policy import LearningRate
 from replay.interventions.removal import RemoveDocuments
 from replay.interventions.selection import DOCUMENTS
 from replay.lineage import open_trajectory
-from replay.run_diff import between
+from replay.run_diff import RunDiff, between
 from replay.step.batch_contents import batch_at
 from tests.replay.test_interventions import damaged
 
@@ -48,14 +48,14 @@ def forked(*arguments: Any, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("a", "b"), [(0, 10), (13, 31), (50, 51), (75, 100), (99, 100)])
 def test_any_window_replays_bit_for_bit(a: int, b: int, runs: Path) -> None:
-    report, end = verify.verify(runs, "base", a, b)
+    report = verify.verify(runs, "base", a, b)
     assert (
         report.bitwise
         and report.level == "exact"
         and report.compared >= b - a
         and report.max_abs_difference == 0
     )
-    assert end == b and report.first_difference is None
+    assert report.verified_to == b and report.first_difference is None
     row = open_trajectory(runs, "base").table("certificates").to_pylist()[-1]
     assert row["bitwise"] and (row["first"], row["last"]) == (a, b)
 
@@ -335,7 +335,7 @@ def test_a_fork_of_a_fork_inherits_and_adds(runs: Path, base: Run) -> None:
     two = open_trajectory(runs, "two")
     assert [two.stream(s).origin for s in (79, 80, 84, 85, 86)] == [79, 82, 87, 86, 88]
     assert batch_at(runs, "two", 84).origin == 87
-    report, _ = verify.verify(runs, "two", 80, 95)
+    report = verify.verify(runs, "two", 80, 95)
     assert report.bitwise
     below = batch_at(runs, "two", 10)
     assert (
@@ -361,11 +361,11 @@ def test_a_control_that_differs_is_said_to_be_tolerance_only(runs: Path, base: R
         "absent",
     )
     assert "tolerance only" in result["control"]["sentence"]
-    report, _ = verify.verify(runs, "base", 78, 84)
+    report = verify.verify(runs, "base", 78, 84)
     assert (
         not report.bitwise
         and report.first_difference is not None
-        and report.first_difference["step"] == 80
+        and report.first_difference.step == 80
     )
     assert report.max_abs_difference == pytest.approx(1e-6, rel=1e-6)
 
@@ -457,13 +457,12 @@ def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
     made = Spec("base", 75, 82, (Swap(77, 78),))
     forked(made, runs)
     told = between(runs, "base", made.fork)
-    assert (
-        told["first_difference"]["step"] == 77
-        and told["first_difference"]["tensor"] == "embed.weight"
-    )
-    assert [row["step"] for row in told["divergence"]] == list(range(76, 83))
+    first = told.first_difference
+    assert first is not None and (first.step, first.tensor) == (77, "embed.weight")
+    assert [row.step for row in told.divergence] == list(range(76, 83))
+    assert RunDiff.from_document(told.to_document(), "diff") == told
     other = between(runs, made.fork, made.fork)
-    assert other["first_difference"] is None
+    assert other.first_difference is None
 
 
 def test_causal_words_follow_the_rule() -> None:

@@ -26,11 +26,11 @@ from replay.blame.result import (
 from replay.blame.sentences import CAUSES, sentence
 from replay.blame.verdict import Facts, judge
 from replay.interventions.rows import Slot
-from replay.verify import Report
+from replay.verify import Difference, Report
 
 ROW = Slot(400, 3, 0, 64)
 BLAMED = BlamedStep(402, 4.0, 3.0, 0.1, "fast", 400, 410, is_spike=True, remark="")
-REPORT = Report(True, "exact", 10, 10, None, 0.0, True, [])
+REPORT = Report(True, "exact", 10, 10, None, 0.0, True, ())
 
 
 def excess(state: float = 0.9, data: float = 0.1) -> Excess:
@@ -196,8 +196,8 @@ def test_nothing_is_explained_where_the_excess_and_the_recorded_height_disagree(
 
 
 def test_numerics_when_the_control_does_not_spike_whatever_else_was_found():
-    difference = {"step": 399, "what": "state_digest", "tensor": None, "layer": None}
-    report = Report(False, "absent", 10, 10, difference, 1.0, True, [])
+    difference = Difference(399, "state_digest")
+    report = Report(False, "absent", 10, 10, difference, 1.0, True, ())
     absent = facts()
     absent.absent, absent.report = True, report
     verdict, reason, words = said(absent)
