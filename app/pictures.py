@@ -221,9 +221,7 @@ def missing(run: str, spec: Path) -> list[list[str]]:
         todo.append(["forensics", "batch", run, at, "--token-losses"])
     if not _measured(run, "matrix"):
         low, high = max(0, spike - 4), min(reached, spike + 4)
-        states = sorted({spike // 2, max(0, spike - 16), *range(low, high, 2)})
-        listed = ",".join(map(str, states))
-        todo.append(["replay", "matrix", run, "--batches", f"{low}:{high}", f"--states={listed}"])
+        todo.append(["replay", "matrix", run, "--batches", f"{low}:{high}"])
     if not _measured(run, "sweep"):
         todo.append(["replay", "sweep", str(spec), f"--at={','.join(map(str, _spread(reached)))}"])
     if spike not in _blamed(run):

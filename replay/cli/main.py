@@ -216,14 +216,17 @@ def diff(run: str, fork: str) -> None:
 
 @main.command(
     example=(
-        "replay matrix demo --batches 398:406 --states 200,390,401\nreplay matrix demo --batches"
-        " 398:406 --states 200,390 --window"
+        "replay matrix demo\nreplay matrix demo --batches 398:406 --states 200,390,401\nreplay"
+        " matrix demo --batches 398:406 --states 200,390 --window"
     )
 )
 @click.argument("run")
-@click.option("--batches", required=True, metavar="A:B", help="The batches.")
+@click.option("--spike", type=int, metavar="S", help="The spike; left out, the largest.")
+@click.option("--batches", metavar="A:B", help="The batches; left out, four from the spike on.")
 @click.option(
-    "--states", required=True, metavar="S,T,…", help="The states; any step, not only checkpoints."
+    "--states",
+    metavar="S,T,…",
+    help="Any steps, the latest is judged; left out, the spike's and 20 before its onset.",
 )
 @click.option(
     "--window",
@@ -231,18 +234,22 @@ def diff(run: str, fork: str) -> None:
     is_flag=True,
     help="Run the whole window from each state: does it spike there too?",
 )
-def matrix(run: str, batches: str, states: str, whole: bool) -> None:
+def matrix(
+    run: str, spike: int | None, batches: str | None, states: str | None, whole: bool
+) -> None:
     """Each batch from each state: is it the data, the state, or the two together?"""
     from forensics.config import window
     from replay.experiments import data_state_matrix as matrices
+    from replay.experiments import windows_from_states
 
-    first, last = window(batches, "--batches")
-    chosen = steps(states, "--states")
+    first, last = window(batches, "--batches") if batches is not None else (None, None)
+    chosen = steps(states, "--states") if states is not None else None
     with bar("matrix", "batches") as progress:
+        asked = (runs_folder(), run, first, last, chosen, progress, spike)
         if whole:
-            windows = matrices.windows(runs_folder(), run, first, last, chosen, progress)
+            windows = windows_from_states.windows(*asked)
         else:
-            cells = matrices.matrix(runs_folder(), run, first, last, chosen, progress)
+            cells = matrices.matrix(*asked)
     if whole:
         emit(windows, lambda: output.windows(windows))
     else:
@@ -329,19 +336,27 @@ def state(state: str, dest: Path) -> None:
     help="Write a Chrome trace, which Perfetto opens.",
 )
 @click.option(
+    "--save-gradients",
+    type=click.Path(path_type=Path),
+    metavar="DEST",
+    help="Keep the raw gradients and activations in a new folder, as safetensors.",
+)
+@click.option(
     "--top",
     type=click.IntRange(min=1),
     default=15,
     show_default=True,
     help="Rows shown of each table.",
 )
-def trace(run: str, step: int, perfetto: Path | None, top: int) -> None:
+def trace(
+    run: str, step: int, perfetto: Path | None, save_gradients: Path | None, top: int
+) -> None:
     """Look inside one step, event by event, beside the step before."""
     from replay.step.perfetto import write_perfetto
     from replay.step.trace import trace as trace_step
 
     with bar("taking the update apart", "tensors") as progress:
-        result = trace_step(runs_folder(), run, step, progress)
+        result = trace_step(runs_folder(), run, step, progress, save_gradients)
     if perfetto is not None:
         write_perfetto(result, perfetto)
     emit(result, lambda: step_output.trace(result, top))

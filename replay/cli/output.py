@@ -90,19 +90,25 @@ def fork(result: ForkResult) -> None:
 
 
 MATRIX_TITLES = {
-    "jump": "Jump of the probe loss after one step, over the placebo batches' median (nats)",
     "loss": "Loss of the batch at the state (nats/token)",
+    "jump": "Jump of the probe loss after one step, over the placebo batches' median (nats)",
     "grad_norm": "Gradient norm of the batch at the state",
 }
 
 
 def matrix(result: MatrixResult) -> None:
-    """Tell each measure by state and batch, and how large the data's and the state's parts are."""
+    """Tell what the rise is made of, then each measure by state and batch, and its parts."""
+    from replay.experiments.matrix_text import beside_blame, headline
+
+    say(headline(result))
+    if result.blame is not None:
+        say(beside_blame(result))
     first, last = result.batches
     for measure, title in MATRIX_TITLES.items():
-        say(f"{title}; * the state has already been trained on the batch")
+        say(f"\n{title}; * the state has already been trained on the batch: left out of the parts")
+        states = result.states if measure == "loss" else result.jump_states
         rows = []
-        for state in result.states:
+        for state in states:
             cells = [matrix_cell for matrix_cell in result.cells if matrix_cell.state == state]
             rows.append(
                 [state, *(cell(getattr(c, measure)) + ("*" if c.consumed else "") for c in cells)]
@@ -110,18 +116,19 @@ def matrix(result: MatrixResult) -> None:
         table(["state", *(str(step) for step in range(first, last))], rows)
         effects = result.effects[measure]
         if effects is None:
-            say("No parts: a cell is missing or not finite.")
+            say("No parts: a cell is missing or not finite, or no other state stands beside it.")
         else:
-            parts = []
-            for name in ("data", "state", "interaction"):
-                over = getattr(effects.over_placebo, name)
-                times = f" ({over:.3g} times the placebos' scale)" if over is not None else ""
-                parts.append(f"{name} {getattr(effects.size, name):.3g}{times}")
             say(
-                f"Parts, as root mean squares: {', '.join(parts)}; the scale is that of"
-                f" {result.placebos} placebo batches."
+                f"Parts of the rise at state {effects.judged}, against {len(states) - 1} other"
+                f" states and {result.placebos} placebo batches"
             )
-        say()
+            table(
+                ["part", "rise", "batch", "p", "p at best", "mean square / noise", "df"],
+                [
+                    [p.part, p.rise, p.step, p.p, p.p_at_best, p.over_noise, p.freedom]
+                    for p in effects.parts
+                ],
+            )
 
 
 def windows(result: WindowsResult) -> None:

@@ -18,12 +18,24 @@ EXACT = {
 
 def trace(result: StepTrace, top: int) -> None:
     """Tell the events in order, what moved most, and the update taken apart."""
+    from replay.step.trace_conclusion import sentence
+
+    say(sentence(result))
     say(f"Step {result.step} of {result.run}, run again beside step {result.baseline}.")
     say(EXACT[result.exact])
+    say(
+        f"It ran {_as_the_run_did(result)}: once counted, once timed by the {result.clock}'s clock."
+    )
+    if result.saved is not None:
+        say(f"Its raw gradients and activations are in {result.saved}.")
     say("\nEvents in order; in brackets, times the value of the step before")
     table(
         ["at ms", "ms", "event", "values"],
-        [_event_row(event) for event in result.events if event.phase != "update"],
+        [
+            _event_row(event)
+            for event in result.events
+            if event.phase != "update" or event.seconds is not None
+        ],
     )
     say("\nWhat changed most against the step before")
     table(
@@ -57,7 +69,16 @@ def _event_row(event: TraceEvent) -> list[object]:
         for name, value in event.values.items()
         if value is not None
     )
-    return [round(event.start * 1e3, 2), round(event.seconds * 1e3, 2), event.name, values]
+    return [_ms(event.start), _ms(event.seconds), event.name, values]
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1e3, 2)
+
+
+def _as_the_run_did(result: StepTrace) -> str:
+    words = ["compiled" if result.compiled else "eagerly"]
+    return " and ".join([*words, *(["recomputing activations"] if result.recomputed else [])])
 
 
 def _ratio(event: TraceEvent, name: str) -> str:

@@ -36,6 +36,23 @@ class ScanResult(ResultRecord):
     batches: tuple[ScanRow, ...]
 
 
+Part = Literal["data", "state", "interaction"]
+MatrixVerdict = Literal["data", "state", "interaction", "several", "cannot tell"]
+MatrixReason = Literal[
+    "shown",
+    "no p is small enough",
+    "too few to show",  # placebos or states: even the least p would not do
+    "not finite",  # a cell that takes part, or no state beside the judged one
+]
+Comparison = Literal[
+    "agree",
+    "one cannot tell",
+    "the state was made by data",  # blame: earlier batches; the matrix: the state they left
+    "blame tries other moments",  # which a loss before the update does not feel
+    "they differ",
+]
+
+
 @dataclass(frozen=True)
 class MatrixCell:
     """One batch from one state; jump and loss in nats."""
@@ -44,7 +61,7 @@ class MatrixCell:
     step: int  # the batch
     jump: float | None  # of the probe loss after the step, less the placebo batches' median
     loss: float | None  # of the batch at the state
-    grad_norm: float | None
+    grad_norm: float | None  # None, as the jump, where no step was taken from the state
     consumed: bool  # the state has been trained on the batch
     loss_placebo: float | None  # median over the placebo batches
     grad_norm_placebo: float | None
@@ -52,7 +69,7 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class BatchEffect:
-    """What a batch adds, whatever the state."""
+    """What a batch adds at the states beside the judged one."""
 
     step: int
     effect: float
@@ -60,7 +77,7 @@ class BatchEffect:
 
 @dataclass(frozen=True)
 class StateEffect:
-    """What a state adds, whatever the batch."""
+    """What a state adds to the placebo batches, over the states beside the judged one."""
 
     state: int
     effect: float
@@ -76,43 +93,80 @@ class JointEffect:
 
 
 @dataclass(frozen=True)
-class PartSizes:
-    """One number for each part of the decomposition; None where there is no scale to divide by."""
+class PartEffect:
+    """A part of the rise at the judged state: how large, and how often ordinary ones are as large.
 
-    data: float | None
-    state: float | None
-    interaction: float | None
+    None where no cell is left to measure it by.
+    """
+
+    part: Part
+    mean_square: float | None  # per degree of freedom: alike for all parts on pure noise
+    freedom: int  # degrees of freedom: batches, or 1 for the state
+    over_noise: float | None  # mean square over that of what the placebos leave unexplained
+    rise: float | None  # of the strongest batch; of the state, since the state before it
+    step: int | None  # that batch; None: the state's part
+    p: float | None  # of the strongest, corrected over the batches
+    p_at_best: float | None  # the least that so many placebos and states can show
+    scales: float | None  # rise over 1.4826·MAD of its null
+    present: bool  # p is small enough to say that the part is there
 
 
 @dataclass(frozen=True)
 class MatrixEffects:
-    """Two-way decomposition of one measure: mean + data + state + interaction."""
+    """One measure taken apart: mean + data + state + interaction, by cells that were not
+    consumed.
+    """
 
-    mean: float
+    judged: int  # the state that is judged: the latest
+    mean: float  # of the placebos at the other states
     data: tuple[BatchEffect, ...]
     state: tuple[StateEffect, ...]
     interaction: tuple[JointEffect, ...]
-    size: PartSizes  # root mean square of each part
-    placebo_scale: float | None  # 1.4826·MAD over the placebo batches
-    over_placebo: PartSizes  # size over that scale
+    parts: tuple[PartEffect, ...]  # data, state, interaction
+    noise: float  # mean square of what neither state nor batch explains of the placebos
+    placebo_scale: float | None  # 1.4826·MAD over the placebo batches, median over the states
+
+
+@dataclass(frozen=True)
+class MatrixConclusion:
+    """What the rise at the judged state is made of."""
+
+    verdict: MatrixVerdict
+    measure: Literal["loss", "jump"]  # that it rests on
+    parts: tuple[Part, ...]  # that are named, the largest first
+    reason: MatrixReason
+
+
+@dataclass(frozen=True)
+class BesideBlame:
+    """What `blame` said of a spike in the window, and how the two stand to each other."""
+
+    step: int  # the spike's
+    verdict: str  # blame's
+    data: float  # nats of the excess by blame
+    state: float
+    comparison: Comparison
 
 
 @dataclass(frozen=True)
 class MatrixResult(ResultRecord):
     """Each batch of a window from each of several states."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     KIND: ClassVar[str] = "matrix"
     AGAIN: ClassVar[str] = "run `replay matrix` again: finished cells are kept"
 
     run: str
     batches: tuple[int, int]  # half-open
     states: tuple[int, ...]
+    jump_states: tuple[int, ...]  # those of them that took a step, for jump and gradient norm
     placebos: int  # batches
     probe_sequences: int
-    consumed: int  # cells whose state has been trained on their batch
+    consumed: int  # cells whose state has been trained on their batch: left out
     cells: tuple[MatrixCell, ...]
     effects: dict[str, MatrixEffects | None]  # by measure; None: a cell is missing or not finite
+    conclusion: MatrixConclusion
+    blame: BesideBlame | None  # None: no spike of the window was blamed
 
 
 @dataclass(frozen=True)

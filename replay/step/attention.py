@@ -34,6 +34,7 @@ from forensics.train.run import Run
 from replay.lineage import holder_of, is_recorded, open_trajectory, require_intact
 from replay.step import artifacts
 from replay.step.result import AttentionStudy, HeadAttention
+from replay.step.states_along import states_along
 
 AROUND = 16  # steps from the step to the states before and after it
 # what the file of arrays says of them
@@ -171,24 +172,11 @@ def _worst(run: Run, step: int) -> int:
 
 
 def _states_at(run: Run, steps: Sequence[int], progress: ProgressCallback) -> Iterator[TrainState]:
-    """Yield the exact states in order.
-
-    Each goes on from the one before where no checkpoint lies between.
-    """
-    state: TrainState | None = None
-    for i, step in enumerate(steps):
-        progress(i, len(steps), f"state {step}")
-        if state is not None and _goes_on(run, state, step):
-            run.replay(state, step)
-        else:
-            state = run.state_at(step)
+    """Yield the exact states in order, and tell how far it is."""
+    progress(0, len(steps), f"state {steps[0]}")
+    for i, state in enumerate(states_along(run, steps), 1):
         yield state
-    progress(len(steps), len(steps), "")
-
-
-def _goes_on(run: Run, state: TrainState, step: int) -> bool:
-    at = state.counters.step
-    return at >= run.header.first_step and run.checkpoint_before(step) <= at
+        progress(i, len(steps), f"state {steps[i]}" if i < len(steps) else "")
 
 
 def _patterns(run: Run, state: TrainState, batch: Batch, row: int) -> Patterns:

@@ -11,6 +11,10 @@ from typing import Any, ClassVar, Literal
 from forensics.result_records import ResultRecord
 
 Phase = Literal["forward", "loss", "backward", "clip", "update", "next"]
+Grain = Literal["sub-layer", "block"]
+ClockKind = Literal["host", "device"]
+TraceVerdict = Literal["update", "not the update", "no rise", "not finite"]
+UpdatePart = Literal["gradient", "moments", "both"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class TraceEvent:
 
     name: str  # e.g. layers.3.attn forward
     phase: Phase
-    start: float  # seconds since the step began
-    seconds: float
+    start: float | None  # seconds since the step began; None: not measured
+    seconds: float | None  # None: not measured by itself
     values: dict[str, float | None]  # in the units of docs/formulas.md
     layer: int | None = None
     detail: tuple[WorstToken, ...] = ()
@@ -87,10 +91,25 @@ class LinePoint:
 
 
 @dataclass(frozen=True)
+class TraceConclusion:
+    """How much of the rise over the step before the update in between carries, in nats."""
+
+    verdict: TraceVerdict
+    rise: float | None  # loss of the step less that of the step before; None: not finite
+    scale: float | None  # 1.4826·MAD of such differences before; None: too few
+    by_update: float | None  # of it, what the update did to the loss of this batch
+    part: UpdatePart | None = None  # of the update, that carries at least half of that
+    part_carries: float | None = None
+    tensor: str | None = None  # whose part alone brings half of it, and without which half goes
+    tensor_alone: float | None = None
+    tensor_without: float | None = None
+
+
+@dataclass(frozen=True)
 class StepTrace(ResultRecord):
     """One step, event by event, and the update before it taken apart."""
 
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     KIND: ClassVar[str] = "trace"
     AGAIN: ClassVar[str] = "trace the step again: `replay trace RUN STEP`"
 
@@ -98,10 +117,16 @@ class StepTrace(ResultRecord):
     step: int
     baseline: int  # the step that it stands beside
     exact: bool | None  # the recorded step, bit for bit; None: no digest was recorded
+    conclusion: TraceConclusion
+    grain: Grain  # how fine the run's own step can be followed
+    clock: ClockKind  # whose times they are
+    compiled: bool  # as the run was
+    recomputed: bool  # activations, as the run did
     events: tuple[TraceEvent, ...]  # in the order of the step
     largest: tuple[LargestChange, ...]  # largest ratio first
     layer_blame: LayerBlame  # of update step − 1, on batch `step`
     line_scan: tuple[LinePoint, ...]  # along that update
+    saved: str | None = None  # the folder with the raw gradients and activations
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,8 @@
-"""Watch one step: when each sub-layer runs, and its numbers."""
+"""Count one step: the numbers of each of its parts, by the very decoder that trained."""
 
 from __future__ import annotations
 
 import math
-import time
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +13,13 @@ from forensics.model.step_model import StepModel
 from forensics.observe.attention import attention_statistics
 from forensics.observe.tensors import TensorProbe
 from forensics.step import sums
-from forensics.step.observer import Site
+from forensics.step.observer import SITES, Site
 from forensics.step.policy import StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import TrainState
+from replay.step.result import Grain
+from replay.step.saved_tensors import SavedTensors
 
-Sublayer = str  # attn | mlp
 # columns of the statistics of attention, and how they are drawn together over sequences and heads
 OVER_HEADS = (
     ("attn_logit_max", torch.amax),
@@ -29,91 +29,83 @@ OVER_HEADS = (
     ("q_norm_max", torch.amax),
     ("k_norm_max", torch.amax),
 )
-
-
-class Span(NamedTuple):
-    """A sub-layer's forward; times by `time.perf_counter`."""
-
-    kind: Sublayer
-    began: float
-    ended: float
+COUNTED = frozenset(SITES) - {"resid_grad"}
 
 
 class Arrival(NamedTuple):
-    """The gradient's arrival at a sub-layer's output."""
+    """The gradient's arrival at a part's output: root mean square over a micro-batch."""
 
-    kind: Sublayer
-    call: int  # of this kind of sub-layer in the step, from 0
-    time: float
-    rms: float  # of the gradient
+    kind: str  # attn | mlp | block
+    layer: int
+    rms: float
 
 
-class TimedDecoder(Decoder):
-    """The same decoder, which notes when each sub-layer begins and ends.
+class SublayerGradients(Decoder):
+    """The same eager decoder, which measures the gradient at each sub-layer's output.
 
     Its arithmetic is inherited untouched.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         """Copy the decoder's shape and device."""
-        super().__init__(decoder.shape, decoder.device)
-        self.spans: list[Span] = []
+        super().__init__(decoder.shape, decoder.device, plain=decoder.plain)
         self.arrivals: list[Arrival] = []
+        self._calls = {"attn": 0, "mlp": 0}
 
     def _attention(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        started = time.perf_counter()
         out = super()._attention(*arguments)
-        self._note("attn", started, out[0])
+        self._watch("attn", out[0])
         return out
 
     def _mlp(self, x: Tensor, w: Params) -> tuple[Tensor, Tensor]:
-        started = time.perf_counter()
         out = super()._mlp(x, w)
-        self._note("mlp", started, out[0])
+        self._watch("mlp", out[0])
         return out
 
-    def _note(self, kind: Sublayer, started: float, out: Tensor) -> None:
-        call = sum(span.kind == kind for span in self.spans)
-        self.spans.append(Span(kind, started, time.perf_counter()))
-
-        def arrived(grad: Tensor) -> None:
-            self.arrivals.append(Arrival(kind, call, time.perf_counter(), _rms(grad.detach())))
-
+    def _watch(self, kind: str, out: Tensor) -> None:
+        layer = self._calls[kind] % self.shape.layers
+        self._calls[kind] += 1
         if out.requires_grad:
-            out.register_hook(arrived)
+            out.register_hook(
+                lambda grad: self.arrivals.append(Arrival(kind, layer, _rms(grad.detach())))
+            )
 
 
 class StepWatch:
     """An observer that holds what a step's events are made of."""
 
-    wants = frozenset(
-        {"q", "k", "documents", "resid_in", "resid_out", "attn_out", "mlp_out", "mlp_act", "rows"}
-    )
-
-    def __init__(self, decoder: TimedDecoder, model: StepModel) -> None:
-        """Watch a step of `model`, whose decoder is `decoder`."""
-        self.decoder, self.model = decoder, model
-        self.began = time.perf_counter()
+    def __init__(self, model: StepModel, grain: Grain, saved: SavedTensors | None = None) -> None:
+        """Watch a step of `model`; `saved` takes its raw tensors too."""
+        self.model, self.grain, self.saved = model, grain, saved
+        self.wants = COUNTED | {"rows"}
+        if grain == "block" or saved is not None:
+            self.wants |= {"resid_grad"}
+        decoder = model.decoder
+        self.arrivals = decoder.arrivals if isinstance(decoder, SublayerGradients) else []
         self.forward: dict[int, dict[str, float]] = {}  # by layer
-        self.gradients_at = 0.0
         self.q: dict[int, Tensor] = {}
         self.documents: Tensor | None = None
         self.probe: TensorProbe | None = None
         self.rows: dict[str, list] = {}  # columns of the table `tensors`
 
     def begin(self, state: TrainState, policy: StepPolicy) -> None:
-        """Start the clock."""
-        self.began = time.perf_counter()
+        """Ignore the state before the step."""
 
     @torch.no_grad()
     def tap(self, site: Site, x: Tensor) -> None:
         """Take the numbers of a site; of a layer's micro-batches the extreme one counts."""
+        if self.saved is not None:
+            self.saved.take(site, x)
         kind, layer = site
         if kind == "documents":
             self.documents = x
             return
         if kind == "q":
             self.q[layer] = x
+            return
+        if kind == "resid_grad":
+            if self.grain == "block":
+                self.arrivals.append(Arrival("block", layer, _rms(x)))
             return
         values = self.forward.setdefault(layer, {})
         if kind == "k":
@@ -128,10 +120,11 @@ class StepWatch:
             merge_extreme(values, f"{kind}_max", float(x.abs().amax()))
 
     def gradients(self, state: TrainState, grads: dict[str, Tensor], result: StepResult) -> None:
-        """Note when the backward has ended, and what the update will be measured against."""
-        self.gradients_at = time.perf_counter()
+        """Note what the update will be measured against."""
         assert result.grad_norms is not None
         self.probe = TensorProbe(state, grads, result.grad_norms, result.clip_scale, result.policy)
+        if self.saved is not None:
+            self.saved.take_gradients(grads, result.grad_norms)
 
     def end(self, state: TrainState, result: StepResult) -> None:
         """Measure each tensor's update."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from forensics.step import sums
 from forensics.step.result import StepResult
-from replay.step.result import LargestChange, TraceEvent, WorstToken
-from replay.step.step_watch import Span, StepWatch, Sublayer, merge_extreme
+from replay.step.result import LargestChange, Phase, TraceEvent, WorstToken
+from replay.step.step_clock import LOSS, UPDATE, Span
+from replay.step.step_watch import StepWatch, merge_extreme
 from replay.step.update_split import layer_of
 
+Spans = Mapping[str, Span]
 WORST_TOKENS = 10
 COLLAPSED = 0.01  # nats
 # values of a sub-layer's forward, and of a tensor's update
@@ -32,34 +34,42 @@ MLP_VALUES = ("mlp_out_rms", "mlp_out_max", "act_max", "resid_out_rms", "resid_o
 UPDATE_VALUES = ("grad_norm", "grad_max", "rms_t", "staleness", "update_ratio", "gss_share")
 
 
-def forward_events(watch: StepWatch) -> list[TraceEvent]:
-    """Return each sub-layer's forward in the order of time; micro-batches share an event."""
-    layers = sorted(watch.forward)
-    spans: dict[tuple[Sublayer, int], list[Span]] = {}
-    for kind in ("attn", "mlp"):
-        of_kind = [span for span in watch.decoder.spans if span.kind == kind]
-        for i, span in enumerate(of_kind):
-            spans.setdefault((kind, layers[i % len(layers)]), []).append(span)
-    events = []
-    for layer in layers:
-        values = watch.forward[layer]
-        for kind, names in (("attn", ATTENTION_VALUES), ("mlp", MLP_VALUES)):
-            layer_spans = spans[kind, layer]
-            events.append(
-                TraceEvent(
-                    f"layers.{layer}.{kind} forward",
-                    "forward",
-                    layer_spans[0].began - watch.began,
-                    sum(span.ended - span.began for span in layer_spans),
-                    {name: values[name] for name in names if name in values},
-                    layer,
-                )
-            )
-    return events
+def forward_events(watch: StepWatch, spans: Spans) -> list[TraceEvent]:
+    """Return each sub-layer's or block's forward in order; micro-batches share an event."""
+    kinds: tuple[tuple[str, tuple[str, ...]], ...] = (
+        (("attn", ATTENTION_VALUES), ("mlp", MLP_VALUES))
+        if watch.grain == "sub-layer"
+        else (("block", ATTENTION_VALUES + MLP_VALUES),)
+    )
+    return [
+        _event(
+            f"layers.{layer}.{kind} forward",
+            "forward",
+            {name: values[name] for name in names if name in values},
+            spans,
+            layer,
+        )
+        for layer, values in sorted(watch.forward.items())
+        for kind, names in kinds
+    ]
 
 
-def loss_event(watch: StepWatch, result: StepResult) -> TraceEvent:
-    """Return the loss by sequence and its worst tokens; it lasts until the backward begins."""
+def _event(
+    name: str,
+    phase: Phase,
+    values: dict[str, float | None],
+    spans: Spans,
+    layer: int | None = None,
+    detail: tuple[WorstToken, ...] = (),
+) -> TraceEvent:
+    """Return an event with the time that was measured of it, if any."""
+    span = spans.get(name)
+    start, seconds = (span.start, span.seconds) if span is not None else (None, None)
+    return TraceEvent(name, phase, start, seconds, values, layer, detail)
+
+
+def loss_event(result: StepResult, spans: Spans) -> TraceEvent:
+    """Return the loss by sequence and its worst tokens; its time holds the logits' gradient."""
     assert result.ce is not None and result.batch is not None and result.rows is not None
     ce, weight = result.ce.cpu(), result.batch.weight
     by_sequence = (ce * weight).sum(1) / weight.sum(1).clamp_min(1e-30)
@@ -75,9 +85,7 @@ def loss_event(watch: StepWatch, result: StepResult) -> TraceEvent:
         )
         for i in worst
     )
-    began = watch.decoder.spans[-1].ended
-    ended = watch.decoder.arrivals[0].time if watch.decoder.arrivals else began
-    values = {
+    values: dict[str, float | None] = {
         "loss": result.loss,
         "worst_sequence": float(by_sequence.max()),
         "median_sequence": float(by_sequence.median()),
@@ -85,69 +93,49 @@ def loss_event(watch: StepWatch, result: StepResult) -> TraceEvent:
         "logz_max": float(result.rows.logz.max()),
         "output_entropy": sums.mean(result.rows.entropy),
     }
-    seconds = max(0.0, ended - began)
-    return TraceEvent("loss", "loss", began - watch.began, seconds, values, detail=detail)
+    return _event(LOSS, "loss", values, spans, detail=detail)
 
 
-@dataclass
-class _Backward:
-    """A sub-layer's backward while its micro-batches are drawn together."""
+def backward_events(watch: StepWatch, spans: Spans) -> list[TraceEvent]:
+    """Return the gradient's arrival at each output, micro-batches together.
 
-    start: float
-    seconds: float = 0.0
-    values: dict[str, float | None] = field(default_factory=dict)
-
-
-def backward_events(watch: StepWatch) -> list[TraceEvent]:
-    """Return the gradient's arrival at each sub-layer's output, micro-batches together.
-
-    An event lasts until the gradient reaches the next sub-layer.
+    Its time lasts until the gradient reaches the next output; that of the first holds the
+    embedding's.
     """
-    layers, arrivals = len(watch.forward), watch.decoder.arrivals
-    backwards: dict[tuple[Sublayer, int], _Backward] = {}
-    for i, arrival in enumerate(arrivals):
-        until = arrivals[i + 1].time if i + 1 < len(arrivals) else watch.gradients_at
-        key = (arrival.kind, arrival.call % layers)
-        backward = backwards.setdefault(key, _Backward(arrival.time - watch.began))
-        backward.seconds += until - arrival.time
-        merge_extreme(backward.values, "grad_rms", arrival.rms)
+    values: dict[tuple[str, int], dict[str, float | None]] = {}
+    for arrival in watch.arrivals:
+        merge_extreme(values.setdefault(arrival[:2], {}), "grad_rms", arrival.rms)
     return [
-        TraceEvent(
-            f"layers.{layer}.{kind} backward",
-            "backward",
-            backward.start,
-            backward.seconds,
-            backward.values,
-            layer,
-        )
-        for (kind, layer), backward in backwards.items()
+        _event(f"layers.{layer}.{kind} backward", "backward", by_name, spans, layer)
+        for (kind, layer), by_name in values.items()
     ]
 
 
-def clipping_event(watch: StepWatch, result: StepResult) -> TraceEvent:
-    """Return what clipping did to the gradient."""
+def clipping_event(result: StepResult) -> TraceEvent:
+    """Return what clipping did to the gradient; its time is part of the update's."""
     values = {"grad_norm": result.grad_norm, "clip_scale": result.clip_scale}
-    return TraceEvent("clipping", "clip", watch.gradients_at - watch.began, 0.0, values)
+    return TraceEvent("clipping", "clip", None, None, values)
 
 
-def update_events(watch: StepWatch, ended: float) -> list[TraceEvent]:
-    """Return each tensor's update.
+def update_events(watch: StepWatch, spans: Spans) -> list[TraceEvent]:
+    """Return the update of all tensors, which is timed; then each tensor's numbers.
 
-    One call updates them all by the time `ended`: each takes an equal part of it.
+    One call updates them all, so that no tensor has a time of its own.
     """
     tensors = watch.rows.get("tensor", [])
-    start = watch.gradients_at - watch.began
-    seconds = (ended - watch.gradients_at) / len(tensors) if tensors else 0.0
     return [
-        TraceEvent(
-            f"{tensor} update",
-            "update",
-            start + i * seconds,
-            seconds,
-            {name: watch.rows[name][i] for name in UPDATE_VALUES},
-            layer_of(tensor),
-        )
-        for i, tensor in enumerate(tensors)
+        _event(UPDATE, "update", {}, spans),
+        *(
+            TraceEvent(
+                f"{tensor} update",
+                "update",
+                None,
+                None,
+                {name: watch.rows[name][i] for name in UPDATE_VALUES},
+                layer_of(tensor),
+            )
+            for i, tensor in enumerate(tensors)
+        ),
     ]
 
 
@@ -165,7 +153,8 @@ def _beside(event: TraceEvent, base: TraceEvent) -> TraceEvent:
         name: _ratio(event, name, value, base.values.get(name))
         for name, value in event.values.items()
     }
-    return replace(event, baseline={**base.values, "seconds": base.seconds}, ratio=ratio)
+    baseline = {**base.values, "seconds": base.seconds}
+    return replace(event, baseline=baseline, ratio=ratio)
 
 
 def _ratio(event: TraceEvent, name: str, value: float | None, base: float | None) -> float | None:

@@ -141,42 +141,69 @@ def sweep_of(finding="beyond", over=(40.0, 3.0)):
     return SweepResult.from_document(sweep_document(finding, over), "sweep.json")
 
 
-def matrix_of(data=0.5, state=0.01, scale=0.01):
+def matrix_of(data=0.5, state=0.01, scale=0.01, named=("data",), blame=None):
+    """A matrix of batches 10 and 11 from states 5, 10 and 12, of which 12 is judged."""
     cells = [
         {
             "state": s,
             "step": b,
-            "jump": data * (b == 11) + state * (s == 10),
-            "loss": 3.0,
-            "grad_norm": 1.0,
+            "jump": None,
+            "loss": 3.0 + data * (b == 11) + state * (s == 12),
+            "grad_norm": None,
             "consumed": b < s,
             "loss_placebo": 3.0,
-            "grad_norm_placebo": 1.0,
+            "grad_norm_placebo": None,
         }
         for s in (5, 10, 12)
-        for b in (10, 11)
+        for b in (10, 11, 12)
+    ]
+    part = {
+        "mean_square": 1.0,
+        "freedom": 1,
+        "over_noise": 2.0,
+        "step": None,
+        "p_at_best": 0.0001,
+        "scales": 50.0,
+    }
+    parts = [
+        part | {"part": "data", "rise": data, "step": 11, "p": 0.0004},
+        part | {"part": "state", "rise": state, "p": 0.6, "p_at_best": 0.5},
+        part | {"part": "interaction", "rise": 0.0, "step": 12, "p": 0.5},
     ]
     effects = {
-        "mean": 0.0,
-        "data": [{"step": 10, "effect": -data / 2}, {"step": 11, "effect": data / 2}],
-        "state": [{"state": s, "effect": state * (s == 10)} for s in (5, 10, 12)],
-        "interaction": [{"state": c["state"], "step": c["step"], "effect": 0.0} for c in cells],
-        "size": {"data": data, "state": state, "interaction": 0.0},
+        "judged": 12,
+        "mean": 3.0,
+        "data": [{"step": b, "effect": data * (b == 11)} for b in (10, 11, 12)],
+        "state": [{"state": s, "effect": state * (s == 12)} for s in (5, 10, 12)],
+        "interaction": [
+            {"state": c["state"], "step": c["step"], "effect": 0.0}
+            for c in cells
+            if not c["consumed"]
+        ],
+        "parts": [each | {"present": each["part"] in named} for each in parts],
+        "noise": 0.001,
         "placebo_scale": scale,
-        "over_placebo": {
-            k: v / scale for k, v in (("data", data), ("state", state), ("interaction", 0.0))
-        },
     }
+    verdict = named[0] if len(named) == 1 else "several" if named else "cannot tell"
+    reason = "shown" if named else "no p is small enough"
     return {
-        "version": 1,
+        "version": 2,
         "run": "demo",
-        "batches": [10, 12],
+        "batches": [10, 13],
         "states": [5, 10, 12],
-        "placebos": 8,
+        "jump_states": [12],
+        "placebos": 19,
         "probe_sequences": 4,
-        "consumed": 3,
+        "consumed": 2,
         "cells": cells,
-        "effects": {"jump": effects, "loss": None, "grad_norm": None},
+        "effects": {"loss": effects, "jump": None, "grad_norm": None},
+        "conclusion": {
+            "verdict": verdict,
+            "measure": "loss",
+            "parts": list(named),
+            "reason": reason,
+        },
+        "blame": blame,
     }
 
 

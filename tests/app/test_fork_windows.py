@@ -123,6 +123,12 @@ def test_the_form_starts_one_step_on_each_batch_or_the_whole_window() -> None:
         "--states=50,90",
     ]
     assert matrix.arguments_of("demo", 90, 93, "50,90", True)[-1] == "--window"
+    assert matrix.arguments_of("demo", 90, 93, " ", False) == [
+        "matrix",
+        "demo",
+        "--batches",
+        "90:93",
+    ]
 
 
 # ---- where it comes from
@@ -202,7 +208,7 @@ def test_the_page_shows_what_was_measured_last_and_the_url_chooses(kept, app_pag
     page = app_page("forks", run="demo", part="matrix")
     assert not page.exception and "a spike from 50, none from 90" in said(page)
     assert len(page.get("vega_lite_chart") or page.get("arrow_vega_lite_chart")) == 2
-    assert "Train the whole window from each state, instead of one step on each batch" in [
+    assert "Train the whole window from each state, instead of holding each batch against it" in [
         c.label for c in page.checkbox
     ]
     rows = page.dataframe[0].value

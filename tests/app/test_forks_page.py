@@ -51,7 +51,7 @@ def test_what_is_chosen_on_the_page_of_a_fork_is_chosen_in_its_parent(
         "run": "demo",
         "fork": "skipped",
         "part": "matrix",
-    } and "above all it depends on the batch" in said(page)
+    } and "Cause: the data. Batch 11" in said(page)
     page = app_page("forks", run="skipped")
     next(b for b in page.button if b.label == "Build another fork").click().run()
     assert url_of(page) == {"run": "demo", "part": "build", "first": "88", "last": "96"}
@@ -175,7 +175,7 @@ def test_a_stopped_fork_offers_to_go_on_from_where_it_was(forked, app_page, said
     "part, wanted",
     [
         ("sweep", "the effect is largest early, from state 60"),
-        ("matrix", "above all it depends on the batch"),
+        ("matrix", "Cause: the data. Batch 11 is +0.5 nats/token"),
         ("blame", "Step 90: the cause is the data"),
     ],
 )

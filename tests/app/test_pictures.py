@@ -187,12 +187,7 @@ def test_the_steps_of_the_missing_commands_are_in_the_run(copied):
     ]
     assert len(at) == 4 and min(at) >= 1 and max(at) + pictures.SWEPT <= 136
     low, high = map(int, todo["matrix"][todo["matrix"].index("--batches") + 1].split(":"))
-    states = [int(s) for s in todo["matrix"][-1].removeprefix("--states=").split(",")]
-    assert (
-        0 <= low < pictures._spike("demo") < high <= 136
-        and states == sorted(set(states))
-        and max(states) <= 136
-    )
+    assert 0 <= low < pictures._spike("demo") < high <= 136
 
 
 def test_prepare_runs_one_after_the_other_and_tells_what_failed(copied, monkeypatch, capsys):

@@ -30,6 +30,23 @@ def trace(**blame):
         "step": 401,
         "baseline": 400,
         "exact": True,
+        "version": 2,
+        "conclusion": {
+            "verdict": "update",
+            "rise": 2.0,
+            "scale": 0.1,
+            "by_update": 1.5,
+            "part": "gradient",
+            "part_carries": 1.0,
+            "tensor": "layers.1.attn.q_proj.weight",
+            "tensor_alone": 0.9,
+            "tensor_without": 0.1,
+        },
+        "grain": "sub-layer",
+        "clock": "host",
+        "compiled": False,
+        "recomputed": False,
+        "largest": [],
         "events": [
             event(
                 "layers.0.attn forward",
@@ -52,11 +69,17 @@ def trace(**blame):
                 "rise_batch": 1.5,
                 "memory_batch": 0.5,
                 "data_batch": 1.0,
+                "rise_probe": None,
+                "memory_probe": None,
+                "data_probe": None,
                 "tensors": [
                     {
                         "tensor": "layers.1.attn.q_proj.weight",
+                        "layer": 1,
                         "alone_batch": 0.9,
+                        "alone_probe": None,
                         "without_batch": 0.1,
+                        "without_probe": None,
                     }
                 ],
             }
@@ -73,9 +96,11 @@ def said_of(parts):
 
 
 def test_the_title_and_sentence_tell_the_first_to_move_the_largest_and_the_update():
-    assert (
-        summary.title_of(trace())
-        == "Step 401 compared with step 400: loss 5.000 nats/token, 2.50× that of the step before"
+    assert summary.title_of(trace()) == (
+        "Update 400 carries +1.500 of the rise: the loss of step 401 stands +2.000 nats/token over"
+        " step 400 (20.0 times the usual difference of two steps). Of the update the gradient of"
+        " batch 400 alone brings +1.000; the part of layers.1.attn.q_proj.weight alone brings"
+        " +0.900, and all others without it +0.100."
     )
     said = said_of(summary.sentence_of(trace()))
     assert (
@@ -86,8 +111,10 @@ def test_the_title_and_sentence_tell_the_first_to_move_the_largest_and_the_updat
         "Changed most: layers.1.attn backward grad_rms, 0.05×" in said
     )  # a fall to a twentieth is more than six times
     assert (
-        "The update of step 400 changed the loss of this batch by +1.500 nats/token: +0.500 by what"
-        " Adam's moments carried over from earlier steps, +1.000 by its own data" in said
+        "On this batch the update of step 400 is +1.500 nats/token, the part that Adam's moments"
+        " carried over alone +0.500, that of its own gradient alone +1.000"
+        in said
+        and "ran eagerly, as in the run: once counted, once timed by the host's clock" in said
     )
     assert (
         "whose update alone changes it most is layers.1.attn.q_proj.weight (+0.900)" in said
@@ -99,14 +126,15 @@ def test_a_calm_step_and_an_update_that_is_not_finite_are_said():
     calm = trace(rise_batch=None, tensors=[])
     calm["events"] = calm["events"][:1]
     assert "No value inside the step is 1.5×" in said_of(summary.sentence_of(calm))
-    assert "The update" not in said_of(summary.sentence_of(calm))
+    assert "the update of step" not in said_of(summary.sentence_of(calm))
 
 
 def broken():
     """A trace in which layer 1's attention becomes NaN, and with it all that follows; kept, so NaN
     is null.
     """
-    found = trace(rise_batch=None, tensors=[])
+    found = trace(rise_batch=math.nan, tensors=[])
+    found["conclusion"] = {"verdict": "not finite", "rise": None, "scale": None, "by_update": None}
     found["events"][1] |= {
         "values": {"attn_out_rms": None, "attn_logit_max": None, "q_norm_max": 1.2},
         "baseline": {"attn_out_rms": 0.25, "attn_logit_max": 8.0, "q_norm_max": 1.0},
@@ -127,8 +155,9 @@ def test_what_became_nan_is_the_first_to_move_and_never_nothing():
         == "The first value inside the step to change is no longer finite: layers.1.attn forward,"
         " its"
         " attn_out_rms, attn_logit_max (0.25, 8 in the step before), and 1 value after it. "
+        + summary.way_of(broken())
     )
-    assert summary.title_of(broken()) == "Step 401 compared with step 400: the loss is not finite"
+    assert summary.title_of(broken()).startswith("A loss of steps 400 and 401, or along update 400")
     assert [(d["place"], d["what"], d["level"]) for d in events.broken_of(broken())] == [
         (1, "attn_out_rms", events.BROKEN),
         (1, "attn_logit_max", events.BROKEN),
@@ -189,10 +218,9 @@ def test_a_step_that_was_not_applied_has_no_broken_update_and_one_after_a_broken
     after["events"] = [
         event("loss", "loss", {"loss": None}, {"loss": None}, baseline={"loss": None})
     ]
-    assert (
-        said_of(summary.sentence_of(after))
-        == "The step before was not finite either: trace an earlier one. "
-    )
+    assert said_of(
+        summary.sentence_of(after)
+    ) == "The step before was not finite either: trace an earlier one. " + summary.way_of(after)
 
 
 def test_ratios_count_both_ways():
@@ -278,7 +306,7 @@ def test_a_kept_trace_is_shown_with_the_event_that_was_chosen(traced, app_page, 
     assert not test.exception and not test.markdown
     text = said(test)
     assert (
-        f"Step {DAMAGED} compared with step {DAMAGED - 1}: loss" in text
+        f"Not the update: the loss of step {DAMAGED} stands +" in text
         and f"replay blame demo --spike {DAMAGED}" in text
     )
     assert "Tolerance only" not in text
@@ -324,3 +352,11 @@ def test_a_trace_that_is_not_the_recorded_step_gets_the_banner_and_a_damaged_fil
     assert b"not finite" in dots.data.data
     path.write_text('{"half')
     assert f"replay trace demo {DAMAGED}" in said(app_page("trace", run="demo", step=DAMAGED))
+
+
+def test_what_was_not_timed_by_itself_says_so() -> None:
+    assert timeline.time_of(event("embed.weight update", "update", {}, {})) == "at 1.0 ms, 2.00 ms"
+    untimed = event("embed.weight update", "update", {}, {}, start=None, seconds=None)
+    assert timeline.time_of(untimed) == "no time of its own was measured"
+    only = trace() | {"events": [untimed]}
+    assert [p["phase"] for p in events.phases_of(only)] == ["update"]

@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from forensics.errors import ForensicsError
 from forensics.json_documents import plain
 from forensics.store.resumable import Kept
 from forensics.train.advance import advance
 from forensics.train.run import Run
+from replay.blame.result import BlamedStep
 from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe
 from replay.experiments import data_state_matrix as matrices
+from replay.experiments import matrix_question, windows_from_states
+from replay.experiments.beside_blame import compare
+from replay.experiments.matrix_question import PLACEBOS, question
+from replay.experiments.matrix_text import beside_blame, headline
+from replay.experiments.results import BesideBlame, MatrixConclusion, Part
 from replay.result_files import kept_results as kept
 
 
@@ -32,7 +36,7 @@ def matrix(*arguments: Any) -> dict[str, Any]:
 
 def windows(*arguments: Any) -> dict[str, Any]:
     """Whole windows from each state, as their document."""
-    return matrices.windows(*arguments).to_document()
+    return windows_from_states.windows(*arguments).to_document()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def test_a_cell_is_one_step_of_the_run_on_that_batch(found: dict, base: Run) -> 
     cell = next(c for c in found["cells"] if (c["state"], c["step"]) == (50, 79))
     state, probe = base.state_at(50), Probe(base)
     after = []
-    for b in [79, *range(100, 108)]:
+    for b in [79, *range(84, 84 + PLACEBOS)]:  # which follow the window
         moved = state.clone()
         result = advance(moved, base.stream(b), base.policy(state.counters), base.model)
         after.append(probe.read(moved.params, {})["control"].loss)
@@ -66,37 +70,95 @@ def test_cells_whose_state_was_trained_on_the_batch_are_marked(found: dict) -> N
     assert marked == {(81, 78), (81, 79), (81, 80)} and found["consumed"] == 3
 
 
+def test_cells_whose_state_was_trained_on_the_batch_take_no_part(found: dict) -> None:
+    loss = found["effects"]["loss"]
+    pairs = {(e["state"], e["step"]) for e in loss["interaction"]}
+    assert pairs == {(50, b) for b in range(78, 84)} | {(81, b) for b in (81, 82, 83)}
+    joint = next(p for p in loss["parts"] if p["part"] == "interaction")
+    assert loss["judged"] == 81 and joint["freedom"] == 3
+
+
 def test_the_planted_batches_stand_out_by_data_not_by_state(found: dict) -> None:
     loss = found["effects"]["loss"]
     by_step = {e["step"]: e["effect"] for e in loss["data"]}
     assert min(by_step[80], by_step[81]) > max(by_step[s] for s in (78, 79, 82, 83))
-    assert loss["size"]["data"] > loss["size"]["interaction"]
-    assert loss["over_placebo"]["data"] == loss["size"]["data"] / loss["placebo_scale"] > 1
+    assert found["conclusion"] == {
+        "verdict": "data",
+        "measure": "loss",
+        "parts": ["data"],
+        "reason": "shown",
+    }
+    data, state, joint = loss["parts"]
+    assert data["present"] and data["step"] in (80, 81) and data["p"] <= 0.05 / 6
+    assert not state["present"] and not joint["present"] and data["rise"] > 3 * joint["rise"]
 
 
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_the_parts_of_a_table_add_up_to_it_and_each_sums_to_nothing(
-    rows: int, columns: int, seed: int
+def test_nothing_asked_is_the_largest_spike_from_its_own_state_and_those_before_it(
+    base: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = np.random.default_rng(seed).normal(size=(rows, columns))
-    parts = matrices.effects_of(table, list(range(rows)), 0, 1.0)
-    assert parts is not None
-    state, data = ([e.effect for e in each] for each in (parts.state, parts.data))
-    rest = np.array([e.effect for e in parts.interaction]).reshape(rows, columns)
-    np.testing.assert_allclose(
-        parts.mean + np.array(state)[:, None] + np.array(data) + rest, table, atol=1e-12
+    peak = BlamedStep(80, 4.0, 3.0, 0.1, "batch", 79, 82, True, "")
+    monkeypatch.setattr(matrix_question, "the_spike", lambda run, step, force: peak)
+    asked = question(base)
+    assert (asked.first, asked.last) == (80, 84)
+    assert asked.states == (*range(0, 80, 4), 80), "the nearest lies before the onset"
+    assert asked.stepping[-1] == 80 and len(asked.stepping) == 4
+    late = BlamedStep(85, 4.0, 3.0, 0.1, "slow", 79, None, True, "")
+    monkeypatch.setattr(matrix_question, "the_spike", lambda run, step, force: late)
+    assert question(base).states == (*range(1, 85, 7), 85), "evenly spaced, none in the rise"
+
+
+def test_a_matrix_of_the_damaged_batches_concludes_data_and_one_of_ordinary_batches_cannot_tell(
+    runs: Path,
+) -> None:
+    spike = matrices.matrix(runs, "base", 80, 82)
+    assert (spike.conclusion.verdict, spike.states[-1]) == ("data", 80)
+    assert headline(spike).startswith("Cause: the data. Batch 8")
+    clean = matrices.matrix(runs, "base", 90, 94)
+    assert clean.states[-1] == 90 and clean.conclusion.verdict == "cannot tell"
+    assert headline(clean) == (
+        "Cannot tell data from state: neither batches 90:94, nor state 90, nor the two together"
+        " stand out from ordinary ones."
     )
-    for part in (np.array(state), np.array(data), rest, rest.T):
-        np.testing.assert_allclose(part.sum(0), 0, atol=1e-9)
 
 
-def test_a_table_with_a_cell_that_is_not_finite_has_no_effects() -> None:
-    assert matrices.effects_of(np.array([[1.0, np.nan]]), [0], 0, 1.0) is None
+def test_a_kept_blame_of_the_same_spike_stands_beside_it(runs: Path) -> None:
+    excess = {"data": 0.9, "state": 0.1}
+    document = {"version": 0, "verdict": "data", "excess": excess}
+    (runs / "base" / "blame-80.json").write_text(json.dumps(document))
+    found = matrices.matrix(runs, "base", 80, 82, [40, 60, 80])
+    assert found.blame == BesideBlame(80, "data", 0.9, 0.1, "agree")
+    assert beside_blame(found) == "`replay blame` of step 80 says: data. The two agree."
+    (runs / "base" / "blame-80.json").write_text('{"half')
+    assert matrices.matrix(runs, "base", 80, 82, [40, 60, 80]).blame is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "verdict", "excess", "comparison"),
+    [
+        (("data",), "data", (1.0, 0.0), "agree"),
+        (("interaction",), "data and state", (1.0, 0.0), "agree"),
+        (("data", "state"), "data and state", (1.0, 1.0), "agree"),
+        ((), "cannot tell", (0.0, 0.0), "agree"),
+        ((), "data", (1.0, 0.0), "one cannot tell"),
+        (("data",), "cannot tell", (1.0, 0.0), "one cannot tell"),
+        (("state",), "data", (0.1, 0.9), "the state was made by data"),
+        (("state",), "before the window", (0.1, 0.9), "the state was made by data"),
+        (("data",), "data and state", (1.0, 0.0), "blame tries other moments"),
+        (("state",), "data", (0.9, 0.1), "they differ"),
+        (("data",), "state or schedule", (0.9, 0.1), "they differ"),
+        (("data",), "numerics", (0.9, 0.1), "they differ"),
+    ],
+)
+def test_matrix_and_blame_agree_or_say_why_they_do_not(
+    parts: tuple[Part, ...], verdict: str, excess: tuple[float, float], comparison: str
+) -> None:
+    named = "several" if len(parts) > 1 else parts[0] if parts else "cannot tell"
+    assert compare(MatrixConclusion(named, "loss", parts, "shown"), verdict, *excess) == comparison
 
 
 def test_finished_cells_are_not_computed_again(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = matrix(runs, "base", 78, 80, [50])
-    monkeypatch.setattr(matrices, "_cell", None)  # calling it would fail
+    monkeypatch.setattr(matrices, "_stepped", None)  # calling it would fail
     assert matrix(runs, "base", 78, 80, [50]) == first
 
 
@@ -109,7 +171,7 @@ def test_an_interrupted_matrix_goes_on_where_it_was(runs: Path) -> None:
         matrix(runs, "base", 78, 80, [50], stop)
     seen: list[int] = []
     matrix(runs, "base", 78, 80, [50], lambda done, total, note="": seen.append(done))
-    assert seen == list(range(6, 11))  # 8 placebos and 2 batches in all
+    assert seen == list(range(6, PLACEBOS + 2 + 1))  # and 2 batches
 
 
 def test_the_planted_batches_of_a_window_stand_out_from_any_checkpoint(runs: Path) -> None:
@@ -137,7 +199,7 @@ def test_a_window_spikes_six_robust_sigmas_above_the_placebo_batches(
 ) -> None:
     placebo = [1.9, 2.0, 2.1, 2.0, 1.8, 2.2]
     row = {"losses": losses, "placebo": placebo, "after": 2.0, "after_placebo": 1.5}
-    judged = matrices._judged(50, False, row)
+    judged = windows_from_states._judged(50, False, row)
     assert judged.spiked is spiked and judged.jump == 0.5
 
 
@@ -191,7 +253,7 @@ def test_a_run_that_holds_nothing_out_has_no_jumps(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matrices, "Probe", _Empty)
-    found = matrix(runs, "base", 78, 79, [50])
+    found = matrix(runs, "base", 78, 79, [40, 50])
     assert (
         found["cells"][0]["jump"] is None
         and found["effects"]["jump"] is None

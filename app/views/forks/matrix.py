@@ -15,17 +15,20 @@ from app.safe_html import Part, strong
 from app.selection import Selection, goto
 from app.views.forks import matrix_charts, windows
 from app.views.forks.build import window_of
+from replay.compare.null_test import ENOUGH_P
+from replay.experiments.matrix_text import beside_blame, headline
+from replay.experiments.results import MatrixResult
 
 if TYPE_CHECKING:
     import pyarrow
 
-NEAR = 0.7  # of the largest part, from which another is named beside it
 MEASURES = {
-    "jump": "rise of the probe loss after one step",
     "loss": "loss of the batch",
+    "jump": "rise of the probe loss after one step",
     "grad_norm": "gradient norm",
 }
 UNITS = {"jump": "nats/token", "loss": "nats/token", "grad_norm": ""}
+PARTS = {"data": "the batch (data)", "state": "the state", "interaction": "the two together"}
 
 
 def matrices(run: str, selection: Selection) -> None:
@@ -34,17 +37,16 @@ def matrices(run: str, selection: Selection) -> None:
     documents.draw_unreadable(run, "windows")
     measurements = measured(run)
     if not measurements:
-        first, last, states = _matrix_default(run, selection)
+        first, last = _matrix_default(run, selection)
         safe_html.verdict(
             "Data or state has not been measured yet",
-            "A matrix trains one step on each batch of a window from each of several states of the"
-            " model. A column that stands out points to the data, a row to the state, a single cell"
-            " to the two together. Or it trains the whole window from each state: does it spike"
-            " from there too?",
+            "A matrix holds each batch of a window against each of several states of the model. A"
+            " column that stands out points to the data, a row to the state, a single cell to the"
+            " two together. Or it trains the whole window from each state: does it spike from there"
+            " too?",
         )
         safe_html.nothing(
-            "This command measures it:",
-            f"replay matrix {run} --batches {first}:{last} --states {states}",
+            "This command measures it:", f"replay matrix {run} --batches {first}:{last}"
         )
         jobs.busy(run, "matrix")
         _matrix_form(run, selection)
@@ -82,12 +84,12 @@ def _matrix(run: str, document: dict[str, Any], selection: Selection) -> None:
         else _first_measure(document)
     )
     safe_html.verdict(
-        matrix_title(document, measure),
+        matrix_title(document),
         *matrix_sentence(document, measure),
         hedge=[
-            "A cell is one training step from a state on a batch, minus what random other batches"
-            " (placebos) do from there. A column that stands out points to the data, a row to the"
-            " state. Outlined: what happened in the run."
+            "A cell is a batch at a state, minus what random other batches (placebos) are there. A"
+            " column that stands out points to the data, a row to the state. Outlined: what"
+            " happened in the run."
         ],
     )
     switch(
@@ -104,73 +106,46 @@ def _first_measure(d: Mapping[str, Any]) -> str:
     return next((name for name in MEASURES if d["effects"].get(name)), "loss")
 
 
-def matrix_title(d: Mapping[str, Any], measure: str) -> list[Part]:
-    """Say what the measure depends on most, and how far that stands out."""
-    effects = d["effects"].get(measure)
-    title = (
-        f"Batches {d['batches'][0]}:{d['batches'][1]} of {d['run']} from {len(d['states'])} states"
-    )
-    if not effects:
-        return [
-            f"{title}: a cell is missing or not finite, so it cannot be split into data and state"
-        ]
-    size, over = effects["size"], effects["over_placebo"]
-    names = {
-        "data": "it depends on the batch (data)",
-        "state": "it depends on the state",
-        "interaction": "it depends on batch and state together",
-    }
-    order = sorted(names, key=lambda key: -size[key])
-    if over[order[0]] is not None and over[order[0]] < theme.THRESHOLDS[0]:
-        return [f"{title}: no batch and no state stands out from random other batches"]
-    near = [names[key] for key in order if size[key] >= NEAR * size[order[0]]]
-    cause = (
-        f"above all {near[0]}"
-        if len(near) == 1
-        else (
-            " as much as ".join(near[:2])
-            if len(near) == 2
-            else "it depends on batch, state and the two together alike"
-        )
-    )
-    return [
-        f"{title}: {cause}",
-        (
-            f" ({formatting.ratio(over[order[0]])} the spread of random other batches)"
-            if over[order[0]] is not None
-            else ""
-        ),
-    ]
+def matrix_title(d: Mapping[str, Any]) -> str:
+    """Say what the rise is made of, or that it cannot be told: the conclusion of the record."""
+    return headline(MatrixResult.from_document(dict(d), "the matrix"))
 
 
 def matrix_sentence(d: Mapping[str, Any], measure: str) -> list[Part]:
-    """Size of each part, and the batch and the state that stand out most."""
-    effects = d["effects"].get(measure)
+    """Say how large each part of the measure is, with its p; then what blame said of the spike."""
+    effects, beside = (
+        d["effects"].get(measure),
+        beside_blame(MatrixResult.from_document(dict(d), "the matrix")),
+    )
     if not effects:
-        return []
+        return [f"The {MEASURES[measure]} cannot be taken apart. ", beside]
     unit = f" {UNITS[measure]}" if UNITS[measure] else ""
-    sentence: list[Part] = [f"Size of the parts of the {MEASURES[measure]}: "]
-    for index, (key, name) in enumerate(
-        {"data": "data", "state": "state", "interaction": "interaction"}.items()
-    ):
-        over = effects["over_placebo"][key]
-        sentence += [
-            "; " if index else "",
-            f"{name} ",
-            strong(f"{formatting.number(effects['size'][key])}{unit}"),
-            f" ({formatting.ratio(over)})" if over is not None else "",
-        ]
-    top = max(effects["data"], key=lambda e: abs(e["effect"]))
-    row = max(effects["state"], key=lambda e: abs(e["effect"]))
-    sentence += [
-        f" (as multiples of the spread of {d['placebos']} random other batches). The batch that"
-        " stands out most is ",
-        strong(formatting.count(top["step"])),
-        f" ({formatting.gap(top['effect'])} on average over the states), the state ",
-        strong(formatting.count(row["state"])),
-        f" ({formatting.gap(row['effect'])} on average over the batches).",
+    sentence: list[Part] = [
+        f"The {MEASURES[measure]} at state {formatting.count(effects['judged'])}, held against"
+        f" {len(effects['state']) - 1} other states and {d['placebos']} random other batches: "
     ]
-    return sentence
+    for index, part in enumerate(effects["parts"]):
+        sentence += ["; " if index else "", f"{PARTS[part['part']]} "]
+        if part["rise"] is None:
+            sentence.append("not judged")
+            continue
+        step = f"batch {formatting.count(part['step'])}, " if part["step"] is not None else ""
+        sentence += [
+            strong(f"{formatting.gap(part['rise'])}{unit}"),
+            f" ({step}p = {formatting.number(part['p'])}{_at_best(part)})",
+        ]
+    return [*sentence, ". ", beside]
+
+
+def _at_best(part: Mapping[str, Any]) -> str:
+    """Say what p could be at best, where that would not do."""
+    best = part["p_at_best"]
+    return f"; {formatting.number(best)} at best" if best is not None and best > ENOUGH_P else ""
+
+
+def states_of(d: Mapping[str, Any], measure: str) -> list[int]:
+    """Return the states that a measure was taken at: not all took a step."""
+    return list(d["states"] if measure == "loss" else d["jump_states"])
 
 
 def level_of(over: float | None) -> int:
@@ -197,7 +172,7 @@ def cells_of(d: Mapping[str, Any], measure: str, part: str) -> list[dict[str, An
         note = (
             "what happened in the run"
             if happened
-            else "the state was already trained on this batch"
+            else "the state was already trained on this batch: left out of the parts"
             if cell.get("consumed")
             else ""
         )
@@ -236,6 +211,7 @@ def cells_of(d: Mapping[str, Any], measure: str, part: str) -> list[dict[str, An
             ),
         )
         for cell_row in d["cells"]
+        if cell_row["state"] in states_of(d, measure)
     ]
 
 
@@ -259,7 +235,7 @@ def _table(rows: list[dict[str, Any]]) -> pyarrow.Table:
 
 def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
     """Draw the matrix with its margins: α below it, σ beside it; then what is neither."""
-    states = [f"{state:,}" for state in d["states"]]
+    states = [f"{state:,}" for state in states_of(d, measure)]
     unit = f"{MEASURES[measure]}{', ' + UNITS[measure] if UNITS[measure] else ''}"
 
     def draw(
@@ -278,8 +254,8 @@ def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
     left, middle, right = st.columns([1, 0.09, 1], gap="small")
     with left:
         safe_html.caption(
-            "Each batch from each state · below: α, the batch's average over the states · beside:"
-            " σ, the state's average over the batches"
+            "Each batch from each state · below: α, the batch's average over the states before the"
+            " latest · beside: σ, the random batches at the state"
         )
         draw("all", states, "matrix-all")
         draw("data", ["α"], "matrix-data", axis=False)
@@ -296,21 +272,19 @@ def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
         )
 
 
-def _matrix_default(run: str, selection: Selection) -> tuple[int, int, str]:
+def _matrix_default(run: str, selection: Selection) -> tuple[int, int]:
     first, _ = window_of(run, selection)
     spike = selection.spike if selection.spike is not None else selection.step
     middle = spike if spike is not None else first
     reached = data.reached(run) or 8
     middle = min(middle, reached)
     low, high = max(0, middle - 4), min(reached, middle + 4)
-    low = min(low, high - 1)
-    states = sorted({max(0, middle // 2), max(0, low - 16), *range(low, high, 2)})
-    return max(0, low), high, ",".join(str(state) for state in states)
+    return max(0, min(low, high - 1)), high
 
 
 def _matrix_form(run: str, selection: Selection) -> None:
     safe_html.heading("Measure")
-    first, last, states = _matrix_default(run, selection)
+    first, last = _matrix_default(run, selection)
     with st.form("matrix-form", border=False):
         columns = st.columns([1, 1, 2])
         low = columns[0].number_input(
@@ -319,12 +293,15 @@ def _matrix_form(run: str, selection: Selection) -> None:
         high = columns[1].number_input("Up to batch", 1, value=last, key=f"matrix-to-{run}-{last}")
         which = columns[2].text_input(
             "States",
-            states,
-            key=f"matrix-states-{run}-{states}",
-            help="Numbers of steps, with commas between. They need not be checkpoints.",
+            key=f"matrix-states-{run}",
+            placeholder="the spike's own, and 20 before it",
+            help=(
+                "Numbers of steps, with commas between; they need not be checkpoints. The latest is"
+                " judged by the others, its rise only where they are evenly spaced."
+            ),
         )
         window = st.checkbox(
-            "Train the whole window from each state, instead of one step on each batch",
+            "Train the whole window from each state, instead of holding each batch against it",
             key="matrix-window",
             help=(
                 "Shows whether it spikes from there too, the losses on the way, and how much the"
@@ -337,12 +314,15 @@ def _matrix_form(run: str, selection: Selection) -> None:
 
 
 def arguments_of(run: str, low: int, high: int, states: str, whole: bool) -> list[str]:
-    """Of `replay matrix`: one step on each batch from each state, or the whole window from each."""
+    """Of `replay matrix`: each batch at each state, or the whole window from each.
+
+    No states: the command chooses them.
+    """
     return [
         "matrix",
         run,
         "--batches",
         f"{low}:{high}",
-        f"--states={states}",
+        *([f"--states={states}"] if states.strip() else []),
         *(["--window"] if whole else []),
     ]

@@ -23,6 +23,7 @@ from app.theme import (
 )
 
 SPIKED = ("spikes", "does not")
+FEW_ROWS = 12  # states, whose cells are square; more are drawn lower, to stay on a screen
 
 
 @cached
@@ -79,7 +80,7 @@ def matrix(
         .mark_rect(fill="transparent", stroke=colours.ink, strokeWidth=1.6)
         .encode(x, y)
     )
-    height = max(24, 26 * rows) + (44 if axis else 10)
+    height = max(24, (26 if rows <= FEW_ROWS else 15) * rows) + (44 if axis else 10)
     return template(alt.layer(ground, heat, consumed, happened), dark, height=height, canvas=True)
 
 

@@ -78,7 +78,7 @@ def broken_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
             "before": event["baseline"][quantity],
             "true": None,
             "level": BROKEN,
-            "ms": 1000 * event["start"],
+            "ms": _ms(event),
         }
         for i, event in enumerate(trace["events"])
         for quantity, value in event["values"].items()
@@ -86,6 +86,11 @@ def broken_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
         and finite(event["baseline"].get(quantity))
         and (quantity not in OF_UPDATE or quantity in applied)
     ]
+
+
+def _ms(event: dict[str, Any]) -> float | None:
+    """When the event began; None where no clock measured it by itself."""
+    return None if event["start"] is None else 1000 * event["start"]
 
 
 def broken_before(trace: dict[str, Any]) -> bool:
@@ -110,7 +115,7 @@ def dots_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
             "before": event["baseline"].get(quantity),
             "true": float(ratio),
             "level": level_of(ratio),
-            "ms": 1000 * event["start"],
+            "ms": _ms(event),
         }
         for i, event in enumerate(trace["events"])
         for quantity, ratio in event["ratio"].items()
@@ -120,7 +125,7 @@ def dots_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
 
 def phases_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
     """Stretches of events of one phase: first, last (half-open, on the places' axis), with the time
-    they took.
+    that was measured of them.
     """
     phases: list[dict[str, Any]] = []
     for i, event in enumerate(trace["events"]):
@@ -129,11 +134,11 @@ def phases_of(trace: dict[str, Any]) -> list[dict[str, Any]]:
                 {"name": event["phase"], "first": i - 0.5, "last": i + 0.5, "seconds": 0.0}
             )
         phases[-1]["last"] = i + 0.5
-        phases[-1]["seconds"] += event["seconds"]
+        phases[-1]["seconds"] += event["seconds"] or 0.0
     for index, phase in enumerate(phases):
         wide = phase["last"] - phase["first"] >= 6
         phase["middle"], phase["odd"] = (phase["first"] + phase["last"]) / 2, index % 2 == 0
-        took = f" · {1000 * phase['seconds']:.0f} ms" if wide else ""
+        took = f" · {1000 * phase['seconds']:.0f} ms" if wide and phase["seconds"] else ""
         phase["phase"] = PHASES.get(phase["name"], phase["name"]) + took
         if phase["last"] - phase["first"] < 2 and len(trace["events"]) > 70:
             phase["phase"] = ""  # too narrow for a word

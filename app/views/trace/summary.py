@@ -17,24 +17,27 @@ from app.views.trace.events import (
     size_of,
     times_of,
 )
+from replay.step.result import StepTrace
+from replay.step.trace_conclusion import sentence as conclusion_of
 
 
 def title_of(trace: dict[str, Any]) -> str:
-    """Say the loss of the step, and how many times that of the step before it is."""
-    loss = next(event for event in trace["events"] if event["phase"] == "loss")
-    value, ratio = loss["values"]["loss"], loss["ratio"].get("loss")
-    times = f", {times_of(ratio)} that of the step before" if ratio is not None else ""
-    sentence = (
-        f"loss {formatting.loss(value)} nats/token{times}"
-        if finite(value)
-        else "the loss is not finite"
+    """Say the conclusion: what of the rise the update carries, or that it is not the update's."""
+    return conclusion_of(StepTrace.from_document(trace, "the trace"))
+
+
+def way_of(trace: dict[str, Any]) -> str:
+    """Say how the step was run again: as the run ran it."""
+    ways = ["compiled" if trace["compiled"] else "eagerly"]
+    ways += ["recomputing activations"] if trace["recomputed"] else []
+    return (
+        f"The step ran {' and '.join(ways)}, as in the run: once counted, once timed by the"
+        f" {trace['clock']}'s clock with nothing counted. "
     )
-    step, before = formatting.count(trace["step"]), formatting.count(trace["baseline"])
-    return f"Step {step} compared with step {before}: {sentence}"
 
 
 def sentence_of(trace: dict[str, Any]) -> list[Part]:
-    """Say which value changed first and which most, and what the update did."""
+    """Say which value changed first and which most, what the update did, and how it was run."""
     dots, broken = dots_of(trace), broken_of(trace)
     moved = [
         dot
@@ -66,24 +69,22 @@ def sentence_of(trace: dict[str, Any]) -> list[Part]:
         ]
     blame = trace["layer_blame"]
     rise, memory, new = (blame[f"{part}_batch"] for part in ("rise", "memory", "data"))
-    if rise is not None:
+    if finite(rise):
         sentence += [
-            f"The update of step {formatting.count(trace['baseline'])} changed the loss of this"
-            " batch by ",
+            f"On this batch the update of step {formatting.count(trace['baseline'])} is ",
             strong(formatting.gap(rise)),
-            f" nats/token: {formatting.gap(memory)} by what Adam's moments carried over from"
-            " earlier"
-            f" steps, {formatting.gap(new)} by its own data",
+            f" nats/token, the part that Adam's moments carried over alone"
+            f" {formatting.gap(memory)}, that of its own gradient alone {formatting.gap(new)}",
         ]
         top = blame["tensors"][0] if blame["tensors"] else None
-        if top is not None and top["alone_batch"] is not None:
+        if top is not None and finite(top["alone_batch"]):
             sentence += [
                 ". The tensor whose update alone changes it most is ",
                 strong(top["tensor"]),
                 f" ({formatting.gap(top['alone_batch'])})",
             ]
-        sentence += ["."]
-    return sentence
+        sentence += [". "]
+    return [*sentence, way_of(trace)]
 
 
 def _broken_in_words(broken: Sequence[dict[str, Any]], moved: bool) -> list[Part]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
@@ -21,6 +21,9 @@ from app.views.trace.events import (
     size_of,
     times_of,
 )
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 def draw_timeline(trace: dict[str, Any], position: int | None) -> None:
@@ -70,7 +73,7 @@ def draw_timeline(trace: dict[str, Any], position: int | None) -> None:
             charts.timeline(safe_html.dark()), places=[-0.5, count - 0.5], ratios=[1 / top, top]
         ),
         {
-            "dots": pa.Table.from_pylist(shown),
+            "dots": _dots(shown),
             "phases": pa.Table.from_pylist(phases_of(trace)),
             "same": pa.table({"ratio": [1.0]}),
             "said": pa.Table.from_pylist(
@@ -84,6 +87,14 @@ def draw_timeline(trace: dict[str, Any], position: int | None) -> None:
         key="timeline",
         on_select=_clicked_event,
     )
+
+
+def _dots(shown: list[dict[str, Any]]) -> pyarrow.Table:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(shown)  # a step of which nothing was timed has a column of nulls
+    at = table.column("ms").cast(pa.float64())
+    return table.set_column(table.column_names.index("ms"), "ms", at)
 
 
 def _apart(
@@ -125,10 +136,7 @@ def _clicked_event() -> None:
 def draw_event(trace: dict[str, Any], at: int, run: str) -> None:
     """Draw the values of the chosen event; of the loss, the tokens of highest loss."""
     event = trace["events"][at]
-    safe_html.heading(
-        short_name(event["name"]),
-        f" · at {1000 * event['start']:.1f} ms, {1000 * event['seconds']:.2f} ms",
-    )
+    safe_html.heading(short_name(event["name"]), f" · {time_of(event)}")
     broken = {dot["what"] for dot in broken_of(trace) if dot["place"] == at}
     safe_html.frame(
         [
@@ -174,6 +182,13 @@ def draw_event(trace: dict[str, Any], at: int, run: str) -> None:
             step=trace["step"],
             layer=event["layer"],
         )
+
+
+def time_of(event: dict[str, Any]) -> str:
+    """Say when an event ran and for how long, or that this was not measured."""
+    if event["start"] is None or event["seconds"] is None:
+        return "no time of its own was measured"
+    return f"at {1000 * event['start']:.1f} ms, {1000 * event['seconds']:.2f} ms"
 
 
 NUMBERS = {

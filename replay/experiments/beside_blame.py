@@ -1,0 +1,70 @@
+"""A matrix beside what blame said of a spike in its window: do they agree, and if not, why?
+
+    beside_blame(run.folder, (400, 404), 400, conclusion)      # None: no such spike was blamed
+
+blame asks whose removal takes the spike away; a matrix asks from which states the batch's loss is
+high. The same spike can have two true answers: batches before it that made the state what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from replay.experiments.results import BesideBlame, Comparison, MatrixConclusion
+
+LARGEST = 64 << 20  # bytes of a document that is read whole
+
+
+def beside_blame(
+    folder: Path, batches: tuple[int, int], judged: int, conclusion: MatrixConclusion
+) -> BesideBlame | None:
+    """Compare with the kept blame of the judged step, or else of the window's first that has one.
+
+    Of blame's document only the verdict and the excess are read, whatever its version.
+    """
+    for step in sorted(range(*batches), key=lambda step: (step != judged, step)):
+        blamed = _read(folder / f"blame-{step}.json")
+        if blamed is not None:
+            excess = blamed["excess"]
+            return BesideBlame(
+                step=step,
+                verdict=blamed["verdict"],
+                data=float(excess["data"]),
+                state=float(excess["state"]),
+                comparison=compare(
+                    conclusion, blamed["verdict"], float(excess["data"]), float(excess["state"])
+                ),
+            )
+    return None
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_bytes()) if path.stat().st_size <= LARGEST else None
+        excess = document["excess"] if document else None
+        float(excess["data"]), float(excess["state"])
+        return document if isinstance(document["verdict"], str) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or a damaged one: `blame` says so where it is asked for
+
+
+def compare(conclusion: MatrixConclusion, verdict: str, data: float, state: float) -> Comparison:
+    """Say how a matrix stands to a verdict of blame, with its parts of the excess (nats)."""
+    if conclusion.verdict == "cannot tell" or verdict == "cannot tell":
+        return "agree" if conclusion.verdict == verdict else "one cannot tell"
+    together = "interaction" in conclusion.parts
+    ours = (together or "data" in conclusion.parts, together or "state" in conclusion.parts)
+    both = "both" in verdict
+    theirs = (
+        both or "data" in verdict,
+        both or any(word in verdict for word in ("state", "schedule", "policy")),
+    )
+    if ours == theirs:
+        return "agree"
+    if ours == (False, True) and ((theirs[0] and state > data) or verdict == "before the window"):
+        return "the state was made by data"
+    if ours == (True, False) and theirs == (True, True):
+        return "blame tries other moments"
+    return "they differ"
