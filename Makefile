@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs site notebooks blame-study spike-study clean
+.PHONY: demo test check format docs site notebooks blame-study spike-study matrix-study clean
 
 demo: .venv/ready
 	$(BIN)/forensics demo
@@ -40,6 +40,10 @@ blame-study: .venv/ready
 # Are spikes found that are there, and how often is one found where none is? Seventy small runs; goes on where it was interrupted.
 spike-study: .venv/ready
 	$(BIN)/python -m benchmarks.spike_study --json benchmarks/results/studies/spikes.json
+
+# Is every p of a matrix uniform where nothing is wrong? Eight small clean runs, about seven minutes.
+matrix-study: .venv/ready
+	$(BIN)/python -m benchmarks.matrix_null --runs 8 --json benchmarks/results/studies/matrix-null.json
 
 # torch first and by itself, so that a CPU build that pip knows of is taken before anything asks for another.
 .venv/ready: pyproject.toml constraints.txt
