@@ -42,8 +42,10 @@ def beside_blame(
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads(path.read_bytes()) if path.stat().st_size <= LARGEST else None
-        excess = document["excess"] if document else None
+        if path.stat().st_size > LARGEST:
+            return None
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        excess = document["excess"]
         float(excess["data"]), float(excess["state"])
         return document if isinstance(document["verdict"], str) else None
     except (OSError, ValueError, KeyError, TypeError):
