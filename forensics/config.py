@@ -220,7 +220,11 @@ class Record:
         choices=("off", "light", "dense"),
     )
     dense: tuple[str, ...] = key((), 'windows "A:B" recorded densely')
-    every: dict[str, int] = key({}, "table → steps between its rows; 1 where left out")
+    every: dict[str, int] = key(
+        {},
+        "layers | heads | tensors | sequences → steps between its rows; 1 where left out; every"
+        " step has its row in `steps`",
+    )
     flush_every: int = key(50, "steps between writes of the tables", low=1)
 
 
@@ -243,9 +247,14 @@ class Recipe:
 def load(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """Read a recipe by name or path, apply `section.key=value` settings and check it.
 
-    Errors: config, missing.
+    A setting without effect is refused. Errors: config, missing.
     """
-    return from_dict(_with_settings(_read(recipe), settings))
+    from forensics.recipe_conflicts import refuse
+
+    raw = _with_settings(_read(recipe), settings)
+    loaded = from_dict(raw)
+    refuse(raw, settings, loaded)
+    return loaded
 
 
 def names() -> list[str]:

@@ -10,15 +10,15 @@ from typing import Any
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
 from forensics.train import checkpoint
-from replay.lineage import open_trajectory
+from replay.lineage import is_recorded, open_trajectory
 
 
 def export_state(
     runs: Path, name: str, step: int | None, dest: Path, progress: ProgressCallback = silent
 ) -> dict[str, Any]:
-    """Return the exact state at any step as a checkpoint folder that transformers opens.
+    """Write the state at any step as a checkpoint folder that transformers opens.
 
-    Errors: missing, usage, storage.
+    `exact`: it is the recorded state bit for bit; None where no digest was recorded. Errors: missing, usage, storage.
     """
     run = open_trajectory(runs, name)
     at = run.last_step() if step is None else step
@@ -54,5 +54,6 @@ def export_state(
         "path": str(dest),
         "step": at,
         "digest": digest,
+        "exact": is_recorded(run, state),
         "opens_in_transformers": (dest / "config.json").is_file(),
     }

@@ -186,6 +186,9 @@ def say(text: str = "") -> None:
     click.echo(visible(text))
 
 
+NOT_EXACT = "TOLERANCE ONLY: the state is not the recorded one bit for bit on this machine"
+
+
 def warn(text: str) -> None:
     """Write a warning to stderr."""
     click.echo(f"warning: {text}", err=True)

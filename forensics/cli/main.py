@@ -10,7 +10,17 @@ from pathlib import Path
 
 import click
 
-from forensics.cli.console import Program, emit, runs_folder, say, settings, table, visible
+from forensics.cli.console import (
+    NOT_EXACT,
+    Program,
+    emit,
+    runs_folder,
+    say,
+    settings,
+    table,
+    visible,
+    warn,
+)
 from forensics.cli.progress_bar import bar
 from forensics.cli.query import query
 from forensics.cli.run_commands import batch, doctor, list_runs, note, show, spikes
@@ -123,6 +133,8 @@ def export(state: str, dest: Path) -> None:
     name, step = parse_state(state)
     with bar("replaying") as progress:
         document = export_state(runs_folder(), name, step, dest, progress)
+    if document["exact"] is False:
+        warn(NOT_EXACT)
     emit(document, lambda: say(f"{name} at step {document['step']} is in {dest}"))
 
 

@@ -15,6 +15,7 @@ from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
     from replay.integrity import Examination
+    from replay.step.result import BatchContents
 
 
 @click.command("list", cls=Command, example="forensics list --json")
@@ -104,48 +105,76 @@ def show(run: str) -> None:
 
 
 @click.command(
-    cls=Command, example="forensics batch demo 401\nforensics batch demo 401 --token-losses --json"
+    cls=Command,
+    example=(
+        "forensics batch demo 401\nforensics batch demo 401 --token-losses --json\n"
+        "forensics batch demo 390:410 --json"
+    ),
 )
 @click.argument("run")
-@click.argument("step", type=int)
+@click.argument("steps", metavar="STEP|A:B")
 @click.option(
     "--token-losses",
     "by_token",
     is_flag=True,
     help="--json holds each target's loss, by exact replay.",
 )
-def batch(run: str, step: int, by_token: bool) -> None:
-    """Show what the model saw at a step: texts, documents and losses, the highest loss first."""
-    from replay.step.batch_contents import batch_at, token_losses_at
+def batch(run: str, steps: str, by_token: bool) -> None:
+    """Show what the model saw at a step, or at each of a window: texts, documents and losses, the
+    highest loss first.
+    """
+    from forensics.config import window
+    from replay.step.batch_contents import batch_at, batches_at, token_losses_at
 
+    if ":" in steps:
+        if by_token:
+            raise ForensicsError(
+                "usage",
+                f"wanted one step with --token-losses, found {steps}",
+                "each step is replayed by itself: ask for them one by one",
+            )
+        first, last = window(steps, "STEP")
+        with bar("reading", "batches") as progress:
+            batches = batches_at(runs_folder(), run, first, last, progress)
+
+        def story() -> None:
+            for contents in batches.batches:
+                _tell_batch(contents)
+
+        emit(batches, story)
+        return
+    if not steps.isdecimal():
+        raise ForensicsError("usage", f"wanted STEP or A:B, found {steps!r}", "e.g. 401 or 390:410")
+    step = int(steps)
     if by_token:
         with bar(f"replaying to {step}") as progress:
             contents = token_losses_at(runs_folder(), run, step, progress)
     else:
         contents = batch_at(runs_folder(), run, step)
+    emit(contents, lambda: _tell_batch(contents))
 
-    def story() -> None:
-        elsewhere = contents.origin not in (None, step)
-        instead = f", which a fork put in the place of batch {contents.origin}" * elsewhere
-        say(
-            f"Batch {step} of {run}{instead}: {len(contents.sequences)} sequences, highest loss"
-            " first"
+
+def _tell_batch(contents: BatchContents) -> None:
+    """Tell each sequence of a batch: where it comes from, its loss, its text."""
+    elsewhere = contents.origin not in (None, contents.step)
+    instead = f", which a fork put in the place of batch {contents.origin}" * elsewhere
+    say(
+        f"Batch {contents.step} of {contents.run}{instead}: {len(contents.sequences)} sequences,"
+        " highest loss first"
+    )
+    for sequence in contents.sequences:
+        loss = (
+            f"loss {sequence.loss:.3f} nats/token"
+            if sequence.loss is not None
+            else "loss not recorded"
         )
-        for sequence in contents.sequences:
-            loss = (
-                f"loss {sequence.loss:.3f} nats/token"
-                if sequence.loss is not None
-                else "loss not recorded"
-            )
-            say(f"\nsequence {sequence.sequence} in row {sequence.slot} of the batch · {loss}")
-            for place in sequence.documents:
-                say(f"  {place.source}: {place.path} from token {place.offset}")
-            if sequence.token_losses is not None:
-                say("  loss by token: " + " ".join(f"{loss:.2f}" for loss in sequence.token_losses))
-            for line in sequence.text.splitlines():
-                say(f"  │ {line}")
-
-    emit(contents, story)
+        say(f"\nsequence {sequence.sequence} in row {sequence.slot} of the batch · {loss}")
+        for place in sequence.documents:
+            say(f"  {place.source}: {place.path} from token {place.offset}")
+        if sequence.token_losses is not None:
+            say("  loss by token: " + " ".join(f"{loss:.2f}" for loss in sequence.token_losses))
+        for line in sequence.text.splitlines():
+            say(f"  │ {line}")
 
 
 @click.command(cls=Command, example="forensics spikes demo --metric grad_norm")

@@ -51,6 +51,13 @@ def shape_of(model: Model, vocabulary: int, sequence_length: int) -> Shape:
             " per head",
             "make head width × rope_fraction an even number",
         )
+    rotary = [name for name in ("rope_theta", "rope_fraction") if getattr(model, name) is not None]
+    if shape.position == "learned" and rotary:
+        raise ForensicsError(
+            "config",
+            f"model.{rotary[0]} has no effect: positions are learned",
+            "leave it out, or set model.position to rope",
+        )
     if shape.position == "learned" and shape.max_positions < sequence_length:
         raise ForensicsError(
             "config",

@@ -15,6 +15,7 @@ from forensics.errors import ForensicsError
 from forensics.model.knobs import shape_of
 from forensics.model.shape import parameter_shapes
 from forensics.progress import ProgressCallback
+from forensics.recipe_conflicts import refuse_sparse_steps
 from forensics.store.writer import link_table
 from forensics.train.header import Header, now, write_header
 from forensics.train.run import (
@@ -38,6 +39,7 @@ def create(
 
     Errors: config, data, device, missing, storage.
     """
+    refuse_sparse_steps(recipe)
     device = identity.device_for(recipe.train.device)
     precision = identity.precision_for(recipe.train.precision, device)
     threads = identity.thread_count(recipe.train.threads)

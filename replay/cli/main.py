@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from forensics.cli.console import Program, emit, runs_folder, say, table, warn
+from forensics.cli.console import NOT_EXACT, Program, emit, runs_folder, say, table, warn
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
 from forensics.state_name import parse_state
@@ -321,6 +321,8 @@ def state(state: str, dest: Path) -> None:
     name, step = parse_state(state)
     with bar("replaying") as progress:
         document = export_state(runs_folder(), name, step, dest, progress)
+    if document["exact"] is False:
+        warn(NOT_EXACT)
     emit(
         document,
         lambda: say(f"{name}@{document['step']} is in {dest}, digest {document['digest']}"),

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
+from forensics.step.batch import Batch
+from forensics.train.run import Run
 from replay.lineage import holder_of, is_recorded, open_trajectory, require_intact
 from replay.step import artifacts
-from replay.step.result import BatchContents, DocumentPlace, SequenceContents
+from replay.step.result import BatchContents, BatchWindow, DocumentPlace, SequenceContents
 
 
 def batch_at(runs: Path, name: str, step: int) -> BatchContents:
@@ -17,13 +19,38 @@ def batch_at(runs: Path, name: str, step: int) -> BatchContents:
 
     Errors: missing.
     """
+    return batches_at(runs, name, step, step + 1).batches[0]
+
+
+def batches_at(
+    runs: Path, name: str, first: int, last: int, progress: ProgressCallback = silent
+) -> BatchWindow:
+    """Return what a run's or fork's stream yields at steps first … last−1. Errors: missing."""
+    run = open_trajectory(runs, name)
+    batches, losses = [], dict[str, dict[int, dict[int, float | None]]]()
+    for step in range(first, last):
+        batch = run.batch_at(step)
+        holder = holder_of(run, step)
+        if holder.name not in losses:
+            losses[holder.name] = _losses(holder, first, last)
+        batches.append(_contents(run, step, batch, losses[holder.name].get(step, {})))
+        progress(step + 1 - first, last - first, "")
+    return BatchWindow(run.name, first, last, tuple(batches))
+
+
+def _losses(run: Run, first: int, last: int) -> dict[int, dict[int, float | None]]:
+    """Return the recorded loss of each sequence, by step and slot."""
     import pyarrow.compute as pc
 
-    run = open_trajectory(runs, name)
-    batch = run.batch_at(step)
-    table = holder_of(run, step).table("sequences", ["step", "slot", "loss"])
-    rows = table.filter(pc.equal(table["step"], step))
-    losses = dict(zip(rows["slot"].to_pylist(), rows["loss"].to_pylist()))
+    table = run.table("sequences", ["step", "slot", "loss"])
+    inside = pc.and_(pc.greater_equal(table["step"], first), pc.less(table["step"], last))
+    losses: dict[int, dict[int, float | None]] = {}
+    for row in table.filter(inside).to_pylist():
+        losses.setdefault(row["step"], {})[row["slot"]] = row["loss"]
+    return losses
+
+
+def _contents(run: Run, step: int, batch: Batch, losses: dict[int, float | None]) -> BatchContents:
     sequences = []
     for slot, spans in enumerate(run.batches.provenance(batch)):
         tokens = batch.tokens[slot].tolist()
@@ -45,7 +72,7 @@ def batch_at(runs: Path, name: str, step: int) -> BatchContents:
         )
     sequences.sort(key=lambda s: -(s.loss if s.loss is not None else -1.0))
     interventions = tuple(run.header.interventions or [])
-    return BatchContents(name, step, batch.origin, interventions, tuple(sequences))
+    return BatchContents(run.name, step, batch.origin, interventions, tuple(sequences))
 
 
 def token_losses_at(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from forensics.result_records import ResultRecord
+from forensics.result_records import ResultRecord, json_key
 
 Phase = Literal["forward", "loss", "backward", "clip", "update", "next"]
 Grain = Literal["sub-layer", "block"]
@@ -203,3 +203,17 @@ class BatchContents(ResultRecord):
     interventions: tuple[dict[str, Any], ...]  # of the fork
     sequences: tuple[SequenceContents, ...]  # highest recorded loss first
     exact: bool | None = None  # token losses are of the recorded state; None: not known
+
+
+@dataclass(frozen=True)
+class BatchWindow(ResultRecord):
+    """What a run's or fork's stream yields at the steps of a window."""
+
+    VERSION: ClassVar[int] = 1
+    KIND: ClassVar[str] = "window of batches"
+    AGAIN: ClassVar[str] = "read the batches again: `forensics batch RUN A:B`"
+
+    run: str
+    first: int = json_key("from")
+    last: int = json_key("to")  # the window is half-open
+    batches: tuple[BatchContents, ...] = ()

@@ -112,6 +112,8 @@ def test_the_documents_hold_at_least_the_contracts_keys(
         one["tokens"]
     ) == 33
     assert {"document", "source", "path", "offset"} <= one["documents"][0].keys()
+    window = document(forensics, "batch", "tiny", "4:7", *on, capsys=capsys)
+    assert (window["from"], window["to"]) == (4, 7) and window["batches"][1] == batch
     losses = [s["loss"] for s in batch["sequences"]]
     assert losses == sorted(losses, reverse=True)
     spikes = document(forensics, "spikes", "tiny", *on, capsys=capsys)
@@ -213,6 +215,10 @@ BAD = [
     (forensics, ["show", "../tiny"], 2, "../tiny"),
     (forensics, ["batch", "tiny", "12"], 3, "0 to 11"),
     (forensics, ["batch", "tiny", "-1"], 2, ""),
+    (forensics, ["batch", "tiny", "x"], 2, "STEP or A:B"),
+    (forensics, ["batch", "tiny", "5:3"], 2, "A < B"),
+    (forensics, ["batch", "tiny", "10:14"], 3, "0 to 11"),
+    (forensics, ["batch", "tiny", "1:3", "--token-losses"], 2, "one step"),
     (forensics, ["train", "nosuch"], 3, "recipe"),
     (forensics, ["train", "demo", "--set", "train.stepz=3"], 2, "did you mean 'steps'"),
     (forensics, ["train", "demo", "--set", "train.steps=0"], 2, "at least 1"),
@@ -223,6 +229,12 @@ BAD = [
     (forensics, ["train", "TINY", "--set", "train.device=cuda"], 2, "CUDA"),
     (forensics, ["train", "TINY", "--set", "data.source=/no/such/folder"], 3, "folder"),
     (forensics, ["train", "TINY", "--set", "model.heads=3"], 2, "model.heads"),
+    (forensics, ["train", "demo", "--set", "data.source=stdlib"], 2, "data.sources.clean"),
+    (forensics, ["train", "TINY", "--set", "data.sources.a=stdlib"], 2, "beside the sources a"),
+    (forensics, ["train", "TINY", "--set", "data.vocabulary=300"], 2, "no effect"),
+    (forensics, ["train", "TINY", "--set", "record.every.steps=2"], 2, "record.every.steps"),
+    (forensics, ["train", "TINY", "--set", "train.decay_steps=3"], 2, "wsd"),
+    (forensics, ["train", "TINY", "--set", "checkpoint.steps=[400]"], 2, "train.steps"),
     (forensics, ["query", "nosuch"], 2, "nosuch"),
     (forensics, ["query", "--sql", "selec 1"], 2, "selec"),
     (forensics, ["query", "--sql", "select 1; select 2"], 2, "one"),

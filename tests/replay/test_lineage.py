@@ -19,6 +19,7 @@ from replay.forks.spec import Spec
 from replay.integrity import examine
 from replay.interventions.no_update import Skip
 from replay.lineage import ancestors, holder_of, is_recorded, lowest_state, open_trajectory, root
+from replay.state_export import export_state
 
 
 def forked(runs: Path, parent: str = "base", name: str = "child") -> str:
@@ -85,6 +86,8 @@ def test_a_whole_checkpoint_of_another_state_is_a_problem(runs: Path, base: Run)
     assert "step-000050 holds a state of digest" in problem
     assert is_recorded(base, base.load(50)) is False, "never called exact"
     assert is_recorded(base, base.load(75)) is True
+    exported = [export_state(runs, "base", step, runs / f"s{step}") for step in (52, 75)]
+    assert [each["exact"] for each in exported] == [False, True]
 
 
 def test_a_fork_whose_parent_was_renamed_says_which_it_misses(runs: Path, base: Run) -> None:

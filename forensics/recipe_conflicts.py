@@ -1,0 +1,139 @@
+"""Keys of a recipe that its other keys make ineffective: refused where somebody sets them.
+
+    refuse(raw, ["train.min_lr=0"], recipe)     # schedule = "constant" has no use for it: config
+
+A key that stands in a recipe's file may lose its use by a setting, on purpose; a setting without
+effect is a mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from forensics.errors import ForensicsError
+
+if TYPE_CHECKING:
+    from forensics.config import Recipe
+
+
+class Ineffective(NamedTuple):
+    """A key, when it has no effect, and why."""
+
+    key: str  # dotted; a table stands for all of its keys
+    applies: Callable[[Recipe], bool]
+    why: str
+
+
+def _is_standard_library(source: str) -> bool:
+    return source.rpartition(":")[2].partition("/")[0] == "stdlib"
+
+
+def _sources(recipe: Recipe) -> list[str]:
+    return list(recipe.data.sources.values()) or [recipe.data.source]
+
+
+def _dense_from(window: str) -> int:
+    return int(window.partition(":")[0])
+
+
+RULES = (
+    Ineffective(
+        "data.vocabulary",
+        lambda r: r.data.tokenizer != "train",
+        'only data.tokenizer = "train" has a size to choose',
+    ),
+    Ineffective(
+        "data.text_key",
+        lambda r: all(map(_is_standard_library, _sources(r))),
+        "the standard library's files have no fields",
+    ),
+    Ineffective(
+        "data.phases", lambda r: bool(r.data.order_file), "data.order_file gives the whole order"
+    ),
+    Ineffective(
+        "train.min_lr",
+        lambda r: r.train.schedule == "constant",
+        'train.schedule = "constant" does not decay',
+    ),
+    Ineffective(
+        "train.schedule_steps",
+        lambda r: r.train.schedule == "constant",
+        'train.schedule = "constant" has no length',
+    ),
+    Ineffective(
+        "train.decay_steps",
+        lambda r: r.train.schedule != "wsd",
+        'it belongs to train.schedule = "wsd"',
+    ),
+    Ineffective(
+        "train.decay_embeddings",
+        lambda r: r.train.weight_decay == 0,
+        "train.weight_decay = 0 decays nothing",
+    ),
+    Ineffective(
+        "train.held_out_every",
+        lambda r: r.data.held_out == 0,
+        "data.held_out = 0 leaves nothing to measure",
+    ),
+    Ineffective(
+        "checkpoint.ring_every",
+        lambda r: r.checkpoint.ring == 0,
+        "checkpoint.ring = 0 holds no states",
+    ),
+    Ineffective(
+        "checkpoint.steps",
+        lambda r: any(step > r.train.steps for step in r.checkpoint.steps),
+        "the run ends before one of them: see train.steps",
+    ),
+    Ineffective(
+        "record.every",
+        lambda r: r.record.level == "off",
+        'record.level = "off" writes only the steps',
+    ),
+    Ineffective(
+        "record.dense",
+        lambda r: r.record.level != "light",
+        'record.level is "off" or "dense" throughout',
+    ),
+    Ineffective(
+        "record.dense",
+        lambda r: any(_dense_from(window) >= r.train.steps for window in r.record.dense),
+        "the run ends before one of the windows: see train.steps",
+    ),
+)
+
+
+def refuse(raw: Mapping[str, Any], settings: Sequence[str], recipe: Recipe) -> None:
+    """Refuse settings without effect, and a recipe that names its text twice. Errors: config."""
+    data = raw.get("data") or {}
+    if "source" in data and data.get("sources"):
+        names = list(data["sources"])
+        raise ForensicsError(
+            "config",
+            f"data.source: wanted one source or several, found it beside the sources"
+            f" {', '.join(names)}",
+            f"set one of those (data.sources.{names[0]}), or leave data.sources out",
+        )
+    given = [setting.partition("=")[0].strip() for setting in settings]
+    for rule in RULES:
+        key = next((k for k in given if k == rule.key or k.startswith(rule.key + ".")), None)
+        if key is not None and rule.applies(recipe):
+            raise ForensicsError(
+                "config", f"{key} has no effect in this recipe: {rule.why}", "leave it out"
+            )
+    refuse_sparse_steps(recipe)
+
+
+def refuse_sparse_steps(recipe: Recipe) -> None:
+    """Refuse a run whose steps would not all have a row. Errors: config.
+
+    Spikes, replays and controls are judged by the row of every step; other tables may be sparse.
+    """
+    if recipe.record.every.get("steps", 1) != 1:
+        raise ForensicsError(
+            "config",
+            f"record.every.steps: wanted 1, found {recipe.record.every['steps']}: every step has"
+            " its row, by which spikes are found and replays are checked",
+            "layers, heads, tensors and sequences may be recorded less often",
+        )
