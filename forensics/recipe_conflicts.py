@@ -73,7 +73,7 @@ RULES = (
     ),
     Ineffective(
         "train.held_out_every",
-        lambda r: r.data.held_out == 0,
+        lambda r: r.data.held_out == 0 and bool(r.train.held_out_every),
         "data.held_out = 0 leaves nothing to measure",
     ),
     Ineffective(

@@ -18,7 +18,8 @@ def export_state(
 ) -> dict[str, Any]:
     """Write the state at any step as a checkpoint folder that transformers opens.
 
-    `exact`: it is the recorded state bit for bit; None where no digest was recorded. Errors: missing, usage, storage.
+    `exact`: it is the recorded state bit for bit; None where no digest was recorded. Errors:
+    missing, usage, storage.
     """
     run = open_trajectory(runs, name)
     at = run.last_step() if step is None else step
