@@ -67,12 +67,13 @@ def _from_its_control(fork: Run) -> RunDiff:
             "missing", f"{fork.name} was not finished", "run `replay fork` again: it starts anew"
         )
     result = ForkResult.read(path)
-    first = result.first_difference
+    first, parting = result.first_difference, None
+    if first is not None:
+        parting = Parting(first.step, "parameters", first.tensor, first.layer, first.element)
     return RunDiff(
         run=result.parent,
         fork=fork.name,
-        first_difference=first
-        and Parting(first.step, "parameters", first.tensor, first.layer, first.element),
+        first_difference=parting,
         divergence=tuple(
             DiffRow(row.step, row.loss_gap, row.logit_kl, row.l2) for row in result.divergence
         ),
