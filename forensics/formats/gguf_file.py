@@ -3,7 +3,8 @@ tokenizer.
 
 The tokenizer is built from the file's own metadata: byte-level BPE ("gpt2") by its merges and the
 way of splitting that `tokenizer.ggml.pre` names; sentencepiece's ("llama") by its scores, with
-bytes to fall back on.
+bytes to fall back on. transformers (5.23) reads GGUF files too, but splits every byte-level one as
+GPT-2 does: of SmolLM2 it encodes spaces before a digit otherwise than its own tokenizer.
 """
 
 from __future__ import annotations

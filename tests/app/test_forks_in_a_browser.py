@@ -10,7 +10,22 @@ import pytest
 from app import data
 from app.views.forks.state import file_of, launch, state_of
 from replay.forks import toml_text
+from replay.forks.run import fork
+from replay.forks.spec import build
+from replay.lineage import open_trajectory
 from tests.app.forks_by_hand import blame_of
+
+
+@pytest.fixture(scope="module")
+def striking(forked_runs):
+    """A fork past the spike, that moves some layer at least twice as far as its placebos do."""
+    name = "striking"
+    raw = {"parent": "demo", "from": 118, "to": 126, "placebos": 2, "probe_every": 1, "name": name}
+    skip = {"kind": "skip", "window": "120:122"}
+    parent = open_trajectory(forked_runs, "demo")
+    fork(build(forked_runs, parent, raw | {"intervention": [skip]}), forked_runs)
+    yield name
+    shutil.rmtree(forked_runs / name)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -18,9 +33,10 @@ from tests.app.forks_by_hand import blame_of
     "part, charts", [("fork", 4), ("build", 0), ("sweep", 3), ("matrix", 4), ("blame", 1)]
 )
 def test_every_part_is_drawn_in_a_browser(
-    open_tab, forked_url, part: str, charts: int, dark: bool
+    open_tab, forked_url, striking, part: str, charts: int, dark: bool
 ) -> None:
-    tab = open_tab(forked_url, "forks", dark=dark, run="demo", part=part)
+    chosen = {"fork": striking} if part == "fork" else {}
+    tab = open_tab(forked_url, "forks", dark=dark, run="demo", part=part, **chosen)
     assert len(tab.charts()) >= charts
 
 
@@ -33,15 +49,15 @@ def test_a_fork_is_built_launched_and_seen_to_finish(open_tab, forked_url, forke
     tab.page.get_by_text(verdict).first.wait_for(timeout=120_000)
     tab.page.get_by_text("Control: ").first.wait_for(timeout=120_000)
     tab.settle()
-    fork = tab.parameters()["fork"]
-    assert (forked_runs / fork / "fork.json").is_file()
+    name = tab.parameters()["fork"]
+    assert (forked_runs / name / "fork.json").is_file()
     assert verdict in tab.page.inner_text("body")
     tab.page.go_back()
     tab.settle()
     assert tab.parameters().get("part") == "build"
     tab.page.go_forward()
     tab.settle()
-    assert tab.parameters()["fork"] == fork
+    assert tab.parameters()["fork"] == name
 
 
 def test_a_row_can_be_chosen_again_after_back(open_tab, forked_url, forked_runs, request) -> None:
@@ -88,7 +104,7 @@ def test_a_fork_that_is_stopped_goes_on_from_where_it_was(forked) -> None:
     from app import jobs
 
     text = toml_text.written(
-        {"parent": "demo", "from": 0, "to": 130, "placebos": 6, "name": "long"},
+        {"parent": "demo", "from": 0, "to": 60, "placebos": 2, "name": "long"},
         [{"kind": "skip", "window": "30:31"}],
     )
     launch("demo", "long", text)
@@ -96,10 +112,10 @@ def test_a_fork_that_is_stopped_goes_on_from_where_it_was(forked) -> None:
     assert running.status == "running"
     jobs.stop(running.job)
     stopped = waited(lambda s: s.status not in ("running", "starting"))
-    assert stopped.status == "stopped" and 0 < stopped.halfway["step"] < 130
+    assert stopped.status == "stopped" and 0 < stopped.halfway["step"] < 60
     launch("demo", "long", file_of(stopped))
     done = waited(lambda s: s.status == "done")
-    assert done.result.placebos == 6 and not (forked / "long" / "halfway").exists()
+    assert done.result.placebos == 2 and not (forked / "long" / "halfway").exists()
     rows = [r["step"] for r in data.rows("fork_arms", run="long") if r["arm"] == "fork"]
-    assert rows == list(range(1, 131)), "each state once"
+    assert rows == list(range(1, 61)), "each state once"
     shutil.rmtree(forked / "long")
