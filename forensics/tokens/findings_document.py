@@ -108,9 +108,7 @@ def rule_against(verified: np.ndarray, chosen: np.ndarray, reachable: np.ndarray
 
 
 def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dict[str, Any]]:
-    from forensics.tokens.verify import STRONG, VERIFIED
-
-    c, verification = found.categories, found.verification
+    c = found.categories
     values = {name: found.of_tokens(name) for name in found.values}
     places = np.arange(len(c.ids))
     if found.indicator is not None:
@@ -120,52 +118,44 @@ def _tokens(found: Findings, top: int | None, only: tuple[str, ...]) -> list[dic
     if only:
         places = places[np.array([c.category[i] in only for i in places], bool)]
     chosen = set(found.candidates.tolist())
-    exposed = found.exposure
-    rows = []
-    for i in places[:top].tolist():
-        id = int(c.ids[i])
-        met = exposed is not None and id < len(exposed.exposure_in)
-        # without a row nothing was measured; NaN is what a row that is not finite gives
-        has_row = found.target.weights is not None and id < found.target.weights.rows
-        p = (
-            float(verification.max_prob[i])
-            if verification is not None and np.isfinite(verification.max_prob[i])
-            else None
-        )
-        rows.append(
-            {
-                "id": id,
-                "text": c.text[i],
-                "raw": c.raw[i],
-                "category": c.category[i],
-                "byte": c.byte[i],
-                "special": bool(c.special[i]),
-                "encodes_to": c.again[i] if not c.category[i].startswith("OK") else None,
-                "indicator": (
-                    float(values[found.indicator][i])
-                    if found.indicator is not None and has_row
-                    else None
-                ),
-                "indicators": {
-                    name: float(numbers[i]) if has_row else None for name, numbers in values.items()
-                },
-                "candidate": i in chosen,
-                **{
-                    key: int(getattr(exposed, key)[id]) if met else None
-                    for key in ("exposure_in", "exposure_out", "exposure_grad")
-                },
-                "max_prob": p,
-                "max_prob_is": (
-                    None
-                    if p is None or verification is None
-                    else "at least"
-                    if verification.bound[i]
-                    else "exact"
-                ),
-                "verified": None if p is None else p < VERIFIED,
-                "strong": None if p is None else p < STRONG,
-                "cause": found.causes[id][0].name if id in found.causes else None,
-                "causes": [cause.document() for cause in found.causes.get(id, [])],
-            }
-        )
-    return rows
+    return [_token(found, values, i, i in chosen) for i in places[:top].tolist()]
+
+
+def _token(
+    found: Findings, values: dict[str, np.ndarray], i: int, candidate: bool
+) -> dict[str, Any]:
+    """Return what is known of the token at place `i` of the categories."""
+    from forensics.tokens.verify import STRONG, VERIFIED
+
+    c, verification, exposed = found.categories, found.verification, found.exposure
+    id = int(c.ids[i])
+    met = exposed is not None and id < len(exposed.exposure_in)
+    # without a row nothing was measured; NaN is what a row that is not finite gives
+    has_row = found.target.weights is not None and id < found.target.weights.rows
+    measured = {name: float(numbers[i]) if has_row else None for name, numbers in values.items()}
+    p, p_is = None, None
+    if verification is not None and np.isfinite(verification.max_prob[i]):
+        p = float(verification.max_prob[i])
+        p_is = "at least" if verification.bound[i] else "exact"
+    return {
+        "id": id,
+        "text": c.text[i],
+        "raw": c.raw[i],
+        "category": c.category[i],
+        "byte": c.byte[i],
+        "special": bool(c.special[i]),
+        "encodes_to": c.again[i] if not c.category[i].startswith("OK") else None,
+        "indicator": measured[found.indicator] if found.indicator is not None else None,
+        "indicators": measured,
+        "candidate": candidate,
+        **{
+            key: int(getattr(exposed, key)[id]) if met else None
+            for key in ("exposure_in", "exposure_out", "exposure_grad")
+        },
+        "max_prob": p,
+        "max_prob_is": p_is,
+        "verified": None if p is None else p < VERIFIED,
+        "strong": None if p is None else p < STRONG,
+        "cause": found.causes[id][0].name if id in found.causes else None,
+        "causes": [cause.document() for cause in found.causes.get(id, [])],
+    }

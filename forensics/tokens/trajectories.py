@@ -67,14 +67,7 @@ def trajectories(
     Writes each checkpoint's rows of `vocabulary`. One checkpoint is in memory at a time. Errors:
     missing, integrity.
     """
-    chosen = run.saved_steps() if steps is None else sorted(set(steps))
-    for step in chosen:
-        if step not in run.saved_steps():
-            raise ForensicsError(
-                "missing",
-                f"wanted a checkpoint of {run.name} at {step}, found none",
-                f"saved: {', '.join(map(str, run.saved_steps()))}",
-            )
+    chosen = _saved(run, steps)
     categories = categorise(run.corpus.tokenizer)
     reference = reference_ids(run, chosen[-1], progress)
     name = "cosine" if run.shape.tied else "input-norm"
@@ -121,6 +114,19 @@ def trajectories(
         "over_time": over_time,
         **story_of(history, other_ids, judged_n, texts(run), run.header.steps),
     }
+
+
+def _saved(run: Run, steps: list[int] | None) -> list[int]:
+    """Return the checkpoints asked for, all where none is named. Errors: missing."""
+    chosen = run.saved_steps() if steps is None else sorted(set(steps))
+    for step in chosen:
+        if step not in run.saved_steps():
+            raise ForensicsError(
+                "missing",
+                f"wanted a checkpoint of {run.name} at {step}, found none",
+                f"saved: {', '.join(map(str, run.saved_steps()))}",
+            )
+    return chosen
 
 
 def reference_ids(

@@ -8,6 +8,7 @@ target.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -48,10 +49,15 @@ class Findings:
         """Return an indicator of each of the categories' ids, NaN where the embedding has no row
         for it.
         """
-        values, ids = self.values[name], self.categories.ids
-        by_token = np.full(len(ids), np.nan, np.float32)
-        by_token[ids < len(values)] = values[ids[ids < len(values)]]
-        return by_token
+        return by_token(self.values[name], self.categories)
+
+
+def by_token(values: np.ndarray, categories: Categories) -> np.ndarray:
+    """Return values (V,) by row of the embedding as (n,) by token, NaN without a row."""
+    ids = categories.ids
+    by_token = np.full(len(ids), np.nan, np.float32)
+    by_token[ids < len(values)] = values[ids[ids < len(values)]]
+    return by_token
 
 
 def find(
@@ -80,11 +86,7 @@ def find(
                 f"{target.name} is a tokenizer alone: it has categories, no indicators",
                 "give the model's folder, its GGUF file or a run",
             )
-        alone = of_tokenizer(categories, categories.ids.tolist())
-        why = {id: [cause] for id, cause in alone.items()}
-        return Findings(
-            target, categories, None, {}, None, None, None, np.empty(0, np.int64), None, why
-        )
+        return _of_tokenizer_alone(target, categories)
     exposure = (
         ledger(target.run, target.step, reading)
         if target.run is not None and target.step is not None
@@ -93,34 +95,16 @@ def find(
     chosen_reference = _reference(target, categories, reference, exposure)
     values = measure(weights, chosen_reference.ids if chosen_reference else None)
     name = _indicator(indicator, weights.default(), values, target)
-    findings = Findings(
-        target,
-        categories,
-        name,
-        values,
-        chosen_reference,
-        exposure,
-        None,
-        np.empty(0, np.int64),
-        None,
-    )
-    indicator_of_tokens = findings.of_tokens(name)
-    ok = np.array([category == "OK" for category in categories.category], bool) & np.isfinite(
-        indicator_of_tokens
-    )
-    threshold = float(np.percentile(indicator_of_tokens[ok], RULE)) if ok.any() else None
-    below = (
-        np.flatnonzero(categories.reachable & (indicator_of_tokens <= threshold))
-        if threshold is not None
-        else np.empty(0, np.int64)
-    )
-    candidates = below[np.argsort(indicator_of_tokens[below], kind="stable")]
+    indicator_of_tokens = by_token(values[name], categories)
+    suspect = _candidates(categories, indicator_of_tokens)
     verification = (
-        _verify(target, categories, indicator_of_tokens, exposure, candidates, census, verifying)
+        _verify(
+            target, categories, indicator_of_tokens, exposure, suspect.places, census, verifying
+        )
         if verify or census
         else None
     )
-    why = _why(target, categories, candidates, exposure, reading)
+    why = _why(target, categories, suspect.places, exposure, reading)
     if target.run is not None and target.step is not None:
         _record(target, categories, values.get(weights.default()), exposure, strongest(why))
         if verification is not None:
@@ -132,11 +116,41 @@ def find(
         values,
         chosen_reference,
         exposure,
-        threshold,
-        candidates,
+        suspect.threshold,
+        suspect.places,
         verification,
         why,
     )
+
+
+class _Candidates(NamedTuple):
+    """Places in the categories, the most suspect first, and the indicator up to which they are."""
+
+    threshold: float | None
+    places: np.ndarray
+
+
+def _candidates(categories: Categories, indicator: np.ndarray) -> _Candidates:
+    """Return the reachable tokens up to the RULE-th percentile of the OK ones; indicator (n,)."""
+    is_ok = np.array([category == "OK" for category in categories.category], bool)
+    ok = is_ok & np.isfinite(indicator)
+    if not ok.any():
+        return _Candidates(None, np.empty(0, np.int64))
+    threshold = float(np.percentile(indicator[ok], RULE))
+    below = np.flatnonzero(categories.reachable & (indicator <= threshold))
+    return _Candidates(threshold, below[np.argsort(indicator[below], kind="stable")])
+
+
+def _of_tokenizer_alone(target: Target, categories: Categories) -> Findings:
+    none = np.empty(0, np.int64)
+    causes_of = _causes_of_tokenizer(categories)
+    return Findings(target, categories, None, {}, None, None, None, none, None, causes_of)
+
+
+def _causes_of_tokenizer(categories: Categories) -> dict[int, list[Cause]]:
+    """Return what the tokenizer alone tells of each token."""
+    alone = of_tokenizer(categories, categories.ids.tolist())
+    return {id: [cause] for id, cause in alone.items()}
 
 
 def _why(
@@ -151,8 +165,7 @@ def _why(
     Without the data, what the tokenizer tells.
     """
     if target.run is None or exposure is None:
-        alone = of_tokenizer(categories, categories.ids.tolist())
-        return {id: [cause] for id, cause in alone.items()}
+        return _causes_of_tokenizer(categories)
     ids = np.union1d(suspects(exposure, categories), categories.ids[candidates])
     return causes(target.run, exposure, ids, categories, reading)
 
