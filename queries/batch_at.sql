@@ -31,13 +31,13 @@ span as (  -- the runs of the trajectory, each with the steps that are its own
     select run, first_step, last_step from lineage($run)
 ),
 past as (
-    select median(loss) as middle, robust_sigma(loss) as scale
+    select median(finite(loss)) as middle, robust_sigma(loss) as scale
     from sequences as s
     join span on span.run = s.run and s.step >= first_step and s.step < last_step
     where step >= $step - 64 and step < $step and isfinite(loss)
 ),
 batch as (
-    select median(loss) as baseline
+    select median(finite(loss)) as baseline
     from steps as s
     join span on span.run = s.run and s.step >= first_step and s.step < last_step
     where step >= $step - 64 and step < $step and isfinite(loss)

@@ -9,10 +9,11 @@ most = { type = "int", default = 400, low = 1, meaning = "rows per arm, each a s
 step = { unit = "step", meaning = "the state after this many updates" }
 kind = "placebo | chaos"
 measure = "l2 | logit_kl | loss_gap | unseen_gap, as in `fork_arms`"
-low = "10th percentile over the arms of this kind"
-middle = "median"
-high = "90th percentile"
+low = "10th percentile over the arms of this kind whose value is finite"
+middle = "median of those"
+high = "90th percentile of those"
 forks = "number of arms that were measured"
+nonfinite = "how many of them have a value that is NaN or infinite"
 */
 with fork_arms as (
 -- include fork_arms.sql
@@ -27,8 +28,9 @@ long as (
 ),
 final as (
     select
-        step, kind, measure, quantile_cont(value, 0.1) as low, median(value) as middle,
-        quantile_cont(value, 0.9) as high, count(*) as forks
+        step, kind, measure, quantile_cont(finite(value), 0.1) as low,
+        median(finite(value)) as middle, quantile_cont(finite(value), 0.9) as high,
+        count(*) as forks, nonfinite(value) as nonfinite
     from long
     where value is not null
     group by step, kind, measure

@@ -5,10 +5,10 @@ sentence = "Which runs are healthy: spikes, non-finite values, the late loss; of
 run = "the run"
 loss_spikes = "number of spikes of the loss"
 grad_norm_spikes = "number of spikes of the gradient norm"
-nonfinite = "number of values that were NaN or inf"
+nonfinite = "number of events that tell where NaN or infinity was first seen in a step"
 notes = "number of notes in its logbook"
 late_loss = { unit = "nats/token", meaning = "mean loss of the newest hundred steps rolled up" }
-largest_grad_norm = "largest gradient norm before clipping"
+largest_grad_norm = "largest finite gradient norm before clipping"
 placebos = "of a fork: number of placebos it is compared with"
 chaos = "of a fork: number of chaos forks it is compared with"
 control_bitwise = "of a fork: the control equalled the parent bit by bit; if not: to tolerance only"

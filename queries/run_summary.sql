@@ -15,12 +15,14 @@ recorded = { unit = "steps", meaning = "in its own tables" }
 reached = { unit = "step", meaning = "the state it came to" }
 steps = { unit = "step", meaning = "the step at which it ends" }
 last_loss = { unit = "nats/token", meaning = "loss of the last computed step" }
-lowest_loss = { unit = "nats/token", meaning = "smallest loss of any step" }
-largest_grad_norm = "largest gradient norm before clipping"
+lowest_loss = { unit = "nats/token", meaning = "smallest finite loss of any step" }
+largest_grad_norm = "largest finite gradient norm before clipping"
+nonfinite_steps = { unit = "steps", meaning = "whose loss or gradient norm is NaN or infinite" }
 tokens = { unit = "tokens", meaning = "targets trained on in its own steps" }
 tokens_per_second = { unit = "tokens/s", meaning = "over its own steps" }
 spikes = "number of spikes"
-nonfinite = "number of values that were NaN or inf"
+nonfinite = "number of events that tell where NaN or infinity was first seen in a step"
+nonfinite_checkpoints = "number of saved states that hold NaN or infinite numbers"
 checkpoints = "number of states saved"
 last_checkpoint = { unit = "step", meaning = "the latest of them" }
 created = { unit = "UTC", meaning = "when it started" }
@@ -35,7 +37,8 @@ curves as (
         max(step) + 1 as reached,
         arg_max(loss, step) filter (where loss is not null) as last_loss,
         min(loss) filter (where isfinite(loss)) as lowest_loss,
-        max(grad_norm) as largest_grad_norm,
+        max(finite(grad_norm)) as largest_grad_norm,
+        count(*) filter (where not isfinite(loss) or not isfinite(grad_norm)) as nonfinite_steps,
         sum(tokens)::bigint as tokens,
         sum(seconds) as seconds
     from steps
@@ -50,16 +53,21 @@ happened as (
     group by run
 ),
 saved as (
-    select run, count(*) as checkpoints, max(step) as last_checkpoint
+    select
+        run, count(*) as checkpoints, max(step) as last_checkpoint,
+        count(*) filter (where nonfinite > 0) as nonfinite_checkpoints
     from checkpoints
     group by run
 ),
 final as (
     select
         chosen.run, parent, parent_step, status, recipe, parameters, recorded, reached, steps,
-        last_loss, lowest_loss, largest_grad_norm, tokens,
+        last_loss, lowest_loss, largest_grad_norm, coalesce(nonfinite_steps, 0) as nonfinite_steps,
+        tokens,
         tokens / nullif(seconds, 0) as tokens_per_second, coalesce(spikes, 0) as spikes,
-        coalesce(nonfinite, 0) as nonfinite, coalesce(checkpoints, 0) as checkpoints,
+        coalesce(nonfinite, 0) as nonfinite,
+        coalesce(nonfinite_checkpoints, 0) as nonfinite_checkpoints,
+        coalesce(checkpoints, 0) as checkpoints,
         last_checkpoint, created
     from chosen
     left join curves on curves.run = chosen.run

@@ -25,7 +25,7 @@ with trajectory as (
     where step >= $step - $before and step <= $step + $after
 ),
 past as (
-    select median(loss) as middle, robust_sigma(loss) as sigma
+    select median(finite(loss)) as middle, robust_sigma(loss) as sigma
     from trajectory
     where step < $step and isfinite(loss)
 ),

@@ -12,8 +12,9 @@ step = { unit = "step", meaning = "first step of the bin" }
 source = "name of the source in the recipe; (made): by an intervention"
 sequences = "number of its sequences in the bin"
 tokens = "sum of their targets' weights"
-loss = { unit = "nats/token", meaning = "weighted mean over those targets" }
-worst_loss = { unit = "nats/token", meaning = "highest loss of a sequence" }
+loss = { unit = "nats/token", meaning = "weighted mean over those targets, of finite losses" }
+worst_loss = { unit = "nats/token", meaning = "highest finite loss of a sequence" }
+nonfinite = "sequences whose loss is NaN or infinite"
 repeat_share = { unit = "share", meaning = "tokens in repeated n-grams, mean over sequences" }
 share = "of the bin's sequences"
 */
@@ -32,8 +33,10 @@ labelled as (
 final as (
     select
         bin as step, source, count(*) as sequences, sum(weight) as tokens,
-        sum(loss * weight) filter (where weight > 0) / nullif(sum(weight), 0) as loss,
-        max(loss) as worst_loss, avg(repeat_share) as repeat_share,
+        sum(loss * weight) filter (where weight > 0 and isfinite(loss))
+        / nullif(sum(weight) filter (where isfinite(loss)), 0) as loss,
+        max(finite(loss)) as worst_loss, nonfinite(loss) as nonfinite,
+        avg(repeat_share) as repeat_share,
         count(*) / sum(count(*)) over (partition by bin) as share
     from labelled
     group by bin, source

@@ -9,10 +9,11 @@ top = { type = "int", default = 20, meaning = "tensors at most" }
 
 [columns]
 tensor = "the tensor's name"
-rms_t = "largest rms_t in those steps"
+rms_t = "largest finite rms_t in those steps"
+nonfinite = { unit = "steps", meaning = "of those whose rms_t or staleness is NaN or infinite" }
 rms_t_at = { unit = "step", meaning = "where it was largest" }
 lead = { unit = "steps", meaning = "from there to the spike" }
-alarm = "rms_t reached 2.3 (arXiv 2304.13013)"
+alarm = "rms_t reached 2.3 (arXiv 2304.13013), or was not finite"
 staleness = "largest ‖g̃‖ / √Σ v̂ in those steps; about 1 when healthy"
 staleness_at = { unit = "step", meaning = "where it was largest" }
 gss_share = { unit = "share", meaning = "largest share of elements with g̃² > 5000·v̂" }
@@ -32,13 +33,14 @@ watched as (
 final as (
     select
         tensor,
-        max(rms_t) as rms_t,
-        arg_max(step, rms_t) as rms_t_at,
-        $step - arg_max(step, rms_t) as lead,
+        max(finite(rms_t)) as rms_t,
+        count(*) filter (where not isfinite(rms_t) or not isfinite(staleness)) as nonfinite,
+        arg_max(step, finite(rms_t)) as rms_t_at,
+        $step - arg_max(step, finite(rms_t)) as lead,
         max(rms_t) >= 2.3 as alarm,
-        max(staleness) as staleness,
-        arg_max(step, staleness) as staleness_at,
-        max(gss_share) as gss_share,
+        max(finite(staleness)) as staleness,
+        arg_max(step, finite(staleness)) as staleness_at,
+        max(finite(gss_share)) as gss_share,
         arg_max(unseen_share, step) as unseen_share,
         arg_max(grad_norm, step) as grad_norm
     from watched

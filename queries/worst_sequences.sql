@@ -29,7 +29,7 @@ with batch as (
 worst as (
     select
         *,
-        loss - median(loss) over () as above_median,
+        loss - median(finite(loss)) over () as above_median,
         row_number() over (order by loss desc nulls last, slot) as place
     from batch
     qualify place <= $top

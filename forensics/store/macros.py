@@ -81,14 +81,38 @@ join lineage(of_run) as own
 
 # Robust statistics, as in forensics.detect: MAD is the median absolute deviation from the median,
 # and 1.4826·MAD estimates σ of a normal distribution.
+# A NaN or an infinity has no place among values in order: aggregates are over the finite ones, and
+# `nonfinite` counts the others, to stand beside them.
 SCALARS = (
-    Macro("robust_sigma", ("x",), "aggregate: 1.4826·MAD", "1.4826 * mad(x)"),
+    Macro(
+        "finite",
+        ("x",),
+        "x where it is finite, else NULL, which every aggregate passes over",
+        "case when isfinite(x::double) then x end",
+    ),
+    Macro(
+        "nonfinite",
+        ("x",),
+        "aggregate: how many values are NaN or infinite; NULL is no value",
+        "count(x) filter (where not isfinite(x::double))",
+    ),
+    Macro(
+        "robust_sigma",
+        ("x",),
+        "aggregate: 1.4826·MAD of the finite values",
+        "1.4826 * mad(case when isfinite(x::double) then x end)",
+    ),
     Macro(
         "robust_scale",
         ("x",),
         "aggregate: `robust_sigma`; where that is 0, because more than half of the values are one"
-        " value, the standard deviation",
-        "coalesce(nullif(1.4826 * mad(x), 0), stddev_pop(x))",
+        " value, the standard deviation of the finite values",
+        """
+coalesce(
+    nullif(1.4826 * mad(case when isfinite(x::double) then x end), 0),
+    stddev_pop(case when isfinite(x::double) then x end)
+)
+""",
     ),
     Macro(
         "robust_z",

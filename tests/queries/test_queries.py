@@ -7,6 +7,7 @@ import queries
 from forensics.errors import ForensicsError
 from forensics.records import TABLES
 from forensics.store.macros import MACROS
+from forensics.store.writer import Writer, replace_table
 from queries.entries import TYPES, read_entry
 
 
@@ -142,7 +143,8 @@ def test_run_summary(runs):
         200,
     )
     assert base["last_loss"] == pytest.approx(3.01) and base["lowest_loss"] == 3.0
-    assert math.isnan(base["largest_grad_norm"])
+    # of 200 gradient norms one is NaN, which is counted and is no largest
+    assert (base["largest_grad_norm"], base["nonfinite_steps"]) == (20.0, 1)
     assert (base["tokens"], base["tokens_per_second"]) == (6400, 64.0) and type(
         base["tokens"]
     ) is int
@@ -450,3 +452,32 @@ def test_the_schema_and_its_description_hold_every_column_and_query():
         assert macro.call in text and macro.meaning.replace("|", "\\|") in text
     for name, query in queries.catalog().items():
         assert f"## `{name}`" in text and query.sentence in text
+
+
+def test_what_is_not_finite_neither_poisons_an_aggregate_nor_vanishes(tmp_path):
+    recorded(tmp_path / "runs", "poisoned")
+    for name, parameters, finite, count in (
+        ("loss_band", {"every": "10"}, {"low": 2.0, "high": 4.0, "mean": 3.0}, 2),
+        ("loss_band_by100", {}, {"low": 2.0, "high": 4.0, "mean": 3.0}, 2),
+        ("source_loss", {"every": "10"}, {"loss": 3.0, "worst_loss": 4.0}, 2),
+        ("head_logits", {"every": "10"}, {"attn_logit_max": 4.0, "at_step": 2}, 2),
+    ):
+        (row,) = rows(tmp_path / "runs", name, run="poisoned", **parameters)
+        assert {key: row[key] for key in finite} == finite, name
+        assert row["nonfinite"] == count, name
+
+
+def recorded(runs, name):
+    """Record five steps, two of which are not finite; of the others losses and logits are 2, 3,
+    4.
+    """
+    (runs / name).mkdir(parents=True)
+    (runs / name / "run.json").write_text("{}")
+    with Writer(runs / name) as writer:
+        replace_table(runs / name, "runs", {"name": [name], "created": ["2026-01-01T00:00:00Z"]})
+        for step, x in enumerate([2.0, 3.0, 4.0, math.nan, math.inf]):
+            writer.append("steps", step=step, loss=x)
+            writer.append("heads", step=step, layer=0, head=0, attn_logit_max=x)
+            writer.append(
+                "sequences", step=step, slot=0, sequence=-1, loss=x, weight=1.0, repeat_share=0.0
+            )

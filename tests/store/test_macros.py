@@ -75,6 +75,11 @@ def test_robust_scale_is_that_of_mad_and_where_it_is_0_the_standard_deviation(ru
         ("robust_scale", VALUES, 1.4826 * MAD),
         ("robust_sigma", [2.0, 2.0, 2.0, 5.0], 0.0),
         ("robust_scale", [2.0, 2.0, 2.0, 5.0], statistics.pstdev([2, 2, 2, 5])),
+        # what is not finite has no place in an order: it is counted, and passed over
+        ("robust_sigma", [*VALUES, *[math.nan] * 9, math.inf, -math.inf], 1.4826 * MAD),
+        ("robust_scale", [2.0, 2.0, 2.0, 5.0, math.inf], statistics.pstdev([2, 2, 2, 5])),
+        ("nonfinite", [2.0, None, math.nan, math.inf, -math.inf], 3),
+        ("nonfinite", [2.0, None], 0),
     ):
         (row,) = con.sql(
             f"select {name}(x) from (select unnest($values) as x)", params={"values": values}
