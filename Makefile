@@ -45,6 +45,14 @@ spike-study: .venv/ready
 matrix-study: .venv/ready
 	$(BIN)/python -m benchmarks.matrix_null --runs 8 --json benchmarks/results/studies/matrix-null.json
 
+# Which detector foretells a spike, how early, and how often for nothing? Eleven small runs.
+detector-study: .venv/ready
+	$(BIN)/python -m benchmarks.detector_study --json benchmarks/results/studies/detectors.json
+
+# Is the first bad step the step of a planted fault? Six kinds of faults, and runs without one.
+fault-study: .venv/ready
+	$(BIN)/python -m benchmarks.fault_study --json benchmarks/results/studies/faults.json
+
 # torch first and by itself, so that a CPU build that pip knows of is taken before anything asks for another.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

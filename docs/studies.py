@@ -25,6 +25,9 @@ def spikes_page() -> str:
         " spike-study` measures anew. [formulas.md](formulas.md) defines the band, σ and kinds.",
     ]
     lines += spike_tables(_read("spikes"))
+    for name, table in (("detectors", detector_table), ("faults", fault_table)):
+        if (STUDIES / f"{name}.json").is_file():
+            lines += table(_read(name))
     return "\n".join(lines) + "\n"
 
 
@@ -133,4 +136,78 @@ def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",
         *(f"| {' | '.join(row)} |" for row in body),
+    ]
+
+
+def detector_table(document: Document) -> list[str]:
+    """Return the table of the detector study as lines of Markdown."""
+    runs, spikes = document["runs"], document["spikes"]
+    kinds = ", ".join(f"{count} {kind} ({spikes[kind]} spikes)" for kind, count in runs.items())
+    body = []
+    for row in sorted(
+        document["scores"],
+        key=lambda row: ((row["random_hits"] or 0) - row["hits"], row["detector"]),
+    ):
+        lead = "–" if row["median_lead"] is None else f"{row['median_lead']:g}"
+        body.append(
+            [
+                f"`{row['detector']}`" if ":" not in row["detector"] else row["detector"],
+                f"{row['read']:,}",
+                f"{row['hits']} of {row['spikes']}",
+                f"{row['random_hits']:.1f}",
+                lead,
+                f"{row['false_alarms']:,}",
+                f"{row['false_per_1000']:.1f}",
+            ]
+        )
+    return [
+        "",
+        "## What foretells a spike",
+        "",
+        f"{sum(runs.values())} small runs of {document['steps']} steps with everything recorded:"
+        f" {kinds}. A hit is an alarm within {document['horizon']} steps before the onset of a"
+        " spike of the loss; *at random*: hits expected of as many alarms on random steps. The"
+        f" probes are read at every {document['every']}th state, and a hit is an alarm at the last"
+        " state before the onset. No rule was fitted to these runs.",
+        "",
+        *_table(
+            [
+                "detector",
+                "steps read",
+                "hits",
+                "at random",
+                "median lead, steps",
+                "false alarms",
+                "per 1,000 read",
+            ],
+            body,
+        ),
+    ]
+
+
+def fault_table(document: Document) -> list[str]:
+    """Return the table of the fault study as lines of Markdown."""
+    body = []
+    for fault, rows in _by(document["rows"], "fault").items():
+        if rows[0]["true"] is None:
+            continue
+        off = [
+            "not found" if row["found"] is None else str(abs(row["found"] - row["true"]))
+            for row in rows
+        ]
+        body.append([fault, *off, ", ".join(dict.fromkeys(str(row["first"]) for row in rows))])
+    healthy = [row for row in document["rows"] if row["true"] is None]
+    wrong = sum(row["found"] is not None for row in healthy)
+    steps = sum(row["steps"] for row in healthy)
+    seeds = max(len(row) for row in body) - 2
+    return [
+        "",
+        "## The first bad step",
+        "",
+        f"Faults planted at step {document['at']} of small runs; by how many steps the step that"
+        " `forensics first-bad-step` finds is off, for each of three seeds, and the series that was"
+        f" farthest out. Without a fault a bad step is found in {wrong} of {len(healthy)} runs"
+        f" ({steps:,} steps).",
+        "",
+        *_table(["fault", *(f"seed {n + 1}" for n in range(seeds)), "farthest out"], body),
     ]

@@ -23,7 +23,7 @@ from forensics.cli.console import (
 )
 from forensics.cli.progress_bar import bar
 from forensics.cli.query import query
-from forensics.cli.run_commands import batch, doctor, list_runs, note, show, spikes
+from forensics.cli.run_commands import batch, doctor, first_bad, list_runs, note, show, spikes
 from forensics.cli.tokens import tokens
 from forensics.state_name import parse_state
 
@@ -198,7 +198,7 @@ def app(port: int) -> None:
     serve(runs_folder(), port)
 
 
-for command in (list_runs, show, batch, spikes, query, note, doctor, tokens):
+for command in (list_runs, show, batch, spikes, first_bad, query, note, doctor, tokens):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import click
 from forensics.cli.console import Command, emit, runs_folder, say, table
 from forensics.cli.progress_bar import bar
 from forensics.cli.run_sheet import headline, machine_rows, sheet
-from forensics.cli.spike_story import tell_spikes
+from forensics.cli.spike_story import tell_first_bad, tell_spikes
 from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
@@ -217,6 +217,20 @@ def spikes(run: str, metric: Any, detector: Any, sigma: float, window: int) -> N
 
     listed = spikes_of(runs_folder(), run, metric, detector, sigma, window)
     emit(listed, lambda: tell_spikes(listed))
+
+
+@click.command("first-bad-step", cls=Command, example="forensics first-bad-step demo")
+@click.argument("run")
+def first_bad(run: str) -> None:
+    """Find the first step at which something went wrong, over every recorded column.
+
+    A step is bad where one in 25 of all series (a column at one place) are 6 scales off what the
+    values before let one expect, or eight of them 30 scales for two steps.
+    """
+    from replay.first_bad_step import first_bad_step_of
+
+    result = first_bad_step_of(runs_folder(), run)
+    emit(result, lambda: tell_first_bad(result))
 
 
 @click.command(cls=Command, example='forensics note demo 401 "shuffled text came in here"')

@@ -8,6 +8,7 @@ from forensics.cli.console import say, table
 
 if TYPE_CHECKING:
     from forensics.detect.trend import NormTrend
+    from replay.first_bad_step import FirstBadStep
     from replay.spike_list import SpikeList
 
 RULES = {
@@ -51,6 +52,23 @@ def tell_spikes(listed: SpikeList) -> None:
         )
         say(f"Spike score of the {words}: {told}.")
     say(trend_sentence(listed.trend.grad_norm))
+
+
+def tell_first_bad(result: FirstBadStep) -> None:
+    """Tell the first bad step and what was far out there."""
+    looked = f"{result.series} series over the steps {result.first} to {result.last - 1}"
+    if result.found is None:
+        say(f"{result.run} has no bad step: of {looked}, never many were far out together.")
+        return
+    found = result.found
+    say(
+        f"The first bad step of {result.run} is {found.step}: {found.out} of {found.judged} series"
+        f" are 6 scales or more off what the values before let one expect ({looked} were read)."
+    )
+    table(
+        ["series", "value", "before", "scales off"],
+        [[moved.name, moved.value, moved.level, moved.scales] for moved in found.moved],
+    )
 
 
 def _judged(listed: SpikeList) -> str:

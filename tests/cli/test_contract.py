@@ -118,6 +118,8 @@ def test_the_documents_hold_at_least_the_contracts_keys(
     assert losses == sorted(losses, reverse=True)
     spikes = document(forensics, "spikes", "tiny", *on, capsys=capsys)
     assert {"spike_score", "trend", "spikes"} <= spikes.keys()
+    bad = document(forensics, "first-bad-step", "tiny", *on, capsys=capsys)
+    assert (bad["first"], bad["last"], bad["found"]) == (0, 12, None) and bad["series"] > 50
     verify = document(replay, "verify", "tiny", "3", "9", *on, capsys=capsys)
     assert verify["bitwise"] is True and verify["steps"] == 6 and verify["first_difference"] is None
     assert verify["fingerprint_equal"] is True and verify["max_abs_difference"] == 0

@@ -23,7 +23,7 @@ def draw_first_alarms(alarms: list[dict[str, Any]], most: int = 12) -> None:
     drifting = len(alarms) - len(clear)
     safe_html.caption(
         "How many steps before the spike each statistic left its normal range (6σ, twice in a row)"
-        + (f" · not shown: {drifting} that had drifted out long before" if drifting else "")
+        + (f" · not shown: {drifting} that drift, as before the spike" if drifting else "")
     )
     if not clear:
         safe_html.nothing("No recorded statistic left its normal range (6σ) two steps in a row.")
