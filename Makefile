@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs site notebooks blame-study spike-study matrix-study clean
+.PHONY: demo test check format docs site notebooks blame-study spike-study matrix-study detector-study fault-study clean
 
 demo: .venv/ready
 	$(BIN)/forensics demo
