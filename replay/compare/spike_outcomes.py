@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from forensics.detect.spikes import Spike, phase_restarts, robust
+from forensics.detect.spikes import Spike, restarts_of, robust
 from forensics.train.run import Run
 from replay.verify import recorded_steps
 
@@ -70,6 +70,6 @@ def _spikes(run: Run, history: Losses, losses: Losses) -> list[Spike]:
     """Find the spikes whose peak lies in a window, after its past."""
     values = {**history, **losses}
     steps = sorted(values)
-    restarts = phase_restarts([(phase.until, phase.mix) for phase in run.recipe.data.phases])
+    restarts = restarts_of(run.recipe)
     spikes = robust([values[step] for step in steps], steps=steps, restarts=restarts)
     return [spike for spike in spikes if spike.step in losses]

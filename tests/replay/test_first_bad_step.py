@@ -23,7 +23,7 @@ def test_the_first_bad_step_of_a_damaged_fork_is_its_first(trained: Path, tmp_pa
         "placebos": 0,
         "name": "damaged",
         "record": "light",
-        "intervention": [{"kind": "noise", "sigma": 0.5}],
+        "intervention": [{"kind": "noise", "sigma": 1.0}],
     }
     fork(specs.build(runs, open_trajectory(runs, "base"), document), runs)
     result = first_bad_step_of(runs, "damaged")
