@@ -2,18 +2,20 @@
 
     python -m benchmarks.detector_study --json benchmarks/results/studies/detectors.json
 
-Small runs with everything recorded: some at a learning rate that they do not bear (their spikes
-come from the state), some with shuffled text in a few batches (nothing could foretell that), some
-healthy. The query `detectors` scores every rule over all of them. At every EVERY-th step two probes
-are scored likewise: the curvature along the gradient and the largest one against 2/η, and a fall of
-a head's spectral entropy below the least of its past. A finished part is kept, so an interrupted
-study goes on where it was.
+Small runs with everything recorded: some learn 16 sequences by heart, all of them in every batch,
+at a high learning rate under a slow second moment (their spikes can come from the state alone: the
+case of arXiv 2506.04805), some with shuffled text in a few batches (nothing could foretell that),
+some healthy. The query `detectors` scores every rule over all of them. At every EVERY-th step two
+probes are scored likewise: the curvature along the gradient and the largest one against 2/η, and a
+fall of a head's spectral entropy below the least of its past. A finished part is kept, so an
+interrupted study goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,16 +32,17 @@ STEPS = 300
 EVERY = 50  # steps between two states that are probed
 HORIZON = 20  # steps before an onset in which an alarm foretells it
 PLANTED_AT = 200
-COUNTS = {"too fast": 5, "shuffled text": 2, "healthy": 4}  # runs of each kind
+COUNTS = {"learning by heart": 5, "shuffled text": 2, "healthy": 4}  # runs of each kind
 FALL = 0.05  # of a head's spectral entropy, below the least of its past: an alarm
 PAST = 3  # probed states that a past has at least
 SEED = 5000
-VERSION = 1  # of what a task does
+VERSION = 2  # of what a task does
 
 
-def recipe(kind: str, seed: int) -> config.Recipe:
+def recipe(kind: str, seed: int, runs: Path) -> config.Recipe:
     """Return a small run of a kind."""
-    too_fast = kind == "too fast"
+    if kind == "learning by heart":
+        return _by_heart(seed, runs)
     phases: list[dict[str, Any]] = [{"mix": {"clean": 1.0}}]
     if kind == "shuffled text":
         phases = [
@@ -60,18 +63,51 @@ def recipe(kind: str, seed: int) -> config.Recipe:
                 "layers": 2,
                 "width": 32,
                 "heads": 2,
-                "qk_norm": "none" if too_fast else "head",
+                "qk_norm": "head",
             },
             "train": {
                 "steps": STEPS,
                 "batch": 8,
                 "seed": seed,
-                "learning_rate": 6e-2 if too_fast else 8e-3,
+                "learning_rate": 8e-3,
                 "schedule": "constant",
                 "weight_decay": 0.0,
                 "warmup": 20,
-                "betas": [0.9, 0.999 if too_fast else 0.95],
-                "clip": 0.0 if too_fast else 1.0,
+                "betas": [0.9, 0.95],
+                "clip": 1.0,
+                "threads": 1,
+                "device": "cpu",
+                "held_out_every": 0,
+            },
+            "checkpoint": {"every": EVERY},
+        }
+    )
+
+
+def _by_heart(seed: int, runs: Path) -> config.Recipe:
+    """Return a run whose every batch is the whole of its text: no batch is odd."""
+    text = runs / f"text-{seed}.txt"
+    letters = random.Random(seed).choices("abcdefgh ", k=16 * 32 + 40)
+    text.write_text("".join(letters), encoding="utf-8")
+    return config.from_dict(
+        {
+            "data": {
+                "source": str(text),
+                "tokenizer": "bytes",
+                "sequence_length": 32,
+                "held_out": 0,
+            },
+            "model": {"layers": 2, "width": 32, "heads": 2},
+            "train": {
+                "steps": STEPS,
+                "batch": 16,
+                "seed": seed,
+                "learning_rate": 2e-2,
+                "schedule": "constant",
+                "weight_decay": 0.0,
+                "warmup": 10,
+                "betas": [0.9, 0.999],
+                "clip": 0.0,
                 "threads": 1,
                 "device": "cpu",
                 "held_out_every": 0,
@@ -109,7 +145,7 @@ def study(task: dict[str, Any]) -> dict[str, Any]:
     from replay.spike_list import spikes_of
 
     runs, mine = Path(task["runs"]), Task(task["kind"], task["seed"])
-    about = recipe(mine.kind, mine.seed)
+    about = recipe(mine.kind, mine.seed, runs)
     train(about, name=mine.name, recipe_name="study", runs=runs, resume=(runs / mine.name).exists())
     spikes = spikes_of(runs, mine.name, "loss").spikes
     values = {name: probe(runs, mine.name, name)["points"] for name in ("curvature", "qk-entropy")}
