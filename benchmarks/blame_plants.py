@@ -27,7 +27,8 @@ from replay.spike_list import Metric
 ODD = "ж"  # bytes 0xD0 0xB6, which the text never holds
 HUGE = 3e19  # a weight whose product with itself and the width is beyond float32's 3.4e38
 CAPITALS = "QZ"  # letters that the text never holds, a byte each
-SHARE = 0.125  # of batch AT that is the planted document, sequence by sequence the same
+# of batch AT that is the planted document, sequence by sequence the same
+ODD_SHARE, CAPITALS_SHARE = 0.125, 0.25
 
 
 class Plant(NamedTuple):
@@ -54,7 +55,7 @@ def nan_document(seed: int, runs: Path) -> Plant:
     MLP of layer 0 overflows at that token, and nowhere else.
     """
     name = f"nan-document-{seed}"
-    recipe = _recipe(seed, runs / "texts", _odd_document(seed), SHARE)
+    recipe = _recipe(seed, runs / "texts", _odd_document(seed), ODD_SHARE)
     _train(recipe, name, runs)
     donor = f"{name}-weights"
     _train(recipe, donor, runs)
@@ -64,14 +65,14 @@ def nan_document(seed: int, runs: Path) -> Plant:
 
 
 def norm_token(seed: int, runs: Path) -> Plant:
-    """Plant an ordinary document with one pair of letters that the text never holds, in an eighth
+    """Plant an ordinary document with one pair of letters that the text never holds, in a quarter
     of a batch: the loss of 2 targets in 65 hardly moves its mean, and their gradients add up.
     """
     name = f"norm-token-{seed}"
     document = _ordinary_document(seed, runs / "texts")
     middle = SEQUENCE // 2
     document = document[:middle] + CAPITALS + document[middle + len(CAPITALS) :]
-    _train(_recipe(seed, runs / "texts", document, SHARE), name, runs)
+    _train(_recipe(seed, runs / "texts", document, CAPITALS_SHARE), name, runs)
     return Plant(name, AT, "grad_norm", ("data", "data and state"), "planted")
 
 

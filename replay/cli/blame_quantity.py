@@ -13,6 +13,7 @@ from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
     from replay.blame.nonfinite.result import NonFiniteResult
+    from replay.blame.norm.result import NormBlameResult
 
 SEQUENCES = 8  # rows of the table of sequences
 # flags that ask about a finite spike of the loss alone
@@ -24,17 +25,11 @@ def blame_another_quantity(run: str, spike: int | None, of: str | None, force: b
     from replay.blame.quantity import blamed_quantity
 
     quantity = blamed_quantity(runs_folder(), run, spike, of, force)  # type: ignore[arg-type]
+    if quantity.metric == "loss" and (quantity.finite or _given(("method",))):
+        return None  # what is not finite is bisected, or whatever was asked for
     if quantity.finite:
-        if of == "grad_norm":
-            raise ForensicsError(
-                "usage",
-                f"the gradient norm of step {quantity.step.step} is finite",
-                "--of grad_norm explains one that is not",
-            )
-        return None
-    if _given(("method",)) and quantity.metric == "loss":
-        return None  # the window is bisected, or whatever was asked for
-    _refuse(f"a {quantity.metric} that is not finite")
+        return _blame_norm(run, quantity.step.step, force)
+    _refuse("one that is not finite")
     from replay.blame.nonfinite.search import blame_nonfinite
 
     step = quantity.step
@@ -43,6 +38,18 @@ def blame_another_quantity(run: str, spike: int | None, of: str | None, force: b
             runs_folder(), run, step.step, quantity.metric, step.value, progress
         )
     emit(result, lambda: tell_nonfinite(result))
+    if result.interrupted:
+        warn("interrupted: this is what was known by then")
+    return 130 if result.interrupted else 0
+
+
+def _blame_norm(run: str, spike: int, force: bool) -> int:
+    _refuse("one of the gradient norm")
+    from replay.blame.norm.investigate import blame_norm
+
+    with bar(f"blame of {run}") as progress:
+        result = blame_norm(runs_folder(), run, spike, force, progress)
+    emit(result, lambda: tell_norm(result))
     if result.interrupted:
         warn("interrupted: this is what was known by then")
     return 130 if result.interrupted else 0
@@ -57,13 +64,13 @@ def _given(names: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _refuse(quantity: str) -> None:
+def _refuse(found: str) -> None:
     """Refuse flags that say how a finite spike of the loss is gone into. Errors: usage."""
     given = _given(LOSS_ONLY)
     if given:
         raise ForensicsError(
             "usage",
-            f"{', '.join(given)} asks about a finite spike of the loss, found {quantity}",
+            f"{', '.join(given)} asks about a finite spike of the loss, found {found}",
             "leave it out",
         )
 
@@ -93,3 +100,37 @@ def tell_nonfinite(result: NonFiniteResult) -> None:
         f"\n{result.replays} replays, {result.steps_replayed:,} training steps in all,"
         f" {result.seconds:.0f} s."
     )
+
+
+def tell_norm(result: NormBlameResult) -> None:
+    """Tell what made the gradient norm spike."""
+    if not result.control.bitwise:
+        say(
+            "TOLERANCE ONLY: the replayed window is not the recorded one bit for bit, so no number"
+            " below is better than that gap."
+        )
+    say(result.sentence)
+    excess, spike = result.excess, result.spike
+    height = f", {spike.sigma:.1f}σ above the steps before" if spike.sigma is not None else ""
+    say(f"\nStep {spike.step}: gradient norm {spike.value:.4g}{height}.")
+    if spike.remark:
+        say(spike.remark)
+    say(f"Control ({result.control.level}): {result.control.sentence}.")
+    say(
+        f"Excess {excess.total:+.3g}: {excess.data:+.3g} because the batch itself is odd (data"
+        f" part), {excess.state:+.3g} because every batch's has grown (state part)."
+    )
+    for note in result.notes:
+        say(f"Note: {note}")
+    say(
+        "\nSequences of the batch. share: of the gradient norm (they sum to it); falls: by how much"
+        " it falls without the sequence alone"
+    )
+    table(
+        ["slot", "sequence", "share", "falls", "source", "document"],
+        [
+            [c.slot, c.sequence, c.influence, c.replayed_effect, c.source, c.path]
+            for c in result.candidates
+        ],
+    )
+    say(f"\n{result.passes} passes of a batch, {result.replays} replays, {result.seconds:.0f} s.")

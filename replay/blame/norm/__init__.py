@@ -1,0 +1,1 @@
+"""What made the gradient norm of a batch spike."""
