@@ -77,7 +77,13 @@ class BatchNorm:
 
         def target(params: Params) -> Tensor:
             if torch.is_grad_enabled() and any(p.requires_grad for p in params.values()):
-                return _Norm.apply(self, batch, tuple(params), *params.values())
+                plain = {name: param.detach() for name, param in params.items()}
+                norm, grads = self._measure(plain, batch)
+                direction = {name: grad / norm for name, grad in grads.items()}
+                hessian = {name: torch.zeros_like(param) for name, param in plain.items()}
+                # out here, for torch takes no forward derivatives inside a function's forward
+                self._along(plain, batch, direction, hessian)
+                return _Known.apply(norm, tuple(hessian.values()), *params.values())
             return torch.tensor(self.norm(params, batch), dtype=torch.float64)
 
         return target
@@ -110,22 +116,15 @@ class BatchNorm:
         )
 
 
-class _Norm(torch.autograd.Function):
-    """‖g(θ)‖ with its gradient, the Hessian times g/‖g‖."""
+class _Known(torch.autograd.Function):
+    """A number whose gradient is known: here ‖g(θ)‖, with the Hessian times g/‖g‖."""
 
     @staticmethod
-    def forward(
-        ctx: Any, gradient: BatchNorm, batch: Batch, names: tuple[str, ...], *tensors: Tensor
-    ) -> Tensor:  # type: ignore[override]
-        params = {name: tensor.detach() for name, tensor in zip(names, tensors)}
-        norm, grads = gradient._measure(params, batch)
-        direction = {name: grad / norm for name, grad in grads.items()}
-        hessian = {name: torch.zeros_like(param) for name, param in params.items()}
-        gradient._along(params, batch, direction, hessian)
-        ctx.grads = [hessian[name] for name in names]
-        return torch.tensor(norm, dtype=torch.float64)
+    def forward(ctx: Any, number: float, gradient: tuple[Tensor, ...], *tensors: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.grads = gradient
+        return torch.tensor(number, dtype=torch.float64)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         scale = float(grad)
-        return (None, None, None, *(tensor_grad * scale for tensor_grad in ctx.grads))
+        return (None, None, *(tensor_grad * scale for tensor_grad in ctx.grads))

@@ -80,14 +80,14 @@ def test_the_norm_as_a_target_has_the_gradient_that_differences_show(removals):
     params = {n: p.detach().clone().requires_grad_() for n, p in removals.params.items()}
     grads = torch.autograd.grad(target(params), list(params.values()))
     size = float(sum(g.double().square().sum() for g in grads).sqrt())
-    step = 1e-3 / size
+    step = 0.02 * removals.whole / size  # the norm moves by 2 %, well above float32's rounding
     moved = [
         {n: p.detach() + sign * step * g / size for (n, p), g in zip(params.items(), grads)}
         for sign in (1, -1)
     ]
     with torch.no_grad():
         measured = float(target(moved[0]) - target(moved[1])) / (2 * step)
-    assert measured == pytest.approx(size, rel=2e-2)
+    assert measured == pytest.approx(size, rel=5e-2)
 
 
 def test_an_ordinary_step_has_no_spike_of_it_to_explain(answer, planted):
