@@ -33,7 +33,7 @@ notebooks: .venv/ready
 	for n in spike early_and_late tokens; do \
 	  $(BIN)/marimo -q export ipynb queries/notebooks/$$n.py -o queries/notebooks/$$n.ipynb --sort top-down --no-include-outputs -f; done
 
-# Does blame find planted causes, and keep quiet where there is none? Sixty small runs; goes on where it was interrupted.
+# Does blame find planted causes, and keep quiet where there is none? Ninety small runs; goes on where it was interrupted.
 blame-study: .venv/ready
 	$(BIN)/python -m benchmarks.blame_study
 

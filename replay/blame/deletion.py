@@ -148,14 +148,15 @@ def hold_against_random(
     random: list[float] = []
     drawn: set[SlotSet] = set()
     proof = judge_removal(replays, suspect, excess_removed, random)
-    free = replays.first_step(removal) == replays.control.last
-    most = number if number is not None else NULL_WINDOWS if free else RANDOM_REMOVALS
+    most = NULL_WINDOWS if number is None else number
     for i in range(2 * most):
         random_removal = at_random(replays, removal, seed + i)
         if random_removal is None or len(random) == most:
             break
         if random_removal in drawn:  # the same removal again is no other one
             continue
+        if number is None and len(random) >= RANDOM_REMOVALS and replays.cost(random_removal):
+            break
         drawn.add(random_removal)
         note = f"random removal {len(random) + 1}"
         random.append(replays.excess_removed(random_removal, note))

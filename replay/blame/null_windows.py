@@ -125,10 +125,11 @@ class WindowsWithoutSpike:
             self.control.probes,
             self._on_step,
             witness=False,
+            known=self.control.stretch,
             note="to windows without a spike",
         )
-        self.replays += 1
-        self.steps += last - stretch.start
+        self.replays += stretch.steps > 0
+        self.steps += stretch.steps
         for end in ends:
             control = WindowControl(stretch, end - self.length, end, begin=end - self.depth)
             replays = WindowReplays(control, self._on_step)

@@ -92,12 +92,14 @@ class Stretch:
         on_step: Callable[[int, str], None],
         keep: Collection[int] = (),
         witness: bool = True,
+        known: Stretch | None = None,
         note: str = "control",
     ) -> None:
         """Replay from state max(`start`, the lowest) to the loss of batch `stop`. Errors: missing.
 
         `keep` are states that are held whatever their bytes; `witness` compares every step with the
-        recorded one, and goes on a little where they differ.
+        recorded one, and goes on a little where they differ. What lies in `known` is not replayed
+        again.
         """
         self.run, self.stop, self.probes = run, stop, probes
         self.start = max(lowest_state(run), start)
@@ -107,7 +109,14 @@ class Stretch:
         self.probe: dict[int, float] = {}  # ℓ(P; θ_k)
         self.policies: dict[int, StepPolicy] = {}
         self._on_step, self._note = on_step, note
-        self._replay(witness)
+        self.steps = 0  # that were replayed, from the checkpoint on
+        if known is None or not known.start <= stop <= known.stop:
+            self._replay(stop, witness)
+            return
+        if self.start < known.start:
+            self._keep.add(known.start)
+            self._replay(known.start, witness)
+        self._take(known)
 
     def token_losses(self, params: dict[str, Tensor], batch: Batch) -> Tensor:
         """Compute the cross-entropy (B, T) of a batch on the CPU, float64."""
@@ -131,13 +140,25 @@ class Stretch:
         steps = [k for k in range(max(first, self.start), stop) if k in self.losses]
         return [self.losses[k] - self.probe[k] for k in steps]
 
-    def _replay(self, with_witness: bool) -> None:
-        run, S = self.run, self.stop
+    def _take(self, known: Stretch) -> None:
+        """Take over what another stretch replayed and measured."""
+        self._states |= known._states
+        self.losses |= known.losses
+        self.probe |= known.probe
+        self.policies |= known.policies
+
+    def _replay(self, S: int, with_witness: bool) -> None:
+        run = self.run
         trained = min(run.header.steps, run.last_step())
         witness = Witness(run, self.start, min(S + AFTER, trained)) if with_witness else None
         checkpoint = checkpoint_at_or_before(run, self.start)
         note = f"to state {self.start} from checkpoint {checkpoint}"
-        state = run.state_at(self.start, lambda state, result: self._on_step(1, note))
+
+        def before(state: TrainState, result: StepResult) -> None:
+            self.steps += 1
+            self._on_step(1, note)
+
+        state = run.state_at(self.start, before)
         state_bytes = STATE_BYTES * run.header.parameters
         stride = max(1, math.ceil((S - self.start) * state_bytes / STATES))
 
@@ -153,6 +174,7 @@ class Stretch:
             if result.loss is not None:
                 self.losses[result.step] = result.loss
             self.policies[result.step] = result.policy
+            self.steps += 1
             if state.counters.step <= S:
                 keep(state)
                 self._on_step(1, self._note)

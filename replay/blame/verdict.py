@@ -115,7 +115,7 @@ def judge(facts: Facts) -> Judgement:
         return Judgement("cannot tell", "no spike")
     if facts.interrupted and (facts.proof is None or facts.proof.null is None):
         return Judgement("cannot tell", "interrupted")
-    if facts.other_data_spike:
+    if facts.other_data_spike or (facts.policy_takes_it_away and facts.half_of_others_spike):
         return _not_the_data(facts)
     doubt = _doubt(facts)
     if doubt is not None:

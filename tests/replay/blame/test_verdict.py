@@ -123,6 +123,8 @@ def test_policy_when_other_data_spike_too_and_the_policy_as_before_takes_it_away
     assert (verdict, reason) == ("policy", "the policy as before takes it away")
     assert "in 3 of 3 trials" in words and "the spike does not happen" in words
     assert "With the learning rate held at 0.01 (it became 0.3)" in words
+    assert said(facts(other_data=(0.9, 0.1, 0.8), **changed(0.02)))[0] == "policy"
+    assert said(facts(other_data=(0.9, 0.1, 0.8), **changed(0.7)))[0] == "cannot tell"
 
 
 def test_state_or_policy_when_other_data_spike_too_and_no_setting_changed():
