@@ -99,14 +99,9 @@ def _results(run: str, kind: str) -> Results:
 
 @functools.lru_cache(32)
 def _read_results(folder: str, kind: str, stamp: tuple[Any, ...]) -> Results:
-    results = Results([], [])
-    for name, content in kept_results(Path(folder), kind):
-        try:
-            content = of_this_version(RECORDS[kind], content, f"{name}.json")
-            results.documents.append(Document(name, content))
-        except ForensicsError as error:
-            results.unreadable.append(error)
-    return results
+    kept = kept_results(Path(folder), kind, RECORDS[kind])
+    documents = [Document(name, with_numbers(content)) for name, content in kept.results]
+    return Results(documents, kept.unreadable)
 
 
 def of_this_version(

@@ -144,6 +144,11 @@ def identity(run: Run) -> dict[str, Any]:
     }
 
 
+def identity_text(run: Run) -> str:
+    """Return a run's identity as one line, for what is kept under all that it depends on."""
+    return json.dumps(identity(run), sort_keys=True)
+
+
 def root(run: Run) -> Run:
     """Return the run of its own that a fork descends from; a run itself."""
     *_, oldest = ancestors(run)

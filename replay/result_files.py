@@ -1,7 +1,7 @@
 """Keep finished results in a run's folder, whole, for those who come later: the app above all.
 
 keep_result(run.folder, "sweep", "all that it depends on", result)   # sweep-<hash>.json
-kept_results(folder, "sweep")                        # [(its name, its document)], newest first
+kept_results(folder, "sweep", SweepResult).results   # [(its name, its document)], newest first
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+from forensics.errors import ForensicsError, first_line
 from forensics.result_records import ResultRecord
 from forensics.store import result_cache
 
@@ -31,24 +32,48 @@ def keep_result(folder: Path, kind: str, identity: str, result: ResultRecord) ->
     return path
 
 
-def kept_results(folder: Path, kind: str) -> list[KeptResult]:
-    """List the results `<kind>-<hash or step>.json` of a folder, newest first.
+class KeptResults(NamedTuple):
+    """The results of a folder that this version reads, newest first, and why others cannot be."""
 
-    Damaged and oversized ones are left out.
-    """
+    results: list[KeptResult]
+    unreadable: list[ForensicsError]  # each names the file and what makes it anew
+
+
+def kept_results(folder: Path, kind: str, record: type[ResultRecord]) -> KeptResults:
+    """List the results `<kind>-<hash or step>.json` of a folder, each a document of `record`."""
     pattern = re.compile(rf"{re.escape(kind)}-([0-9a-f]{{16}}|[0-9]{{1,16}})\.json")
-    results = []
-    for path in folder.iterdir() if folder.is_dir() else []:
-        if pattern.fullmatch(path.name):
-            try:
-                stat = path.stat()
-                document = json.loads(path.read_bytes()) if stat.st_size <= LARGEST else None
-            except (OSError, ValueError):
-                continue
-            if isinstance(document, dict):
-                results.append((-stat.st_mtime_ns, path.stem, document))
-    return [KeptResult(name, document) for _, name, document in sorted(results, key=_age_and_name)]
+    paths = [path for path in folder.glob(f"{kind}-*.json") if pattern.fullmatch(path.name)]
+    found = KeptResults([], [])
+    for path in sorted(paths, key=_age_and_name):
+        try:
+            found.results.append(KeptResult(path.stem, _document(path, record)))
+        except ForensicsError as error:
+            found.unreadable.append(error)
+    return found
 
 
-def _age_and_name(result: tuple[int, str, dict[str, Any]]) -> tuple[int, str]:
-    return result[:2]
+def _document(path: Path, record: type[ResultRecord]) -> dict[str, Any]:
+    """Read a document of this version. Errors: integrity, where it is damaged or of another."""
+    try:
+        large = path.stat().st_size > LARGEST
+        document = None if large else json.loads(path.read_bytes())
+    except (OSError, ValueError) as e:
+        raise ForensicsError(
+            "integrity", f"{path.name} is damaged: {first_line(e)}", record.AGAIN
+        ) from None
+    if large:
+        raise ForensicsError(
+            "integrity",
+            f"{path.name}: wanted at most {LARGEST >> 20} MiB, found {path.stat().st_size >> 20}",
+            record.AGAIN,
+        )
+    if not isinstance(document, dict) or document.get("version") != record.VERSION:
+        record.from_document(document, path.name)  # which says what is wrong
+    return cast(dict[str, Any], document)
+
+
+def _age_and_name(path: Path) -> tuple[int, str]:
+    try:
+        return -path.stat().st_mtime_ns, path.name
+    except OSError:  # it went meanwhile
+        return 0, path.name

@@ -32,7 +32,7 @@ from forensics.train import checkpoint
 from forensics.train.advance import advance
 from forensics.train.run import enable_determinism_for
 from replay.experiments.results import ScanRow
-from replay.lineage import open_trajectory, require_intact
+from replay.lineage import identity_text, open_trajectory, require_intact
 
 
 @dataclass
@@ -59,7 +59,7 @@ def of_run(runs: Path, name: str, step: int | None) -> ScanTarget:
         run.stream,
         run.header.precision,
         run.folder / "scans",
-        f"{name}@{at} {state.digest()}",
+        f"{identity_text(run)} {at} {state.digest()}",
     )
 
 

@@ -27,7 +27,7 @@ from replay.experiments.results import NoiseControl, NoisePoint, NoiseResult
 from replay.forks.lockstep import arm_from, march, require_steps
 from replay.interventions.removal import RemoveSequences
 from replay.interventions.state import UnitInLastPlace, cast_differences
-from replay.lineage import open_trajectory, require_intact
+from replay.lineage import identity_text, open_trajectory, require_intact
 from replay.verify import Witness
 
 WINDOW = 32  # steps
@@ -59,7 +59,7 @@ def noise(
     require_intact(run)
     steps = sorted(set(at))
     finished = Kept(
-        run.folder / "noise", f"{run.name} {run.header.order} {run.header.created} {window} {seeds}"
+        run.folder / "noise", f"{identity_text(run)} {window} {seeds} {NoiseResult.VERSION}"
     )
     points = []
     for i, step in enumerate(steps):

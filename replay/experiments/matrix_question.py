@@ -20,8 +20,9 @@ from forensics.step.state import TrainState
 from forensics.train.run import Run
 from replay.blame.blamed_step import spikes_along, the_spike
 from replay.compare.probe_sequences import Probe
+from replay.experiments.results import MatrixResult, WindowsResult
 from replay.forks.lockstep import require_steps
-from replay.lineage import require_intact
+from replay.lineage import identity_text, require_intact
 
 PLACEBOS = 19  # batches: the fewest that can show p = 0.05 for one batch
 OTHERS = 20  # states beside the judged one: the fewest whose rises can show p = 0.05 for a state
@@ -120,4 +121,4 @@ def require(run: Run, asked: Question) -> None:
 
 def identity_of(run: Run) -> str:
     """Tell what a cell depends on beside its state and batch."""
-    return f"{run.name} {run.header.order} {run.header.created} {run.header.interventions}"
+    return f"{identity_text(run)} {MatrixResult.VERSION} {WindowsResult.VERSION}"

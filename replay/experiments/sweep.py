@@ -44,7 +44,7 @@ from replay.interventions import placebo
 from replay.interventions.fields import fields_of
 from replay.interventions.placebo import placebos_of
 from replay.interventions.registry import KINDS, from_dict, to_dict
-from replay.lineage import open_trajectory, require_intact
+from replay.lineage import identity_text, open_trajectory, require_intact
 from replay.result_files import keep_result
 from replay.verify import Witness, recorded_steps
 
@@ -109,7 +109,7 @@ def sweep(
     ]
     finished = Kept(
         run.folder / "sweeps",
-        f"{run.name} {run.header.order} {run.header.created} {SweepResult.VERSION}",
+        f"{identity_text(run)} {SweepResult.VERSION}",
     )
     keys = [_key(task) for task in tasks]
     open_tasks = [i for i, key in enumerate(keys) if key not in finished]
@@ -134,7 +134,7 @@ def sweep(
         points=tuple(points),
         summary=tuple(summarise(points)),
     )
-    keep_result(run.folder, "sweep", "\n".join(keys), result)
+    keep_result(run.folder, "sweep", "\n".join([identity_text(run), *keys]), result)
     return result
 
 

@@ -33,7 +33,7 @@ from replay.experiments.boost_result import (
     summarise,
     verdict_of,
 )
-from replay.lineage import open_trajectory, require_intact
+from replay.lineage import identity_text, open_trajectory, require_intact
 from replay.result_files import keep_result
 
 TIMES = (1, 3, 10, 30, 100)
@@ -75,7 +75,7 @@ def boost(
         }
         for arm in plan.arms
     ]
-    finished = Kept(run.folder / "boosts", f"{run.name} {run.header.order} {run.header.created}")
+    finished = Kept(run.folder / "boosts", f"{identity_text(run)} {BoostResult.VERSION}")
     keys = [_key(task) for task in tasks]
     waiting = [i for i, key in enumerate(keys) if key not in finished]
     computed = len(tasks) - len(waiting)
@@ -101,7 +101,7 @@ def boost(
         summary=summary,
         verdict=verdict_of(arms[0], summary),
     )
-    keep_result(run.folder, "boost", "\n".join(keys), result)
+    keep_result(run.folder, "boost", "\n".join([identity_text(run), *keys]), result)
     return result
 
 

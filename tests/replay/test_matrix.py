@@ -25,7 +25,7 @@ from replay.experiments import matrix_question, windows_from_states
 from replay.experiments.beside_blame import compare
 from replay.experiments.matrix_question import PLACEBOS, question
 from replay.experiments.matrix_text import beside_blame, headline
-from replay.experiments.results import BesideBlame, MatrixConclusion, Part
+from replay.experiments.results import BesideBlame, MatrixConclusion, Part, WindowsResult
 from replay.result_files import kept_results as kept
 
 
@@ -185,7 +185,7 @@ def test_the_planted_batches_of_a_window_stand_out_from_any_checkpoint(runs: Pat
     assert [w["consumed"] for w in found["windows"]] == [False, True]
     assert windows(runs, "base", 78, 83, [50, 100]) == found
     # for the app, whoever ran it; JSON has no tuples and no NaN
-    assert [document for _, document in kept(runs / "base", "windows")] == [
+    assert [document for _, document in kept(runs / "base", "windows", WindowsResult).results] == [
         json.loads(json.dumps(plain(found)))
     ]
 
