@@ -132,18 +132,12 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
     help="With a folder: a flat file of token ids, .npy or uint16 .bin.",
 )
 @click.option(
-    "--sequence-length",
-    type=click.IntRange(min=2),
-    default=128,
-    show_default=True,
-    help="With a folder: T.",
+    "--sequence-length", type=click.IntRange(min=2), help="With a folder: T.  [default: 128]"
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="With a folder: sequences per batch.",
+    help="With a folder: sequences per batch.  [default: 8]",
 )
 @click.option(
     "--top",
@@ -157,8 +151,8 @@ def scan(
     batches: str,
     per_sequence: bool,
     tokens: Path | None,
-    sequence_length: int,
-    batch_size: int,
+    sequence_length: int | None,
+    batch_size: int | None,
     top: int,
 ) -> None:
     """One frozen state against many batches, no update: loss and gradient norm of each, worst
@@ -176,7 +170,15 @@ def scan(
                 "wanted --tokens FILE with a model folder, found none",
                 "a flat file of token ids, .npy or uint16 .bin",
             )
-        target = scans.of_folder(Path(state), tokens, sequence_length, batch_size, runs_folder())
+        target = scans.of_folder(
+            Path(state), tokens, sequence_length or 128, batch_size or 8, runs_folder()
+        )
+    elif sequence_length is not None or batch_size is not None:
+        raise ForensicsError(
+            "usage",
+            "wanted --sequence-length and --batch-size with a model folder, found RUN@STEP",
+            "a run has its own; leave them out",
+        )
     else:
         name, step = parse_state(state)
         target = scans.of_run(runs_folder(), name, step)

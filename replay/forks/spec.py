@@ -33,6 +33,7 @@ from replay.forks.draft import Draft, settled
 from replay.forks.statement import with_choice
 from replay.interventions.base import Intervention
 from replay.interventions.composition import refuse_lost, refuse_undone
+from replay.interventions.fields import fields_of
 from replay.interventions.registry import from_dict, to_dict
 
 ForkFile = dict[str, Any]  # the keys of a fork file, before they are checked
@@ -126,6 +127,7 @@ class Spec:
         if self.barrier:
             probe_loss(run)
         for intervention in self.interventions:
+            _check_seeds(intervention)
             intervention.check(run, self.first, self.last)
         refuse_lost(self.interventions, run)
         refuse_undone(self.interventions, run, self.first, self.last)
@@ -230,6 +232,7 @@ def build(runs: Path, run: Run, file: ForkFile) -> Spec:
     chosen = []  # what SQL chooses is carried through what stands before it
     for keys in file[INTERVENTION]:
         intervention = from_dict(with_choice(runs, draft, keys))
+        _check_seeds(intervention)
         intervention.check(run, first, last)
         chosen.append(intervention)
         draft.add(intervention)
@@ -277,6 +280,19 @@ def _check_numbers(spec: Spec) -> None:
         )
     if spec.name is not None:
         check_run_name(spec.name)
+
+
+def _check_seeds(intervention: Intervention) -> None:
+    """Refuse a seed that no generator takes. Errors: config."""
+    for field in fields_of(type(intervention)):
+        seed = getattr(intervention, field.name) if field.about.seed else 0
+        if not 0 <= seed < MOST:
+            raise ForensicsError(
+                "config",
+                f"{intervention.kind}.{field.name}: wanted a number from 0 to 2**63 - 1, found"
+                f" {seed}",
+                f"e.g. {field.name} = 1",
+            )
 
 
 def _shown(value: Any) -> str:

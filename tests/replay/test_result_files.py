@@ -58,6 +58,3 @@ def test_what_is_kept_of_a_fork_depends_on_all_that_it_descends_from(runs: Path)
     skip = {"kind": "skip", "first": 76, "last": 77}
     write_header(runs, dataclasses.replace(one, interventions=[skip]))
     assert identity_text(open_trajectory(runs, "two")) != before
-    write_header(runs, one)
-    write_header(runs, dataclasses.replace(base.header, corpus="another"))
-    assert identity_text(open_trajectory(runs, "two")) != before

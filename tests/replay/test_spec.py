@@ -360,6 +360,11 @@ def test_a_window_outside_the_run_is_refused(head: dict, words: str, base: Run) 
         ('[[intervention]]\nkind = "mask-tokens"\nfirst = "8"', "first: wanted a whole number"),
         ('[[intervention]]\nkind = "shuffle"\nseed = 1.5', "shuffle.seed: wanted a whole number"),
         ('[[intervention]]\nkind = "shuffle"\nsede = 1', "key 'sede'; did you mean 'seed'"),
+        ('[[intervention]]\nkind = "shuffle"\nseed = -4', "shuffle.seed: wanted a number from 0"),
+        (
+            '[[intervention]]\nkind = "boost-token"\ntoken = 101\ntimes = 2\nseed = -4',
+            "boost-token.seed: wanted a number from 0",
+        ),
         ("plcebos = 3", "unknown key 'plcebos' .*did you mean 'placebos'"),
     ],
 )
