@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forensics.cli.console import cell, say, table
-from replay.forks import sentences
 
 if TYPE_CHECKING:
     from replay.experiments.results import (
@@ -52,6 +51,8 @@ def duration(hours: float) -> str:
 
 def fork(result: ForkResult) -> None:
     """Tell how fork and control stand at the end, and what the null forks say of it."""
+    from replay.forks import sentences
+
     final = result.final
     if not result.control.bitwise:
         say(
