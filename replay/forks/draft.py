@@ -12,13 +12,14 @@ two removals of one fork draw the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from replay.interventions.base import Intervention
 from replay.interventions.registry import from_dict
-from replay.interventions.removal import Draws, Removing
+from replay.interventions.removal import Draws, RemoveDocuments, Removing
 from replay.interventions.rows import followed
+from replay.lineage import ancestors
 
 if TYPE_CHECKING:
     from forensics.step.batch import BatchStream
@@ -59,6 +60,15 @@ class Draft:
         self._added.clear()
         return self._stream
 
+    @property
+    def removed_documents(self) -> frozenset[int]:
+        """Return the documents that the fork and those that it descends from take out."""
+        documents = {d for each in self._listed for d in _documents_of(each)}
+        for fork in ancestors(self.run):
+            for document in fork.header.interventions or []:
+                documents |= set(_documents_of(from_dict(document)))
+        return frozenset(documents)
+
     def next_draws(self) -> Draws | None:
         """Return where the next removal begins to draw; None: at the parent's end, as where nothing
         goes past it. Errors: usage.
@@ -85,6 +95,10 @@ def settled(
         resolved.append(intervention.resolved(run, draft))
         draft.add(resolved[-1])
     return tuple(resolved)
+
+
+def _documents_of(intervention: Intervention) -> Collection[int]:
+    return intervention.documents if isinstance(intervention, RemoveDocuments) else ()
 
 
 def _drawn(run: Run, end: int) -> Draws:

@@ -34,6 +34,10 @@ class Draft(Protocol):
     def stream(self) -> BatchStream:
         """Return what the intervention is given."""
 
+    @property
+    def removed_documents(self) -> frozenset[int]:
+        """Return the documents that the fork and those that it descends from take out."""
+
     def next_draws(self) -> tuple[int, ...] | None:
         """Return, of each source, the number of the draw that comes next in a place; None: the
         first after the parent's end.

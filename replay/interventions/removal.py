@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from forensics.errors import ForensicsError
 from forensics.step.batch import BatchStream
 from replay.interventions.base import Draft, Windowed
+from replay.interventions.corpus_search import sequences_of
 from replay.interventions.fields import Option, about
 from replay.interventions.flags import Flag, one
 from replay.interventions.order import OTHER_DATA, BatchesOfWindow
@@ -46,13 +47,26 @@ def _draws() -> Any:
     return field(default=None, metadata=about(settled=True))
 
 
+def _without() -> Any:
+    return field(default=None, metadata=about(settled=True))
+
+
 class Removing(Windowed):
     """Take rows out of a window's batches, by one of HOWS."""
 
     how: str
     draws: Draws | None
+    without: tuple[int, ...] | None  # documents that may not come either: other removals took them
 
     def removal(self, run: Run, stream: BatchStream) -> Removal:
+        """Find the rows that go, and what may not come in their place."""
+        removal = self.rows_that_go(run, stream)
+        if not self.without:
+            return removal
+        others = sequences_of(run, frozenset(self.without)).tolist()
+        return Removal(removal.slots, removal.forbidden | frozenset(others))
+
+    def rows_that_go(self, run: Run, stream: BatchStream) -> Removal:
         """Find the rows that go."""
         raise AssertionError("each kind names its rows")
 
@@ -73,15 +87,20 @@ class Removing(Windowed):
         """Write down where the draws begin that come in the places. Errors: usage."""
         if draft is None or self.how != "replace":
             return self
-        draws = draft.next_draws()
-        require(
-            self.draws in (None, draws),
-            self.kind,
-            "no draws, or those of this very fork",
-            list(self.draws or ()),
-            "leave the key out: it is written down when the fork is made",
-        )
-        settled: dict[str, Any] = {"draws": draws}
+        others = draft.removed_documents - frozenset(getattr(self, "documents", ()))
+        settled: dict[str, Any] = {
+            "without": tuple(sorted(others)) or None,
+            "draws": draft.next_draws(),
+        }
+        for key, value in settled.items():
+            written = getattr(self, key)
+            require(
+                written in (None, value),
+                self.kind,
+                f"no {key}, or those of this very fork",
+                list(written or ()),
+                "leave the key out: it is written down when the fork is made",
+            )
         return replace(self, **settled)
 
     def draws_end(self, run: Run, stream: BatchStream) -> Draws:
@@ -115,8 +134,9 @@ class RemoveDocuments(Removing, BatchesOfWindow):
     how: str = _how()
     sql: str = ""  # the statement that chose them, for the record
     draws: Draws | None = _draws()
+    without: tuple[int, ...] | None = _without()
 
-    def removal(self, run: Run, stream: BatchStream) -> Removal:
+    def rows_that_go(self, run: Run, stream: BatchStream) -> Removal:
         """Find the rows that go."""
         return of_documents(run, stream, frozenset(self.documents), self.how, self.first, self.last)
 
@@ -124,7 +144,10 @@ class RemoveDocuments(Removing, BatchesOfWindow):
         """Name the rows that hold the documents by their places."""
         slots = self.removal(run, run.stream).slots
         places = tuple(dataclasses.astuple(slot) for slot in slots)
-        return RemoveSequences(self.first, self.last, places, self.how, draws=self.draws)
+        never = tuple(sorted({*self.documents, *(self.without or ())}))
+        return RemoveSequences(
+            self.first, self.last, places, self.how, draws=self.draws, without=never
+        )
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse no documents, and those that the corpus has not. Errors: usage, missing."""
@@ -172,8 +195,9 @@ class RemoveSequences(Removing):
     how: str = _how()
     sql: str = ""
     draws: Draws | None = _draws()
+    without: tuple[int, ...] | None = _without()
 
-    def removal(self, run: Run, stream: BatchStream) -> Removal:
+    def rows_that_go(self, run: Run, stream: BatchStream) -> Removal:
         """Name the rows that go."""
         return Removal([Slot(*row) for row in self.at], frozenset())
 

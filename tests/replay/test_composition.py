@@ -29,6 +29,7 @@ from replay.forks.statement import carried
 from replay.interventions.base import Intervention
 from replay.interventions.boost_token import BoostToken
 from replay.interventions.composition import composed
+from replay.interventions.corpus_search import sequences_of
 from replay.interventions.edit_tokens import EditTokens
 from replay.interventions.insertions import Insert, Replace
 from replay.interventions.mask_tokens import MaskTokens
@@ -40,7 +41,7 @@ from replay.interventions.removal import RemoveDocuments, RemoveSequences
 from replay.interventions.rows import followed, standing
 from replay.interventions.skip_history import recorded_window
 from replay.lineage import open_trajectory
-from tests.replay.test_interventions import B, damaged, own_stream, same
+from tests.replay.test_interventions import B, own_stream, same
 
 T = 32
 
@@ -382,11 +383,21 @@ def test_skip_step_over_steps_that_were_not_recorded_is_refused(runs: Path) -> N
     assert built(base, {"kind": "skip-step", "on": False}).interventions[0].watched is None  # type: ignore[attr-defined]
 
 
-def test_documents_that_a_fork_removed_stay_out_of_all_its_removals(base: Run) -> None:
-    both = RemoveDocuments(75, 90, damaged(base))
-    made = settled([both, removing({(84, 0)})], base, 75, 90)
-    ids = put_in(made, base, 75, 90)
-    assert len(ids) == len(set(ids))
+def test_documents_that_one_removal_takes_do_not_come_in_by_another(base: Run) -> None:
+    clean = [
+        d
+        for d, source in enumerate(base.corpus.documents["source"].to_pylist())
+        if source == "clean"
+    ]
+    one, two = (RemoveDocuments(75, 90, (d,)) for d in clean[:2])
+    rows = removing({(s, b) for s in range(80, 85) for b in range(8)})
+    made = settled([one, two, rows], base, 75, 90)
+    assert [i.without for i in made] == [(clean[1],), (clean[0],), tuple(clean[:2])]  # type: ignore[attr-defined]
+    stream, _ = composed(made, base)
+    gone = set(sequences_of(base, frozenset(clean[:2])).tolist())
+    assert not gone & {int(i) for s in range(75, 90) for i in stream(s).sequence}
+    alone = composed([one, RemoveDocuments(75, 90, clean[1:2]), rows], base)[0]  # as it once was
+    assert gone & {int(i) for s in range(75, 90) for i in alone(s).sequence}
 
 
 # ---- policies that contradict each other
