@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format docs site notebooks blame-study spike-study matrix-study detector-study fault-study clean
+.PHONY: demo test check format docs site notebooks blame-study spike-study matrix-study detector-study fault-study null-study clean
 
 demo: .venv/ready
 	$(BIN)/forensics demo
@@ -52,6 +52,10 @@ detector-study: .venv/ready
 # Is the first bad step the step of a planted fault? Six kinds of faults, and runs without one.
 fault-study: .venv/ready
 	$(BIN)/python -m benchmarks.fault_study --json benchmarks/results/studies/faults.json
+
+# Is p uniform over forks of ordinary data, and are causal words rare? Three hundred small forks; goes on where it was interrupted.
+null-study: .venv/ready
+	$(BIN)/python -m benchmarks.null_study --json benchmarks/results/studies/nulls.json
 
 # torch first and by itself, so that a CPU build that pip knows of is taken before anything asks for another.
 .venv/ready: pyproject.toml constraints.txt

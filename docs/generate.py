@@ -15,7 +15,7 @@ import click
 
 from docs.interventions import interventions
 from docs.performance import performance
-from docs.studies import spikes_page
+from docs.studies import nulls_page, spikes_page
 
 HERE = Path(__file__).parent
 
@@ -117,6 +117,7 @@ MADE = {
     "interventions.md": interventions,
     "performance.md": performance,
     "spikes.md": spikes_page,
+    "nulls.md": nulls_page,
 }
 
 

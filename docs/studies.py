@@ -1,4 +1,4 @@
-"""Make docs/spikes.md from benchmarks/results/studies/*.json: how often what is there is found, and
+"""Make docs/spikes.md and docs/nulls.md from benchmarks/results/studies/*.json: how often what is there is found, and
 how often something is found that is not there.
 
 A file there is what `python -m benchmarks.<name>_study --json FILE` wrote.
@@ -29,6 +29,41 @@ def spikes_page() -> str:
         if (STUDIES / f"{name}.json").is_file():
             lines += table(_read(name))
     return "\n".join(lines) + "\n"
+
+
+def nulls_page() -> str:
+    """Return docs/nulls.md."""
+    document = _read("nulls")
+    rows = document["rows"]
+    columns = list(rows[0])
+    lines = [
+        "# Nulls: what forks of ordinary data say",
+        "",
+        "Made from `benchmarks/results/studies/nulls.json` by `python -m docs.generate`; `make"
+        " null-study` measures anew. [formulas.md](formulas.md) defines p and the rule for causal"
+        " words.",
+        "",
+        f"{rows[-1]['number']} forks of {document['window']} steps with {document['placebos']}"
+        " placebos each, of data that is as any other: every causal word is a false alarm, and p"
+        " should be at most x in a share x of the forks.",
+        "",
+        *_table(columns, [[_cell(row[column]) for column in columns] for row in rows]),
+        "",
+        "## Causal words with fewer placebos",
+        "",
+        "Every arm of every fork is taken for the fork in turn, with others drawn at random for its"
+        " placebos: all are draws of one kind.",
+        "",
+        *_table(
+            ["placebos", "causal words, share of ordinary forks"],
+            [[str(N), f"{rate:.2%}"] for N, rate in document["alarms"].items()],
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _read(name: str) -> Document:

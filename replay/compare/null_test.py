@@ -16,7 +16,7 @@ import numpy as np
 Finding = Literal["beyond", "unusual", "not distinguishable", "too few", "none run", "none exist"]
 ENOUGH_P = 0.05  # at most this, and TIMES_AT_P, for causal words
 STRICT_P = 0.01  # at most this alone: the rate of false alarms that causal words are held to
-TIMES_AT_P = 2.0  # the distance over the largest placebo's that p ≤ ENOUGH_P needs beside it
+TIMES_AT_P = 3.0  # the distance over the largest placebo's that p ≤ ENOUGH_P needs beside it
 FEWEST_FOR_TIMES = 3  # placebos of which the largest is a measure
 SPLITS = 20_000  # of two groups, looked at one by one
 TIMES = 5.0  # the distance over the largest placebo's where there are too few for p ≤ ENOUGH_P
@@ -64,7 +64,7 @@ def judge_effect(
 ) -> Effect:
     """Judge a distance by those of its placebos.
 
-    It is beyond them at p ≤ 0.01; at p ≤ 0.05 where it is at least twice the largest of them; or
+    It is beyond them at p ≤ 0.01; at p ≤ 0.05 where it is at least 3 times the largest of them; or
     with 3 or more placebos where it is at least 5 times the largest. `exist` says whether the
     interventions can have placebos at all; `p` is one that is corrected for several measures, in
     the place of the distance's own.
