@@ -1,5 +1,5 @@
-"""Make docs/spikes.md and docs/nulls.md from benchmarks/results/studies/*.json: how often what is there is found, and
-how often something is found that is not there.
+"""Make docs/spikes.md and docs/nulls.md from benchmarks/results/studies/*.json: how often what
+is there is found, and how often something is found that is not there.
 
 A file there is what `python -m benchmarks.<name>_study --json FILE` wrote.
 """
