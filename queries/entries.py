@@ -119,7 +119,7 @@ def _with_includes(sql: str) -> str:
     def included(line: re.Match[str]) -> str:
         shared, name = line.groups()
         text = (
-            (FOLDER / "shared" / f"{name}.sql").read_text(encoding="utf-8")
+            _with_includes((FOLDER / "shared" / f"{name}.sql").read_text(encoding="utf-8"))
             if shared
             else load(name)
         )

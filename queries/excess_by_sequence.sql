@@ -12,7 +12,8 @@ loss = { unit = "nats/token", meaning = "mean over the sequence's targets" }
 baseline.unit = "nats/token"
 baseline.meaning = """what the losses before let one expect: of a step in a recorded spike, the \
 spike's baseline; else the centre of the step's own band, which no recorded spike before it enters"""
-above = "its loss is above nine in ten of the sequences of those steps"
+z = { unit = "σ", meaning = "(loss − median) / (1.4826·MAD) of the sequences of the 64 steps before" }
+apart = "z is 3 or more: of ordinary sequences about 1 in 200"
 excess = { unit = "nats", meaning = "(loss − baseline) · weight" }
 share = "of the batch's excess; shares sum to 1, those of sequences below the baseline are negative"
 sequences = "number of sequences in the batch"
@@ -21,38 +22,12 @@ batch_excess = { unit = "nats/token", meaning = "the batch's loss above the base
 with span as (  -- the runs of the trajectory, each with the steps that are its own
     select run, first_step, last_step from lineage($run)
 ),
-spiked as (  -- the steps of recorded spikes of the loss
-    select
-        e.onset as first, coalesce(e.recovered_at, e.step + 1) as last, e.baseline
-    from events as e
-    join span on span.run = e.run and e.step >= first_step and e.step < last_step
-    where kind = 'spike' and metric = 'loss'
-),
-before as (
-    select step, loss as x
-    from steps as s
-    join span on span.run = s.run and s.step >= first_step and s.step < last_step
-    where step < $step and isfinite(loss)
-        and not exists (from spiked where s.step >= first and s.step < last)
-),
--- include shared/band.sql
-steps_before as (
-    select
-        coalesce(
-            (select any_value(baseline) from spiked where $step >= first and $step < last), centre
-        ) as baseline
-    from band
-),
-sequences_before as (
-    select quantile_cont(loss, 0.9) as high
-    from sequences as s
-    join span on span.run = s.run and s.step >= first_step and s.step < last_step
-    where step >= $step - 64 and step < $step and isfinite(loss)
-),
+-- include shared/step_baseline.sql
+-- include shared/sequences_before.sql
 batch as (
     select
         slot, sequence, loss, weight, (loss - baseline) * weight as excess, baseline,
-        coalesce(loss > high, false) as above
+        case when scale > 0 then robust_z(loss, middle, scale) end as z
     from sequences as s
     join span on span.run = s.run and s.step >= first_step and s.step < last_step
     cross join steps_before cross join sequences_before
@@ -60,7 +35,7 @@ batch as (
 ),
 final as (
     select
-        slot, sequence, loss, baseline, above, excess,
+        slot, sequence, loss, baseline, z, coalesce(stands_apart(z), false) as apart, excess,
         excess / nullif(sum(excess) over (), 0) as share,
         count(*) over () as sequences, sum(excess) over () / sum(weight) over () as batch_excess
     from batch

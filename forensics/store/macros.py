@@ -129,6 +129,13 @@ end
 """,
     ),
     Macro(
+        "stands_apart",
+        ("z",),
+        "whether a sequence's loss lies 3 robust σ or more above those of the 64 steps before: of"
+        " ordinary sequences about 1 in 200",
+        "z >= 3",
+    ),
+    Macro(
         "z_level",
         ("z",),
         "how many of 3, 6, 10, 20, 40 |z| reaches, with the sign of z",

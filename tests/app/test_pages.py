@@ -206,7 +206,7 @@ def test_the_spike_of_the_url_is_marked_among_the_events_of_its_run(runs, app_pa
 
 def test_the_share_above_is_of_all_sequences_and_says_so(runs, app_page, said):
     text = said(app_page("spikes", run="demo", spike=121))
-    assert re.search(r"\d of the 8</b> sequences have a loss above 90% of the sequences", text)
+    assert re.search(r"\d of the 8</b> sequences stand apart: 3σ or more above", text)
 
 
 def test_a_run_without_a_spike_and_one_without_a_step_say_so(empty_runs, app_page, said):

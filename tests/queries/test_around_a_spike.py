@@ -125,7 +125,7 @@ def test_the_excess_of_a_batch_by_sequence(runs):
     assert result[0]["baseline"] == pytest.approx(3.005)
     assert result[0]["excess"] == pytest.approx((9.0 - 3.005) * 8, rel=1e-6)
     assert sum(row["share"] for row in result) == pytest.approx(1)
-    assert [row["above"] for row in result] == [True, False, False, False]
+    assert [row["apart"] for row in result] == [True, False, False, False]
     assert result[0]["batch_excess"] == pytest.approx((3.0 + 3.1 + 9.0 + 3.3) / 4 - 3.005, rel=1e-6)
 
 

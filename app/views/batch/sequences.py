@@ -54,7 +54,7 @@ def draw_sequences(
     bars, top = bars_of(rows), _top(rows)
     past = rows[0]["baseline"]
     lines = (
-        [{"value": past, "what": f"the 64 steps before: {formatting.loss(past)}"}]
+        [{"value": past, "what": f"expected from the steps before: {formatting.loss(past)}"}]
         if past is not None
         else []
     )

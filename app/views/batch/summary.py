@@ -17,7 +17,7 @@ BUILD: dict[str, Any] = {
     "first": None,
     "last": None,
 }  # a new fork, not one of the URL
-APART = 3  # σ above the sequences before, from which a sequence is named
+APART = 3  # σ: where `stands_apart` of the SQL macros begins
 
 
 def title_of(step: int, rows: Sequence[dict[str, Any]]) -> str:
@@ -36,14 +36,18 @@ def title_of(step: int, rows: Sequence[dict[str, Any]]) -> str:
         return f"Batch {formatting.count(step)}: " + (
             "no predicted token counts in the loss" if not weight else "the loss is not finite"
         )
-    gap = f", {formatting.gap(loss - past)} against the 64 steps before" if past is not None else ""
+    gap = (
+        f", {formatting.gap(loss - past)} against what the steps before let one expect"
+        if past is not None
+        else ""
+    )
     return f"Batch {formatting.count(step)}: loss {formatting.loss(loss)} nats/token{gap}"
 
 
 def worst_of(rows: Sequence[dict[str, Any]]) -> list[Part]:
     """Say how much of the rise the worst sequence makes up, and how the others stand."""
     top = rows[0]
-    apart = [row for row in rows if row["z"] is not None and row["z"] >= APART]
+    apart = [row for row in rows if row["apart"]]
     where: list[Part] = (
         [code(_place(top))] if top["path"] is not None else ["an intervention, not from a document"]
     )

@@ -320,13 +320,15 @@ def _answers(run: str, kind: str, selection: Selection, head: Mapping[str, Any])
 
 
 def _worst(run: str, step: int) -> list[int]:
-    """Return the worst eighth of a batch, as the Spikes page does; empty where not known."""
+    """Return the sequences of a batch that stand apart, as the Batch page names them; where none
+    does, its worst eighth; empty where not known.
+    """
     rows = data.rows(
         "excess_by_sequence", run=run, step=step, window=(max(0, step - 256), step + 1)
     )
-    return [
-        row["slot"] for row in rows[: max(1, round(len(rows) / 8))] if row["excess"] is not None
-    ]
+    apart = [row["slot"] for row in rows if row["apart"]]
+    eighth = rows[: max(1, round(len(rows) / 8))]
+    return apart or [row["slot"] for row in eighth if row["excess"] is not None]
 
 
 def _verdict(run: str, kind: str, text: str) -> None:

@@ -144,7 +144,7 @@ def _excess(run: str, step: int) -> list[Part]:
     worst = rows[: max(1, round(len(rows) / 8))]
     share = sum(row["share"] for row in worst)
     slots = ", ".join(str(row["slot"]) for row in worst[:4])
-    high = sum(bool(row["above"]) for row in rows)
+    high = sum(bool(row["apart"]) for row in rows)
     reading = (
         "That points to the state of the model, or to a batch that is unusual throughout."
         if high / len(rows) >= NEARLY_ALL
@@ -155,7 +155,7 @@ def _excess(run: str, step: int) -> list[Part]:
         f" of the rise of the batch's loss is in {len(worst)} of its {len(rows)} sequences (slots"
         f" {slots}{', …' if len(worst) > 4 else ''}). ",
         strong(f"{high} of the {len(rows)}"),
-        f" sequences have a loss above 90% of the sequences of the steps before. {reading}",
+        f" sequences stand apart: 3σ or more above those of the 64 steps before. {reading}",
     ]
 
 
