@@ -32,23 +32,8 @@ with worst_sequences as (
 span as (  -- the runs of the trajectory, each with the steps that are its own
     select run, first_step, last_step from lineage($run)
 ),
-<<<<<<< HEAD
-past as (
-    select median(finite(loss)) as middle, robust_sigma(loss) as scale
-    from sequences as s
-    join span on span.run = s.run and s.step >= first_step and s.step < last_step
-    where step >= $step - 64 and step < $step and isfinite(loss)
-),
-batch as (
-    select median(finite(loss)) as baseline
-    from steps as s
-    join span on span.run = s.run and s.step >= first_step and s.step < last_step
-    where step >= $step - 64 and step < $step and isfinite(loss)
-),
-=======
 -- include shared/step_baseline.sql
 -- include shared/sequences_before.sql
->>>>>>> 510c2d5 (One definition of a sequence that stands apart and of what a step was expected to be, on all pages and in all queries)
 excess as (
     select
         w.*, p.baseline, (w.loss - p.baseline) * w.weight as excess,
