@@ -35,7 +35,7 @@ from replay.forks.spec import Spec
 from replay.interventions.placebo import placebos_of
 from replay.interventions.registry import to_dict
 from replay.lineage import open_trajectory, require_intact
-from replay.verify import Witness
+from replay.verify import Witness, certify
 
 FLUSH_S = 1.0  # seconds of the clock after which what was measured is written, for those who watch
 # columns of table `forks` that the end of a fork holds under the same names
@@ -129,7 +129,10 @@ class Fork:
         finally:
             with self.distances, self.writer:
                 self.recorder.commit()
-        concluded = conclude(spec, self.parent, self.measured, self.witness.report())
+        report, witness = self.witness.report(), self.witness
+        if report.compared:  # a control is a proof like any other replay
+            certify(self.parent, witness.first, witness.last, report, "fork")
+        concluded = conclude(spec, self.parent, self.measured, report)
         result = dataclasses.replace(concluded, seconds=time.perf_counter() - self.started)
         self._keep(result)
         resume.clear(self.run.folder)

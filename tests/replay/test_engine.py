@@ -118,6 +118,9 @@ def test_a_fork_without_the_damaged_documents_is_told_with_its_placebos(
         and final["loss_error"] > 0
     )
     assert final["placebos"] == 3 and final["p"] in (0.25, 0.5, 0.75, 1.0)
+    (proof,) = open_trajectory(runs, "base").table("certificates").to_pylist()
+    assert (proof["first"], proof["last"], proof["bitwise"]) == (78, 90, True)
+    assert proof["source"] == "fork" and proof["compared"] == 12
     table = open_trajectory(runs, result["fork"]).table("divergence").to_pylist()
     assert {row["arm"] for row in table} == {
         "fork",
