@@ -261,7 +261,7 @@ def _tell_fork(result: ForkResult, say: Say) -> None:
         f"\n5. The fork. State {result.first} was trained on to {result.last} without the damaged"
         f" documents ({result.does}), beside a control on the recorded data"
         f" ({result.control.level}: {result.control.sentence}) and {final.placebos} placebos, which"
-        " lose as many clean sequences instead."
+        " had other data in their place."
     )
     peak = max(
         (row for row in result.divergence if row.loss_gap is not None),
