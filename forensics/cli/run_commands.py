@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 @click.command("list", cls=Command, example="forensics list --json")
 def list_runs() -> None:
-    """List runs and their forks as a tree."""
+    """List runs and their forks as a tree, each folder once under its own name."""
+    from forensics.cli import run_tree
     from forensics.store.reader import runs_in
-    from forensics.train.header import Header, is_parent, read_header
+    from forensics.train.header import read_header
 
     headers, damaged = [], []
     for name in runs_in(runs_folder()):
@@ -30,56 +31,20 @@ def list_runs() -> None:
             headers.append(read_header(runs_folder(), name))
         except ForensicsError as e:
             damaged.append({"name": name, "problem": e.message})
-    named = {header.name: header for header in headers}
     shown = (
-        "name",
-        "status",
-        "recipe",
-        "parent",
-        "parent_step",
-        "first_step",
-        "steps",
-        "parameters",
-        "created",
+        *("name", "status", "recipe", "parent", "parent_step", "first_step", "steps"),
+        *("parameters", "created"),
     )
     document = {
         "runs": [{key: getattr(header, key) for key in shown} for header in headers],
         "damaged": damaged,
     }
 
-    def lies_below(child: Header) -> str | None:
-        """Return the run that a fork left, where it is there and is that run still."""
-        above = named.get(child.parent or "")
-        return above.name if above and is_parent(vars(above), vars(child)) else None
-
     def story() -> None:
         if not headers and not damaged:
             say(f"There is no run in {runs_folder()} yet; `forensics demo` makes one.")
             return
-        rows: list[list[str]] = []
-        left = sorted(headers, key=lambda header: (header.parent_step or 0, header.created))
-
-        def add(child: Header, indent: str) -> None:
-            left.remove(child)
-            missing = f" (of {child.parent}, not here)" * bool(child.parent and not indent)
-            rows.append(
-                [
-                    f"{indent}{child.name}{missing}",
-                    f"{child.first_step:,} to {child.steps:,}",
-                    child.status,
-                    f"{child.parameters / 1e6:.1f} million",
-                    child.created,
-                ]
-            )
-            for below in [each for each in left if lies_below(each) == child.name]:
-                if below in left:
-                    add(below, f"{indent}  └ ")
-
-        for top in [each for each in left if lies_below(each) is None]:
-            add(top, "")
-        while left:  # forks that name each other as parent
-            add(left[0], "")
-        table(["run, └ fork", "steps", "status", "parameters", "begun"], rows)
+        table(run_tree.COLUMNS, run_tree.rows(headers))
         for each in damaged:
             say(f"{each['problem']}: `forensics doctor {each['name']}`")
 

@@ -350,6 +350,20 @@ def test_one_flipped_byte_is_found_and_nothing_is_lost(
     )
 
 
+def test_each_folder_is_listed_once_under_its_own_name(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "tiny", runs / "copy")
+    (runs / "broken").mkdir()
+    (runs / "broken" / "run.json").write_text("{")
+    listed = document(forensics, "list", "--runs", str(runs), capsys=capsys)
+    assert [run["name"] for run in listed["runs"]] == ["copy", "tiny"]
+    assert [run["name"] for run in listed["damaged"]] == ["broken"]
+    out = call(forensics, "list", "--runs", str(runs), capsys=capsys)[1]
+    assert [line.split()[0] for line in out.splitlines()[1:3]] == ["copy", "tiny"]
+    assert "forensics doctor broken" in out
+
+
 def commands() -> list[tuple[click.Group, str]]:
     return [(program, name) for program in (forensics, replay) for name in program.commands]
 
