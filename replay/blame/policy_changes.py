@@ -50,8 +50,8 @@ class ChangedField(NamedTuple):
 
 NAMES: dict[PolicyField, str] = {
     "learning_rate": "learning rate",
-    "betas": "Adam's β",
-    "eps": "Adam's ε",
+    "betas": "β of Adam",
+    "eps": "ε of Adam",
     "weight_decay": "weight decay",
     "clip": "largest gradient norm",
     "z_loss": "weight of the z-loss",

@@ -22,11 +22,11 @@ from replay.blame.window_choice import choose_window
 from replay.blame.window_replays import WindowReplays
 from replay.lineage import open_trajectory
 
-FORMULAS = Path(__file__).parents[3] / "docs" / "formulas.md"
+DEFINITIONS = Path(__file__).parents[3] / "docs" / "formulas.md"
 
 
 def test_every_number_that_decides_is_in_the_result_and_has_a_row_in_the_formulas(blamed):
-    rows = [line.split("|") for line in FORMULAS.read_text().splitlines()]
+    rows = [line.split("|") for line in DEFINITIONS.read_text().splitlines()]
     written = {row[1].strip(): row for row in rows if len(row) == 6}
     for rule in rules.RULES:
         _, _, value, unit, reason, _ = written[f"`{rule.name}`"]
