@@ -57,16 +57,13 @@ def compare(conclusion: MatrixConclusion, verdict: str, data: float, state: floa
     if conclusion.verdict == "cannot tell" or verdict == "cannot tell":
         return "agree" if conclusion.verdict == verdict else "one cannot tell"
     together = "interaction" in conclusion.parts
-    ours = (together or "data" in conclusion.parts, together or "state" in conclusion.parts)
-    both = "both" in verdict
-    theirs = (
-        both or "data" in verdict,
-        both or any(word in verdict for word in ("state", "schedule", "policy")),
-    )
-    if ours == theirs:
-        return "agree"
-    if ours == (False, True) and ((theirs[0] and state > data) or verdict == "before the window"):
-        return "the state was made by data"
-    if ours == (True, False) and theirs == (True, True):
-        return "blame tries other moments"
-    return "they differ"
+    has_data, has_state = (together or part in conclusion.parts for part in ("data", "state"))
+    if verdict == "numerics":
+        return "they differ"
+    if state > data:  # what blame names came before the spike, and left this state
+        if not has_state:
+            return "they differ"
+        return "agree" if verdict == "state or policy" else "the state was made before it"
+    if not has_data or "data" not in verdict:
+        return "they differ"
+    return "agree" if verdict == "data" or has_state else "blame tries more"

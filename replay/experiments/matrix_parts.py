@@ -232,8 +232,8 @@ def conclude(effects: dict[str, MatrixEffects | None]) -> MatrixConclusion:
     split = effects.get("loss")
     if split is None:
         return MatrixConclusion("cannot tell", "loss", (), "not finite")
-    best = [part.p_at_best for part in split.parts if part.p_at_best is not None]
-    few = not best or max(best) > ENOUGH_P
+    # a part that could not have been shown, or was not judged, is not one that is not there
+    few = any(part.p_at_best is None or part.p_at_best > ENOUGH_P for part in split.parts)
     return MatrixConclusion(
         "cannot tell", "loss", (), "too few to show" if few else "no p is small enough"
     )

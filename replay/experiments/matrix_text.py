@@ -24,8 +24,8 @@ def headline(result: MatrixResult) -> str:
                 " be taken apart"
             ),
             "too few to show": (
-                f"{len(result.states) - 1} other states and {result.placebos} placebo batches are"
-                " too few to show it"
+                f"with {len(result.states) - 1} other states and {result.placebos} placebo batches"
+                " not every part could have been shown, and of those that could none is"
             ),
             "no p is small enough": (
                 f"neither batches {first}:{last}, nor state {result.states[-1]}, nor the two"
@@ -89,14 +89,14 @@ def beside_blame(result: MatrixResult) -> str:
     why = {
         "agree": "The two agree.",
         "one cannot tell": "They do not contradict each other: one of them cannot tell.",
-        "the state was made by data": (
+        "the state was made before it": (
             f"Both can be true: blame's excess is {blame.state:+.3g} nats of state and"
-            f" {blame.data:+.3g} of the batch, and it removes batches before the spike, which made"
-            " the state that the matrix finds worse."
+            f" {blame.data:+.3g} of the batch, and it looks for what made the state before the"
+            " spike; the matrix finds that state worse."
         ),
-        "blame tries other moments": (
-            "Both can be true: blame also replays with other optimizer moments, and a batch's loss"
-            " before the update, which the matrix measures, does not feel them."
+        "blame tries more": (
+            "Both can be true: blame also replays other optimizer moments and another policy, and a"
+            " batch's loss before the update, which the matrix measures, does not feel them."
         ),
         "they differ": (
             f"They differ: blame measures {blame.data:+.3g} nats of batch and {blame.state:+.3g} of"

@@ -41,14 +41,14 @@ MatrixVerdict = Literal["data", "state", "interaction", "several", "cannot tell"
 MatrixReason = Literal[
     "shown",
     "no p is small enough",
-    "too few to show",  # placebos or states: even the least p would not do
+    "too few to show",  # placebos or states, or uneven ones: a part could not have been shown
     "not finite",  # a cell that takes part, or no state beside the judged one
 ]
 Comparison = Literal[
     "agree",
     "one cannot tell",
-    "the state was made by data",  # blame: earlier batches; the matrix: the state they left
-    "blame tries other moments",  # which a loss before the update does not feel
+    "the state was made before it",  # blame: earlier batches or policy; the matrix: what they left
+    "blame tries more",  # other moments and policies, which a loss before the update does not feel
     "they differ",
 ]
 

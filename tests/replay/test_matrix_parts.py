@@ -155,6 +155,8 @@ def test_states_that_are_not_evenly_spaced_have_no_p_of_their_rise() -> None:
     states = [0, *STATES[1:]]
     parts = parts_of(Layout(states, STATES[-1], uneven.window, uneven.placebos))
     assert parts is not None and parts.parts[1].p is None and not parts.parts[1].present
+    found = conclude({"loss": parts})
+    assert (found.verdict, found.reason) == ("cannot tell", "too few to show"), "not: no rise"
 
 
 def test_too_few_states_and_placebos_are_said_to_be_too_few() -> None:
