@@ -23,7 +23,7 @@ from forensics import config
 from forensics.errors import ForensicsError
 from forensics.train.loop import train
 from replay.experiments.data_state_matrix import matrix
-from replay.experiments.matrix_question import BATCHES, OTHERS, STRIDE
+from replay.experiments.matrix_scope import BATCHES, OTHERS, STRIDE
 
 LEVELS = (0.05, 0.1, 0.25, 0.5)
 STEPS = 400
@@ -76,16 +76,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--json", type=Path)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for seed in range(asked.runs):
+    for seed in range(options.runs):
         started, folder = time.perf_counter(), Path(tempfile.mkdtemp())
-        rows += ordinary(folder, seed, asked.windows)
+        rows += ordinary(folder, seed, options.windows)
         shutil.rmtree(folder)
-        print(f"run {seed + 1} of {asked.runs}: {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"run {seed + 1} of {options.runs}: {time.perf_counter() - started:.0f} s", flush=True
+        )
     print("\n".join(report(rows)))
-    if asked.json is not None:
-        asked.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,16 +31,16 @@ from replay.compare.medians import median_of_present
 from replay.compare.probe_sequences import Probe
 from replay.experiments.beside_blame import beside_blame
 from replay.experiments.matrix_parts import Layout, conclude, parts_of
-from replay.experiments.matrix_question import (
+from replay.experiments.matrix_scope import (
     PLACEBOS,
-    Question,
+    Scope,
     applied,
     batch_of,
     identity_of,
     placebos_of,
     probed,
-    question,
     require,
+    scope_of,
 )
 from replay.experiments.results import (
     MatrixCell,
@@ -79,47 +79,45 @@ def matrix(
     integrity.
     """
     run = open_trajectory(runs, name)
-    asked = question(run, first, last, states, spike)
-    require(run, asked)
-    cells = _measured(run, asked, progress)
-    placebos = placebos_of(asked)
-    steps = range(asked.first, asked.last)
+    scope = scope_of(run, first, last, states, spike)
+    require(run, scope)
+    cells = _measured(run, scope, progress)
+    placebos = placebos_of(scope)
+    steps = range(scope.first, scope.last)
     layouts = {
-        "loss": _layout(cells, asked, asked.states, "loss"),
-        "jump": _layout(cells, asked, asked.stepping, "after"),
-        "grad_norm": _layout(cells, asked, asked.stepping, "grad_norm"),
+        "loss": _layout(cells, scope, scope.states, "loss"),
+        "jump": _layout(cells, scope, scope.stepping, "after"),
+        "grad_norm": _layout(cells, scope, scope.stepping, "grad_norm"),
     }
     effects: dict[str, MatrixEffects | None] = {
         measure: parts_of(layouts[measure]) for measure in MEASURES
     }
     conclusion = conclude(effects)
-    described = [_described(cells, s, b, placebos, b < s) for s in asked.states for b in steps]
-    window = (asked.first, asked.last)
+    described = [_described(cells, s, b, placebos, b < s) for s in scope.states for b in steps]
+    window = (scope.first, scope.last)
     result = MatrixResult(
         run=name,
         batches=window,
-        states=asked.states,
-        jump_states=asked.stepping,
+        states=scope.states,
+        jump_states=scope.stepping,
         placebos=PLACEBOS,
         probe_sequences=Probe(run).sequences,
         consumed=sum(cell.consumed for cell in described),
         cells=tuple(described),
         effects=effects,
         conclusion=conclusion,
-        blame=beside_blame(run.folder, window, asked.states[-1], conclusion),
+        blame=beside_blame(run.folder, window, scope.states[-1], conclusion),
     )
-    identity = f"{identity_of(run)} {asked.first}:{asked.last} {list(asked.states)}"
+    identity = f"{identity_of(run)} {scope.first}:{scope.last} {list(scope.states)}"
     keep_result(run.folder, "matrix", identity, result)
     return result
 
 
-def _measured(
-    run: Run, asked: Question, progress: ProgressCallback
-) -> dict[tuple[int, int], _Cell]:
+def _measured(run: Run, scope: Scope, progress: ProgressCallback) -> dict[tuple[int, int], _Cell]:
     """Measure every cell that is not kept, and return all by state and batch."""
     finished = Kept(run.folder / "matrix", f"{identity_of(run)} by sequence")
-    steps = [*placebos_of(asked), *range(asked.first, asked.last)]
-    names = {(s, b): f"{s} {b}" + "+" * (s in asked.stepping) for s in asked.states for b in steps}
+    steps = [*placebos_of(scope), *range(scope.first, scope.last)]
+    names = {(s, b): f"{s} {b}" + "+" * (s in scope.stepping) for s in scope.states for b in steps}
     missing = {cell for cell, key in names.items() if key not in finished}
     total, probe = len(names), Probe(run)
     computed = total - len(missing)
@@ -127,7 +125,7 @@ def _measured(
     for state_step, state in zip(waiting, states_along(run, waiting)):
         for b in (b for b in steps if (state_step, b) in missing):
             batch = batch_of(run, b)
-            if state_step in asked.stepping:
+            if state_step in scope.stepping:
                 cell = _stepped(run, state, batch, probe)
             else:
                 cell = _looked_at(run, state, batch)
@@ -138,7 +136,7 @@ def _measured(
 
 
 def _layout(
-    cells: dict[tuple[int, int], _Cell], asked: Question, states: Sequence[int], value: str
+    cells: dict[tuple[int, int], _Cell], scope: Scope, states: Sequence[int], value: str
 ) -> Layout:
     """Lay one measure out by state and batch; the loss by sequence too."""
 
@@ -151,11 +149,11 @@ def _layout(
         values[consumed & window] = np.nan
         return values
 
-    placebos, window = placebos_of(asked), range(asked.first, asked.last)
+    placebos, window = placebos_of(scope), range(scope.first, scope.last)
     by_sequence = value == "loss" and len({len(cell.sequences) for cell in cells.values()}) == 1
     return Layout(
         states,
-        asked.first,
+        scope.first,
         table(window, value, True),
         table(placebos, value, False),
         table(window, "sequences", True) if by_sequence else None,

@@ -225,10 +225,10 @@ def conclude(effects: dict[str, MatrixEffects | None]) -> MatrixConclusion:
         present = [part for part in split.parts if part.present] if split else []
         if split and present:
             largest = max(part.rise or 0.0 for part in present)
-            named = [part for part in present if (part.rise or 0.0) >= NEAR * largest]
-            named.sort(key=lambda part: -(part.rise or 0.0))
-            verdict = named[0].part if len(named) == 1 else "several"
-            return MatrixConclusion(verdict, measure, tuple(part.part for part in named), "shown")
+            leading = [part for part in present if (part.rise or 0.0) >= NEAR * largest]
+            leading.sort(key=lambda part: -(part.rise or 0.0))
+            verdict = leading[0].part if len(leading) == 1 else "several"
+            return MatrixConclusion(verdict, measure, tuple(part.part for part in leading), "shown")
     split = effects.get("loss")
     if split is None:
         return MatrixConclusion("cannot tell", "loss", (), "not finite")

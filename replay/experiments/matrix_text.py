@@ -85,7 +85,7 @@ def beside_blame(result: MatrixResult) -> str:
     blame = result.blame
     if blame is None:
         return ""
-    said = f"`replay blame` of step {blame.step} says: {blame.verdict}."
+    text = f"`replay blame` of step {blame.step} says: {blame.verdict}."
     why = {
         "agree": "The two agree.",
         "one cannot tell": "They do not contradict each other: one of them cannot tell.",
@@ -105,4 +105,4 @@ def beside_blame(result: MatrixResult) -> str:
             " believed."
         ),
     }[blame.comparison]
-    return f"{said} {why}"
+    return f"{text} {why}"

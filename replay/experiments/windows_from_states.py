@@ -20,13 +20,13 @@ from forensics.train.run import Run
 from replay.compare.medians import median_of_present, spread_of_present
 from replay.compare.probe_sequences import Probe
 from replay.experiments.matrix_parts import SIGMAS
-from replay.experiments.matrix_question import (
+from replay.experiments.matrix_scope import (
     applied,
     batch_of,
     identity_of,
     probed,
-    question,
     require,
+    scope_of,
 )
 from replay.experiments.results import WindowFromState, WindowsResult
 from replay.lineage import open_trajectory
@@ -52,9 +52,9 @@ def windows(
     stays in the state. Errors: usage, missing, integrity.
     """
     run = open_trajectory(runs, name)
-    asked = question(run, first, last, states, spike)
-    require(run, asked)
-    first, last, states = asked.first, asked.last, list(asked.stepping)
+    scope = scope_of(run, first, last, states, spike)
+    require(run, scope)
+    first, last, states = scope.first, scope.last, list(scope.stepping)
     finished = Kept(run.folder / "matrix", f"window {first}:{last} {identity_of(run)}")
     probe, length = Probe(run), last - first
     control = max(length, SHORTEST)

@@ -69,15 +69,15 @@ class SavedTensors:
             "gradients": {n: _entry(x, self.norms[n]) for n, x in self._gradients.items()},
             "activations": {n: _entry(x, _norm(x)) for n, x in activations.items()},
         }
-        made: Path | None = None
+        staging: Path | None = None
         try:
             destination.parent.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-            save_file(self._gradients, made / GRADIENTS)
-            save_file(activations, made / ACTIVATIONS)
-            (made / INDEX).write_text(dumps(index) + "\n")
-            made.chmod(0o755)  # mkdtemp's own is for its maker alone
-            made.rename(destination)
+            staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+            save_file(self._gradients, staging / GRADIENTS)
+            save_file(activations, staging / ACTIVATIONS)
+            (staging / INDEX).write_text(dumps(index) + "\n")
+            staging.chmod(0o755)  # mkdtemp's own is for its maker alone
+            staging.rename(destination)
         except OSError as e:
             raise ForensicsError(
                 "storage",
@@ -85,8 +85,8 @@ class SavedTensors:
                 "is there space, and may this user write there?",
             ) from None
         finally:
-            if made is not None and made.exists():
-                shutil.rmtree(made)
+            if staging is not None and staging.exists():
+                shutil.rmtree(staging)
 
 
 def _norm(x: Tensor) -> float:

@@ -75,36 +75,39 @@ def _part(blame: LayerBlame) -> tuple[UpdatePart, float]:
 
 def sentence(trace: StepTrace) -> str:
     """Say the conclusion of a trace."""
-    found, before = trace.conclusion, trace.baseline
-    if found.verdict == "not finite" or found.rise is None or found.by_update is None:
+    conclusion, before = trace.conclusion, trace.baseline
+    rise, by_update = conclusion.rise, conclusion.by_update
+    if conclusion.verdict == "not finite" or rise is None or by_update is None:
         return (
             f"A loss of steps {before} and {trace.step}, or along update {before}, is not finite:"
             " no rise can be measured."
         )
-    size = f"{found.rise:+.3f} nats/token over step {before}"
-    if found.scale:
-        size += f" ({found.rise / found.scale:.1f} times the usual difference of two steps)"
-    if found.verdict == "no rise":
-        return f"No rise beyond the usual: the loss of step {trace.step} stands {size}."
-    if found.verdict == "not the update":
+    size = f"the loss of step {trace.step} stands {rise:+.3f} nats/token over step {before}"
+    if conclusion.scale:
+        size += f" ({rise / conclusion.scale:.1f} times the usual difference of two steps)"
+    if conclusion.verdict == "no rise":
+        return f"No rise beyond the usual: {size}."
+    if conclusion.verdict == "not the update":
         return (
-            f"Not the update: the loss of step {trace.step} stands {size}, and update {before}"
-            f" changed the loss of this batch by {found.by_update:+.3f}. The rest was there before"
-            " the update: it is the batch's."
+            f"Not the update: {size}, and update {before} changed the loss of this batch by"
+            f" {by_update:+.3f}. The rest was there before the update: it is the batch's."
         )
-    parts = {
-        "gradient": f"the gradient of batch {before} alone brings {found.part_carries or 0:+.3f}",
-        "moments": f"the moments, carried from before, alone bring {found.part_carries or 0:+.3f}",
+    return f"Update {before} carries {by_update:+.3f} of the rise: {size}. {_of_the_update(trace)}"
+
+
+def _of_the_update(trace: StepTrace) -> str:
+    """Say which part of the update, and which tensor's, carries its rise."""
+    conclusion, before = trace.conclusion, trace.baseline
+    carries = f"{conclusion.part_carries or 0.0:+.3f}"
+    part = {
+        "gradient": f"the gradient of batch {before} alone brings {carries}",
+        "moments": f"the moments, carried from before, alone bring {carries}",
         "both": "neither its gradient alone nor the moments alone bring half of it",
-        None: "",
-    }
-    said = (
-        f"Update {before} carries {found.by_update:+.3f} of the rise: the loss of step"
-        f" {trace.step} stands {size}. Of the update {parts[found.part]}"
-    )
-    if found.tensor is None:
-        return said + ", and no tensor by itself carries half of it."
+    }[conclusion.part or "both"]
+    if conclusion.tensor is None:
+        return f"Of the update {part}, and no tensor by itself carries half of it."
     return (
-        f"{said}; the part of {found.tensor} alone brings {found.tensor_alone or 0:+.3f}, and all"
-        f" others without it {found.tensor_without or 0:+.3f}."
+        f"Of the update {part}; the part of {conclusion.tensor} alone brings"
+        f" {conclusion.tensor_alone or 0.0:+.3f}, and all others without it"
+        f" {conclusion.tensor_without or 0.0:+.3f}."
     )

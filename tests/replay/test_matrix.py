@@ -21,9 +21,9 @@ from replay.blame.result import BlamedStep
 from replay.compare.loss_barrier import barrier, probe_loss
 from replay.compare.probe_sequences import Probe
 from replay.experiments import data_state_matrix as matrices
-from replay.experiments import matrix_question, windows_from_states
+from replay.experiments import matrix_scope, windows_from_states
 from replay.experiments.beside_blame import compare
-from replay.experiments.matrix_question import PLACEBOS, question
+from replay.experiments.matrix_scope import PLACEBOS, scope_of
 from replay.experiments.matrix_text import beside_blame, headline
 from replay.experiments.results import BesideBlame, MatrixConclusion, Part, WindowsResult
 from replay.result_files import kept_results as kept
@@ -97,14 +97,14 @@ def test_nothing_asked_is_the_largest_spike_from_its_own_state_and_those_before_
     base: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peak = BlamedStep(80, 4.0, 3.0, 0.1, "batch", 79, 82, True, "")
-    monkeypatch.setattr(matrix_question, "the_spike", lambda run, step, force: peak)
-    asked = question(base)
-    assert (asked.first, asked.last) == (80, 84)
-    assert asked.states == (*range(0, 80, 4), 80), "the nearest lies before the onset"
-    assert asked.stepping[-1] == 80 and len(asked.stepping) == 4
+    monkeypatch.setattr(matrix_scope, "the_spike", lambda run, step, force: peak)
+    scope = scope_of(base)
+    assert (scope.first, scope.last) == (80, 84)
+    assert scope.states == (*range(0, 80, 4), 80), "the nearest lies before the onset"
+    assert scope.stepping[-1] == 80 and len(scope.stepping) == 4
     late = BlamedStep(85, 4.0, 3.0, 0.1, "slow", 79, None, True, "")
-    monkeypatch.setattr(matrix_question, "the_spike", lambda run, step, force: late)
-    assert question(base).states == (*range(1, 85, 7), 85), "evenly spaced, none in the rise"
+    monkeypatch.setattr(matrix_scope, "the_spike", lambda run, step, force: late)
+    assert scope_of(base).states == (*range(1, 85, 7), 85), "evenly spaced, none in the rise"
 
 
 def test_a_matrix_of_the_damaged_batches_concludes_data_and_one_of_ordinary_batches_cannot_tell(

@@ -51,14 +51,7 @@ def draw_timeline(trace: dict[str, Any], position: int | None) -> None:
         key=lambda dot: -size_of(dot["true"]),
     )
     loud = _apart([*broken[:1], *loud], count, top)
-    labels = [
-        {
-            "place": dot["place"],
-            "ratio": dot["ratio"] if dot["times"] else top**0.72,  # under the row of crosses
-            "label": f"{short_name(dot['event'])} {dot['what']} {dot['times'] or 'not finite'}",
-        }
-        for dot in loud
-    ]
+    labels = [_label(dot, top) for dot in loud]
     steps = ", ".join(f"{threshold:g}" for threshold in charts.RATIOS)
     crosses = " · ✚ at the top: no longer finite" if broken else ""
     safe_html.caption(
@@ -87,6 +80,14 @@ def draw_timeline(trace: dict[str, Any], position: int | None) -> None:
         key="timeline",
         on_select=_clicked_event,
     )
+
+
+def _label(dot: dict[str, Any], top: float) -> dict[str, Any]:
+    return {
+        "place": dot["place"],
+        "ratio": dot["ratio"] if dot["times"] else top**0.72,  # under the row of crosses
+        "label": f"{short_name(dot['event'])} {dot['what']} {dot['times'] or 'not finite'}",
+    }
 
 
 def _dots(shown: list[dict[str, Any]]) -> pyarrow.Table:

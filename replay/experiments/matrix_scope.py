@@ -1,7 +1,7 @@
-"""What a matrix is asked: which batches from which states; what is not said lies around the spike.
+"""The scope of a matrix: which batches, which states; what is not said lies around the spike.
 
-question(run)                                   # of the largest spike
-question(run, 398, 406, [200, 390, 401])
+scope_of(run)                                   # of the largest spike
+scope_of(run, 398, 406, [200, 390, 401])
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCHES = 4  # of the window, from the spike's step on, where none is asked for
 STEPPING = 4  # of the chosen states, that take steps: one costs as much as ten losses
 
 
-class Question(NamedTuple):
+class Scope(NamedTuple):
     """Which batches from which states; of `stepping` a step is taken on each batch."""
 
     first: int
@@ -40,13 +40,13 @@ class Question(NamedTuple):
     stepping: tuple[int, ...]
 
 
-def question(
+def scope_of(
     run: Run,
     first: int | None = None,
     last: int | None = None,
     states: Sequence[int] | None = None,
     spike: int | None = None,
-) -> Question:
+) -> Scope:
     """Choose what is not said: the spike's batches, its state and 20 before its onset.
 
     Errors: usage, missing.
@@ -65,18 +65,18 @@ def question(
         first, last = judged, min(judged + BATCHES, run.header.steps)
     if states is not None:
         chosen = tuple(sorted({*states}))
-        return Question(first, last, chosen, chosen)
+        return Scope(first, last, chosen, chosen)
     lowest = 0 if run.parent is not None else run.header.first_step
     apart = max(STRIDE, judged - onset + 1)  # the nearest of them lies before the onset
     others = sorted(s for k in range(OTHERS) if (s := judged - apart * (k + 1)) >= lowest)
     spread = np.linspace(0, len(others) - 1, min(STEPPING - 1, len(others))).astype(int)
     stepping = (*(others[i] for i in sorted({*spread.tolist()})), judged)
-    return Question(first, last, (*others, judged), stepping)
+    return Scope(first, last, (*others, judged), stepping)
 
 
-def placebos_of(asked: Question) -> range:
+def placebos_of(scope: Scope) -> range:
     """Batches that follow the window, and that no state has been trained on."""
-    start = max(asked.last, asked.states[-1])
+    start = max(scope.last, scope.states[-1])
     return range(start, start + PLACEBOS)
 
 
@@ -107,15 +107,15 @@ def batch_of(run: Run, step: int) -> Batch:
         ) from None
 
 
-def require(run: Run, asked: Question) -> None:
+def require(run: Run, scope: Scope) -> None:
     """Refuse batches and states that the run does not have. Errors: usage, missing, integrity."""
-    if not 0 <= asked.first < asked.last <= run.header.steps:
+    if not 0 <= scope.first < scope.last <= run.header.steps:
         raise ForensicsError(
             "missing",
-            f"wanted batches of {run.name}, found {asked.first}:{asked.last}",
+            f"wanted batches of {run.name}, found {scope.first}:{scope.last}",
             f"it has batches 0:{run.header.steps}",
         )
-    require_steps(run, asked.states, "--states", lineage=True)
+    require_steps(run, scope.states, "--states", lineage=True)
     require_intact(run)
 
 
