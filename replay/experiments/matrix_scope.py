@@ -19,6 +19,7 @@ from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
 from forensics.train.run import Run
 from replay.blame.blamed_step import spikes_along, the_spike
+from replay.blame.result import BlamedStep
 from replay.compare.probe_sequences import Probe
 from replay.experiments.results import MatrixResult, WindowsResult
 from replay.forks.lockstep import require_steps
@@ -28,7 +29,7 @@ PLACEBOS = 19  # batches: the fewest that can show p = 0.05 for one batch
 OTHERS = 20  # states beside the judged one: the fewest whose rises can show p = 0.05 for a state
 STRIDE = 4  # steps between them at least: near the spike, and some way from one another
 BATCHES = 4  # of the window, from the spike's step on, where none is asked for
-STEPPING = 4  # of the chosen states, that take steps: one costs as much as ten losses
+STEPPING = 3  # of the chosen states, that take steps: one costs as much as ten losses
 
 
 class Scope(NamedTuple):
@@ -58,7 +59,7 @@ def scope_of(
             largest = max(peaks, key=lambda s: s.sigma if math.isfinite(s.sigma) else math.inf)
             onset, judged = largest.onset, largest.step
     else:
-        blamed = the_spike(run, spike, force=spike is not None)
+        blamed = _spike(run, spike)
         onset, judged = blamed.onset or blamed.step, blamed.step
     assert onset is not None and judged is not None
     if first is None or last is None:
@@ -72,6 +73,14 @@ def scope_of(
     spread = np.linspace(0, len(others) - 1, min(STEPPING - 1, len(others))).astype(int)
     stepping = (*(others[i] for i in sorted({*spread.tolist()})), judged)
     return Scope(first, last, (*others, judged), stepping)
+
+
+def _spike(run: Run, step: int | None) -> BlamedStep:
+    """Return the spike that is meant, or the step though no detector calls it one."""
+    try:
+        return the_spike(run, step, force=step is not None)
+    except ForensicsError as e:
+        raise ForensicsError(e.kind, e.message, "--batches A:B takes any batches") from None
 
 
 def placebos_of(scope: Scope) -> range:

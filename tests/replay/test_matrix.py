@@ -101,7 +101,7 @@ def test_nothing_asked_is_the_largest_spike_from_its_own_state_and_those_before_
     scope = scope_of(base)
     assert (scope.first, scope.last) == (80, 84)
     assert scope.states == (*range(0, 80, 4), 80), "the nearest lies before the onset"
-    assert scope.stepping[-1] == 80 and len(scope.stepping) == 4
+    assert scope.stepping[-1] == 80 and len(scope.stepping) == 3
     late = BlamedStep(85, 4.0, 3.0, 0.1, "slow", 79, None, True, "")
     monkeypatch.setattr(matrix_scope, "the_spike", lambda run, step, force: late)
     assert scope_of(base).states == (*range(1, 85, 7), 85), "evenly spaced, none in the rise"
