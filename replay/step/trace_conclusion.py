@@ -13,6 +13,7 @@ import numpy as np
 from forensics.train.run import Run
 from replay.compare.medians import spread_of_present
 from replay.step.result import LayerBlame, StepTrace, TraceConclusion, UpdatePart
+from replay.verify import recorded_steps
 
 BEFORE = 128  # steps whose differences say what an ordinary rise is
 FEWEST = 16  # of them that a scale is taken of
@@ -21,11 +22,13 @@ HALF = 0.5  # of the rise, or of the update's part of it, from which something c
 
 
 def recorded_differences(run: Run, step: int) -> list[float]:
-    """Return the differences of recorded loss from step to step before `step`, at most 128."""
-    rows = run.table("steps", ["step", "loss"]).sort_by("step").to_pydict()
-    losses = [loss for s, loss in zip(rows["step"], rows["loss"]) if s < step and loss is not None]
-    differences = np.diff(losses[-BEFORE - 1 :])
-    return [float(x) for x in differences if math.isfinite(x)]
+    """Return the differences of recorded loss from step to step before `step`, at most 128.
+
+    A fork has its ancestors' too.
+    """
+    rows = recorded_steps(run, max(0, step - BEFORE - 1), step)
+    losses = [rows[s]["loss"] for s in sorted(rows) if rows[s]["loss"] is not None]
+    return [float(x) for x in np.diff(losses) if math.isfinite(x)]
 
 
 def conclude(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -399,3 +400,11 @@ def test_a_step_that_stands_among_the_usual_differences_of_two_steps_is_no_rise(
     assert traced.conclusion.verdict == "no rise"
     said = trace_conclusion.sentence(traced)
     assert said.startswith("No rise beyond the usual: the loss of step 81 stands +0.265 nats/token")
+
+
+def test_the_usual_difference_of_two_steps_is_of_the_128_before_along_the_lineage(
+    base: Run,
+) -> None:
+    losses = base.table("steps", ["step", "loss"]).to_pydict()["loss"]
+    found = trace_conclusion.recorded_differences(base, 81)
+    assert found == pytest.approx(np.diff(losses[:81]).tolist())
