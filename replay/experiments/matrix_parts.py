@@ -19,6 +19,7 @@ import numpy as np
 from replay.compare.medians import median_of_present, spread_of_present
 from replay.compare.null_test import ENOUGH_P
 from replay.experiments.results import (
+    TESTS,
     BatchEffect,
     JointEffect,
     MatrixConclusion,
@@ -29,7 +30,6 @@ from replay.experiments.results import (
 )
 
 SIGMAS = 6.0  # scales of its null that a part must rise by: those of the robust spike detector
-TESTS = 6  # p values that a conclusion may rest on: three parts, of the loss and of the jump
 NEAR = 0.5  # of the largest part's rise, from which another one is named beside it
 RELABELLINGS = 9_999  # random ones of sequences, for the data part of a loss
 SEED = 0  # of the relabellings: the same table has the same p

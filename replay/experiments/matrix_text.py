@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from replay.experiments.results import MatrixEffects, MatrixResult, Part, PartEffect
+from replay.compare.null_test import ENOUGH_P
+from replay.experiments.results import TESTS, MatrixEffects, MatrixResult, Part, PartEffect
 
 NAMES: dict[Part, str] = {"data": "the batch", "state": "the state", "interaction": "the pair"}
 UNIT = "nats/token"
@@ -28,8 +29,8 @@ def headline(result: MatrixResult) -> str:
                 " not every part could have been shown, and of those that could none is"
             ),
             "no p is small enough": (
-                f"neither batches {first}:{last}, nor state {result.states[-1]}, nor the two"
-                " together stand out from ordinary ones"
+                f"no p of batches {first}:{last}, of state {result.states[-1]} or of the two"
+                f" together is small enough ({ENOUGH_P} after correction for {TESTS})"
             ),
             "shown": "",
         }[conclusion.reason]

@@ -36,6 +36,7 @@ class ScanResult(ResultRecord):
     batches: tuple[ScanRow, ...]
 
 
+TESTS = 6  # p values that a matrix's conclusion may rest on: three parts, of the loss and the jump
 Part = Literal["data", "state", "interaction"]
 MatrixVerdict = Literal["data", "state", "interaction", "several", "cannot tell"]
 MatrixReason = Literal[

@@ -42,8 +42,8 @@ def test_a_matrix_names_what_stands_out_and_nothing_where_nothing_does() -> None
         " +0.45 nats/token since the state before it (p = 0.6)."
     )
     assert matrix.matrix_title(matrix_of(0.01, 0.0, named=())) == (
-        "Cannot tell data from state: neither batches 10:13, nor state 12, nor the two together"
-        " stand out from ordinary ones."
+        "Cannot tell data from state: no p of batches 10:13, of state 12 or of the two together is"
+        " small enough (0.05 after correction for 6)."
     )
     broken = matrix_of(named=())
     broken["effects"]["loss"] = None

@@ -116,8 +116,8 @@ def test_a_matrix_of_the_damaged_batches_concludes_data_and_one_of_ordinary_batc
     clean = matrices.matrix(runs, "base", 90, 94)
     assert clean.states[-1] == 90 and clean.conclusion.verdict == "cannot tell"
     assert headline(clean) == (
-        "Cannot tell data from state: neither batches 90:94, nor state 90, nor the two together"
-        " stand out from ordinary ones."
+        "Cannot tell data from state: no p of batches 90:94, of state 90 or of the two together is"
+        " small enough (0.05 after correction for 6)."
     )
 
 

@@ -254,8 +254,7 @@ def _matrix_charts(d: Mapping[str, Any], measure: str) -> None:
     left, middle, right = st.columns([1, 0.09, 1], gap="small")
     with left:
         safe_html.caption(
-            "Each batch from each state · below: α, the batch's average over the states before the"
-            " latest · beside: σ, the random batches at the state"
+            "Each batch at each state · below: α, over the other states · beside: σ, random batches"
         )
         draw("all", states, "matrix-all")
         draw("data", ["α"], "matrix-data", axis=False)
