@@ -237,6 +237,10 @@ class NormSearch:
         require_memory(run, S - self.first, "float32")
         target = self.gradient.target(self.batch)
         replays = TargetReplays(run, self.first, S, S, target, lambda steps, note: self._pass(note))
+
+        def progress(done: int, total: int | None, note: str = "") -> None:
+            self._pass(f"metagradient, {note}")
+
         derivative = influence(
             run,
             self.first,
@@ -244,7 +248,7 @@ class NormSearch:
             target,
             start=replays.start(),
             tokens=True,
-            progress=lambda done, total, note="": self._pass(f"metagradient, {note}"),
+            progress=progress,
         )
         if derivative.condition is not None and not derivative.condition.ok:
             self.evidence.notes.append(derivative.condition.sentence)
@@ -275,7 +279,7 @@ class NormSearch:
             fell = before is not None and before.finding == "beyond" and before.measured is not None
             if fell and -(before.measured or 0.0) >= HALF * excess.total:  # type: ignore[union-attr]
                 return "data", "removal before it takes it away"
-            return "state or schedule", "other data spike too"
+            return "state or policy", "other data spike too"
         if proof is None:
             return "cannot tell", "interrupted" if evidence.interrupted else (
                 "no removal takes it away"

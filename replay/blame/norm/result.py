@@ -19,7 +19,7 @@ NormReason = Literal[
     "removal takes it away",  # data
     "no other state spikes",  # data and state
     "removal before it takes it away",  # data: of batches before S
-    "other data spike too",  # state or schedule
+    "other data spike too",  # state or policy
     "control does not spike",  # numerics
     "no spike",  # the rest: cannot tell
     "interrupted",
