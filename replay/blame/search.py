@@ -64,8 +64,8 @@ def _measure_influences(case: Case, method: Method) -> None:
     if _only_the_batch(case):
         evidence.notes.append(
             "The model had not become worse before the spike (state part"
-            f" {sentences.nats(case.control.excess.state, signed=True)} nats), so only the spike's"
-            " own batch was gone into."
+            f" {sentences.nats(case.control.excess.state, signed=True)} nats), so only the"
+            " sequences of the spike's own batch were searched."
         )
         return
     precision = case.options.precision

@@ -132,7 +132,7 @@ def _document(run: str, d: dict[str, Any], selection: Selection) -> None:
     if not d["control"]["bitwise"]:
         safe_html.amber(strong("Tolerance only. "), d["control"]["sentence"], ".")
     for note in d["notes"]:
-        safe_html.note("Note: ", note, ".")
+        safe_html.note("Note: ", note.removesuffix("."), ".")
     _again(run, d)
     left, right = st.columns([1.25, 1], gap="medium")
     with left:
