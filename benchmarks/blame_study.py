@@ -186,14 +186,23 @@ def recipe(cause: str, seed: int, folder: Path) -> config.Recipe:
 
 def _phases(kind: Kind, document: Document) -> list[dict[str, Any]]:
     """List the phases that bring the document at AT; and, with `again`, before and after."""
-    clean = {"clean": 1.0}
-    mixed = {"clean": 1.0 - document.share, "planted": document.share}
+    clean: dict[str, float] = {"clean": 1.0}
+    mixed: dict[str, float] = {"clean": 1.0 - document.share, "planted": document.share}
     mixed = {source: share for source, share in mixed.items() if share}
-    planted = [{"until": AT, "mix": clean}, {"until": AT + document.length, "mix": mixed}]
+    planted: list[dict[str, Any]] = [
+        {"until": AT, "mix": clean},
+        {"until": AT + document.length, "mix": mixed},
+    ]
     if not kind.again:
         return [*planted, {"mix": clean}]
-    before = [{"until": AT - 50, "mix": clean}, {"until": AT - 49, "mix": mixed}]
-    after = [{"until": STEPS, "mix": clean}, {"mix": {"clean": 0.75, "planted": 0.25}}]
+    before: list[dict[str, Any]] = [
+        {"until": AT - 50, "mix": clean},
+        {"until": AT - 49, "mix": mixed},
+    ]
+    after: list[dict[str, Any]] = [
+        {"until": STEPS, "mix": clean},
+        {"mix": {"clean": 0.75, "planted": 0.25}},
+    ]
     return [*before, *planted, *after]
 
 

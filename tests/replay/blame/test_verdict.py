@@ -174,11 +174,11 @@ def test_data_says_where_no_other_state_could_be_tried():
 
 
 def test_a_removal_is_held_against_the_most_that_goes_without_a_spike():
-    rank = null(0.5, *[0.2] * 19)
+    rank = null(0.5, *[0.1] * 19)
     assert (rank.p, rank.rule, rank.finding) == (0.05, "rank", "beyond")
     beaten = null(0.5, *[0.2] * 18, 0.6)
     assert beaten.p == 0.1 and beaten.finding == "not distinguishable"
-    near = null(0.5, *[0.3] * 19)  # the first of 20, and no twice the largest
+    near = null(0.5, *[0.3] * 19)  # the first of 20, and not 3 times the largest
     assert (near.p, near.rule, near.finding) == (0.05, "none", "unusual")
     factor = null(0.5, 0.1, 0.05, 0.0)
     assert (factor.p, factor.least_p, factor.rule) == (0.25, 0.25, "factor")
