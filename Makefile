@@ -36,6 +36,7 @@ notebooks: .venv/ready
 # Does blame find planted causes, and keep quiet where there is none? Ninety small runs; goes on where it was interrupted.
 blame-study: .venv/ready
 	$(BIN)/python -m benchmarks.blame_study
+	$(BIN)/python -m benchmarks.blame_plants
 
 # Are spikes found that are there, and how often is one found where none is? Seventy small runs; goes on where it was interrupted.
 spike-study: .venv/ready

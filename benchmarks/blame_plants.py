@@ -1,5 +1,7 @@
-"""Planted runs for `make blame-study` whose loss or gradient is not finite, or whose gradient norm
-alone spikes.
+"""`make blame-study`, its second part: planted runs whose loss or gradient is not finite, or whose
+gradient norm spikes.
+
+    python -m benchmarks.blame_plants --seeds 5
 
     plant = nan_document(seed, runs)         → Plant(run, step, of, verdicts)
     plant = nan_rate(seed, runs)
@@ -10,10 +12,12 @@ Each trains (or goes on with) its run and says where to blame it and which verdi
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,3 +167,50 @@ def _fork(runs: Path, name: str, interventions: list[dict[str, Any]]) -> None:
         "intervention": interventions,
     }
     fork(specs.build(runs, open_trajectory(runs, name), document), runs)
+
+
+PLANTS = {"NaN by document": nan_document, "NaN by rate": nan_rate, "norm by token": norm_token}
+
+
+def blamed(plant: Plant, runs: Path) -> str:
+    """Blame a plant by default settings and return the verdict; "no spike" where none is there."""
+    from forensics.errors import ForensicsError
+    from replay.blame.nonfinite.search import blame_nonfinite
+    from replay.blame.norm.investigate import blame_norm
+    from replay.blame.quantity import blamed_quantity
+
+    try:
+        quantity = blamed_quantity(runs, plant.run, plant.step, plant.of, False)
+        step = quantity.step
+        if quantity.finite:
+            return blame_norm(runs, plant.run, step.step, False).verdict
+        return blame_nonfinite(runs, plant.run, step.step, quantity.metric, step.value).verdict
+    except ForensicsError:
+        return "no spike"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Blame every plant and print a row for each kind; 1 where a verdict is wrong."""
+    from forensics.cli.console import table
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.blame_plants")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each kind")
+    parser.add_argument("--first-seed", type=int, default=blame_study.FIRST_SEED)
+    parser.add_argument("--runs", type=Path, default=Path("runs") / "blame-plants")
+    options = parser.parse_args(arguments)
+    (options.runs / "texts").mkdir(parents=True, exist_ok=True)
+    rows, wrong = [], 0
+    for kind, make in PLANTS.items():
+        verdicts, right = [], 0
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            plant = make(seed, options.runs)
+            verdicts.append(blamed(plant, options.runs))
+            right += verdicts[-1] in plant.verdicts
+            wrong += verdicts[-1] not in (*plant.verdicts, "cannot tell", "no spike")
+        rows.append([kind, len(verdicts), right, ", ".join(verdicts)])
+    table(["cause", "runs", "right", "verdicts"], rows)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
