@@ -119,29 +119,30 @@ def test_any_number_of_the_url_gives_a_form(
 # ---- what it begins with
 
 
-def test_without_its_worst_sequences_is_without_those_that_the_spikes_page_names(
-    runs, app_page
-) -> None:
+def test_without_its_worst_sequences_is_without_those_that_stand_apart(runs, app_page) -> None:
     rows = data.rows("excess_by_sequence", run="demo", step=SPIKE)
+    apart = [row["slot"] for row in rows if row["apart"]]
     made = file_on(app_page("forks", run="demo", part="build", spike=SPIKE, step=SPIKE))[
         "intervention"
     ][0]
-    assert made["kind"] == "remove-sequences" and made["at"] == [
-        [SPIKE, rows[0]["slot"], 0, 32]
-    ]  # 8 sequences: one
+    assert apart and made["kind"] == "remove-sequences"
+    assert made["at"] == [[SPIKE, slot, 0, 32] for slot in apart]
 
 
-def test_of_a_large_batch_the_worst_eighth_is_named_and_without_a_past_a_query(
+def test_where_none_stands_apart_the_worst_eighth_is_named_and_without_a_past_a_query(
     runs, monkeypatch
 ) -> None:
-    rows = [{"slot": 40 - i, "excess": 3.0 - i} for i in range(32)]
+    rows = [{"slot": 40 - i, "excess": 3.0 - i, "apart": False} for i in range(32)]
     monkeypatch.setattr(
         data, "rows", lambda query, **_: rows if query == "excess_by_sequence" else []
     )
     head = {"from": 90, "to": 99}
     begin = build._answers("demo", "remove-sequences", Selection(run="demo", step=95), head)
     assert begin == {"at": "95/40, 95/39, 95/38, 95/37"}
-    rows[:] = [{"slot": i, "excess": None} for i in range(32)]
+    rows[7]["apart"] = rows[20]["apart"] = True
+    begin = build._answers("demo", "remove-sequences", Selection(run="demo", step=95), head)
+    assert begin == {"at": "95/33, 95/20"}
+    rows[:] = [{"slot": i, "excess": None, "apart": False} for i in range(32)]
     begin = build._answers("demo", "remove-sequences", Selection(run="demo", step=95), head)
     assert "where step = 95 order by loss desc" in begin["sql"]
 

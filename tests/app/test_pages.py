@@ -95,7 +95,7 @@ def test_the_spike_page_opens_on_a_sentence_with_step_gap_sigma_and_a_hedge(runs
         f"Step {spike['step']}: loss {spike['baseline']:.3f} → {spike['value']:.3f} nats/token"
         in text
     )
-    assert "σ above its past" in text and "of the sequences of the steps before" in text
+    assert "σ above its past" in text and "above those of the 64 steps before" in text
     assert (
         "is not thereby the cause" in text and f"replay blame demo --spike {spike['step']}" in text
     )

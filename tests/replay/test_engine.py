@@ -476,13 +476,16 @@ def test_causal_words_follow_the_rule() -> None:
     )
     assert null_test.judge_effect(1.0, [0.2, 0.1, 0.1]).causal
     assert not null_test.judge_effect(1.0, [0.21, 0.1, 0.1]).causal
-    assert (
-        null_test.judge_effect(1.0, [0.5] * 19).causal
-        and null_test.judge_effect(1.0, [0.5] * 19).p == 0.05
-    )
-    assert not null_test.judge_effect(1.0, [0.5] * 18).causal
+    # at p = 0.05 three times the largest is needed, and rank alone only at p = 0.01
+    enough, unusual = (null_test.judge_effect(1.0, [size] * 19) for size in (0.33, 0.5))
+    assert enough.causal and enough.p == unusual.p == 0.05
+    assert unusual.finding == "unusual" and not unusual.causal
+    assert null_test.judge_effect(1.0, [0.99] * 99).causal
+    assert not null_test.judge_effect(1.0, [0.99] * 98).causal
+    assert not null_test.judge_effect(1.0, [0.33] * 18).causal
     assert not null_test.judge_effect(0.0, [0.0] * 3).causal
-    assert all(f"N = {n}" in null_test.judge_effect(1.0, [0.5] * n).sentence() for n in (1, 3, 19))
+    assert all(f"N = {n}" in null_test.judge_effect(1.0, [0.5] * n).sentence() for n in (1, 3, 18))
+    assert "as unusual as 19 placebos can show" in unusual.sentence()
 
 
 def test_reconverging_means_staying_below_the_placebos() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from forensics.data import intact
 from forensics.step.state import TrainState
 from forensics.tokens import exact
 from forensics.tokens.applied_steps import moves
@@ -71,8 +72,10 @@ def test_a_tied_model_is_told_that_the_test_does_not_apply(train_run) -> None:
 
 
 def test_data_that_are_not_those_trained_on_are_reported_as_a_defect(
-    moved_runs: Path, tmp_path: Path
+    moved_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # past the guard that refuses a corpus that changed: as a loader that reads other data
+    monkeypatch.setattr(intact, "require", lambda folder, digests: None)
     runs = tmp_path / "runs"
     shutil.copytree(moved_runs, runs)
     run = open_trajectory(runs, "base")
