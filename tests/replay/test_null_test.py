@@ -1,4 +1,4 @@
-"""One p for two measures is exact, a group is judged by all ways to part it, changes have a sign."""
+"""One p for two measures is exact, a group is judged by all its partings, changes have a sign."""
 
 from __future__ import annotations
 
