@@ -572,3 +572,9 @@ def test_a_fork_file_is_written_with_a_key_a_line_whatever_its_strings_hold() ->
     assert "barrier = [5, 6]" in text.splitlines()
     assert "at = [[5, 1, 0, 32], [5, 3, 0, 32]]" in text.splitlines()
     assert text.count("[[intervention]]\n") == 2
+
+
+def test_an_unknown_field_of_an_intervention_names_the_nearest() -> None:
+    for key, wanted in (("windo", "window"), ("fist", "first"), ("kidn", "kind")):
+        with pytest.raises(ForensicsError, match=f"did you mean '{wanted}'"):
+            from_dict({"kind": "drop", "window": "4:5", key: 1})
