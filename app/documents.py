@@ -19,6 +19,8 @@ from app.selection import Selection, goto
 from forensics.errors import ForensicsError
 from forensics.json_documents import NONFINITE
 from forensics.result_records import ResultRecord
+from replay.blame.nonfinite.result import NonFiniteResult
+from replay.blame.norm.result import NormBlameResult
 from replay.blame.query.result import InfluenceResult
 from replay.blame.result import BlameResult
 from replay.experiments.results import KEPT
@@ -30,6 +32,8 @@ RECORDS: dict[str, type[ResultRecord]] = {
     **KEPT,
     "blame": BlameResult,
     "influence": InfluenceResult,
+    "norm": NormBlameResult,
+    "nonfinite": NonFiniteResult,
 }
 # fields that hold text, in which "NaN" is a word and no number
 TEXTS = {"text", "path", "source", "tensor", "name", "event", "document", "what", "does", "run"}

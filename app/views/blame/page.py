@@ -16,6 +16,7 @@ from app.navigation import chosen_run
 from app.safe_html import code, strong
 from app.selection import Selection, goto
 from app.views.blame.evidence import draw_split, draw_sums, draw_trials
+from app.views.blame.quantities import draw_quantities
 from app.views.blame.query import draw_questions
 from app.views.blame.removal import draw_curve
 from app.views.blame.summary import lacks_tokens, method_of, sentence_of, title_of
@@ -31,6 +32,7 @@ def page() -> None:
     selection = chosen_run()
     if selection is not None:
         draw(str(selection.run), selection)
+        draw_quantities(str(selection.run))
         draw_questions(str(selection.run))
 
 

@@ -38,8 +38,9 @@ def draw_verdict(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) 
         "What moved first is not thereby the cause. To prove a cause, train the steps again without"
         " the sequences (Forks)"
     ]
-    if spike["metric"] == "loss":  # blame explains no other
-        hedge += [", or run ", code(f"replay blame {run} --spike {step}")]
+    if spike["metric"] in ("loss", "grad_norm"):
+        of = "" if spike["metric"] == "loss" else " --of grad_norm"
+        hedge += [", or run ", code(f"replay blame {run} --spike {step}{of}")]
     hedge.append(".")
     safe_html.verdict(
         title_of(spike),
