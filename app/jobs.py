@@ -3,7 +3,7 @@ app does not end.
 
     job = start("demo", "replay", ["blame", "demo", "--spike", "400"])
     listed("demo")                       # newest first, of this run; listed() of all runs
-    runs/<run>/work/<id>/                work.json (what, when), progress.json, log.txt,
+    runs/<run>/work · a folder <id> each: work.json (what, when), progress.json, log.txt,
                                          result.json, ended.json
 
 `python -m app.jobs FOLDER` is that process: it runs the command, then writes how it ended. Only

@@ -46,11 +46,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.study_tasks import run_tasks
 from forensics import config
-from forensics.cli.progress_bar import bar
-from forensics.store.resumable import Kept
 from forensics.train.loop import train
-from replay.executors import local
 
 AT = 160  # the step at which a cause is planted
 STEPS = AT + 14
@@ -468,18 +466,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cause, count in causes
         if index < count
     ]
-    options.runs.mkdir(parents=True, exist_ok=True)
-    results = Kept(options.runs / "study", f"study {VERSION}")
-    left: list[dict[str, Any]] = [
-        task for task in tasks if f"{task['cause']} {task['seed']}" not in results
-    ]
-    with bar("blame study", "runs") as progress:
-        for finished, (index, result) in enumerate(
-            local.spawned(options.workers)(one_study, left), 1
-        ):
-            results.put(f"{left[index]['cause']} {left[index]['seed']}", result)
-            progress(len(tasks) - len(left) + finished, len(tasks), left[index]["cause"])
-    rows = [row for task in tasks for row in results.get(f"{task['cause']} {task['seed']}")["rows"]]
+    by_name = {f"{task['cause']} {task['seed']}": task for task in tasks}
+    results = run_tasks(
+        one_study, by_name, options.runs, f"study {VERSION}", workers=options.workers
+    )
+    rows = [row for result in results.values() for row in result["rows"]]
     rows_by_cause = summary(rows)
     for counted in (rows_by_cause, false_alarms(rows)):
         if counted:

@@ -23,10 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.study_tasks import run_tasks
 from forensics import config
-from forensics.cli.progress_bar import bar
 from forensics.json_documents import dumps
-from forensics.store.resumable import Kept
 
 STEPS = 300
 EVERY = 50  # steps between two states that are probed
@@ -241,7 +240,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.detector_study import study as one_study  # by name: workers import it
     from docs.studies import detector_table
     from forensics.cli.console import say
-    from replay.executors import local
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.detector_study", description="Which detector foretells a spike?"
@@ -250,18 +248,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs") / "detector-study")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args(arguments)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    results = Kept(options.runs / "study", f"detector study {VERSION}")
     every = tasks()
-    left = [task for task in every if task.name not in results]
-    with bar("detector study", "runs") as progress:
-        mapped = local.spawned(options.workers)(
-            one_study, [asdict(task) | {"runs": str(options.runs)} for task in left]
-        )
-        for finished, (index, result) in enumerate(mapped, 1):
-            results.put(left[index].name, result)
-            progress(len(every) - len(left) + finished, len(every), left[index].name)
-    by_task = {task: results.get(task.name) for task in every}
+    results = run_tasks(
+        one_study,
+        {task.name: asdict(task) | {"runs": str(options.runs)} for task in every},
+        options.runs,
+        f"detector study {VERSION}",
+        workers=options.workers,
+    )
+    by_task = {task: results[task.name] for task in every}
     scores = [*recorded(options.runs, [task.name for task in every]), *probed(by_task)]
     document = {
         "study": "detectors",

@@ -15,10 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study_tasks import run_tasks
 from forensics import config
-from forensics.cli.progress_bar import bar
 from forensics.json_documents import dumps
-from forensics.store.resumable import Kept
 
 AT, STEPS, LAST = 160, 220, 180  # the fault's step; of a healthy run; of a fork
 WINDOW = f"{AT}:{LAST}"
@@ -121,7 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.fault_study import study as one_study  # by name: workers import it
     from docs.studies import fault_table
     from forensics.cli.console import say
-    from replay.executors import local
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.fault_study", description="Is the first bad step the fault's?"
@@ -130,21 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs") / "fault-study")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args(arguments)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    results = Kept(options.runs / "study", f"fault study {VERSION}")
     kinds = [(HEALTHY, HEALTHY_SEEDS), *((fault, SEEDS) for fault in (SHUFFLED, *FAULTS))]
-    every = [
-        {"fault": fault, "seed": seed, "runs": str(options.runs)}
+    tasks: dict[str, dict[str, Any]] = {
+        f"{fault} {seed}": {"fault": fault, "seed": seed, "runs": str(options.runs)}
         for fault, count in kinds
         for seed in range(SEED, SEED + count)
-    ]
-    left = [task for task in every if f"{task['fault']} {task['seed']}" not in results]
-    with bar("fault study", "runs") as progress:
-        mapped = local.spawned(options.workers)(one_study, left)
-        for finished, (index, result) in enumerate(mapped, 1):
-            results.put(f"{left[index]['fault']} {left[index]['seed']}", result)
-            progress(len(every) - len(left) + finished, len(every), str(left[index]["fault"]))
-    rows = [results.get(f"{task['fault']} {task['seed']}") for task in every]
+    }
+    results = run_tasks(
+        one_study, tasks, options.runs, f"fault study {VERSION}", workers=options.workers
+    )
+    rows = list(results.values())
     document = {"study": "faults", "at": AT, "rows": rows}
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -18,14 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.study_tasks import run_tasks
 from forensics import config
-from forensics.cli.progress_bar import bar
 from forensics.json_documents import plain
-from forensics.store.resumable import Kept
 from forensics.train.loop import train
 from forensics.train.run import Run
 from replay.compare.null_test import judge_effect
-from replay.executors import local
 from replay.forks.run import fork
 from replay.forks.spec import Spec
 from replay.interventions.base import Intervention
@@ -247,17 +245,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for place in PLACES
         for name, (recipe_name, _) in names.items()
     ]
-    results = Kept(options.runs / "study", f"null study {VERSION}")
-    keys = [json.dumps({k: v for k, v in task.items() if k != "runs"}) for task in tasks]
-    left = [i for i, key in enumerate(keys) if key not in results]
-    with bar("null study", "forks") as progress:
-        hand_out = local.spawned(options.workers)
-        for finished, (index, result) in enumerate(
-            hand_out(one_study, [tasks[i] for i in left]), 1
-        ):
-            results.put(keys[left[index]], result)
-            progress(len(tasks) - len(left) + finished, len(tasks), result["kind"])
-    forks = [results.get(key) for key in keys]
+    by_name = {json.dumps({k: v for k, v in task.items() if k != "runs"}): task for task in tasks}
+    results = run_tasks(
+        one_study,
+        by_name,
+        options.runs,
+        f"null study {VERSION}",
+        workers=options.workers,
+        of="forks",
+    )
+    forks = list(results.values())
     rows = summary(forks)
     table(list(rows[0]), [list(each.values()) for each in rows])
     rates = {N: alarms(forks, N) for N in (3, 5, 9, PLACEBOS)}

@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.study_tasks import run_tasks
 from forensics import config
-from forensics.cli.progress_bar import bar
 from forensics.detect.band import Band, Window
 from forensics.detect.spikes import MINIMUM, RobustDetector, Spike
 from forensics.detect.windows import MAD_TO_SIGMA, Floats, smallest_scale
 from forensics.json_documents import dumps
-from forensics.store.resumable import Kept
 
 STEPS = {"bytes": 300, "words": 300, "short": 140, "long": 1200}  # of each setting
 PLANTS = {  # what is planted: (first step, steps, share of each batch)
@@ -249,7 +248,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from benchmarks.spike_study import study as one_study  # by name: workers import it
     from docs.studies import spike_tables
     from forensics.cli.console import say
-    from replay.executors import local
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.spike_study", description="Are spikes found that are there?"
@@ -258,18 +256,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs") / "spike-study")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args(arguments)
-    options.runs.mkdir(parents=True, exist_ok=True)
-    results = Kept(options.runs / "study", f"spike study {VERSION}")
     every = list(tasks())
-    left = [task for task in every if task.key not in results]
-    with bar("spike study", "runs") as progress:
-        mapped = local.spawned(options.workers)(
-            one_study, [asdict(task) | {"runs": str(options.runs)} for task in left]
-        )
-        for finished, (index, result) in enumerate(mapped, 1):
-            results.put(left[index].key, result)
-            progress(len(every) - len(left) + finished, len(every), left[index].key)
-    series = {task: results.get(task.key) for task in every}
+    results = run_tasks(
+        one_study,
+        {task.key: asdict(task) | {"runs": str(options.runs)} for task in every},
+        options.runs,
+        f"spike study {VERSION}",
+        workers=options.workers,
+    )
+    series = {task: results[task.key] for task in every}
     document = {
         "study": "spikes",
         "runs": len(every),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from forensics.config import window
+from forensics.data.text_file import read_text_file
 from forensics.errors import ForensicsError, nearest
 from forensics.probes.metrics import METRICS, Metric
 from forensics.probes.view import Value, View
@@ -132,16 +133,7 @@ def _text(run: Run, path: Path | None, what: str) -> Batch:
                 "usage", f"{what} needs a text: {run.name} holds nothing out", "--text FILE"
             )
         return held_out
-    if not path.is_file():
-        raise ForensicsError(
-            "missing", f"wanted a text at {path}, found no such file", "--text FILE"
-        )
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise ForensicsError(
-            "data", f"{path.name} is not UTF-8: {e.reason} at byte {e.start}", "convert it first"
-        ) from None
+    content = read_text_file(path, "--text FILE")
     ids = np.array(run.corpus.tokenizer.encode(content, add_special_tokens=False).ids, np.int64)
     if len(ids) < 2:
         raise ForensicsError(

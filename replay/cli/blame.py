@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from replay.blame.influence_text import CandidateText
-    from replay.blame.result import BlameResult, UpdateBlame
+    from replay.blame.result import (
+        BlameResult,
+        DocumentInfluence,
+        SourceInfluence,
+        UpdateBlame,
+    )
 
 BAR = 30  # characters of the longest bar of the deletion curve
 COLOURED = 3  # candidates whose text is shown
@@ -216,18 +221,22 @@ def _tell_candidates(result: BlameResult) -> None:
             for c in result.candidates
         ],
     )
-    say("\nInfluence by document (nats)")
+    tell_sums(result.documents, result.sources, "nats")
+
+
+def tell_sums(
+    documents: Sequence[DocumentInfluence], sources: Sequence[SourceInfluence], unit: str
+) -> None:
+    """Tell influence summed by document and by source."""
+    say(f"\nInfluence by document ({unit})")
     table(
         ["document", "source", "path", "influence", "sequences"],
-        [
-            [d.document, d.source, d.path, d.influence, d.sequences]
-            for d in result.documents[:DOCUMENTS]
-        ],
+        [[d.document, d.source, d.path, d.influence, d.sequences] for d in documents[:DOCUMENTS]],
     )
-    say("\nInfluence by source (nats)")
+    say(f"\nInfluence by source ({unit})")
     table(
         ["source", "influence", "documents"],
-        [[s.source, s.influence, s.documents] for s in result.sources],
+        [[s.source, s.influence, s.documents] for s in sources],
     )
 
 

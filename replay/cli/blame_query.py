@@ -22,7 +22,7 @@ SPIKE_ONLY = ("spike", "method", "force", "of")  # flags that ask about a spike
 QUERY_ONLY = ("at", "validate")
 SUBSETS = 32  # replay.blame.query.datamodel_score.SUBSETS, without loading it
 FEWEST_SUBSETS = 8
-STEPS, DOCUMENTS, SEQUENCES = 16, 8, 16  # rows of the tables
+STEPS, SEQUENCES = 16, 16  # rows of the tables
 
 
 class WindowType(click.ParamType):
@@ -203,6 +203,8 @@ def blame_query(
 
 def tell(result: InfluenceResult) -> None:
     """Tell the result, its sentence first."""
+    from replay.cli.blame import tell_sums
+
     if not result.control.bitwise:
         say(
             "TOLERANCE ONLY: the replayed window is not the recorded one bit for bit, so no number"
@@ -230,19 +232,7 @@ def tell(result: InfluenceResult) -> None:
             for c in result.candidates[:SEQUENCES]
         ],
     )
-    say("\nInfluence by document (nats/token)")
-    table(
-        ["document", "source", "path", "influence", "sequences"],
-        [
-            [d.document, d.source, d.path, d.influence, d.sequences]
-            for d in result.documents[:DOCUMENTS]
-        ],
-    )
-    say("\nInfluence by source (nats/token)")
-    table(
-        ["source", "influence", "documents"],
-        [[s.source, s.influence, s.documents] for s in result.sources],
-    )
+    tell_sums(result.documents, result.sources, "nats/token")
     strongest = sorted(result.steps, key=lambda step: -abs(step.influence))[:STEPS]
     say("\nInfluence by batch (nats/token)")
     table(["step", "influence"], [[step.step, step.influence] for step in strongest])

@@ -16,6 +16,7 @@ from forensics.model.loss import chunks
 from forensics.step.batch import BatchStream
 from forensics.train.advance import documents
 from forensics.train.run import Run
+from replay.interventions.rows import consumed_by
 from replay.lineage import ancestors
 
 LOOK_AHEAD = 256  # batches of the run's own stream that are looked through
@@ -32,10 +33,12 @@ def unseen(
     windows is left out.
     """
     order = run.batches.order
-    ahead = _consumed(streams, first, last)
+    ahead = consumed_by(streams, first, last)
     for fork in ancestors(run):
         if fork.parent is not None:
-            ahead |= _consumed([fork.stream], fork.header.first_step, min(fork.header.steps, last))
+            ahead |= consumed_by(
+                [fork.stream], fork.header.first_step, min(fork.header.steps, last)
+            )
     read = None if order.file is None else np.unique(order.file[: last * order.batch])
     chosen: dict[int, None] = {}
     for step in range(last, last + LOOK_AHEAD):
@@ -54,12 +57,6 @@ def unseen(
         if len(chosen) >= limit:
             break
     return np.array(list(chosen)[:limit], np.int64)
-
-
-def _consumed(streams: Sequence[BatchStream], first: int, last: int) -> set[int]:
-    return {
-        int(i) for stream in streams for step in range(first, last) for i in stream(step).sequence
-    }
 
 
 @dataclass

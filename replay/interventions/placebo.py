@@ -26,7 +26,7 @@ import numpy as np
 from forensics.errors import ForensicsError
 from replay.interventions.base import Intervention
 from replay.interventions.composition import composed
-from replay.interventions.rows import Place, rearranged
+from replay.interventions.rows import Place, consumed_by, rearranged
 
 if TYPE_CHECKING:
     from forensics.step.batch import Batch, BatchStream
@@ -132,7 +132,7 @@ def _worlds(
             rows.setdefault(slot.step, set()).add(slot.slot)
     if not rows:
         yield from repeat(())
-    consumed = _consumed([run.stream, composed(interventions, run)[0]], first, last)
+    consumed = consumed_by([run.stream, composed(interventions, run)[0]], first, last)
     for block in islice(_blocks(run, sorted(rows), last, consumed), seed, None):
         batches_from, rows_from = [], []
         for step, donor in zip(sorted(rows), block):
@@ -216,12 +216,6 @@ def _setting(run: Run, step: int) -> Setting:
         return Setting((), ())  # an order file tells no more than its ids
     drawn = [s for s, share in enumerate(shares) if share > 0]
     return Setting(shares, tuple(order.drawn(s, step) // int(order.drawable[s]) for s in drawn))
-
-
-def _consumed(streams: Sequence[BatchStream], first: int, last: int) -> set[int]:
-    return {
-        int(i) for stream in streams for step in range(first, last) for i in stream(step).sequence
-    }
 
 
 def fresh_sequences(run: Run, rows: int, last: int, number: int) -> tuple[int, ...]:

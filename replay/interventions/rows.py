@@ -79,6 +79,13 @@ def whole_rows(stream: BatchStream, places: Iterable[Place]) -> list[Slot]:
     return slots
 
 
+def consumed_by(streams: Iterable[BatchStream], first: int, last: int) -> set[int]:
+    """Return the ids of all sequences of the batches first … last−1 of these streams."""
+    return {
+        int(i) for stream in streams for step in range(first, last) for i in stream(step).sequence
+    }
+
+
 def gather(stream: BatchStream, places: Sequence[Place], denominator: float | None = None) -> Batch:
     """Make one batch of the rows at these places; its origin is theirs where they share one."""
     import torch

@@ -48,6 +48,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _shared_runs_are_left_alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a module that writes into the runs that all tests share: what one leaves there, another
+    would find or not, by the order in which workers take them.
+    """
+    items = (item for item in request.session.items if request.node in item.listchain())
+    if not any("trained" in getattr(item, "fixturenames", ()) for item in items):
+        yield
+        return
+    shared: Path = request.getfixturevalue("trained")
+    before = _files(shared)
+    yield
+    assert _files(shared) == before, "a test wrote into the shared runs: copy them first"
+
+
+def _files(folder: Path) -> set[Path]:
+    # stamps of what was read and found whole are written beside a corpus by any reader
+    return {path for path in folder.rglob("*") if path.name != ".intact.json"}
+
+
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> Iterator[Path]:
     """A copy of the runs folder that a test may write to."""

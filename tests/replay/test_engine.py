@@ -21,7 +21,6 @@ from forensics.store import manifest
 from forensics.store.writer import MOST_PARTS, Writer, replace_table
 from forensics.train.run import Run
 from replay import verify
-from replay.compare import null_test
 from replay.compare.probe_sequences import unseen
 from replay.experiments import batch_scan
 from replay.forks import plan as engine
@@ -466,35 +465,6 @@ def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
     assert RunDiff.from_document(told.to_document(), "diff") == told
     other = between(runs, made.fork, made.fork)
     assert other.first_difference is None
-
-
-def test_causal_words_follow_the_rule() -> None:
-    assert not null_test.judge_effect(1.0, []).causal
-    assert (
-        not null_test.judge_effect(1.0, [0.1, 0.1]).causal
-        and "too few" in null_test.judge_effect(1.0, [0.1, 0.1]).sentence()
-    )
-    assert null_test.judge_effect(1.0, [0.2, 0.1, 0.1]).causal
-    assert not null_test.judge_effect(1.0, [0.21, 0.1, 0.1]).causal
-    # at p = 0.05 three times the largest is needed, and rank alone only at p = 0.01
-    enough, unusual = (null_test.judge_effect(1.0, [size] * 19) for size in (0.33, 0.5))
-    assert enough.causal and enough.p == unusual.p == 0.05
-    assert unusual.finding == "unusual" and not unusual.causal
-    assert null_test.judge_effect(1.0, [0.99] * 99).causal
-    assert not null_test.judge_effect(1.0, [0.99] * 98).causal
-    assert not null_test.judge_effect(1.0, [0.33] * 18).causal
-    assert not null_test.judge_effect(0.0, [0.0] * 3).causal
-    assert all(f"N = {n}" in null_test.judge_effect(1.0, [0.5] * n).sentence() for n in (1, 3, 18))
-    assert "as unusual as 19 placebos can show" in unusual.sentence()
-
-
-def test_reconverging_means_staying_below_the_placebos() -> None:
-    placebos = [[1.0, 1.0, 1.0, 1.0]] * 3
-    assert null_test.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 0.5], placebos, 0) == 6
-    assert null_test.time_to_reconverge([2, 4, 6, 8], [0.5, 2, 0.5, 0.5], placebos, 0) == 6
-    assert null_test.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 1.5], placebos, 0) is None
-    assert null_test.time_to_reconverge([2, 4, 6, 8], [0.1] * 4, placebos, 0) == 2
-    assert null_test.time_to_reconverge([2, 4], [0.1] * 2, [], 0) is None
 
 
 def test_a_note_written_beside_a_certificate_loses_neither(runs: Path, base: Run) -> None:

@@ -1,10 +1,13 @@
-"""One p for two measures is exact, a group is judged by all its partings, changes have a sign."""
+"""The rule for causal words; one p for two measures is exact; a group is judged by all ways to
+part it, and a change has a sign.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from replay.compare import null_test
 from replay.compare.null_test import corrected_p, group_p, judge_change, judge_group, rank_p
 
 
@@ -53,3 +56,32 @@ def test_a_group_is_judged_by_all_ways_to_part_it() -> None:
 def test_a_large_group_is_judged_by_splits_of_a_fixed_seed() -> None:
     own, others = [float(i) for i in range(10, 20)], [float(i) for i in range(10)]
     assert group_p(own, others) == group_p(own, others) < 0.001
+
+
+def test_causal_words_follow_the_rule() -> None:
+    assert not null_test.judge_effect(1.0, []).causal
+    assert (
+        not null_test.judge_effect(1.0, [0.1, 0.1]).causal
+        and "too few" in null_test.judge_effect(1.0, [0.1, 0.1]).sentence()
+    )
+    assert null_test.judge_effect(1.0, [0.2, 0.1, 0.1]).causal
+    assert not null_test.judge_effect(1.0, [0.21, 0.1, 0.1]).causal
+    # at p = 0.05 three times the largest is needed, and rank alone only at p = 0.01
+    enough, unusual = (null_test.judge_effect(1.0, [size] * 19) for size in (0.33, 0.5))
+    assert enough.causal and enough.p == unusual.p == 0.05
+    assert unusual.finding == "unusual" and not unusual.causal
+    assert null_test.judge_effect(1.0, [0.99] * 99).causal
+    assert not null_test.judge_effect(1.0, [0.99] * 98).causal
+    assert not null_test.judge_effect(1.0, [0.33] * 18).causal
+    assert not null_test.judge_effect(0.0, [0.0] * 3).causal
+    assert all(f"N = {n}" in null_test.judge_effect(1.0, [0.5] * n).sentence() for n in (1, 3, 18))
+    assert "as unusual as 19 placebos can show" in unusual.sentence()
+
+
+def test_reconverging_means_staying_below_the_placebos() -> None:
+    placebos = [[1.0, 1.0, 1.0, 1.0]] * 3
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 0.5], placebos, 0) == 6
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [0.5, 2, 0.5, 0.5], placebos, 0) == 6
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [3, 2, 0.5, 1.5], placebos, 0) is None
+    assert null_test.time_to_reconverge([2, 4, 6, 8], [0.1] * 4, placebos, 0) == 2
+    assert null_test.time_to_reconverge([2, 4], [0.1] * 2, [], 0) is None

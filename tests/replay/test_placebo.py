@@ -152,7 +152,7 @@ def test_what_comes_in_is_drawn_anew_beside_the_forks_own_control(
     for (other,) in others:
         other.check(read_only, FIRST, LAST)
         assert other.kind == own.kind
-        before, after = own.touches(read_only, read_only.stream), None
+        before = own.touches(read_only, read_only.stream)
         after = other.touches(read_only, read_only.stream)
         assert len(after) == len(before) or own.kind == "reorder"
 

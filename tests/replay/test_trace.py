@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def traced(trained: Path, saved: Path) -> StepTrace:
-    return trace.trace(trained, "base", 81, save_gradients=saved)
+def traced_runs(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the runs folder, in which traces are kept."""
+    copy = tmp_path_factory.mktemp("traced") / "runs"
+    shutil.copytree(trained, copy)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def traced(traced_runs: Path, saved: Path) -> StepTrace:
+    return trace.trace(traced_runs, "base", 81, save_gradients=saved)
 
 
 def test_the_traced_step_is_the_recorded_step(traced: StepTrace) -> None:
@@ -85,10 +94,10 @@ def test_every_event_has_finite_numbers_beside_a_baseline(traced: StepTrace) -> 
     assert ratios == sorted(ratios, reverse=True) and len(ratios) > 20
 
 
-def test_the_numbers_are_the_recorders_own(traced: StepTrace, trained: Path) -> None:
+def test_the_numbers_are_the_recorders_own(traced: StepTrace, traced_runs: Path) -> None:
     from replay.lineage import open_trajectory
 
-    run = open_trajectory(trained, "base")
+    run = open_trajectory(traced_runs, "base")
     rows = [r for r in run.table("tensors").to_pylist() if r["step"] == 81]
     updates = {
         e.name.removesuffix(" update"): e.values for e in traced.events if e.phase == "update"
@@ -169,18 +178,18 @@ def test_perfetto_gets_one_row_per_phase_and_plain_json(traced: StepTrace, tmp_p
 
 
 def test_a_kept_trace_is_the_trace_and_one_of_another_version_a_clear_error(
-    traced: StepTrace, trained: Path
+    traced: StepTrace, traced_runs: Path
 ) -> None:
-    path = artifacts.trace_of(trained / "base", 81)
+    path = artifacts.trace_of(traced_runs / "base", 81)
     assert StepTrace.read(path) == traced
     with pytest.raises(ForensicsError, match="wanted a trace of version 2, found version 0"):
         StepTrace.from_document(traced.to_document() | {"version": 0}, path.name)
 
 
 @pytest.mark.parametrize("step", [0, 100, 500])
-def test_a_step_without_one_before_it_is_refused(step: int, trained: Path) -> None:
+def test_a_step_without_one_before_it_is_refused(step: int, traced_runs: Path) -> None:
     with pytest.raises(ForensicsError, match="one before it"):
-        trace.trace(trained, "base", step)
+        trace.trace(traced_runs, "base", step)
 
 
 @pytest.mark.parametrize("minimum", [False, True])
@@ -330,12 +339,12 @@ def test_the_saved_activations_are_whole_and_have_the_recorded_norms(
 
 
 def test_a_folder_that_is_there_is_refused_before_anything_runs_and_left_alone(
-    trained: Path, tmp_path: Path
+    traced_runs: Path, tmp_path: Path
 ) -> None:
     there = tmp_path / "there"
     there.mkdir()
     with pytest.raises(ForensicsError, match="not there yet"):
-        trace.trace(trained, "base", 81, save_gradients=there)
+        trace.trace(traced_runs, "base", 81, save_gradients=there)
     assert not any(there.iterdir())
 
 

@@ -20,6 +20,7 @@ from app.safe_html import Part, accent, code, strong
 from app.views.blame.summary import BLAMES_DATA, VERDICTS, held_against
 from app.views.forks.summary import OUTCOMES
 from forensics.errors import ForensicsError
+from replay.compare.spike_outcomes import still_happens
 from replay.forks.result import RESULT_FILE, ForkResult
 
 LOOKED = 8  # forks whose loss is looked at, those that could prove first
@@ -124,10 +125,8 @@ def happens(spike: Mapping[str, Any], near: Sequence[float]) -> bool | None:
     """
     if not near:
         return None
-    low, high = spike["baseline"], spike["value"]
-    if low is None or high is None or not math.isfinite(high):
-        return any(not math.isfinite(loss) for loss in near)
-    return any(not math.isfinite(loss) or loss - low >= 0.5 * (high - low) for loss in near)
+    peak = math.nan if spike["value"] is None else spike["value"]
+    return any(still_happens(peak, spike["baseline"], loss) for loss in near)
 
 
 def _forks(run: str, spike: Mapping[str, Any]) -> list[Shown]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import xxhash
 
+from forensics.data.text_file import read_text_file
 from forensics.errors import ForensicsError
 from forensics.step.batch import MADE, Batch
 from forensics.train.run import Run
@@ -91,16 +92,7 @@ def windows(ids: Sequence[int], length: int) -> list[list[int]]:
 
 def _texts(path: Path) -> list[tuple[int | None, str]]:
     """Read the texts of a file, each with its line in a .jsonl. Errors: missing, data."""
-    if not path.is_file():
-        raise ForensicsError(
-            "missing", f"wanted a text at {path}, found no such file", "--eval FILE"
-        )
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ForensicsError(
-            "data", f"{path.name} is not UTF-8: {e.reason} at byte {e.start}", "convert it first"
-        ) from None
+    content = read_text_file(path, "--eval FILE").removeprefix("\ufeff")  # a byte-order mark
     if path.suffix != ".jsonl":
         return [(None, content)]
     texts: list[tuple[int | None, str]] = [
