@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from forensics.formats.foreign_run import ForeignRun
     from forensics.model.forward import Forward
     from forensics.model.vocabulary_matrices import Weights
 
@@ -32,7 +33,8 @@ class Format:
     `read` raises ForensicsError (missing, data) for what is not whole, or not what it seems.
     """
 
-    kind: str  # as documents name it
+    kind: str  # as documents and `forensics import --format` name it
     title: str  # as an error's sentence names it, with its article
     recognises: Callable[[Path], bool]
-    read: Callable[[Path], ForeignModel]
+    read: Callable[[Path], ForeignModel] | None = None  # None: no vocabulary matrices by this way
+    read_run: Callable[[Path], ForeignRun] | None = None  # None: a model, and no run

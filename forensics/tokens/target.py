@@ -61,7 +61,7 @@ def open_target(
     if "/" not in text and (runs / text.partition("@")[0] / "run.json").is_file():
         return _of_run(text, runs, open_run, progress)
     path = Path(text).expanduser()
-    if known := recognised(path):
+    if (known := recognised(path)) and known.read is not None:
         model = known.read(path)
         return Target(
             str(path),
