@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from forensics.cli.ablate import ablate
 from forensics.cli.console import (
     NOT_EXACT,
     Program,
@@ -198,7 +199,7 @@ def app(port: int) -> None:
     serve(runs_folder(), port)
 
 
-for command in (list_runs, show, batch, spikes, first_bad, query, note, doctor, tokens):
+for command in (list_runs, show, batch, spikes, first_bad, query, note, doctor, tokens, ablate):
     main.add_command(command)
 
 if __name__ == "__main__":
