@@ -193,6 +193,23 @@ STEPS = Table(
     ),
 )
 
+METRICS = Table(
+    "metrics",
+    "step × name, of what the log of a run made elsewhere holds beside loss, lr and grad_norm",
+    ("step", "name"),
+    columns(
+        (
+            "step",
+            "int64",
+            "step",
+            "the batch it was logged with, as ours count; below 0: logged before the first",
+        ),
+        ("name", "string", "", "as its log names it"),
+        ("value", "float64", "", "as it was logged"),
+        ("logged_step", "int64", "step", "the number that it was logged under"),
+    ),
+)
+
 LAYERS = Table(
     "layers",
     "step × layer",
@@ -455,6 +472,7 @@ TABLES: dict[str, Table] = {
         EVENTS,
         CERTIFICATES,
         STEPS,
+        METRICS,
         LAYERS,
         HEADS,
         TENSORS,

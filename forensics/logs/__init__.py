@@ -1,0 +1,1 @@
+"""Logs that other trainers and trackers wrote, read as metrics by step."""

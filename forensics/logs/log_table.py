@@ -1,0 +1,66 @@
+"""What a log holds, whoever wrote it: each metric by step, and what was assumed of it.
+
+table = read_logs([Path("wandb_export.csv")])  # forensics.logs.read
+table.metrics[table.columns["loss"]].values    # as the log holds them
+table.batches("loss")                          # the batches, counted as ours, that they are of
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Series(NamedTuple):
+    """One metric: a value for each of some steps."""
+
+    steps: np.ndarray  # int64, rising, as the log counts them
+    values: np.ndarray  # float64; NaN and infinities are values
+
+
+@dataclass(frozen=True)
+class LogSummary:
+    """What is kept of a log beside its numbers: how it was read, and what was found odd."""
+
+    kinds: tuple[str, ...]  # of the files: wandb-chart, history, tensorboard, …
+    trainer: str  # whose names and counting they are; empty where that is not known
+    run: str  # as the log names it; empty where it does not
+    steps: int  # distinct steps
+    first: int | None  # as the log counts; None: it holds none
+    last: int | None
+    every: int  # steps from one value of the loss to the next, mostly
+    metrics: int  # series
+    columns: dict[str, str]  # loss, grad_norm, lr, z_loss, tokens → the name in the log
+    step_name: str  # the column that counts the steps
+    step_base: int  # a value logged at n is batch n − step_base, as ours count
+    step_base_known: bool  # False: taken as 0
+    repeated: int  # steps that stood there more than once, of which the later value was taken
+    sampled: int  # rows that stand for several steps each
+    nonfinite: int  # values that are NaN or infinite
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class LogTable:
+    """The metrics of one run, from one or several files."""
+
+    metrics: Mapping[str, Series]  # by their names in the log, in order of these
+    summary: LogSummary
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Name the series that is our loss, grad_norm, lr, z_loss, tokens, where there is one."""
+        return self.summary.columns
+
+    def series(self, column: str) -> Series | None:
+        """Return the series of one of our names, if the log has it."""
+        name = self.columns.get(column)
+        return None if name is None else self.metrics[name]
+
+    def batches(self, column: str) -> np.ndarray:
+        """Return which batches, counted as ours from 0, a column's values belong to (int64)."""
+        series = self.series(column)
+        return np.empty(0, np.int64) if series is None else series.steps - self.summary.step_base
