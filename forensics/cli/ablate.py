@@ -97,7 +97,10 @@ def _tell(result: AblationResult) -> None:
         say(f"Not trained: {_arm_text(result, arm.changed)}: {arm.refused}")
     _tell_effects(result)
     if any(effect.p is not None for effect in result.effects):
-        say("p is corrected for the number of single changes, not for the number of measures.")
+        say(
+            "p is corrected for the number of single changes; an effect is called shown where p,"
+            " corrected for the number of measures too, is at most 0.05."
+        )
     for note in result.notes:
         say(note)
     runs = [arm.run for arm in result.arms if arm.run]
@@ -117,13 +120,23 @@ def _tell_effects(result: AblationResult) -> None:
     """Tell what each change does, against A with the same seed."""
     from replay.experiments.ablation_result import MEASURES
 
-    for measure, title in MEASURES.items():
+    for measure, text in MEASURES.items():
         effects = [effect for effect in result.effects if effect.measure == measure]
         if not effects:
             continue
-        say(f"Change of the {title}, against {result.a} with the same seed:")
+        say(f"Change of the {text.title}, {text.unit}, against {result.a} with the same seed:")
         table(
-            ["taken over", "median", "least", "most", "beyond the sum", "p", "p at best", "seeds"],
+            [
+                "taken over",
+                "median",
+                "least",
+                "most",
+                "beyond the sum",
+                "p",
+                "p at best",
+                "seeds",
+                "",
+            ],
             [
                 [
                     _arm_text(result, effect.changed),
@@ -134,6 +147,7 @@ def _tell_effects(result: AblationResult) -> None:
                     effect.p,
                     effect.least_p,
                     effect.seeds,
+                    effect.finding,
                 ]
                 for effect in sorted(effects, key=lambda effect: -abs(effect.median))
             ],

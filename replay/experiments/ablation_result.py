@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -13,6 +14,13 @@ import numpy as np
 from forensics.result_records import ResultRecord
 
 Measure = Literal["spike_score", "loss_spike_score", "grad_norm_slope", "final_loss", "held_out"]
+
+
+class MeasureText(NamedTuple):
+    """A measure's name and unit in sentences and over columns."""
+
+    title: str
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ class AblationEffect:
     beyond_sum: float | None  # of several changes: median − the sum of what each does alone
     p: float | None  # two-sided, corrected for the number of changes; None: one seed shows none
     least_p: float | None  # the smallest that so many runs could give
+    # shown: p times the number of measures is at most 0.05
+    finding: Literal["shown", "not shown", "no p"]
 
 
 @dataclass(frozen=True)
@@ -76,15 +86,16 @@ class AblationResult(ResultRecord):
     notes: tuple[str, ...]
 
 
+SHOWN_P = 0.05  # over all measures and single changes, from which down an effect is called shown
 SHUFFLES = 10_000  # of who is who within a seed: p is then known to about 0.002 near 0.05
 TIE = 1e-9  # relative: sums of the same numbers in another order count as equal
 
-MEASURES: dict[Measure, str] = {
-    "spike_score": "spike score of the gradient norm, % of steps",
-    "loss_spike_score": "spike score of the loss, % of steps",
-    "grad_norm_slope": "slope of ln gradient norm, per 1,000 steps",
-    "final_loss": "loss, mean of the last ten steps, nats",
-    "held_out": "held-out loss at the end, nats",
+MEASURES: dict[Measure, MeasureText] = {
+    "spike_score": MeasureText("spike score of the gradient norm", "% of steps"),
+    "loss_spike_score": MeasureText("spike score of the loss", "% of steps"),
+    "grad_norm_slope": MeasureText("slope of the log gradient norm", "per 1,000 steps"),
+    "final_loss": MeasureText("loss (mean of the last ten steps)", "nats"),
+    "held_out": MeasureText("held-out loss at the end", "nats"),
 }
 
 
@@ -102,7 +113,7 @@ def effects_of(arms: Sequence[AblationArm]) -> list[AblationEffect]:
     changes = list(dict.fromkeys(arm.changed for arm in arms if arm.changed))
     singles = single_changes(changes)
     by_change = {(arm.changed, arm.seed): arm for arm in arms}
-    effects = []
+    effects: list[AblationEffect] = []
     for measure in MEASURES:
         gaps = {
             changed: _gaps([(base[seed], by_change[changed, seed]) for seed in base], measure)
@@ -131,9 +142,23 @@ def effects_of(arms: Sequence[AblationArm]) -> list[AblationEffect]:
                     beyond,
                     p_value.p,
                     p_value.least,
+                    "no p",
                 )
             )
-    return effects
+    return _judged(effects)
+
+
+def _judged(effects: Sequence[AblationEffect]) -> list[AblationEffect]:
+    """Say of each effect whether it is shown, corrected for the number of measures (Bonferroni)."""
+    measures = len({effect.measure for effect in effects if effect.p is not None})
+    return [
+        effect
+        if effect.p is None
+        else dataclasses.replace(
+            effect, finding="shown" if effect.p * measures <= SHOWN_P else "not shown"
+        )
+        for effect in effects
+    ]
 
 
 def single_changes(changes: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

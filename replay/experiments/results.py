@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from forensics.result_records import ResultRecord, json_key
 from replay.compare.null_test import Finding
+from replay.experiments.ablation_result import AblationResult
 from replay.experiments.boost_result import BoostResult
 from replay.verify import Level
 
@@ -325,4 +326,5 @@ KEPT: dict[str, type[ResultRecord]] = {
     "matrix": MatrixResult,
     "windows": WindowsResult,
     "boost": BoostResult,
+    "ablation": AblationResult,
 }

@@ -10,6 +10,7 @@ import pytest
 
 import app.views
 from app import theme
+from app.views.ablations import charts as ablation_charts
 from app.views.attention import charts as attention_charts
 from app.views.batch import charts as batch_charts
 from app.views.blame import charts as blame_charts
@@ -22,6 +23,7 @@ from app.views.tokens import charts as tokens_charts
 from app.views.trace import charts as trace_charts
 
 TEMPLATES = [
+    (ablation_charts.effects, (4, "nats")),
     (attention_charts.heads, (4, 8)),
     (attention_charts.heads, (24, 16)),
     (attention_charts.over_time, ("entropy",)),

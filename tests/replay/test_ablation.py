@@ -182,6 +182,13 @@ def test_one_change_over_five_seeds_is_judged_by_all_signs():
     arms = [arm((), s, 1.0 + s) for s in range(5)] + [arm(("x",), s, 1.5 + s) for s in range(5)]
     (effect,) = effects_of(arms)
     assert (effect.median, effect.p, effect.least_p) == (0.5, 2 / 32, 2 / 32)
+    assert effect.finding == "not shown"
+
+
+def test_six_seeds_that_agree_show_one_change_and_say_so():
+    arms = [arm((), s, 1.0 + s) for s in range(6)] + [arm(("x",), s, 1.5 + s) for s in range(6)]
+    (effect,) = effects_of(arms)
+    assert (effect.p, effect.finding) == (2 / 64, "shown")
 
 
 def test_what_two_changes_do_beyond_their_sum():

@@ -1,4 +1,4 @@
 """Ask anything: named queries, and one SELECT of your own."""
 
 TITLE = "SQL"
-ORDER = 9
+ORDER = 10

@@ -1,0 +1,4 @@
+"""Which of the settings makes the difference?"""
+
+TITLE = "Ablations"
+ORDER = 9
