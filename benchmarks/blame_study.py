@@ -38,25 +38,32 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from benchmarks.study_tasks import run_tasks
 from forensics import config
 from forensics.train.loop import train
+
+if TYPE_CHECKING:
+    from replay.blame.result import NullWindows
 
 AT = 160  # the step at which a cause is planted
 STEPS = AT + 14
 SEQUENCE, BATCH = 64, 16  # tokens, sequences
 FIRST_SEED = 2000  # seeds below are for development and tests
 CLEAN_WINDOWS = 60  # of which one may be blamed
-VERSION = 3  # of what a task does: kept results of another version are not used
+VERSION = 4  # of what a task does: kept results of another version are not used
 ONE_CAUSE = ("data", "data and state")
+# batches before the last that are ranked → windows of a clean run that are searched so
+NULL_DEPTHS = {0: 120, 4: 14}
+BOOTSTRAPS = 2000  # resamplings of the runs
 CLEAN_STRETCHES = ((100, 118), (118, 136), (136, 154), (154, STEPS))  # steps, a clean window each
 
 
@@ -333,16 +340,13 @@ def study(task: dict[str, Any]) -> dict[str, Any]:
 def null_rows(name: str, task: dict[str, Any], runs: Path) -> list[dict[str, Any]]:
     """Measure what the search takes away in windows of a clean run, and how far the rule goes.
 
-    The window that ends at AT is held against those before it, as a spike there would be: a row for
-    a batch alone, and one for a window of 4 batches before it.
+    Every window is held against those before it, as a spike there would be: a row for batches
+    alone, and one for windows of 4 batches before the last.
     """
-    from replay.blame.candidates import Influences
     from replay.blame.excess import WindowControl
-    from replay.blame.null_windows import WindowsWithoutSpike, searched
-    from replay.blame.ranking import add_metagradient, own_influences
+    from replay.blame.null_windows import WindowsWithoutSpike
     from replay.blame.rules import BEFORE, WINDOW
     from replay.blame.stretch import Stretch, clean_probes
-    from replay.blame.window_replays import WindowReplays
     from replay.lineage import open_trajectory
 
     def silent(steps: int, note: str) -> None: ...
@@ -350,24 +354,17 @@ def null_rows(name: str, task: dict[str, Any], runs: Path) -> list[dict[str, Any
     run, rows = open_trajectory(runs, name), []
     probes = clean_probes(run, AT - WINDOW - BEFORE)
     stretch = Stretch(run, AT - WINDOW - BEFORE, AT, probes, silent, witness=False)
-    for depth in (0, 4):
+    for depth, number in NULL_DEPTHS.items():
         control = WindowControl(stretch, AT - WINDOW, AT, begin=AT - depth)
-        influences: Influences = own_influences(control)
-        if depth:
-            add_metagradient(influences, control, silent, check=False)
-        largest = searched(WindowReplays(control, silent), influences, math.inf).excess_removed
-        others = WindowsWithoutSpike(run, control, AT - 1, depth, [], silent)
-        null = others.hold_against(largest)
+        windows = WindowsWithoutSpike(run, control, AT - 1, depth, [], silent).search(number)
         rows.append(
             {
                 "cause": task["cause"],
                 "seed": task["seed"],
                 "where": f"null, {depth} batches before",
-                "verdict": null.finding,
-                "rule": null.rule,
-                "removed": largest,
-                "windows": len(null.windows),
-                "others": [window.excess_removed for window in null.windows],
+                "verdict": "",
+                "removed": [window.excess_removed for window in windows],
+                "depth": depth,
                 "seconds": 0.0,
             }
         )
@@ -406,20 +403,60 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def false_alarms(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Count how often a window without a spike meets the rule against others like it."""
+    """Count how often a window without a spike meets the rule against those before it.
+
+    Neighbours share windows that they are held against, so the interval is a bootstrap over runs.
+    """
     table = []
-    for where in dict.fromkeys(row["where"] for row in rows if row["where"].startswith("null")):
-        matching = [row for row in rows if row["where"] == where]
+    for depth in NULL_DEPTHS:
+        judged = [
+            _judged_in_turn(row["removed"], depth) for row in rows if row.get("depth") == depth
+        ]
+        judged = [nulls for nulls in judged if nulls]
+        if not judged:
+            continue
+        every = [null for nulls in judged for null in nulls]
         table.append(
             {
-                "clean window": where.removeprefix("null, "),
-                "windows": len(matching),
-                "beyond": sum(row["verdict"] == "beyond" for row in matching),
-                "by factor": sum(row["rule"] == "factor" for row in matching),
-                "by rank": sum(row["rule"] == "rank" for row in matching),
+                "clean window": f"{depth} batches before",
+                "runs": len(judged),
+                "windows": len(every),
+                "beyond": sum(null.finding == "beyond" for null in every),
+                "by factor": sum(null.rule == "factor" for null in every),
+                "by rank": sum(null.rule == "rank" for null in every),
+                "p ≤ .05": _share_of_low_p(judged),
             }
         )
     return table
+
+
+def _judged_in_turn(removed: Sequence[float], depth: int) -> list[NullWindows]:
+    """Hold every window of a run against those before it, as far as there are enough of these."""
+    from replay.blame.null_windows import decided, grouped
+    from replay.blame.result import NullWindow
+    from replay.blame.rules import FEWEST_FOR_TIMES, NULL_WINDOWS
+
+    windows = [NullWindow(-i, nats) for i, nats in enumerate(removed)]
+    fewest = FEWEST_FOR_TIMES if depth else NULL_WINDOWS
+    nulls = []
+    for i, nats in enumerate(removed[: max(0, len(removed) - fewest)]):
+        before = windows[i + 1 : i + 1 + NULL_WINDOWS]
+        nulls.append(decided(nats, grouped(before, depth), depth, early=True))
+    return nulls
+
+
+def _share_of_low_p(judged: Sequence[Sequence[NullWindows]]) -> str:
+    """Say the share of p ≤ 0.05 with its 95 % interval over runs; "–" where p cannot reach it."""
+    from replay.blame.rules import ENOUGH_P
+
+    low = np.array([sum((null.p or 1.0) <= ENOUGH_P for null in nulls) for nulls in judged])
+    count = np.array([len(nulls) for nulls in judged])
+    if not any(null.least_p <= ENOUGH_P for nulls in judged for null in nulls):
+        return "–"
+    drawn = np.random.default_rng(0).integers(len(judged), size=(BOOTSTRAPS, len(judged)))
+    shares = low[drawn].sum(1) / count[drawn].sum(1)
+    least, most = np.quantile(shares, [0.025, 0.975])
+    return f"{low.sum() / count.sum():.3f} ({least:.3f} to {most:.3f})"
 
 
 def holds(table: Sequence[dict[str, Any]]) -> bool:

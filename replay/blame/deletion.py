@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from replay.blame.result import CurvePoint, Proof, SuspectKind
-from replay.blame.rules import AWAY, HALF, NULL_WINDOWS, RANDOM_REMOVALS, SHARE
+from replay.blame.rules import AWAY, HALF, LEAD, NULL_WINDOWS, RANDOM_REMOVALS, SHARE
 from replay.blame.window_replays import SlotSet, WindowReplays
 from replay.interventions.rows import Slot
 
@@ -170,8 +170,9 @@ def judge_removal(
 ) -> Proof:
     """Judge signed effects: it is beyond random removals where it takes HALF of the excess more.
 
-    It takes more than their median by that, and more than each of them. Where none can be drawn it
-    is not beyond them.
+    It takes more than their median by that, and leads the best of them by more than LEAD times what
+    they differ by among each other: where the training is so chaotic that any removal moves the
+    loss as far, one that lowers it shows nothing. Where none can be drawn it is not beyond them.
     """
     # not finite: it spikes all the same
     finite = [x if x > -math.inf else -abs(replays.excess) for x in random]
@@ -197,6 +198,19 @@ def judge_removal(
         data=left.data,
         state=left.state,
         random=tuple(finite),
-        beyond_random=bool(finite) and excess_removed > max(finite) and enough,
+        beyond_random=enough and leads(excess_removed, random, replays.excess),
         excess_removed=excess_removed,
     )
+
+
+def leads(excess_removed: float, random: Sequence[float], excess: float) -> bool:
+    """Tell whether a removal leads the best random one by more than LEAD times their range.
+
+    All in nats; a random removal after which the loss is not finite (−inf) is as far away as can
+    be, unless the spike itself (`excess`) is not finite: then it only has to take more.
+    """
+    if not random or excess_removed <= max(random):
+        return False
+    if math.isinf(excess):
+        return True
+    return excess_removed - max(random) > LEAD * (max(random) - min(random))

@@ -15,9 +15,9 @@ spike's removal: only the rank counts.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from forensics.detect.spikes import Spike
 from forensics.train.run import Run
@@ -33,6 +33,8 @@ from replay.compare.null_test import judge_effect
 from replay.lineage import lowest_state, root
 
 GROUP = 4  # windows after the first that share a stretch
+
+Window = TypeVar("Window")
 
 
 class WindowsWithoutSpike:
@@ -66,18 +68,15 @@ class WindowsWithoutSpike:
         on_null: Callable[[NullWindows], None] = lambda _: None,
     ) -> NullWindows:
         """Search `number` windows, or as many as decide; `on_null` hears after each."""
-        windows: list[NullWindow] = []
-        null = judged(excess_removed, windows, self.depth)
-        for group in self._groups(NULL_WINDOWS if number is None else number):
-            for window in self._searched(group, excess_removed):
-                windows.append(window)
-                null = judged(excess_removed, windows, self.depth)
-                on_null(null)
-            beaten = any(window.excess_removed >= excess_removed for window in windows)
-            enough = number is None and len(windows) >= FEWEST_FOR_TIMES
-            if enough and (beaten or null.finding == "beyond"):
-                break
-        return null
+        groups = self._groups(NULL_WINDOWS if number is None else number)
+        searched_groups = (self._searched(group, excess_removed) for group in groups)
+        return decided(excess_removed, searched_groups, self.depth, number is None, on_null)
+
+    def search(self, number: int) -> list[NullWindow]:
+        """Search `number` windows whole, nearest to the spike first."""
+        return [
+            window for group in self._groups(number) for window in self._searched(group, math.inf)
+        ]
 
     def ends(self) -> list[list[int]]:
         """List the last batches: those before the spike, nearest first, and those after it."""
@@ -108,12 +107,8 @@ class WindowsWithoutSpike:
         """Yield windows that share a stretch: all where they take no replay, else a few."""
         left = number
         for side in self.ends():
-            ends = iter(side[:left])
+            yield from grouped(side[:left], self.depth)
             left -= len(side[:left])
-            size = number if not self.depth else FEWEST_FOR_TIMES
-            while group := list(itertools.islice(ends, size)):
-                yield group
-                size = GROUP
 
     def _searched(self, ends: Sequence[int], limit: float) -> Iterator[NullWindow]:
         """Replay the stretch that holds these windows, and search each of them."""
@@ -139,6 +134,38 @@ class WindowsWithoutSpike:
             yield searched(replays, influences, limit)
             self.replays += replays.replays
             self.steps += replays.steps
+
+
+def grouped(windows: Sequence[Window], depth: int) -> Iterator[Sequence[Window]]:
+    """Yield windows in groups that are judged together: all where they take no replay (depth 0),
+    else as few as can decide, then GROUP at a time.
+    """
+    start, size = 0, FEWEST_FOR_TIMES if depth else len(windows)
+    while group := windows[start : start + size]:
+        yield group
+        start, size = start + size, GROUP
+
+
+def decided(
+    excess_removed: float,
+    groups: Iterable[Iterable[NullWindow]],
+    depth: int,
+    early: bool,
+    on_null: Callable[[NullWindows], None] = lambda _: None,
+) -> NullWindows:
+    """Judge a removal by groups of windows; `early`: no more of them than decide."""
+    windows: list[NullWindow] = []
+    null = judged(excess_removed, windows, depth)
+    for group in groups:
+        for window in group:
+            windows.append(window)
+            null = judged(excess_removed, windows, depth)
+            on_null(null)
+        beaten = any(window.excess_removed >= excess_removed for window in windows)
+        enough = early and len(windows) >= FEWEST_FOR_TIMES
+        if enough and (beaten or null.finding == "beyond"):
+            break
+    return null
 
 
 def searched(replays: WindowReplays, influences: Influences, limit: float) -> NullWindow:

@@ -47,6 +47,7 @@ Reason = Literal[
     "not beyond windows without a spike",
     "too few windows without a spike",
     "random removals take it away too",
+    "random removals differ by more",  # among each other than the set leads them
 ]
 SuspectKind = Literal["document", "documents", "source", "strongest", "bisection"]
 Conditioning = Literal["agrees", "ill-conditioned", "not smooth", "not finite", "nothing moves it"]
@@ -154,7 +155,7 @@ class Proof:
     data: float  # nats, what is left of the data part
     state: float  # nats, what is left of the state part
     random: tuple[float, ...]  # nats that go, one for each random removal
-    beyond_random: bool  # whether it takes half of the excess more than these
+    beyond_random: bool  # whether it takes half of the excess more than these, and leads them
     null: NullWindows | None = None  # None: windows without a spike were not searched
     excess_removed: float = json_key("taken", default=0.0)  # nats
     sequences: int = field(init=False)  # that the removal touches

@@ -41,6 +41,7 @@ RESCUE = 80
 # what it is held against
 NULL_WINDOWS = 19
 RANDOM_REMOVALS = 3
+LEAD = 1.0
 # what tells data from state and policy
 OTHERS = 3
 JUMP = 1.5
@@ -88,6 +89,7 @@ RULES: tuple[Rule, ...] = (
     Rule("TIMES", TIMES, "× the largest of them, which is enough where p is not"),
     Rule("FEWEST_FOR_TIMES", FEWEST_FOR_TIMES, "windows that this needs"),
     Rule("RANDOM_REMOVALS", RANDOM_REMOVALS, "random removals that take steps"),
+    Rule("LEAD", LEAD, "× their range, by which a set leads the best of them"),
     Rule("OTHERS", OTHERS, "draws of other data"),
     Rule("JUMP", JUMP, "× the learning rate before, from which it has changed"),
     Rule("LONG", LONG, "β₂ from which second moments can be out of date"),

@@ -13,7 +13,7 @@ from replay.blame.deletion import Suspect, deletion_curve, hold_against_random
 from replay.blame.null_windows import WindowsWithoutSpike
 from replay.blame.ranking import add_metagradient
 from replay.blame.result import CurvePoint, Method, NullWindows, Proof
-from replay.blame.rules import AWAY, BUDGET, HALF, NEGLIGIBLE, RESCUE
+from replay.blame.rules import AWAY, BUDGET, HALF, NEGLIGIBLE, NULL_WINDOWS, RESCUE
 from replay.blame.trials import try_otherwise
 from replay.blame.window_memory import free_memory, memory_needed
 from replay.interventions.rows import Slot
@@ -34,8 +34,7 @@ def search(case: Case) -> None:
     case.evidence.ranked = case.influences.ranked(case.replays)
     if rising:
         case.steps.expect(60 * (case.S - case.first))
-        _remove(case)
-        _prove_or_try(case)
+        _prove_or_try(case, _remove(case))
         _bisect_where_helpless(case)
 
 
@@ -119,23 +118,28 @@ def _remove(case: Case) -> Suspect | None:
     enough = [s for s in suspects if removed[s] >= AWAY * case.control.excess.total]
     if suspects:
         suspect = enough[0] if enough else max(suspects, key=lambda s: removed[s])
-        _hold_against_random(case, suspect)
+        _hold_against_random(case, suspect, case.options.placebos)
         return suspect
     return None
 
 
-def _hold_against_random(case: Case, suspect: Suspect) -> None:
+def _hold_against_random(case: Case, suspect: Suspect, number: int | None) -> None:
     def on_proof(proof: Proof) -> None:
         case.facts.proof = proof
 
-    proof = hold_against_random(case.replays, suspect, SEED + 1, case.options.placebos, on_proof)
+    proof = hold_against_random(case.replays, suspect, SEED + 1, number, on_proof)
     case.facts.proof = proof
     case.facts.documents = candidates.documents_in(case.replays, case.influences, proof.removal)
 
 
-def _prove_or_try(case: Case) -> None:
+def _prove_or_try(case: Case, suspect: Suspect | None) -> None:
     """Try other data and policies, and hold a removal that may be the cause against its null."""
     try_otherwise(case)
+    facts = case.facts
+    needed = facts.policy_takes_it_away and not facts.half_of_others_spike
+    if suspect and needed and facts.proof and facts.proof.beyond_random:
+        # windows without a spike were trained under another policy: chance within this one counts
+        _hold_against_random(case, suspect, case.options.placebos or NULL_WINDOWS)
     _hold_against_null(case)
 
 
@@ -208,5 +212,6 @@ def _bisect(case: Case, budget: int) -> None:
         )
     evidence.ranked = list(bisection.removal)
     count = len({(slot.step, slot.slot) for slot in bisection.removal})
-    _hold_against_random(case, Suspect("bisection", bisection.removal, count=count))
-    _prove_or_try(case)
+    suspect = Suspect("bisection", bisection.removal, count=count)
+    _hold_against_random(case, suspect, case.options.placebos)
+    _prove_or_try(case, suspect)

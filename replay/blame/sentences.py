@@ -81,6 +81,11 @@ def _cannot_tell(judgement: Judgement, facts: Facts) -> str:
                 f"{_removal(facts)} That is no proof: random removals take {median} nats away too"
                 " (their median)."
             )
+        case "random removals differ by more":
+            return (
+                f"{_removal(facts)} That is no proof: random removals differ by more among each"
+                f" other than this leads the best of them. {_other_data(facts)} {_policy(facts)}"
+            )
     return f"{_removal(facts)} {_other_data(facts)} So neither data nor state alone explains it."
 
 

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from replay.blame.result import (
     BlamedStep,
     DocumentInfluence,
@@ -146,10 +148,13 @@ def _not_the_data(facts: Facts) -> Judgement:
 
 def _doubt(facts: Facts) -> Reason | None:
     """Return why a removal proves nothing; None where it does."""
-    proof = facts.proof
-    if proof is None or proof.excess_removed < HALF * facts.excess.total:
+    proof, enough = facts.proof, HALF * facts.excess.total
+    if proof is None or proof.excess_removed < enough:
         return "no removal takes it away"
     if not proof.beyond_random:
+        more = proof.excess_removed - np.median(proof.random) if proof.random else 0.0
+        if proof.random and proof.excess_removed > max(proof.random) and more >= enough:
+            return "random removals differ by more"
         return "random removals take it away too"
     if facts.half_of_others_spike:
         return "other data spike too"

@@ -239,6 +239,11 @@ def test_numerics_when_the_control_does_not_spike_whatever_else_was_found():
             "random removals take 0.55 nats away too",
         ),
         (
+            {"proof": proved(0.9, (-3.0, 0.2, 0.1), beyond_random=False)},
+            "random removals differ by more",
+            "changes it by −0.20 to +3.00",
+        ),
+        (
             {"other_data": (0.9, 0.9, 0.0)},
             "other data spike too",
             "neither data nor state alone",
