@@ -8,7 +8,6 @@ random removals do; what makes it a cause are windows without a spike (`null_win
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import numpy as np
 from replay.blame.result import CurvePoint, Proof, SuspectKind
 from replay.blame.rules import AWAY, HALF, LEAD, NULL_WINDOWS, RANDOM_REMOVALS, SHARE
 from replay.blame.window_replays import SlotSet, WindowReplays
+from replay.interventions.random_rows import elsewhere
 from replay.interventions.rows import Slot
 
 
@@ -98,37 +98,12 @@ def _smallest(replays: WindowReplays, ranked: Sequence[Slot], failed: int, works
 
 
 def at_random(replays: WindowReplays, removal: SlotSet, seed: int) -> SlotSet | None:
-    """Draw as many random other sequences, the same stretches of targets; None: too few others.
-
-    They come from the same steps, as far as each has twice as many others as are needed, so that
-    there is a choice; what is missing then comes from the whole window.
+    """Draw as many random other sequences of the window, of the same steps where these leave a
+    choice (`elsewhere`); None: too few others.
     """
-    control, rng = replays.control, np.random.default_rng(seed)
-    by_row: dict[tuple[int, int], list[Slot]] = {}
-    for slot in sorted(removal):
-        by_row.setdefault((slot.step, slot.slot), []).append(slot)
-    free = {
-        step: [row.slot for row in replays.rows([step]) if (step, row.slot) not in by_row]
-        for step in range(control.begin, control.last + 1)
-    }
-    needed = Counter(step for step, _ in by_row)
-    roomy = {step for step, count in needed.items() if len(free[step]) >= 2 * count}
-    drawn: list[Slot] = []
-    elsewhere = []
-    for (step, _), spans in by_row.items():
-        if step in roomy:
-            row = free[step].pop(int(rng.integers(len(free[step]))))
-            drawn += [Slot(step, row, span.first, span.last) for span in spans]
-        else:
-            elsewhere.append(spans)
-    for spans in elsewhere:
-        places = [(step, i) for step, rows in free.items() for i in range(len(rows))]
-        if not places:
-            return None
-        step, i = places[int(rng.integers(len(places)))]
-        row = free[step].pop(i)
-        drawn += [Slot(step, row, span.first, span.last) for span in spans]
-    return frozenset(drawn)
+    control = replays.control
+    steps = range(control.begin, control.last + 1)
+    return elsewhere(removal, {step: replays.rows([step]) for step in steps}, seed)
 
 
 def hold_against_random(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +12,12 @@ from forensics.tokens.applied_steps import sequence_ids
 from forensics.tokens.trajectories import reference_ids
 from forensics.train.run import Run
 from replay.executors.local import Task
-from replay.interventions.boost_token import BoostToken, another_token
+from replay.interventions.boost_token import BoostToken
 from replay.interventions.corpus_search import holding
+from replay.interventions.placebo import NullFork, placebos_of
 from replay.interventions.registry import to_dict
 
 CONTEXTS = 16  # sequences the token's loss is read in
-TRIES = 32  # tokens tried as a placebo
 FREE = 2  # sequences of the default window for each that is exchanged
 
 
@@ -92,28 +92,11 @@ def plan_arms(
         {"arm": "unmodified", "times": 0, "seed": 0, "other": None, "intervention": None}
     ]
     for n in times:
-        for seed in range(seeds):
-            boosted = _boosted(run, token, first, last, n, seed, pool)
-            placebo = _placebo(run, boosted, first, last, seed, holders)
-            arms.append(
-                {
-                    "arm": "boosted",
-                    "times": n,
-                    "seed": seed,
-                    "other": None,
-                    "intervention": to_dict(boosted),
-                }
-            )
-            if placebo is not None:
-                arms.append(
-                    {
-                        "arm": "placebo",
-                        "times": n,
-                        "seed": seed,
-                        "other": placebo.token,
-                        "intervention": to_dict(placebo),
-                    }
-                )
+        window = [BoostToken(first, last, token, n, seed) for seed in range(seeds)]
+        boosts = [boost.resolved(run).bringing(pool) for boost in window]
+        arms += [_arm("boosted", boost, seed) for seed, boost in enumerate(boosts)]
+        placebos = placebos_of(boosts[:1], run, first, last, seeds, 0)
+        arms += [_arm("placebo", _boost_of(null), seed) for seed, null in enumerate(placebos)]
     reference = reference_ids(run, first)
     return BoostPlan(
         arms=tuple(arms),
@@ -161,24 +144,19 @@ def sequences_read(run: Run, step: int) -> np.ndarray:
     )
 
 
-def _boosted(
-    run: Run, token: int, first: int, last: int, n: int, seed: int, pool: np.ndarray
-) -> BoostToken:
-    """Return the intervention with its sequences drawn from `pool`."""
-    resolved = BoostToken(first, last, token, n, seed).resolved(run)
-    come = np.random.default_rng(seed).permutation(pool)
-    return replace(resolved, sequences=tuple(int(come[i % len(come)]) for i in range(n)))
+def _arm(name: str, boost: BoostToken, seed: int) -> Task:
+    """Name an arm; `other` is a placebo's token."""
+    return {
+        "arm": name,
+        "times": boost.times,
+        "seed": seed,
+        "other": boost.token if name == "placebo" else None,
+        "intervention": to_dict(boost),
+    }
 
 
-def _placebo(
-    run: Run, own: BoostToken, first: int, last: int, seed: int, holders: np.ndarray
-) -> BoostToken | None:
-    """As many sequences of another token of about the same count, none of which holds this one."""
-    for attempt in range(TRIES):
-        placebo = another_token(own, run, first, last, seed + attempt * 1009)
-        if placebo is None:
-            return None
-        pool = np.setdiff1d(holding(run, placebo.token), holders)
-        if len(pool):
-            return _boosted(run, placebo.token, first, last, own.times, seed, pool)
-    return None
+def _boost_of(placebo: NullFork) -> BoostToken:
+    """Return what a placebo of a boost does instead."""
+    (boost,) = placebo.interventions or ()
+    assert isinstance(boost, BoostToken), "a boost's placebo is a boost"
+    return boost

@@ -32,8 +32,8 @@ NEAR = 16  # tokens of about the same count that a placebo chooses from
 def another_token(
     boost: BoostToken, run: Run, first: int, last: int, number: int
 ) -> BoostToken | None:
-    """Return the boost of another token that the corpus holds about as often; None: there is
-    none.
+    """Return the boost of another token that the corpus holds about as often, by sequences that
+    hold none of the boosted one; None: there is none.
     """
     counts = _token_counts(run)
     candidates = np.flatnonzero(
@@ -44,8 +44,12 @@ def another_token(
     gap = np.abs(np.log(counts[candidates]) - np.log(max(int(counts[boost.token]), 1)))
     near = candidates[np.argsort(gap, kind="stable")[:NEAR]]
     for token in np.random.default_rng(number).permutation(near).tolist():
+        pool = np.setdiff1d(_holders(run, token), _holders(run, boost.token))
+        if not len(pool):
+            continue
         try:
-            return BoostToken(boost.first, boost.last, token, boost.times, number).resolved(run)
+            placebo = BoostToken(boost.first, boost.last, token, boost.times, number)
+            return placebo.resolved(run).bringing(pool)
         except (
             ForensicsError
         ):  # this one stands only in held-out text, or in every sequence of the window
@@ -56,6 +60,11 @@ def another_token(
 @lru_cache(maxsize=4)
 def _token_counts(run: Run) -> np.ndarray:
     return corpus_search.token_counts(run)
+
+
+@lru_cache(maxsize=2 * NEAR)
+def _holders(run: Run, token: int) -> np.ndarray:
+    return corpus_search.holding(run, token)
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,12 @@ class BoostToken(BatchesOfWindow):
             sequences=tuple(int(drawn[i % len(drawn)]) for i in range(self.times)),
             at=tuple(places),
         )
+
+    def bringing(self, pool: np.ndarray) -> BoostToken:
+        """Return the same boost by sequences of this pool, (n,) ids, drawn by the seed."""
+        drawn = np.random.default_rng(self.seed).permutation(pool)
+        sequences = tuple(int(drawn[i % len(drawn)]) for i in range(self.times))
+        return replace(self, sequences=sequences)
 
     def stream(self, stream: BatchStream, run: Run) -> BatchStream:
         """Put the sequences in their places."""

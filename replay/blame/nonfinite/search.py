@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
 from forensics.step.result import StepResult
@@ -45,6 +43,7 @@ from replay.blame.result import DocumentSpan, Verdict
 from replay.blame.window_replays import DocumentStretch, WindowReplays, document_stretches
 from replay.compare.null_test import ENOUGH_P
 from replay.forks.result import ControlResult
+from replay.interventions.random_rows import Pool, RandomSets
 from replay.interventions.rows import Slot
 from replay.lineage import lowest_state, open_trajectory, require_intact
 from replay.spike_list import Metric
@@ -362,21 +361,5 @@ def _other_sets(
     if number <= MOST:
         by_step = [itertools.combinations(pools[step], count) for step, count in needed.items()]
         return True, (sum(chosen, ()) for chosen in itertools.product(*by_step))
-    return False, _drawn(pools, needed)
-
-
-def _drawn(pools: dict[int, list[Slot]], needed: Counter[int]) -> Iterator[tuple[Slot, ...]]:
-    rng, drawn = np.random.default_rng(SEED), set()
-    for _ in range(20 * MOST):
-        chosen = tuple(
-            sorted(
-                pools[step][i]
-                for step, count in needed.items()
-                for i in rng.choice(len(pools[step]), count, replace=False)
-            )
-        )
-        if chosen not in drawn:
-            drawn.add(chosen)
-            yield chosen
-        if len(drawn) == MOST:
-            return
+    others = RandomSets([Pool(pools[step], count) for step, count in needed.items()], SEED)
+    return False, (tuple(sorted(chosen)) for chosen in others.up_to(MOST))

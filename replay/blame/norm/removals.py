@@ -18,6 +18,7 @@ from replay.blame.deletion import Suspect
 from replay.blame.norm.batch_norm import BatchNorm, Params
 from replay.blame.result import DocumentInfluence
 from replay.blame.window_replays import DocumentStretch, document_stretches
+from replay.interventions.random_rows import Pool, RandomSets
 from replay.interventions.rows import Slot
 
 SHARE = 0.5  # of a batch's sequences that may be called a cause
@@ -73,15 +74,9 @@ class Removals:
 
     def random_sets(self, slots: Sequence[Slot]) -> Iterator[tuple[Slot, ...]]:
         """Draw distinct sets of as many sequences of the batch, none of them `slots` itself."""
-        rng, drawn = np.random.default_rng(SEED), {frozenset(slots)}
-        for _ in range(20 * RANDOM):
-            if len(drawn) > RANDOM:
-                return
-            picked = rng.choice(len(self.rows), len(slots), replace=False)
-            chosen = frozenset(self.rows[i] for i in picked)
-            if chosen not in drawn:
-                drawn.add(chosen)
-                yield tuple(sorted(chosen))
+        others = RandomSets([Pool(self.rows, len(slots))], SEED, besides=[slots])
+        for chosen in others.up_to(RANDOM):
+            yield tuple(sorted(chosen))
 
 
 @dataclass(frozen=True)

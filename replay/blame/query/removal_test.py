@@ -12,20 +12,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
+from typing import NamedTuple
 
 from replay.blame.query.replays import TargetReplays
 from replay.blame.query.result import Direction, RemovalFinding, RemovalTest
 from replay.blame.query.sentences import removal_sentence
-from replay.blame.window_replays import SlotSet
 from replay.compare.null_test import ENOUGH_P
+from replay.interventions.random_rows import Pool, RandomSets
 from replay.interventions.rows import Slot
 
 TOP = 8  # sequences of a set that is tested
 SHARE = 0.25  # of the window's sequences that a set may be: more is not "some of the data"
 FEWEST = 3  # random removals after which a set that one of them matches is given up
-ATTEMPTS = 50  # draws for each random removal, until one is new
 DIRECTIONS: tuple[Direction, ...] = ("lower", "raise")
 
 
@@ -55,37 +53,25 @@ def choose_sets(influence: dict[Slot, float]) -> list[ChosenSet]:
     return chosen
 
 
-class RandomSets:
-    """Distinct random sets with as many sequences as `chosen`, none of them `chosen` itself."""
+class Others(NamedTuple):
+    """Sets that a chosen one is held against."""
 
-    def __init__(
-        self, replays: TargetReplays, chosen: Sequence[Slot], number: int, seed: int
-    ) -> None:
-        self.rng = np.random.default_rng(seed)
-        needed = Counter(slot.step for slot in chosen)
-        by_step = {step: replays.rows([step]) for step in needed}
-        sets = math.prod(math.comb(len(by_step[step]), count) for step, count in needed.items())
-        self.in_steps = sets - 1 >= number
-        # (the rows to draw from, how many)
-        self.pools = (
-            [(by_step[step], count) for step, count in needed.items()]
-            if self.in_steps
-            else [(replays.rows(), len(chosen))]
-        )
-        self.drawn: set[SlotSet] = {frozenset(chosen)}
+    sets: RandomSets
+    in_steps: bool  # of the same batches; else of the whole window
 
-    def draw(self) -> SlotSet | None:
-        """Draw a set that was not drawn before; None where none is found."""
-        for _ in range(ATTEMPTS):
-            slots = frozenset(
-                rows[i]
-                for rows, count in self.pools
-                for i in self.rng.choice(len(rows), count, replace=False)
-            )
-            if slots not in self.drawn:
-                self.drawn.add(slots)
-                return slots
-        return None
+
+def others_than(replays: TargetReplays, chosen: Sequence[Slot], number: int, seed: int) -> Others:
+    """Draw from the chosen set's batches where these have `number` other sets, else from all."""
+    needed = Counter(slot.step for slot in chosen)
+    by_step = {step: replays.rows([step]) for step in needed}
+    sets = math.prod(math.comb(len(by_step[step]), count) for step, count in needed.items())
+    in_steps = sets - 1 >= number
+    pools = (
+        [Pool(by_step[step], count) for step, count in needed.items()]
+        if in_steps
+        else [Pool(replays.rows(), len(chosen))]
+    )
+    return Others(RandomSets(pools, seed, besides=[chosen]), in_steps)
 
 
 def try_removal(
@@ -103,9 +89,9 @@ def try_removal(
     is no less than the 1/n of such a stop (Besag & Clifford 1991).
     """
     wanted = number or enough(tests)
-    random_sets = RandomSets(replays, chosen.slots, wanted, seed) if chosen.slots else None
-    matched_steps = random_sets is None or random_sets.in_steps
-    if random_sets is None:
+    others = others_than(replays, chosen.slots, wanted, seed) if chosen.slots else None
+    matched_steps = others is None or others.in_steps
+    if others is None:
         on_test(judge_removal(chosen, None, [], matched_steps, tests))
         return
     note = f"without {len(chosen.slots)} that {chosen.direction} the loss"
@@ -113,7 +99,7 @@ def try_removal(
     random: list[float] = []
     on_test(judge_removal(chosen, measured, random, matched_steps, tests))
     while len(random) < wanted:
-        slots = random_sets.draw()
+        slots = others.sets.draw()
         if slots is None:
             break
         random.append(replays.change(slots, f"random removal {len(random) + 1}"))
