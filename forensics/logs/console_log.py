@@ -19,7 +19,7 @@ from forensics.logs.json_log import _text
 from forensics.logs.logged_rows import LoggedRows, RowCollector, as_number
 
 STEP = re.compile(
-    r"(?:^|[\s\[|{,])(?P<name>global_step|step|iteration|iter)\b\s*[:=#]?\s*(?P<step>[\d,]*\d)",
+    r"(?:^|[\s\[|{,:>])(?P<name>global_step|step|iteration|iter)\b\s*[:=#]?\s*(?P<step>[\d,]*\d)",
     re.IGNORECASE,
 )
 NUMBER = r"[-+]?(?:\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+|nan|inf(?:inity)?)"
@@ -114,7 +114,7 @@ def _numbers(line: str, indented: bool) -> dict[str, Any]:
     if indented and not re.fullmatch(rf"\s+\S[^=]*=\s*{NUMBER}", line, re.IGNORECASE):
         return {}
     numbers = {}
-    for part in PARTS.split(line.strip(" ]:")):
+    for part in PARTS.split(re.sub(r"([:=])\s+", r"\1", line).strip(" ]:")):
         match = PAIR.fullmatch(part.strip(" :[]"))
         if match is not None:
             numbers[match["name"].strip()] = as_number(match["number"].replace(",", ""))

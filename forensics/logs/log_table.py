@@ -37,7 +37,7 @@ class LogSummary:
     step_name: str  # the column that counts the steps
     step_base: int  # a value logged at n is batch n − step_base, as ours count
     step_base_known: bool  # False: taken as 0
-    repeated: int  # steps that stood there more than once, of which the later value was taken
+    repeated: int  # steps with more than one loss (any metric where none is), the later one taken
     sampled: int  # rows that stand for several steps each
     nonfinite: int  # values that are NaN or infinite
     notes: tuple[str, ...]

@@ -48,14 +48,19 @@ def merged(
     metrics tell. Errors: data, where no column counts steps.
     """
     counted = [_counted(rows) for rows in files]
-    gathered = _gathered(counted)
-    metrics, repeated = {}, []
+    cut: dict[str, list[np.ndarray]] = {}
+    gathered = _gathered(counted, cut)
+    metrics, again = {}, {}
     for name in sorted(gathered):
-        series, again = _latest(*gathered[name])
-        metrics[name] = series
-        repeated.append(again)
+        metrics[name], again[name] = _latest(*gathered[name])
     known = _trainer(files, metrics, trainer)
     columns = columns_of(metrics)
+    # other metrics can stand twice in one row's step: an epoch beside the loss and the evaluation
+    judged = [columns["loss"]] if "loss" in columns else list(metrics)
+    behind = _union(steps for name in judged for steps in cut.get(name, ()))
+    there = _union(metrics[name].steps for name in judged)
+    repeated = _union([behind[np.isin(behind, there)], *(again[name] for name in judged)])
+    abandoned = len(behind) - int(np.isin(behind, there).sum())
     steps = _union(series.steps for series in metrics.values())
     base = step_base if step_base is not None else known.step_base if known else 0
     lost = sum(_without_step(each) for each in counted)
@@ -72,10 +77,10 @@ def merged(
         step_name=", ".join(dict.fromkeys(each.name for each in counted)),
         step_base=base,
         step_base_known=step_base is not None or known is not None,
-        repeated=len(_union(repeated)),
+        repeated=len(repeated),
         sampled=sum(rows.sampled for rows in files),
         nonfinite=sum(int((~np.isfinite(each.values)).sum()) for each in metrics.values()),
-        notes=tuple(_notes(files, known, columns, lost)),
+        notes=tuple(_notes(files, known, columns, lost, abandoned)),
     )
     return LogTable(metrics, summary)
 
@@ -120,8 +125,13 @@ def _covers(column: Column, needed: np.ndarray) -> bool:
     return bool(np.isin(needed, column.rows, assume_unique=True).all())
 
 
-def _gathered(counted: Sequence[_Counted]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Join the values of all files by name, as they came; a step column is no metric."""
+def _gathered(
+    counted: Sequence[_Counted], cut: dict[str, list[np.ndarray]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Join the values of all files by name, as they came; a step column is no metric.
+
+    Steps that a later file takes over come into `cut`, by name.
+    """
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for each in counted:
         additions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -131,7 +141,7 @@ def _gathered(counted: Sequence[_Counted]) -> dict[str, tuple[np.ndarray, np.nda
                 has_step = steps >= 0
                 additions[name] = (steps[has_step], column.values[has_step])
         if each.rows.takes_over:
-            _purge(parts, additions)
+            _purge(parts, additions, cut)
         for name, addition in additions.items():
             if len(addition[0]):
                 parts.setdefault(name, []).append(addition)
@@ -144,13 +154,16 @@ def _gathered(counted: Sequence[_Counted]) -> dict[str, tuple[np.ndarray, np.nda
 def _purge(
     parts: dict[str, list[tuple[np.ndarray, np.ndarray]]],
     additions: dict[str, tuple[np.ndarray, np.ndarray]],
+    cut: dict[str, list[np.ndarray]],
 ) -> None:
     """Cut all that came before at the step from which a later file goes on with some of it."""
     starts = [int(additions[name][0].min()) for name in additions if name in parts]
     if not starts:
         return  # another writer's file beside it
+    start = min(starts)
     for name, pieces in parts.items():
-        parts[name] = [(s[s < min(starts)], v[s < min(starts)]) for s, v in pieces]
+        cut.setdefault(name, []).extend(steps[steps >= start] for steps, _ in pieces)
+        parts[name] = [(steps[steps < start], values[steps < start]) for steps, values in pieces]
 
 
 def _latest(steps: np.ndarray, values: np.ndarray) -> tuple[Series, np.ndarray]:
@@ -191,7 +204,11 @@ def _trainer(
 
 
 def _notes(
-    files: Sequence[LoggedRows], known: Trainer | None, columns: dict[str, str], lost: int
+    files: Sequence[LoggedRows],
+    known: Trainer | None,
+    columns: dict[str, str],
+    lost: int,
+    abandoned: int,
 ) -> Iterable[str]:
     for rows in files:
         yield from rows.notes
@@ -199,6 +216,8 @@ def _notes(
         yield f"{known.title}: {known.note}"
     if "loss" not in columns:
         yield "none of its metrics is called as a loss is"
+    if abandoned:
+        yield f"{abandoned:,} steps that a resumed run did not come to again are left out"
     if lost:
         yield f"{lost:,} rows without a step are left out"
     texts = list(dict.fromkeys(name for rows in files for name in rows.not_numbers))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 NAMES = {
     "loss": (
         *("train crossentropyloss", "train ce loss", "loss metrics global avg loss", "lm loss"),
-        *("train lm loss", "lm loss training lm loss", "train loss", "training loss"),
-        *("loss train", "loss", "train nll", "trl", "tr loss"),
+        *("train lm loss", "lm loss training lm loss", "loss", "train loss", "training loss"),
+        *("loss train", "train nll", "trl", "tr loss"),
     ),
     "grad_norm": (
         *("optim total grad norm", "grad norm", "train grad norm", "grad norm total"),

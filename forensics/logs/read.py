@@ -13,13 +13,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forensics.errors import ForensicsError, nearest
-from forensics.logs import console_log, json_log, tabular, tensorboard_events, trackio_store
+from forensics.logs import (
+    console_log,
+    json_log,
+    tabular,
+    tensorboard_events,
+    trackio_store,
+    wandb_file,
+)
 from forensics.logs.log_table import LogTable
 from forensics.logs.logged_rows import LoggedRows
 from forensics.logs.merge import merged
 
 HEAD = 1 << 16  # bytes by which a file is recognised
-SUFFIXES = ("csv", "tsv", "json", "jsonl", "ndjson", "parquet", "arrow", "db", "txt", "log")
+SUFFIXES = (
+    "csv",
+    "tsv",
+    "json",
+    "jsonl",
+    "ndjson",
+    "parquet",
+    "arrow",
+    "db",
+    "txt",
+    "log",
+    "wandb",
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +52,7 @@ class LogKind:
 
 
 def _is_json(_: bytes, text: str) -> bool:
-    return text.lstrip()[:1] in ("{", "[") and not text.lstrip().startswith("[step")
+    return text.lstrip()[:1] in ("{", "[")
 
 
 def _is_delimited(_: bytes, text: str) -> bool:
@@ -61,13 +80,19 @@ KINDS = (
         lambda head, _: tensorboard_events.is_event_file(head),
         tensorboard_events.read_events,
     ),
-    LogKind("json", "JSON, a line a row or whole", _is_json, json_log.read_json),
+    LogKind(
+        "wandb",
+        "wandb's file of an offline run",
+        lambda head, _: head.startswith(wandb_file.MAGIC),
+        wandb_file.read_wandb,
+    ),
     LogKind(
         "console",
         "lines that a trainer printed",
         lambda _, text: console_log.looks_printed(text),
         console_log.read_printed,
     ),
+    LogKind("json", "JSON, a line a row or whole", _is_json, json_log.read_json),
     LogKind("csv", "comma-separated values", _is_delimited, tabular.read_delimited),
     LogKind(
         "table",

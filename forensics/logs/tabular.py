@@ -49,10 +49,11 @@ def read_parquet(path: Path) -> list[LoggedRows]:
     import pyarrow.parquet as pq
 
     try:
-        if path.open("rb").read(4) == b"PAR1":
-            table = pq.read_table(path)
-        else:
-            table = pa.ipc.open_file(path).read_all()
+        with path.open("rb") as file:
+            if file.read(4) == b"PAR1":
+                table = pq.read_table(file)
+            else:
+                table = pa.ipc.open_file(file).read_all()
     except (pa.ArrowException, OSError) as e:
         raise ForensicsError(
             "data",

@@ -17,6 +17,7 @@ import numpy as np
 
 from forensics.errors import ForensicsError
 from forensics.logs.logged_rows import LoggedRows, RowCollector
+from forensics.logs.protobuf_fields import fields, signed, varint
 
 FILE_NAME = re.compile(r"tfevents\.(?P<seconds>\d+)")
 LONGEST = 1 << 30  # bytes of a record; a longer length is no length
@@ -132,11 +133,11 @@ def _u32(data: bytes) -> int:
 
 def _event(data: bytes, skipped: set[str]) -> _Event:
     step, numbers = 0, dict[str, float]()
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == EVENT_STEP and isinstance(value, int):
-            step = value - (1 << 64) if value >> 63 else value
+            step = signed(value)
         elif number == EVENT_SUMMARY and isinstance(value, bytes):
-            for inner, item in _fields(value):
+            for inner, item in fields(value):
                 if inner == SUMMARY_VALUE and isinstance(item, bytes):
                     _summary_value(item, numbers, skipped)
     return _Event(step, numbers)
@@ -145,7 +146,7 @@ def _event(data: bytes, skipped: set[str]) -> _Event:
 def _summary_value(data: bytes, numbers: dict[str, float], skipped: set[str]) -> None:
     """Read one tag with its number; one that holds no single number is named in `skipped`."""
     tag, number = "", None
-    for field, value in _fields(data):
+    for field, value in fields(data):
         if field == VALUE_TAG and isinstance(value, bytes):
             tag = value.decode("utf-8", "replace")
         elif field == VALUE_SIMPLE and isinstance(value, bytes):
@@ -161,7 +162,7 @@ def _summary_value(data: bytes, numbers: dict[str, float], skipped: set[str]) ->
 def _scalar(tensor: bytes) -> float | None:
     """Return the only number of a tensor; None where it has more, or none."""
     kind, numbers = "", list[float]()
-    for field, value in _fields(tensor):
+    for field, value in fields(tensor):
         if field == TENSOR_TYPE and isinstance(value, int):
             kind = TENSOR_TYPES.get(value, "")
         elif field == TENSOR_CONTENT and isinstance(value, bytes) and value and kind:
@@ -179,41 +180,9 @@ def _scalar(tensor: bytes) -> float | None:
 def _whole_numbers(value: int | bytes) -> list[float]:
     """Return numbers that stand singly or packed."""
     if isinstance(value, int):
-        return [float(value - (1 << 64) if value >> 63 else value)]
+        return [float(signed(value))]
     numbers, place = [], 0
     while place < len(value):
-        number, place = _varint(value, place)
-        numbers.append(float(number - (1 << 64) if number >> 63 else number))
+        number, place = varint(value, place)
+        numbers.append(float(signed(number)))
     return numbers
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield the fields of a protobuf message: numbers as int, all else as its bytes."""
-    place, end = 0, len(data)
-    while place < end:
-        key, place = _varint(data, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            whole, place = _varint(data, place)
-            yield number, whole
-            continue
-        if wire == 2:
-            length, place = _varint(data, place)
-        elif wire in (1, 5):
-            length = 8 if wire == 1 else 4
-        else:
-            return  # groups are not written by anybody
-        yield number, data[place : place + length]
-        place += length
-
-
-def _varint(data: bytes, place: int) -> tuple[int, int]:
-    shift = number = 0
-    while place < len(data):
-        byte = data[place]
-        place += 1
-        number |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-        shift += 7
-    return number, place
