@@ -10,14 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from forensics.data.made_elsewhere import ForeignOrder, TokenFileKind, TokenFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# bare: token ids and nothing else; numpy: a real .npy; megatron: .bin with an .idx beside it;
-# datatrove: .ds with its .index; jsonl: {"token_ids": […]} a line
-TokenFileKind = Literal["bare", "numpy", "megatron", "datatrove", "jsonl"]
+__all__ = [
+    "ForeignCheckpoint",
+    "ForeignOrder",
+    "ForeignRun",
+    "LazyTensor",
+    "TokenFileKind",
+    "TokenFiles",
+]
 
 
 @dataclass(frozen=True)
@@ -44,33 +50,9 @@ class ForeignCheckpoint:
     updates: int | None = None  # Adam's own count, where it is saved; None: `step`
     stage: str = ""  # stage1, stage2-ingredient1, …
     tokens: int | None = None  # read so far, where its name or its trainer's state says it exactly
-    sequences: int | None = None  # of the order read so far, where its trainer's state says it
-
-
-@dataclass(frozen=True)
-class TokenFiles:
-    """The token files that a run read, as its configuration names them, in their order."""
-
-    paths: tuple[str, ...]
-    kind: TokenFileKind
-    dtype: str | None = None  # uint16, uint32, …; None: the configuration does not say
-    eot: int | None = None  # id that ends a document
-    tokenizer: str | None = None  # as the configuration names it
-
-
-@dataclass(frozen=True)
-class ForeignOrder:
-    """How batches are drawn from the sequences; or why that is not known.
-
-    `rule` names a function of forensics.data.foreign_order; "file" reads ids from a file alone.
-    """
-
-    rule: str  # olmo | olmo_core | rows (as they lie) | neox | file | unknown
-    seed: int | None = None
-    epoch: int = 0  # as its trainer counts
-    file: Path | None = None  # ids as the trainer wrote them
-    why_unknown: str = ""  # a sentence, where rule is unknown
-    still_known: str = ""  # what is known all the same
+    # of its epoch's order read so far, where its trainer's state says it
+    sequences: int | None = None
+    epoch: int | None = None  # as its trainer counts, where its state says it
 
 
 @dataclass(frozen=True)
