@@ -38,3 +38,6 @@ class Format:
     recognises: Callable[[Path], bool]
     read: Callable[[Path], ForeignModel] | None = None  # None: no vocabulary matrices by this way
     read_run: Callable[[Path], ForeignRun] | None = None  # None: a model, and no run
+    # what `recognises` looks for, as `forensics import` lists it where it knows nothing:
+    # "a folder that holds config.yaml beside model.pt or model.safetensors"
+    looks_for: str = ""

@@ -36,7 +36,10 @@ class Nonfinite(NamedTuple):
 
 @dataclass
 class TrainState:
-    """Parameters, moments, counters and SkipStep's window. `advance` changes it in place."""
+    """Parameters, moments, counters and SkipStep's window. `advance` changes it in place.
+
+    A state that was saved elsewhere without its moments has none: both are empty, never zeros.
+    """
 
     params: dict[str, Tensor]
     exp_avg: dict[str, Tensor]
@@ -51,6 +54,11 @@ class TrainState:
             {name: torch.zeros_like(param) for name, param in params.items()} for _ in range(2)
         )
         return cls(dict(params), exp_avg, exp_avg_sq)
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether the optimizer's moments are known, without which no update can be made."""
+        return bool(self.exp_avg) or not self.params
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield (kind/name, tensor) of all parameters and moments, in order of name."""

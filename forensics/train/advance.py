@@ -26,7 +26,7 @@ from forensics.step.precision import autocast, product_dtype
 from forensics.step.result import LogitRows, StepResult
 from forensics.step.state import TrainState
 from forensics.train.optimizer import update
-from forensics.train.step_errors import translate_torch_errors
+from forensics.train.step_errors import no_moments, translate_torch_errors
 
 
 def advance(
@@ -36,7 +36,10 @@ def advance(
     model: StepModel,
     watch: Observer = SILENT,
 ) -> StepResult:
-    """Take `state` one step further, in place. `batch` is None only where policy.update is none."""
+    """Take `state` one step further, in place. `batch` is None only where policy.update is none.
+
+    Errors: mismatch, where an update needs moments that are not known.
+    """
     with translate_torch_errors(
         model.micro_batch, 0 if batch is None else len(batch.tokens), model.decoder.recompute
     ):
@@ -46,6 +49,8 @@ def advance(
 def _advance(
     state: TrainState, batch: Batch | None, policy: StepPolicy, model: StepModel, watch: Observer
 ) -> StepResult:
+    if policy.update in ("apply", "hold") and not state.has_moments:
+        raise no_moments(state.counters.step)
     started = time.perf_counter()
     before = state.counters
     result = StepResult(before.step, policy, before, policy.update, batch)

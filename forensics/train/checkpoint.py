@@ -8,7 +8,9 @@
                            digest
     manifest.json          every file's size and hash; written last
 
-It is written under another name, synced and renamed. Loading checks every hash.
+It is written under another name, synced and renamed. Loading checks every hash. A checkpoint that
+came from elsewhere may lack moments, or leave its weights where they are
+(`forensics.train.imported_checkpoint`).
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +40,8 @@ from forensics.step.state import Counters, Nonfinite, TrainState, as_bytes, head
 from forensics.store.writer import write_atomic
 
 VERSION = 1
-NEEDED = {"model.safetensors", "optimizer.safetensors", "state.json"}
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+NEEDED = {STATE}
 
 
 class WrittenCheckpoint(NamedTuple):
@@ -105,6 +109,7 @@ def save(
         "digest": digest,
         "nonfinite": state.nonfinite()._asdict(),
         "layout": "huggingface" if hf else "own",
+        **({} if state.has_moments else {"moments": "none"}),
         "shape": dataclasses.asdict(shape),
         "tensors": dict(tensor_hashes(state)),
     }
@@ -112,12 +117,14 @@ def save(
         for left_over in folder.glob(f".{final.name}.*"):  # of a process that was killed
             shutil.rmtree(left_over, ignore_errors=True)
         temporary.mkdir(parents=True)
-        files = {"state.json": _json(document)}
+        files = {"state.json": json_bytes(document)}
         if hf:
-            files["config.json"] = _json(hugging_face.to_hf_config(shape, eot))
+            files["config.json"] = json_bytes(hugging_face.to_hf_config(shape, eot))
         if tokenizer is not None:
             files["tokenizer.json"] = tokenizer.read_bytes()
-            files["tokenizer_config.json"] = _json({"tokenizer_class": "PreTrainedTokenizerFast"})
+            files["tokenizer_config.json"] = json_bytes(
+                {"tokenizer_class": "PreTrainedTokenizerFast"}
+            )
         entries = {
             "model.safetensors": write_tensors(
                 temporary / "model.safetensors", params, {"format": "pt"}
@@ -126,10 +133,10 @@ def save(
         }
         for name, data in files.items():
             write_atomic(temporary / name, data, sync_folder=False)
-            entries[name] = _entry(data)
-        write_atomic(temporary / "manifest.json", _manifest(entries))
+            entries[name] = file_entry(data)
+        write_atomic(temporary / "manifest.json", manifest_bytes(entries))
         before()
-        _put_in_place(temporary, final)
+        put_in_place(temporary, final)
     except (OSError, ForensicsError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         why = e.message.rpartition(": ")[2] if isinstance(e, ForensicsError) else e.strerror or e
@@ -150,11 +157,19 @@ def load(path: Path, device: str = "cpu") -> LoadedCheckpoint:
             "`forensics show` lists them",
         )
     files = _checked(path)
-    document = json.loads(files["state.json"])
+    document = json.loads(files[STATE])
     shape = Shape(**document["shape"])
+    if "link" in document:
+        from forensics.train.imported_checkpoint import load_linked
+
+        return LoadedCheckpoint(load_linked(path, document, device), shape)
+    kept = document.get("moments", "saved")  # saved | zero (state 0) | none
+    for name in (MODEL, OPTIMIZER) if kept == "saved" else (MODEL,):
+        if name not in files:
+            raise _damaged(path, f"its manifest does not name {name}")
     try:
-        params = load_tensors(files.pop("model.safetensors"))
-        moments = load_tensors(files.pop("optimizer.safetensors"))
+        params = load_tensors(files.pop(MODEL))
+        moments = load_tensors(files.pop(OPTIMIZER)) if kept == "saved" else {}
     except SafetensorError as e:
         raise ForensicsError(
             "integrity", f"checkpoint {path.name} cannot be read: {e}", "take an earlier checkpoint"
@@ -162,15 +177,14 @@ def load(path: Path, device: str = "cpu") -> LoadedCheckpoint:
     if document["layout"] == "huggingface":
         params = hugging_face.from_hf_tensors(params, shape)
     names = list(parameter_shapes(shape))
-    params, exp_avg, exp_avg_sq = (
-        {name: group[prefix + name].to(device) for name in names}
-        for group, prefix in ((params, ""), (moments, "exp_avg/"), (moments, "exp_avg_sq/"))
-    )
-    counters, window = (
-        Counters(**document["counters"]),
-        SkipWindow(*map(tuple, document["window"].values())),
-    )
-    state = TrainState(params, exp_avg, exp_avg_sq, counters, window)
+    params = {name: params[name].to(device) for name in names}
+    state = TrainState.start(params) if kept == "zero" else TrainState(params, {}, {})
+    if kept == "saved":
+        state.exp_avg, state.exp_avg_sq = (
+            {name: moments[kind + name].to(device) for name in names}
+            for kind in ("exp_avg/", "exp_avg_sq/")
+        )
+    state.counters, state.window = counters_of(document)
     for name, digest in tensor_hashes(state):
         if digest != document["tensors"][name]:
             raise ForensicsError(
@@ -179,6 +193,12 @@ def load(path: Path, device: str = "cpu") -> LoadedCheckpoint:
                 "`forensics doctor RUN` checks all of them; take an earlier checkpoint",
             )
     return LoadedCheckpoint(state, shape)
+
+
+def counters_of(document: dict[str, Any]) -> tuple[Counters, SkipWindow]:
+    """Read the counters and SkipStep's window of a state.json."""
+    window = SkipWindow(*map(tuple, document["window"].values()))
+    return Counters(**document["counters"]), window
 
 
 def tensor_hashes(state: TrainState) -> Iterator[tuple[str, str]]:
@@ -195,7 +215,7 @@ def nonfinite(path: Path) -> Nonfinite:
     A checkpoint of before that was written is loaded. Errors: missing, integrity.
     """
     try:
-        written = json.loads((path / "state.json").read_bytes()).get("nonfinite")
+        written = json.loads((path / STATE).read_bytes()).get("nonfinite")
     except (OSError, ValueError, AttributeError):
         written = None
     return Nonfinite(**written) if written else load(path).state.nonfinite()
@@ -212,14 +232,6 @@ def verify(path: Path) -> list[str]:
 
 def _checked(path: Path) -> dict[str, bytes]:
     """Every file of the manifest, if each holds the bytes that were written. Errors: integrity."""
-
-    def damaged(problem: str) -> ForensicsError:
-        return ForensicsError(
-            "integrity",
-            f"checkpoint {path.name}: {problem}",
-            "`forensics doctor RUN` checks all of them; take an earlier checkpoint",
-        )
-
     try:
         data = (path / "manifest.json").read_bytes()
         listed = {
@@ -227,24 +239,32 @@ def _checked(path: Path) -> dict[str, bytes]:
             for file_name, entry in json.loads(data)["files"].items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise damaged("its manifest is damaged") from None
+        raise _damaged(path, "its manifest is damaged") from None
     if (
-        _manifest(listed) != data or not listed.keys() >= NEEDED
+        manifest_bytes(listed) != data or not listed.keys() >= NEEDED
     ):  # to the byte: it has no hash of its own
-        raise damaged("its manifest is damaged, or of another version")
+        raise _damaged(path, "its manifest is damaged, or of another version")
     files = {}
     for name, written in listed.items():
         try:
             files[name] = (path / name).read_bytes()
         except (OSError, ValueError):
-            raise damaged(f"{name} is missing") from None
-        if _entry(files[name]) != written:
-            raise damaged(f"{name} has other bytes than were written")
+            raise _damaged(path, f"{name} is missing") from None
+        if file_entry(files[name]) != written:
+            raise _damaged(path, f"{name} has other bytes than were written")
     return files
 
 
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """Rename; a folder that stands there already (a step saved twice) gives way."""
+def _damaged(path: Path, problem: str) -> ForensicsError:
+    return ForensicsError(
+        "integrity",
+        f"checkpoint {path.name}: {problem}",
+        "`forensics doctor RUN` checks all of them; take an earlier checkpoint",
+    )
+
+
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Rename a folder; one that stands there already (a step saved twice) gives way."""
     old = final.with_name(f".{final.name}.{os.getpid()}.old")
     if final.exists():
         os.rename(final, old)
@@ -265,15 +285,29 @@ def write_tensors(
     The whole file is never held in memory. The bytes are those that `safetensors.torch.save` gives.
     Errors: OSError.
     """
-    names = sorted(tensors)
-    assert all(tensors[name].dtype == torch.float32 for name in names), "a state is fp32 throughout"
+    assert all(tensor.dtype == torch.float32 for tensor in tensors.values()), "a state is fp32"
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return write_tensors_as_read(path, shapes, tensors.__getitem__, metadata)
+
+
+def write_tensors_as_read(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], Tensor],
+    metadata: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """Write what `read` gives, float32, by name; each is asked for once, in order of name.
+
+    Errors: OSError.
+    """
+    names = sorted(shapes)
     head: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     end = 0
     for name in names:
-        first, end = end, end + 4 * tensors[name].numel()
+        first, end = end, end + 4 * math.prod(shapes[name])
         head[name] = {
             "dtype": "F32",
-            "shape": list(tensors[name].shape),
+            "shape": list(shapes[name]),
             "data_offsets": [first, end],
         }
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
@@ -281,7 +315,7 @@ def write_tensors(
     hasher = xxhash.xxh3_128()
     with open(path, "xb") as file:
         parts: list[bytes | memoryview] = [struct.pack("<Q", len(text)) + text]
-        for data in itertools.chain(parts, (as_bytes(tensors[name]) for name in names)):
+        for data in itertools.chain(parts, (as_bytes(read(name)) for name in names)):
             hasher.update(data)
             file.write(data)
         file.flush()
@@ -289,15 +323,18 @@ def write_tensors(
     return {"bytes": 8 + len(text) + end, "hash": hasher.hexdigest()}
 
 
-def _entry(data: bytes) -> dict[str, Any]:
+def file_entry(data: bytes) -> dict[str, Any]:
+    """Return a file's entry in the manifest."""
     return {"bytes": len(data), "hash": xxhash.xxh3_128_hexdigest(data)}
 
 
-def _manifest(listed: dict[str, dict[str, Any]]) -> bytes:
-    return _json({"version": VERSION, "files": listed})
+def manifest_bytes(listed: dict[str, dict[str, Any]]) -> bytes:
+    """Return the manifest of these entries, as it is written."""
+    return json_bytes({"version": VERSION, "files": listed})
 
 
-def _json(document: dict[str, Any]) -> bytes:
+def json_bytes(document: dict[str, Any]) -> bytes:
+    """Return a document as a checkpoint's files hold it."""
     return (json.dumps(document, indent=1) + "\n").encode()
 
 

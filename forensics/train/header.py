@@ -55,6 +55,8 @@ class Header:
     parent_created: str | None = None
     interventions: list[dict[str, Any]] | None = None
     identity: dict[str, Any] | None = None  # of a fork: all that it depends on
+    # of a run that another trainer made, and of its forks (`forensics.train.origin`)
+    origin: dict[str, Any] | None = None
 
 
 def read_header(runs: Path, name: str) -> Header:

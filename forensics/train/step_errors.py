@@ -41,6 +41,16 @@ def translate_torch_errors(micro_batch: int, batch: int, recompute: bool) -> Ite
         raise translated from None
 
 
+def no_moments(step: int) -> ForensicsError:
+    """Say that a state has no moments to update with."""
+    return ForensicsError(
+        "mismatch",
+        f"state {step} was saved without the optimizer's moments, so no update can go on from it",
+        "start from a state that has them (`forensics show RUN`), or --warm-moments N makes some of"
+        " the N batches before it",
+    )
+
+
 def _memory(
     error: Exception, micro_batch: int, batch: int, recompute: bool
 ) -> ForensicsError | None:

@@ -96,7 +96,7 @@ def test_a_run_whose_disk_fills_up_behind_it_fails_with_one_line_and_goes_on_lat
 
 def test_the_loop_goes_on_while_a_slow_disk_writes(recipe_of, runs, monkeypatch):
     """And the rows up to a checkpoint are named before it is."""
-    real, steps_done, at = checkpoint._put_in_place, [], {}
+    real, steps_done, at = checkpoint.put_in_place, [], {}
     writing = threading.Event()
 
     def slow(temporary, final):
@@ -117,7 +117,7 @@ def test_the_loop_goes_on_while_a_slow_disk_writes(recipe_of, runs, monkeypatch)
             assert writing.wait(60)
         steps_done.append(done)
 
-    monkeypatch.setattr(checkpoint, "_put_in_place", slow)
+    monkeypatch.setattr(checkpoint, "put_in_place", slow)
     loop.train(recipe_of(), name="slow", recipe_name="tiny", runs=runs, progress=progress)
     assert at["begun"] < 15 <= at["ended"] and at["rows"] == 10
     run = open_run(runs, "slow")
@@ -137,7 +137,7 @@ def test_the_file_is_the_one_that_safetensors_writes(tmp_path):
         entry = checkpoint.write_tensors(tmp_path / str(i), tensors, metadata)
         data = (tmp_path / str(i)).read_bytes()
         assert data == save(tensors, metadata=metadata)
-        assert entry == checkpoint._entry(data)
+        assert entry == checkpoint.file_entry(data)
 
 
 class Stream:
