@@ -124,7 +124,54 @@ class Model:
     rope_theta: float | None = key(None, "base of RoPE's wavelengths, in positions", above=0)
     rope_fraction: float | None = key(None, "share of each head that is rotated", above=0, high=1)
     parallel: bool | None = key(None, "attention and MLP read the same stream (GPT-NeoX)")
+    unrotated_layers: tuple[int, ...] | None = key(
+        None, "layers, from 0, without RoPE; left out: the family's (smollm3: every fourth)"
+    )
+    rope_scaling: str | None = key(
+        None,
+        "RoPE's wavelengths stretched by rope_factor where they are long (llama3: Llama 3.1; yarn: "
+        "arXiv 2309.00071); not in layers with a window",
+        choices=("none", "llama3", "yarn"),
+    )
+    rope_factor: float | None = key(None, "of rope_scaling", low=1)
+    rope_original_length: int | None = key(
+        None, "of rope_scaling: positions trained on before", low=1
+    )
+    rope_slow: float | None = key(
+        None,
+        "of rope_scaling: turns over the original length up to which the whole factor holds; left "
+        "out: 1",
+        above=0,
+    )
+    rope_fast: float | None = key(
+        None,
+        "of rope_scaling: turns from which on a wavelength stays as it is; left out: 4, yarn 32",
+        above=0,
+    )
+    rope_magnitude: float | None = key(
+        None, "of yarn: cos and sin times this; left out: 0.1·ln(rope_factor) + 1", above=0
+    )
+    rope_theta_sliding: float | None = key(
+        None, "base of RoPE's wavelengths in layers with a window; left out or 0: rope_theta", low=0
+    )
+    window: int | None = key(
+        None,
+        "positions, its own included, that a sliding layer attends to; 0: no layer slides; left "
+        "out: 0, olmo3 4096",
+        low=0,
+    )
+    sliding_layers: tuple[int, ...] | None = key(
+        None,
+        "layers, from 0, that attend inside the window; left out: all but every fourth and the "
+        "last",
+    )
     bias: bool | None = key(None, "biases in every linear map")
+    qkv_bias: bool | None = key(None, "biases of queries, keys and values alone (Qwen2)")
+    clip_qkv: float | None = key(
+        None,
+        "largest |number| of queries, keys and values; 0: no clip (OLMo 1.7 and 0724: 8)",
+        low=0,
+    )
     activation: str | None = key(None, "", choices=("swiglu", "gelu", "gelu_tanh"))
     init: str = key(
         "normal",

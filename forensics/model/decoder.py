@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forensics.model.cpu_kernels import GELU, RMSNorm, Rotate, SwiGLU
+from forensics.model.rope import Angles, angles_of
 from forensics.model.shape import Shape, parameter_shapes
 from forensics.step.observer import SITES, UNTAPPED, Site, Taps
 from forensics.step.precision import widened
@@ -58,7 +59,7 @@ class Decoder:
         self.plain = plain
         self.recompute = recompute
         self.names = tuple(parameter_shapes(shape))
-        self._angles: tuple[Tensor, Tensor] | None = None
+        self._angles: dict[bool, Angles] = {}  # by whether the layer slides
         block = _compiled(self.block) if compiled else self.block
         self._block = _recomputed(block) if recompute else block
 
@@ -77,17 +78,18 @@ class Decoder:
         x = F.embedding(tokens_BT, params["embed.weight"])
         if shape.position == "learned":
             x = x + params["positions.weight"][:T]
-        angles = self._rope(T) if shape.position == "rope" else None
         mask = None
         if shape.document_mask and documents_BT is not None:
             same = documents_BT[:, None, :, None] == documents_BT[:, None, None, :]
             if "documents" in watch.wants:
                 watch.tap(Site("documents"), documents_BT)
             mask = same & torch.ones(T, T, dtype=torch.bool, device=x.device).tril()  # (B, 1, T, T)
+        near = self._within_window(mask, T, x.device)
         for i in range(shape.layers):
             prefix = f"layers.{i}."
             weights = {name.removeprefix(prefix): params[name] for name in self._layer_names(i)}
-            out = self._block(x, weights, angles, mask)
+            angles = self._rope(i, T)
+            out = self._block(x, weights, angles, near if shape.window_of(i) else mask)
             if watch.wants:
                 self._tap(watch, i, x, out)
             x = out.resid
@@ -97,9 +99,7 @@ class Decoder:
         """Apply the final norm, after which the unembedding reads logits."""
         return self._norm(x, params, "norm", self.shape.norm_kind)
 
-    def block(
-        self, x: Tensor, w: Params, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
-    ) -> BlockOut:
+    def block(self, x: Tensor, w: Params, angles: Angles | None, mask: Tensor | None) -> BlockOut:
         """Compute one decoder block; `w` names its tensors without the layer."""
         shape = self.shape
         pre = shape.norm == "pre"
@@ -117,15 +117,24 @@ class Decoder:
         # would be handed a gradient of zeros for each of them, and add it.
         return BlockOut(resid, *(x.detach() for x in (q, k, attn_out, mlp_out, act)))
 
+    def _within_window(self, mask: Tensor | None, T: int, device: torch.device) -> Tensor | None:
+        """Narrow the mask to the window of sliding layers; the same where no text is that long."""
+        window = self.shape.window
+        if not self.shape.sliding_layers or not 0 < window < T:
+            return mask
+        near = torch.ones(T, T, dtype=torch.bool, device=device).tril().triu(1 - window)
+        return near if mask is None else mask & near
+
     def _attention(
-        self, x: Tensor, w: Params, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
+        self, x: Tensor, w: Params, angles: Angles | None, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape, (B, T, _) = self.shape, x.shape
         q = F.linear(x, w["attn.q_proj.weight"], w.get("attn.q_proj.bias"))
         k = F.linear(x, w["attn.k_proj.weight"], w.get("attn.k_proj.bias"))
-        v = F.linear(x, w["attn.v_proj.weight"], w.get("attn.v_proj.bias")).view(
-            B, T, shape.kv_heads, shape.head_width
-        )
+        v = F.linear(x, w["attn.v_proj.weight"], w.get("attn.v_proj.bias"))
+        if shape.clip_qkv:
+            q, k, v = (part.clamp(-shape.clip_qkv, shape.clip_qkv) for part in (q, k, v))
+        v = v.view(B, T, shape.kv_heads, shape.head_width)
         if shape.qk_norm == "whole":
             q, k = self._norm(q, w, "attn.q_norm", "rms"), self._norm(k, w, "attn.k_norm", "rms")
         q, k = (
@@ -195,7 +204,7 @@ class Decoder:
             else normed * w[f"{name}.weight"] + w[f"{name}.bias"]
         )
 
-    def _rotate(self, x_BTHK: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    def _rotate(self, x_BTHK: Tensor, angles: Angles) -> Tensor:
         cos, sin = angles
         if self._written_plainly():
             half = cos.shape[-1]
@@ -212,20 +221,16 @@ class Decoder:
     def _written_plainly(self) -> bool:
         return self.plain or torch.compiler.is_compiling()
 
-    def _rope(self, T: int) -> tuple[Tensor, Tensor]:
-        """Return cos and sin (T, 1, rotated/2) of every position and wavelength.
-
-        Pair j is (x_j, x_{j+rotated/2}).
-        """
-        if self._angles is None or self._angles[0].shape[0] < T:
-            pairs = (
-                torch.arange(0, self.shape.rotated, 2, dtype=torch.int64).float()
-                / self.shape.rotated
-            )
-            frequency = 1.0 / self.shape.rope_theta**pairs
-            angle = torch.outer(torch.arange(T, dtype=torch.int64).float(), frequency)[:, None, :]
-            self._angles = (angle.cos().to(self.device), angle.sin().to(self.device))
-        return self._angles[0][:T], self._angles[1][:T]
+    def _rope(self, layer: int, T: int) -> Angles | None:
+        """Return the angles of T positions in this layer; None where nothing is turned."""
+        if self.shape.position != "rope" or layer in self.shape.unrotated_layers:
+            return None
+        sliding = bool(self.shape.window_of(layer))
+        angles = self._angles.get(sliding)
+        if angles is None or angles.cos.shape[0] < T:
+            cos, sin = angles_of(self.shape, T, sliding)
+            angles = self._angles[sliding] = Angles(cos.to(self.device), sin.to(self.device))
+        return Angles(angles.cos[:T], angles.sin[:T])
 
     def _layer_names(self, i: int) -> list[str]:
         return [name for name in self.names if name.startswith(f"layers.{i}.")]

@@ -7,8 +7,8 @@ A file of forensics/model/families holds one, under the name FAMILY. Adding the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,11 +18,27 @@ if TYPE_CHECKING:
 Tensors = dict[str, "Tensor"]
 
 
-def _nothing_fused(tensors: Tensors, other: Any, shape: Shape) -> None:
+class StoredPart(NamedTuple):
+    """Where Hugging Face stores one of our tensors: a whole one of theirs, or a part of it."""
+
+    name: str  # theirs
+    shape: tuple[int, ...]  # of the whole
+    cut: Callable[[Tensor], Tensor]  # takes ours out of the whole
+
+
+def _nothing_packed(theirs: Tensors, params: Tensors, shape: Shape) -> None:
     """Leave the tensors as they are: every one is stored under a name of its own."""
 
 
+def _nothing_fused(ours: str, shape: Shape) -> StoredPart | None:
+    return None
+
+
 def _no_more(shape: Shape) -> dict[str, Any]:
+    return {}
+
+
+def _nothing_read(config: dict[str, Any], layers: int) -> dict[str, Any]:
     return {}
 
 
@@ -37,10 +53,17 @@ class Family:
     fixed: dict[str, Any]  # configuration keys that are always the same
     names: dict[str, str]  # our name → Hugging Face's, {i} the layer
     # pack(theirs, params, shape) adds what Hugging Face stores fused, and turns what it stores
-    # turned; unpack(ours, take, shape) undoes it, `take(name)` being a tensor of theirs
-    pack: Callable[[Tensors, Tensors, Shape], None] = _nothing_fused
-    unpack: Callable[[Tensors, Callable[[str], Tensor], Shape], None] = _nothing_fused
-    rope_config: Callable[[Shape], dict[str, Any]] = _no_more  # keys beside the usual ones of RoPE
+    # turned; fused(ours, shape) says where one of ours then lies, None: under a name of its own
+    pack: Callable[[Tensors, Tensors, Shape], None] = _nothing_packed
+    fused: Callable[[str, Shape], StoredPart | None] = _nothing_fused
+    # keys of theirs that say more than one knob, or say it otherwise, and what they say
+    more_config: Callable[[Shape], dict[str, Any]] = _no_more
+    read_more: Callable[[dict[str, Any], int], dict[str, Any]] = _nothing_read
+    more_knobs: frozenset[str] = frozenset()  # which `more_config` and `read_more` are about
+    # what Hugging Face's class takes where a configuration is silent, where that is not our default
+    unsaid: dict[str, Any] = field(default_factory=dict)
+    full_every: int = 0  # with a window: every so many layers, and the last, attend to everything
+    unrotated_every: int = 0  # every so many layers are without RoPE; 0: none is
 
     def stored_as(self, ours: str) -> str | None:
         """Return Hugging Face's name of one of our tensors; None where it is stored fused."""

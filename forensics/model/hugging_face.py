@@ -11,11 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError
 from forensics.model.families import FAMILIES
-from forensics.model.family import Family, Tensors, spellings
+from forensics.model.family import Family, StoredPart, Tensors, spellings
+from forensics.model.rope_parameters import read_rope, written_rope
 from forensics.model.shape import Shape, parameter_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# knobs that a family leaves at these values unless it says otherwise
+PLAIN = {
+    "qkv_bias": False,
+    "clip_qkv": 0.0,
+    "window": 0,
+    "sliding_layers": (),
+    "unrotated_layers": (),
+    "rope_theta_sliding": 0.0,
+}
 
 
 def exported_family(shape: Shape) -> str | None:
@@ -25,15 +36,15 @@ def exported_family(shape: Shape) -> str | None:
     """
     for name, family in FAMILIES.items():
         # what a configuration key of theirs says, and it alone
-        free = {"norm_eps", "rope_theta", "rope_fraction"} | {
-            knob for knob, key in family.config.items() if key not in family.fixed
-        }
+        free = {"norm_eps", "rope_theta", "rope_fraction"} | family.more_knobs
+        free |= {"rope_theta_sliding"} if family.full_every else set()
+        free |= {knob for knob, key in family.config.items() if key not in family.fixed}
         same = all(
             getattr(shape, knob) == value
-            for knob, value in family.knobs.items()
+            for knob, value in (PLAIN | family.knobs).items()
             if knob not in free
         )
-        if not same or shape.document_mask:
+        if not same or shape.document_mask or not _window_is_said(shape):
             continue
         if family.knobs["rope_fraction"] == 1.0 and shape.rope_fraction != 1.0:
             continue
@@ -45,6 +56,11 @@ def exported_family(shape: Shape) -> str | None:
             continue
         return name
     return None
+
+
+def _window_is_said(shape: Shape) -> bool:
+    """Tell whether a window and the layers that slide belong together."""
+    return bool(shape.window) or not shape.sliding_layers
 
 
 def to_hf_config(shape: Shape, eot: int) -> dict[str, Any]:
@@ -59,12 +75,9 @@ def to_hf_config(shape: Shape, eot: int) -> dict[str, Any]:
     family = FAMILIES[name]
     config = {theirs: getattr(shape, ours) for ours, theirs in family.config.items()} | family.fixed
     if shape.position == "rope":
-        config["rope_theta"] = shape.rope_theta
-        config["rope_parameters"] = {"rope_type": "default", "rope_theta": shape.rope_theta}
-        if family.knobs["rope_fraction"] != 1.0:
-            config["rope_parameters"]["partial_rotary_factor"] = shape.rope_fraction
-        config |= family.rope_config(shape)
+        config |= written_rope(shape, family)
     return config | {
+        **family.more_config(shape),
         "model_type": name,
         "architectures": [family.architecture],
         "bos_token_id": eot,
@@ -91,29 +104,13 @@ def from_hf_config(config: dict[str, Any]) -> Shape:
                 f"{name} with {key} = {config[key]!r} is not built here",
                 f"only {key} = {value!r} is",
             )
-    values = dict(family.knobs)
+    said = family.unsaid | config
+    values = PLAIN | family.knobs
     values |= {
-        ours: config[theirs]
-        for ours, theirs in family.config.items()
-        if config.get(theirs) is not None
+        ours: said[theirs] for ours, theirs in family.config.items() if said.get(theirs) is not None
     }
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise ForensicsError(
-            "config",
-            f"RoPE of type {rope['rope_type']!r} is not built here",
-            "only the default type is",
-        )
     if values["position"] == "rope":
-        values["rope_theta"] = float(
-            rope.get("rope_theta")
-            or config.get("rope_theta")
-            or config.get("rotary_emb_base")
-            or values["rope_theta"]
-        )
-        values["rope_fraction"] = float(
-            rope.get("partial_rotary_factor") or config.get("rotary_pct") or values["rope_fraction"]
-        )
+        values |= read_rope(config, family)
     for ours in ("layers", "width", "heads", "max_positions", "vocabulary"):
         if not isinstance(values.get(ours), int) or values[ours] < 1:
             raise ForensicsError(
@@ -124,7 +121,35 @@ def from_hf_config(config: dict[str, Any]) -> Shape:
     values.setdefault("kv_heads", values["heads"])
     values.setdefault("head_width", values["width"] // values["heads"])
     values.setdefault("mlp_width", int(family.mlp_multiple * values["width"]))
-    return Shape(**values)
+    _check_layer_lists(said, values["layers"], bool(family.full_every))
+    shape = Shape(**values | family.read_more(said, values["layers"]))
+    if exported_family(shape) is None:
+        raise ForensicsError(
+            "config",
+            f"these settings of a {name} model together are not built here",
+            "`forensics train --help` lists the decoder's knobs",
+        )
+    return shape
+
+
+def _check_layer_lists(config: dict[str, Any], layers: int, may_slide: bool) -> None:
+    """Check what a configuration says layer by layer. Errors: config."""
+    for key in ("layer_types", "no_rope_layers"):
+        stated = config.get(key)
+        if stated and (not isinstance(stated, list) or len(stated) != layers):
+            raise ForensicsError(
+                "config",
+                f"{key}: wanted one entry for each of {layers} layers, found {stated!r}"[:200],
+                "is it the model's own config.json?",
+            )
+    known = {"full_attention", "sliding_attention"} if may_slide else {"full_attention"}
+    for kind in config.get("layer_types") or ():
+        if kind not in known:
+            raise ForensicsError(
+                "config",
+                f"layer_types: wanted {' or '.join(sorted(known))}, found {kind!r}",
+                "layers of this kind are not built here",
+            )
 
 
 def hf_names(shape: Shape) -> Iterator[tuple[str, str]]:
@@ -134,6 +159,20 @@ def hf_names(shape: Shape) -> Iterator[tuple[str, str]]:
         theirs = family.stored_as(ours)
         if theirs is not None:
             yield ours, theirs
+
+
+def stored_parts(shape: Shape) -> dict[str, StoredPart]:
+    """Say of each of our tensors where Hugging Face stores it, in the order of the forward."""
+    family = _family_of(shape)
+    parts = {}
+    for ours, size in parameter_shapes(shape).items():
+        whole = StoredPart(family.stored_as(ours) or ours, size, _as_it_is)
+        parts[ours] = family.fused(ours, shape) or whole
+    return parts
+
+
+def _as_it_is(whole: Tensor) -> Tensor:
+    return whole
 
 
 def _family_of(shape: Shape) -> Family:
@@ -172,26 +211,21 @@ def stored_name(family: Family, ours: str, stored: Collection[str]) -> str | Non
 
 def from_hf_tensors(tensors: Tensors, shape: Shape) -> Tensors:
     """Return Hugging Face's tensors under our names and layouts. Errors: data."""
-    name, family = exported_family(shape), _family_of(shape)
-
-    def take(theirs: str) -> Tensor:
-        for candidate in spellings(theirs):
-            if candidate in tensors:
-                return tensors[candidate]
-        raise ForensicsError(
-            "data",
-            f"wanted tensor {theirs!r}, found none in the checkpoint",
-            f"is it complete, and a {name} model?",
-        )
-
-    params = {ours: take(theirs) for ours, theirs in hf_names(shape)}
-    family.unpack(params, take, shape)
-    sizes = parameter_shapes(shape)
-    for ours, size in sizes.items():
-        if tuple(params[ours].shape) != size:
+    name = exported_family(shape)
+    params = {}
+    for ours, part in stored_parts(shape).items():
+        stored = next((tensors[name] for name in spellings(part.name) if name in tensors), None)
+        if stored is None:
             raise ForensicsError(
                 "data",
-                f"{ours}: wanted shape {size}, found {tuple(params[ours].shape)}",
+                f"wanted tensor {part.name!r}, found none in the checkpoint",
+                f"is it complete, and a {name} model?",
+            )
+        if tuple(stored.shape) != part.shape:
+            raise ForensicsError(
+                "data",
+                f"{part.name}: wanted shape {part.shape}, found {tuple(stored.shape)}",
                 "do config.json and weights belong together?",
             )
-    return {ours: params[ours].contiguous() for ours in sizes}
+        params[ours] = part.cut(stored).contiguous()
+    return params

@@ -34,6 +34,27 @@ class Shape:
     max_positions: int
     vocabulary: int
     document_mask: bool = False
+    qkv_bias: bool = False  # biases of queries, keys and values alone
+    clip_qkv: float = 0.0  # largest |number| of queries, keys and values; 0: not clipped
+    window: int = 0  # positions, its own included, that sliding layers attend to; 0: none slides
+    sliding_layers: tuple[int, ...] = ()
+    unrotated_layers: tuple[int, ...] = ()  # layers without RoPE
+    rope_scaling: str = "none"  # none | llama3 | yarn; never in sliding layers
+    rope_factor: float = 1.0  # of the wavelengths that are longer than the text trained on
+    rope_original_length: int = 0  # positions trained on before the factor
+    rope_slow: float = 1.0  # turns over the original length up to which the whole factor holds
+    rope_fast: float = 1.0  # turns over the original length from which on none of it does
+    rope_magnitude: float = 1.0  # of cos and sin (YaRN's attention factor)
+    rope_theta_sliding: float = 0.0  # base in sliding layers; 0: rope_theta
+
+    def __post_init__(self) -> None:
+        """Take the lists of JSON as tuples, so that equal shapes are equal."""
+        for name in ("sliding_layers", "unrotated_layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def window_of(self, layer: int) -> int:
+        """Return how many positions a query of this layer may look back on; 0: all before it."""
+        return self.window if layer in self.sliding_layers else 0
 
     @property
     def gated(self) -> bool:
@@ -55,9 +76,9 @@ def parameter_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
         shape.kv_heads * shape.head_width,
     )
 
-    def linear(name: str, out: int, into: int) -> None:
+    def linear(name: str, out: int, into: int, bias: bool = shape.bias) -> None:
         shapes[f"{name}.weight"] = (out, into)
-        if shape.bias:
+        if bias:
             shapes[f"{name}.bias"] = (out,)
 
     def norm(name: str, width: int, kind: str = shape.norm_kind) -> None:
@@ -71,9 +92,8 @@ def parameter_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
         shapes["positions.weight"] = (shape.max_positions, D)
     for i in range(shape.layers):
         norm(f"layers.{i}.attn.norm", D)
-        linear(f"layers.{i}.attn.q_proj", q_width, D)
-        linear(f"layers.{i}.attn.k_proj", kv_width, D)
-        linear(f"layers.{i}.attn.v_proj", kv_width, D)
+        for part, width in (("q", q_width), ("k", kv_width), ("v", kv_width)):
+            linear(f"layers.{i}.attn.{part}_proj", width, D, shape.bias or shape.qkv_bias)
         if shape.qk_norm != "none":
             norm(
                 f"layers.{i}.attn.q_norm",

@@ -34,9 +34,9 @@ class Seen:
         self.squares: dict[tuple[str, int], tuple[float, int]] = {}
 
     @torch.no_grad()
-    def attention(self, layer: int, q: Tensor, k: Tensor) -> None:
+    def attention(self, layer: int, q: Tensor, k: Tensor, window: int = 0) -> None:
         """Take in one forward's queries (B, H, T, K) and keys (B, G, T, K) of a layer."""
-        statistics = attention_statistics(q.detach(), k.detach())
+        statistics = attention_statistics(q.detach(), k.detach(), window=window)
         self.heads[layer] = (
             self.heads[layer].merge(statistics) if layer in self.heads else statistics
         )
@@ -97,7 +97,8 @@ def attach(model: nn.Module) -> Iterator[Seen]:
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **named: Any
     ) -> Any:
         if module in modules:
-            watcher.attention(int(module.layer_idx), query, key)  # type: ignore[arg-type]
+            window = named.get("sliding_window") or 0
+            watcher.attention(int(module.layer_idx), query, key, window)  # type: ignore[arg-type]
         return before(module)(module, query, key, value, *arguments, **named)
 
     registered = dict(ALL_ATTENTION_FUNCTIONS).get(name)

@@ -72,10 +72,13 @@ class Rows(NamedTuple):
 
 
 @torch.no_grad()
-def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) -> HeadStatistics:
+def attention_statistics(
+    q: Tensor, k: Tensor, documents: Tensor | None = None, window: int = 0
+) -> HeadStatistics:
     """Measure q (B, H, T, K) and k (B, G, T, K), G dividing H.
 
-    documents (B, T) keep pairs inside a document.
+    documents (B, T) keep pairs inside a document; a window (0: none) keeps them less than so many
+    positions apart.
 
     fp32 throughout, whatever the inputs and whatever autocast would make of them; memory grows with
     T, not with T².
@@ -90,15 +93,17 @@ def attention_statistics(q: Tensor, k: Tensor, documents: Tensor | None = None) 
                 torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax((0, 2))
                 for x in (q, k)
             ]
-            rows = kernels.rows(q, k, documents)
+            rows = kernels.rows(q, k, documents, window)
         else:
-            rows, *norms = blocked_rows(q, k, documents)
+            rows, *norms = blocked_rows(q, k, documents, window)
         # said where it is known, because a GPU would be waited for
-        opened = q.shape[0] * (q.shape[2] - 1) if documents is None else None
+        opened = q.shape[0] * (q.shape[2] - 1) if documents is None and window != 1 else None
         return _reduce(rows, norms[0], norms[1].repeat_interleave(q.shape[1] // k.shape[1]), opened)
 
 
-def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, Tensor, Tensor]:
+def blocked_rows(
+    q: Tensor, k: Tensor, documents: Tensor | None, window: int = 0
+) -> tuple[Rows, Tensor, Tensor]:
     """Compute rows by blocks of queries, each against all keys up to its last.
 
     Returns them with the largest ‖q‖ (H,) and ‖k‖ (G,).
@@ -113,9 +118,10 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
         k = k.repeat_interleave(H // k.shape[1], dim=1)
     q, k = (q / math.sqrt(K)).view(B * H, T, K), k.view(B * H, T, K)
     # |s − m| ≤ 2·‖q‖·‖k‖/√K: where that stays above FLOOR, only what is masked can lie below it
+    window = window if window < T else 0
+    masked = documents is not None or window > 0  # more than what lies after the query
     gentle = (
-        documents is None
-        and 2 * float(norms[0].amax() * norms[1].amax()) / math.sqrt(K) < -0.99 * FLOOR
+        not masked and 2 * float(norms[0].amax() * norms[1].amax()) / math.sqrt(K) < -0.99 * FLOOR
     )
     size = min(QUERIES, T)
     room = max(ELEMENTS, size * T)
@@ -124,12 +130,11 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
     position = torch.arange(T, device=q.device)
     counts = (position + 1).float()
     future = position[None, :size] > position[:size, None]
-    ids = None
-    if documents is None:
+    ids = documents.repeat_interleave(H, dim=0) if documents is not None else None
+    if not masked:
         visible = (~future).float()  # 0 where a key lies after the query
         ceiling = torch.full_like(visible, math.inf).masked_fill_(future, MASKED)
     else:
-        ids = documents.repeat_interleave(H, dim=0)
         counts = torch.empty(B * H, T, device=q.device)
     for first in range(0, T, size):
         last = min(first + size, T)
@@ -143,7 +148,7 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
                 for buffer in (scores, powers)
             )
             torch.bmm(q[low:high, first:last], k[low:high, :last].transpose(1, 2), out=score)
-            if ids is None:
+            if not masked:
                 # The only keys that can lie after a query. By products and minima, five times
                 # faster than masked_fill; an inf among the keys then shows as NaN in rows before it
                 # too, beside the inf in its own norm.
@@ -152,7 +157,7 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
                 torch.sum(score, -1, out=total)
                 torch.minimum(corner, ceiling[:count, :count], out=corner)
             else:
-                hidden = ids[low:high, first:last, None] != ids[low:high, None, :last]
+                hidden = _hidden(ids, window, position[:last], low, high, first)
                 hidden[..., first:] |= future[:count, :count]
                 counts[low:high, first:last] = last - hidden.sum(-1)
                 torch.sum(score.masked_fill_(hidden, 0.0), -1, out=total)
@@ -162,17 +167,30 @@ def blocked_rows(q: Tensor, k: Tensor, documents: Tensor | None) -> tuple[Rows, 
             (corner if gentle else score).clamp_min_(FLOOR)
             torch.exp(score, out=power)
             torch.sum(power, -1, out=z)
-            if ids is None:
+            if not masked:
                 opening.copy_(power[..., 0])
             else:
                 opening.copy_(
                     power.gather(-1, (~hidden).to(torch.int8).argmax(-1, keepdim=True))[..., 0]
                 )
             torch.sum(score.mul_(power), -1, out=weighted)
-    if ids is not None:
+    if masked:
         counts = counts.view(B, H, T)
     m, total, z, weighted, opening = numbers.view(5, B, H, T).unbind()
     return Rows(m, total, z, weighted, opening, counts), norms[0], norms[1]
+
+
+def _hidden(
+    ids: Tensor | None, window: int, position: Tensor, low: int, high: int, first: int
+) -> Tensor:
+    """Tell which keys the queries from `first` on do not see: other documents, or too far back."""
+    last = len(position)
+    hidden = torch.zeros(high - low, last - first, last, dtype=torch.bool, device=position.device)
+    if ids is not None:
+        hidden |= ids[low:high, first:, None][:, : last - first] != ids[low:high, None, :last]
+    if window:
+        hidden |= position[first:, None] - position[None, :] >= window
+    return hidden
 
 
 def _reduce(

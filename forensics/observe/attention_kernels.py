@@ -33,9 +33,9 @@ TILES = {
 }  # width up to → queries, keys: as many as registers hold
 
 
-def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
+def rows(q: Tensor, k: Tensor, documents: Tensor | None = None, window: int = 0) -> Rows:
     """Rows of q (B, H, T, K) and k (B, G, T, K), fp32, bf16 or fp16 and of any strides; documents
-    (B, T) as integers.
+    (B, T) as integers; keys less than `window` positions back, 0: all.
     """
     B, H, T, K = q.shape
     assert K <= WIDEST, "the blocked form takes wider heads"
@@ -60,7 +60,9 @@ def rows(q: Tensor, k: Tensor, documents: Tensor | None = None) -> Rows:
         T,
         K,
         1 / math.sqrt(K),
+        window if window < T else 0,
         DOCUMENTS=documents is not None,
+        WINDOW=0 < window < T,
         WIDEN=not q.is_cuda,
         LOWEST=FLOOR,
         QUERIES=queries,
@@ -91,7 +93,9 @@ def _rows(
     T,
     K,
     scale,
+    window,
     DOCUMENTS: tl.constexpr,
+    WINDOW: tl.constexpr,
     WIDEN: tl.constexpr,
     LOWEST: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -120,7 +124,11 @@ def _rows(
     count = tl.zeros((QUERIES,), tl.float32)
     opening = tl.zeros((QUERIES,), tl.float32)  # s of the first key seen
     broken = tl.zeros((QUERIES,), tl.int32)  # a NaN was seen: a maximum may pass over it
-    for start in range(0, tl.minimum(first + QUERIES, T), KEYS):
+    if WINDOW:  # from the first block that a query sees
+        begin = tl.maximum(first - window + 1, 0) // KEYS * KEYS
+    else:
+        begin = 0
+    for start in range(begin, tl.minimum(first + QUERIES, T), KEYS):
         j = start + tl.arange(0, KEYS)
         k_at = k_head + j[None, :].to(tl.int64) * k_t + column[:, None] * k_k
         k = tl.load(k_at, mask=(j[None, :] < T) & (column[:, None] < K), other=0.0)
@@ -131,10 +139,12 @@ def _rows(
         if DOCUMENTS:
             other = tl.load(ids_ptr + b * T + j, mask=j < T, other=-2)
             visible = visible & (document[:, None] == other[None, :])
+        if WINDOW:
+            visible = visible & (i[:, None] - j[None, :] < window)
         whole = visible & (s == s)
         broken = tl.maximum(broken, tl.max((visible & (s != s)).to(tl.int32), 1))
         higher = tl.maximum(m, tl.max(tl.where(whole, s, float("-inf")), 1))
-        if DOCUMENTS:
+        if DOCUMENTS or WINDOW:
             opens = tl.min(tl.where(visible, j[None, :], T), 1)
         else:
             opens = tl.zeros((QUERIES,), tl.int32)

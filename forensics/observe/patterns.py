@@ -5,7 +5,7 @@ tells of extremes.
 
 T×T numbers per head: for a sequence, never for a batch. Scores are s_ij = q_i·k_j/√K after RoPE and
 QK-norm, weights their softmax over the keys that a query sees (j ≤ i, inside the document where
-attention stays there).
+attention stays there, within the window where the layer slides).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from forensics.model.decoder import Decoder, Params
+from forensics.model.shape import Shape
 from forensics.step.observer import Site
 
 
@@ -36,8 +37,9 @@ class _Pairs:
 
     wants = frozenset({"q", "k", "documents"})
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, shape: Shape) -> None:
         self.most = most
+        self.shape = shape
         self.q: Tensor | None = None
         self.documents: Tensor | None = None
         self.scores: list[Tensor] = []
@@ -52,13 +54,15 @@ class _Pairs:
             self.q = x[0].float()
         else:
             assert self.q is not None, "q comes before k"
-            self._add(self.q, x[0].float())
+            self._add(self.q, x[0].float(), self.shape.window_of(site.layer))
 
-    def _add(self, q_HTK: Tensor, k_GTK: Tensor) -> None:
+    def _add(self, q_HTK: Tensor, k_GTK: Tensor, window: int) -> None:
         H, T, K = q_HTK.shape
         self.block = math.ceil(T / self.most)
         position = torch.arange(T, device=q_HTK.device)
         hidden = position[None, :] > position[:, None]
+        if window:
+            hidden = hidden | (position[:, None] - position[None, :] >= window)
         if self.documents is not None:
             hidden = hidden | (self.documents[None, :] != self.documents[:, None])
         shared = H // k_GTK.shape[0]
@@ -102,7 +106,7 @@ def patterns(
 
     Above `most` positions, blocks of ⌈T/most⌉ by the largest pair in each.
     """
-    watch = _Pairs(most)
+    watch = _Pairs(most, decoder.shape)
     decoder.hidden(
         params, tokens_T[None], watch, None if documents_T is None else documents_T[None]
     )

@@ -231,7 +231,8 @@ class Recorder:
         elif kind == "q":
             now.q[layer] = x
         elif kind == "k":
-            statistics = attention_statistics(now.q.pop(layer), x, now.documents)
+            window = self.model.decoder.shape.window_of(layer)
+            statistics = attention_statistics(now.q.pop(layer), x, now.documents, window)
             now.heads[layer] = (
                 now.heads[layer].merge(statistics) if layer in now.heads else statistics
             )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forensics.model.shape import Shape
 from forensics.observe.attention import HeadStatistics, attention_statistics
 from forensics.probes.curvature import curvature
 from forensics.probes.view import Value, View
@@ -84,8 +85,9 @@ def _together(values: Any) -> float:
 class _Heads:
     """Collects each layer's attention statistics over micro-batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, shape: Shape) -> None:
         self.wants = frozenset({"q", "k", "documents"})
+        self.shape = shape
         self.q: Tensor | None = None
         self.documents: Tensor | None = None
         self.found: dict[int, HeadStatistics] = {}
@@ -97,7 +99,8 @@ class _Heads:
             self.q = x
         else:
             assert self.q is not None, "q is tapped before k"
-            statistics = attention_statistics(self.q, x, self.documents)
+            window = self.shape.window_of(site.layer)
+            statistics = attention_statistics(self.q, x, self.documents, window)
             before = self.found.get(site.layer)
             self.found[site.layer] = statistics if before is None else before.merge(statistics)
 
@@ -106,7 +109,7 @@ def attention(view: View, _: Any) -> Value:
     """Entropy (nats, mean over queries) and largest logit of every head, as docs/formulas.md
     defines them; and of all.
     """
-    heads = _Heads()
+    heads = _Heads(view.model.decoder.shape)
     for _stream in _forward(view, heads):
         pass
     values: dict[str, float] = {}

@@ -109,7 +109,9 @@ class StepWatch:
             return
         values = self.forward.setdefault(layer, {})
         if kind == "k":
-            columns = attention_statistics(self.q.pop(layer), x, self.documents).columns()
+            window = self.model.decoder.shape.window_of(layer)
+            seen = attention_statistics(self.q.pop(layer), x, self.documents, window)
+            columns = seen.columns()
             for name, pick in OVER_HEADS:
                 value = float(pick(columns[name].float()))
                 merge_extreme(values, name, value, minimum=name.endswith("_min"))

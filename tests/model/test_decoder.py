@@ -18,6 +18,12 @@ from forensics.step.observer import SITES
 VARIANTS = {
     **{family: (family, {}) for family in families.FAMILIES},
     "document mask": ("llama", {"document_mask": True}),
+    "window inside documents": ("olmo3", {"window": 3, "document_mask": True}),
+    "clipped, without RoPE": ("olmo", {"clip_qkv": 0.5, "unrotated_layers": (1,)}),
+    "stretched, biases of three": (
+        "qwen2",
+        {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 8},
+    ),
     "grouped keys": ("qwen3", {"kv_heads": 2}),
     "half a llama, half a neox": (
         "llama",

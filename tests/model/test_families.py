@@ -21,8 +21,13 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"
 )
 
+LLAMA3 = {"rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_length": 64}
+YARN = {"rope_scaling": "yarn", "rope_factor": 8.0, "rope_original_length": 40, "rope_theta": 50.0}
 VARIANTS = {
     **{family: (family, {}) for family in families.FAMILIES},
+    # of two layers none would be without RoPE, and nothing of 16 positions outside the window
+    "smollm3": ("smollm3", {"unrotated_layers": (1,)}),
+    "olmo3": ("olmo3", {"window": 5}),
     "llama, tied": ("llama", {"tied": True}),
     "llama, grouped keys": ("llama", {"kv_heads": 2}),
     "llama, head width": (
@@ -39,6 +44,13 @@ VARIANTS = {
     "olmo2, tied": ("olmo2", {"tied": True}),
     "gpt_neox, tied, half of each head turned": ("gpt_neox", {"tied": True, "rope_fraction": 0.5}),
     "gpt_neox, one after the other": ("gpt_neox", {"parallel": False, "norm_eps": 1e-3}),
+    "llama, llama3": ("llama", LLAMA3),
+    "qwen2, yarn, grouped keys, tied": ("qwen2", YARN | {"kv_heads": 2, "tied": True}),
+    "smollm3, untied": ("smollm3", {"unrotated_layers": (0,), "tied": False, "kv_heads": 1}),
+    "olmo, clipped": ("olmo", {"clip_qkv": 0.5}),
+    "olmo3, yarn, grouped keys": ("olmo3", YARN | {"window": 3, "kv_heads": 2}),
+    "olmo3, both slide": ("olmo3", {"window": 1, "sliding_layers": (0, 1)}),
+    "gpt_neox, yarn": ("gpt_neox", YARN | {"rope_fraction": 0.5}),
     "gpt2, untied, more positions": ("gpt2", {"tied": False, "max_positions": 40}),
 }
 TOKENS = torch.randint(0, 61, (3, 16), generator=torch.Generator().manual_seed(7))
@@ -132,11 +144,47 @@ def theirs_of(name):
             t.GPTNeoXConfig(**neox, use_parallel_residual=False)
         ),
         "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**gpt2)),
+        "llama, llama3": lambda: t.LlamaForCausalLM(t.LlamaConfig(**llama, rope_parameters=LLAMA)),
+        "llama, yarn": lambda: t.LlamaForCausalLM(
+            t.LlamaConfig(**llama, rope_scaling={"type": "yarn", "factor": 4.0}, rope_theta=80.0)
+        ),
+        "olmo, clipped": lambda: t.OlmoForCausalLM(t.OlmoConfig(**llama, clip_qkv=0.6)),
+        "olmo3": lambda: t.Olmo3ForCausalLM(
+            t.Olmo3Config(**llama | {"num_hidden_layers": 5}, sliding_window=4)
+        ),
+        "olmo3, yarn": lambda: t.Olmo3ForCausalLM(
+            t.Olmo3Config(
+                **llama | {"num_hidden_layers": 4},
+                sliding_window=4,
+                rope_theta=100.0,
+                rope_scaling=YARN_THEIRS,
+            )
+        ),
+        "qwen2": lambda: t.Qwen2ForCausalLM(t.Qwen2Config(**llama)),
+        "smollm3": lambda: t.SmolLM3ForCausalLM(
+            t.SmolLM3Config(**llama | {"num_hidden_layers": 5})
+        ),
     }[name]()
 
 
+LLAMA = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN_THEIRS = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 40}
 THEIRS = (
     "llama",
+    "llama, llama3",
+    "llama, yarn",
+    "olmo, clipped",
+    "olmo3",
+    "olmo3, yarn",
+    "qwen2",
+    "smollm3",
     "llama, tied",
     "qwen3",
     "olmo",
@@ -148,11 +196,29 @@ THEIRS = (
 
 
 @pytest.mark.parametrize("name", THEIRS)
-def test_a_model_of_transformers_gives_the_same_logits_here(name, tmp_path):
+def test_a_model_of_transformers_gives_the_same_logits_and_gradients_here(name, tmp_path):
     theirs = theirs_of(name)
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # biases and gains are no longer 0 and 1
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
     theirs.save_pretrained(tmp_path)
     params, shape = checkpoint.load_hf_folder(tmp_path)
-    assert_equal_logits(our_logits(params, shape), their_logits(theirs))
+    logits = theirs.eval()(TOKENS).logits
+    aim = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+    (logits * aim).sum().backward()
+    tied = shape.tied
+    gradients = {name: p.grad for name, p in theirs.named_parameters(remove_duplicate=tied)}
+    if shape.parallel or "gpt_neox.embed_in.weight" in gradients:  # named otherwise when saved
+        gradients["embed_out.weight"] = gradients["lm_head.weight"]
+    wanted = hugging_face.from_hf_tensors(gradients, shape)
+    for plain in (False, True):
+        ours = {name: p.clone().requires_grad_() for name, p in params.items()}
+        found = Decoder(shape, plain=plain).hidden(ours, TOKENS) @ unembedding(ours).T
+        assert_equal_logits(found.detach(), logits.detach())
+        grads = torch.autograd.grad((found * aim).sum(), list(ours.values()))
+        largest = max(float(grad.abs().max()) for grad in wanted.values())
+        for name, grad in zip(ours, grads):
+            assert (grad - wanted[name]).abs().max() <= 1e-5 * largest, name
 
 
 def test_a_longer_text_than_any_before_is_rotated_right(make_shape, random_params, tmp_path):
@@ -212,7 +278,22 @@ def test_what_the_knobs_say_decides_the_export_not_the_family_they_started_from(
         {"model_type": "mamba"},
         {"hidden_act": "gelu"},
         {"attention_bias": True},
-        {"rope_parameters": {"rope_type": "yarn"}},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+        {"rope_parameters": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"factor": 2.0}},
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": {"type": "default", "rope_type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_scaling": "linear"},
+        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}},
+        {"rope_interleaved": True},
+        {"rope_ratio": 2.0},
+        {"partial_rotary_factor": 0.5},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"layer_types": ["full_attention"]},
         {"num_hidden_layers": None},
         {"vocab_size": "many"},
     ],
@@ -250,3 +331,45 @@ def test_a_folder_whose_weights_are_not_those_of_its_configuration_is_refused(
     with pytest.raises(ForensicsError) as e:
         checkpoint.load_hf_folder(path)
     assert e.value.kind == "data"
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_where_a_configuration_is_silent_the_class_of_transformers_decides(family):
+    from transformers import AutoConfig
+
+    theirs = AutoConfig.for_model(family)
+    known = families.FAMILIES[family]
+    said = {"tie_word_embeddings": known.knobs["tied"]}
+    for knob in ("norm_eps", "max_positions", "kv_heads", "head_width"):
+        if knob in known.config and knob in known.knobs:
+            said[known.config[knob]] = known.knobs[knob]
+    said |= known.unsaid
+    theta = said.pop("rope_theta", known.knobs["rope_theta"])
+    for key, value in said.items():
+        assert getattr(theirs, key) == value, key
+    if known.knobs["position"] == "rope":
+        assert theta == type(theirs).default_theta
+
+
+def test_olmo3_takes_the_kinds_of_layer_and_their_angles_from_its_configuration(make_shape):
+    shape = make_shape("olmo3", layers=6, **YARN)
+    assert shape.sliding_layers == (0, 1, 2, 4) and shape.window == 4096
+    config = hugging_face.to_hf_config(shape, 60)
+    assert config["layer_types"][3] == config["layer_types"][5] == "full_attention"
+    silent = {k: v for k, v in config.items() if k not in ("layer_types", "sliding_window")}
+    assert hugging_face.from_hf_config(silent).sliding_layers == (0, 1, 2, 4, 5)  # every fourth
+    with pytest.raises(ForensicsError, match="sliding layers"):
+        hugging_face.from_hf_config(
+            config | {"rope_parameters": {"sliding_attention": YARN_THEIRS}}
+        )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_recipes_model_section_can_be_made_of_any_shape(variant, make_shape):
+    from forensics import config
+    from forensics.model.knobs import section_of, shape_of
+
+    family, knobs = VARIANTS[variant]
+    shape = make_shape(family, **knobs)
+    section = section_of(shape, family)
+    assert shape_of(config.from_dict({"model": section}).model, 61, 16) == shape

@@ -19,9 +19,22 @@ pytestmark = pytest.mark.filterwarnings(
 TOKENS = torch.randint(0, 61, (2, 16), generator=torch.Generator().manual_seed(7))
 
 
-@pytest.mark.parametrize("family", ["llama", "olmo2", "qwen3", "gpt_neox"])
-def test_the_bridge_gives_our_logits_and_our_attention(family, make_shape, random_params):
-    shape = make_shape(family)
+@pytest.mark.parametrize(
+    ("family", "knobs"),
+    [
+        ("llama", {}),
+        ("olmo2", {}),
+        ("qwen3", {}),
+        ("gpt_neox", {}),
+        ("olmo", {"clip_qkv": 0.5}),
+        ("olmo3", {"window": 5, "rope_theta_sliding": 50.0}),
+        ("qwen2", {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_length": 8}),
+        ("smollm3", {"unrotated_layers": (1,)}),
+        ("llama", {"rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_length": 64}),
+    ],
+)
+def test_the_bridge_gives_our_logits_and_our_attention(family, knobs, make_shape, random_params):
+    shape = make_shape(family, **knobs)
     params = random_params(shape)
     before = {n: p.clone() for n, p in params.items()}
     lens = bridge(params, shape, None, 60)

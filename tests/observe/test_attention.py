@@ -12,7 +12,7 @@ from forensics.observe import attention
 from forensics.observe.attention import attention_statistics
 
 
-def naive(q, k, documents=None):
+def naive(q, k, documents=None, window=0):
     """Every column from its definition (docs/formulas.md), (H,) float64, with all T×T logits."""
     B, H, T, K = q.shape
     q, k = q.double(), k.double().repeat_interleave(H // k.shape[1], dim=1)
@@ -20,6 +20,8 @@ def naive(q, k, documents=None):
     open_ = torch.ones(T, T, dtype=torch.bool).tril().expand(B, 1, T, T)
     if documents is not None:
         open_ = open_ & (documents[:, None, :, None] == documents[:, None, None, :])
+    if window:
+        open_ = open_ & torch.ones(T, T, dtype=torch.bool).triu(1 - window)
     masked = s.masked_fill(~open_, -math.inf)
     log_p = masked.log_softmax(-1)
     p = log_p.exp()
@@ -91,14 +93,15 @@ def random_documents(B, T, seed):
     scale=st.sampled_from([1e-3, 1.0, 30.0, 1e3]),
     documents=st.booleans(),
     bf16=st.booleans(),
+    window=st.sampled_from([0, 0, 1, 2, 5, 40, 64, 500]),
     seed=st.integers(0, 10**6),
 )
-def test_every_column_is_its_definition(B, heads, K, T, scale, documents, bf16, seed):
+def test_every_column_is_its_definition(B, heads, K, T, scale, documents, bf16, window, seed):
     H, G = heads
     q, k = random_qk(B, H, G, T, K, scale, seed, torch.bfloat16 if bf16 else torch.float32)
     ids = random_documents(B, T, seed) if documents else None
-    wanted = naive(q, k, ids)
-    found = attention_statistics(q, k, ids).columns()
+    wanted = naive(q, k, ids, window)
+    found = attention_statistics(q, k, ids, window).columns()
     assert found.keys() == wanted.keys()
     assert_near(
         found,
@@ -106,7 +109,7 @@ def test_every_column_is_its_definition(B, heads, K, T, scale, documents, bf16, 
         float(wanted["q_norm_max"].amax() * wanted["k_norm_max"].amax()) / math.sqrt(K),
     )
     assert torch.isnan(found["attn_entropy_min"]).all() == (
-        T == 1 or (ids is not None and bool((ids.diff() > 0).all()))
+        T == 1 or window == 1 or (ids is not None and bool((ids.diff() > 0).all()))
     )
 
 

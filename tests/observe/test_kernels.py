@@ -36,7 +36,8 @@ found = {}
 for name in {key.split("/")[0] for key in inputs}:
     # strides of a decoder: (B, T, H, K) transposed
     q, k = (inputs[f"{name}/{x}"].transpose(1, 2) for x in "qk")
-    for field, x in kernels.rows(q, k, inputs.get(f"{name}/documents"))._asdict().items():
+    window = int(inputs.get(f"{name}/window", 0))
+    for field, x in kernels.rows(q, k, inputs.get(f"{name}/documents"), window)._asdict().items():
         found[f"{name}/{field}"] = x.contiguous()
 save_file(found, sys.argv[2])
 """
@@ -111,6 +112,12 @@ CASES = {
     "wide": case(B=1, H=1, G=1, T=70, K=100, seed=9),
     "widest": case(B=1, H=1, G=1, T=40, K=256, seed=10),
 }
+WINDOWS = {"window": 21, "window_of_one": 1, "window_in_documents": 40}
+CASES |= {
+    "window": case(B=1, H=4, G=2, T=150, seed=11),
+    "window_of_one": case(B=1, H=1, G=1, T=40, seed=12),
+    "window_in_documents": case(B=1, T=200, documents=documents(1, 200, 60, 5), seed=13),
+}
 BROKEN = {
     f"{name}_{which}": case(
         T=80,
@@ -138,6 +145,7 @@ def interpreted(tmp_path_factory):
         }
         if ids is not None:
             inputs[f"{name}/documents"] = ids
+        inputs[f"{name}/window"] = torch.tensor(WINDOWS.get(name, 0))
     save_file(inputs, folder / "in")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, folder / "in", folder / "out"],
@@ -161,13 +169,13 @@ def on_gpu(name):
         *(
             x.cpu()
             for x in attention_kernels.rows(
-                q.cuda(), k.cuda(), ids.cuda() if ids is not None else None
+                q.cuda(), k.cuda(), ids.cuda() if ids is not None else None, WINDOWS.get(name, 0)
             )
         )
     )
 
 
-def naive(q, k, ids):
+def naive(q, k, ids, window=0):
     """Rows by their definition in float64, and the size of the largest logit."""
     T, K = q.shape[2:]
     s = (
@@ -178,6 +186,8 @@ def naive(q, k, ids):
     open_ = torch.ones(T, T, dtype=torch.bool).tril().expand(s.shape)
     if ids is not None:
         open_ = open_ & (ids[:, None, :, None] == ids[:, None, None, :])
+    if window:
+        open_ = open_ & torch.ones(T, T, dtype=torch.bool).triu(1 - window)
     m = s.masked_fill(~open_, -math.inf).amax(-1)
     below = s - m[..., None]
     e = below.exp().masked_fill(~open_, 0.0)
@@ -193,7 +203,7 @@ def assert_rows(found, name):
     """m and Σ s to fp32's rounding of a dot product; the rest to what such an error of a logit
     moves them by.
     """
-    wanted, size = naive(*CASES[name])
+    wanted, size = naive(*CASES[name], WINDOWS.get(name, 0))
     exact = name in ("extreme", "extreme_documents", "rising", "falling")
     slack = 2e-6 if exact else 2e-6 + 2e-6 * size
     T = wanted.m.shape[-1]
@@ -255,9 +265,9 @@ def test_nan_and_inf_show_up_as_in_the_blocked_form(name, interpreted):
 def test_the_blocked_form_finds_the_same_rows(name):
     """Also with the strides that a decoder's queries and keys have."""
     q, k, ids = CASES[name]
-    assert_rows(attention.blocked_rows(q, k, ids)[0], name)
+    assert_rows(attention.blocked_rows(q, k, ids, WINDOWS.get(name, 0))[0], name)
     q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
-    assert_rows(attention.blocked_rows(q, k, ids)[0], name)
+    assert_rows(attention.blocked_rows(q, k, ids, WINDOWS.get(name, 0))[0], name)
 
 
 def test_both_forms_make_the_same_statistics(interpreted):
@@ -267,7 +277,9 @@ def test_both_forms_make_the_same_statistics(interpreted):
         found = attention._reduce(
             interpreted[name], norms[0], norms[1].repeat_interleave(q.shape[1] // k.shape[1])
         ).columns()
-        for column, values in attention_statistics(q, k, ids).columns().items():
+        for column, values in (
+            attention_statistics(q, k, ids, WINDOWS.get(name, 0)).columns().items()
+        ):
             torch.testing.assert_close(
                 found[column],
                 values,

@@ -22,7 +22,8 @@ class Everything:
 
 
 @pytest.mark.parametrize(
-    ("family", "knobs"), [("llama", {}), ("qwen3", {"kv_heads": 2}), ("gpt2", {})]
+    ("family", "knobs"),
+    [("llama", {}), ("qwen3", {"kv_heads": 2}), ("gpt2", {}), ("olmo3", {"window": 5})],
 )
 def test_the_extremes_are_those_that_the_recorder_writes(family, knobs, make_shape, random_params):
     shape = make_shape(family, **knobs)
@@ -35,7 +36,7 @@ def test_the_extremes_are_those_that_the_recorder_writes(family, knobs, make_sha
     torch.testing.assert_close(found.weights.sum(-1), torch.ones(2, 4, 16))
     for layer in range(2):
         q, k = watch.seen["q", layer], watch.seen["k", layer]
-        told = attention_statistics(q, k).columns()
+        told = attention_statistics(q, k, window=shape.window_of(layer)).columns()
         torch.testing.assert_close(found.scores[layer].amax((1, 2)), told["attn_logit_max"])
         p = found.weights[layer]
         entropy = -torch.where(p > 0, p * p.log(), 0.0).sum(-1).mean(-1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from forensics.model.family import Family, Tensors
+from forensics.model.family import Family, StoredPart, Tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from forensics.model.shape import Shape
 
+QKV = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 FUSED = "transformer.h.{i}.attn.c_attn."  # weight, bias
 TURNED = {"attn.o_proj": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
 
@@ -32,17 +30,26 @@ def pack(theirs: Tensors, params: Tensors, shape: Shape) -> None:
             theirs[weight] = theirs[weight].T
 
 
-def unpack(ours: Tensors, take: Callable[[str], Tensor], shape: Shape) -> None:
-    """Take q, k and v out of the fused map, and turn every linear map back."""
-    D = shape.width
-    for i in range(shape.layers):
-        weight, bias = take(FUSED.format(i=i) + "weight").T, take(FUSED.format(i=i) + "bias")
-        for index, projection in enumerate("qkv"):
-            rows = slice(index * D, (index + 1) * D)
-            ours[f"layers.{i}.attn.{projection}_proj.weight"] = weight[rows]
-            ours[f"layers.{i}.attn.{projection}_proj.bias"] = bias[rows]
-        for name in TURNED:
-            ours[f"layers.{i}.{name}.weight"] = ours[f"layers.{i}.{name}.weight"].T
+def fused(ours: str, shape: Shape) -> StoredPart | None:
+    """Say where q, k and v lie in the fused map, and that every linear map is stored turned."""
+    if not ours.startswith("layers."):
+        return None
+    i, _, module = ours.removeprefix("layers.").partition(".")
+    module, _, kind = module.rpartition(".")
+    D, M = shape.width, shape.mlp_width
+    if module in QKV:
+        first = QKV.index(module) * D
+        if kind == "weight":
+            return StoredPart(
+                FUSED.format(i=i) + kind, (D, 3 * D), lambda whole: whole.T[first : first + D]
+            )
+        return StoredPart(
+            FUSED.format(i=i) + kind, (3 * D,), lambda whole: whole[first : first + D]
+        )
+    if module in TURNED and kind == "weight":
+        size = {"attn.o_proj": (D, D), "mlp.up": (D, M), "mlp.down": (M, D)}[module]
+        return StoredPart(f"transformer.h.{i}.{TURNED[module]}.weight", size, lambda whole: whole.T)
+    return None
 
 
 FAMILY = Family(
@@ -92,5 +99,5 @@ FAMILY = Family(
         },
     },
     pack=pack,
-    unpack=unpack,
+    fused=fused,
 )

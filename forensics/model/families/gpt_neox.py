@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from forensics.model.family import Family, Tensors
+from forensics.model.family import Family, StoredPart, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from forensics.model.shape import Shape
 
+QKV = ("attn.q_proj", "attn.k_proj", "attn.v_proj")
 FUSED = "gpt_neox.layers.{i}.attention.query_key_value."  # weight, bias
 
 
@@ -30,19 +30,24 @@ def pack(theirs: Tensors, params: Tensors, shape: Shape) -> None:
             theirs[FUSED.format(i=i) + kind] = flat if kind == "weight" else flat[:, 0]
 
 
-def unpack(ours: Tensors, take: Callable[[str], Tensor], shape: Shape) -> None:
-    """Take q, k and v out of the fused matrix."""
+def fused(ours: str, shape: Shape) -> StoredPart | None:
+    """Say where q, k and v lie in the fused matrix."""
+    i, _, name = ours.removeprefix("layers.").partition(".")
+    module, _, kind = name.rpartition(".")
+    if module not in QKV:
+        return None
     H, K = shape.heads, shape.head_width
-    for i in range(shape.layers):
-        for kind in ("weight", "bias"):
-            fused = take(FUSED.format(i=i) + kind).reshape(H, 3, K, -1)
-            for index, projection in enumerate("qkv"):
-                rows = fused[:, index].reshape(H * K, -1)
-                name = f"layers.{i}.attn.{projection}_proj.{kind}"
-                ours[name] = rows if kind == "weight" else rows[:, 0]
+    index = QKV.index(module)
+    size = (3 * H * K, shape.width) if kind == "weight" else (3 * H * K,)
+
+    def cut(whole: Tensor) -> Tensor:
+        rows = whole.reshape(H, 3, K, -1)[:, index].reshape(H * K, -1)
+        return rows if kind == "weight" else rows[:, 0]
+
+    return StoredPart(FUSED.format(i=i) + kind, size, cut)
 
 
-def rope_config(shape: Shape) -> dict[str, Any]:
+def more_config(shape: Shape) -> dict[str, Any]:
     """Return the keys under which older versions of transformers look for RoPE's settings."""
     return {"rotary_pct": shape.rope_fraction, "rotary_emb_base": shape.rope_theta}
 
@@ -97,6 +102,6 @@ FAMILY = Family(
         },
     },
     pack=pack,
-    unpack=unpack,
-    rope_config=rope_config,
+    fused=fused,
+    more_config=more_config,
 )

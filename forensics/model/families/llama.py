@@ -53,4 +53,5 @@ FAMILY = Family(
     config=CONFIG | {"norm_eps": "rms_norm_eps", "head_width": "head_dim"},
     fixed={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     names=NAMES,
+    unsaid={"rms_norm_eps": 1e-6},
 )

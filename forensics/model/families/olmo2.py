@@ -5,6 +5,15 @@ from __future__ import annotations
 from forensics.model.families.llama import CONFIG, NAMES, QK_NORM_NAMES, ROPE
 from forensics.model.family import Family
 
+POST_NORM_NAMES = (
+    NAMES
+    | QK_NORM_NAMES
+    | {
+        "layers.{i}.attn.norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
+        "layers.{i}.mlp.norm.weight": "model.layers.{i}.post_feedforward_layernorm.weight",
+    }
+)
+
 FAMILY = Family(
     knobs=ROPE
     | {
@@ -22,10 +31,6 @@ FAMILY = Family(
     architecture="Olmo2ForCausalLM",
     config=CONFIG | {"norm_eps": "rms_norm_eps"},
     fixed={"hidden_act": "silu", "attention_bias": False},
-    names=NAMES
-    | QK_NORM_NAMES
-    | {
-        "layers.{i}.attn.norm.weight": "model.layers.{i}.post_attention_layernorm.weight",
-        "layers.{i}.mlp.norm.weight": "model.layers.{i}.post_feedforward_layernorm.weight",
-    },
+    names=POST_NORM_NAMES,
+    unsaid={"rms_norm_eps": 1e-5, "rope_theta": 1e4},
 )

@@ -23,4 +23,5 @@ FAMILY = Family(
     config=CONFIG | {"norm_eps": "rms_norm_eps", "head_width": "head_dim"},
     fixed={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
     names=NAMES | QK_NORM_NAMES,
+    unsaid={"rope_theta": 1e4, "num_key_value_heads": 32, "head_dim": 128},
 )
