@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import queries
 from forensics.errors import ForensicsError, nearest
 from forensics.records import TABLES
+from forensics.sequence_window import SequenceWindow, window_of
 from forensics.store import manifest, reader
 from forensics.store.sandbox import run_sandboxed
 from forensics.store.select_check import one_line
@@ -61,6 +62,16 @@ def header(run: str) -> dict[str, Any]:
         return _header(str(path), stat.st_mtime_ns, stat.st_size)
     except (OSError, ValueError):
         return {}
+
+
+def cut_of(header: dict[str, Any]) -> SequenceWindow:
+    """Return how the corpus of a run is cut into sequences, by its header.
+
+    KeyError, TypeError or ValueError where that does not say.
+    """
+    keys = header["config"]["data"]
+    # headers of runs that are older than the key know one window
+    return window_of(keys.get("window", "shared"), int(keys["sequence_length"]))
 
 
 @functools.lru_cache(512)

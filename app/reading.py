@@ -21,6 +21,7 @@ from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
     from forensics.data.shards import Corpus, Span
+    from forensics.sequence_window import SequenceWindow
 
 CONTINUED = "·"  # the rest of a character that an earlier token began
 WIDEST = 4  # tokens that may share one character of UTF-8
@@ -97,13 +98,11 @@ def _told(result: Path) -> dict[int, list[int]]:
         return {}
 
 
-def _corpus_of(run: str) -> tuple[Path, int]:
-    """Return the folder of the run's corpus, and how many targets a sequence has."""
+def _corpus_of(run: str) -> tuple[Path, SequenceWindow]:
+    """Return the folder of the run's corpus, and how it is cut into sequences."""
     header = data.header(run)
     try:
-        return data.runs_folder() / "_data" / header["corpus"], int(
-            header["config"]["data"]["sequence_length"]
-        )
+        return data.runs_folder() / "_data" / header["corpus"], data.cut_of(header)
     except (KeyError, TypeError, ValueError):
         raise ForensicsError(
             "missing", f"run.json of {run} names no corpus", "its text cannot be read here"
@@ -111,11 +110,11 @@ def _corpus_of(run: str) -> tuple[Path, int]:
 
 
 @functools.lru_cache(256)
-def _sequence(folder: Path, length: int, id_: int) -> Reading:
+def _sequence(folder: Path, cut: SequenceWindow, id_: int) -> Reading:
     import numpy as np
 
     corpus, ids = corpus_at(folder), np.array([id_])
-    tokens, spans = corpus.sequences(ids, length)[0].tolist(), corpus.spans(ids, length)[0]
+    tokens, spans = corpus.sequences(ids, cut)[0].tolist(), corpus.spans(ids, cut)[0]
     return Reading(
         tuple(tokens), tuple(texts_of(corpus.decode, tokens)), tuple(spans), corpus.vocabulary
     )

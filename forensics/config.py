@@ -19,8 +19,20 @@ from typing import Any
 
 from forensics.coercion import coerce
 from forensics.errors import ForensicsError, nearest
+from forensics.sequence_window import KINDS, SequenceWindow, window_of
 
 RECIPES = Path(__file__).parent / "recipes"
+SCHEDULES = (
+    "constant",
+    "cosine",
+    "half_cosine",
+    "cosine_linear",
+    "linear",
+    "inverse_sqrt",
+    "inverse_sqrt_floor",
+    "wsd",
+)
+UNDECAYED = ("*norm*", "*.bias")  # of every tensor's name; the rule of most trainers
 # the files of forensics/model/families, one a family; listed and not imported, for configuration
 # stands below the model
 FAMILIES = tuple(
@@ -79,7 +91,13 @@ class Data:
         "token ids to train the tokenizer to; 256 bytes and the end-of-text token included",
         low=257,
     )
-    sequence_length: int = key(128, "T, in tokens; a stored sequence has T+1", low=2)
+    sequence_length: int = key(128, "T, in tokens; `window` says how a sequence is cut", low=2)
+    window: str = key(
+        "shared",
+        "shared: T+1 tokens, the last is the next one's first; separate: T+1 tokens, none shared "
+        "(datatrove, Pythia, Amber); inside: T tokens, none shared, T−1 targets (OLMo)",
+        choices=KINDS,
+    )
     held_out: int = key(
         64,
         "sequences of the first phase's sources kept out of training, for held-out loss and probes",
@@ -91,6 +109,11 @@ class Data:
         "a sequence in which an n-gram, n = 1 … 13, repeats 32 or more times in a row weighs 0 "
         "in the loss, whose denominator is kept (OLMo 2's filter); not in held-out loss",
     )
+
+    @property
+    def cut(self) -> SequenceWindow:
+        """Return how the sources' streams are cut into sequences."""
+        return window_of(self.window, self.sequence_length)
 
 
 @dataclass(frozen=True)
@@ -200,12 +223,34 @@ class Train:
     schedule: str = key(
         "cosine",
         "shape after warm-up; formulas in train/schedule.py",
-        choices=("constant", "cosine", "linear", "wsd"),
+        choices=SCHEDULES,
     )
     warmup: int = key(20, "steps of linear warm-up", low=0)
-    min_lr: float = key(0.1, "share of the peak that cosine, linear and wsd end at", low=0, high=1)
+    warmup_from: float = key(0.0, "share of the peak that the warm-up begins at", low=0, high=1)
+    warmup_base: float = key(
+        1.0, "step that the run's first batch counts as in the warm-up", low=0, high=1
+    )
+    min_lr: float = key(
+        0.1, "share of the peak that every schedule but constant ends at", low=0, high=1
+    )
+    decay_base: float = key(
+        0.0, "step that the run's first batch counts as after the warm-up", low=0, high=1
+    )
+    decay_start: int | None = key(
+        None, "step at which cosine and linear begin to fall; left out: warmup", low=0
+    )
     decay_steps: int | None = key(
-        None, "wsd: steps of linear decay at the end; left out: a fifth of the run", low=1
+        None,
+        "wsd, cosine_linear: steps of decay at the end; left out: a fifth of the run",
+        low=1,
+    )
+    decay_shape: str = key(
+        "linear",
+        "wsd: linear; cosine; sqrt: 1 − √x; exponential: 2^(1−x) − 1",
+        choices=("linear", "cosine", "sqrt", "exponential"),
+    )
+    tail_min_lr: float = key(
+        0.0, "cosine_linear: share of the peak that its linear end goes to", low=0, high=1
     )
     schedule_steps: int | None = key(
         None, "length the schedule is drawn for; left out: steps", low=1
@@ -215,11 +260,32 @@ class Train:
     )
     eps: float = key(1e-8, "Adam's ε", above=0)
     weight_decay: float = key(0.1, "λ of AdamW, times the learning rate per update", low=0)
+    undecayed: tuple[str, ...] = key(
+        UNDECAYED,
+        "patterns of tensors' names that weight decay leaves alone; [] decays norms and biases too",
+    )
     decay_embeddings: bool = key(
-        True, "whether weight decay holds for embeddings; norms and biases never decay"
+        True,
+        "false: embed, positions and unembed are left alone too, beside what `undecayed` names",
     )
     clip: float = key(1.0, "largest ‖g‖₂; 0: no clipping", low=0)
-    z_loss: float = key(0.0, "weight of mean (logsumexp)², the auxiliary loss of PaLM", low=0)
+    clip_eps: float = key(
+        0.0, "ε of the factor min(1, clip / (‖g‖₂ + ε)); torch's and OLMo's is 1e-6", low=0
+    )
+    clip_warmup: int = key(0, "first steps at which `clip` is `clip_warmup_factor` times it", low=0)
+    clip_warmup_factor: float = key(1.0, "factor of `clip` during `clip_warmup`", above=0)
+    loss_over: str = key(
+        "targets",
+        "what the loss is divided by: targets: all of the batch; tokens: the sequences' tokens "
+        "(OLMo); unmasked: targets of sequences that data.mask_repeats leaves, and the tokens of "
+        "those it masks (OLMo-core)",
+        choices=("targets", "tokens", "unmasked"),
+    )
+    z_loss: float = key(
+        0.0,
+        "weight of Σ (logsumexp)² / the loss's denominator, the auxiliary loss of PaLM",
+        low=0,
+    )
     skip_step: bool = key(
         False, "SkipStep: no update where loss or gradient norm is 6σ over its last 128 values"
     )

@@ -37,6 +37,9 @@ def _dense_from(window: str) -> int:
     return int(window.partition(":")[0])
 
 
+# schedules whose fall may begin later than the warm-up ends
+FALLING = ("cosine", "half_cosine", "cosine_linear", "linear")
+
 RULES = (
     Ineffective(
         "data.vocabulary",
@@ -63,13 +66,51 @@ RULES = (
     ),
     Ineffective(
         "train.decay_steps",
+        lambda r: r.train.schedule not in ("wsd", "cosine_linear"),
+        'it belongs to train.schedule = "wsd" and "cosine_linear"',
+    ),
+    Ineffective(
+        "train.decay_shape",
         lambda r: r.train.schedule != "wsd",
         'it belongs to train.schedule = "wsd"',
     ),
     Ineffective(
-        "train.decay_embeddings",
-        lambda r: r.train.weight_decay == 0,
-        "train.weight_decay = 0 decays nothing",
+        "train.tail_min_lr",
+        lambda r: r.train.schedule != "cosine_linear",
+        'it belongs to train.schedule = "cosine_linear"',
+    ),
+    Ineffective(
+        "train.decay_start",
+        lambda r: r.train.schedule not in FALLING,
+        f"it belongs to train.schedule = {', '.join(FALLING)}",
+    ),
+    Ineffective(
+        "train.decay_base",
+        lambda r: r.train.schedule == "constant",
+        'train.schedule = "constant" does not decay',
+    ),
+    *(
+        Ineffective(
+            f"train.{key}", lambda r: r.train.warmup == 0, "train.warmup = 0 warms nothing up"
+        )
+        for key in ("warmup_from", "warmup_base")
+    ),
+    *(
+        Ineffective(
+            f"train.{key}",
+            lambda r: r.train.weight_decay == 0,
+            "train.weight_decay = 0 decays nothing",
+        )
+        for key in ("decay_embeddings", "undecayed")
+    ),
+    *(
+        Ineffective(f"train.{key}", lambda r: r.train.clip == 0, "train.clip = 0 clips nothing")
+        for key in ("clip_eps", "clip_warmup", "clip_warmup_factor")
+    ),
+    Ineffective(
+        "train.clip_warmup_factor",
+        lambda r: r.train.clip_warmup == 0,
+        "train.clip_warmup = 0 steps have another threshold",
     ),
     Ineffective(
         "train.held_out_every",

@@ -20,14 +20,24 @@ with document as (
     from documents
     where document = $document and run in (select run from lineage($run))
 ),
-lengths as (
-    select run, cast(config ->> '$.data.sequence_length' as bigint) as length from runs
+windows as (
+    select
+        run, cast(config ->> '$.data.sequence_length' as bigint) as width,
+        coalesce(config ->> '$.data.window', 'shared') as cut
+    from runs
 ),
-spans as (  -- the sequences that hold a token of it: number i is tokens [i·T, i·T + T]
+lengths as (  -- number i of a source is its tokens [i·stride, i·stride + length)
+    select
+        run, width + if(cut = 'inside', 0, 1) as length,
+        width + if(cut = 'separate', 1, 0) as stride
+    from windows
+),
+spans as (  -- the sequences that hold a token of it
     select
         d.run, d.path, src.first_sequence,
-        greatest(ceil((d.first_token - length) / length), 0)::bigint + src.first_sequence as low,
-        least((d.first_token + d.tokens - 1) // length, src.sequences - 1) + src.first_sequence
+        greatest(ceil((d.first_token - length + 1) / stride), 0)::bigint + src.first_sequence
+            as low,
+        least((d.first_token + d.tokens - 1) // stride, src.sequences - 1) + src.first_sequence
             as high
     from document as d
     join lengths on lengths.run = d.run

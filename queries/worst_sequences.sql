@@ -34,12 +34,21 @@ worst as (
     from batch
     qualify place <= $top
 ),
-lengths as (
-    select run, cast(config ->> '$.data.sequence_length' as bigint) as length from runs
-),
-located as (  -- number i of a source is its tokens [i·T, i·T + T]
+windows as (
     select
-        w.*, src.source, (w.sequence - src.first_sequence) * length as first_token, length
+        run, cast(config ->> '$.data.sequence_length' as bigint) as width,
+        coalesce(config ->> '$.data.window', 'shared') as cut
+    from runs
+),
+lengths as (  -- number i of a source is its tokens [i·stride, i·stride + length)
+    select
+        run, width + if(cut = 'inside', 0, 1) as length,
+        width + if(cut = 'separate', 1, 0) as stride
+    from windows
+),
+located as (
+    select
+        w.*, src.source, (w.sequence - src.first_sequence) * stride as first_token, length
     from worst as w
     join lengths on lengths.run = w.run
     left join sources as src
@@ -49,12 +58,12 @@ located as (  -- number i of a source is its tokens [i·T, i·T + T]
 parts as (
     select
         o.slot, d.document, d.path, d.tags,
-        least(d.first_token + d.tokens, o.first_token + o.length + 1)
+        least(d.first_token + d.tokens, o.first_token + o.length)
             - greatest(d.first_token, o.first_token) as overlap
     from located as o
     join documents as d
         on d.run = o.run and d.source = o.source
-        and d.first_token <= o.first_token + o.length and d.first_token + d.tokens > o.first_token
+        and d.first_token < o.first_token + o.length and d.first_token + d.tokens > o.first_token
 ),
 supplied as (
     select

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from forensics import config, identity
+from forensics.config import UNDECAYED
 from forensics.model.decoder import Decoder
 from forensics.model.initialize import initialize
 from forensics.model.knobs import shape_of
@@ -153,7 +154,7 @@ def make_model():
             built,
             micro_batch,
             optimizer,
-            decayed_names(built.names, True),
+            decayed_names(built.names, UNDECAYED, True),
             "cpu",
             shape.vocabulary - 1,
         )

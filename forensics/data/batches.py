@@ -1,11 +1,14 @@
 """Step → Batch: the order's ids, the corpus's tokens, and where every token came from.
 
-batches = Batches(corpus, order, sequence_length=128)
+batches = Batches(corpus, order, window_of("shared", 128))
 batches.batch_at(200).tokens  →  (B, 129) int64
+
+Every batch gets its weights and its loss's denominator here, and nowhere else.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +18,7 @@ from forensics.data.order import Order, make_order
 from forensics.data.repeats import repeat_share_rows
 from forensics.data.shards import Corpus, Span
 from forensics.errors import ForensicsError
+from forensics.sequence_window import SequenceWindow
 from forensics.step.batch import Batch
 
 if TYPE_CHECKING:
@@ -24,28 +28,42 @@ if TYPE_CHECKING:
 class Batches:
     """A run's own stream: `batch_at` is a BatchStream, a pure function of the step.
 
-    `mask_repeats`: the targets of a sequence weigh 0 where any of its T + 1 tokens lies inside a
-    repeated n-gram, as `sequences.repeat_share` has it (OLMo 2, arXiv 2501.00656). The denominator
-    is kept, as everywhere where something is masked: the other sequences weigh what they would have
-    weighed, and a batch of repeats alone has loss 0.
+    `mask_repeats`: the targets of a sequence weigh 0 where any of its tokens lies inside a repeated
+    n-gram, as `sequences.repeat_share` has it (OLMo 2, arXiv 2501.00656).
+
+    `loss_over` is the denominator of a batch of B sequences, n tokens each, M of them masked so:
+
+        targets   B·(n − 1)        every target of the batch, masked or not
+        tokens    B·n              OLMo (allenai/OLMo olmo/train.py): n = T, and T − 1 targets
+        unmasked  (B − M)·(n − 1) + M·n
+                  OLMo-core (train_module/transformer/train_module.py): labels that count, and for
+                  each masked sequence its n tokens
+
+    What an intervention masks leaves it alone: the other sequences weigh what they weighed.
     """
 
     def __init__(
-        self, corpus: Corpus, order: Order, sequence_length: int, mask_repeats: bool = False
+        self,
+        corpus: Corpus,
+        order: Order,
+        cut: SequenceWindow,
+        mask_repeats: bool = False,
+        loss_over: str = "targets",
     ) -> None:
-        self.corpus, self.order, self.sequence_length = corpus, order, sequence_length
-        self.mask_repeats = mask_repeats
-        layout = corpus.layout(sequence_length)
+        self.corpus, self.order, self.cut = corpus, order, cut
+        self.mask_repeats, self.loss_over = mask_repeats, loss_over
+        layout = corpus.layout(cut)
         if tuple(order.n_sequences.tolist()) != layout.n_sequences:
             raise ForensicsError(
                 "data",
                 f"wanted an order over {list(layout.n_sequences)} sequences, found"
                 f" {order.n_sequences.tolist()}",
-                "the corpus or data.sequence_length is not the one the order was made for",
+                "the corpus or its cut (data.sequence_length, data.window) is not the one the order"
+                " was made for",
             )
 
     def batch_at(self, step: int) -> Batch:
-        """Return batch `step`: weights 1 (masked repeats 0), denominator B·T.
+        """Return batch `step`: weights 1, of masked repeats 0.
 
         Errors: missing, past the end of an order file.
         """
@@ -57,12 +75,15 @@ class Batches:
         Errors: missing, for an id out of range.
         """
         batch = self._whole(ids, origin)
+        masked = np.zeros(len(batch.tokens), bool)
         if self.mask_repeats:
-            batch.weight[torch.from_numpy(repeat_share_rows(batch.tokens.numpy()) > 0)] = 0.0
-        return batch
+            masked = repeat_share_rows(batch.tokens.numpy()) > 0
+            batch.weight[torch.from_numpy(masked)] = 0.0
+        more = {"targets": 0, "tokens": len(masked), "unmasked": int(masked.sum())}[self.loss_over]
+        return replace(batch, denominator=batch.denominator + more) if more else batch
 
     def held_out(self) -> Batch:
-        """Return all held-out sequences in one batch, none masked.
+        """Return all held-out sequences in one batch, none masked, over all of their targets.
 
         Where there are none it has no rows, and denominator 0.
         """
@@ -70,24 +91,27 @@ class Batches:
 
     def _whole(self, ids: np.ndarray, origin: int | None = None) -> Batch:
         ids = np.asarray(ids, np.int64)
-        tokens = torch.from_numpy(self.corpus.sequences(ids, self.sequence_length))
-        B, T = len(ids), self.sequence_length
-        return Batch(tokens, torch.ones(B, T), float(B * T), torch.from_numpy(ids.copy()), origin)
+        tokens = torch.from_numpy(self.corpus.sequences(ids, self.cut))
+        weight = torch.ones(len(ids), self.cut.targets)
+        return Batch(tokens, weight, float(weight.numel()), torch.from_numpy(ids.copy()), origin)
 
     def provenance(self, batch: Batch) -> list[list[Span]]:
-        """Return, for each slot, the spans of documents that its T + 1 tokens came from.
+        """Return, for each slot, the spans of documents that its tokens came from.
 
         A sequence that an intervention made has none.
         """
-        return self.corpus.spans(batch.sequence.numpy(), self.sequence_length)
+        return self.corpus.spans(batch.sequence.numpy(), self.cut)
 
 
-def own_stream(corpus: Corpus, data: config.Data, batch: int, seed: int) -> Batches:
-    """Build the stream of a run from its recipe's `data`, `train.batch` and `train.seed`.
+def own_stream(corpus: Corpus, data: config.Data, train: config.Train) -> Batches:
+    """Build the stream of a run from its recipe's [data], and from [train] its batch, seed and
+    `loss_over`.
 
     Errors: config, data, missing.
     """
-    layout = corpus.layout(data.sequence_length)
+    layout = corpus.layout(data.cut)
     names = [source.name for source in corpus.sources]
-    order = make_order(data, names, layout.n_sequences, layout.first_sequence, batch, seed)
-    return Batches(corpus, order, data.sequence_length, data.mask_repeats)
+    order = make_order(
+        data, names, layout.n_sequences, layout.first_sequence, train.batch, train.seed
+    )
+    return Batches(corpus, order, data.cut, data.mask_repeats, train.loss_over)

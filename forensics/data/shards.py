@@ -2,8 +2,8 @@
 
 `<runs>/_data/<content hash>/`: `corpus.json`, `tokenizer.json`, `documents.parquet` and, for each
 source, the shards `<source index>-<k>.bin`: its stream of token ids, little-endian, an end-of-text
-token after every document. Nothing here depends on the sequence length: sequence i of a source is
-tokens iT … iT+T of its stream, T+1 of them.
+token after every document. Nothing on disk depends on how it is cut into sequences; a
+`SequenceWindow` says that, and no sequence reaches from one source into the next.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from forensics.data import intact
 from forensics.errors import ForensicsError
+from forensics.sequence_window import SequenceWindow
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,7 +55,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Layout:
-    """Say how sequences of one length lie over the sources.
+    """Say how the sequences of one window lie over the sources.
 
     Ids are counted over all sources, in the recipe's order.
     """
@@ -68,7 +69,7 @@ class Layout:
 class Span:
     """Hold a stretch of a sequence that comes from one document.
 
-    It is positions start … stop−1 of the sequence's T+1 tokens.
+    It is positions start … stop−1 of the sequence's tokens.
     """
 
     document: int
@@ -102,7 +103,7 @@ class Corpus:
             for entry in header["sources"]
         )
         self._dtype = np.dtype(header["dtype"])
-        self._layouts: dict[int, Layout] = {}
+        self._layouts: dict[SequenceWindow, Layout] = {}
         self._maps: dict[tuple[int, int], np.ndarray] = {}  # by source and shard
         self.hashes: dict[str, str] = {  # by file
             shard.file: shard.hash for source in self.sources for shard in source.shards
@@ -137,23 +138,25 @@ class Corpus:
         """
         return self.tokenizer.decode([int(token) for token in ids], skip_special_tokens=False)
 
-    def layout(self, sequence_length: int) -> Layout:
-        """Where the sequences of T + 1 tokens lie. Errors: data, where a source has none."""
-        T = sequence_length
-        if T not in self._layouts:
-            counts = [(source.tokens - 1) // T for source in self.sources]
+    def layout(self, cut: SequenceWindow) -> Layout:
+        """Where the sequences lie. Errors: data, where a source has none."""
+        if cut not in self._layouts:
+            counts = [cut.count(source.tokens) for source in self.sources]
             for source, count in zip(self.sources, counts):
                 if count < 1:
                     raise ForensicsError(
                         "data",
-                        f"source {source.name!r}: wanted at least {T + 1} tokens for one "
+                        f"source {source.name!r}: wanted at least {cut.length} tokens for one "
                         f"sequence, found {source.tokens}",
                         "lower data.sequence_length, or give the source more text",
                     )
             firsts = [sum(counts[:index]) for index in range(len(counts))]
-            tails = [source.tokens - (count * T + 1) for source, count in zip(self.sources, counts)]
-            self._layouts[T] = Layout(tuple(counts), tuple(firsts), tuple(tails))
-        return self._layouts[T]
+            tails = [
+                source.tokens - (count * cut.stride + cut.shared)
+                for source, count in zip(self.sources, counts)
+            ]
+            self._layouts[cut] = Layout(tuple(counts), tuple(firsts), tuple(tails))
+        return self._layouts[cut]
 
     def tokens(self, source: int, start: int, stop: int) -> np.ndarray:
         """Tokens start … stop−1 of a source's stream: (stop − start,) int64."""
@@ -172,27 +175,27 @@ class Corpus:
             start, shard = end, shard + 1
         return np.concatenate(pieces)
 
-    def sequences(self, ids: np.ndarray, sequence_length: int) -> np.ndarray:
-        """Return the tokens of sequences: (n,) ids → (n, T+1) int64.
+    def sequences(self, ids: np.ndarray, cut: SequenceWindow) -> np.ndarray:
+        """Return the tokens of sequences: (n,) ids → (n, cut.length) int64.
 
         Errors: missing, for an id out of range.
         """
-        T = sequence_length
-        source_n, start_n = self._starts(np.asarray(ids, np.int64), T)
-        out = np.empty((len(source_n), T + 1), np.int64)
+        source_n, start_n = self._starts(np.asarray(ids, np.int64), cut)
+        out = np.empty((len(source_n), cut.length), np.int64)
         for source in np.unique(source_n):
             rows = np.flatnonzero(source_n == source)
             first_K = self._first_tokens[source]
             shard_n = np.searchsorted(first_K, start_n[rows], side="right") - 1
-            whole_n = start_n[rows] + T < first_K[shard_n + 1]
+            whole_n = start_n[rows] + cut.length <= first_K[shard_n + 1]
             for shard in np.unique(shard_n[whole_n]):
                 chosen = rows[whole_n & (shard_n == shard)]
                 windows = np.lib.stride_tricks.sliding_window_view(
-                    self._map(int(source), int(shard)), T + 1
+                    self._map(int(source), int(shard)), cut.length
                 )
                 out[chosen] = windows[start_n[chosen] - first_K[shard]]
             for row in rows[~whole_n]:  # few: one at each border between shards
-                out[row] = self.tokens(int(source), int(start_n[row]), int(start_n[row]) + T + 1)
+                start = int(start_n[row])
+                out[row] = self.tokens(int(source), start, start + cut.length)
         return out
 
     def document_at(self, source: int, token_offset: np.ndarray) -> np.ndarray:
@@ -207,21 +210,21 @@ class Corpus:
             + self.sources[source].first_document
         )
 
-    def spans(self, ids: np.ndarray, sequence_length: int) -> list[list[Span]]:
+    def spans(self, ids: np.ndarray, cut: SequenceWindow) -> list[list[Span]]:
         """Return where each sequence's tokens come from, in order of position.
 
         Id −1 (made by an intervention) has no span.
         """
-        ids, T = np.asarray(ids, np.int64), sequence_length
+        ids = np.asarray(ids, np.int64)
         out: list[list[Span]] = [[] for _ in ids]
         real = np.flatnonzero(ids != -1)
-        source_n, start_n = self._starts(ids[real], T)
+        source_n, start_n = self._starts(ids[real], cut)
         for row, source, start in zip(real.tolist(), source_n.tolist(), start_n.tolist()):
-            low, high = self.document_at(source, np.array([start, start + T]))
+            low, high = self.document_at(source, np.array([start, start + cut.length - 1]))
             firsts = self._first_tokens_of_documents[source][
                 low - self.sources[source].first_document :
             ][: high - low + 1]
-            edges = [start, *firsts[1:].tolist(), start + T + 1]
+            edges = [start, *firsts[1:].tolist(), start + cut.length]
             for i, first in enumerate(firsts.tolist()):
                 document = int(low) + i
                 out[row].append(
@@ -260,20 +263,20 @@ class Corpus:
                 problems.append(f"{name}: wanted hash {digest}, found {actual}")
         return problems
 
-    def _starts(self, ids_n: np.ndarray, T: int) -> tuple[np.ndarray, np.ndarray]:
+    def _starts(self, ids_n: np.ndarray, cut: SequenceWindow) -> tuple[np.ndarray, np.ndarray]:
         """Return each id's source and its first token's place in the source's stream: (n,)."""
-        layout = self.layout(T)
+        layout = self.layout(cut)
         total = sum(layout.n_sequences)
         if len(ids_n) and not (ids_n.min() >= 0 and ids_n.max() < total):
             bad = int(ids_n[(ids_n < 0) | (ids_n >= total)][0])
             raise ForensicsError(
                 "missing",
-                f"wanted sequence {bad}, found 0 to {total - 1} of {T} + 1 tokens",
+                f"wanted sequence {bad}, found 0 to {total - 1} of {cut.length} tokens",
                 "ids count over all sources in the recipe's order",
             )
         first_S = np.array(layout.first_sequence, np.int64)
         source_n = np.searchsorted(first_S, ids_n, side="right") - 1
-        return source_n, (ids_n - first_S[source_n]) * T
+        return source_n, (ids_n - first_S[source_n]) * cut.stride
 
     def _intact(self, file: str) -> Path:
         """Return the path of a file that is as it was written. Errors: integrity."""

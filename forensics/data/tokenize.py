@@ -97,7 +97,7 @@ def prepare(
         )
     corpus = open_corpus(folder)
     corpus.require_intact()
-    corpus.layout(data.sequence_length)  # refuses a source without a sequence
+    corpus.layout(data.cut)  # refuses a source without a sequence
     return corpus
 
 

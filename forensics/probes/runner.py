@@ -123,8 +123,8 @@ def checkpoints(run: Run, steps: str | None) -> list[int]:
 
 
 def _text(run: Run, path: Path | None, what: str) -> Batch:
-    """Return the held-out set, or a file's tokens cut into sequences of T + 1 that share one with
-    their neighbour.
+    """Return the held-out set, or a file's tokens cut into sequences as long as the run's that
+    share one token with their neighbour.
     """
     if path is None:
         held_out = run.batches.held_out()
@@ -141,7 +141,7 @@ def _text(run: Run, path: Path | None, what: str) -> Batch:
             f"wanted a text of at least 2 tokens, found {len(ids)} in {path.name}",
             "a longer one",
         )
-    T = min(run.recipe.data.sequence_length, len(ids) - 1)
+    T = min(run.recipe.data.cut.targets, len(ids) - 1)
     count = (len(ids) - 1) // T
     rows = np.stack([ids[i * T : i * T + T + 1] for i in range(count)])
     tokens = torch.from_numpy(rows)

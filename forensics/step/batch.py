@@ -14,7 +14,7 @@ MADE = -1  # the id of a sequence that an intervention made
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Hold what one step trains on: B sequences of T + 1 tokens.
+    """Hold what one step trains on: B sequences, each with T targets and one token more.
 
     The loss is Σ weight·cross-entropy / denominator.
     """

@@ -26,6 +26,7 @@ class StepPolicy:
     update: Literal["apply", "hold", "zero", "none"]
     advance_schedule: bool
     skip_step: bool
+    clip_eps: float = 0.0  # ε of the factor min(1, clip / (‖g‖₂ + ε))
     watch_skip: bool = False  # SkipStep's window fills even where it is off
 
 

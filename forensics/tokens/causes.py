@@ -246,9 +246,7 @@ def _single_document(run: Run, exposure: Exposure, ids: Iterable[int]) -> dict[i
         first, last = int(exposure.first_step[id]), int(exposure.last_step[id])
         batch = run.stream(first)
         row = int((batch.tokens == id).any(1).nonzero()[0, 0])
-        spans = run.corpus.spans(batch.sequence[row : row + 1].numpy(), batch.tokens.shape[1] - 1)[
-            0
-        ]
+        spans = run.corpus.spans(batch.sequence[row : row + 1].numpy(), run.recipe.data.cut)[0]
         at = int((batch.tokens[row] == id).nonzero()[0, 0])
         here = next((span for span in spans if span.start <= at < span.stop), None)
         if here is None:

@@ -6,21 +6,22 @@ import numpy as np
 
 from forensics.data.shards import Corpus
 from forensics.progress import ProgressCallback
+from forensics.sequence_window import SequenceWindow
 from forensics.tokens.exposure_tally import Tally
 
 
 def documents_met(
-    corpus: Corpus, T: int, tally: Tally, progress: ProgressCallback, chunk: int
+    corpus: Corpus, cut: SequenceWindow, tally: Tally, progress: ProgressCallback, chunk: int
 ) -> np.ndarray:
     """Distinct documents that each token was met in, up to each state: (S, V) int64; the corpus is
     read in its order.
     """
-    layout, S, V = corpus.layout(T), tally.states, len(tally.last)
+    layout, S, V = corpus.layout(cut), tally.states, len(tally.last)
     counts = np.zeros(
         (S + 1, V), np.int64
     )  # by the state that met the pair of token and document first; S: none
     firsts = corpus.documents["first_token"].to_numpy()
-    rows, total, scanned = max(1, chunk // T), sum(layout.n_sequences), 0
+    rows, total, scanned = max(1, chunk // cut.stride), sum(layout.n_sequences), 0
     for s, source in enumerate(corpus.sources):
         n, offset = layout.n_sequences[s], layout.first_sequence[s]
         met, met_last = (each[offset : offset + n] for each in (tally.met, tally.met_last))
@@ -28,27 +29,31 @@ def documents_met(
         pending = _Pending(V, S)
         for a in range(0, n, rows):
             b = min(a + rows, n)
-            snap_P = _met_positions(met, met_last, a, b, T, S)
+            snap_P = _met_positions(met, met_last, a, b, cut, S)
             if (snap_P < S).any():
-                tokens_P = corpus.tokens(s, a * T, a * T + len(snap_P))
-                _count_pairs(tokens_P, snap_P, a * T, first_D, counts, pending)
+                start = a * cut.stride
+                tokens_P = corpus.tokens(s, start, start + len(snap_P))
+                _count_pairs(tokens_P, snap_P, start, first_D, counts, pending)
             scanned += b - a
             progress(scanned, total, "counting documents")
     return counts[:S].cumsum(0)
 
 
 def _met_positions(
-    met: np.ndarray, met_last: np.ndarray, a: int, b: int, T: int, never: int
+    met: np.ndarray, met_last: np.ndarray, a: int, b: int, cut: SequenceWindow, never: int
 ) -> np.ndarray:
     """Return the state that first met each position of sequences a … b−1.
 
-    (P,); neighbours share a position.
+    (P,); where neighbours share a position, it is the earlier of the two.
     """
-    snap_P = np.repeat(met[a:b], T)
+    snap_P = np.repeat(met[a:b], cut.stride)
+    if not cut.shared:
+        snap_P[cut.stride - 1 :: cut.stride] = met_last[a:b]
+        return snap_P
     before = np.concatenate(
         (met_last[a - 1 : a] if a else np.full(1, never, met.dtype), met_last[a : b - 1])
     )
-    np.minimum(snap_P[::T], before, out=snap_P[::T])
+    np.minimum(snap_P[:: cut.stride], before, out=snap_P[:: cut.stride])
     return np.append(snap_P, met_last[b - 1]) if b == len(met) else snap_P
 
 

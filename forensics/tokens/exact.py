@@ -156,11 +156,12 @@ def zero_gradient(
     )
     state = TrainState({EMBED: param}, {EMBED: exp_avg}, {EMBED: exp_avg_sq})
     zeros = torch.zeros_like(param)
-    decayed = decayed_names([EMBED], run.recipe.train.decay_embeddings)
+    train = run.recipe.train
+    decayed = decayed_names([EMBED], train.undecayed, train.decay_embeddings)
     steps = window.counters if window is not None else ()
     for i, counters in enumerate(steps):
         state.counters = counters
-        update(state, {EMBED: zeros}, run.policy(counters), decayed, run.recipe.train.optimizer)
+        update(state, {EMBED: zeros}, run.policy(counters), decayed, train.optimizer)
         if i % 256 == 255:
             progress(i + 1, len(steps), "folding zero gradient")
     return _at((param, exp_avg, exp_avg_sq), at)

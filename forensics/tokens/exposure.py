@@ -109,8 +109,8 @@ def _count(run: Run, steps: list[int], progress: ProgressCallback) -> list[Expos
     """At these states, ascending: one pass over the batches, then one over the corpus for the
     documents.
     """
-    T = run.recipe.data.sequence_length
-    tally = Tally(run.shape.vocabulary, sum(run.corpus.layout(T).n_sequences), len(steps))
+    cut = run.recipe.data.cut
+    tally = Tally(run.shape.vocabulary, sum(run.corpus.layout(cut).n_sequences), len(steps))
     windows = moves(run, steps[-1])
     total = sum(len(window.steps) for window in windows)
     steps_done, counts_at = 0, dict[int, Counts]()
@@ -122,7 +122,7 @@ def _count(run: Run, steps: list[int], progress: ProgressCallback) -> list[Expos
                 counts_at[stretch.state] = tally.counts_so_far()
             steps_done += stretch.high - stretch.low
             progress(steps_done, total, "counting tokens")
-    documents = documents_met(run.corpus, T, tally, progress, CHUNK)
+    documents = documents_met(run.corpus, cut, tally, progress, CHUNK)
     exposures = []
     for state, step in enumerate(steps):
         # where no step led here since the state before, nothing was added

@@ -35,7 +35,7 @@ class Counts(NamedTuple):
 def stretches(window: Moves, states: list[int], chunk: int) -> Iterator[Stretch]:
     """Cut a window's steps into stretches of about `chunk` tokens, none across a state."""
     recipe = window.run.recipe
-    size = max(1, chunk // (recipe.train.batch * (recipe.data.sequence_length + 1)))
+    size = max(1, chunk // (recipe.train.batch * recipe.data.cut.length))
     edges = np.searchsorted(window.steps, states)  # how many of the steps lie before each state
     low = 0
     for state, edge in enumerate(edges.tolist()):
@@ -53,7 +53,7 @@ class Tally:
         self.counts = np.zeros((3, vocabulary), np.int64)  # in, out, grad
         self.first = np.full(vocabulary, LATER)
         self.last = np.full(vocabulary, UNSEEN, np.int64)
-        # of each sequence the first state that has met its first T tokens, and its last one;
+        # of each sequence the first state that has met its inputs, and its last token;
         # `states`: none has
         self.met = np.full(sequences, states, np.uint16)
         self.met_last = np.full(sequences, states, np.uint16)
@@ -95,7 +95,7 @@ class Tally:
         _meet(self.met_last, ids[applied_n & counted[:, -1]], state)
 
     def _add_whole(self, tokens_nT: np.ndarray, step_n: np.ndarray) -> None:
-        """Rows of T + 1 tokens of which every target counts."""
+        """Rows of tokens of which every target counts."""
         if not len(tokens_nT):
             return
         every = self._bincount(tokens_nT.reshape(-1))

@@ -125,7 +125,7 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: ProgressCallback) -
 
     def forward() -> Forward:
         # Beyond what it was trained on, a position says nothing about the token there.
-        return of_decoder(params, run.shape, run.recipe.data.sequence_length, run.header.device)
+        return of_decoder(params, run.shape, run.recipe.data.cut.targets, run.header.device)
 
     special = frozenset({run.header.eot})
     return Target(f"{name}@{at}", "run", tokenizer, special, weights, forward, run, at)

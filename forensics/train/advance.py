@@ -175,8 +175,8 @@ def _forward_backward(
     result.loss = loss / batch.denominator
     # A gradient norm of inf or NaN clips nothing away: the update shows it, and the recorder flags
     # it.
-    if 0 < policy.clip < result.grad_norm < math.inf:
-        result.clip_scale = policy.clip / result.grad_norm
+    if 0 < policy.clip < result.grad_norm + policy.clip_eps < math.inf:
+        result.clip_scale = policy.clip / (result.grad_norm + policy.clip_eps)
     return grads
 
 

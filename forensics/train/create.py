@@ -18,6 +18,7 @@ from forensics.progress import ProgressCallback
 from forensics.recipe_conflicts import refuse_sparse_steps
 from forensics.store.writer import link_table
 from forensics.train.header import Header, now, write_header
+from forensics.train.optimizer import require_patterns
 from forensics.train.run import (
     Run,
     check_compiler,
@@ -49,9 +50,11 @@ def create(
         recipe.data, runs, recipe.train.seed, lambda done, total: preparing(done, total, "")
     )
     shape = shape_of(recipe.model, corpus.vocabulary, recipe.data.sequence_length)
-    batches = own_stream(corpus, recipe.data, recipe.train.batch, recipe.train.seed)
-    layout = corpus.layout(recipe.data.sequence_length)
-    sizes = [math.prod(size) for size in parameter_shapes(shape).values()]
+    batches = own_stream(corpus, recipe.data, recipe.train)
+    layout = corpus.layout(recipe.data.cut)
+    parameters = parameter_shapes(shape)
+    require_patterns(parameters, recipe.train.undecayed)
+    sizes = [math.prod(size) for size in parameters.values()]
     fingerprint = current_fingerprint(recipe, device, precision, threads)
     header = Header(
         name=name,

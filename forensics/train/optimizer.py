@@ -9,6 +9,7 @@ decay:
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -16,19 +17,37 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from forensics.config import UNDECAYED
+from forensics.errors import ForensicsError, nearest
 from forensics.step.policy import StepPolicy
 from forensics.step.state import TrainState
 
+# every row of them is one token or one position
+EMBEDDINGS = ("embed.weight", "positions.weight", "unembed.weight")
 
-def decayed_names(names: Iterable[str], decay_embeddings: bool) -> frozenset[str]:
-    """Parameters that weight decay holds for: matrices, and embeddings where the recipe says so."""
-    return frozenset(
-        name
-        for name in names
-        if name.endswith(".weight")
-        and "norm" not in name
-        and (decay_embeddings or name not in ("embed.weight", "positions.weight", "unembed.weight"))
-    )
+
+def decayed_names(
+    names: Iterable[str], undecayed: Iterable[str], decay_embeddings: bool
+) -> frozenset[str]:
+    """Return the parameters that weight decay holds for: those that no pattern of `undecayed`
+    names; embeddings where the recipe says so.
+    """
+    every = frozenset(names)
+    patterns = [*undecayed, *(EMBEDDINGS if not decay_embeddings else ())]
+    return every - {name for pattern in patterns for name in fnmatch.filter(every, pattern)}
+
+
+def require_patterns(names: Iterable[str], undecayed: Iterable[str]) -> None:
+    """Refuse a pattern of `undecayed` that names no tensor, unless it is usual. Errors: config."""
+    every = frozenset(names)
+    for pattern in undecayed:
+        if pattern not in (*UNDECAYED, *EMBEDDINGS) and not fnmatch.filter(every, pattern):
+            raise ForensicsError(
+                "config",
+                f"train.undecayed: wanted patterns of tensors' names, found {pattern!r}, which"
+                " names none",
+                nearest(pattern, every),
+            )
 
 
 @torch.no_grad()

@@ -77,9 +77,7 @@ class Run:
 
         Errors: integrity, where the order is no longer the run's.
         """
-        batches = own_stream(
-            self.corpus, self.recipe.data, self.recipe.train.batch, self.recipe.train.seed
-        )
+        batches = own_stream(self.corpus, self.recipe.data, self.recipe.train)
         if batches.order.fingerprint != self.header.order:
             raise ForensicsError(
                 "integrity",
@@ -246,7 +244,7 @@ def build_model(recipe: config.Recipe, shape: Shape, device: str, eot: int) -> S
     decoder = Decoder(
         shape, device, compiled=recipe.train.compile, recompute=recipe.train.checkpoint_activations
     )
-    decayed = decayed_names(decoder.names, recipe.train.decay_embeddings)
+    decayed = decayed_names(decoder.names, recipe.train.undecayed, recipe.train.decay_embeddings)
     return StepModel(decoder, recipe.micro_batch, recipe.train.optimizer, decayed, device, eot)
 
 

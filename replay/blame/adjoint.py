@@ -146,11 +146,15 @@ def step_back(
 
 
 def _unclip(grads_bar: dict[str, Tensor], taped: TapedStep) -> None:
-    """From g̃ = c·g/‖g‖ to g, in place: ḡ ← s·(ḡ − g̃⟨g̃, ḡ⟩/‖g̃‖²) with s = c/‖g‖."""
+    """From g̃ = s·g to g, in place, where s = c/(‖g‖ + ε).
+
+    ḡ ← s·(ḡ − g̃⟨g̃, ḡ⟩/‖g̃‖² · ‖g‖/(‖g‖ + ε)), and ‖g‖/(‖g‖ + ε) = 1 − ε·s/c.
+    """
     if taped.clip_scale == 1.0:
         return
     along = sum(float(sums.total(taped.grads[name] * bar)) for name, bar in grads_bar.items())
     along /= sum(float(sums.square_sum(grad)) for grad in taped.grads.values())
+    along *= 1 - taped.policy.clip_eps * taped.clip_scale / taped.policy.clip
     for name, bar in grads_bar.items():
         bar.sub_(taped.grads[name], alpha=along).mul_(taped.clip_scale)
 

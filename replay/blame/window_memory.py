@@ -34,7 +34,7 @@ def memory_needed(run: Run, steps: int, precision: str = "float32") -> int:
 
     The process's own few hundred megabytes are left out.
     """
-    itemsize, shape, T = DTYPES[precision].itemsize, run.shape, run.recipe.data.sequence_length
+    itemsize, shape, T = DTYPES[precision].itemsize, run.shape, run.recipe.data.cut.targets
     parameters = run.header.parameters
     length = segment(parameters, steps, itemsize)
     # kept states (the start is one) and the steps between two

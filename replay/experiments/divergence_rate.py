@@ -77,7 +77,7 @@ def _point(
     start = run.state_at(step)
     slot = int(np.random.default_rng(step).integers(run.recipe.train.batch))
     placebo = RemoveSequences(
-        step, step + 1, ((step, slot, 0, run.recipe.data.sequence_length),), "replace"
+        step, step + 1, ((step, slot, 0, run.recipe.data.cut.targets),), "replace"
     )
     names = [f"chaos-{seed}" for seed in range(seeds)]
     arms = {"control": arm_from(start, run), "placebo": arm_from(start, run, (placebo,))}

@@ -19,14 +19,15 @@ def holding(run: Run, token: int) -> np.ndarray:
     """Find all sequences that have the token as a target, held-out ones left out: (n,) int64
     sorted ids.
     """
-    T = run.recipe.data.sequence_length
-    layout = run.corpus.layout(T)
+    cut = run.recipe.data.cut
+    layout = run.corpus.layout(cut)
     sequences = [np.empty(0, np.int64)]
     for index, offset, ids in _scan(run):
-        # target p of the stream belongs to the sequence (p − 1) // T; the first token is nobody's
-        # target
+        # target p of the stream belongs to the sequence (p − 1) // stride; the stream's first token
+        # is nobody's target, nor is a sequence's first that no other sequence ends with
         positions = offset + np.flatnonzero(ids == token)
-        numbers = np.unique((positions[positions > 0] - 1) // T)
+        numbers, places = np.divmod(positions[positions > 0] - 1, cut.stride)
+        numbers = np.unique(numbers[places < cut.targets])
         sequences.append(
             layout.first_sequence[index] + numbers[numbers < layout.n_sequences[index]]
         )
@@ -54,8 +55,8 @@ def _scan(run: Run) -> Iterator[tuple[int, int, np.ndarray]]:
 
 def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
     """Find all sequences that hold a token of these documents: (n,) sorted ids."""
-    T = run.recipe.data.sequence_length
-    layout, table = run.corpus.layout(T), run.corpus.documents
+    cut = run.recipe.data.cut
+    layout, table = run.corpus.layout(cut), run.corpus.documents
     first_token, tokens = table["first_token"].to_numpy(), table["tokens"].to_numpy()
     sequences = []
     for index, source in enumerate(run.corpus.sources):
@@ -67,9 +68,9 @@ def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
             ],
             np.int64,
         )
-        # sequence i holds tokens iT … iT+T, so neighbours share one
-        low = np.maximum(-(-(first_token[ids] - T) // T), 0)
-        high = np.minimum((first_token[ids] + tokens[ids] - 1) // T, layout.n_sequences[index] - 1)
+        low = np.maximum(-(-(first_token[ids] - cut.targets) // cut.stride), 0)
+        last_token = first_token[ids] + tokens[ids] - 1
+        high = np.minimum(last_token // cut.stride, layout.n_sequences[index] - 1)
         sequences += [
             layout.first_sequence[index] + np.arange(start, end + 1)
             for start, end in zip(low, high)

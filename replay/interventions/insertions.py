@@ -40,10 +40,11 @@ def _others(
         ids = placebo.others_like(run, sequences, first, last, number)
         return {"sequences": ids} if ids else None
     length = len(text_edit.encode(run, text))
-    rows = placebo.fresh_sequences(run, -(-length // run.recipe.data.sequence_length), last, number)
+    cut = run.recipe.data.cut
+    rows = placebo.fresh_sequences(run, -(-length // cut.stride), last, number)
     if not rows:
         return None
-    tokens = run.corpus.sequences(np.array(rows), run.recipe.data.sequence_length)[:, :-1]
+    tokens = run.corpus.sequences(np.array(rows), cut)[:, : cut.stride]
     return {"text": run.corpus.decode(tokens.reshape(-1)[:length])}
 
 
@@ -52,7 +53,7 @@ class Replace(BatchesOfWindow):
     """Put other batches in the window's place: those from step `batch` on, a text, or sequences of
     the corpus; one of the three.
 
-    A text is tokenised and packed into sequences that share one token with their neighbours. Text
+    A text is tokenised and packed into sequences as the corpus is. Text
     and sequences fill the window row by row, and begin again where they end.
     """
 

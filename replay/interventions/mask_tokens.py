@@ -110,7 +110,7 @@ class MaskTokens(BatchesOfWindow):
         )
         require_tokens(run, self.kind, self.tokens)
         require_places(run, self, [(step, slot) for step, slot, _ in self.at])
-        T = run.recipe.data.sequence_length
+        T = run.recipe.data.cut.targets
         for _, _, position in self.at:
             require(
                 0 <= position < T,

@@ -213,7 +213,7 @@ class RemoveSequences(Removing):
             "sql chooses `step` and `slot`",
         )
         require_places(run, self, [(step, slot) for step, slot, _, _ in self.at])
-        T = run.recipe.data.sequence_length
+        T = run.recipe.data.cut.targets
         for _, _, low, high in self.at:
             require(
                 0 <= low < high <= T,

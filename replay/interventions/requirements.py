@@ -45,7 +45,7 @@ def require_tokens(run: Run, kind: str, tokens: Sequence[int]) -> None:
 
 def require_sequences(run: Run, kind: str, sequences: Sequence[int]) -> None:
     """Refuse an id that the corpus has not, or that is held out. Errors: missing, usage."""
-    layout = run.corpus.layout(run.recipe.data.sequence_length)
+    layout = run.corpus.layout(run.recipe.data.cut)
     total, held_out = sum(layout.n_sequences), set(run.batches.order.held_out.tolist())
     for sequence in sequences:
         if not 0 <= sequence < total:

@@ -59,7 +59,7 @@ def _spans(
     if how != "mask":
         yield Slot(step, row, 0, T)
         return
-    for span in run.corpus.spans(batch.sequence[row : row + 1].numpy(), T)[0]:
+    for span in run.corpus.spans(batch.sequence[row : row + 1].numpy(), run.recipe.data.cut)[0]:
         # target t is token t+1: the sequence's first token is nobody's target here
         low, high = max(span.start, 1) - 1, span.stop - 1
         if span.document in documents and low < high:

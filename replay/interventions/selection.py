@@ -44,7 +44,7 @@ def places_of(stream: BatchStream, sequences: Sequence[int], first: int, last: i
 
 def _whole_rows(run: Run, places: Sequence[Place]) -> list[tuple[int, int, int, int]]:
     """(step, slot, 0, T) of each place once, in the order of the batches."""
-    T = run.recipe.data.sequence_length
+    T = run.recipe.data.cut.targets
     return [(step, slot, 0, T) for step, slot in sorted(set(places))]
 
 

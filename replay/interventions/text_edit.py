@@ -1,6 +1,6 @@
 """Text into sequences: text packed to length, and sequences whose text was edited.
 
-An edited sequence keeps its T + 1 tokens. Its text is cut where a document ends; every piece that
+An edited sequence keeps its length. Its text is cut where a document ends; every piece that
 an edit changed is tokenised again, every other piece keeps its tokens. What is then too long is cut
 at its end; what is too short goes on in its source's stream after the sequence (and from the
 stream's start where that ends). The whole text, uncut, stays with the row until the batch is
@@ -43,7 +43,7 @@ class Piece:
 class Edited:
     """A row whose text was edited: what it was, and its pieces."""
 
-    tokens: Tensor  # (T+1,) as the stream had them
+    tokens: Tensor  # of one sequence, as the stream had them
     sequence: int
     pieces: tuple[Piece, ...]
 
@@ -81,17 +81,17 @@ def encode(run: Run, text: str) -> list[int]:
 
 
 def packed(run: Run, text: str, n: int | None = None) -> Tensor:
-    """Pack a text and its end-of-text token into sequences: (n, T+1), from the start again where it
-    ends.
+    """Pack a text and its end-of-text token into sequences, from the start again where it ends.
 
-    Neighbours share one token, as in the corpus. n left out: as many as hold the whole text once.
+    They are (n, tokens of a sequence), cut as the corpus is. n left out: as many as hold the
+    whole text once.
     """
     import torch
 
-    T = run.recipe.data.sequence_length
+    cut = run.recipe.data.cut
     ids = np.array([*encode(run, text), run.corpus.eot], np.int64)
-    rows = max(1, -(-(len(ids) - 1) // T)) if n is None else n
-    positions = np.arange(rows)[:, None] * T + np.arange(T + 1)
+    rows = max(1, -(-(len(ids) - cut.shared) // cut.stride)) if n is None else n
+    positions = np.arange(rows)[:, None] * cut.stride + np.arange(cut.length)
     return torch.from_numpy(ids[positions % len(ids)])
 
 
@@ -157,7 +157,7 @@ def _whole_characters(run: Run, ids: list[int]) -> list[Piece]:
 
 
 def _rendered(run: Run, row: Edited) -> Tensor:
-    """Its pieces as T + 1 tokens: (T+1,)."""
+    """Its pieces as the tokens of one sequence."""
     import torch
 
     ids: list[int] = []
@@ -176,10 +176,11 @@ def _continuation(run: Run, sequence: int, ids: list[int], n: int) -> list[int]:
     if sequence < 0:
         again = ids or [run.corpus.eot]
         return (again * -(-n // len(again)))[:n]
-    T = run.recipe.data.sequence_length
+    cut = run.recipe.data.cut
     source = int(run.batches.order.source_of(np.array([sequence]))[0])
     total = run.corpus.sources[source].tokens
-    start = (sequence - run.corpus.layout(T).first_sequence[source]) * T + T + 1
+    number = sequence - run.corpus.layout(cut).first_sequence[source]
+    start = number * cut.stride + cut.length
     following = run.corpus.tokens(source, min(start, total), min(start + n, total)).tolist()
     while len(following) < n:
         following += run.corpus.tokens(source, 0, min(n - len(following), total)).tolist()

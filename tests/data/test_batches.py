@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from forensics.config import Data
+from forensics.config import Data, Train
 from forensics.data import tokenize
 from forensics.data.batches import Batches, own_stream
 from forensics.data.corpus import Documents
 from forensics.data.order import make_order
 from forensics.data.tokenize import prepare
 from forensics.errors import ForensicsError
+from forensics.sequence_window import window_of
 from forensics.step.batch import Batch
 
 T, B = 32, 8
+CUT = window_of("shared", T)
 SOURCES = {"clean": "stdlib/json", "odd": "shuffled:stdlib/json/scanner"}
 DATA = Data(sources=SOURCES, tokenizer="bytes", sequence_length=T, held_out=12)
 
@@ -26,7 +28,7 @@ def batches(request, tmp_path_factory):
         patch.setattr(tokenize, "SHARD_TOKENS", request.param)
         corpus = prepare(DATA, tmp_path_factory.mktemp("runs"))
     assert len(corpus.sources[0].shards) == -(-corpus.sources[0].tokens // request.param)
-    return own_stream(corpus, DATA, B, seed=0)
+    return own_stream(corpus, DATA, Train(batch=B))
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +39,9 @@ def streams():
 
 
 def test_sequence_i_is_tokens_iT_to_iT_plus_T_and_neighbours_share_one(batches, streams):
-    corpus, layout = batches.corpus, batches.corpus.layout(T)
+    corpus, layout = batches.corpus, batches.corpus.layout(CUT)
     wanted = [s[i * T : i * T + T + 1] for s in streams for i in range((len(s) - 1) // T)]
-    found = corpus.sequences(np.arange(len(wanted)), T)
+    found = corpus.sequences(np.arange(len(wanted)), CUT)
     assert found.dtype == np.int64 and (found == wanted).all()
     assert (found[0, -1], found[1, 0]) == (streams[0][T], streams[0][T])
     assert layout.first_sequence == (0, (len(streams[0]) - 1) // T)
@@ -47,13 +49,13 @@ def test_sequence_i_is_tokens_iT_to_iT_plus_T_and_neighbours_share_one(batches, 
         len(s) for s in streams
     ]
     backwards = np.arange(len(wanted))[::-7]
-    assert (corpus.sequences(backwards, T) == np.array(wanted)[backwards]).all()
+    assert (corpus.sequences(backwards, CUT) == np.array(wanted)[backwards]).all()
 
 
 def test_the_same_shards_serve_any_sequence_length(batches, streams):
     for length in (2, 7, 500):
         last = (len(streams[0]) - 1) // length - 1
-        found = batches.corpus.sequences(np.array([last]), length)[0]
+        found = batches.corpus.sequences(np.array([last]), window_of("shared", length))[0]
         assert found.tolist() == streams[0][last * length : last * length + length + 1]
 
 
@@ -89,9 +91,8 @@ def test_held_out_sequences_are_one_batch_that_training_never_reads(batches):
     assert len(held.sequence) == 12 and held.origin is None
     read = torch.cat([batches.batch_at(step).sequence for step in range(200)])
     assert not torch.isin(held.sequence, read).any()
-    none = own_stream(
-        batches.corpus, Data(sources=SOURCES, sequence_length=T, held_out=0), B, 0
-    ).held_out()
+    nothing = Data(sources=SOURCES, sequence_length=T, held_out=0)
+    none = own_stream(batches.corpus, nothing, Train(batch=B)).held_out()
     assert none.tokens.shape == (0, T + 1) and none.denominator == 0
 
 
@@ -101,7 +102,7 @@ def test_provenance_gives_for_every_token_the_documents_own_text(batches):
     }
     documents = batches.corpus.documents.to_pylist()
     crossing = 0
-    for ids in np.array_split(np.arange(sum(batches.corpus.layout(T).n_sequences)), 20):
+    for ids in np.array_split(np.arange(sum(batches.corpus.layout(CUT).n_sequences)), 20):
         batch = batches.make(ids)
         for tokens, spans in zip(batch.tokens.tolist(), batches.provenance(batch)):
             assert [s.start for s in spans] + [T + 1] == [0] + [s.stop for s in spans]
@@ -132,7 +133,7 @@ def test_documents_are_found_by_offset_in_their_stream(batches):
 
 
 def test_sequences_out_of_range_are_missing(batches):
-    total = sum(batches.corpus.layout(T).n_sequences)
+    total = sum(batches.corpus.layout(CUT).n_sequences)
     for ids in ([total], [-1, 0]):
         with pytest.raises(
             ForensicsError, match=f"wanted sequence {ids[0]}, found 0 to {total - 1}"
@@ -144,7 +145,7 @@ def test_sequences_out_of_range_are_missing(batches):
 def test_an_order_made_for_another_corpus_is_refused(batches):
     order = make_order(DATA, ["clean", "odd"], [100, 100], [0, 100], B, 0)
     with pytest.raises(ForensicsError, match="wanted an order over"):
-        Batches(batches.corpus, order, T)
+        Batches(batches.corpus, order, CUT)
 
 
 def test_text_is_decoded_from_a_batch(batches, streams):
@@ -182,11 +183,11 @@ def repeats(tmp_path_factory):
 def test_a_repeated_document_weighs_nothing_and_the_denominator_is_kept(repeats):
     data, corpus = repeats
     masking, plain = (
-        own_stream(corpus, data, 4, 0),
-        own_stream(corpus, Data(**vars(data) | {"mask_repeats": False}), 4, 0),
+        own_stream(corpus, data, Train(batch=4)),
+        own_stream(corpus, replace(data, mask_repeats=False), Train(batch=4)),
     )
     masked = set()
-    for step in range(corpus.layout(80).n_sequences[0] // 4):
+    for step in range(corpus.layout(data.cut).n_sequences[0] // 4):
         with_mask, without = masking.batch_at(step), plain.batch_at(step)
         assert torch.equal(with_mask.tokens, without.tokens) and torch.equal(
             with_mask.sequence, without.sequence
@@ -209,7 +210,8 @@ def test_a_repeated_document_weighs_nothing_and_the_denominator_is_kept(repeats)
 
 def test_31_times_in_a_row_is_no_repeat(repeats):
     data, corpus = repeats
-    every = own_stream(corpus, data, 4, 0).make(np.arange(corpus.layout(80).n_sequences[0]))
+    count = corpus.layout(data.cut).n_sequences[0]
+    every = own_stream(corpus, data, Train(batch=4)).make(np.arange(count))
     newlines = torch.tensor(
         [bytes(t for t in row if t < 256).count(b"\n" * 31) for row in every.tokens.tolist()]
     )
@@ -218,12 +220,12 @@ def test_31_times_in_a_row_is_no_repeat(repeats):
 
 def test_held_out_sequences_are_never_masked(repeats):
     data, corpus = repeats
-    masking = own_stream(corpus, data, 4, 0)
+    masking = own_stream(corpus, data, Train(batch=4))
     masked = np.flatnonzero(
-        ~masking.make(np.arange(corpus.layout(80).n_sequences[0])).weight.any(1).numpy()
+        ~masking.make(np.arange(corpus.layout(data.cut).n_sequences[0])).weight.any(1).numpy()
     )
     held = Batches(
-        corpus, replace(masking.order, held_out=masked), 80, mask_repeats=True
+        corpus, replace(masking.order, held_out=masked), data.cut, mask_repeats=True
     ).held_out()
     assert held.sequence.tolist() == masked.tolist() and bool((held.weight == 1).all())
 

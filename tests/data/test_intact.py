@@ -12,6 +12,7 @@ import pytest
 from forensics.data import intact
 from forensics.data.shards import open_corpus
 from forensics.errors import ForensicsError
+from forensics.sequence_window import window_of
 from forensics.train.loop import train
 from forensics.train.run import open_run
 
@@ -39,7 +40,7 @@ def flip(path, keep_times=False):
 
 
 def read_some(run):
-    return run.corpus.sequences(np.arange(2), 32)
+    return run.corpus.sequences(np.arange(2), window_of("shared", 32))
 
 
 @pytest.mark.parametrize("keep_times", [False, True])
@@ -68,7 +69,9 @@ def test_the_tokenizer_and_the_documents_are_guarded_too(copied, file):
     flip(copied.corpus.folder / file)
     corpus = open_run(copied.runs, "tiny").corpus
     with pytest.raises(ForensicsError, match=file):
-        corpus.decode([1, 2]) if file == "tokenizer.json" else corpus.spans(np.arange(2), 32)
+        corpus.decode([1, 2]) if file == "tokenizer.json" else corpus.spans(
+            np.arange(2), window_of("shared", 32)
+        )
 
 
 def test_a_file_is_hashed_once_and_then_known_by_its_stamp(copied, monkeypatch):

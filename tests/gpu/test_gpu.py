@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from forensics import config, identity
+from forensics.config import UNDECAYED
 from forensics.model import families
 from forensics.model.decoder import Decoder
 from forensics.model.initialize import initialize
@@ -165,7 +166,12 @@ def test_a_run_that_was_stopped_and_resumed_is_the_run_that_was_not(folder, trai
 def model_of(shape, micro_batch=4, **decoder):
     built = Decoder(shape, DEVICE, **decoder)
     return StepModel(
-        built, micro_batch, "fused", decayed_names(built.names, True), DEVICE, shape.vocabulary - 1
+        built,
+        micro_batch,
+        "fused",
+        decayed_names(built.names, UNDECAYED, True),
+        DEVICE,
+        shape.vocabulary - 1,
     )
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from forensics.config import UNDECAYED
 from forensics.step import sums
 from forensics.train.advance import advance
 
@@ -132,7 +133,9 @@ def test_embeddings_that_do_not_decay_have_an_update_ratio_without_decay_of_thei
 
     shape = make_shape()
     decoder = Decoder(shape)
-    model = StepModel(decoder, 4, "fused", decayed_names(decoder.names, False), "cpu", 60)
+    model = StepModel(
+        decoder, 4, "fused", decayed_names(decoder.names, UNDECAYED, False), "cpu", 60
+    )
     keep = Keep(model)
     advance(start_state(shape), make_batch(), make_policy(), model, keep)
     check(keep, model)

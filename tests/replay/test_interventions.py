@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forensics.errors import ForensicsError
+from forensics.sequence_window import window_of
 from forensics.step.batch import Batch
 from forensics.train.advance import advance
 from forensics.train.run import Run
@@ -521,7 +522,11 @@ def test_an_edited_sequence_keeps_its_length_by_the_rule(read_only: Run) -> None
     assert longer.tokens[row].tolist() == spelled[: T + 1] and longer.sequence[row] == -1
     shorter = composed([EditTokens(50, 51, " ", "")], read_only)[0](50)
     left = [t for t in before if t != 32]
-    at = (int(old.sequence[row]) - corpus.layout(T).first_sequence[0]) * T + T + 1
+    at = (
+        (int(old.sequence[row]) - corpus.layout(window_of("shared", T)).first_sequence[0]) * T
+        + T
+        + 1
+    )
     follows = corpus.tokens(0, at, at + T + 1 - len(left)).tolist()
     assert shorter.tokens[row].tolist() == left + follows
     untouched = [b for b in range(8) if 32 not in old.tokens[b].tolist()]
@@ -601,8 +606,10 @@ def test_the_scan_for_a_token_finds_what_reading_every_sequence_finds(
     read_only: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_search, "CHUNK", 1000)
-    layout = read_only.corpus.layout(32)
-    tokens = read_only.corpus.sequences(np.arange(sum(layout.n_sequences)), 32)
+    layout = read_only.corpus.layout(read_only.recipe.data.cut)
+    tokens = read_only.corpus.sequences(
+        np.arange(sum(layout.n_sequences)), read_only.recipe.data.cut
+    )
     held_out = set(read_only.batches.order.held_out.tolist())
     wanted = [
         i for i in np.flatnonzero((tokens[:, 1:] == ord("{")).any(1)).tolist() if i not in held_out

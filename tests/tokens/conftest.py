@@ -97,7 +97,7 @@ def planted_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "train.held_out_every=0",
     ]
     recipe = config.load("planted-tokens", changes)
-    epoch = prepare(recipe.data, runs).layout(128).n_sequences[0]
+    epoch = prepare(recipe.data, runs).layout(recipe.data.cut).n_sequences[0]
     recipe = config.load(
         "planted-tokens", [*changes, f"train.steps={epoch * 3 // 2}", f"checkpoint.steps=[{epoch}]"]
     )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from forensics.config import UNDECAYED
 from forensics.data import intact
 from forensics.step.state import TrainState
 from forensics.tokens import exact
@@ -145,7 +146,7 @@ def test_some_rows_alone_are_folded_as_within_the_whole_embedding(
             whole,
             {EMBED: torch.zeros(V, D)},
             run.policy(counters),
-            decayed_names([EMBED], True),
+            decayed_names([EMBED], UNDECAYED, True),
             implementation,
         )
     ids = np.sort(np.random.default_rng(0).choice(V - 1, 20, replace=False))

@@ -50,7 +50,9 @@ def read_one_by_one(run: Run, step: int) -> dict[str, np.ndarray]:
             frozen = each.policy(Counters(s, rows[s]["schedule"], rows[s]["updates"])).frozen
             for b in range(len(batch.tokens)):
                 tokens, weight = batch.tokens[b].tolist(), batch.weight[b].tolist()
-                spans = each.corpus.spans(batch.sequence[b : b + 1].numpy(), T)[0]
+                spans = each.corpus.spans(batch.sequence[b : b + 1].numpy(), each.recipe.data.cut)[
+                    0
+                ]
                 owner = {p: span.document for span in spans for p in range(span.start, span.stop)}
                 of = np.cumsum(
                     [0]
@@ -151,7 +153,7 @@ def test_inputs_and_targets_add_up_to_the_positions_read(tiny_run: Run) -> None:
 
 
 def test_a_planted_word_was_seen_as_often_as_it_was_planted(planted_run: Run) -> None:
-    layout = planted_run.corpus.layout(128)
+    layout = planted_run.corpus.layout(planted_run.recipe.data.cut)
     epoch = layout.n_sequences[0]
     read = planted_run.corpus.tokens(0, 0, epoch * 128)
     tail = planted_run.corpus.tokens(

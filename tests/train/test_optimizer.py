@@ -3,8 +3,17 @@
 import pytest
 import torch
 
+from forensics.config import UNDECAYED
+from forensics.errors import ForensicsError
 from forensics.step.state import Counters, TrainState
-from forensics.train.optimizer import Adjoint, bias_corrections, decayed_names, pull_back, update
+from forensics.train.optimizer import (
+    Adjoint,
+    bias_corrections,
+    decayed_names,
+    pull_back,
+    require_patterns,
+    update,
+)
 
 NAMES = (
     "embed.weight",
@@ -49,7 +58,7 @@ def by_the_formula(state, grads, policy, decayed):
 
 def run(implementation, policy, dtype=torch.float32, steps=5):
     state = random_state(dtype)
-    decayed = decayed_names(NAMES, True)
+    decayed = decayed_names(NAMES, UNDECAYED, True)
     for step in range(steps):
         grads = random_grads(step, dtype)
         if implementation == "formula":
@@ -122,8 +131,8 @@ def test_a_row_without_gradient_only_decays_and_its_moments_stay_zero(implementa
 
 def test_norms_and_biases_never_decay_and_embeddings_where_asked():
     matrix = {"layers.0.attn.q_proj.weight"}
-    assert decayed_names(NAMES, False) == matrix
-    assert decayed_names((*NAMES, "positions.weight"), True) == matrix | {
+    assert decayed_names(NAMES, UNDECAYED, False) == matrix
+    assert decayed_names((*NAMES, "positions.weight"), UNDECAYED, True) == matrix | {
         "embed.weight",
         "unembed.weight",
         "positions.weight",
@@ -166,7 +175,7 @@ def test_the_product_with_the_jacobian_is_autograds(fields, steps, make_policy):
     """Of one update, from moments of zero and from real ones, every output pulled on at random;
     rows of zeros are finite.
     """
-    policy, decayed = make_policy(**fields), decayed_names(NAMES, True)
+    policy, decayed = make_policy(**fields), decayed_names(NAMES, UNDECAYED, True)
     state = run("formula", policy, torch.float64, steps)
     grads = {n: g.requires_grad_() for n, g in random_grads(steps, torch.float64).items()}
     before = tracked(state)
@@ -213,3 +222,17 @@ def test_the_product_with_the_jacobian_is_autograds(fields, steps, make_policy):
         if n in found:
             assert torch.isfinite(found[n]).all()
             torch.testing.assert_close(found[n], exact["grads", n], rtol=1e-11, atol=1e-9, msg=n)
+
+
+def test_decay_is_by_patterns_of_names():
+    norms = {name for name in NAMES if "norm" in name or name.endswith(".bias")}
+    assert norms
+    assert decayed_names(NAMES, ["embed.weight"], True) == set(NAMES) - {"embed.weight"}  # OLMo 2
+    assert decayed_names(NAMES, [], True) == set(NAMES)
+    assert decayed_names(NAMES, [*UNDECAYED, "embed.weight"], True) == (
+        set(NAMES) - norms - {"embed.weight"}
+    )
+    require_patterns(NAMES, ["layers.*.attn.*", *UNDECAYED])
+    with pytest.raises(ForensicsError, match=r"'embedding\.weight', which names none") as e:
+        require_patterns(NAMES, ["embedding.weight"])
+    assert "embed.weight" in e.value.hint

@@ -97,10 +97,11 @@ def _picker(run: str, steps: list[int], found: Mapping[int, Any], spike: int | N
 
 
 def _length(run: str) -> int:
-    """T, tokens of a sequence."""
-    return int(
-        ((data.header(run).get("config") or {}).get("data") or {}).get("sequence_length") or 0
-    )
+    """Targets of a sequence; 0 where the header does not say."""
+    try:
+        return data.cut_of(data.header(run)).targets
+    except (KeyError, TypeError, ValueError):
+        return 0
 
 
 def arguments_of(run: str, spike: int, length: int) -> list[str]:

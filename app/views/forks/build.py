@@ -154,9 +154,10 @@ def _form(run: str, kind: str, selection: Selection) -> str:
             " and key."
         )
         return str(answers["text"])
-    length = int(
-        (((data.header(run).get("config") or {}).get("data")) or {}).get("sequence_length") or 0
-    )
+    try:
+        length = data.cut_of(data.header(run)).targets
+    except (KeyError, TypeError, ValueError):
+        length = 0
     return toml_text.written(head, [forms.intervention(kind, answers, length)])
 
 

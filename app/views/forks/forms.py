@@ -150,7 +150,7 @@ def intervention(kind: str, answers: Mapping[str, Any], length: int = 0) -> dict
     """Make a fork file's intervention; what was left empty is left out. Errors: usage, naming the
     field.
 
-    `length`: T, for sequences that are given as step/slot: the whole of each is meant.
+    `length`: targets of a sequence, for those that are given as step/slot: all of each is meant.
     """
     keys: dict[str, Any] = {"kind": kind}
     for field in fields(kind):

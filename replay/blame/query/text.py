@@ -4,8 +4,9 @@
     query_of_file(run, Path("eval.jsonl"))   a text file, or a text in each line; cut into windows
 
 No end-of-text token is put in front or behind: the first token of a text is context alone. A text
-of a file that is longer than the context is cut into windows of at most T + 1 tokens that share
-one with their neighbour, so that every token but the text's first is predicted exactly once.
+of a file that is longer than the context is cut into windows as long as the run's sequences that
+share one token with their neighbour, so that every token but the text's first is predicted exactly
+once.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Query:
 
 def query_of_text(run: Run, text: str) -> Query:
     """Return the question after one text. Errors: usage (none, one token, too long), data."""
-    ids, context = encode(run, text), run.recipe.data.sequence_length + 1
+    ids, context = encode(run, text), run.recipe.data.cut.length
     if len(ids) < 2:
         raise ForensicsError(
             "usage",
@@ -123,7 +124,7 @@ def _text_of(line: str, where: str) -> str:
 
 
 def _query(run: Run, texts: Sequence[str], encoded: Sequence[list[int]], file: str | None) -> Query:
-    rows = [row for ids in encoded for row in windows(ids, run.recipe.data.sequence_length)]
+    rows = [row for ids in encoded for row in windows(ids, run.recipe.data.cut.targets)]
     counted = sum(len(row) - 1 for row in rows)
     # rows of weight 0 make micro-batches of one size; what pads a row lies behind all that it reads
     size = min(run.model.micro_batch, len(rows))
