@@ -94,7 +94,11 @@ def examine(runs: Path, name: str | None, progress: ProgressCallback = silent) -
         fingerprint=here,
         run=name,
         header_name=written if written != name else None,
-        differs_from_run=tuple(identity.fingerprint_difference(here, run.header.fingerprint)),
+        differs_from_run=(
+            tuple(identity.fingerprint_difference(here, run.header.fingerprint))
+            if run.header.shape  # a log alone is replayed nowhere
+            else ()
+        ),
         problems=tuple(problem for finding in findings for problem in finding.problems),
         checks=checks,
         unchecked=tuple(_unchecked(run, tables.unnamed)),
@@ -139,7 +143,9 @@ def _lineage(run: Run) -> _Finding:
 
 
 def _data(run: Run) -> Iterator[_Finding]:
-    """Hash every file of the corpus, and make the order again."""
+    """Hash every file of the corpus, and make the order again; a log alone has neither."""
+    if not run.header.corpus:
+        return
     try:
         corpus = run.corpus
     except ForensicsError as e:

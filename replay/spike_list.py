@@ -18,6 +18,7 @@ from forensics.detect.band import LATEST
 from forensics.detect.spikes import restarts_of, robust, spike_score
 from forensics.detect.trend import Trend, trend
 from forensics.errors import ForensicsError
+from forensics.logs.log_table import spacing
 from forensics.result_records import ResultRecord
 from replay.lineage import open_trajectory
 from replay.verify import recorded_steps
@@ -39,7 +40,7 @@ class SpikeRow:
     value: float
     baseline: float | None  # None: the detector has none
     sigma: float | None
-    kind: Literal["batch", "fast", "slow"] | None
+    kind: Literal["batch", "fast", "slow"] | None  # None: not told by the detector, or the rows
     recovered_at: int | None
 
 
@@ -67,6 +68,7 @@ class SpikeList(ResultRecord):
     fewest: int  # of them below which nothing but NaN and inf is a spike
     steps: int  # own steps that were computed
     judged: int  # of them, those with `fewest` values before them since the window last restarted
+    every: int  # steps from one recorded step to the next, mostly: above 1, all windows count rows
     spike_score: SpikeScore
     trend: Trend
     spikes: tuple[SpikeRow, ...]
@@ -80,6 +82,11 @@ class _Recorded(NamedTuple):
     restarts: list[int]
     first: int  # the run's first own step
     warmup: int  # steps
+
+    @property
+    def every(self) -> int:
+        """Tell how many steps lie from one recorded step to the next, mostly."""
+        return spacing(self.steps)
 
 
 class _Setting(NamedTuple):
@@ -126,6 +133,7 @@ def spikes_of(
         fewest=setting.fewest,
         steps=len(computed),
         judged=_judged(recorded, setting.fewest, detector == "robust"),
+        every=recorded.every,
         spike_score=SpikeScore(
             loss[0] if loss[1] else None, grad_norm[0] if grad_norm[1] else None, loss[1]
         ),
@@ -155,7 +163,17 @@ def _rows(
     sigma, window, fewest = setting
     if detector == "robust":
         return [
-            SpikeRow(s.step, s.onset, m, s.value, s.baseline, s.sigma, s.kind, s.recovered_at)
+            SpikeRow(
+                s.step,
+                s.onset,
+                m,
+                s.value,
+                s.baseline,
+                s.sigma,
+                # of a sampled log nobody knows how the steps between two rows went
+                s.kind if recorded.every == 1 else None,
+                s.recovered_at,
+            )
             for m in metrics
             for s in robust(
                 columns[m],

@@ -30,9 +30,10 @@ def headline(header: Header) -> str:
         if header.parent is not None
         else f"a run of the recipe {header.recipe}"
     )
+    size = f"{header.parameters:,} parameters" if header.shape else "a log alone"
     return (
         f"{header.name} is {origin}: steps {header.first_step:,} to {header.steps:,},"
-        f" {header.parameters:,} parameters, {header.status}; begun {header.created}."
+        f" {size}, {header.status}; begun {header.created}."
     )
 
 
@@ -46,7 +47,7 @@ def sheet(header: Header, saved_steps: Sequence[int]) -> list[Section]:
         **recipe.get("data", {}),
         "corpus": header.corpus,
         "order": header.order,
-        "end_of_text": header.eot,
+        "end_of_text": header.eot if header.corpus else None,
     }
     data["sources"] = [
         f"{source['source']} ({source['tokens']:,} tokens in {source['sequences']:,} sequences)"
@@ -62,7 +63,7 @@ def sheet(header: Header, saved_steps: Sequence[int]) -> list[Section]:
     command = {"arguments": " ".join(header.arguments), "git_commit": header.git_commit}
     sections = [
         Section("Interventions", changes),
-        Section("Model", _rows({"family": recipe["model"].get("family"), **header.shape})),
+        Section("Model", _rows({"family": recipe.get("model", {}).get("family"), **header.shape})),
         Section("Data", _rows(data)),
         Section("Training", _rows(recipe.get("train", {}))),
         Section("Checkpoints", _rows(checkpoints)),

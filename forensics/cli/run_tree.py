@@ -30,7 +30,7 @@ def rows(headers: Sequence[Header]) -> list[list[str]]:
             f"{indent}{top.name}" + f" (of {top.parent}, not here)" * missing,
             f"{top.first_step:,} to {top.steps:,}",
             top.status,
-            f"{top.parameters / 1e6:.1f} million",
+            f"{top.parameters / 1e6:.1f} million" if top.shape else "a log alone",
             top.created,
         ]
         for child in [each for each in left if lies_below(each) == top.name]:

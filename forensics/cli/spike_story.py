@@ -42,10 +42,16 @@ def tell_spikes(listed: SpikeList) -> None:
     elif listed.judged:
         say(f"{listed.run} has no spike: nothing is {rule}.")
     say(_judged(listed))
+    if listed.every > 1:
+        say(
+            f"It has a row every {listed.every:,} steps: windows and counts are of rows, and no"
+            " spike's kind can be told."
+        )
     score = listed.spike_score
     for share, words in ((score.loss, "loss"), (score.grad_norm, "gradient norm")):
         told = (
-            f"{share:.2f}% of {score.n} steps lie at least 7 standard deviations from the mean of"
+            f"{share:.2f}% of {score.n} {_rows(listed)} lie at least 7 standard deviations from the"
+            " mean of"
             " those before"
             if share is not None
             else "none, it needs 128 steps before a step"
@@ -75,13 +81,19 @@ def _judged(listed: SpikeList) -> str:
     """Say of how many steps it can be told whether they are spikes."""
     if not listed.judged:
         return (
-            f"None of its {listed.steps} steps could be judged: that takes {listed.fewest} values"
-            " before a step, and only NaN and infinity are told without them."
+            f"None of its {listed.steps} {_rows(listed)} could be judged: that takes"
+            f" {listed.fewest} values before a step, and only NaN and infinity are told without"
+            " them."
         )
     return (
-        f"{listed.judged} of its {listed.steps} steps have the {listed.fewest} values before them"
+        f"{listed.judged} of its {listed.steps} {_rows(listed)} have the {listed.fewest} values"
+        " before them"
         " that it takes to be judged."
     )
+
+
+def _rows(listed: SpikeList) -> str:
+    return "steps" if listed.every == 1 else "recorded steps"
 
 
 def trend_sentence(norm: NormTrend) -> str:

@@ -14,6 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 
+def spacing(steps: np.ndarray | list[int]) -> int:
+    """Return the most usual distance between neighbouring steps, rising; 1 where there is none."""
+    return int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+
+
 class Series(NamedTuple):
     """One metric: a value for each of some steps."""
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forensics.errors import ForensicsError
-from forensics.logs.log_table import LogSummary, LogTable, Series
+from forensics.logs.log_table import LogSummary, LogTable, Series, spacing
 from forensics.logs.logged_rows import Column, LoggedRows
 from forensics.logs.names import (
     STEP_NAMES,
@@ -71,7 +71,7 @@ def merged(
         steps=len(steps),
         first=int(steps[0]) if len(steps) else None,
         last=int(steps[-1]) if len(steps) else None,
-        every=_spacing(metrics[columns["loss"]].steps if "loss" in columns else steps),
+        every=spacing(metrics[columns["loss"]].steps if "loss" in columns else steps),
         metrics=len(metrics),
         columns=columns,
         step_name=", ".join(dict.fromkeys(each.name for each in counted)),
@@ -179,11 +179,6 @@ def _latest(steps: np.ndarray, values: np.ndarray) -> tuple[Series, np.ndarray]:
 def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
     arrays = [each for each in arrays if len(each)]
     return np.unique(np.concatenate(arrays)) if arrays else np.empty(0, np.int64)
-
-
-def _spacing(steps: np.ndarray) -> int:
-    """Return the most usual distance between neighbouring steps; 1 where there is none."""
-    return int(np.median(np.diff(steps))) if len(steps) > 1 else 1
 
 
 def _without_step(counted: _Counted) -> int:

@@ -87,14 +87,8 @@ def checkpoints(run: Run, steps: str | None) -> list[int]:
     """Those of the saved states that "A:B" or "S,T,…" chooses; all of them where it is None.
     Errors: usage, missing.
     """
-    saved = run.saved_steps()
+    saved = run.saved_steps() or [run.last_step()]
     shown = ", ".join(map(str, saved[:12])) + (", …" if len(saved) > 12 else "")
-    if not saved:
-        raise ForensicsError(
-            "missing",
-            f"{run.name} has no checkpoint",
-            "was it interrupted before state 0 was written?",
-        )
     if steps is None:
         return saved
     if ":" in steps:

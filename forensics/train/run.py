@@ -50,10 +50,25 @@ class Run:
         self.name = header.name
         self.folder = runs / header.name
         self.recipe = config.from_dict(header.config)
-        self.shape = Shape(**header.shape)
         self.policy: Policy = own_policy(self.recipe.train, header.precision)
         self.stream: BatchStream = self._own_batch
         self.parent: Run | None = None  # of a fork that was opened with its lineage
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Return the shape of the run's decoder. Errors: missing, where there is a log alone."""
+        self._require_model()
+        return Shape(**self.header.shape)
+
+    def _require_model(self) -> None:
+        """Refuse what a log alone does not hold. Errors: missing."""
+        if not self.header.shape:
+            raise ForensicsError(
+                "missing",
+                f"wanted the model of {self.name}, found a run that is a log alone",
+                f"what was logged is there: `forensics spikes {self.name}`, and the tables `steps`"
+                " and `metrics`",
+            )
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -61,6 +76,13 @@ class Run:
 
         Errors: missing, integrity.
         """
+        if not self.header.corpus:
+            raise ForensicsError(
+                "missing",
+                f"wanted the data of {self.name}, found a run without its data",
+                f"what was logged is there: `forensics spikes {self.name}`, and the tables `steps`"
+                " and `metrics`",
+            )
         corpus = open_corpus(self.runs / "_data" / self.header.corpus)
         if corpus.hash != self.header.corpus:
             raise ForensicsError(
@@ -116,6 +138,7 @@ class Run:
         """Return the step of the last checkpoint. Errors: missing."""
         saved = self.saved_steps()
         if not saved:
+            self._require_model()
             raise ForensicsError(
                 "missing",
                 f"{self.name} has no checkpoint",
@@ -126,6 +149,7 @@ class Run:
     def load(self, step: int) -> TrainState:
         """Load the state of a checkpoint. Errors: missing, integrity."""
         if step not in self.saved_steps():
+            self._require_model()
             raise ForensicsError(
                 "missing",
                 f"wanted a checkpoint of {self.name} at {step}, found none",
@@ -158,6 +182,7 @@ class Run:
         """Return the latest checkpoint at or before `step`. Errors: missing."""
         earlier = [s for s in self.saved_steps() if s <= step]
         if not earlier:
+            self._require_model()
             raise ForensicsError(
                 "missing",
                 f"{self.name} has no checkpoint at or before step {step}",

@@ -1,0 +1,1 @@
+"""Runs that other trainers made, brought in: from then on they are runs like all others."""
