@@ -74,6 +74,11 @@ def cut_of(header: dict[str, Any]) -> SequenceWindow:
     return window_of(keys.get("window", "shared"), int(keys["sequence_length"]))
 
 
+def is_log_alone(run: str) -> bool:
+    """Whether a run is what another trainer logged, without its model and its data."""
+    return header(run).get("shape") == {}
+
+
 @functools.lru_cache(512)
 def _header(path: str, mtime: int, size: int) -> dict[str, Any]:
     document = json.loads(Path(path).read_bytes())

@@ -95,8 +95,10 @@ def parameters(selection: Selection, **changes: Any) -> dict[str, str]:
     return selection.replacing(**dict.fromkeys(OF_A_PAGE)).replacing(**changes).params()
 
 
-def chosen_run() -> Selection | None:
+def chosen_run(of_model: bool = False) -> Selection | None:
     """Return the selection with its run filled in, under a list to pick another from.
+
+    A page `of_model` shows what takes a run's model or data: of a log alone it says so.
 
     It is the run of the URL; where it names none, the newest that is no fork. Nothing is written to
     the URL but by the list; the page's callbacks and links name the run that is shown. None, with
@@ -129,6 +131,14 @@ def chosen_run() -> Selection | None:
         choose=lambda name: goto(run=name),
         width=280,
     )
+    if of_model and data.is_log_alone(str(selection.run)):
+        safe_html.verdict(
+            [safe_html.code(str(selection.run)), " is a log alone"],
+            "What another trainer logged of it is here, and neither its model nor its data: no step"
+            " of it can be read or trained again.",
+        )
+        link("spikes", "Its spikes", run=selection.run)
+        return None
     return selection
 
 

@@ -99,8 +99,8 @@ DARK = Palette(
     causes=("#7d838c", "#ff7f0e", "#ef8fcb", "#56b4e9", "#2fc79a", "#f0c040", "#b57edc"),
 )
 
-KINDS = ("batch", "fast", "slow", "nonfinite")
-SHAPES = ("square", "triangle-down", "diamond", "cross")
+KINDS = ("batch", "fast", "slow", "nonfinite", "sampled")
+SHAPES = ("square", "triangle-down", "diamond", "cross", "circle")
 
 
 def palette(dark: bool) -> Palette:
@@ -110,7 +110,7 @@ def palette(dark: bool) -> Palette:
 
 def kind_colour(p: Palette) -> alt.Scale:
     """Return the colour of each kind of spike."""
-    return alt.Scale(domain=list(KINDS), range=[p.batch, p.fast, p.slow, p.nonfinite])
+    return alt.Scale(domain=list(KINDS), range=[p.batch, p.fast, p.slow, p.nonfinite, p.slow])
 
 
 def kind_shape() -> alt.Scale:

@@ -37,7 +37,7 @@ from app.views.attention.states import (
 
 def page() -> None:
     """Draw the page: all heads, one of them over time, and what it attends to."""
-    selection = chosen_run()
+    selection = chosen_run(of_model=True)
     selection = chosen_step(selection) if selection is not None else None
     if selection is None:
         return

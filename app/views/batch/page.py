@@ -17,7 +17,7 @@ from app.views.batch.token import draw_beside
 
 def page() -> None:
     """Draw the page: the batch's sequences, one of them as text, and what can be done."""
-    selection = chosen_run()
+    selection = chosen_run(of_model=True)
     selection = chosen_step(selection) if selection is not None else None
     if selection is None:
         return

@@ -29,7 +29,7 @@ CHEAP = 16 << 20  # bytes of a document up to which they are kept without asking
 
 def page() -> None:
     """Draw the page: what blame found about a spike of the run."""
-    selection = chosen_run()
+    selection = chosen_run(of_model=True)
     if selection is not None:
         draw(str(selection.run), selection)
         draw_quantities(str(selection.run))

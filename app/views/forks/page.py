@@ -28,7 +28,7 @@ MOST = 200  # forks in the list, newest first
 
 def page() -> None:
     """Draw the page: a fork, the form of one, a sweep or a matrix."""
-    selection = chosen_run()
+    selection = chosen_run(of_model=True)
     if selection is None:
         return
     selection = _fork_as_run(selection)

@@ -160,7 +160,7 @@ def _draw_spikes(run: str, events: list[dict[str, Any]]) -> None:
             "": "●" if event["step"] == step else "",
             "step": event["step"],
             "metric": event["metric"] or event["tensor"],
-            "kind": event["spike_kind"] or "not finite",
+            "kind": "not finite" if event["kind"] == "nonfinite" else event["spike_kind"] or "–",
             "from": event["baseline"],
             "to": event["value"],
             "σ": event["sigma"],
@@ -207,6 +207,9 @@ def draw_certificates(run: str) -> None:
     safe_html.heading(
         f"Replays compared with the recording: {equal} of {len(certificates)} equal bit for bit"
     )
+    if not certificates and data.is_log_alone(run):
+        safe_html.nothing("A log alone cannot be trained again.")
+        return
     if not certificates:
         at = data.reached(run) or 0
         safe_html.nothing(

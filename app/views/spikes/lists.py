@@ -57,6 +57,9 @@ def draw_batch(run: str, step: int) -> None:
 
     safe_html.heading(f"The sequences of batch {formatting.count(step)}, highest loss first")
     rows = data.table("worst_sequences", run=run, step=step, top=16, window=(step, step + 1))
+    if not rows.num_rows and data.is_log_alone(run):
+        safe_html.nothing("A log alone does not hold which sequences a batch read.")
+        return
     if not rows.num_rows:
         safe_html.nothing(
             "The losses of this batch's sequences were not recorded. This command prints what"

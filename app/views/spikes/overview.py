@@ -33,7 +33,7 @@ def draw_overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] |
             "value": spike_row["value"],
             "metric": spike_row["metric"],
             "sigma": spike_row["sigma"],
-            "kind": spike_row["spike_kind"] or "nonfinite",
+            "kind": _kind_of(spike_row),
         }
         for spike_row in found
     ]
@@ -66,12 +66,20 @@ def draw_overview(run: str, found: list[dict[str, Any]], spike: dict[str, Any] |
     theme.draw(charts.overview(safe_html.dark()), shown, key="overview", on_select=_clicked_spike)
 
 
+def _kind_of(spike_row: dict[str, Any]) -> str:
+    """Return the kind of a mark; of a log whose rows lie steps apart no spike has one."""
+    if spike_row["kind"] == "nonfinite":
+        return "nonfinite"
+    return str(spike_row["spike_kind"] or "sampled")
+
+
 def _sign(kind: str) -> str:
     return {
         "batch": "■ of one batch",
         "fast": "▼ fast",
         "slow": "◆ slow",
         "nonfinite": "✚ not finite",
+        "sampled": "● of a kind that its rows cannot tell",
     }[kind]
 
 

@@ -69,7 +69,8 @@ def _chosen(found: list[dict[str, Any]], selection: Selection) -> dict[str, Any]
 
 
 def _without_spikes(run: str) -> None:
-    steps = data.reached(run) or 0
+    (summary,) = data.rows("run_summary", run=run)
+    steps = summary["recorded"]
     if steps <= FEWEST:
         safe_html.verdict(
             [code(run), f" is too short to tell: it has {formatting.steps(steps)}"],
@@ -80,8 +81,9 @@ def _without_spikes(run: str) -> None:
         return
     safe_html.verdict(
         ["No spike was found in ", code(run)],
-        f"From step {FEWEST} on, loss and gradient norm stayed below 6 robust standard deviations"
-        " (σ) above what the up to 128 steps before let one expect, and every value was finite.",
+        f"From the {FEWEST}th recorded step on, loss and gradient norm stayed below 6 robust"
+        " standard deviations (σ) above what the up to 128 steps before let one expect, and every"
+        " value was finite.",
         hedge=["What each detector says of each step: ", code(f"forensics spikes {run}"), "."],
     )
     draw_overview(run, [], None)

@@ -182,6 +182,9 @@ def _attention_heat(
 def _without_heat(run: str, step: int) -> None:
     """Why there is no heat of the heads, and what makes it."""
     if step >= PAST and not data.rows("heads_at", run=run, step=step, window=window_of(step)):
+        if data.is_log_alone(run):
+            safe_html.nothing("A log alone has no attention heads.")
+            return
         run = holder_of(run, step)
         first = max(data.header(run).get("first_step") or 0, step - PAST - 16)
         last = min(data.reached(run) or step + 1, step + AFTER + 1)

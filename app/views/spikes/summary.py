@@ -38,7 +38,9 @@ def draw_verdict(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) 
         "What moved first is not thereby the cause. To prove a cause, train the steps again without"
         " the sequences (Forks)"
     ]
-    if spike["metric"] in ("loss", "grad_norm"):
+    if data.is_log_alone(run):
+        hedge = ["What moved first is not thereby the cause, and a log alone cannot prove one"]
+    elif spike["metric"] in ("loss", "grad_norm"):
         of = "" if spike["metric"] == "loss" else " --of grad_norm"
         hedge += [", or run ", code(f"replay blame {run} --spike {step}{of}")]
     hedge.append(".")
@@ -70,9 +72,8 @@ def title_of(spike: dict[str, Any]) -> str:
         if back is not None
         else "not back since"
     )
-    return (
-        f"Step {step}: {rise}, {formatting.sigma(spike['sigma'])} above its past, {over}"
-        f" ({KINDS.get(spike['spike_kind'], spike['spike_kind'])})"
+    return f"Step {step}: {rise}, {formatting.sigma(spike['sigma'])} above its past, {over}" + (
+        f" ({KINDS[spike['spike_kind']]})" if spike["spike_kind"] else ""
     )
 
 
@@ -161,7 +162,9 @@ def _excess(run: str, step: int) -> list[Part]:
 
 
 def draw_next_steps(run: str, spike: dict[str, Any], alarms: list[dict[str, Any]]) -> None:
-    """Draw links to what can be looked at and done next."""
+    """Draw links to what can be looked at and done next; a log alone has none of it."""
+    if data.is_log_alone(run):
+        return
     step = spike["step"]
     link("batch", "Read the batch", run=run, spike=step, step=step)
     link(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def page() -> None:
     """Draw the page: the vocabulary at a checkpoint, and one token of it."""
-    selection = chosen_run()
+    selection = chosen_run(of_model=True)
     if selection is None:
         return
     run = str(selection.run)

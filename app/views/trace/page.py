@@ -26,7 +26,7 @@ from replay.step.result import StepTrace
 
 def page() -> None:
     """Draw the page: the events of a traced step, its update, and what changed most."""
-    selection = chosen_run()
+    selection = chosen_run(of_model=True)
     selection = chosen_step(selection) if selection is not None else None
     if selection is None:
         return
@@ -81,6 +81,15 @@ def _kept(run: str, step: int) -> dict[str, Any] | None:
         return None
 
 
+def _clipping(scale: float | None) -> str:
+    """Say what clipping did, where it was recorded."""
+    if scale is None:
+        return ""
+    if scale < 1:
+        return f"Clipping scaled the gradient by {formatting.number(scale)}. "
+    return "The gradient was not clipped. "
+
+
 def _untraced(run: str, step: int) -> None:
     """Draw what the records tell of the step, and how to look inside."""
     rows = data.rows(
@@ -90,16 +99,11 @@ def _untraced(run: str, step: int) -> None:
     if row is None:
         safe_html.verdict(f"Step {formatting.count(step)} was not recorded")
     else:
-        clipped = row["clip_scale"] is not None and row["clip_scale"] < 1
         safe_html.verdict(
             f"Step {formatting.count(step)}: loss {formatting.loss(row['loss'])} nats/token,"
             " gradient norm"
             f" {formatting.number(row['grad_norm'])}",
-            (
-                f"Clipping scaled the gradient by {formatting.number(row['clip_scale'])}. "
-                if clipped
-                else "The gradient was not clipped. "
-            ),
+            _clipping(row["clip_scale"]),
             "What happened inside it is not known until the step is run again and watched.",
         )
     first = max(data.header(run).get("first_step") or 0, 0) + 1
