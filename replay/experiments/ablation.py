@@ -53,10 +53,22 @@ NOT_VARIED = {
 TOGETHER = (
     ("data.source", "data.sources", "data.phases"),
     ("data.tokenizer", "data.vocabulary"),
+    ("data.sequence_length", "data.window", "train.loss_over"),
     ("train.batch", "train.micro_batch"),
-    ("train.schedule", "train.min_lr", "train.decay_steps", "train.schedule_steps"),
+    (
+        *("train.schedule", "train.min_lr", "train.decay_base", "train.decay_start"),
+        *("train.decay_steps", "train.decay_shape", "train.tail_min_lr", "train.schedule_steps"),
+    ),
+    ("train.warmup", "train.warmup_from", "train.warmup_base"),
+    ("train.clip", "train.clip_eps", "train.clip_warmup", "train.clip_warmup_factor"),
+    ("train.undecayed", "train.decay_embeddings"),
     ("model.width", "model.heads", "model.kv_heads", "model.head_width", "model.mlp_width"),
     ("model.position", "model.rope_theta", "model.rope_fraction", "model.max_positions"),
+    (
+        *("model.rope_scaling", "model.rope_factor", "model.rope_original_length"),
+        *("model.rope_slow", "model.rope_fast", "model.rope_magnitude"),
+    ),
+    ("model.window", "model.sliding_layers", "model.rope_theta_sliding"),
 )
 LAST = 10  # steps whose mean loss is an arm's final loss
 # A run has diverged where its final loss lies more than this above the lowest mean of LAST steps
