@@ -72,4 +72,5 @@ class ForeignRun:
     tokenizer: Path | None = None  # a tokenizer.json
     unplaced: tuple[str, ...] = ()  # stored names that have no place in our decoder
     notes: tuple[str, ...] = ()  # what was assumed, a sentence each
+    unparsed: tuple[str, ...] = ()  # names of states that tell no step, left where they are
     configuration: Mapping[str, Any] = field(default_factory=dict)  # its own, as it was read

@@ -7,14 +7,16 @@ pass, and for the few tokenizers that are not stored as a tokenizer.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError, first_line
+from forensics.formats.foreign_run import ForeignRun, LazyTensor
+from forensics.formats.huggingface_tensors import tying_of
 from forensics.formats.protocol import ForeignModel, Format
 from forensics.formats.tokenizer_json import is_tokenizer_alone, tokenizer_file
+from forensics.formats.weights_folder import has_weights, json_object, stored_tensors
 from forensics.model.families import FAMILIES
 from forensics.model.hugging_face import is_tied, stored_name
 from forensics.model.vocabulary_matrices import Weights
@@ -54,6 +56,7 @@ OLD_TOKENIZERS = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+OTHERS = ("config.yaml", ".metadata.json", "model_and_optim")  # of OLMo, OLMo-core, nanotron
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -66,7 +69,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"wanted a Hugging Face folder, found no config.json in {folder}",
             "give the folder that holds the weights, or RUN@STEP",
         )
-    document = _json(path)
+    document = json_object(path)
     kind = document.get("model_type")
     if kind not in FAMILIES:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -84,10 +87,13 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
     """Input embedding, unembedding and LM-head bias in float32. Errors: missing, data."""
-    stored = _stored(folder)
+    stored = stored_tensors(folder)
     family = FAMILIES.get(str(config.get("model_type")))
     embedding = stored_name(family, "embed.weight", stored) if family else None
     embedding = embedding or _first(stored, INPUTS)
+    tied, output = _unembedding(stored, config, folder)
+    if embedding is None and tied and family is not None:
+        embedding = _first(stored, OUTPUTS)  # one tensor, under the other's name
     if embedding is None:
         raise ForensicsError(
             "data",
@@ -95,22 +101,45 @@ def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
             f"{len(stored)} tensors",
             f"known names: {', '.join(INPUTS)}",
         )
-    tied = is_tied(config, stored)
+    E = _matrix(stored[embedding])
+    if output is None:
+        return Weights(E, E, _bias(stored, "lm_head.weight"), tied=True)
+    return Weights(E, _matrix(stored[output]), _bias(stored, output), tied=False)
+
+
+def _unembedding(
+    stored: dict[str, LazyTensor], config: dict[str, Any], folder: Path
+) -> tuple[bool, str | None]:
+    """Tell whether the model is tied, and the unembedding's name where it is not. Errors: data."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is not None:
+        tied = tying_of(stored, config).tied
+        return tied, None if tied else stored_name(family, "unembed.weight", stored)
+    said = is_tied(config)
     text = config.get("text_config")  # of models that also read images
-    if tied is None and isinstance(text, dict):
-        tied = text.get("tie_word_embeddings")
-    output = stored_name(family, "unembed.weight", stored) if family else None
-    output = None if tied else output or _first(stored, OUTPUTS)
-    if output is None and tied is False:
+    if said is None and isinstance(text, dict):
+        said = text.get("tie_word_embeddings")
+    if said is None:
+        said = _class_ties(str(config.get("model_type")))
+    output = None if said else _first(stored, OUTPUTS)
+    if output is None and said is False:
         raise ForensicsError(
             "data",
             f"{folder}: config.json says the embeddings are not tied, found no unembedding",
             f"is it complete? known names: {', '.join(OUTPUTS)}",
         )
-    E = _tensor(stored, embedding)
-    if output is None:
-        return Weights(E, E, _bias(stored, "lm_head.weight"), tied=True)
-    return Weights(E, _tensor(stored, output), _bias(stored, output), tied=False)
+    return output is None, output
+
+
+def _class_ties(kind: str) -> bool | None:
+    """Ask transformers for a class's own default; None where it has none."""
+    from transformers import AutoConfig
+
+    try:
+        said = getattr(AutoConfig.for_model(kind), "tie_word_embeddings", None)
+    except Exception:  # whatever a class of transformers raises without its other packages
+        return None
+    return said if isinstance(said, bool) else None
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -146,7 +175,7 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return frozenset()
-    config = _json(path)
+    config = json_object(path)
     declared = [config.get(name) for name in NAMED]
     declared += config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     spelled = [n.get("content") if isinstance(n, dict) else n for n in declared]
@@ -154,73 +183,24 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(id for id in ids if id is not None)
 
 
-def _stored(folder: Path) -> dict[str, Path]:
-    """Every tensor's name and the file it lies in."""
-    from safetensors import SafetensorError, safe_open
-
-    files = [f for f in sorted(folder.glob("*.safetensors")) if f.name != "optimizer.safetensors"]
-    if not files:
-        raise ForensicsError(
-            "missing",
-            f"wanted *.safetensors in {folder}, found none",
-            "convert the weights to safetensors",
-        )
-    file_of = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                file_of.update(dict.fromkeys(opened.keys(), file))
-        except (SafetensorError, OSError) as e:
-            raise ForensicsError(
-                "data", f"{file.name} cannot be read: {first_line(e)}", "is it complete?"
-            ) from None
-    return file_of
-
-
-def _first(stored: dict[str, Path], names: tuple[str, ...]) -> str | None:
+def _first(stored: dict[str, LazyTensor], names: tuple[str, ...]) -> str | None:
     return next((p + n for n in names for p in PREFIXES if p + n in stored), None)
 
 
-def _tensor(stored: dict[str, Path], name: str) -> Tensor:
-    from safetensors import safe_open
-
-    with safe_open(stored[name], framework="pt") as opened:
-        # cloned, for the bits of a product may depend on how the file's bytes happen to lie in
-        # memory
-        tensor = opened.get_tensor(name).float().clone()
-    if tensor.ndim != 2:
+def _matrix(stored: LazyTensor) -> Tensor:
+    if len(stored.shape) != 2:
         raise ForensicsError(
             "data",
-            f"{name}: wanted a matrix, found shape {tuple(tensor.shape)}",
+            f"{stored.stored_name}: wanted a matrix, found shape {stored.shape}",
             "is it another model's?",
         )
-    return tensor
+    # cloned, for the bits of a product may depend on how the file's bytes happen to lie in memory
+    return stored.read().float().clone()
 
 
-def _bias(stored: dict[str, Path], output: str) -> Tensor | None:
-    from safetensors import safe_open
-
+def _bias(stored: dict[str, LazyTensor], output: str) -> Tensor | None:
     name = output.removesuffix("weight") + "bias"
-    if name not in stored:
-        return None
-    with safe_open(stored[name], framework="pt") as opened:
-        return opened.get_tensor(name).float().reshape(-1)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ForensicsError(
-            "data", f"{path} cannot be read: {first_line(e)}", "is it complete?"
-        ) from None
-    if not isinstance(document, dict):
-        raise ForensicsError(
-            "data",
-            f"{path}: wanted a JSON object, found {type(document).__name__}",
-            "is it complete?",
-        )
-    return document
+    return stored[name].read().float().clone().reshape(-1) if name in stored else None
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -234,8 +214,18 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether it is a folder that is not a tokenizer alone."""
-    return path.is_dir() and not is_tokenizer_alone(path)
+    """Tell whether it is a model's folder, one of several, or one that looks like it.
+
+    What is not whole is recognised too, so that reading it says what it lacks; another trainer's
+    configuration beside the weights (config.yaml, .metadata.json) is not.
+    """
+    from forensics.formats.huggingface_run import is_run
+
+    if not path.is_dir() or is_tokenizer_alone(path):
+        return False
+    if any((path / name).exists() for name in OTHERS):
+        return False
+    return (path / "config.json").is_file() or has_weights(path) or is_run(path)
 
 
 def read(folder: Path) -> ForeignModel:
@@ -246,7 +236,24 @@ def read(folder: Path) -> ForeignModel:
     tokenizer = read_tokenizer(folder)
     weights = read_weights(folder, config)
     special = special_ids(folder, tokenizer)
-    return ForeignModel(tokenizer, special, weights, lambda: of_folder(folder))
+    note = tying_of(stored_tensors(folder), config).note
+    notes = (note,) if note else ()
+    return ForeignModel(tokenizer, special, weights, lambda: of_folder(folder), notes)
 
 
-FORMAT = Format("folder", "a Hugging Face folder", is_folder, read)
+def read_as_run(path: Path) -> ForeignRun:
+    """Read a model, or a folder or cached repository of its revisions. Errors: missing, data."""
+    from forensics.formats.huggingface_run import read_run
+
+    return read_run(path)
+
+
+FORMAT = Format(
+    "folder",
+    "a Hugging Face folder",
+    is_folder,
+    read,
+    read_as_run,
+    "a folder with config.json (model_type) beside *.safetensors, a folder of such folders, or "
+    "models--ORG--NAME of Hugging Face's cache",
+)

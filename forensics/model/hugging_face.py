@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # knobs that a family leaves at these values unless it says otherwise
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "qkv_bias": False,
     "clip_qkv": 0.0,
     "window": 0,
@@ -188,19 +188,16 @@ def to_hf_tensors(params: Tensors, shape: Shape) -> Tensors:
     return {name: tensor.contiguous() for name, tensor in theirs.items()}
 
 
-def is_tied(config: dict[str, Any], stored: Collection[str]) -> bool | None:
+def is_tied(config: dict[str, Any]) -> bool | None:
     """Say whether embedding and unembedding are one tensor; None for a family nobody here knows.
 
-    The configuration says so; where it is silent, the family's own default, and where the
-    unembedding is not among the `stored` names it cannot be another tensor.
+    The configuration says so; where it is silent, the default of Hugging Face's class.
     """
     tied = config.get("tie_word_embeddings")
     if tied is not None:
         return bool(tied)
     family = FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        return None
-    return family.knobs["tied"] or stored_name(family, "unembed.weight", stored) is None
+    return bool(family.knobs["tied"]) if family is not None else None
 
 
 def stored_name(family: Family, ours: str, stored: Collection[str]) -> str | None:

@@ -78,6 +78,12 @@ def open_target(
             f"wanted {_titles()}, found {path.name}, which is none of them",
             "give the folder for safetensors",
         )
+    if path.is_dir():
+        raise ForensicsError(
+            "missing",
+            f"wanted {_titles()}, found no config.json in {path}",
+            "give the folder that holds the weights, or RUN@STEP",
+        )
     if "/" not in text and "@" in text:
         name, _ = parse_state(text)
         check_run_name(name)

@@ -64,6 +64,7 @@ class LoadedWeights(NamedTuple):
 
     params: dict[str, Tensor]
     shape: Shape
+    notes: tuple[str, ...] = ()  # what was assumed
 
 
 def name_of(step: int) -> str:
@@ -339,10 +340,13 @@ def json_bytes(document: dict[str, Any]) -> bytes:
 
 
 def load_hf_folder(path: Path, device: str = "cpu") -> LoadedWeights:
-    """Read the parameters of a Hugging Face folder of a known family.
+    """Read the parameters of a Hugging Face folder of a known family, tensor by tensor.
 
     Errors: missing, data, config.
     """
+    from forensics.formats.huggingface_tensors import placed
+    from forensics.formats.weights_folder import json_object, stored_tensors
+
     config = path / "config.json"
     if not config.is_file():
         raise ForensicsError(
@@ -350,24 +354,9 @@ def load_hf_folder(path: Path, device: str = "cpu") -> LoadedWeights:
             f"wanted a Hugging Face folder, found no config.json in {path}",
             "give the folder that holds the weights",
         )
-    try:
-        document = json.loads(config.read_bytes())
-        files = sorted(path.glob("*.safetensors"))
-        files = [file for file in files if file.name != "optimizer.safetensors"]
-        if not files:
-            raise ForensicsError(
-                "missing",
-                f"wanted *.safetensors in {path}, found none",
-                "convert the weights to safetensors",
-            )
-        tensors = {
-            name: tensor.float()
-            for file in files
-            for name, tensor in load_tensors(file.read_bytes()).items()
-        }
-    except (ValueError, SafetensorError) as e:
-        raise ForensicsError("data", f"{path} cannot be read: {e}", "is it complete?") from None
-    tied = hugging_face.is_tied(document, tensors)
-    shape = hugging_face.from_hf_config(document | {"tie_word_embeddings": tied})
-    params = hugging_face.from_hf_tensors(tensors, shape)
-    return LoadedWeights({name: tensor.to(device) for name, tensor in params.items()}, shape)
+    model = placed(stored_tensors(path), json_object(config))
+    params = {
+        name: tensor.read().to(torch.float32, copy=True).contiguous().to(device)
+        for name, tensor in model.params.items()
+    }
+    return LoadedWeights(params, model.shape, model.notes)

@@ -76,7 +76,7 @@ def of_folder(
         "cpu" if not torch.cuda.is_available() else "cuda", identity.thread_count(0)
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    params, shape = checkpoint.load_hf_folder(folder, device)
+    params, shape, _ = checkpoint.load_hf_folder(folder, device)
     ids = _token_file(tokens, shape.vocabulary)
     T = sequence_length
     sequences = (len(ids) - 1) // T

@@ -95,7 +95,7 @@ def test_export_and_import_give_back_every_bit(variant, make_shape, random_param
     shape = make_shape(family, **knobs)
     params = random_params(shape)
     path, _, _ = checkpoint.save(tmp_path, TrainState.start(params), shape, None, 60)
-    back, found = checkpoint.load_hf_folder(path)
+    back, found, _ = checkpoint.load_hf_folder(path)
     assert found == shape
     assert list(back) == list(params)
     for name, p in params.items():
@@ -202,7 +202,7 @@ def test_a_model_of_transformers_gives_the_same_logits_and_gradients_here(name, 
         for parameter in theirs.parameters():  # biases and gains are no longer 0 and 1
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     theirs.save_pretrained(tmp_path)
-    params, shape = checkpoint.load_hf_folder(tmp_path)
+    params, shape, _ = checkpoint.load_hf_folder(tmp_path)
     logits = theirs.eval()(TOKENS).logits
     aim = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
     (logits * aim).sum().backward()

@@ -41,7 +41,7 @@ runs = Path(sys.argv[2])
 train(recipe, name="tiny", recipe_name="tiny", runs=runs)
 run = open_run(runs, "tiny")
 folder = runs / "tiny" / "checkpoints" / "step-000003"
-params, shape = checkpoint.load_hf_folder(folder)
+params, shape, _ = checkpoint.load_hf_folder(folder)
 state = run.load(3)
 print(json.dumps({
     "exported": json.loads((folder / "config.json").read_bytes())["architectures"],

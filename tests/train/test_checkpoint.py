@@ -254,7 +254,7 @@ def test_tokens_and_scan_read_the_same_two_matrices_of_a_folder(
         tensors = {prefix.sub("", name): tensor for name, tensor in tensors.items()}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(tensors, tmp_path / "model.safetensors")
-    params, read = checkpoint.load_hf_folder(tmp_path)
+    params, read, _ = checkpoint.load_hf_folder(tmp_path)
     weights = read_weights(tmp_path, read_config(tmp_path))
     assert weights.tied == read.tied == shape.tied
     assert torch.equal(weights.embedding, params["embed.weight"])
