@@ -41,6 +41,7 @@ FAMILIES = tuple(
         for module in pkgutil.iter_modules([str(Path(__file__).parent / "model" / "families")])
     )
 )
+UPDATE_RULES = ("adamw", "lion", "muon", "nadamw")  # the files of forensics/train/optimizers
 
 
 def key(
@@ -255,8 +256,21 @@ class Train:
     schedule_steps: int | None = key(
         None, "length the schedule is drawn for; left out: steps", low=1
     )
+    update_rule: str = key(
+        "adamw",
+        "optimizer; formulas in train/optimizers. Muon moves matrices, and AdamW the rest",
+        choices=UPDATE_RULES,
+    )
+    momentum: float = key(0.95, "Muon's, per update", low=0, high=1)
+    matrix_scale: str = key(
+        "match_rms",
+        "Muon's step of an A × B matrix: match_rms: 0.2·√max(A, B), an AdamW step's size; "
+        "original: √max(1, A/B)",
+        choices=("match_rms", "original"),
+    )
+    matrix_rate: float = key(1.0, "Muon's learning rate of matrices, times `learning_rate`", low=0)
     betas: tuple[float, float] = key(
-        (0.9, 0.95), "decay of Adam's first and second moment, per update"
+        (0.9, 0.95), "decay of Adam's first and second moment, per update; Lion's two β"
     )
     eps: float = key(1e-8, "Adam's ε", above=0)
     weight_decay: float = key(0.1, "λ of AdamW, times the learning rate per update", low=0)
@@ -291,7 +305,8 @@ class Train:
     )
     optimizer: str = key(
         "fused",
-        "implementation of AdamW's arithmetic; part of the run's identity",
+        "implementation of the update's arithmetic (of NAdamW `fused` is foreach; Lion has one); "
+        "part of the run's identity",
         choices=("fused", "foreach", "loop"),
     )
     device: str = key("auto", "auto | cpu | cuda; auto: CUDA where there is one")

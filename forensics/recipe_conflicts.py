@@ -91,6 +91,20 @@ RULES = (
     ),
     *(
         Ineffective(
+            f"train.{key}",
+            lambda r: r.train.update_rule != "muon",
+            'it belongs to train.update_rule = "muon"',
+        )
+        for key in ("momentum", "matrix_scale", "matrix_rate")
+    ),
+    Ineffective(
+        "train.optimizer",
+        lambda r: r.train.update_rule == "lion",
+        'train.update_rule = "lion" has one implementation',
+    ),
+    Ineffective("train.eps", lambda r: r.train.update_rule == "lion", "Lion divides by nothing"),
+    *(
+        Ineffective(
             f"train.{key}", lambda r: r.train.warmup == 0, "train.warmup = 0 warms nothing up"
         )
         for key in ("warmup_from", "warmup_base")

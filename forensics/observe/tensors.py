@@ -74,8 +74,12 @@ class TensorProbe:
         # within what fp32 can hold, so that an extreme ε gives an extreme ratio and no error
         policy = self.policy
         floor = min(max(policy.eps * policy.eps * self._bias_after, 1e-45), 3e38)
-        decay = min(policy.learning_rate * policy.weight_decay, 3e38)
-        decays = [decay if name in decayed else 0.0 for name in self.names]
+        decays = [
+            min(policy.rate(name, self.theta[name].ndim) * policy.weight_decay, 3e38)
+            if name in decayed
+            else 0.0
+            for name in self.names
+        ]
         groups = [
             [self.grads[n] for n in self.names],
             [self.theta[n] for n in self.names],

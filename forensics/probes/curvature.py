@@ -26,6 +26,7 @@ from forensics.train.advance import documents
 
 ITERATIONS = 40  # of Lanczos at most: each is one Hessian-vector product
 TOLERANCE = 1e-3  # of the largest eigenvalue, by Lanczos' own bound: then it stops
+ADAPTIVE = ("adamw", "nadamw")  # rules that divide every step by √v̂ + ε
 SEED = 0  # of the first vector
 
 
@@ -39,6 +40,8 @@ def curvature(view: View, _: object) -> Value:
     if state.counters.step >= view.run.header.steps:
         return None  # there is no next batch
     policy = view.run.policy(state.counters)
+    if policy.update_rule not in ADAPTIVE:
+        return None  # no second moment that every step is divided by
     beta1, beta2 = policy.betas
     correction = 1 - beta2**state.counters.updates
     momentum = (1 - beta1) / (1 + beta1)

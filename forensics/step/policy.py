@@ -8,6 +8,9 @@ from typing import Literal
 
 from forensics.step.state import Counters
 
+# every row of them is one token or one position
+EMBEDDINGS = ("embed.weight", "positions.weight", "unembed.weight")
+
 
 @dataclass(frozen=True)
 class StepPolicy:
@@ -27,7 +30,20 @@ class StepPolicy:
     advance_schedule: bool
     skip_step: bool
     clip_eps: float = 0.0  # ε of the factor min(1, clip / (‖g‖₂ + ε))
+    update_rule: str = "adamw"  # a file of forensics/train/optimizers
+    momentum: float = 0.95  # Muon's, of matrices
+    matrix_scale: str = "match_rms"  # Muon's step: match_rms | original
+    matrix_rate: float = 1.0  # Muon's learning rate of matrices, times `learning_rate`
     watch_skip: bool = False  # SkipStep's window fills even where it is off
+
+    def orthogonalizes(self, name: str, dimensions: int) -> bool:
+        """Return whether Muon moves this tensor: a matrix, and no table of rows."""
+        return self.update_rule == "muon" and dimensions == 2 and name not in EMBEDDINGS
+
+    def rate(self, name: str, dimensions: int) -> float:
+        """Return the learning rate of a tensor; Muon's matrices have their own."""
+        factor = self.matrix_rate if self.orthogonalizes(name, dimensions) else 1.0
+        return self.learning_rate * factor
 
 
 Policy = Callable[[Counters], StepPolicy]

@@ -115,6 +115,10 @@ def own_policy(train: Train, precision: str) -> Policy:
             update="apply",
             advance_schedule=True,
             skip_step=train.skip_step,
+            update_rule=train.update_rule,
+            momentum=train.momentum,
+            matrix_scale=train.matrix_scale,
+            matrix_rate=train.matrix_rate,
         )
 
     return policy

@@ -32,7 +32,8 @@ from forensics.step.policy import StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import TrainState
 from forensics.train.advance import documents
-from forensics.train.optimizer import Adjoint, pull_back
+from forensics.train.optimizer import pull_back
+from forensics.train.optimizers.rule import Adjoint
 
 ACTIVATIONS = 1 << 30  # bytes that the graph of one piece of a batch may take
 

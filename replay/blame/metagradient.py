@@ -31,7 +31,8 @@ from forensics.step.policy import Policy, StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
 from forensics.train.advance import fold
-from forensics.train.optimizer import Adjoint
+from forensics.train.optimizers import RULES
+from forensics.train.optimizers.rule import Adjoint
 from forensics.train.run import Run
 from replay.blame.adjoint import Smooth, Tape, TapedStep, step_back
 from replay.blame.probe_target import TargetFunction, held_out_batch, probe_target
@@ -92,6 +93,7 @@ def influence(
         )
     started = time.perf_counter()
     window = _Window(run, stream or run.stream, policy or run.policy, precision)
+    _require_derivative(run, window, first, last)
     begin = window.cast(start if start is not None else run.state_at(first))
     assert begin.counters.step == first, f"the start is state {begin.counters.step}, not {first}"
     target = target or probe_target(run, held_out_batch(run))
@@ -114,6 +116,19 @@ def influence(
         seconds / statistics.median(window.seconds) if window.seconds else 0.0,
         seconds,
     )
+
+
+def _require_derivative(run: Run, window: _Window, first: int, last: int) -> None:
+    """Refuse a window with an update whose derivative says nothing. Errors: usage."""
+    for step in range(first, last):
+        rule = RULES[window.policy(Counters(step, step, step)).update_rule]
+        if rule.no_influence:
+            raise ForensicsError(
+                "usage",
+                f"wanted influences on steps {first}:{last} of {run.name}, found {rule.title} at"
+                f" step {step}: {rule.no_influence}",
+                "`replay fork` with removals and `replay matrix` ask the same by replays",
+            )
 
 
 class _Passes:

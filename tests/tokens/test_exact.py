@@ -5,6 +5,7 @@ defect shows.
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,7 +161,11 @@ def test_some_rows_alone_are_folded_as_within_the_whole_embedding(
             "recipe": type(
                 "C",
                 (),
-                {"train": type("T", (), {"decay_embeddings": True, "optimizer": implementation})()},
+                {
+                    "train": replace(
+                        run.recipe.train, decay_embeddings=True, optimizer=implementation
+                    )
+                },
             )(),
         },
     )()

@@ -8,12 +8,12 @@ from forensics.errors import ForensicsError
 from forensics.step.state import Counters, TrainState
 from forensics.train.optimizer import (
     Adjoint,
-    bias_corrections,
     decayed_names,
     pull_back,
     require_patterns,
     update,
 )
+from forensics.train.optimizers.adamw import bias_corrections
 
 NAMES = (
     "embed.weight",
