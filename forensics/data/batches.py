@@ -36,8 +36,8 @@ class Batches:
         targets   B·(n − 1)        every target of the batch, masked or not
         tokens    B·n              OLMo (allenai/OLMo olmo/train.py): n = T, and T − 1 targets
         unmasked  (B − M)·(n − 1) + M·n
-                  OLMo-core (train_module/transformer/train_module.py): labels that count, and for
-                  each masked sequence its n tokens
+                  OLMo-core: labels that count, and for each masked sequence its n tokens
+                  (allenai/OLMo-core olmo_core/train/train_module/transformer/train_module.py)
 
     What an intervention masks leaves it alone: the other sequences weigh what they weighed.
     """

@@ -17,13 +17,13 @@ a = warmup_from, u = k + decay_base and x = (u − s) / (n − s), clamped to [0
 
 What other trainers do in these terms (a, warmup_base, decay_base):
 
-    ours                                        0, 1, 0
-    OLMo (olmo/optim.py)                        warmup_min_lr / peak or 0.1, 1, 1
-    OLMo-core (olmo_core/optim/scheduler.py)    warmup_min_lr / peak, 1, 1
-    nanoGPT (train.py)                          1 / (w + 1), 0, 0
-    Megatron-LM (optimizer_param_scheduler.py)  lr_warmup_init / peak, 0, 0
-    nanotron (helpers.py)                       0, 0, 0
-    litgpt (pretrain.py)                        0, 1 − 1/A, 1 − 1/A of A micro-batches a step
+    ours                                                           0, 1, 0
+    allenai/OLMo olmo/optim.py                                     warmup_min_lr / peak or 0.1, 1, 1
+    allenai/OLMo-core olmo_core/optim/scheduler.py                 warmup_min_lr / peak, 1, 1
+    karpathy/nanoGPT train.py                                      1 / (w + 1), 0, 0
+    NVIDIA/Megatron-LM megatron/core/optimizer_param_scheduler.py  lr_warmup_init / peak, 0, 0
+    huggingface/nanotron nanotron/helpers.py                       0, 0, 0
+    Lightning-AI/litgpt litgpt/pretrain.py, A micro-batches        0, 1 − 1/A, 1 − 1/A
 """
 
 from __future__ import annotations
