@@ -197,11 +197,28 @@ class Model:
         low=0,
     )
     activation: str | None = key(None, "", choices=("swiglu", "gelu", "gelu_tanh"))
+    embed_scale: float | None = key(
+        None,
+        "embeddings are multiplied by it where the stream begins; 0: √width (arXiv 2312.16903); "
+        "left out: 1",
+        low=0,
+    )
     init: str = key(
         "normal",
-        "normal: std 0.02 everywhere; scaled: std 0.02 / √(2·layers) for maps into the stream "
-        "(Megatron); olmo: std 1/√(2·fan·(layer+1)) for maps into the stream (OLMo 1)",
-        choices=("normal", "scaled", "olmo"),
+        "normal: std init_std everywhere; scaled: init_std / √(2·layers) for maps into the stream "
+        "(Megatron); small: √(2/(5·width)), and that / √(2·layers) for those (arXiv 2312.16903); "
+        "olmo: std 1/√(2·fan·(layer+1)) for those, 1/√fan for others, embeddings init_std; openlm: "
+        "olmo's, and embeddings 1/√width (OpenLM; OLMo 1 where it names no other)",
+        choices=("normal", "scaled", "small", "olmo", "openlm"),
+    )
+    init_std: float = key(0.02, "of normal and scaled, and of olmo's embeddings", above=0)
+    init_embedding_std: float | None = key(
+        None, "of embeddings and positions; left out: as `init` says", above=0
+    )
+    init_cutoff: float = key(
+        0.0,
+        "numbers are drawn within so many std; 0: no bound. olmo and openlm have 3 in any case",
+        low=0,
     )
     tied: bool | None = key(None, "unembedding is the embedding")
     max_positions: int | None = key(

@@ -76,6 +76,8 @@ class Decoder:
         """
         shape, T = self.shape, tokens_BT.shape[1]
         x = F.embedding(tokens_BT, params["embed.weight"])
+        if shape.embed_scale != 1.0:
+            x = x * shape.embed_scale
         if shape.position == "learned":
             x = x + params["positions.weight"][:T]
         mask = None

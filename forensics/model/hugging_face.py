@@ -26,6 +26,7 @@ PLAIN: dict[str, Any] = {
     "sliding_layers": (),
     "unrotated_layers": (),
     "rope_theta_sliding": 0.0,
+    "embed_scale": 1.0,
 }
 
 

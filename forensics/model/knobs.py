@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from forensics.config import Model
@@ -31,6 +32,8 @@ def shape_of(model: Model, vocabulary: int, sequence_length: int) -> Shape:
         chosen = getattr(model, name)
         if chosen is not None:
             knobs[name] = chosen
+    if model.embed_scale == 0:
+        knobs["embed_scale"] = math.sqrt(model.width)
     knobs |= _layer_lists(model, family, knobs) | _rope_scaling(model)
     kv_heads = model.kv_heads or model.heads
     if model.head_width is None and model.width % model.heads:

@@ -46,6 +46,7 @@ class Shape:
     rope_fast: float = 1.0  # turns over the original length from which on none of it does
     rope_magnitude: float = 1.0  # of cos and sin (YaRN's attention factor)
     rope_theta_sliding: float = 0.0  # base in sliding layers; 0: rope_theta
+    embed_scale: float = 1.0  # of the embedding, where the stream begins
 
     def __post_init__(self) -> None:
         """Take the lists of JSON as tuples, so that equal shapes are equal."""

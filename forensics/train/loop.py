@@ -19,7 +19,7 @@ from forensics import config
 from forensics.detect.spikes import RobustDetector, Spike, restarts_of
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
-from forensics.model.initialize import initialize
+from forensics.model.initialize import Initialization, initialize
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback, silent
 from forensics.step import sums
@@ -126,7 +126,9 @@ class Trainer:
         """Train to the end, or to a Ctrl-C."""
         state = self._resumed_state() if resumed else None
         if state is None:
-            params = initialize(self.run.shape, self.recipe.model.init, self.recipe.train.seed)
+            params = initialize(
+                self.run.shape, Initialization.of(self.recipe.model), self.recipe.train.seed
+            )
             with self.translated_errors():
                 state = TrainState.start(
                     {name: tensor.to(self.model.device) for name, tensor in params.items()}

@@ -7,12 +7,16 @@ import math
 import pytest
 import torch
 
+from forensics.config import Model
 from forensics.model import families
-from forensics.model.initialize import initialize
+from forensics.model.decoder import Decoder
+from forensics.model.hugging_face import exported_family
+from forensics.model.initialize import Initialization, initialize
+from forensics.model.knobs import shape_of
 from forensics.model.shape import parameter_shapes
 
 
-@pytest.mark.parametrize("scheme", ["normal", "scaled", "olmo"])
+@pytest.mark.parametrize("scheme", ["normal", "scaled", "small", "olmo", "openlm"])
 def test_a_tensor_has_the_same_numbers_whatever_the_other_knobs(scheme, make_shape):
     one = initialize(make_shape("llama"), scheme, 5)
     other = initialize(
@@ -62,15 +66,18 @@ def test_every_parameter_is_there_in_the_order_of_the_forward(family, make_shape
 def test_standard_deviations_are_those_documented(make_shape):
     shape = make_shape("llama", width=192, heads=4, layers=3, vocabulary=400, mlp_width=512)
     into = ("attn.o_proj.weight", "mlp.down.weight")
-    for scheme in ("normal", "scaled", "olmo"):
+    for scheme in ("normal", "scaled", "small", "olmo", "openlm"):
         for name, p in initialize(shape, scheme, 0).items():
             if "norm" in name:
                 continue
             std, cut = 0.02, 1.0
             if scheme == "scaled" and name.endswith(into):
                 std = 0.02 / math.sqrt(2 * 3)
-            if scheme == "olmo" and name != "embed.weight":
+            if scheme == "small":
+                std = math.sqrt(2 / (5 * 192)) / (math.sqrt(2 * 3) if name.endswith(into) else 1)
+            if scheme == "openlm" or (scheme == "olmo" and name != "embed.weight"):
                 layer = int(name.split(".")[1]) if name.endswith(into) else 0
+                # an embedding's rows have as many numbers as the stream is wide
                 std = 1 / math.sqrt(p.shape[1] * (2 * (layer + 1) if name.endswith(into) else 1))
                 cut = 0.98658  # standard deviation of a normal that is cut at 3
                 assert p.abs().max() <= 3 * std * (1 + 1e-6)
@@ -80,3 +87,31 @@ def test_standard_deviations_are_those_documented(make_shape):
                 name,
             )
             assert abs(float(p.mean())) < 4 * std / math.sqrt(p.numel()), (scheme, name)
+
+
+def test_a_recipe_may_name_the_standard_deviations_and_a_bound(make_shape):
+    shape = make_shape("gpt2", width=64, vocabulary=400, layers=2)
+    how = Initialization("scaled", std=0.05, embedding_std=1.0, cutoff=2.0)
+    for name, p in initialize(shape, how, 0).items():
+        if "norm" in name or name.endswith(".bias"):
+            continue
+        std = 1.0 if name in ("embed.weight", "positions.weight") else 0.05
+        std /= 2 if name.endswith(("attn.o_proj.weight", "mlp.down.weight")) else 1
+        assert p.abs().max() <= 2 * std * (1 + 1e-6)
+        # a normal that is cut at 2 has 0.8796 of the standard deviation
+        assert abs(float(p.std()) / (0.8796 * std) - 1) < 4 / math.sqrt(2 * p.numel()), name
+
+
+def test_the_stream_begins_with_the_embedding_times_its_scale(make_shape, make_batch):
+    plain, scaled = (
+        make_shape(),
+        shape_of(Model(layers=2, width=32, heads=4, embed_scale=0), 61, 16),
+    )
+    assert scaled.embed_scale == math.sqrt(32) and plain.embed_scale == 1.0
+    assert exported_family(scaled) is None
+    params = initialize(plain, "normal", 0)
+    larger = params | {"embed.weight": params["embed.weight"] * math.sqrt(32)}
+    tokens = make_batch().tokens[:, :-1]
+    assert torch.allclose(
+        Decoder(scaled).hidden(params, tokens), Decoder(plain).hidden(larger, tokens), atol=1e-5
+    )
