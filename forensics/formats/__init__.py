@@ -23,5 +23,9 @@ def formats() -> tuple[Format, ...]:
 
 
 def recognised(path: Path) -> Format | None:
-    """Return the format of what lies at `path`; None where no format knows it."""
-    return next((known for known in formats() if known.recognises(path)), None)
+    """Return the format of what lies at `path`; None where no format knows it.
+
+    A format that takes any folder is asked last.
+    """
+    last = sorted(formats(), key=lambda known: known.takes_any_folder)
+    return next((known for known in last if known.recognises(path)), None)

@@ -256,4 +256,5 @@ FORMAT = Format(
     read_as_run,
     "a folder with config.json (model_type) beside *.safetensors, a folder of such folders, or "
     "models--ORG--NAME of Hugging Face's cache",
+    takes_any_folder=True,
 )

@@ -41,3 +41,4 @@ class Format:
     # what `recognises` looks for, as `forensics import` lists it where it knows nothing:
     # "a folder that holds config.yaml beside model.pt or model.safetensors"
     looks_for: str = ""
+    takes_any_folder: bool = False  # asked after those that look into a folder

@@ -61,7 +61,13 @@ def open_target(
     if "/" not in text and (runs / text.partition("@")[0] / "run.json").is_file():
         return _of_run(text, runs, open_run, progress)
     path = Path(text).expanduser()
-    if (known := recognised(path)) and known.read is not None:
+    if known := recognised(path):
+        if known.read is None:
+            raise ForensicsError(
+                "data",
+                f"{path.name} is {known.title}: a run that another trainer made",
+                "bring it in with `forensics import`, then name its state RUN@STEP",
+            )
         model = known.read(path)
         return Target(
             str(path),
@@ -100,8 +106,8 @@ def open_target(
 
 
 def _titles() -> str:
-    """Name every format that is known."""
-    *titles, last = (known.title for known in formats())
+    """Name every format of a model."""
+    *titles, last = (known.title for known in formats() if known.read is not None)
     return f"{', '.join(titles)} or {last}"
 
 
