@@ -150,7 +150,9 @@ def _checkpoint(
         )
     loader = plain_fields(state.get("data_loader"))
     tokens, length = loader.get("tokens_processed"), loader.get("sequence_length")
-    known = isinstance(tokens, int) and isinstance(length, int) and length > 0
+    sequences = None
+    if isinstance(tokens, int) and isinstance(length, int) and length > 0:
+        sequences = tokens // length
     checkpoint = ForeignCheckpoint(
         step=step,
         path=folder,
@@ -159,7 +161,7 @@ def _checkpoint(
         exp_avg_sq=ours.get("exp_avg_sq"),
         updates=_updates(stored, folder),
         tokens=state.get("global_train_tokens_seen"),
-        sequences=tokens // length if known else None,
+        sequences=sequences,
     )
     return checkpoint, placed.unplaced
 

@@ -86,7 +86,7 @@ class Stored:
 
         if not prod(self.shape):
             return torch.empty(self.shape, dtype=getattr(torch, self.dtype))
-        raw = np.memmap(self.file, np.uint8, "c", self.start, (self.length,))
+        raw: np.ndarray = np.memmap(self.file, np.uint8, "c", self.start, (self.length,))
         item = ITEM_BYTES[self.dtype]
         if raw.ctypes.data % item:
             raw = np.array(raw)
