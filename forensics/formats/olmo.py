@@ -29,6 +29,7 @@ from forensics.formats.protocol import Format
 from forensics.formats.run_folder import (
     by_step,
     file_beside,
+    files_beside,
     folders,
     logs_beside,
     missing_checkpoint,
@@ -75,13 +76,14 @@ def read_run(path: Path) -> ForeignRun:
     shape = shape_of(from_dict({"model": model}).model, _rows(settings), model["max_positions"])
     read = [_checkpoint(folder, shape, settings) for folder in found]
     checkpoints = by_step(checkpoint for checkpoint, _ in read)
+    world_size = _trainer_state(checkpoints[-1].path).get("world_size", 1)
     recipe, notes = recipe_of(settings, model, checkpoints)
     return ForeignRun(
         format=FORMAT.kind,
         checkpoints=checkpoints,
         recipe=recipe,
         tokens=_token_files(settings),
-        order=_order(settings, path, found),
+        order=_order(settings, path, checkpoints, world_size),
         logs=logs_beside(path, found),
         unplaced=tuple(sorted({name for _, unplaced in read for name in unplaced})),
         notes=notes,
@@ -127,6 +129,7 @@ def _checkpoint(
         updates=optimizer.updates,
         tokens=trainer.get("global_train_tokens_seen"),
         sequences=_sequences(trainer, settings),
+        epoch=trainer.get("epoch"),
     )
     return checkpoint, placed.unplaced
 
@@ -304,10 +307,28 @@ def _token_files(settings: Settings) -> TokenFiles | None:
     )
 
 
-def _order(settings: Settings, path: Path, found: list[Path]) -> ForeignOrder:
-    seed = settings.section("data").get("seed")
-    seed = settings.get("seed", DEFAULT_SEED) if seed is None else seed
-    return ForeignOrder("olmo", seed, 0, file_beside(path, found, "train_data/global_indices.npy"))
+def _order(
+    settings: Settings, path: Path, checkpoints: tuple[ForeignCheckpoint, ...], world_size: int
+) -> ForeignOrder:
+    """Return how the order is drawn; its file is written anew at the start of each epoch."""
+    data = settings.section("data")
+    seed = data.get("seed")
+    found = [checkpoint.path for checkpoint in checkpoints]
+    return ForeignOrder(
+        "olmo",
+        settings.get("seed", DEFAULT_SEED) if seed is None else seed,
+        file=file_beside(path, found, "train_data/global_indices.npy"),
+        file_epoch=checkpoints[-1].epoch,
+        world_size=world_size,
+        drop_last=bool(data.get("drop_last", False)),
+        rank_logs=files_beside(path, found, "data-indices/rank*.tsv.gz"),
+    )
 
 
-FORMAT = Format("olmo", "an OLMo checkpoint", recognises, read_run=read_run)
+FORMAT = Format(
+    "olmo",
+    "an OLMo checkpoint",
+    recognises,
+    read_run=read_run,
+    looks_for="a folder that holds config.yaml beside model.pt or model.safetensors",
+)

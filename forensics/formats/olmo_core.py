@@ -22,7 +22,7 @@ from forensics.formats.foreign_run import (
     LazyTensor,
     TokenFiles,
 )
-from forensics.formats.olmo_core_recipe import data_section, model_section, train_section
+from forensics.formats.olmo_core_recipe import data_section, length_of, model_section, train_section
 from forensics.formats.pieces import Piece, place
 from forensics.formats.protocol import Format
 from forensics.formats.run_folder import (
@@ -162,6 +162,7 @@ def _checkpoint(
         updates=_updates(stored, folder),
         tokens=state.get("global_train_tokens_seen"),
         sequences=sequences,
+        epoch=loader.get("epoch"),
     )
     return checkpoint, placed.unplaced
 
@@ -217,7 +218,14 @@ def _token_files(settings: Settings, notes: list[str]) -> TokenFiles | None:
         str(dtype),
         tokenizer.get("eos_token_id"),
         tokenizer.get("identifier"),
+        multiple=_longest(dataset) or 1,
     )
+
+
+def _longest(dataset: Settings) -> int | None:
+    """Return the length of which each file's tokens are read in whole multiples, where said."""
+    longest = dataset.get("max_target_sequence_length")
+    return longest if isinstance(longest, int) and longest > 0 else None
 
 
 def _order(
@@ -233,14 +241,17 @@ def _order(
             why_unknown=f"its data set, {kind}, is packed by rules that are not built here",
         )
     seed = plain_fields(state.get("data_loader")).get("seed", loader.get("seed"))
+    chunk = (_longest(dataset) or 1) // dataset.whole("sequence_length", length_of(settings, state))
     # a file for each epoch: the first one's
     name = f"global_indices*_epoch1_seed{seed}_*.npy"
     file = file_beside(path, found, name, f"work/{name}", f"*/{name}")
-    longest, length = dataset.get("max_target_sequence_length"), dataset.get("sequence_length")
-    if longest not in (None, length):
-        why = "its order is drawn over chunks for longer sequences, and its file was not found"
-        return ForeignOrder("file", file=file) if file else ForeignOrder("unknown", why_unknown=why)
-    return ForeignOrder("olmo_core", seed, 1, file)
+    return ForeignOrder("olmo_core", seed, 1, file, chunk=max(1, chunk))
 
 
-FORMAT = Format("olmo-core", "an OLMo-core checkpoint", recognises, read_run=read_run)
+FORMAT = Format(
+    "olmo-core",
+    "an OLMo-core checkpoint",
+    recognises,
+    read_run=read_run,
+    looks_for="a folder that holds config.json beside model_and_optim/.metadata",
+)

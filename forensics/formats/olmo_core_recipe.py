@@ -174,14 +174,18 @@ def data_section(settings: Settings, state: dict[str, Any]) -> dict[str, Any]:
         section = dataset.section("instance_filter_config", FILTER)
         for name, number in FILTER.items():
             section.only(name, number)
-    loader = state.get("data_loader")
-    said = loader.get("sequence_length") if isinstance(loader, dict) else None
-    longest = settings.section("train_module").get("max_sequence_length")
     return {
-        "sequence_length": dataset.whole("sequence_length", said or longest),
+        "sequence_length": dataset.whole("sequence_length", length_of(settings, state)),
         "window": "inside",
         "mask_repeats": bool(filtered),
     }
+
+
+def length_of(settings: Settings, state: dict[str, Any]) -> Any:
+    """Return T as the trainer's state says it, or as its module's longest; None: neither does."""
+    loader = state.get("data_loader")
+    said = loader.get("sequence_length") if isinstance(loader, dict) else None
+    return said or settings.section("train_module").get("max_sequence_length")
 
 
 def train_section(

@@ -78,20 +78,24 @@ def _may_be_log(file: Path) -> bool:
     return head.lstrip()[:1] == b"[" and b"loss" in head.lower()
 
 
-def file_beside(path: Path, folders: Iterable[Path], *patterns: str) -> Path | None:
-    """Find the one file of some patterns in a run's folder, or beside its checkpoints.
+def files_beside(path: Path, folders: Iterable[Path], *patterns: str) -> tuple[Path, ...]:
+    """Return the files of some patterns in a run's folder, or beside its checkpoints.
 
-    A checkpoint's run is the folder it lies in, or the one around that. Errors: data, for several.
+    A checkpoint's run is the folder it lies in, or the one around that.
     """
     around = [place for folder in folders for place in (folder.parent, folder.parent.parent)]
-    places = dict.fromkeys([path, *around])
     found = {
         file.resolve(): file
-        for place in places
+        for place in dict.fromkeys([path, *around])
         for pattern in patterns
-        for file in sorted(place.glob(pattern))
+        for file in place.glob(pattern)
     }
-    files = sorted(found.values())
+    return tuple(sorted(found.values()))
+
+
+def file_beside(path: Path, folders: Iterable[Path], *patterns: str) -> Path | None:
+    """Return the one file of some patterns, as `files_beside` finds them. Errors: data."""
+    files = files_beside(path, folders, *patterns)
     if len(files) > 1:
         raise ForensicsError(
             "data",
