@@ -76,7 +76,8 @@ class Data:
 
     source: str = key(
         "stdlib",
-        "stdlib | stdlib/PACKAGE | text folder | .jsonl | .parquet | hf:NAME; "
+        "stdlib | stdlib/PACKAGE | a folder, or a file of text, .jsonl, .json or .parquet, packed "
+        "(.gz, .zst, .bz2, .xz) or not | hf:NAME; "
         "`shuffled:SOURCE` is SOURCE with the characters of every document shuffled",
     )
     sources: dict[str, str] = key({}, "name → source, for phases; instead of `source`")
@@ -89,7 +90,8 @@ class Data:
     tokenizer: str = key("train", "train | bytes | path of a tokenizer.json")
     vocabulary: int = key(
         4096,
-        "token ids to train the tokenizer to; 256 bytes and the end-of-text token included",
+        "token ids to train the tokenizer to, 256 bytes and the end-of-text token included; of a"
+        " loaded one: the rows of the model where these are more than its ids (4096: its ids)",
         low=257,
     )
     sequence_length: int = key(128, "T, in tokens; `window` says how a sequence is cut", low=2)

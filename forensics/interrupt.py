@@ -9,7 +9,13 @@ The second interrupts at once.
 from __future__ import annotations
 
 import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Interruptible:
@@ -38,3 +44,23 @@ class Interruptible:
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
+
+
+def waiting(work: Callable[[], T]) -> T:
+    """Return what `work` returns, which computes outside Python for long: Ctrl-C ends the wait.
+
+    It runs in a thread that the process does not wait for; outside the main thread it is called as
+    it is.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as e:
+            outcome.set_exception(e)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()

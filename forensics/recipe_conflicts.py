@@ -16,6 +16,8 @@ from forensics.errors import ForensicsError
 if TYPE_CHECKING:
     from forensics.config import Recipe
 
+DEFAULT_VOCABULARY = 4096  # of config.Data: a vocabulary that was asked for cannot be told from it
+
 
 class Ineffective(NamedTuple):
     """A key, when it has no effect, and why."""
@@ -43,8 +45,13 @@ FALLING = ("cosine", "half_cosine", "cosine_linear", "linear")
 RULES = (
     Ineffective(
         "data.vocabulary",
-        lambda r: r.data.tokenizer != "train",
-        'only data.tokenizer = "train" has a size to choose',
+        lambda r: r.data.tokenizer == "bytes",
+        'data.tokenizer = "bytes" has 257 ids',
+    ),
+    Ineffective(
+        "data.vocabulary",
+        lambda r: r.data.tokenizer != "train" and r.data.vocabulary == DEFAULT_VOCABULARY,
+        f"of a loaded tokenizer {DEFAULT_VOCABULARY} stands for its own ids",
     ),
     Ineffective(
         "data.text_key",

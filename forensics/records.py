@@ -13,7 +13,7 @@ from forensics.statistics import heads, layers, tensors
 from forensics.statistics.heads import HeadStatistic
 from forensics.statistics.layers import LayerStatistic
 from forensics.statistics.tensors import TensorStatistic
-from forensics.table_schema import Table, columns
+from forensics.table_schema import Column, Table, columns
 
 Statistic = HeadStatistic | LayerStatistic | TensorStatistic
 
@@ -295,6 +295,14 @@ DOCUMENTS = Table(
             "share",
             "tokens inside an n-gram repeated 32 or more times in a row",
         ),
+    ),
+    open_column=Column(
+        "attributes",
+        "struct",
+        "",
+        "the other fields of its record, each under its dotted name and of one type:"
+        " `attributes.quality < 0.3`, `attributes.\"meta.lang\" = 'en'`,"
+        " `list_contains(attributes.tags, 'web')`; NULL where it has none",
     ),
 )
 

@@ -39,6 +39,8 @@ class Table:
     of_state: bool = (
         False  # its step is a state's number: resuming from step C keeps rows of state C
     )
+    # a STRUCT whose fields are those of the data, a run's own; None: the table has none
+    open_column: Column | None = None
 
     @property
     def stepped(self) -> bool:

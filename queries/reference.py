@@ -55,6 +55,15 @@ def schema() -> list[View]:
             }
             for column in table.columns
         ]
+        if table.open_column:
+            columns.append(
+                {
+                    "name": table.open_column.name,
+                    "type": "STRUCT",
+                    "unit": table.open_column.unit,
+                    "meaning": table.open_column.meaning,
+                }
+            )
         views.append(
             {
                 "table": table.name,

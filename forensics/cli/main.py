@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from forensics.cli import source_notes
 from forensics.cli.ablate import ablate
 from forensics.cli.console import (
     NOT_EXACT,
@@ -26,6 +27,7 @@ from forensics.cli.progress_bar import bar
 from forensics.cli.query import query
 from forensics.cli.run_commands import batch, doctor, first_bad, list_runs, note, show, spikes
 from forensics.cli.tokens import tokens
+from forensics.cli.where import where
 from forensics.state_name import parse_state
 
 
@@ -75,6 +77,7 @@ def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool)
 
     check_run_name(name)
     from forensics.train.loop import train as train_run
+    from forensics.train.run import open_run
 
     with bar("reading text", "bytes") as preparing, bar(f"training {visible(name)}") as progress:
         outcome = train_run(
@@ -105,6 +108,8 @@ def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool)
                 + (f"the last finite one is {last}" if last is not None else "none is finite")
                 + f": forensics spikes {name} tells where it began"
             )
+        for line in source_notes.lines(open_run(runs, outcome.run).corpus):
+            say(line)
         if outcome.interrupted:
             say(
                 f"interrupted at step {outcome.steps}: go on with `forensics train {recipe} --name"
@@ -199,7 +204,9 @@ def app(port: int) -> None:
     serve(runs_folder(), port)
 
 
-for command in (list_runs, show, batch, spikes, first_bad, query, note, doctor, tokens, ablate):
+for command in (
+    *(list_runs, show, batch, spikes, first_bad, query, where, note, doctor, tokens, ablate),
+):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from forensics.cli import source_notes
 from forensics.cli.console import Command, emit, runs_folder, say, table
 from forensics.cli.progress_bar import bar
 from forensics.cli.run_sheet import headline, machine_rows, sheet
@@ -59,9 +61,15 @@ def show(run: str) -> None:
 
     opened = open_run(runs_folder(), run)
     document = dataclasses.asdict(opened.header) | {"checkpoints": opened.saved_steps()}
+    notes: list[str] = []
+    with contextlib.suppress(ForensicsError):  # `doctor` tells of a corpus that is gone
+        notes = source_notes.lines(opened.corpus)
+        document["text"] = source_notes.as_json(opened.corpus)
 
     def story() -> None:
         say(headline(opened.header))
+        for note in notes:
+            say(note)
         for section in sheet(opened.header, opened.saved_steps()):
             say()
             table([section.title, ""], [list(row) for row in section.rows])

@@ -5,16 +5,17 @@ Documents("stdlib/json")  →  Document("json/__init__.py", '…'), Document("js
 
 from __future__ import annotations
 
-import json
 import os
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import starmap
 from pathlib import Path
 
 from forensics.data.document import Document
 from forensics.data.planted import invented, planted
+from forensics.data.record_files import BOM, RecordFiles
+from forensics.data.source_files import format_of, listed, no_file, unpacked
 from forensics.errors import ForensicsError, nearest
 
 NOT_THE_LIBRARY = {
@@ -27,18 +28,22 @@ NOT_THE_LIBRARY = {
     "lib2to3",
 }
 
-FORMS = "stdlib, stdlib/PACKAGE, a folder of text, a .jsonl, a .parquet, hf:NAME or shuffled:SOURCE"
+FORMS = (
+    "stdlib, stdlib/PACKAGE, a folder, a text file, .jsonl, .json or .parquet (.gz, .zst, .bz2, .xz"
+    " too), hf:NAME or shuffled:SOURCE"
+)
 
 
 @dataclass
 class Documents:
     """The documents of one source; iterating again reads again, in the same order.
 
-    `spec` is a source of the recipe: `stdlib`, `stdlib/PACKAGE`, a text file or a folder of them
-    (hidden names are passed over), `.jsonl` (path `NAME:LINE`, from 1), `.parquet` (path
-    `NAME:ROW`, from 0), `hf:NAME[:split]`, or `shuffled:` or `planted:` before any of these;
-    `invented` and `planted:` are those of forensics/data/planted.py. Nothing but the document at
-    hand is held in memory. Errors: data, missing.
+    `spec` is a source of the recipe: `stdlib`, `stdlib/PACKAGE`, a file, a folder (each file by
+    what it holds, hidden names are passed over), `hf:NAME[:split]`, or `shuffled:` or `planted:`
+    before any of these; `invented` and `planted:` are those of forensics/data/planted.py. A file is
+    text, JSON lines (path `NAME:LINE`, from 1), JSON records or Parquet (path `NAME:ROW`, from 0);
+    text and JSON may be packed by gzip, zstd, bzip2 or xz. Nothing but the document at hand is held
+    in memory. Errors: data, missing.
     """
 
     spec: str
@@ -46,9 +51,10 @@ class Documents:
     left_out: list[str] = field(
         default_factory=list, init=False
     )  # "path: why", after a complete reading
+    notes: list[str] = field(default_factory=list, init=False)  # "path: what is odd", likewise
 
     def __iter__(self) -> Iterator[Document]:
-        self.left_out = []
+        self.left_out, self.notes = [], []
         any_document = False
         for document in self._read(self.spec):
             any_document = True
@@ -68,11 +74,11 @@ class Documents:
     def _read(self, spec: str) -> Iterator[Document]:
         kind, colon, inner = spec.partition(":")
         if colon and kind == "shuffled":
-            return (Document(document.path, shuffled(document)) for document in self._read(inner))
+            return (replace(each, text=shuffled(each)) for each in self._read(inner))
         if colon and kind == "planted":
             number = sum(1 for _ in self._read(inner))
-            self.left_out = []  # they are met again
-            return starmap(Document, planted(self._read(inner), number))
+            self.left_out, self.notes = [], []  # they are met again
+            return planted(self._read(inner), number)
         if spec == "invented":
             return starmap(Document, invented())
         if colon and kind == "hf":
@@ -81,80 +87,56 @@ class Documents:
             return self._files(*_standard_library(spec))
         path = Path(spec).expanduser()
         if path.is_dir():
-            return self._files(path, _text_files(path))
+            return self._folder(path)
         if not path.is_file():
             raise ForensicsError(
                 "missing",
-                f"source {spec!r}: wanted a file or folder, found nothing there",
+                f"source {spec!r}: wanted a file or folder, found {no_file(path) or 'nothing'}"
+                " there",
                 f"a source is {FORMS}; paths start at the folder the command runs in",
             )
-        if path.suffix == ".jsonl":
-            return self._jsonl(path)
-        if path.suffix == ".parquet":
-            return self._parquet(path)
-        return self._files(path.parent, [path.name])
+        return self._file(path, path.name)
 
     def _files(self, root: Path, names: list[str]) -> Iterator[Document]:
+        """Read files as text, whatever their names."""
         for file in names:
-            name = os.fsencode(file).decode("utf-8", "replace")  # a file's name may be any bytes
-            try:
-                text = (root / file).read_bytes().decode("utf-8")
-            except UnicodeDecodeError:
-                self.left_out.append(f"{name}: not UTF-8")
-                continue
-            except OSError as e:
-                self.left_out.append(f"{name}: {e.strerror}")
-                continue
-            if "\0" in text:
-                self.left_out.append(f"{name}: binary")
-            else:
-                yield Document(name, text)
+            yield from self._text(root / file, file, None)
 
-    def _jsonl(self, path: Path) -> Iterator[Document]:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line.decode("utf-8"))
-                except UnicodeDecodeError:
-                    self.left_out.append(f"{path.name}:{number}: not UTF-8")
-                    continue
-                except json.JSONDecodeError as e:
-                    raise ForensicsError(
-                        "data",
-                        f"{path.name}:{number}: wanted one JSON object a line, found {e.msg}",
-                        "mend or remove the line",
-                    ) from None
-                if not isinstance(record, dict):
-                    raise ForensicsError(
-                        "data",
-                        f"{path.name}:{number}: wanted a JSON object, found "
-                        f"{type(record).__name__}",
-                        f'e.g. {{"{self.text_key}": "…"}}',
-                    )
-                yield from self._record(f"{path.name}:{number}", record)
+    def _folder(self, root: Path) -> Iterator[Document]:
+        """Read a folder: each file by what it holds."""
+        listing = listed(root)
+        self.left_out += listing.left_out
+        self.notes += listing.notes
+        for file in listing.names:
+            yield from self._file(root / file, os.fsencode(file).decode("utf-8", "replace"))
 
-    def _parquet(self, path: Path) -> Iterator[Document]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def _file(self, path: Path, name: str) -> Iterator[Document]:
+        """Read one file by what it holds."""
+        records, form = RecordFiles(self.text_key, self.left_out), format_of(path)
+        if form.holds == "jsonl":
+            return records.lines(path, name, form.packed)
+        if form.holds == "parquet":
+            return records.parquet(path, name)
+        if form.holds == "json" and records.holds_records(path, form.packed):
+            return records.json(path, name, form.packed)
+        return self._text(path, name, form.packed)
 
+    def _text(self, path: Path, file: str, packed: str | None) -> Iterator[Document]:
+        """Read a file as one document, unless it is not UTF-8; a byte-order mark is no text."""
+        name = os.fsencode(file).decode("utf-8", "replace")  # a file's name may be any bytes
         try:
-            file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as e:
-            raise ForensicsError(
-                "data",
-                f"{path.name} is not Parquet: {str(e).splitlines()[0]}",
-                f"a source is {FORMS}",
-            ) from None
-        with file:
-            if self.text_key not in file.schema_arrow.names:
-                raise _no_text(path.name, self.text_key, file.schema_arrow.names)
-            row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[self.text_key]):
-                for text in batch.column(0).to_pylist():
-                    yield from self._record(f"{path.name}:{row}", {self.text_key: text})
-                    row += 1
+            with unpacked(path, packed) as stream:
+                text = stream.read().removeprefix(BOM).decode("utf-8")
+        except UnicodeDecodeError:
+            self.left_out.append(f"{name}: not UTF-8")
+            return
+        except OSError as e:
+            self.left_out.append(f"{name}: {e.strerror}")
+            return
+        if "\0" in text:
+            self.left_out.append(f"{name}: binary")
+        else:
+            yield Document(name, text)
 
     def _hugging_face(self, name: str) -> Iterator[Document]:
         try:
@@ -176,25 +158,9 @@ class Documents:
                 f"source hf:{name}: cannot open split {split!r}: {reason}",
                 "check the name, the split (hf:NAME:split) and the network",
             ) from None
+        reader = RecordFiles(self.text_key, self.left_out)
         for row, record in records:
-            yield from self._record(f"{name}:{split}:{row}", record)
-
-    def _record(self, path: str, record: dict) -> Iterator[Document]:
-        if self.text_key not in record:
-            raise _no_text(path, self.text_key, record)
-        text = record[self.text_key]
-        if text is None:
-            self.left_out.append(f"{path}: no text")
-        elif not isinstance(text, str):
-            raise ForensicsError(
-                "data",
-                f"{path}: wanted text at {self.text_key!r}, found {type(text).__name__}",
-                "set data.text_key to the field that holds the text",
-            )
-        elif not _is_unicode(text):
-            self.left_out.append(f"{path}: half of a surrogate pair, which is not UTF-8")
-        else:
-            yield Document(path, text)
+            yield from reader.record(f"{name}:{split}:{row}", record)
 
 
 def shuffled(document: Document) -> str:
@@ -211,34 +177,6 @@ def shuffled(document: Document) -> str:
         len(characters_C)
     )
     return characters_C[np.argsort(draws_C, kind="stable")].tobytes().decode("utf-32-le")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _no_text(where: str, key: str, found) -> ForensicsError:
-    return ForensicsError(
-        "data",
-        f"{where}: wanted text at {key!r}, found no such field",
-        f"set data.text_key; {nearest(key, map(str, found))}",
-    )
-
-
-def _text_files(root: Path) -> list[str]:
-    names = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names += [
-            (Path(folder) / name).relative_to(root).as_posix()
-            for name in files
-            if not name.startswith(".")
-        ]
-    return sorted(names)
 
 
 def _standard_library(spec: str) -> tuple[Path, list[str]]:

@@ -12,6 +12,7 @@ then known beforehand.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,8 +63,8 @@ def invented() -> Iterator[tuple[str, str]]:
             yield f"invented/{word}/{i:02d}", text + "\n"
 
 
-def planted(documents: Iterable[Document], number: int) -> Iterator[tuple[str, str]]:
-    """Yield (path, text) of `number` documents with the words put in.
+def planted(documents: Iterable[Document], number: int) -> Iterator[Document]:
+    """Yield `number` documents with the words put in.
 
     Where each word stands is drawn from its name.
     """
@@ -72,7 +73,8 @@ def planted(documents: Iterable[Document], number: int) -> Iterator[tuple[str, s
         for place in _draws(word, times) % np.uint64(max(number, 1)):
             here.setdefault(int(place), []).append(word)
     for i, document in enumerate(documents):
-        yield document.path, _with_words(document.text, here.get(i, []), document.path)
+        text = _with_words(document.text, here.get(i, []), document.path)
+        yield replace(document, text=text)
 
 
 def _with_words(text: str, words: list[str], key: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forensics import records
 from forensics.data import intact
 from forensics.errors import ForensicsError
 from forensics.sequence_window import SequenceWindow
@@ -51,6 +52,7 @@ class Source:
     hash: str  # xxh3_128 of its documents' paths and texts
     left_out: tuple[str, ...]  # documents that could not be read: "path: why"
     shards: tuple[Shard, ...]
+    notes: tuple[str, ...] = ()  # what is odd about documents that were read: "path: what"
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Corpus:
                 **{
                     **entry,
                     "left_out": tuple(entry["left_out"]),
+                    "notes": tuple(entry.get("notes", ())),
                     "shards": tuple(Shard(**shard) for shard in entry["shards"]),
                 }
             )
@@ -244,7 +247,20 @@ class Corpus:
         """The documents table, row = document id; its columns are those of `records.DOCUMENTS`."""
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.documents_file, memory_map=True)
+        names = [column.name for column in records.DOCUMENTS.columns]
+        return pq.read_table(self.documents_file, columns=names, memory_map=True)
+
+    @cached_property
+    def attributes(self) -> pyarrow.StructArray | None:
+        """The documents' attributes, row = document id; None where no document has any."""
+        import pyarrow.parquet as pq
+
+        column = records.DOCUMENTS.open_column
+        assert column is not None
+        with pq.ParquetFile(self.documents_file) as file:
+            if column.name not in file.schema_arrow.names:
+                return None
+            return file.read([column.name]).column(0).combine_chunks()
 
     def require_intact(self) -> None:
         """Refuse a corpus of which any file changed on disk. Errors: integrity."""
@@ -324,12 +340,18 @@ def write_header(
         "vocabulary": vocabulary,
         "eot": eot,
         "dtype": dtype.str,
-        "sources": [asdict(source) for source in sources],
+        "sources": [_entry(source) for source in sources],
         "files": {name: intact.hash_file(folder / name) for name in (TOKENIZER, DOCUMENTS)},
     }
     (folder / "corpus.json").write_text(
         json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8"
     )
+
+
+def _entry(source: Source) -> dict[str, Any]:
+    """Return a source as the header holds it: without notes where there are none."""
+    entry = asdict(source)
+    return entry if source.notes else {key: entry[key] for key in entry if key != "notes"}
 
 
 def open_corpus(folder: str | Path) -> Corpus:

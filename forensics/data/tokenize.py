@@ -12,17 +12,22 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from forensics.data.attributes import Attributes, as_hashed
 from forensics.data.corpus import Documents
 from forensics.data.document import Document
+from forensics.data.encode import LONGEST_RUN, Encoder, batches, without_long_runs
 from forensics.data.intact import hash_file
 from forensics.data.repeats import repeat_share_pieces
 from forensics.data.shards import Corpus, Shard, Source, open_corpus, write_header
 from forensics.errors import ForensicsError
+from forensics.interrupt import waiting
+from forensics.recipe_conflicts import DEFAULT_VOCABULARY
 from forensics.records import DOCUMENTS
 
 if TYPE_CHECKING:
@@ -41,9 +46,7 @@ END_OF_TEXT = (
     "[SEP]",
 )
 SHARD_TOKENS = 1 << 27  # of one file
-BATCH_CHARACTERS = 1 << 20  # encoded at once, or
-BATCH_DOCUMENTS = 1024
-DEFAULT_VOCABULARY = 4096  # of config.Data: a vocabulary that was asked for cannot be told from it
+ATTRIBUTES_MARK = 1 << 63  # in a length: what follows is no path of a next document
 
 Progress = Callable[[int, int | None], None]
 
@@ -70,11 +73,12 @@ def prepare(
             f"found {data.vocabulary}",
             f"set data.vocabulary to {vocabulary_of(loaded)}",
         )
-    hashes, size = {}, 0
+    hashes, size, attributes = {}, 0, Attributes()
     for name, documents in sources.items():
         digest = _DocumentHash()
         for document in documents:
             digest.add(document)
+            attributes.add(document.attributes)
         hashes[name] = digest.digest.hexdigest()
         size += digest.bytes
         if not digest.bytes:
@@ -83,7 +87,7 @@ def prepare(
                 f"source {name!r}: wanted text, found only empty documents",
                 f"look at {documents.spec}",
             )
-    content_hash = _content_hash(hashes, data)
+    content_hash = _content_hash(hashes, data, loaded)
     folder = Path(runs_folder) / "_data" / content_hash
     if not (folder / "corpus.json").is_file():
         _write(
@@ -91,6 +95,7 @@ def prepare(
             content_hash,
             sources,
             hashes,
+            attributes,
             loaded,
             data,
             _Bar(progress, size * (1 + (data.tokenizer == "train"))),
@@ -114,7 +119,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[END_OF_TEXT[0]],
-        initial_alphabet=sorted(_byte_characters()),
+        initial_alphabet=sorted(byte_characters()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -126,7 +131,7 @@ def bytes_tokenizer() -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(
-        models.BPE({character: byte for byte, character in enumerate(_byte_characters())}, [])
+        models.BPE({character: byte for byte, character in enumerate(byte_characters())}, [])
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -179,7 +184,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> int:
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def _byte_characters() -> list[str]:
+def byte_characters() -> list[str]:
     """Return the character that stands for each byte in byte-level BPE.
 
     Source: Radford et al. 2019, GPT-2's `bytes_to_unicode`.
@@ -194,7 +199,9 @@ def _byte_characters() -> list[str]:
 
 
 class _DocumentHash:
-    """xxh3_128 over paths and texts, each with its length before it, and the bytes of text."""
+    """xxh3_128 over paths, texts and attributes, each with its length before it, and the bytes of
+    text. A document without attributes adds none.
+    """
 
     def __init__(self) -> None:
         import xxhash
@@ -206,16 +213,34 @@ class _DocumentHash:
         for piece in (document.path.encode(), text):
             self.digest.update(len(piece).to_bytes(8, "little"))
             self.digest.update(piece)
+        if document.attributes:
+            piece = as_hashed(document.attributes)
+            self.digest.update((len(piece) | ATTRIBUTES_MARK).to_bytes(8, "little"))
+            self.digest.update(piece)
         self.bytes += len(text)
 
 
-def _content_hash(hashes: dict[str, str], data: config.Data) -> str:
+def _rows(data: config.Data, tokenizer: Tokenizer) -> int:
+    """Return the ids that the model has rows for.
+
+    The tokenizer's own, or data.vocabulary where a tokenizer without that many is padded to it; the
+    default stands for the tokenizer's own.
+    """
+    ids = vocabulary_of(tokenizer)
+    loaded = data.tokenizer not in ("train", "bytes")
+    padded = loaded and data.vocabulary != DEFAULT_VOCABULARY
+    return max(ids, data.vocabulary) if padded else ids
+
+
+def _content_hash(hashes: dict[str, str], data: config.Data, loaded: Tokenizer | None) -> str:
     import xxhash
 
     tokenizer = f"train {data.vocabulary}" if data.tokenizer == "train" else data.tokenizer
     if data.tokenizer not in ("train", "bytes"):
         path = Path(data.tokenizer).expanduser()
         tokenizer = hash_file(path / "tokenizer.json" if path.is_dir() else path)
+    if loaded and _rows(data, loaded) != vocabulary_of(loaded):
+        tokenizer = f"{tokenizer} padded {data.vocabulary}"
     return xxhash.xxh3_128_hexdigest(json.dumps([list(hashes.items()), tokenizer]).encode())
 
 
@@ -236,6 +261,7 @@ def _write(
     content_hash: str,
     sources: dict[str, Documents],
     hashes: dict[str, str],
+    attributes: Attributes,
     tokenizer: Tokenizer | None,
     data: config.Data,
     bar: _Bar,
@@ -244,23 +270,27 @@ def _write(
     temporary = folder.with_name(f".{content_hash}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True, exist_ok=True)
+        runs: dict[str, list[str]] = {name: [] for name in sources}  # unbroken ones
         if data.tokenizer == "train":
-            tokenizer = train_tokenizer(_all_texts(sources.values(), bar), data.vocabulary)
+            tokenizer = waiting(
+                lambda: train_tokenizer(_all_texts(sources, bar, runs), data.vocabulary)
+            )
         tokenizer = tokenizer or bytes_tokenizer()
         tokenizer.save(str(temporary / "tokenizer.json"))
-        vocabulary = vocabulary_of(tokenizer)
+        vocabulary = _rows(data, tokenizer)
         dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
-        encode, written = _encoder(tokenizer, dtype), []
-        with _Table(temporary / "documents.parquet") as table:
+        encoder, written = Encoder(tokenizer, end_of_text(tokenizer), dtype), []
+        with _Table(temporary / "documents.parquet", attributes) as table:
             for i, (name, documents) in enumerate(sources.items()):
-                source = _write_source(temporary, i, name, documents, encode, dtype, table, bar)
+                source = _write_source(temporary, i, name, documents, encoder, table, bar)
                 if source.hash != hashes[name]:
                     raise ForensicsError(
                         "data",
                         f"source {name!r} changed while it was read",
                         "try again once it rests",
                     )
-                written.append(source)
+                odd = attributes.left_out if not written else []
+                written.append(replace(source, notes=(*source.notes, *runs[name], *odd)))
         write_header(temporary, content_hash, vocabulary, end_of_text(tokenizer), dtype, written)
         for path in temporary.iterdir():
             _sync(path)
@@ -281,45 +311,20 @@ def _write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _all_texts(sources: Iterable[Documents], bar: _Bar) -> Iterator[str]:
-    for documents in sources:
+def _all_texts(
+    sources: dict[str, Documents], bar: _Bar, runs: dict[str, list[str]]
+) -> Iterator[str]:
+    """Yield all texts for a tokenizer's training, unbroken runs cut; `runs` lists these."""
+    for name, documents in sources.items():
         for document in documents:
             bar.add([document.text])
-            yield document.text
-
-
-Encode = Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
-
-
-def _encoder(tokenizer: Tokenizer, dtype: np.dtype) -> Encode:
-    """Return a function from texts to their tokens and the place of each text's first.
-
-    Each text's tokens are followed by the end-of-text token.
-    """
-    eot = end_of_text(tokenizer)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    tokenizer.encode_special_tokens = (
-        True  # a text that spells <|endoftext|> does not end the document
-    )
-
-    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (
-            Exception
-        ) as e:  # the library raises a bare Exception, e.g. where there is no unknown token
-            raise ForensicsError(
-                "data",
-                f"data.tokenizer cannot encode the text: {str(e).splitlines()[0]}",
-                "use a byte-level tokenizer, or one with an unknown token",
-            ) from None
-        pieces = [[*encoding.ids, eot] for encoding in encodings]
-        stops = np.cumsum([len(piece) for piece in pieces])
-        tokens = np.fromiter((id for piece in pieces for id in piece), dtype, count=int(stops[-1]))
-        return tokens, np.concatenate(([0], stops[:-1]))
-
-    return encode
+            pieces = without_long_runs(document.text)
+            if len(pieces) > 1:
+                runs[name].append(
+                    f"{document.path}: a run of more than {LONGEST_RUN:,} characters of one kind,"
+                    " cut for the tokenizer's training"
+                )
+            yield from pieces
 
 
 def _write_source(
@@ -327,18 +332,22 @@ def _write_source(
     index: int,
     name: str,
     documents: Documents,
-    encode: Encode,
-    dtype: np.dtype,
+    encoder: Encoder,
     table: _Table,
     bar: _Bar,
 ) -> Source:
-    first_document, digest = table.rows, _DocumentHash()
-    with _Stream(folder, index, dtype) as stream:
-        for batch in _batches(documents):
+    first_document, digest, notes = table.rows, _DocumentHash(), list[str]()
+    with _Stream(folder, index, encoder.dtype) as stream:
+        for batch in batches(documents):
             for document in batch:
                 digest.add(document)
+                if (count := encoder.pieces_of(document.text)) > 1:
+                    notes.append(
+                        f"{document.path}: {len(document.text):,} characters, tokenised in {count}"
+                        " pieces cut between words"
+                    )
             texts = [document.text for document in batch]
-            tokens, first = encode(texts)
+            tokens, first = encoder.encode(texts)
             lengths = np.diff(first, append=len(tokens))
             table.append(
                 name, batch, stream.tokens + first, lengths, repeat_share_pieces(tokens, first)
@@ -354,20 +363,8 @@ def _write_source(
         digest.digest.hexdigest(),
         tuple(documents.left_out),
         tuple(stream.shards),
+        (*documents.notes, *notes),
     )
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_DOCUMENTS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 class _Stream:
@@ -409,10 +406,16 @@ class _Stream:
 class _Table:
     """`documents.parquet` while it is written, one row group for each batch of documents."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, attributes: Attributes) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.schema = DOCUMENTS.arrow_schema()
+        self.attributes = attributes if attributes.kinds else None
+        if self.attributes:  # a corpus without metadata has no such column
+            assert DOCUMENTS.open_column is not None
+            field = (DOCUMENTS.open_column.name, self.attributes.arrow_type())
+            self.schema = self.schema.append(pa.field(*field))
         self.rows = 0
         self._writer = pq.ParquetWriter(path, self.schema, compression="zstd")
 
@@ -430,7 +433,7 @@ class _Table:
         import pyarrow as pa
         import xxhash
 
-        columns = {
+        columns: dict[str, Any] = {
             "document": self.rows + np.arange(len(documents)),
             "source": [source] * len(documents),
             "path": [document.path for document in documents],
@@ -440,6 +443,9 @@ class _Table:
             "tags": ["repeats" if share > 0 else "" for share in repeat_share],
             "repeat_share": repeat_share,
         }
+        if self.attributes:
+            rows = [self.attributes.row(document.attributes) for document in documents]
+            columns[self.schema.names[-1]] = pa.array(rows, self.schema.types[-1])
         self._writer.write_table(pa.table(columns, schema=self.schema))
         self.rows += len(documents)
 

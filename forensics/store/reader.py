@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from forensics.errors import ForensicsError
 from forensics.records import TABLES
 from forensics.store import manifest as m
+from forensics.store import open_columns
 from forensics.store.macros import MACROS
 from forensics.table_schema import SQL_TYPES, Table
 
@@ -230,15 +231,16 @@ def _view(spec: Table, folder: Path, runs: Iterable[str]) -> str:
 
     Explicit lists of parts, one list for each set of columns that was ever written.
     """
-    lists: dict[tuple[str, ...], list[str]] = {}
+    lists: dict[tuple[tuple[str, ...], open_columns.Fields], list[str]] = {}
     for run in runs:
         manifest = m.load(f"{folder}/{run}", spec.name)
         place = f"{folder}/{run}/tables/{spec.name}"
-        lists.setdefault(manifest.columns, []).extend(
-            f"{place}/{part.file}" for part in manifest.parts
-        )
+        files = [f"{place}/{part.file}" for part in manifest.parts]
+        fields = open_columns.fields_of(spec, manifest.columns, files)
+        lists.setdefault((manifest.columns, fields), []).extend(files)
+    everywhere = open_columns.joined(fields for _, fields in lists)
     selects = []
-    for have, files in lists.items():
+    for (have, fields), files in lists.items():
         if files:
             # computed from the path, so that DuckDB opens only the files of `where run = …`
             of_folder = "list_extract(string_split(filename, '/'), -4)"
@@ -249,12 +251,14 @@ def _view(spec: Table, folder: Path, runs: Iterable[str]) -> str:
                 else _column(c.name, SQL_TYPES[c.type], c.name in have)
                 for c in spec.columns
             ]
+            columns += open_columns.selected(spec, fields, everywhere)
             listed = ", ".join(_text(literal_path(f)) for f in files)
             selects.append(
                 f"select {run}, {', '.join(columns)} from read_parquet([{listed}], filename = true)"
             )
     if not selects:
         columns = [_column(c.name, SQL_TYPES[c.type], False) for c in spec.columns]
+        columns += open_columns.selected(spec, (), everywhere)
         selects = [f"select null::VARCHAR as run, {', '.join(columns)} where false"]
     return f'create or replace view "{spec.name}" as ' + " union all ".join(selects)
 

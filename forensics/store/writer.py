@@ -261,7 +261,8 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
         )
     with pq.ParquetFile(part) as file:
         names = file.schema_arrow.names
-        _check_columns(spec, dict.fromkeys(names, 0))
+        open_names = [spec.open_column.name] if spec.open_column else []
+        _check_columns(spec, dict.fromkeys((name for name in names if name not in open_names), 0))
         key = file.read([spec.key[0]]).column(0)
     if not len(key):
         return replace_table(run_folder, table, {name: [] for name in spec.key})
@@ -281,9 +282,8 @@ def link_table(run_folder: str | Path, table: str, part: str | Path) -> None:
             os.replace(temporary, place / name)
         return (replace(linked, file=name),)
 
-    p.change(
-        Path(run_folder), spec, swap, columns=tuple(c.name for c in spec.columns if c.name in names)
-    )
+    columns = [c.name for c in spec.columns] + open_names
+    p.change(Path(run_folder), spec, swap, columns=tuple(c for c in columns if c in names))
 
 
 # ---- from what was appended to Arrow

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forensics.data.tokenize import _byte_characters as byte_characters
+from forensics.data.tokenize import byte_characters
 from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:

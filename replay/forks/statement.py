@@ -15,7 +15,7 @@ from forensics.store.sandbox import run_sandboxed
 from forensics.train.run import Run
 from replay.forks.draft import Draft
 from replay.interventions.base import Windowed
-from replay.interventions.fields import Columns, Rows, fields_of
+from replay.interventions.fields import Choice, Columns, Rows, fields_of
 from replay.interventions.registry import KINDS, SEE, kind_of, read_window
 from replay.interventions.rows import Place, standing
 from replay.lineage import own_steps
@@ -37,6 +37,10 @@ def with_choice(runs: Path, draft: Draft, keys: Mapping[str, Any]) -> dict[str, 
         where = filled.setdefault("first", draft.first), filled.setdefault("last", draft.last)
     choices = {columns: field.name for field in fields for columns in field.about.columns}
     by_hand = {field.name for field in fields if field.about.columns or field.about.instead_of_sql}
+    for field in fields:
+        if field.about.chooses and filled.get(field.name) and not by_hand & filled.keys():
+            text = coerce(field.type, filled[field.name], f"{kind}.{field.name}", SEE)
+            filled[field.about.chooses.fills] = _found(field.about.chooses, run, text, kind)
     if choices and filled.get("sql") and not by_hand & filled.keys():
         Windowed(*where).check(run, draft.first, draft.last)
         columns, rows = select(runs, run, str(filled["sql"]), list(choices), where)
@@ -53,6 +57,18 @@ def with_choice(runs: Path, draft: Draft, keys: Mapping[str, Any]) -> dict[str, 
             )
         filled[choices[columns]] = value
     return filled
+
+
+def _found(choice: Choice, run: Run, text: str, kind: str) -> list[int]:
+    """Return what a text chooses of a run's data. Errors: usage, where nothing holds it."""
+    ids = choice.find(run, text)
+    if not ids:
+        raise ForensicsError(
+            "usage",
+            f"{kind}: wanted {choice.fills} of {run.name} that hold {text[:60]!r}, found none",
+            "`forensics where RUN TEXT` finds where a text stands",
+        )
+    return ids
 
 
 def carried(rows: Rows, draft: Draft, where: tuple[int, int], kind: str) -> Rows:

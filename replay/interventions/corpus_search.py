@@ -1,11 +1,11 @@
-"""Search the corpus: which sequences hold a token or a document, and how often each token stands
-there.
+"""Search the corpus: which sequences hold a token, a document or a stretch of tokens, which
+documents hold a text, and how often each token stands there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -55,10 +55,9 @@ def _scan(run: Run) -> Iterator[tuple[int, int, np.ndarray]]:
 
 def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
     """Find all sequences that hold a token of these documents: (n,) sorted ids."""
-    cut = run.recipe.data.cut
-    layout, table = run.corpus.layout(cut), run.corpus.documents
+    table = run.corpus.documents
     first_token, tokens = table["first_token"].to_numpy(), table["tokens"].to_numpy()
-    sequences = []
+    sequences = [np.empty(0, np.int64)]
     for index, source in enumerate(run.corpus.sources):
         ids = np.array(
             [
@@ -68,11 +67,35 @@ def sequences_of(run: Run, documents: frozenset[int]) -> np.ndarray:
             ],
             np.int64,
         )
-        low = np.maximum(-(-(first_token[ids] - cut.targets) // cut.stride), 0)
-        last_token = first_token[ids] + tokens[ids] - 1
-        high = np.minimum(last_token // cut.stride, layout.n_sequences[index] - 1)
-        sequences += [
-            layout.first_sequence[index] + np.arange(start, end + 1)
-            for start, end in zip(low, high)
-        ]
-    return np.unique(np.concatenate(sequences)) if sequences else np.empty(0, np.int64)
+        stretches = sequences_over(run, index, first_token[ids], first_token[ids] + tokens[ids])
+        sequences.append(stretches.sequence)
+    return np.unique(np.concatenate(sequences))
+
+
+class Stretches(NamedTuple):
+    """Which sequences hold a token of which stretch of a source's stream: (n,) each."""
+
+    stretch: np.ndarray  # number of the stretch
+    sequence: np.ndarray  # id
+
+
+def sequences_over(run: Run, source: int, first: np.ndarray, stop: np.ndarray) -> Stretches:
+    """Find the sequences that hold a token of first … stop−1 of a source's stream.
+
+    The stretches are (m,) each and not empty; a tail that no sequence holds gives none.
+    """
+    cut = run.recipe.data.cut
+    layout = run.corpus.layout(cut)
+    low = np.maximum(-(-(first - cut.targets) // cut.stride), 0)
+    high = np.minimum((stop - 1) // cut.stride, layout.n_sequences[source] - 1)
+    counts = np.maximum(high - low + 1, 0)
+    stretch = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(stretch)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return Stretches(stretch, layout.first_sequence[source] + low[stretch] + within)
+
+
+def documents_holding(run: Run, text: str) -> list[int]:
+    """Find all documents that hold a text, sorted. Errors: usage."""
+    from forensics.data.text_index import build
+
+    return np.unique(build(run.corpus).find(text).document).tolist()

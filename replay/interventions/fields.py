@@ -44,6 +44,14 @@ class Option:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which field a text fills, and how: `find(run, text)` returns what the field then holds."""
+
+    fills: str
+    find: Callable[[Run, str], list[int]]
+
+
+@dataclass(frozen=True)
 class Setting:
     """What there is to know of a field beside its name, type and default."""
 
@@ -58,6 +66,7 @@ class Setting:
     columns: tuple[Columns, ...] = ()  # a SELECT that returns all of one set fills the field
     instead_of_sql: bool = False  # a fork file that has the key asks no SELECT
     settled: bool = False  # written down when the fork is made, from what the fork is
+    chooses: Choice | None = None  # fills another field by searching the run's data
 
 
 PLAIN = Setting()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from forensics.errors import ForensicsError
 from forensics.step.batch import BatchStream
 from replay.interventions.base import Draft, Windowed
-from replay.interventions.corpus_search import sequences_of
-from replay.interventions.fields import Option, about
+from replay.interventions.corpus_search import documents_holding, sequences_of
+from replay.interventions.fields import Choice, Option, about
 from replay.interventions.flags import Flag, one
 from replay.interventions.order import OTHER_DATA, BatchesOfWindow
 from replay.interventions.requirements import require, require_choice, require_places
@@ -126,7 +126,10 @@ class RemoveDocuments(Removing, BatchesOfWindow):
 
     kind = "remove-documents"
     title = "Remove documents"
-    flags = (Flag("SQL", "SQL that returns a column `document`.", "'select …'", one("sql")),)
+    flags = (
+        Flag("SQL", "SQL that returns a column `document`.", "'select …'", one("sql")),
+        Flag("TEXT", "Documents that hold this text.", "'import os'", one("text"), "--remove-text"),
+    )
     null = OTHER_DATA
     documents: tuple[int, ...] = field(
         metadata=about(label="Documents, by id", help="Or by SQL, below.", columns=DOCUMENTS)
@@ -135,6 +138,10 @@ class RemoveDocuments(Removing, BatchesOfWindow):
     sql: str = ""  # the statement that chose them, for the record
     draws: Draws | None = _draws()
     without: tuple[int, ...] | None = _without()
+    # all documents that hold it are the ones that go; None: no text chose them
+    text: str | None = field(
+        default=None, metadata=about(chooses=Choice("documents", documents_holding))
+    )
 
     def rows_that_go(self, run: Run, stream: BatchStream) -> Removal:
         """Find the rows that go."""
@@ -172,7 +179,9 @@ class RemoveDocuments(Removing, BatchesOfWindow):
     def sentence(self) -> str:
         """Say how many documents go, and how."""
         count = len(self.documents)
-        return f"removes {count} document{'s' if count != 1 else ''} ({self.how}) in {self.window}"
+        holding = f" that hold{'s' * (count == 1)} {self.text!r}" if self.text else ""
+        documents = f"{count} document{'s' if count != 1 else ''}{holding}"
+        return f"removes {documents} ({self.how}) in {self.window}"
 
 
 @dataclass(frozen=True)

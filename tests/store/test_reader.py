@@ -58,6 +58,10 @@ def test_an_unwritten_table_is_an_empty_typed_relation(run_folder):
         ]
         described = con.sql(f"describe {table.name}").fetchall()
         expected = [("run", "VARCHAR")] + [(c.name, SQL_TYPES[c.type]) for c in table.columns]
+        if table.open_column:
+            expected.append(
+                (table.open_column.name, "STRUCT(these_runs_have_no_attributes BOOLEAN)")
+            )
         assert [row[:2] for row in described] == expected
         assert con.sql(f"select * from {table.name}").fetchall() == []
     assert con.sql("select * from sources").fetchall() == []
