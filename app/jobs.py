@@ -46,7 +46,7 @@ COMMANDS = {
         "diff",
         "line",
     ),
-    "forensics": ("tokens", "probe", "batch", "spikes"),
+    "forensics": ("tokens", "probe", "batch", "spikes", "where"),
 }
 ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 TAIL = 4000  # characters of a log that are shown

@@ -31,6 +31,7 @@ OF_A_PAGE = (
     "values",
     "sql",
     "part",
+    "text",
 )  # each page has its own: a link to another drops them
 
 

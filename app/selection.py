@@ -70,6 +70,7 @@ class Selection:
     values: str | None = None  # its parameters: "every=50;top=8"
     sql: str | None = None
     part: str | None = None  # which part of a page: its tab
+    text: str | None = None  # that is looked for in the data
     problems: tuple[str, ...] = field(
         default=(), compare=False
     )  # what of the URL was left out, in words

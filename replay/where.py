@@ -67,8 +67,8 @@ class WhereResult(ResultRecord):
     documents: tuple[DocumentHit, ...]  # those with most places first
     in_sequences: int  # sequences that hold a token of it
     held_out: int  # of these, kept out of training
-    read: int  # rows of batches that hold a token of a place, each place counted
-    read_whole: int  # of these, rows that hold all of it
+    times_read: int  # rows of batches that hold a token of a place, each place counted
+    times_read_whole: int  # of these, rows that hold all of it
     steps_read: tuple[int, ...]  # at which any of it was read, at most as many as readings
     readings: tuple[TextReading, ...]  # in the order of the steps
     unsearched: int  # rows that an intervention made, which are not of the corpus
@@ -117,8 +117,8 @@ def where_of(
         documents=tuple(_documents(run, found, most)),
         in_sequences=len(np.unique(held.sequence)),
         held_out=int(np.isin(np.unique(held.sequence), run.batches.order.held_out).sum()),
-        read=len(readings),
-        read_whole=sum(reading.whole for reading in readings),
+        times_read=len(readings),
+        times_read_whole=sum(reading.whole for reading in readings),
         steps_read=tuple(dict.fromkeys(reading.step for reading in readings))[:most],
         readings=tuple(named),
         unsearched=_made_rows(run),

@@ -78,23 +78,25 @@ def _tell(result: WhereResult) -> None:
     )
     _more(result.in_documents - len(shown), "document")
     say()
-    if not result.read:
+    if not result.times_read:
         say(f"No batch before step {result.steps} held it.")
     else:
         say(
-            f"Read {_times(result.read)} before step {result.steps}: {result.read_whole:,} whole,"
-            f" {result.read - result.read_whole:,} cut by the end of a sequence."
+            f"Read {_times(result.times_read)} before step {result.steps}: {result.times_read_whole:,} whole,"
+            f" {result.times_read - result.times_read_whole:,} cut by the end of a sequence."
         )
         readings = result.readings[:SHOWN]
         table(
             ["step", "slot", "sequence", "position", "tokens", "whole", "loss", "loss on it"],
             [
-                [r.step, r.slot, r.sequence, r.position, r.tokens, "yes" if r.whole else "no"]
-                + [r.loss, r.text_loss]
+                [
+                    *(r.step, r.slot, r.sequence, r.position, r.tokens),
+                    *("yes" if r.whole else "no", r.loss, r.text_loss),
+                ]
                 for r in readings
             ],
         )
-        _more(result.read - len(readings), "reading")
+        _more(result.times_read - len(readings), "reading")
     if result.unsearched:
         say(
             f"{_counted(result.unsearched, 'row')} that interventions made are not of the corpus"

@@ -12,6 +12,7 @@ that the tokenizer does not know, spell nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,9 @@ def token_text(corpus: Corpus) -> TokenText:
     others: list[int] = []
     read = _reader(tokenizer)
     for token, id in vocabulary.items():
-        content = added[id].encode() if id in added else read(token)
+        content = read(token)
+        if id in added and not BYTE.fullmatch(token):  # stands in the text as it is spelled
+            content = added[id].encode()
         if content is None:
             others.append(id)
         else:
@@ -61,7 +64,7 @@ def token_text(corpus: Corpus) -> TokenText:
     return TokenText(spelled, np.array([len(each) for each in spelled], np.int64))
 
 
-def _reader(tokenizer: Tokenizer):
+def _reader(tokenizer: Tokenizer) -> Callable[[str], bytes | None]:
     """Return a function from a token as the vocabulary spells it to its bytes; None: not by it."""
     if "ByteLevel" in f"{tokenizer.pre_tokenizer} {tokenizer.decoder}":
         values = {character: byte for byte, character in enumerate(byte_characters())}

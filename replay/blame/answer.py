@@ -14,6 +14,7 @@ from replay.blame.result import (
     BlameResult,
     Candidate,
     DocumentInfluence,
+    GroupInfluence,
     ProbeLoss,
     UpdateBlame,
 )
@@ -148,7 +149,13 @@ def answer(case: Case) -> BlameResult:
         interrupted=facts.interrupted,
         seconds=time.perf_counter() - case.started,
         created=now(),
+        groups=tuple(_groups(case, documents)),
     )
+
+
+def _groups(case: Case, documents: list[DocumentInfluence]) -> list[GroupInfluence]:
+    group = case.options.group
+    return candidates.by_attribute(case.run, documents, group) if group else []
 
 
 def _candidate(case: Case, row: Slot) -> Candidate:

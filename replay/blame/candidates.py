@@ -5,6 +5,7 @@ Influence in nats: how much of the excess goes, to first order, when a target is
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -14,10 +15,17 @@ from typing import Protocol
 
 import numpy as np
 
+from forensics.errors import ForensicsError, nearest
 from forensics.train.run import Run
 from forensics.visible import visible
 from replay.blame.deletion import Suspect
-from replay.blame.result import Candidate, DocumentInfluence, DocumentSpan, SourceInfluence
+from replay.blame.result import (
+    Candidate,
+    DocumentInfluence,
+    DocumentSpan,
+    GroupInfluence,
+    SourceInfluence,
+)
 from replay.blame.rules import SHARE, SINGLE, TOGETHER
 from replay.blame.window_replays import DocumentStretch, WindowReplays
 from replay.interventions.rows import Slot
@@ -164,12 +172,53 @@ def by_source(documents: Sequence[DocumentInfluence]) -> list[SourceInfluence]:
     return sorted(sources, key=lambda s: (-(s.influence or 0.0), -s.targets))
 
 
-def suspects(replays: WindowReplays, influences: Influences, window: int) -> list[Suspect]:
+def by_attribute(
+    run: Run, documents: Sequence[DocumentInfluence], attribute: str
+) -> list[GroupInfluence]:
+    """Sum influence over the documents of each value of an attribute, strongest first.
+
+    A document whose value is a list belongs to each of its entries; one without any, to none.
+    """
+    members: dict[str, list[DocumentInfluence]] = {}
+    for document in documents:
+        for value in _values_of(run, document.document, attribute):
+            members.setdefault(value, []).append(document)
+    groups = []
+    for value, of_value in members.items():
+        (total,) = by_source([dataclasses.replace(each, source=value) for each in of_value])
+        ids = tuple(each.document for each in of_value if each.document is not None)
+        groups.append(
+            GroupInfluence(attribute, value, total.influence, len(ids), total.targets, ids)
+        )
+    return sorted(groups, key=lambda group: (-(group.influence or 0.0), -group.targets))
+
+
+def _values_of(run: Run, document: int | None, attribute: str) -> list[str]:
+    """Return the groups that a document belongs to. Errors: missing, for no such attribute."""
+    attributes = run.corpus.attributes
+    names = [] if attributes is None else [field.name for field in attributes.type]
+    if attributes is None or attribute not in names:
+        raise ForensicsError(
+            "missing",
+            f"wanted an attribute of {run.name}'s documents, found no {attribute!r}",
+            nearest(attribute, names) if names else "its text came without metadata",
+        )
+    if document is None:
+        return []
+    value = (attributes[document].as_py() or {}).get(attribute)
+    values = value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(str(each) for each in values if each is not None))
+
+
+def suspects(
+    replays: WindowReplays, influences: Influences, window: int, group: str | None = None
+) -> list[Suspect]:
     """Name what may be to blame as a whole: a document, a source, several documents.
 
-    Each of the 3 leading documents, the leading source, the leading 2, 4, 8 documents, by
-    influence; none that is more than SHARE of the window's sequences. Not the first document alone:
-    a derivative can be far from what a removal does, and only the replays decide.
+    Each of the 3 leading documents, the leading source, the leading value of the attribute `group`,
+    the leading 2, 4, 8 documents, by influence; none that is more than SHARE of the window's
+    sequences. Not the first document alone: a derivative can be far from what a removal does, and
+    only the replays decide.
     """
     control = replays.control
     rows = replays.rows(range(control.begin, control.last + 1))
@@ -194,6 +243,12 @@ def suspects(replays: WindowReplays, influences: Influences, window: int) -> lis
     if len(sources) > 1 and sources[0].source is not None and (sources[0].influence or 0.0) > 0:
         members = [d for d in documents if d.source == sources[0].source]
         suspect_list.append(together("source" if len(members) > 1 else "document", members))
+    groups = by_attribute(replays.run, documents, group) if group else []
+    if groups and (groups[0].influence or 0.0) > 0:
+        ids = set(groups[0].members)
+        slots = tuple(slot for d in documents if d.document in ids for slot in spans[d.document])
+        name = f"{group} = {groups[0].value}"
+        suspect_list.append(Suspect("attribute", slots, name, count=groups[0].documents))
     suspect_list += [
         together("documents", leading[:count]) for count in TOGETHER if count <= len(leading)
     ]

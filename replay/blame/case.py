@@ -37,6 +37,7 @@ class BlameOptions:
     precision: str = "float32"  # of the metagradient: float32 | float64
     tokens: bool = False  # the candidates come with the influence of each token
     force: bool = False  # blame a step that no detector calls a spike
+    group: str | None = None  # an attribute of documents: its values are suspects beside sources
 
 
 DEFAULTS = BlameOptions()

@@ -26,7 +26,7 @@ class Suspect:
 
     kind: SuspectKind
     slots: tuple[Slot, ...]
-    name: str | None = None  # the path of its (first) document, or its source
+    name: str | None = None  # the path of its (first) document, its source or attribute
     source: str | None = None  # of that document
     count: int = 1  # documents or sequences
 
@@ -43,6 +43,7 @@ class Suspect:
             "document": f"document {self.name} ({self.source})",
             "documents": f"{self.count} documents, the first {self.name} ({self.source})",
             "source": f"source {self.name}",
+            "attribute": f"{self.count} document{plural} with {self.name}",
             "strongest": f"the {self.count} strongest sequences",
             "bisection": f"{self.count} sequence{plural} found by bisection",
         }[self.kind]

@@ -48,14 +48,15 @@ class WindowsWithoutSpike:
         depth: int,
         spikes: Sequence[Spike],
         on_step: Callable[[int, str], None],
+        group: str | None = None,
     ) -> None:
         """Match the window of `control`, of which `depth` batches before S were ranked.
 
-        They end at state `calm` at the latest, or after the spike recovered; no spike of `spikes`
-        lies in them.
+        `group`: the attribute whose values are suspects too, as in the search. They end at state
+        `calm` at the latest, or after the spike recovered; no spike of `spikes` lies in them.
         """
         self.run, self.control, self.depth, self.spikes = run, control, depth, spikes
-        self._on_step = on_step
+        self._on_step, self._group = on_step, group
         self.length = control.last - control.first
         self.edge = min(calm + 1, control.begin)
         self.replays = 0  # that trained a step
@@ -131,7 +132,7 @@ class WindowsWithoutSpike:
             influences = own_influences(control)
             if self.depth:
                 add_metagradient(influences, control, self._on_step, check=False)
-            yield searched(replays, influences, limit)
+            yield searched(replays, influences, limit, self._group)
             self.replays += replays.replays
             self.steps += replays.steps
 
@@ -168,10 +169,12 @@ def decided(
     return null
 
 
-def searched(replays: WindowReplays, influences: Influences, limit: float) -> NullWindow:
+def searched(
+    replays: WindowReplays, influences: Influences, limit: float, group: str | None = None
+) -> NullWindow:
     """Return the most that any set of the search takes away; it ends at `limit`."""
     step, largest = replays.control.last, -math.inf
-    for removal in _sets(replays, influences):
+    for removal in _sets(replays, influences, group):
         removed = replays.excess_removed(removal, f"a window without a spike, to {step}")
         largest = max(largest, removed)
         if largest >= limit:
@@ -179,14 +182,14 @@ def searched(replays: WindowReplays, influences: Influences, limit: float) -> Nu
     return NullWindow(step, max(largest, 0.0))
 
 
-def _sets(replays: WindowReplays, influences: Influences) -> Iterator[SlotSet]:
+def _sets(replays: WindowReplays, influences: Influences, group: str | None) -> Iterator[SlotSet]:
     """Yield every set that the search removes; those that take no replay are as good first."""
     control = replays.control
     window = len(replays.rows(range(control.begin, control.last + 1)))
     ranked = influences.ranked(replays)
     for size in sizes(len(ranked), window):
         yield frozenset(ranked[:size])
-    for suspect in suspects(replays, influences, window):
+    for suspect in suspects(replays, influences, window, group):
         yield frozenset(suspect.slots)
 
 

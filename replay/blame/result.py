@@ -49,7 +49,7 @@ Reason = Literal[
     "random removals take it away too",
     "random removals differ by more",  # among each other than the set leads them
 ]
-SuspectKind = Literal["document", "documents", "source", "strongest", "bisection"]
+SuspectKind = Literal["document", "documents", "source", "attribute", "strongest", "bisection"]
 Conditioning = Literal["agrees", "ill-conditioned", "not smooth", "not finite", "nothing moves it"]
 # by which a removal is beyond windows without a spike: its p, or a factor where p cannot reach far
 NullRule = Literal["rank", "factor", "none"]
@@ -228,6 +228,18 @@ class SourceInfluence:
 
 
 @dataclass(frozen=True)
+class GroupInfluence:
+    """Influence summed over the documents that have one value of an attribute."""
+
+    attribute: str
+    value: str
+    influence: float | None  # nats
+    documents: int
+    targets: int
+    members: tuple[int, ...]  # the documents' ids
+
+
+@dataclass(frozen=True)
 class Bisection:
     """What delta debugging ends with, level by level."""
 
@@ -358,3 +370,4 @@ class BlameResult(ResultRecord):
     seconds: float
     created: str
     rules: tuple[Rule, ...] = RULES  # every number by which this was judged
+    groups: tuple[GroupInfluence, ...] = ()  # by the attribute that was asked for

@@ -106,7 +106,7 @@ def _remove(case: Case) -> Suspect | None:
     best = evidence.smallest or (
         max(evidence.curve, key=lambda point: point.excess_removed).removed if evidence.curve else 0
     )
-    named = candidates.suspects(replays, case.influences, window)
+    named = candidates.suspects(replays, case.influences, window, case.options.group)
     strongest = Suspect("strongest", tuple(evidence.ranked[:best]), count=best)
     suspects = [suspect for suspect in (*named, strongest) if suspect.slots]
     removed = {
@@ -164,7 +164,13 @@ def _hold_against_null(case: Case) -> None:
         facts.proof = dataclasses.replace(proof, null=null)
 
     windows = WindowsWithoutSpike(
-        case.run, case.control, case.window.calm, depth, spikes_along(case.run), case.steps.add
+        case.run,
+        case.control,
+        case.window.calm,
+        depth,
+        spikes_along(case.run),
+        case.steps.add,
+        options.group,
     )
     try:
         on_null(windows.hold_against(proof.excess_removed, options.null_windows, on_null))

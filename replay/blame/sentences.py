@@ -280,6 +280,9 @@ def _set_words(proof: Proof) -> str:
         places = _places(proof)
         come = "comes" if proof.sequences == 1 else "come"
         return f"the {places} that {come} from `{proof.name}`"
+    if proof.kind == "attribute":
+        hold = "holds" if proof.sequences == 1 else "hold"
+        return f"the {_places(proof)} that {hold} documents with `{proof.name}`"
     if proof.kind == "document":
         return f"the document `{proof.name}` ({proof.source})"
     if proof.kind == "documents":

@@ -99,6 +99,11 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
     type=click.Choice(["loss", "grad_norm"]),
     help="What spiked; left out, what the detector flagged there.",
 )
+@click.option(
+    "--group",
+    metavar="ATTRIBUTE",
+    help="An attribute of the documents: those of one value are a suspect, as a source is.",
+)
 @query_options
 def blame(
     run: str,
@@ -112,6 +117,7 @@ def blame(
     html: Path | None,
     force: bool,
     of: str | None,
+    group: str | None,
     question: QuestionFlags,
 ) -> int:
     """Find the step, sequence, document, token and tensor that caused a spike, proved by replay.
@@ -137,6 +143,7 @@ def blame(
         precision="float64" if float64 else "float32",
         tokens=tokens,
         force=force,
+        group=group,
     )
     with bar(f"blame of {run}") as progress:
         investigation = investigate(runs_folder(), run, spike, options, progress)
@@ -222,6 +229,12 @@ def _tell_candidates(result: BlameResult) -> None:
         ],
     )
     tell_sums(result.documents, result.sources, "nats")
+    if result.groups:
+        say(f"\nInfluence by {result.groups[0].attribute} (nats)")
+        table(
+            [result.groups[0].attribute, "influence", "documents"],
+            [[g.value, g.influence, g.documents] for g in result.groups[:DOCUMENTS]],
+        )
 
 
 def tell_sums(

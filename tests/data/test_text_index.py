@@ -20,7 +20,7 @@ TEXTS = ["abab üab\n\nab", "aaaa", "", "b" + "ab" * 40 + "ü", "the end. abü\n
 
 
 def sentencepiece_like(texts):
-    """A tokenizer that puts a mark for a space before each word, bytes for what it does not know."""
+    """A tokenizer that marks the space before each word, with bytes for the unknown."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
