@@ -127,16 +127,16 @@ def where_of(
 
 def _held(run: Run, found: Occurrences) -> _Held:
     """Find the sequences that hold a token of any place."""
-    T = run.recipe.data.sequence_length
-    layout = run.corpus.layout(T)
+    cut = run.recipe.data.cut
+    layout = run.corpus.layout(cut)
     columns = [_Held(*(np.empty(0, np.int64) for _ in range(4)), np.empty(0, bool))]
     for source in range(len(run.corpus.sources)):
         places = np.flatnonzero(found.source == source)
         first, stop = found.first[places], found.last[places] + 1
         over = sequences_over(run, source, first, stop)
-        start = (over.sequence - layout.first_sequence[source]) * T
+        start = (over.sequence - layout.first_sequence[source]) * cut.stride
         low = np.maximum(first[over.stretch], start)
-        high = np.minimum(stop[over.stretch], start + T + 1)
+        high = np.minimum(stop[over.stretch], start + cut.length)
         whole = high - low == (stop - first)[over.stretch]
         columns.append(_Held(places[over.stretch], over.sequence, low - start, high - low, whole))
     return _Held(*(np.concatenate(column) for column in zip(*columns)))
