@@ -35,6 +35,7 @@ COMMANDS = {  # benchmark → (heading, what it measures)
     "app": ("The app", "on a run of 100,000 steps, 24 layers, 16 heads"),
     "blame": ("Blame", "the cause of a spike, found by gradients and by replay"),
     "exposure": ("Exposure of tokens", "counts over what a run was trained on"),
+    "where": ("Finding a text", "the index of a corpus's text, made once, and searches with it"),
 }
 ON_A_GPU = ("step", "replay", "saving", "attention")
 Document = dict[str, Any]  # as JSON has it

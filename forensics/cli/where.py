@@ -82,7 +82,8 @@ def _tell(result: WhereResult) -> None:
         say(f"No batch before step {result.steps} held it.")
     else:
         say(
-            f"Read {_times(result.times_read)} before step {result.steps}: {result.times_read_whole:,} whole,"
+            f"Read {_times(result.times_read)} before step {result.steps}:"
+            f" {result.times_read_whole:,} whole,"
             f" {result.times_read - result.times_read_whole:,} cut by the end of a sequence."
         )
         readings = result.readings[:SHOWN]

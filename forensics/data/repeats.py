@@ -13,6 +13,7 @@ import numpy as np
 
 LONGEST = 13  # n of the longest n-gram looked for
 TIMES = 32  # how often it must repeat in a row
+BLOCK = 1 << 20  # tokens looked at together, so that a long document takes a byte or two a token
 
 
 def repeat_share(tokens_T: np.ndarray) -> float:
@@ -53,17 +54,37 @@ def _inside(tokens_N: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
     No n-gram reaches across a boundary.
     """
     N = len(tokens_N)
-    depth_N = np.zeros(N + 1, np.int64)  # +1 where a repeated stretch begins, −1 where it ends
+    # +1 where a repeated stretch begins, −1 where it ends; at most 2 of each n overlap
+    depth_N = np.zeros(N + 1, np.int8)
     for n in range(1, LONGEST + 1):
         if n * TIMES > N:
             break
-        differs = tokens_N[n:] != tokens_N[:-n]
-        crossing = (boundaries[:, None] - np.arange(1, n + 1)).reshape(-1)
-        differs[crossing[(crossing >= 0) & (crossing < N - n)]] = True
-        breaks = np.flatnonzero(differs)
-        begin = np.concatenate(([0], breaks + 1))
-        end = np.concatenate((breaks, [N - n]))  # token i equals token i+n for begin ≤ i < end
-        long = end - begin >= (TIMES - 1) * n
-        np.add.at(depth_N, begin[long], 1)
-        np.add.at(depth_N, end[long] + n, -1)
-    return np.cumsum(depth_N[:-1]) > 0
+        begin, end = _stretches(tokens_N, boundaries, n)
+        np.add.at(depth_N, begin, 1)
+        np.add.at(depth_N, end + n, -1)
+    return np.cumsum(depth_N[:-1], dtype=np.int8) > 0
+
+
+def _stretches(
+    tokens_N: np.ndarray, boundaries: np.ndarray, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return begin and end of the stretches in which token i equals token i+n at least
+    (TIMES − 1)·n times in a row: (S,) each.
+    """
+    last = len(tokens_N) - n
+    crossing = (boundaries[:, None] - np.arange(1, n + 1)).reshape(-1)
+    begins, ends, begin = [], [], 0
+    for low in range(0, last, BLOCK):
+        high = min(low + BLOCK, last)
+        differs = tokens_N[low + n : high + n] != tokens_N[low:high]
+        differs[crossing[(crossing >= low) & (crossing < high)] - low] = True
+        breaks = low + np.flatnonzero(differs)
+        begin_here = np.concatenate(([begin], breaks + 1))
+        long = breaks - begin_here[:-1] >= (TIMES - 1) * n
+        begins.append(begin_here[:-1][long])
+        ends.append(breaks[long])
+        begin = int(begin_here[-1])
+    if last - begin >= (TIMES - 1) * n:
+        begins.append(np.array([begin]))
+        ends.append(np.array([last]))
+    return np.concatenate(begins), np.concatenate(ends)

@@ -21,7 +21,7 @@ import numpy as np
 from forensics.data.attributes import Attributes, as_hashed
 from forensics.data.corpus import Documents
 from forensics.data.document import Document
-from forensics.data.encode import LONGEST_RUN, Encoder, batches, without_long_runs
+from forensics.data.encode import LONGEST_RUN, Encoder, batches, pieces, without_long_runs
 from forensics.data.intact import hash_file
 from forensics.data.repeats import repeat_share_pieces
 from forensics.data.shards import Corpus, Shard, Source, open_corpus, write_header
@@ -318,13 +318,16 @@ def _all_texts(
     for name, documents in sources.items():
         for document in documents:
             bar.add([document.text])
-            pieces = without_long_runs(document.text)
-            if len(pieces) > 1:
+            cut = False
+            for piece in pieces(document.text):
+                parts = without_long_runs(piece)
+                cut = cut or len(parts) > 1
+                yield from parts
+            if cut:
                 runs[name].append(
                     f"{document.path}: a run of more than {LONGEST_RUN:,} characters of one kind,"
                     " cut for the tokenizer's training"
                 )
-            yield from pieces
 
 
 def _write_source(

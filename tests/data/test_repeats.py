@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forensics.data import repeats
 from forensics.data.repeats import (
     LONGEST,
     TIMES,
@@ -66,3 +67,16 @@ def test_pieces_of_a_stream_are_judged_as_if_alone(parts):
     first = np.cumsum([0, *map(len, parts)])[:-1]
     found = repeat_share_pieces(np.concatenate([np.array(p) for p in parts]), first)
     assert found.tolist() == pytest.approx([naive(p) for p in parts])
+
+
+def test_a_long_document_is_looked_at_in_blocks_with_the_same_result(monkeypatch):
+    rng = np.random.default_rng(3)
+    tokens = rng.integers(0, 4, 3000)
+    for start, n, times in ((10, 1, 40), (400, 3, 33), (900, 7, 50), (2000, 13, 60)):
+        tokens[start : start + n * times] = np.tile(rng.integers(0, 9, n), times)
+    first = np.array([0, 30, 950, 951, 2500])
+    whole = repeats.repeat_share_pieces(tokens, first)
+    for block in (1, 7, 64, 1000):
+        monkeypatch.setattr(repeats, "BLOCK", block)
+        assert repeats.repeat_share_pieces(tokens, first).tolist() == whole.tolist()
+    assert whole.max() > 0.5

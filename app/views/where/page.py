@@ -92,7 +92,8 @@ def _draw(selection: Selection, found: WhereResult) -> None:
         ],
         f"{_counted(found.in_sequences, 'sequence')} hold a token of it, {found.held_out} of them"
         f" kept out of training. It was read {_times(found.times_read)} before step"
-        f" {formatting.count(found.steps)}, {formatting.count(found.times_read_whole)} of these whole.",
+        f" {formatting.count(found.steps)}, {formatting.count(found.times_read_whole)} of these"
+        " whole.",
     )
     if found.unsearched:
         safe_html.note(
