@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from forensics.data.shards import Corpus
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-ANCHORS = ("a", "0", ".")  # texts behind which a token is decoded
+CARRIERS = ("a", "0", ".")  # texts behind which a token is decoded
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def _reader(tokenizer: Tokenizer) -> Callable[[str], bytes | None]:
 
 def _behind_another(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     """Return what each id adds to the text of a token before it."""
-    for anchor in ANCHORS:
-        first = tokenizer.encode(anchor, add_special_tokens=False).ids[-1:]
+    for carrier in CARRIERS:
+        first = tokenizer.encode(carrier, add_special_tokens=False).ids[-1:]
         before = tokenizer.decode(first, skip_special_tokens=False)
-        if before.strip() == anchor:
+        if before.strip() == carrier:
             texts = tokenizer.decode_batch([[*first, id] for id in ids], skip_special_tokens=False)
             return [text.removeprefix(before) for text in texts]
     return tokenizer.decode_batch([[id] for id in ids], skip_special_tokens=False)

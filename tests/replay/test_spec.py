@@ -402,7 +402,10 @@ def test_flags_beside_a_fork_file_add_to_it_and_replace_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["--how", "mask"], "--how with --remove-documents or --remove-sequences, found it alone"),
+        (
+            ["--how", "mask"],
+            "--how with --remove-documents or --remove-text or --remove-sequences, found it alone",
+        ),
         (["--skip", "3:5", "--times", "4"], "--times with --boost-token, found it alone"),
         (["--reset-counter"], "--reset-counter with --reset-moments, found it alone"),
         (["--skip", "3:5", "--renormalise"], "--renormalise with --mask-tokens, found it alone"),
