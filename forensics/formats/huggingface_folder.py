@@ -177,7 +177,9 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
         return frozenset()
     config = json_object(path)
     declared = [config.get(name) for name in NAMED]
-    declared += config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    for name in ("additional_special_tokens", "extra_special_tokens"):  # a list, or name → token
+        more = config.get(name) or []
+        declared += more.values() if isinstance(more, dict) else more
     spelled = [n.get("content") if isinstance(n, dict) else n for n in declared]
     ids = (tokenizer.token_to_id(n) for n in spelled if isinstance(n, str))
     return frozenset(id for id in ids if id is not None)

@@ -34,6 +34,7 @@ CATEGORIES = (
     "UNREACHABLE_MULTI_TOKEN",
 )
 SIGNS = ("«", "»")
+OWN_SIGNS = 16  # characters of the vocabulary that stand for these, where it has neither
 SPACES = " ▁_Ġ"  # a first character that stands for a space in front
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -101,12 +102,31 @@ def categorise(tokenizer: Tokenizer, special: Sequence[int] | frozenset[int] = (
     trip = RoundTrip(tokenizer)
     text = trip.decode([[id] for id in ids])
     again = trip.encode(text)
+    _read_behind_a_letter(tokenizer, ids, raw, text, again)
     category = [_category(id, s, t, specials) for id, s, t in zip(ids, text, again)]
     bytes_ = _byte_kinds(tokenizer, raw)
     marked = [id in specials or _bracketed(r) for id, r in zip(ids, raw)]
     return Categories(
         np.array(ids, np.int64), raw, text, category, again, bytes_, np.array(marked, bool)
     )
+
+
+def _read_behind_a_letter(
+    tokenizer: Tokenizer, ids: list[int], raw: list[str], text: list[str], again: list[list[int]]
+) -> None:
+    """Replace text and encoding of a WordPiece's continuations (`##ing`), which stand inside words
+    only.
+    """
+    prefix = getattr(tokenizer.model, "continuing_subword_prefix", None) or ""
+    if type(tokenizer.model).__name__ != "WordPiece" or not prefix:
+        return
+    places = [
+        i for i, spelled in enumerate(raw) if spelled.startswith(prefix) and spelled != prefix
+    ]
+    trip = RoundTrip(tokenizer, behind=True)
+    texts = trip.decode([[ids[i]] for i in places])
+    for i, piece, encoded in zip(places, texts, trip.encode(texts)):
+        text[i], again[i] = piece, encoded
 
 
 def _category(id: int, s: str, t: list[int], specials: set[int]) -> str:
@@ -130,9 +150,12 @@ def _bracketed(raw: str) -> bool:
 
 
 class RoundTrip:
-    """Decoding and encoding that neither adds nor loses a space in front."""
+    """Decoding and encoding that neither adds nor loses a space in front.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    `behind`: each is read behind a character, though no space moves.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, behind: bool = False) -> None:
         from tokenizers import Tokenizer
 
         self.tokenizer = tokenizer = Tokenizer.from_str(
@@ -142,11 +165,26 @@ class RoundTrip:
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = False  # a text that spells a special token is that token
         self.signs: list[tuple[str, list[int]]] = []
-        if self._moves_spaces():
-            for sign in SIGNS:
-                ids = self._encode([sign])[0]
-                if tokenizer.decode(ids, skip_special_tokens=False).strip() == sign:
-                    self.signs.append((sign, ids))
+        if behind or self._moves_spaces():
+            self.signs = self._signs(SIGNS) or self._signs(self._own_characters())[:OWN_SIGNS]
+
+    def _signs(self, characters: Sequence[str]) -> list[tuple[str, list[int]]]:
+        """Return the characters that the tokenizer gives back, with their ids."""
+        encoded = zip(characters, self._encode(list(characters)))
+        return [
+            (sign, ids)
+            for sign, ids in encoded
+            if self.tokenizer.decode(ids, skip_special_tokens=False).strip() == sign
+        ]
+
+    def _own_characters(self) -> list[str]:
+        """Return the vocabulary's letters, digits and signs of one character, by id."""
+        vocabulary = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        return [
+            token
+            for token, _ in vocabulary
+            if len(token) == 1 and token not in SPACES and token.isprintable()
+        ]
 
     def decode(self, sequences: Sequence[list[int]]) -> list[str]:
         """Return the text of each sequence of ids."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import (
@@ -18,6 +20,7 @@ from tokenizers import (
 )
 
 from forensics.data.tokenize import bytes_tokenizer, train_tokenizer
+from forensics.formats.huggingface_folder import special_ids
 from forensics.tokens.categories import CATEGORIES, categorise
 
 TEXTS = [
@@ -240,3 +243,44 @@ def test_a_tokenizer_without_the_usual_letters_is_no_reason_to_fail() -> None:
     tokenizer = Tokenizer(models.BPE({"x": 0, "y": 1, "xy": 2}, [("x", "y")]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("z"), "isolated")
     assert categorise(tokenizer).category == ["OK", "OK", "OK"]
+
+
+def test_continuations_of_a_wordpiece_are_reached_inside_words():
+    spelled = ["[UNK]", "a", "i", "n", "g", "##i", "##n", "##g", "##ing", "play", "##", "a##b"]
+    tokenizer = Tokenizer(
+        models.WordPiece({token: id for id, token in enumerate(spelled)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.WordPiece(prefix="##")
+    found = categorise(tokenizer)
+    by_token = dict(zip(found.raw, zip(found.text, found.category)))
+    assert by_token["##ing"] == ("ing", "OK") and by_token["##i"] == ("i", "OK")
+    assert by_token["play"] == ("play", "OK")
+    assert by_token["a##b"][1].startswith("UNREACHABLE")
+
+
+def test_a_metaspace_tokenizer_without_quotation_marks_is_read_behind_its_own_letters():
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=60, special_tokens=["<unk>", "</s>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(["hello world abc def hell worl"] * 20, trainer)
+    assert set(categorise(tokenizer).category) == {"OK", "OK_SPECIAL"}
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"extra_special_tokens": ["A", "B"]},
+        {"extra_special_tokens": {"image_token": "A", "sound_token": {"content": "B"}}},
+        {"additional_special_tokens": ["A"], "extra_special_tokens": {"x": "B"}},
+    ],
+)
+def test_special_tokens_of_a_folder_are_declared_as_a_list_or_by_name(
+    tmp_path: Path, declared: dict[str, Any]
+) -> None:
+    tokenizer = bytes_tokenizer()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(declared))
+    assert special_ids(tmp_path, tokenizer) == {ord("A"), ord("B")}
