@@ -129,7 +129,8 @@ def _held(run: Run, found: Occurrences) -> _Held:
     """Find the sequences that hold a token of any place."""
     cut = run.recipe.data.cut
     layout = run.corpus.layout(cut)
-    columns = [_Held(*(np.empty(0, np.int64) for _ in range(4)), np.empty(0, bool))]
+    nothing = np.empty(0, np.int64)
+    columns = [_Held(nothing, nothing, nothing, nothing, np.empty(0, bool))]
     for source in range(len(run.corpus.sources)):
         places = np.flatnonzero(found.source == source)
         first, stop = found.first[places], found.last[places] + 1

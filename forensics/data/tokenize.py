@@ -279,7 +279,8 @@ def _write(
         tokenizer.save(str(temporary / "tokenizer.json"))
         vocabulary = _rows(data, tokenizer)
         dtype = np.dtype("<u2" if vocabulary <= 1 << 16 else "<u4")
-        encoder, written = Encoder(tokenizer, end_of_text(tokenizer), dtype), []
+        encoder = Encoder(tokenizer, end_of_text(tokenizer), dtype)
+        written: list[Source] = []
         with _Table(temporary / "documents.parquet", attributes) as table:
             for i, (name, documents) in enumerate(sources.items()):
                 source = _write_source(temporary, i, name, documents, encoder, table, bar)

@@ -257,7 +257,7 @@ def test_pieces_are_cut_where_the_tokens_stay_the_same(monkeypatch):
 
 
 def test_a_document_in_pieces_is_noted_in_the_corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "LONGEST_TEXT", 100)
+    monkeypatch.setattr(encode, "LONGEST_TEXT", 2000)
     monkeypatch.setattr(encode, "LOOK_BACK", 50)
     (tmp_path / "a.txt").write_text("word " * 50 + "x" * 3000)
     corpus = prepare(data(tmp_path / "a.txt", tokenizer="train", vocabulary=300), tmp_path)
