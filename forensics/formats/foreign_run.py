@@ -70,6 +70,7 @@ class ForeignRun:
     order: ForeignOrder | None = None
     logs: tuple[Path, ...] = ()  # found beside the checkpoints
     tokenizer: Path | None = None  # a tokenizer.json
+    tokenizer_text: str = ""  # of a tokenizer.json, where it is no file of its own
     unplaced: tuple[str, ...] = ()  # stored names that have no place in our decoder
     notes: tuple[str, ...] = ()  # what was assumed, a sentence each
     unparsed: tuple[str, ...] = ()  # names of states that tell no step, left where they are

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
     from tokenizers import Tokenizer
 
+    from forensics.formats.foreign_run import ForeignRun
+
 MAGIC = b"GGUF"
 CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type
 STEP_FIRST = (
@@ -69,10 +71,8 @@ def is_gguf(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def read_file(path: Path) -> Gguf:
-    """Errors: data, for a file that is none, is cut short, or whose architecture, tokenizer or
-    quantisation is unknown.
-    """
+def opened(path: Path) -> GGUFReader:
+    """Open a whole file of a known architecture. Errors: data."""
     import gguf
 
     if not is_gguf(path):
@@ -90,7 +90,7 @@ def read_file(path: Path) -> Gguf:
         raise _cut_short(
             path, "its tensors reach beyond its end" if reader.tensors else "it holds no tensor"
         )
-    architecture = str(_value(reader, "general.architecture"))
+    architecture = str(value(reader, "general.architecture"))
     architectures = {name for name in gguf.MODEL_ARCH_NAMES.values() if name}
     if architecture not in architectures:
         raise ForensicsError(
@@ -98,10 +98,18 @@ def read_file(path: Path) -> Gguf:
             f"{path.name}: unknown architecture {architecture!r}",
             nearest(architecture, architectures)[:120],
         )
+    return reader
+
+
+def read_file(path: Path) -> Gguf:
+    """Errors: data, for a file that is none, is cut short, or whose architecture, tokenizer or
+    quantisation is unknown.
+    """
+    reader = opened(path)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     weights = _weights(tensors, path)
-    tokenizer, notes = _tokenizer(reader, path)
-    return Gguf(architecture, weights, tokenizer, notes)
+    tokenizer, notes = tokenizer_of(reader, path)
+    return Gguf(str(value(reader, "general.architecture")), weights, tokenizer, notes)
 
 
 def _cut_short(path: Path, why: str) -> ForensicsError:
@@ -112,7 +120,8 @@ def _cut_short(path: Path, why: str) -> ForensicsError:
     )
 
 
-def _value(reader: GGUFReader, key: str, default: Any = None) -> Any:
+def value(reader: GGUFReader, key: str, default: Any = None) -> Any:
+    """Return one entry of the metadata."""
     field = reader.fields.get(key)
     return default if field is None else field.contents()
 
@@ -125,16 +134,17 @@ def _weights(tensors: dict[str, ReaderTensor], path: Path) -> Weights:
             "is it a language model, and its first part?",
         )
     output = tensors.get("output.weight")
-    embedding = _dequantised(tensors["token_embd.weight"], path)
-    unembedding = embedding if output is None else _dequantised(output, path)
+    embedding = dequantised(tensors["token_embd.weight"], path)
+    unembedding = embedding if output is None else dequantised(output, path)
     bias = (
-        _dequantised(tensors["output.bias"], path).reshape(-1) if "output.bias" in tensors else None
+        dequantised(tensors["output.bias"], path).reshape(-1) if "output.bias" in tensors else None
     )
     grain = quantisation_steps(output or tensors["token_embd.weight"], unembedding)
     return Weights(embedding, unembedding, bias, output is None, grain)
 
 
-def _dequantised(tensor: ReaderTensor, path: Path) -> Tensor:
+def dequantised(tensor: ReaderTensor, path: Path) -> Tensor:
+    """Return a tensor's numbers in float32. Errors: data."""
     from gguf import dequantize
 
     try:
@@ -173,10 +183,11 @@ def quantisation_steps(tensor: ReaderTensor, values_VD: Tensor) -> Tensor | None
     return torch.cat(steps)
 
 
-def _tokenizer(reader: GGUFReader, path: Path) -> tuple[Tokenizer, tuple[str, ...]]:
+def tokenizer_of(reader: GGUFReader, path: Path) -> tuple[Tokenizer, tuple[str, ...]]:
+    """Build the tokenizer of the metadata, and say what was assumed. Errors: data."""
     from tokenizers import AddedToken, processors
 
-    kind, tokens = _value(reader, "tokenizer.ggml.model"), _value(reader, "tokenizer.ggml.tokens")
+    kind, tokens = value(reader, "tokenizer.ggml.model"), value(reader, "tokenizer.ggml.tokens")
     if kind is None or not tokens:
         raise ForensicsError(
             "data", f"{path.name} holds no tokenizer", "convert it again, with its vocabulary"
@@ -187,7 +198,7 @@ def _tokenizer(reader: GGUFReader, path: Path) -> tuple[Tokenizer, tuple[str, ..
             f"{path.name}: a tokenizer of kind {kind!r} is not built here",
             "give the Hugging Face folder instead; gpt2 and llama are built",
         )
-    types = _value(reader, "tokenizer.ggml.token_type") or [1] * len(tokens)
+    types = value(reader, "tokenizer.ggml.token_type") or [1] * len(tokens)
     try:
         tokenizer, notes = (_byte_level if kind == "gpt2" else _sentencepiece)(reader, tokens)
         tokenizer.add_special_tokens(
@@ -204,8 +215,8 @@ def _tokenizer(reader: GGUFReader, path: Path) -> tuple[Tokenizer, tuple[str, ..
                 if type == USER_DEFINED
             ]
         )
-        if _value(reader, "tokenizer.ggml.add_bos_token", kind == "llama"):
-            bos = int(_value(reader, "tokenizer.ggml.bos_token_id", 1))
+        if value(reader, "tokenizer.ggml.add_bos_token", kind == "llama"):
+            bos = int(value(reader, "tokenizer.ggml.bos_token_id", 1))
             tokenizer.post_processor = processors.TemplateProcessing(
                 f"{tokens[bos]} $A", special_tokens=[(tokens[bos], bos)]
             )
@@ -223,8 +234,8 @@ def _tokenizer(reader: GGUFReader, path: Path) -> tuple[Tokenizer, tuple[str, ..
 def _byte_level(reader: GGUFReader, tokens: list[str]) -> tuple[Tokenizer, tuple[str, ...]]:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    merges = [tuple(m.split(" ", 1)) for m in _value(reader, "tokenizer.ggml.merges", [])]
-    pre = _value(reader, "tokenizer.ggml.pre", "default")
+    merges = [tuple(m.split(" ", 1)) for m in value(reader, "tokenizer.ggml.merges", [])]
+    pre = value(reader, "tokenizer.ggml.pre", "default")
     split = SPLITS.get(pre)
     notes = (
         ()
@@ -262,16 +273,16 @@ def _byte_level(reader: GGUFReader, tokens: list[str]) -> tuple[Tokenizer, tuple
 def _sentencepiece(reader: GGUFReader, tokens: list[str]) -> tuple[Tokenizer, tuple[str, ...]]:
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    scores = _value(reader, "tokenizer.ggml.scores") or [0.0] * len(tokens)
+    scores = value(reader, "tokenizer.ggml.scores") or [0.0] * len(tokens)
     vocabulary = {token: id for id, token in reversed(list(enumerate(tokens)))}
-    unknown = tokens[int(_value(reader, "tokenizer.ggml.unknown_token_id", 0))]
+    unknown = tokens[int(value(reader, "tokenizer.ggml.unknown_token_id", 0))]
     merges = _merges(vocabulary, scores)
     tokenizer = Tokenizer(
         models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
     spaces = normalizers.Replace(" ", "▁")
     decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    if _value(reader, "tokenizer.ggml.add_space_prefix", True):
+    if value(reader, "tokenizer.ggml.add_space_prefix", True):
         tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces])
         decoding.append(decoders.Strip(" ", 1, 0))
     else:
@@ -311,4 +322,13 @@ def read(path: Path) -> ForeignModel:
     )
 
 
-FORMAT = Format("gguf", "a GGUF file", is_gguf_file, read)
+def read_as_run(path: Path) -> ForeignRun:
+    """Read a model with every tensor. Errors: data, config."""
+    from forensics.formats.gguf_run import read_run
+
+    return read_run(path)
+
+
+FORMAT = Format(
+    "gguf", "a GGUF file", is_gguf_file, read, read_as_run, "a file that begins with GGUF"
+)

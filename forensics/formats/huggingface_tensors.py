@@ -59,11 +59,12 @@ def placed(stored: Mapping[str, LazyTensor], config: dict[str, Any]) -> PlacedMo
     tying = tying_of(stored, config)
     shape = from_hf_config(config | {"tie_word_embeddings": tying.tied})
     parts = stored_parts(shape)
-    found = {
-        ours: next((stored[name] for name in _names(ours, part) if name in stored), None)
+    names = {
+        ours: next((name for name in _names(ours, part) if name in stored), None)
         for ours, part in parts.items()
     }
-    used = {tensor.stored_name for tensor in found.values() if tensor is not None}
+    found = {ours: stored[name] if name else None for ours, name in names.items()}
+    used = set(names.values())
     unplaced = [name for name in stored if name not in used and not BUFFERS.fullmatch(name)]
     if tying.tied:
         unplaced = [name for name in unplaced if name not in ("lm_head.weight", "embed_out.weight")]

@@ -118,7 +118,7 @@ def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
 
     Errors: data, memory.
     """
-    with _quiet():
+    with quiet():
         from transformers import AutoModelForCausalLM
 
         file = {"gguf_file": gguf_file} if gguf_file else {}
@@ -151,7 +151,7 @@ def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers' bars and remarks while it loads; errors still rise."""
     from transformers.utils import logging
 

@@ -32,17 +32,22 @@ class Angles(NamedTuple):
 
 def angles_of(shape: Shape, T: int, sliding: bool) -> Angles:
     """Return cos and sin of T positions on the CPU, fp32, in sliding layers or in full ones."""
+    frequency = frequencies(shape, sliding)
+    angle = torch.outer(torch.arange(T, dtype=torch.int64).float(), frequency)[:, None, :]
+    if shape.rope_scaling != "none" and not sliding and shape.rope_magnitude != 1.0:
+        return Angles(angle.cos() * shape.rope_magnitude, angle.sin() * shape.rope_magnitude)
+    return Angles(angle.cos(), angle.sin())
+
+
+def frequencies(shape: Shape, sliding: bool, scaled: bool = True) -> Tensor:
+    """Return each pair's angle a position, (R/2) fp32; unstretched where `scaled` is not set."""
     pairs = torch.arange(0, shape.rotated, 2, dtype=torch.int64).float() / shape.rotated
     theta = (shape.rope_theta_sliding if sliding else 0.0) or shape.rope_theta
     frequency = 1.0 / theta**pairs
-    scaled = shape.rope_scaling != "none" and not sliding
-    if scaled:
-        kept = _kept_by_turns(shape, frequency) if shape.rope_scaling == "llama3" else _ramp(shape)
-        frequency = frequency * kept + frequency / shape.rope_factor * (1 - kept)
-    angle = torch.outer(torch.arange(T, dtype=torch.int64).float(), frequency)[:, None, :]
-    if scaled and shape.rope_magnitude != 1.0:
-        return Angles(angle.cos() * shape.rope_magnitude, angle.sin() * shape.rope_magnitude)
-    return Angles(angle.cos(), angle.sin())
+    if shape.rope_scaling == "none" or sliding or not scaled:
+        return frequency
+    kept = _kept_by_turns(shape, frequency) if shape.rope_scaling == "llama3" else _ramp(shape)
+    return frequency * kept + frequency / shape.rope_factor * (1 - kept)
 
 
 def _kept_by_turns(shape: Shape, frequency: Tensor) -> Tensor:
