@@ -69,7 +69,10 @@ def _keys(kind: type[Intervention]) -> list[str]:
     columns = []
     for field in fields_of(kind):
         columns += [", ".join(f"`{name}`" for name in c.names) for c in field.about.columns]
-        if field.name not in ("first", "last", "sql"):
+        if field.about.chooses:
+            fills = field.about.chooses.fills
+            rows.append(f"| `{field.name}` | in place of `{fills}`: a text that they hold | |")
+        elif field.name not in ("first", "last", "sql"):
             rows.append(f"| `{field.name}` | {_value(field)} | {_default(field)} |")
     if columns:
         filled = " or ".join(f"`{f.name}`" for f in fields_of(kind) if f.about.columns)

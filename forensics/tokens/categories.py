@@ -152,7 +152,7 @@ def _bracketed(raw: str) -> bool:
 class RoundTrip:
     """Decoding and encoding that neither adds nor loses a space in front.
 
-    `behind`: each is read behind a character, though no space moves.
+    `behind`: each is read behind a letter, in one word with it, though no space moves.
     """
 
     def __init__(self, tokenizer: Tokenizer, behind: bool = False) -> None:
@@ -165,7 +165,10 @@ class RoundTrip:
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = False  # a text that spells a special token is that token
         self.signs: list[tuple[str, list[int]]] = []
-        if behind or self._moves_spaces():
+        if behind:
+            letters = [c for c in self._own_characters() if c.isalnum()]
+            self.signs = self._signs(letters)[:OWN_SIGNS]
+        elif self._moves_spaces():
             self.signs = self._signs(SIGNS) or self._signs(self._own_characters())[:OWN_SIGNS]
 
     def _signs(self, characters: Sequence[str]) -> list[tuple[str, list[int]]]:

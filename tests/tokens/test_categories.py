@@ -155,9 +155,13 @@ def test_every_token_is_in_the_category_of_the_papers_definition(
 ) -> None:
     tokenizer = make()
     categories = categorise(tokenizer)
-    assert dict(zip(categories.ids.tolist(), categories.category)) == by_definition(
-        tokenizer, make in BEHIND_A_SIGN
-    )
+    found = dict(zip(categories.ids.tolist(), categories.category))
+    wanted = by_definition(tokenizer, make in BEHIND_A_SIGN)
+    if make is wordpiece:  # the paper has no word for what stands inside words only
+        inside = {id for token, id in tokenizer.get_vocab().items() if token.startswith("##")}
+        assert {found[id] for id in inside} == {"OK"}
+        wanted |= dict.fromkeys(inside, "OK")
+    assert found == wanted
     assert sum(categories.counts().values()) == len(tokenizer.get_vocab())
 
 
