@@ -137,6 +137,8 @@ def _readings(selection: Selection, found: WhereResult) -> None:
         safe_html.nothing("No batch so far held it.")
         return
     rows = [_row(reading) for reading in found.readings]
+    if all(reading.text_loss is None for reading in found.readings):  # recorded densely only
+        rows = [{key: row[key] for key in row if key != "loss on it"} for row in rows]
     safe_html.choice(
         rows,
         None,
