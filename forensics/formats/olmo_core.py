@@ -1,8 +1,8 @@
 """OLMo-core's checkpoints (OLMo 2 32B, Olmo 3): distributed, with the trainer's state beside.
 
 A checkpoint is a folder stepN with config.json, model_and_optim/.metadata and its .distcp files,
-train/rank0.pt. Source: allenai/OLMo-core olmo_core/train/checkpoint.py, nn/transformer,
-optim, data/data_loader.py.
+train/rank0.pt. Source: allenai/OLMo-core src/olmo_core/train/checkpoint.py,
+src/olmo_core/data/data_loader.py, and its packages nn/transformer and optim.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Where both dictionaries are there, `rope_scaling` counts, as in transformers 5.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from forensics.errors import ForensicsError
 from forensics.model.rope import yarn_magnitude
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from forensics.model.family import Family
     from forensics.model.shape import Shape
 
+N = TypeVar("N", int, float)
 BUILT = ("default", "llama3", "yarn")
 EVERY_KIND = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 LENGTH = "original_max_position_embeddings"
@@ -86,7 +87,7 @@ def _one(config: dict[str, Any], family: Family, found: dict[str, Any]) -> dict[
     )
     if extra:
         raise _not_built(f"{kind!r} with {extra[0]} = {found[extra[0]]!r}")
-    knobs = {
+    knobs: dict[str, Any] = {
         "rope_theta": _theta(config, family, found),
         "rope_fraction": float(
             found.get("partial_rotary_factor")
@@ -100,10 +101,10 @@ def _one(config: dict[str, Any], family: Family, found: dict[str, Any]) -> dict[
         return knobs
     positions = config.get(LENGTH) or found.get(LENGTH) or config.get("max_position_embeddings")
     try:
-        knobs["rope_original_length"] = original = int(positions)
+        knobs["rope_original_length"] = original = _number(positions, int)
         factor = found.get("factor")
         if kind == "llama3":
-            knobs["rope_factor"] = float(factor)
+            knobs["rope_factor"] = _number(factor, float)
             knobs["rope_slow"] = float(found["low_freq_factor"])
             knobs["rope_fast"] = float(found["high_freq_factor"])
         else:
@@ -120,6 +121,11 @@ def _one(config: dict[str, Any], family: Family, found: dict[str, Any]) -> dict[
     if found.get("truncate") is False:
         raise _not_built("'yarn' with truncate = False")
     return knobs
+
+
+def _number(stated: Any, kind: type[N]) -> N:
+    """Return a number that has to be stated. Raises TypeError, ValueError."""
+    return kind(stated)
 
 
 def _kind(found: dict[str, Any]) -> str:

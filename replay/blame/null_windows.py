@@ -108,7 +108,7 @@ class WindowsWithoutSpike:
         """Yield windows that share a stretch: all where they take no replay, else a few."""
         left = number
         for side in self.ends():
-            yield from grouped(side[:left], self.depth)
+            yield from map(list, grouped(side[:left], self.depth))
             left -= len(side[:left])
 
     def _searched(self, ends: Sequence[int], limit: float) -> Iterator[NullWindow]:

@@ -24,7 +24,7 @@ class Pool(NamedTuple):
     """Rows to draw from, and how many of them a set takes."""
 
     rows: Sequence[Slot]
-    count: int
+    size: int
 
 
 class RandomSets:
@@ -42,8 +42,8 @@ class RandomSets:
         for _ in range(ATTEMPTS):
             slots = frozenset(
                 rows[i]
-                for rows, count in self._pools
-                for i in self._rng.choice(len(rows), count, replace=False)
+                for rows, size in self._pools
+                for i in self._rng.choice(len(rows), size, replace=False)
             )
             if slots not in self._known:
                 self._known.add(slots)

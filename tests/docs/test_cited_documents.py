@@ -24,7 +24,8 @@ LINK = re.compile(r"\]\(([^)\s#]+)(#[\w-]+)?\)")
 PATH = re.compile(rf"(?<![\w./])((?:{'|'.join(FOLDERS)})/[\w./*-]*)")
 MODULE = re.compile(r"(?<![\w.<-])(?:\w+/)*\w+\.py\b")
 # a module of another project stands behind that project's name: allenai/OLMo olmo/train.py
-THEIRS = re.compile(r"\b[\w-]+/[\w.-]+ (?:[\w-]+/)*\w+\.py\b")
+_PATH = r"(?:[\w-]+/)*\w+\.py\b"
+THEIRS = re.compile(rf"\b[\w-]+/[\w.-]+\s+{_PATH}(?:,\s+{_PATH})*")
 
 # Names that stand for a file of the reader's own, or of the text that is trained on.
 EXAMPLES = {

@@ -3,7 +3,7 @@
     document = read_torch_zip(Path("ckpt.pt"))     # dicts of plain values and Stored tensors
 
 Layout: NAME/data.pkl, NAME/data/KEY (a storage's bytes, uncompressed), NAME/byteorder
-(torch/serialization.py). The form before torch 1.6 has no zip and is refused.
+(pytorch/pytorch torch/serialization.py). The form before torch 1.6 has no zip and is refused.
 """
 
 from __future__ import annotations
