@@ -18,6 +18,7 @@ from forensics.formats.foreign_run import ForeignCheckpoint, ForeignRun
 from forensics.formats.huggingface_hub_name import snapshots
 from forensics.formats.huggingface_tensors import PlacedModel, placed
 from forensics.formats.revision_names import KnownRun, known_run, parse, parse_all
+from forensics.formats.trainer_moments import moments_beside
 from forensics.formats.weights_folder import has_weights, json_object, listed, stored_tensors
 from forensics.model.knobs import section_of
 
@@ -107,16 +108,25 @@ def read_run(path: Path) -> ForeignRun:
         notes.append(f"{place.repository}: {known.note}")
     steps = [(r, known.updates(r) if known else r.step) for r in chosen]
     left_out = [r.name for r, step in steps if step is None]
-    checkpoints, models = [], []
+    checkpoints, models, train = [], [], dict[str, Any]()
     for revision, step in steps:
         if step is not None:
             folder = place.folders[revision.name]
             model = _placed(folder)
             models.append(model)
-            tokens = known.tokens(revision) if known else None
+            moments = moments_beside(folder, model.shape, json_object(folder / "config.json"))
+            train |= moments.train
+            notes += [moments.note] if moments.note else []
             checkpoints.append(
                 ForeignCheckpoint(
-                    step, folder, model.params, stage=revision.stage_name, tokens=tokens
+                    step,
+                    folder,
+                    model.params,
+                    moments.exp_avg,
+                    moments.exp_avg_sq,
+                    moments.updates,
+                    stage=revision.stage_name,
+                    tokens=known.tokens(revision) if known else None,
                 )
             )
     unparsed = [n for n in revisions.unparsed if place.asked in (None, n)]
@@ -126,7 +136,10 @@ def read_run(path: Path) -> ForeignRun:
         unparsed = [n for n in unparsed if n != name]
     if unparsed or left_out:
         notes.append(f"no step in their names, left where they are: {listed(unparsed + left_out)}")
-    return _run(path, checkpoints, models, notes, known, tuple(unparsed + left_out))
+    read = _run(path, checkpoints, models, notes, known, tuple(unparsed + left_out))
+    if train:
+        read.recipe["train"] = train | read.recipe.get("train", {})
+    return read
 
 
 def _without_name(

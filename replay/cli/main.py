@@ -182,6 +182,8 @@ def scan(
     else:
         name, step = parse_state(state)
         target = scans.of_run(runs_folder(), name, step)
+    for note in target.notes:
+        warn(note)
     with bar("scanning", "batches") as progress:
         rows = scans.scan(target, first, last, per_sequence, progress)
     result = ScanResult(state, rows)

@@ -45,6 +45,7 @@ class ScanTarget:
     precision: str
     keep: Path | None  # where finished batches are kept
     identity: str
+    notes: tuple[str, ...] = ()  # what was assumed of a folder's weights
 
 
 def of_run(runs: Path, name: str, step: int | None) -> ScanTarget:
@@ -76,7 +77,7 @@ def of_folder(
         "cpu" if not torch.cuda.is_available() else "cuda", identity.thread_count(0)
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    params, shape, _ = checkpoint.load_hf_folder(folder, device)
+    params, shape, notes = checkpoint.load_hf_folder(folder, device)
     ids = _token_file(tokens, shape.vocabulary)
     T = sequence_length
     sequences = (len(ids) - 1) // T
@@ -97,7 +98,7 @@ def of_folder(
     state = TrainState.start(params)
     model = StepModel(Decoder(shape, device), batch, "fused", frozenset(), device, -1)
     key = f"{xxhash.xxh3_64_hexdigest(ids[: 1 << 20].tobytes())} {state.digest()} {T} {batch}"
-    return ScanTarget(state, model, stream, "fp32", runs / "_scans", key)
+    return ScanTarget(state, model, stream, "fp32", runs / "_scans", key, notes)
 
 
 def _token_file(path: Path, vocabulary: int) -> np.ndarray:

@@ -292,3 +292,39 @@ def test_checkpoints_of_the_trainer_are_states_of_one_run(make_shape, random_par
     (tmp_path / "checkpoint-20").rename(tmp_path / "last")
     assert read_run(tmp_path / "last").checkpoints[0].step == 20
     assert read_run(tmp_path).unparsed == ("last",)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_moments_of_the_trainer_come_in_under_our_names(
+    family, make_shape, random_params, tmp_path
+):
+    from transformers import AutoModelForCausalLM
+
+    shape = make_shape(family)
+    folder = tmp_path / "checkpoint-2"
+    write(folder, shape, random_params(shape))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in named.values() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95))
+    for _ in range(2):
+        model(torch.arange(12)[None], labels=torch.arange(12)[None]).loss.backward()
+        optimizer.step()
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    (only,) = read_run(tmp_path).checkpoints
+    assert only.updates == only.step == 2
+    for kind in ("exp_avg", "exp_avg_sq"):
+        theirs = {name: optimizer.state[p][kind] for name, p in named.items()}
+        wanted = hugging_face.from_hf_tensors(theirs, shape)
+        found = getattr(only, kind)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name].read(), wanted[name]) for name in wanted)
+    train = read_run(tmp_path).recipe["train"]
+    assert (train["betas"], train["weight_decay"], train["eps"]) == ([0.9, 0.95], 0.1, 1e-8)
+    one = torch.optim.SGD(model.parameters(), lr=1e-3)
+    torch.save(one.state_dict(), folder / "optimizer.pt")
+    run = read_run(tmp_path)
+    assert run.checkpoints[0].exp_avg is None and any("no moments" in note for note in run.notes)
