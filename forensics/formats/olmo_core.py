@@ -40,7 +40,8 @@ from forensics.model.shape import Shape, parameter_shapes
 TITLE = "an OLMo-core checkpoint"
 CONFIG, TENSORS, TRAINER_STATE = "config.json", "model_and_optim", "train/rank0.pt"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# token types that the trainer tries in this order for a vocabulary (data/utils.py)
+# token types that the trainer tries in this order for a vocabulary
+# (allenai/OLMo-core src/olmo_core/data/utils.py)
 TOKEN_TYPES = {"uint8": 1 << 8, "uint16": 1 << 16, "uint32": 1 << 32}
 FIXED_LENGTH = ("NumpyFSLDatasetConfig", "fsl")
 
