@@ -20,7 +20,8 @@ COLUMNS = (
     *("parameters", "corpus", "git_commit", "created"),
 )
 
-INHERITED = ("config", "corpus", "order", "shape")  # by a fork from its parent
+# by a fork from its parent; its shape may have more tensors
+INHERITED = ("config", "corpus", "order")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def distance(
     arm: dict[str, Tensor], control: dict[str, Tensor], start: dict[str, Tensor]
 ) -> Distance:
     """‖θ_arm − θ_control‖₂, and the cosine of the two displacements from the start; NaN where one
-    has not moved.
+    has not moved. Over the control's tensors: an arm may have more.
     """
     distances = Distance()
     sums_of: dict[str, np.ndarray] = {"": np.zeros(4)}

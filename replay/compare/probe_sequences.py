@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from forensics.errors import ForensicsError
-from forensics.model.decoder import unembedding
+from forensics.model.decoder import Decoder, unembedding
 from forensics.model.loss import chunks
 from forensics.step.batch import BatchStream
 from forensics.train.advance import documents
@@ -91,9 +91,13 @@ class Probe:
 
     @torch.no_grad()
     def read_pairs(
-        self, arms: Mapping[str, dict[str, Tensor]], pairs: Mapping[str, tuple[str, str]]
+        self,
+        arms: Mapping[str, dict[str, Tensor]],
+        pairs: Mapping[str, tuple[str, str]],
+        decoders: Mapping[str, Decoder] | None = None,
     ) -> dict[str, Reading]:
-        """Return a reading for each pair (arm, its control).
+        """Return a reading for each pair (arm, its control); `decoders` are the arms' own, left out
+        where all have the run's.
 
         One forward of each arm; logits in chunks, an arm's held until its last pair.
         """
@@ -107,9 +111,9 @@ class Probe:
             inputs, targets = tokens[:, :-1], tokens[:, 1:].reshape(-1)
             docs = documents(inputs, model)
             hidden = {
-                arm: model.decoder.hidden(arms[arm], inputs, documents_BT=docs).reshape(
-                    len(targets), -1
-                )
+                arm: (decoders[arm] if decoders else model.decoder)
+                .hidden(arms[arm], inputs, documents_BT=docs)
+                .reshape(len(targets), -1)
                 for arm in uses
             }
             parts: dict[str, list[Tensor]] = {arm: [] for arm in uses}

@@ -101,7 +101,7 @@ def _point(
     reached = [cast()] if half else []
     far: dict[str, list[float]] = {name: [] for name in arms if name != "control"}
     witness = Witness(run, step, min(step + window, run.header.steps))
-    for state, results in march(arms, step, step + window, run.model):
+    for state, results in march(arms, step, step + window):
         if state <= witness.last:
             witness.see(arms["control"].state, results["control"])
         for name, series in far.items():

@@ -207,7 +207,7 @@ def _rate_at(run: Run, step: int) -> float:
 def point(task: Task) -> dict[str, Any]:
     """One fork beside its control and nulls: the task of a worker. Errors: missing, integrity."""
     run, first, last = open_trajectory(Path(task["runs"]), task["run"]), task["step"], task["last"]
-    model = run.model  # settles the run's own number of threads
+    _ = run.model  # settles the run's own number of threads
     if task["threads"]:
         import torch
 
@@ -226,7 +226,7 @@ def point(task: Task) -> dict[str, Any]:
     series: dict[str, dict[str, list[float]]] = {name: {"l2": [], "kl": []} for name in arms.pairs}
     witness = Witness(run, first, last if trained is run else first + 1)
     control, rate, started = arms.by_name[CONTROL].state, None, False
-    for step, results in march(arms.by_name, first, last, model):
+    for step, results in march(arms.by_name, first, last):
         rate = results["control"].policy.learning_rate if rate is None else rate
         if step <= witness.last and trained is run:
             witness.see(control, results["control"])
@@ -235,7 +235,7 @@ def point(task: Task) -> dict[str, Any]:
         reading = probe.sequences and ((step - first) % task["probe_every"] == 0 or step == last)
         params = {name: arm.state.params for name, arm in arms.by_name.items()}
         if reading:
-            readings = probe.read_pairs(params, arms.pairs)
+            readings = probe.read_pairs(params, arms.pairs, arms.decoders)
             probed.append(step)
         for name, (arm, its_control) in arms.pairs.items():
             apart = distances.distance(params[arm], params[its_control], start.params)

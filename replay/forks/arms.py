@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from forensics.model.decoder import Decoder
 from forensics.step.observer import SILENT, Observer
 from forensics.step.state import TrainState
 from forensics.train.run import Run
@@ -27,6 +28,11 @@ class Arms:
 
     by_name: dict[str, Arm]
     pairs: dict[str, tuple[str, str]]  # fork, placebo-<i>, chaos-<i> → (its arm, its control)
+
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """Return each arm's own decoder."""
+        return {name: arm.model.decoder for name, arm in self.by_name.items()}
 
     def of(self, prefix: str) -> list[str]:
         """List the compared ones whose names begin so."""

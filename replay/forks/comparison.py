@@ -28,6 +28,7 @@ class Comparison:
     ) -> None:
         self.spec, self.parent, self.arms, self.writer = spec, parent, arms, writer
         self.start = start.params
+        self.decoders = arms.decoders
         self.every = spec.steps_between_probes
         streams = [arm.stream for arm in arms.by_name.values()]
         self.probe = Probe(parent)
@@ -57,9 +58,9 @@ class Comparison:
         if (state - spec.first) % self.every == 0 or state == spec.last:
             pairs = {CONTROL: (CONTROL, CONTROL), **self.arms.pairs}
             if self.probe.sequences:
-                read = self.readings = self.probe.read_pairs(params, pairs)
+                read = self.readings = self.probe.read_pairs(params, pairs, self.decoders)
             if self.unseen.sequences:
-                fresh = self.unseen_readings = self.unseen.read_pairs(params, pairs)
+                fresh = self.unseen_readings = self.unseen.read_pairs(params, pairs, self.decoders)
         if read or fresh:
             notes["probed"].append(state)
         if notes["difference"] is None:

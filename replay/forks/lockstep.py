@@ -15,9 +15,9 @@ from forensics.step.policy import Policy, StepPolicy
 from forensics.step.result import StepResult
 from forensics.step.state import Counters, TrainState
 from forensics.train.advance import take_step
-from forensics.train.run import Run
+from forensics.train.run import Run, build_model
 from replay.interventions.base import Intervention
-from replay.interventions.composition import composed
+from replay.interventions.composition import altered_shape, composed
 
 
 @dataclass
@@ -27,6 +27,7 @@ class Arm:
     state: TrainState
     stream: BatchStream
     policy: Policy
+    model: StepModel
     watch: Observer = SILENT
 
 
@@ -40,13 +41,23 @@ def arm_from(
     state = start.clone()
     for intervention in interventions:
         intervention.state(state, run)
-    return Arm(state, *composed(interventions, run), watch)
+    stream, policy = composed(interventions, run)
+    return Arm(state, stream, policy, altered_model(interventions, run), watch)
 
 
-def step_all(arms: Mapping[str, Arm], model: StepModel) -> dict[str, StepResult]:
+def altered_model(interventions: Sequence[Intervention], run: Run) -> StepModel:
+    """Return the run's own model, or one of another shape where an intervention gives it one."""
+    shape = altered_shape(interventions, run)
+    if shape == run.shape:
+        return run.model
+    device = run.model.device  # building the run's own sets the switches that it was trained under
+    return build_model(run.recipe, shape, device, run.header.eot)
+
+
+def step_all(arms: Mapping[str, Arm]) -> dict[str, StepResult]:
     """Take one step of every arm, in their order; states move in place."""
     return {
-        name: take_step(arm.state, arm.stream, arm.policy, model, arm.watch)
+        name: take_step(arm.state, arm.stream, arm.policy, arm.model, arm.watch)
         for name, arm in arms.items()
     }
 
@@ -58,10 +69,10 @@ class Stride(NamedTuple):
     results: dict[str, StepResult]
 
 
-def march(arms: Mapping[str, Arm], first: int, last: int, model: StepModel) -> Iterator[Stride]:
+def march(arms: Mapping[str, Arm], first: int, last: int) -> Iterator[Stride]:
     """Step all arms from state `first` to `last`."""
     for step in range(first, last):
-        yield Stride(step + 1, step_all(arms, model))
+        yield Stride(step + 1, step_all(arms))
 
 
 def at_learning_rate(run: Run, rate: float) -> Run:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from forensics.errors import ForensicsError
-from forensics.model.shape import Shape
 from forensics.step.state import TrainState
 from forensics.store.writer import write_atomic
 from forensics.train import checkpoint
+from replay.forks.lockstep import Arm
 
 FOLDER, NOTES = "halfway", "notes.json"
 
@@ -27,15 +27,14 @@ def save(
     fork: Path,
     identity: dict[str, Any],
     step: int,
-    states: Mapping[str, TrainState],
-    shape: Shape,
+    arms: Mapping[str, Arm],
     eot: int,
     notes: dict[str, Any],
 ) -> None:
     """Keep all arms at `step`. Errors: storage."""
     folder = fork / FOLDER
-    for arm, state in states.items():
-        checkpoint.save(folder / arm, state, shape, None, eot)
+    for name, arm in arms.items():
+        checkpoint.save(folder / name, arm.state, arm.model.decoder.shape, None, eot)
     # the notes name the step: until they are replaced, the states of the step before them still
     # count
     document = {"identity": identity, "step": step, "notes": notes}

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from forensics.interrupt import Interruptible
+from forensics.model.shape import parameter_shapes
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback as Progress
 from forensics.progress import silent
@@ -29,9 +30,10 @@ from replay.forks.arms import CONTROL, FORK, start_arms
 from replay.forks.comparison import Comparison
 from replay.forks.conclude import conclude
 from replay.forks.identity import clear, identity_of, standing
-from replay.forks.lockstep import step_all
+from replay.forks.lockstep import altered_model, step_all
 from replay.forks.result import RESULT_FILE, ForkResult
 from replay.forks.spec import Spec
+from replay.interventions.composition import altered_shape
 from replay.interventions.placebo import placebos_of
 from replay.interventions.registry import to_dict
 from replay.lineage import open_trajectory, require_intact
@@ -74,7 +76,12 @@ class Fork:
             self.run.folder, background=True
         )  # the divergence alone: written far more often
         record = dataclasses.replace(parent.recipe.record, level=spec.record)
-        self.recorder = Recorder(self.writer, record, parent.model, parent.header.device == "cpu")
+        self.recorder = Recorder(
+            self.writer,
+            record,
+            altered_model(spec.interventions, parent),
+            parent.header.device == "cpu",
+        )
         start = parent.state_at(spec.first)
         self.arms = start_arms(
             start,
@@ -105,7 +112,7 @@ class Fork:
         try:
             with Interruptible() as interrupt:
                 for step in range(self.first, spec.last):
-                    results = step_all(arms, self.parent.model)
+                    results = step_all(arms)
                     if step < self.witness.last:
                         self.witness.see(arms[CONTROL].state, results[CONTROL])
                     self.measured.see(step + 1, {arm: r.loss for arm, r in results.items()})
@@ -142,14 +149,12 @@ class Fork:
         self.recorder.commit()
         self.writer.drain()
         self.distances.drain()
-        states = {name: arm.state for name, arm in self.arms.by_name.items()}
         notes = self.measured.notes | {"witness": self.witness.notes()}
         resume.save(
             self.run.folder,
             self.identity.to_document(),
             step,
-            states,
-            self.run.shape,
+            self.arms.by_name,
             self.run.header.eot,
             notes,
         )
@@ -200,11 +205,14 @@ class Fork:
     def _create(self) -> Run:
         spec, parent = self.spec, self.parent
         fingerprint = parent.fingerprint()
+        shape = altered_shape(spec.interventions, parent)
         header = dataclasses.replace(
             parent.header,
             name=spec.fork,
             first_step=spec.first,
             steps=spec.last,
+            shape=dataclasses.asdict(shape),
+            parameters=sum(map(math.prod, parameter_shapes(shape).values())),
             parent=spec.parent,
             parent_step=spec.first,
             # a fork that is run anew is the same parent still: its identity tells which

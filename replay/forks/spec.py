@@ -32,7 +32,7 @@ from replay.forks import toml_text
 from replay.forks.draft import Draft, settled
 from replay.forks.statement import with_choice
 from replay.interventions.base import Intervention
-from replay.interventions.composition import refuse_lost, refuse_undone
+from replay.interventions.composition import altered_shape, refuse_lost, refuse_undone
 from replay.interventions.fields import fields_of
 from replay.interventions.registry import from_dict, to_dict
 
@@ -126,6 +126,13 @@ class Spec:
                 )
         if self.barrier:
             probe_loss(run)
+            if altered_shape(self.interventions, run) != run.shape:
+                raise ForensicsError(
+                    "usage",
+                    "wanted a barrier between two states of one shape, found a fork with tensors"
+                    " that its control has not",
+                    "leave --barrier out",
+                )
         for intervention in self.interventions:
             _check_seeds(intervention)
             intervention.check(run, self.first, self.last)

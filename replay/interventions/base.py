@@ -18,6 +18,7 @@ from replay.interventions.fields import about
 from replay.interventions.flags import Flag
 
 if TYPE_CHECKING:
+    from forensics.model.shape import Shape
     from forensics.step.batch import BatchStream
     from forensics.step.policy import Policy
     from forensics.step.state import Counters, TrainState
@@ -98,6 +99,10 @@ class Intervention:
 
     def state(self, state: TrainState, run: Run) -> None:
         """Alter the starting state in place."""
+
+    def shape(self, shape: Shape, run: Run) -> Shape:
+        """Return the altered decoder; `run` is the parent. Its tensors are `state`'s to add."""
+        return shape
 
     def check(self, run: Run, first: int, last: int) -> None:
         """Refuse what makes no sense in the fork first:last of `run`. Errors: usage, missing."""

@@ -14,6 +14,7 @@ from replay.interventions.base import Intervention
 from replay.interventions.order import Drop
 
 if TYPE_CHECKING:
+    from forensics.model.shape import Shape
     from forensics.step.batch import BatchStream
     from forensics.step.policy import Policy
     from forensics.train.run import Run
@@ -26,6 +27,14 @@ def composed(interventions: Sequence[Intervention], run: Run) -> tuple[BatchStre
         stream = intervention.stream(stream, run)
         policy = intervention.policy(policy, run)
     return stream, policy
+
+
+def altered_shape(interventions: Sequence[Intervention], run: Run) -> Shape:
+    """Compose the decoder of a fork of `run`."""
+    shape = run.shape
+    for intervention in interventions:
+        shape = intervention.shape(shape, run)
+    return shape
 
 
 def refuse_undone(interventions: Sequence[Intervention], run: Run, first: int, last: int) -> None:

@@ -20,6 +20,8 @@ from forensics.train.advance import advance
 from forensics.train.run import Run
 from replay.forks.spec import Spec
 from replay.interventions import corpus_search
+from replay.interventions.add_qk_norm import AddQKNorm
+from replay.interventions.another_optimizer import AnotherOptimizer
 from replay.interventions.base import KINDS, Intervention
 from replay.interventions.boost_token import BoostToken, another_token
 from replay.interventions.composition import composed
@@ -85,6 +87,8 @@ EACH = [
     SkipStep(3, 5, True),
     Freeze(3, 5, ("embed.*",)),
     Precision(3, 5, "bf16"),
+    AnotherOptimizer(3, 5, "muon"),
+    AddQKNorm("whole"),
     ResetMoments(("layers.0.*",)),
     ResetMoments(counter=True),
     Noise(1e-3, 4),
@@ -118,6 +122,9 @@ FLAGS: list[tuple[list[str], Intervention]] = [
     (["--skip-step", "off"], SkipStep(2, 9, False)),
     (["--freeze", "embed.*@3:5"], Freeze(3, 5, ("embed.*",))),
     (["--precision", "fp32@3:5"], Precision(3, 5, "fp32")),
+    (["--optimizer", "lion@3:5"], AnotherOptimizer(3, 5, "lion")),
+    (["--qk-norm"], AddQKNorm()),
+    (["--qk-norm", "whole"], AddQKNorm("whole")),
     (["--reset-moments"], ResetMoments()),
     (["--reset-moments", "embed.*"], ResetMoments(("embed.*",))),
     (["--reset-moments", "--reset-counter"], ResetMoments(counter=True)),
