@@ -349,7 +349,7 @@ def test_skip_step_judges_its_first_step_by_all_that_came_before(base: Run) -> N
     arms["control"].state.window = recorded_window(base, 75)
     judged: dict[int, str] = {}
     losses: list[float] = []
-    for state, results in march(arms, 75, 84, base.model):
+    for state, results in march(arms, 75, 84):
         own = results["control"]
         assert own.loss is not None and own.grad_norm is not None
         if all(r == "apply" for r in judged.values()):  # until the first skip both are the same
