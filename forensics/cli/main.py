@@ -52,7 +52,12 @@ def demo(quick: bool) -> None:
     emit(document, lambda: None)
 
 
-@main.command(example="forensics train demo --name first --set train.steps=100")
+@main.command(
+    example=(
+        "forensics train demo --name first --set train.steps=100\n"
+        "forensics train demo --log-to tensorboard:./tb --log-to wandb:small-runs"
+    )
+)
 @click.argument("recipe", metavar="RECIPE|FILE.toml")
 @click.option(
     "--name", metavar="ID", help="The run's name; the recipe's, numbered, where it is left out."
@@ -65,7 +70,20 @@ def demo(quick: bool) -> None:
     help="Change a key of the recipe; may be repeated.",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")
-def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool) -> int:
+@click.option(
+    "--log-to",
+    multiple=True,
+    metavar="KIND[:WHERE]",
+    help="Also tell a tracker each step's numbers: tensorboard[:FOLDER], wandb[:PROJECT],"
+    " trackio[:PROJECT]; may be repeated.",
+)
+def train(
+    recipe: str,
+    name: str | None,
+    changes: tuple[str, ...],
+    resume: bool,
+    log_to: tuple[str, ...],
+) -> int:
     """Train a run: record every step and save checkpoints."""
     from forensics import config
 
@@ -89,6 +107,8 @@ def train(recipe: str, name: str | None, changes: tuple[str, ...], resume: bool)
             arguments=sys.argv[1:],
             preparing=preparing,
             progress=progress,
+            log_to=log_to,
+            warn=warn,
         )
 
     def story() -> None:

@@ -62,6 +62,7 @@ def merged(
     repeated = _union([behind[np.isin(behind, there)], *(again[name] for name in judged)])
     abandoned = len(behind) - int(np.isin(behind, there).sum())
     steps = _union(series.steps for series in metrics.values())
+    every = spacing(metrics[columns["loss"]].steps if "loss" in columns else steps)
     base = step_base if step_base is not None else known.step_base if known else 0
     lost = sum(_without_step(each) for each in counted)
     summary = LogSummary(
@@ -71,7 +72,7 @@ def merged(
         steps=len(steps),
         first=int(steps[0]) if len(steps) else None,
         last=int(steps[-1]) if len(steps) else None,
-        every=spacing(metrics[columns["loss"]].steps if "loss" in columns else steps),
+        every=every,
         metrics=len(metrics),
         columns=columns,
         step_name=", ".join(dict.fromkeys(each.name for each in counted)),
@@ -80,7 +81,10 @@ def merged(
         repeated=len(repeated),
         sampled=sum(rows.sampled for rows in files),
         nonfinite=sum(int((~np.isfinite(each.values)).sum()) for each in metrics.values()),
-        notes=tuple(_notes(files, known, columns, lost, abandoned)),
+        notes=(
+            *_notes(files, known, columns, lost, abandoned),
+            *_said_of_steps(every, step_base is not None or known is not None),
+        ),
     )
     return LogTable(metrics, summary)
 
@@ -196,6 +200,16 @@ def _trainer(
     # a step column is among the marks of some, and no metric any more
     names = {*metrics, *(name for rows in files for name in rows.columns)}
     return found or trainer_of(names)
+
+
+def _said_of_steps(every: int, base_known: bool) -> Iterable[str]:
+    if every > 1:
+        yield f"it has a row every {every:,} steps, mostly"
+    if not base_known:
+        yield (
+            "from which number its steps count is not known: a value logged at n is taken as that"
+            " of batch n (--log-step-base 1: of batch n − 1)"
+        )
 
 
 def _notes(

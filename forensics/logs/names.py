@@ -97,7 +97,7 @@ TRAINERS = (
         "its loss is a moving average: a spike of few steps is smoothed away",
     ),
     # written by `forensics train --log-to`
-    Trainer("forensics", "this workbench", 0, (("loss", "logz mean", "clip scale"),)),
+    Trainer("forensics", "this workbench", 0, (("loss", "clip scale", "schedule", "updates"),)),
 )
 
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -165,10 +165,16 @@ class Recorder:
     """Writes `steps` at every step, and the other tables as `[record]` asks for them."""
 
     def __init__(
-        self, writer: Writer, record: Record, model: StepModel, digests: bool = True
+        self,
+        writer: Writer,
+        record: Record,
+        model: StepModel,
+        digests: bool = True,
+        told: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.writer = writer
         self.model = model
+        self.told = told  # is handed each row of `steps`, complete
         self.level = record.level
         self.every = {
             table: record.every.get(table, 1)
@@ -220,6 +226,8 @@ class Recorder:
             make_rows()
         if self.row is not None:
             self.writer.append("steps", **self.row)
+            if self.told is not None:
+                self.told(self.row)
             self.row = None
 
     @torch.no_grad()

@@ -12,13 +12,17 @@ import functools
 import resource
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from forensics import config
 from forensics.detect.spikes import RobustDetector, Spike, restarts_of
 from forensics.errors import ForensicsError
 from forensics.interrupt import Interruptible
+from forensics.logs.trackers.follow import Followed, Target, Trackers, target_of
+from forensics.logs.trackers.protocol import TrackedRun
 from forensics.model.initialize import Initialization, initialize
 from forensics.observe.recorder import Recorder
 from forensics.progress import ProgressCallback, silent
@@ -52,6 +56,11 @@ class Outcome:
     interrupted: bool = False
     nonfinite: int = 0  # numbers of the last saved state that are NaN or infinite
     last_finite_state: int | None = None  # the last saved state without any
+    trackers: tuple[Followed, ...] = ()  # that were to follow it
+
+
+def _unheard(warning: str) -> None:
+    """Warn nobody."""
 
 
 def train(
@@ -64,12 +73,17 @@ def train(
     arguments: list[str] | None = None,
     progress: ProgressCallback = silent,
     preparing: ProgressCallback = silent,
+    log_to: Sequence[str] = (),
+    warn: Callable[[str], None] = _unheard,
 ) -> Outcome:
     """Train a new run from its recipe, or go on with one that was interrupted.
+
+    `log_to` are trackers, KIND or KIND:WHERE; one that fails is told to `warn` and let go.
 
     Errors: config, data, device, usage, integrity, storage.
     """
     reader.check_run_name(name)
+    targets = [target_of(text) for text in log_to]
     exists = (runs / name / "run.json").is_file()
     if exists and not resume:
         raise ForensicsError(
@@ -82,7 +96,7 @@ def train(
         if exists
         else create(recipe, name, recipe_name, runs, arguments or [], preparing)
     )
-    return Trainer(run, progress).run_to_end(resumed=exists)
+    return Trainer(run, progress, targets, warn).run_to_end(resumed=exists)
 
 
 class _Stop(Exception):
@@ -92,8 +106,16 @@ class _Stop(Exception):
 class Trainer:
     """One run being trained; `run_to_end` returns when it ends."""
 
-    def __init__(self, run: Run, progress: ProgressCallback) -> None:
+    def __init__(
+        self,
+        run: Run,
+        progress: ProgressCallback,
+        targets: Sequence[Target] = (),
+        warn: Callable[[str], None] = _unheard,
+    ) -> None:
         self.run = run
+        self.targets, self.warn = targets, warn
+        self.trackers: Trackers | None = None  # opened when the first step is known
         self.recipe = run.recipe
         self.progress = progress
         self.model = run.model
@@ -103,7 +125,11 @@ class Trainer:
         )
         self.stream = Prefetch(run.stream, run.recipe.train.steps, run.header.device)
         self.recorder = Recorder(
-            self.writer, self.recipe.record, self.model, digests=run.header.device == "cpu"
+            self.writer,
+            self.recipe.record,
+            self.model,
+            digests=run.header.device == "cpu",
+            told=self._tell,
         )
         restarts = restarts_of(self.recipe)
         self.detectors = {
@@ -137,6 +163,7 @@ class Trainer:
         first, started = state.counters.step, time.perf_counter()
         if first < self.recipe.train.steps:
             self._status("running")
+            self._open_trackers(first)
         interrupted = False
         try:
             with self.interrupt:
@@ -159,6 +186,8 @@ class Trainer:
             self.stream.close()
             self.saver.close()
             self.writer.close()
+            if self.trackers is not None:
+                self.trackers.close()
         seconds = time.perf_counter() - started
         if not interrupted:
             self._finish()
@@ -178,7 +207,19 @@ class Trainer:
             interrupted=interrupted,
             nonfinite=self.run.nonfinite_at(saved[-1]).numbers if saved else 0,
             last_finite_state=self.run.last_finite_step(),
+            trackers=self.trackers.followed() if self.trackers is not None else (),
         )
+
+    def _open_trackers(self, first_step: int) -> None:
+        header = self.run.header
+        followed = TrackedRun(
+            header.name, self.run.folder, header.created, header.config, first_step
+        )
+        self.trackers = Trackers(self.targets, followed, self.warn)
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        if self.trackers is not None:
+            self.trackers.log(row)
 
     def _after(self, state: TrainState, result: StepResult) -> None:
         """Finish a step: spikes, held-out loss, ring, tables, checkpoint; then perhaps stop."""

@@ -38,7 +38,7 @@ def counted(rows, **about):
 
 
 @given(st.lists(rows_of_a_log, min_size=1, max_size=3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_of_repeated_steps_the_later_value_stands_metric_by_metric(files):
     wanted: dict = {}
     repeated: dict = {}
@@ -62,7 +62,7 @@ def test_of_repeated_steps_the_later_value_stands_metric_by_metric(files):
 
 
 @given(rows_of_a_log, rows_of_a_log)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_file_that_takes_over_leaves_nothing_of_the_earlier_one_behind_its_start(first, second):
     table = merged([counted(first), counted(second, takes_over=True)])
     before = {name for _, values in first for name in values}
@@ -141,6 +141,7 @@ def test_the_trainer_is_known_by_its_names_and_with_it_which_batch_a_step_is(row
     table = merged([log(rows)])
     assert (table.summary.trainer, table.summary.step_base) == (trainer, base)
     assert table.summary.step_base_known == bool(trainer)
+    assert any("is not known" in note for note in table.summary.notes) != bool(trainer)
     assert table.batches("loss").tolist() == [next(iter(rows.values())) - base]
 
 

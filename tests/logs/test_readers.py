@@ -55,7 +55,7 @@ def test_a_tensorboard_folder_is_read_with_what_a_resumed_run_took_over():
 def test_tensors_are_read_and_a_half_written_record_ends_the_file():
     table = read_logs([FIXTURES / TENSORS])
     assert same(loss_of(table), LOSS[:11])
-    assert table.summary.notes == (f"{TENSORS}: its last record is half written, and left out",)
+    assert table.summary.notes[0] == f"{TENSORS}: its last record is half written, and left out"
 
 
 def test_an_offline_run_of_wandb_is_read():
