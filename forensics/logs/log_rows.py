@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forensics.logs.log_table import LogTable
+from forensics.logs.log_table import LogTable, union
 from forensics.store import parts
 from forensics.store.writer import Writer
 
@@ -39,7 +39,7 @@ def step_span(table: LogTable) -> tuple[int, int]:
 
 def _write_steps(writer: Writer, table: LogTable) -> None:
     batches = {column: table.batches(column) for column in STEP_COLUMNS}
-    steps = np.unique(np.concatenate(list(batches.values())))
+    steps = union(batches.values())
     steps = steps[steps >= 0]
     for start in range(0, len(steps), ROWS_A_PART):
         of_part = steps[start : start + ROWS_A_PART]

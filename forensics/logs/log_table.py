@@ -7,7 +7,7 @@ table.batches("loss")                          # the batches, counted as ours, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,25 @@ import numpy as np
 def spacing(steps: np.ndarray | list[int]) -> int:
     """Return the most usual distance between neighbouring steps, rising; 1 where there is none."""
     return int(np.median(np.diff(steps))) if len(steps) > 1 else 1
+
+
+def union(arrays: Iterable[np.ndarray]) -> np.ndarray:
+    """Return the numbers of all arrays, sorted, each once; columns of one log are mostly alike."""
+    distinct: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for each in arrays:
+        if len(each):
+            alike = distinct.setdefault((len(each), each[0], each[len(each) // 2], each[-1]), [])
+            if not any(np.array_equal(each, other) for other in alike):
+                alike.append(each)
+    several = [each for alike in distinct.values() for each in alike]
+    if not several:
+        return np.empty(0, np.int64)
+    ordered = several[0] if len(several) == 1 else np.concatenate(several)
+    rises = np.diff(ordered) > 0
+    if not bool(rises.all()):
+        ordered = np.sort(ordered, kind="stable")
+        rises = np.diff(ordered) > 0
+    return ordered[np.append(True, rises)]
 
 
 class Series(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from forensics.errors import ForensicsError
-from forensics.logs.log_table import LogSummary, LogTable, Series, spacing
+from forensics.logs.log_table import LogSummary, LogTable, Series, spacing, union
 from forensics.logs.logged_rows import Column, LoggedRows
 from forensics.logs.names import (
     STEP_NAMES,
@@ -57,11 +57,11 @@ def merged(
     columns = columns_of(metrics)
     # other metrics can stand twice in one row's step: an epoch beside the loss and the evaluation
     judged = [columns["loss"]] if "loss" in columns else list(metrics)
-    behind = _union(steps for name in judged for steps in cut.get(name, ()))
-    there = _union(metrics[name].steps for name in judged)
-    repeated = _union([behind[np.isin(behind, there)], *(again[name] for name in judged)])
+    behind = union(steps for name in judged for steps in cut.get(name, ()))
+    there = union(metrics[name].steps for name in judged)
+    repeated = union([behind[np.isin(behind, there)], *(again[name] for name in judged)])
     abandoned = len(behind) - int(np.isin(behind, there).sum())
-    steps = _union(series.steps for series in metrics.values())
+    steps = union(series.steps for series in metrics.values())
     every = spacing(metrics[columns["loss"]].steps if "loss" in columns else steps)
     base = step_base if step_base is not None else known.step_base if known else 0
     lost = sum(_without_step(each) for each in counted)
@@ -96,7 +96,7 @@ def _counted(rows: LoggedRows) -> _Counted:
     places = {plain_name(name): name for name in reversed(list(rows.columns))}
     candidates = [places[name] for name in STEP_NAMES if name in places]
     whole = [name for name in candidates if _counts(rows.columns[name])]
-    needed = _union(column.rows for name, column in rows.columns.items() if name not in candidates)
+    needed = union(column.rows for name, column in rows.columns.items() if name not in candidates)
     chosen = next((name for name in whole if _covers(rows.columns[name], needed)), None)
     if chosen is None:  # none is in every row: the one in most of them
         chosen = max(whole, key=lambda name: len(rows.columns[name].rows), default=None)
@@ -180,15 +180,10 @@ def _latest(steps: np.ndarray, values: np.ndarray) -> tuple[Series, np.ndarray]:
     return Series(ordered[last], values[order][last]), np.unique(ordered[~last])
 
 
-def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
-    arrays = [each for each in arrays if len(each)]
-    return np.unique(np.concatenate(arrays)) if arrays else np.empty(0, np.int64)
-
-
 def _without_step(counted: _Counted) -> int:
     """Count the rows that hold a metric and no step."""
     columns = counted.rows.columns.items()
-    held = _union(column.rows for name, column in columns if name != counted.name)
+    held = union(column.rows for name, column in columns if name != counted.name)
     return int((counted.steps[held] < 0).sum())
 
 
