@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forensics.errors import ForensicsError, nearest
@@ -26,6 +26,7 @@ from forensics.logs.logged_rows import LoggedRows
 from forensics.logs.merge import merged
 
 HEAD = 1 << 16  # bytes by which a file is recognised
+MOST_REFUSED = 3  # files of a folder that are named as no logs
 SUFFIXES = (
     "csv",
     "tsv",
@@ -164,7 +165,11 @@ def _logged(paths: Sequence[Path]) -> list[LoggedRows]:
 
 
 def _of_folder(folder: Path) -> list[LoggedRows]:
-    """Read a folder: event files below it, a run a folder; else the logs that lie in it."""
+    """Read a folder: event files below it, a run a folder; else the logs that lie in it.
+
+    Beside a log, what is none (a configuration in JSON) is left out and noted. Errors: missing,
+    data.
+    """
     events = tensorboard_events.event_files(folder)
     if events:
         return [
@@ -172,17 +177,34 @@ def _of_folder(folder: Path) -> list[LoggedRows]:
             for path in events
             for rows in tensorboard_events.read_events(path, _run_of(folder, path))
         ]
-    files = sorted(
+    offline = [path for path in folder.rglob("*.wandb") if path.is_file()]
+    files = sorted(offline, key=lambda path: path.stat().st_mtime) or sorted(
         path for path in folder.iterdir() if path.is_file() and _suffix(path) in SUFFIXES
     )
-    if not files:
-        raise ForensicsError(
-            "missing",
-            f"wanted a log in {folder}, found no event file, and nothing that ends in"
-            f" {', '.join(SUFFIXES)}",
-            "name the file itself",
+    read: list[LoggedRows] = []
+    refused: list[ForensicsError] = []
+    for path in files:
+        try:
+            read += _of_file(path)
+        except ForensicsError as e:
+            refused.append(e)
+    if read and refused:
+        note = f"left out, for {'they are' if len(refused) > 1 else 'it is'} no log: " + "; ".join(
+            each.message for each in refused[:MOST_REFUSED]
         )
-    return [rows for path in files for rows in _of_file(path)]
+        read[0] = replace(read[0], notes=(*read[0].notes, note))
+    if not read:
+        raise (
+            refused[0]
+            if refused
+            else ForensicsError(
+                "missing",
+                f"wanted a log in {folder}, found no event file, and nothing that ends in"
+                f" {', '.join(SUFFIXES)}",
+                "name the file itself",
+            )
+        )
+    return read
 
 
 def _run_of(folder: Path, path: Path) -> str:

@@ -196,6 +196,23 @@ def test_a_table_by_blanks_is_read(tmp_path):
     assert same(loss_of(table), [5.5, math.nan])
 
 
+def test_a_folder_is_read_with_all_logs_in_it_and_what_is_none_is_told(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {"family": "x"}, "paths": ["a"]}')
+    (tmp_path / "losses.json").write_text('[{"step": 1, "train/CE loss": 2.5}]')
+    table = read_logs([tmp_path])
+    assert same(loss_of(table), [2.5])
+    assert "left out, for it is no log: wanted" in table.summary.notes[0]
+    (tmp_path / "losses.json").unlink()
+    assert "config.json" in str(refusal(tmp_path))
+
+
+def test_offline_runs_of_wandb_are_found_below_their_folder(tmp_path):
+    below = tmp_path / "wandb" / "offline-run-1"
+    below.mkdir(parents=True)
+    shutil.copyfile(FIXTURES / "run-fixture1.wandb", below / "run-fixture1.wandb")
+    assert same(loss_of(read_logs([tmp_path])), LOSS)
+
+
 # ---- what is not whole
 
 
