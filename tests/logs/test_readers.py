@@ -116,13 +116,13 @@ def test_a_chart_of_wandb_is_parted_into_runs_and_its_bins_are_told(tmp_path):
         '"b - x - train/loss","b - x - train/loss__MIN","b - x - train/loss__MAX"\n'
         '"10","2.5","2.0","3.0","1.5","1.5","1.5"\n"20","2.5","2.5","2.5","","",""\n',
     )
-    assert runs_in_logs([path]) == ["a", "b"]
+    assert runs_in_logs([path]) == ["a", "b - x"]
     table = read_logs([path], run="a")
     assert same(loss_of(table), [3.0, 2.5])
     assert same(table.metrics["train/loss__MEAN"].values, [2.5, 2.5])
     assert table.summary.sampled == 1 and "bins of several steps" in table.summary.notes[0]
-    plain = read_logs([path], run="b")
-    assert plain.summary.sampled == 0 and list(plain.metrics) == ["x - train/loss"]
+    plain = read_logs([path], run="b - x")
+    assert plain.summary.sampled == 0 and same(loss_of(plain), [1.5])
 
 
 def test_a_chart_over_something_else_than_steps_is_refused(tmp_path):
