@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NULLS = ["", "null", "NULL", "None", "N/A", "<NA>"]  # of CSV; "nan" is a value
 RUN_COLUMNS = ("run_name", "run_id", "run", "Run")  # texts that say whose a row is
 AXES = ("Step", "step", "_step", "trainer/global_step", "global_step", "train/global_step")
-# wandb's chart: `RUN - METRIC`, and of what it binned `RUN - METRIC__MIN`, `…__MAX`; a run is rather
-# called with a dash between blanks than a metric is
+# wandb's chart: `RUN - METRIC`, and of what it binned `RUN - METRIC__MIN`, `…__MAX`; a dash between
+# blanks is rather a run's than a metric's
 CHART_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<bin>__MIN|__MAX)?")
 
 
