@@ -85,7 +85,12 @@ class Data:
         (), "stretches with their own mix; none: all sources by their size"
     )
     order_file: str = key(
-        "", ".npy of sequence ids in the order they are read, instead of the keyed order"
+        "",
+        "sequence ids in the order they are read, instead of the keyed order: a .npy, a bare memory"
+        " map, or `corpus:NAME`, kept with the corpus",
+    )
+    order_dtype: str = key(
+        "", "type of the ids of an `order_file` that is a bare memory map: uint32, …"
     )
     tokenizer: str = key("train", "train | bytes | path of a tokenizer.json")
     vocabulary: int = key(

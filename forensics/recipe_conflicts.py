@@ -61,6 +61,7 @@ RULES = (
     Ineffective(
         "data.phases", lambda r: bool(r.data.order_file), "data.order_file gives the whole order"
     ),
+    Ineffective("data.order_dtype", lambda r: not r.data.order_file, "there is no data.order_file"),
     Ineffective(
         "train.min_lr",
         lambda r: r.train.schedule == "constant",

@@ -17,11 +17,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forensics.data.order_file import OrderIds, open_order
 from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ SLOTS = 1024
 # of the Feistel network; four make it random (Luby and Rackoff 1988), small N wants more
 ROUNDS = 8
 GOLDEN = 0x9E3779B97F4A7C15  # increment of SplitMix64
-CHUNK = 1 << 22  # ids of an order file read at once
 LEAST_PHASE = 64  # steps below which a phase is no setting of its own, as for spikes
 
 
@@ -60,7 +59,7 @@ class Order:
     held_out: np.ndarray  # (H,) int64 ids, ascending: never drawn
     fingerprint: str  # xxh3_128 of all that the order depends on
     stretches: tuple[_Stretch, ...]
-    file: np.ndarray | None  # memory-mapped ids, instead of all the above
+    file: OrderIds | None  # ids that are read, instead of all the above
     # A rank counts the ids that are not held out, over all sources; the id is the rank plus the
     # held-out ids before it.
     drawable: np.ndarray  # (S,) ranks of each source
@@ -71,7 +70,7 @@ class Order:
         """Return the ids of batch `step`: (B,) int64. Errors: missing, past an order file's end."""
         assert step >= 0, f"batches count from 0, not {step}"
         if self.file is not None:
-            ids_B = self.file[step * self.batch : (step + 1) * self.batch]
+            ids_B = self.file.read(step * self.batch, (step + 1) * self.batch)
             if len(ids_B) < self.batch:
                 raise ForensicsError(
                     "missing",
@@ -79,7 +78,7 @@ class Order:
                     " the order file",
                     "lower train.steps, or give a longer data.order_file",
                 )
-            return ids_B.astype(np.int64)
+            return ids_B
         stretch = self._stretch(step)
         block_B, slot_B = np.divmod(
             (step - stretch.start) * self.batch + np.arange(self.batch), SLOTS
@@ -93,8 +92,8 @@ class Order:
     def drawn(self, source: int, step: int) -> int:
         """Count the draws of a source (its index in the recipe) by the batches before `step`."""
         if self.file is not None:
-            read = self.file[: step * self.batch]
-            return sum(int((self.source_of(ids) == source).sum()) for ids in _chunks(read))
+            read = self.file.chunks(0, step * self.batch)
+            return sum(int((self.source_of(ids) == source).sum()) for ids in read)
         stretch = self._stretch(step)
         blocks, slots = divmod((step - stretch.start) * self.batch, SLOTS)
         in_phase = blocks * int(stretch.quota[source]) + int(
@@ -110,11 +109,11 @@ class Order:
         if self.file is None:
             return self._draw(np.full(count, source), n0 + np.arange(count, dtype=np.int64))
         pieces, passed = [np.empty(0, np.int64)], 0
-        for ids in _chunks(self.file):
+        for ids in self.file.chunks():
             if passed >= n0 + count:
                 break
             of_source = ids[self.source_of(ids) == source]
-            pieces.append(of_source[max(n0 - passed, 0) : n0 + count - passed].astype(np.int64))
+            pieces.append(of_source[max(n0 - passed, 0) : n0 + count - passed])
             passed += len(of_source)
         if passed < n0 + count:
             raise ForensicsError(
@@ -137,8 +136,10 @@ class Order:
         """Return the first step of the phase that says what is usual at `step` in a run of `steps`.
 
         That is its own where it is at least LEAST_PHASE steps long, else the run's longest: what is
-        planted, or broke, for a few steps is not the run's usual data.
+        planted, or broke, for a few steps is not the run's usual data. An order file is one phase.
         """
+        if self.file is not None:
+            return 0
         starts = [stretch.start for stretch in self.stretches if stretch.start < steps]
         ends = [*starts[1:], steps]
         own = self._stretch(step).start
@@ -192,20 +193,21 @@ def make_order(
     source; under an order file, only those that the file never reads.
     """
     sizes = [int(count) for count in n_sequences]
-    assert batch > 0 and sizes and min(sizes) > 0, (
+    assert batch > 0 and sizes and min(sizes) >= 0 and sum(sizes), (
         f"no order over {sizes} sequences in batches of {batch}"
     )
+    file = open_order(data.order_file, data.order_dtype, sum(sizes)) if data.order_file else None
     mixes = [[Fraction(phase.mix.get(name, 0)) for name in source_names] for phase in data.phases]
     mixes = mixes or [[Fraction(count) for count in sizes]]
     starts = [0, *(phase.until or 0 for phase in data.phases[:-1])]
     base_S = np.zeros(len(sizes), np.int64)
     stretches: list[_Stretch] = []
-    for i, (start, mix) in enumerate(zip(starts, mixes)):
+    # a file gives the whole order, whatever the number of sources
+    for i, (start, mix) in enumerate(zip(starts, mixes) if file is None else ()):
         if stretches:
             base_S = _drawn_by_the_end(stretches[-1], start, batch)
         stretches.append(_stretch(start, mix, base_S, seed, i))
     first_S = np.array(first_sequence, np.int64)
-    file, file_hash = _order_file(data.order_file, sum(sizes)) if data.order_file else (None, "")
     held_out = _held_out(data.held_out, mixes[0], sizes, first_S, file)
     fingerprint = _fingerprint(
         seed=seed,
@@ -215,7 +217,7 @@ def make_order(
         first=first_S.tolist(),
         phases=[dataclasses.asdict(phase) for phase in data.phases],
         held_out=held_out.tolist(),
-        file=file_hash,
+        file=file.digest if file is not None else "",
     )
     held_before = np.searchsorted(held_out, [*first_S.tolist(), sum(sizes)])
     return Order(
@@ -349,7 +351,7 @@ def _held_out(
     mix: Sequence[Fraction],
     sizes: list[int],
     first_S: np.ndarray,
-    file: np.ndarray | None,
+    file: OrderIds | None,
 ) -> np.ndarray:
     """Ids spread evenly over each source of the mix, ascending."""
     if not number:
@@ -358,8 +360,12 @@ def _held_out(
         file is not None
     ):  # a published order was drawn without us: look wider, keep what it never reads
         ids = _held_out(16 * number, mix, sizes, first_S, None)
-        for chunk in _chunks(file):
-            ids = ids[~np.isin(ids, chunk)]
+        for chunk in file.chunks():
+            place = np.searchsorted(ids, chunk)
+            known = ids[np.minimum(place, len(ids) - 1)] == chunk
+            ids = np.delete(ids, np.unique(place[known]))
+            if not len(ids):
+                break
         return ids[_spread(min(number, len(ids)), len(ids))]
     all_shares = sum(mix)
     exact = [share * number / all_shares for share in mix]
@@ -381,59 +387,6 @@ def _spread(count: int, size: int) -> np.ndarray:
     index = np.arange(count, dtype=np.int64)
     distance, remainder = divmod(size, count)
     return index * distance + index * remainder // count + distance // 2
-
-
-def _order_file(path: str, total: int) -> tuple[np.ndarray, str]:
-    """Return the ids of an order file, memory-mapped and flat, and the hash of their bytes.
-
-    Errors: data, missing.
-    """
-    import xxhash
-
-    if not Path(path).expanduser().is_file():
-        raise ForensicsError(
-            "missing",
-            f"data.order_file: wanted a .npy at {path}, found no such file",
-            "paths are read from the folder the command runs in",
-        )
-    try:
-        ids = np.load(Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as e:
-        raise ForensicsError(
-            "data",
-            f"data.order_file: {Path(path).name} is not a .npy of ids: {e}",
-            "numpy.save(path, ids)",
-        ) from None
-    if (
-        not isinstance(ids, np.ndarray)
-        or ids.ndim != 1
-        or ids.dtype.kind not in "iu"
-        or not len(ids)
-    ):
-        description = (
-            f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else "an archive"
-        )
-        raise ForensicsError(
-            "data",
-            f"data.order_file: wanted a flat array of whole numbers, found {description}",
-            "numpy.save(path, ids.reshape(-1))",
-        )
-    digest = xxhash.xxh3_128(str(ids.dtype).encode())
-    for chunk in _chunks(ids):
-        low, high = int(chunk.min()), int(chunk.max())
-        if low < 0 or high >= total:
-            raise ForensicsError(
-                "data",
-                f"data.order_file: wanted ids from 0 to {total - 1}, found "
-                f"{low if low < 0 else high}",
-                "made for another corpus or length T?",
-            )
-        digest.update(np.ascontiguousarray(chunk).data)
-    return ids, digest.hexdigest()
-
-
-def _chunks(ids: np.ndarray):
-    return (ids[i : i + CHUNK] for i in range(0, len(ids), CHUNK))
 
 
 def _fingerprint(**parameters: object) -> str:

@@ -9,6 +9,7 @@ token after every document. Nothing on disk depends on how it is cut into sequen
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 AGAIN = "delete the folder and prepare the corpus again"
+MOVED = "put it back, or import the run again, with --data where its files lie now"
+MAPS = 256  # files held open; a process may open 1,024 where nobody raised that
 TOKENIZER, DOCUMENTS = "tokenizer.json", "documents.parquet"
 
 
@@ -35,9 +38,13 @@ TOKENIZER, DOCUMENTS = "tokenizer.json", "documents.parquet"
 class Shard:
     """Name one file of a source's stream."""
 
-    file: str
+    file: str  # in the corpus's folder, or in full where it lies elsewhere
     tokens: int
-    hash: str  # xxh3_128 of its bytes
+    hash: str  # xxh3_128 of its bytes, or of a sample of them (`intact.sample_hash`)
+    # of a file made elsewhere:
+    bytes: int | None = None  # its size; None: that of its tokens
+    offset: int = 0  # bytes before its first token
+    dtype: str = ""  # of its ids; empty: the corpus's
 
 
 @dataclass(frozen=True)
@@ -105,9 +112,13 @@ class Corpus:
             )
             for entry in header["sources"]
         )
+        # its tokens lie in files that another trainer read, where they are
+        self.linked: bool = header.get("linked", False)
+        self.ids_only: bool = header.get("ids_only", False)  # no tokenizer: text is shown as ids
         self._dtype = np.dtype(header["dtype"])
         self._layouts: dict[SequenceWindow, Layout] = {}
-        self._maps: dict[tuple[int, int], np.ndarray] = {}  # by source and shard
+        # by source and shard, the last used last; each holds a file open
+        self._maps: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self.hashes: dict[str, str] = {  # by file
             shard.file: shard.hash for source in self.sources for shard in source.shards
         } | header["files"]
@@ -146,7 +157,7 @@ class Corpus:
         if cut not in self._layouts:
             counts = [cut.count(source.tokens) for source in self.sources]
             for source, count in zip(self.sources, counts):
-                if count < 1:
+                if count < 1 and not (self.linked and any(counts)):
                     raise ForensicsError(
                         "data",
                         f"source {source.name!r}: wanted at least {cut.length} tokens for one "
@@ -271,7 +282,7 @@ class Corpus:
         problems = []
         for name, digest in self.hashes.items():
             try:
-                actual = intact.hash_file(self.folder / name)
+                actual = intact.hash_as(self.folder / name, digest)
             except OSError as e:
                 problems.append(f"{name}: cannot be read: {e.strerror}")
                 continue
@@ -300,10 +311,16 @@ class Corpus:
         return self.folder / file
 
     def _map(self, source: int, shard: int) -> np.ndarray:
-        """Map one shard of a source, once; it is checked then. Errors: integrity."""
-        if (source, shard) not in self._maps:
-            path = self._intact(self.sources[source].shards[shard].file)
-            self._maps[source, shard] = np.memmap(path, self._dtype, "r")
+        """Map one shard of a source; it is checked when it is opened. Errors: integrity."""
+        if (source, shard) in self._maps:
+            self._maps.move_to_end((source, shard))
+        else:
+            entry = self.sources[source].shards[shard]
+            dtype = np.dtype(entry.dtype) if entry.dtype else self._dtype
+            path = self._intact(entry.file)
+            while len(self._maps) >= MAPS:
+                self._maps.popitem(last=False)
+            self._maps[source, shard] = np.memmap(path, dtype, "r", entry.offset, (entry.tokens,))
         return self._maps[source, shard]
 
     @cached_property
@@ -329,10 +346,11 @@ def write_header(
     eot: int,
     dtype: np.dtype,
     sources: Sequence[Source],
+    **more: Any,
 ) -> None:
     """Write `corpus.json` beside the shards, the table and the tokenizer.
 
-    These must be there and complete.
+    These must be there and complete. `more` is what only corpora made elsewhere say of themselves.
     """
     header = {
         "format": FORMAT,
@@ -342,6 +360,7 @@ def write_header(
         "dtype": dtype.str,
         "sources": [_entry(source) for source in sources],
         "files": {name: intact.hash_file(folder / name) for name in (TOKENIZER, DOCUMENTS)},
+        **more,
     }
     (folder / "corpus.json").write_text(
         json.dumps(header, indent=1, ensure_ascii=False), encoding="utf-8"
@@ -378,9 +397,12 @@ def open_corpus(folder: str | Path) -> Corpus:
     for shard in (shard for source in corpus.sources for shard in source.shards):
         path = folder / shard.file
         size = path.stat().st_size if path.is_file() else 0
-        if size != shard.tokens * itemsize:
+        wanted = shard.tokens * itemsize if shard.bytes is None else shard.bytes
+        if size != wanted:
             raise ForensicsError(
-                "integrity", f"{path}: wanted {shard.tokens * itemsize} bytes, found {size}", AGAIN
+                "integrity",
+                f"{path}: wanted {wanted} bytes, found {size}",
+                AGAIN if shard.bytes is None else MOVED,
             )
     for name in (TOKENIZER, DOCUMENTS):
         if not (folder / name).is_file():
