@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from forensics.data.order import Order, make_order
+from forensics.data.order_file import OF_CORPUS, ORDERS
 from forensics.data.repeats import repeat_share_rows
 from forensics.data.shards import Corpus, Span
 from forensics.errors import ForensicsError
@@ -111,6 +112,9 @@ def own_stream(corpus: Corpus, data: config.Data, train: config.Train) -> Batche
     """
     layout = corpus.layout(data.cut)
     names = [source.name for source in corpus.sources]
+    if data.order_file.startswith(OF_CORPUS):  # kept with the corpus, wherever that lies
+        kept = corpus.folder / ORDERS / data.order_file.removeprefix(OF_CORPUS)
+        data = replace(data, order_file=str(kept))
     order = make_order(
         data, names, layout.n_sequences, layout.first_sequence, train.batch, train.seed
     )

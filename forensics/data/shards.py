@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +165,7 @@ class Corpus:
                         f"sequence, found {source.tokens}",
                         "lower data.sequence_length, or give the source more text",
                     )
-            firsts = [sum(counts[:index]) for index in range(len(counts))]
+            firsts = [0, *accumulate(counts[:-1])]
             tails = [
                 source.tokens - (count * cut.stride + cut.shared)
                 for source, count in zip(self.sources, counts)

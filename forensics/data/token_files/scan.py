@@ -26,8 +26,9 @@ PIECE = 1 << 22  # ids looked through at once
 class Scan:
     """What one pass over a file found."""
 
-    digest: str  # xxh3_128 of its bytes, from the first id on
-    boundaries: Boundaries
+    digest: str  # xxh3_128 of its ids' bytes
+    limits: np.ndarray  # smallest and largest id
+    ends: np.ndarray  # places of the id that ends documents: (n,) int64
 
 
 def scan(
@@ -39,8 +40,8 @@ def scan(
 ) -> Scan:
     """Read a file once. Errors: data, where an id has no row of `vocabulary`.
 
-    Documents are those that an index beside the file names; else a document ends with each `eot`,
-    and the file's end ends the last. `advance` is told how many ids more were read.
+    `eot` None: nobody needs to know where documents end. `advance` is told how many ids more were
+    read.
     """
     found = folder / f"{_key(file, eot)}.npz"
     kept = _kept(found)
@@ -54,13 +55,7 @@ def scan(
         advance(file.tokens)
     if kept.limits[0] < 0 or kept.limits[1] >= vocabulary:
         raise beyond_table(file.path, file.map(), vocabulary)
-    if file.boundaries is not None:
-        boundaries = file.boundaries()
-        refuse_outside(boundaries, file)
-    else:
-        first = np.concatenate(([0], kept.ends + 1))
-        boundaries = Boundaries(first[first < max(file.tokens, 1)])
-    return Scan(str(kept.digest), boundaries)
+    return kept
 
 
 def beyond_table(path: Path, ids: np.ndarray, vocabulary: int, first: int = 0) -> ForensicsError:
@@ -94,28 +89,20 @@ def refuse_outside(boundaries: Boundaries, file: TokenFile) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    digest: str
-    limits: np.ndarray  # smallest and largest id
-    ends: np.ndarray  # places of `eot`
-
-
-def _read(file: TokenFile, eot: int | None, advance: Callable[[int], None]) -> _Kept:
+def _read(file: TokenFile, eot: int | None, advance: Callable[[int], None]) -> Scan:
     import xxhash
 
     digest, ends, limits = xxhash.xxh3_128(), [np.empty(0, np.int64)], [0, -1]
     ids = file.map()
-    looks = eot is not None and file.boundaries is None
     for start in range(0, len(ids), PIECE):
         piece = np.ascontiguousarray(ids[start : start + PIECE])
         digest.update(piece.data)
         low, high = int(piece.min()), int(piece.max())
         limits = [min(limits[0], low), max(limits[1], high)]
-        if looks:
+        if eot is not None:
             ends.append(np.flatnonzero(piece == eot) + start)
         advance(len(piece))
-    return _Kept(digest.hexdigest(), np.array(limits), np.concatenate(ends))
+    return Scan(digest.hexdigest(), np.array(limits), np.concatenate(ends))
 
 
 def _key(file: TokenFile, eot: int | None) -> str:
@@ -123,13 +110,13 @@ def _key(file: TokenFile, eot: int | None) -> str:
 
     stat = file.path.stat()
     stamp = [stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    shape = [file.dtype.str, file.offset, file.tokens, eot, file.boundaries is None]
+    shape = [file.dtype.str, file.offset, file.tokens, eot]
     return xxhash.xxh3_128_hexdigest(json.dumps([str(file.path), stamp, shape]).encode())
 
 
-def _kept(path: Path) -> _Kept | None:
+def _kept(path: Path) -> Scan | None:
     try:
         with np.load(path, allow_pickle=False) as kept:
-            return _Kept(str(kept["digest"]), kept["limits"], kept["ends"])
+            return Scan(str(kept["digest"]), kept["limits"], kept["ends"])
     except (OSError, ValueError, KeyError, EOFError):
         return None
