@@ -1,0 +1,146 @@
+"""Orders of other trainers: the peers' own files and tokens are the truth."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from forensics import config
+from forensics.data.batches import own_stream
+from forensics.data.foreign_order import order_of
+from forensics.data.linked_corpus import bring_in_corpus, located
+from forensics.data.made_elsewhere import ForeignOrder, ReadSoFar, TokenFiles
+from forensics.errors import ForensicsError
+
+PEERS = Path(__file__).parents[1] / "fixtures/foreign"
+OLMO = ForeignOrder("olmo", 11, 0, PEERS / "olmo1/train_data/global_indices.npy")
+CORE_FILE = PEERS / "olmo_core/work/global_indices_dataset_size416_epoch1_seed78_v1.npy"
+CORE = ForeignOrder("olmo_core", 78, 1, CORE_FILE)
+B, T = 4, 48
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    tokens = {
+        name: TokenFiles(
+            tuple(f"data/part-{i}.npy" for i in range(files)), "bare", "uint16", 256, "bytes"
+        )
+        for name, files in (("olmo1", 3), ("olmo_core", 2))
+    }
+    return {
+        name: bring_in_corpus(located(files, [PEERS / name / "data"]), T, "inside", 384, runs)
+        for name, files in tokens.items()
+    }
+
+
+def stream_of(corpus, order_file):
+    data = {"sequence_length": T, "window": "inside", "order_file": order_file, "held_out": 0}
+    recipe = config.from_dict({"data": data, "train": {"batch": B}})
+    return own_stream(corpus, recipe.data, recipe.train)
+
+
+def made(corpus, order, steps=8, read=()):
+    return order_of(order, corpus, T, "inside", B, steps, read)
+
+
+@pytest.mark.parametrize("given", ["file", "seed"])
+@pytest.mark.parametrize(("name", "order"), [("olmo1", OLMO), ("olmo_core", CORE)])
+def test_every_token_of_every_batch_is_what_the_trainer_saw(corpora, name, order, given):
+    order = order if given == "file" else replace(order, file=None)
+    result = made(corpora[name], order, read=[ReadSoFar(0, 0), ReadSoFar(4, 16), ReadSoFar(8, 32)])
+    stream = stream_of(corpora[name], result.order_file)
+    for step, seen in enumerate(json.loads((PEERS / name / "seen.json").read_text())):
+        ids = seen["ids"] if isinstance(seen, dict) else seen
+        assert (stream.batch_at(step).tokens.numpy() == np.array(ids)).all()
+    assert ("equals" if given == "file" else "made again") in result.notes[0]
+
+
+def test_a_second_epoch_has_an_order_of_its_own_and_reads_every_sequence_once(corpora):
+    stream = stream_of(corpora["olmo_core"], made(corpora["olmo_core"], CORE, 200).order_file)
+    first, second = (
+        np.concatenate([stream.order.sequence_ids(step) for step in range(at, at + 104)])
+        for at in (0, 104)
+    )
+    assert len(set(first)) == len(set(second)) == 416 and (first != second).any()
+    ids = np.arange(416, dtype=np.uint32)
+    np.random.Generator(np.random.PCG64(80)).shuffle(ids)
+    assert (second == ids).all()
+
+
+def test_an_order_that_differs_from_its_seed_is_refused_with_both_ids(corpora, tmp_path):
+    ids = np.fromfile(CORE_FILE, "<u4")
+    ids[[7, 8]] = ids[[8, 7]]
+    ids.tofile(tmp_path / "order.npy")
+    with pytest.raises(ForensicsError, match=f"differ first at entry 7: {ids[7]} and {ids[8]}"):
+        made(corpora["olmo_core"], replace(CORE, file=tmp_path / "order.npy"))
+
+
+def test_an_order_longer_than_the_data_names_its_first_id_and_where_it_stands(corpora, tmp_path):
+    np.array([3, 416, 500], "<u4").tofile(tmp_path / "order.npy")
+    with pytest.raises(ForensicsError, match="ids from 0 to 415, found 416 at entry 1"):
+        made(corpora["olmo_core"], ForeignOrder("file", file=tmp_path / "order.npy"))
+
+
+def test_a_resumed_run_goes_on_from_where_its_state_says(corpora):
+    result = made(corpora["olmo_core"], CORE, read=[ReadSoFar(2, 8), ReadSoFar(4, 40)])
+    order = stream_of(corpora["olmo_core"], result.order_file).order
+    ids = np.fromfile(CORE_FILE, "<u4")
+    assert (order.sequence_ids(1) == ids[4:8]).all()
+    assert (order.sequence_ids(4) == ids[40:44]).all()
+    with pytest.raises(ForensicsError, match="not known: state 4 had read 40 sequences"):
+        order.sequence_ids(3)
+    assert "batches 2 to 3 are not known" in result.notes[1]
+
+
+def write_logs(folder, ids, ranks, first=1):
+    for rank in range(ranks):
+        lines = [
+            "\t".join(map(str, [first + step, *batch[rank::ranks]]))
+            for step, batch in enumerate(ids.reshape(-1, B).tolist())
+        ]
+        path = folder / f"rank{rank}.tsv.gz"
+        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return tuple(folder / f"rank{rank}.tsv.gz" for rank in range(ranks))
+
+
+def test_the_ranks_logs_are_held_against_the_order(corpora, tmp_path):
+    ids = np.fromfile(CORE_FILE, "<u4")[: 8 * B]
+    logs = write_logs(tmp_path, ids, 2)
+    notes = made(corpora["olmo_core"], replace(CORE, rank_logs=logs)).notes
+    assert "same sequences at all of 8 logged steps" in notes[-1]
+    ids[9] = 0
+    with pytest.raises(ForensicsError, match="batch 2: the ranks' logs hold sequence 0"):
+        made(corpora["olmo_core"], replace(CORE, rank_logs=write_logs(tmp_path, ids, 2)))
+
+
+def test_the_ranks_logs_are_the_order_where_nothing_else_is(corpora, tmp_path):
+    ids = np.fromfile(CORE_FILE, "<u4")[: 8 * B]
+    unknown = ForeignOrder("unknown", rank_logs=write_logs(tmp_path, ids, 2, first=4))
+    result = made(corpora["olmo_core"], unknown)
+    order = stream_of(corpora["olmo_core"], result.order_file).order
+    assert (order.sequence_ids(3) == ids[:4]).all()
+    with pytest.raises(ForensicsError, match="not known: the ranks' logs do not hold it"):
+        order.sequence_ids(0)
+
+
+def test_an_order_that_cannot_be_recovered_says_why_and_what_is_known(corpora):
+    result = made(
+        corpora["olmo1"],
+        ForeignOrder("unknown", why_unknown="drawn by chance", still_known="all of chunk 0"),
+    )
+    assert not result.known and result.notes == ("drawn by chance", "all of chunk 0")
+
+
+def test_rows_are_read_as_they_lie_and_not_past_their_end(corpora):
+    order = stream_of(
+        corpora["olmo1"], made(corpora["olmo1"], ForeignOrder("rows"), 120).order_file
+    ).order
+    assert (order.sequence_ids(5) == np.arange(20, 24)).all()
+    with pytest.raises(ForensicsError, match="the data end there"):
+        order.sequence_ids(110)
