@@ -80,11 +80,20 @@ def test_the_fingerprint_keeps_compiled_and_eager_apart(compiled, eager):
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_every_family_is_one_graph_with_the_eager_gradients(family, make_shape, random_params):
+def test_every_family_is_one_graph_with_the_eager_gradients(
+    family, make_shape, random_params, monkeypatch
+):
     """Traced and differentiated by the compiler, run without its C++: an eager stand-in for what it
     would generate.
     """
-    shape = make_shape(family, layers=1, document_mask=family == "qwen3")
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)  # as a compiled decoder sets
+    knobs = {
+        "qwen3": {"document_mask": True},
+        "olmo": {"clip_qkv": 0.5},
+        "olmo3": {"window": 5, "sliding_layers": (0,)},
+        "smollm3": {"unrotated_layers": (0,)},
+    }
+    shape = make_shape(family, layers=1, **knobs.get(family, {}))
     decoder, params = Decoder(shape), random_params(shape, scale=1.0)
     weights = {
         n.removeprefix("layers.0."): p.requires_grad_(True)
@@ -92,8 +101,9 @@ def test_every_family_is_one_graph_with_the_eager_gradients(family, make_shape, 
         if n.startswith("layers.0.")
     }
     x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
-    angles = decoder._rope(16) if shape.position == "rope" else None
+    angles = decoder._rope(0, 16)
     mask = torch.ones(2, 1, 16, 16, dtype=torch.bool).tril() if shape.document_mask else None
+    mask = decoder._within_window(mask, 16, x.device)
     found = []
     for block in (
         decoder.block,
