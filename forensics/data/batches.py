@@ -75,7 +75,7 @@ class Batches:
 
         Errors: missing, for an id out of range.
         """
-        batch = self._whole(ids, origin)
+        batch = self.whole(ids, origin)
         masked = np.zeros(len(batch.tokens), bool)
         if self.mask_repeats:
             masked = repeat_share_rows(batch.tokens.numpy()) > 0
@@ -83,14 +83,26 @@ class Batches:
         more = {"targets": 0, "tokens": len(masked), "unmasked": int(masked.sum())}[self.loss_over]
         return replace(batch, denominator=batch.denominator + more) if more else batch
 
+    def untrained(self, steps: int, limit: int) -> np.ndarray:
+        """Return ids of sequences that a run of `steps` steps does not train on: (n,) ascending.
+
+        Those held out; where none are, up to `limit` that its order file does not read by then.
+        """
+        held_out = self.order.held_out
+        return held_out if len(held_out) else self.order.unread(steps, limit)
+
     def held_out(self) -> Batch:
         """Return all held-out sequences in one batch, none masked, over all of their targets.
 
         Where there are none it has no rows, and denominator 0.
         """
-        return self._whole(self.order.held_out)
+        return self.whole(self.order.held_out)
 
-    def _whole(self, ids: np.ndarray, origin: int | None = None) -> Batch:
+    def whole(self, ids: np.ndarray, origin: int | None = None) -> Batch:
+        """Return a batch of these sequences of which nothing is masked: (B,) ids of the corpus.
+
+        Errors: missing, for an id out of range.
+        """
         ids = np.asarray(ids, np.int64)
         tokens = torch.from_numpy(self.corpus.sequences(ids, self.cut))
         weight = torch.ones(len(ids), self.cut.targets)

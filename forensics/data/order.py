@@ -156,6 +156,25 @@ class Order:
         phase = self._stretch(self.usual_phase(step, steps))
         return int(phase.pattern[((step - phase.start) * self.batch + slot) % SLOTS])
 
+    def unread(self, steps: int, limit: int) -> np.ndarray:
+        """Return ids that no batch before `steps` of an order file reads: (n,), n ≤ limit.
+
+        Ids that the file never reads come first, spread evenly; then the last ones that it reads
+        after `steps`, which placebos reach last. None of a keyed order, whose held-out sequences
+        are these, and none where some batch before `steps` is not known.
+        """
+        none, end = np.empty(0, np.int64), steps * self.batch
+        if self.file is None or not self.file.known(end):
+            return none
+        total = int(self.n_sequences.sum())
+        never = self.file.without(_spread(min(16 * limit, total), total))
+        never = never[_spread(min(limit, len(never)), len(never))]
+        wanted = limit - len(never)
+        later = none
+        for chunk in self.file.chunks(max(end, len(self.file) - wanted)):
+            later = np.union1d(later, chunk)
+        return np.union1d(never, self.file.without(later, 0, end))[:limit]
+
     def source_of(self, ids: np.ndarray) -> np.ndarray:
         """Return the index of the source each id belongs to, of the ids' shape; −1 for −1."""
         return np.searchsorted(self.first_sequence, ids, side="right") - 1
@@ -360,12 +379,7 @@ def _held_out(
         file is not None
     ):  # a published order was drawn without us: look wider, keep what it never reads
         ids = _held_out(16 * number, mix, sizes, first_S, None)
-        for chunk in file.chunks():
-            place = np.searchsorted(ids, chunk)
-            known = ids[np.minimum(place, len(ids) - 1)] == chunk
-            ids = np.delete(ids, np.unique(place[known]))
-            if not len(ids):
-                break
+        ids = file.without(ids)
         return ids[_spread(min(number, len(ids)), len(ids))]
     all_shares = sum(mix)
     exact = [share * number / all_shares for share in mix]

@@ -73,6 +73,21 @@ class OrderIds:
             for at in range(low, high, CHUNK) if not piece.unknown else ():
                 yield _ids(piece, array, at, min(at + CHUNK, high))
 
+    def known(self, stop: int) -> bool:
+        """Whether each of the first `stop` ids is known."""
+        return not any(piece.unknown for piece, *_ in self._within(0, stop))
+
+    def without(self, ids: np.ndarray, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return those of `ids` (ascending, no two the same) that entries start … stop−1 are not.
+
+        One pass, in memory of `ids` and a chunk.
+        """
+        left = np.ones(len(ids), bool)
+        for chunk in self.chunks(start, stop) if len(ids) else ():
+            place = np.minimum(np.searchsorted(ids, chunk), len(ids) - 1)
+            left[place[ids[place] == chunk]] = False
+        return ids[left]
+
     def _within(self, start: int, stop: int) -> Iterator[tuple[Piece, np.ndarray | None, int, int]]:
         """Yield the pieces that hold some of start … stop−1, each with its own places of them."""
         at = max(0, int(np.searchsorted(self._starts, start, side="right")) - 1)

@@ -27,6 +27,8 @@ from forensics.step.batch import MADE, Batch
 from forensics.store.resumable import Kept
 from forensics.train.run import Run, open_run
 
+UNREAD = 64  # sequences, of a run that holds nothing out
+
 
 def probe(
     runs: Path,
@@ -121,12 +123,15 @@ def _text(run: Run, path: Path | None, what: str) -> Batch:
     share one token with their neighbour.
     """
     if path is None:
-        held_out = run.batches.held_out()
-        if not len(held_out.tokens):
+        ids = run.batches.untrained(run.header.steps, UNREAD)
+        if not len(ids):
             raise ForensicsError(
-                "usage", f"{what} needs a text: {run.name} holds nothing out", "--text FILE"
+                "usage",
+                f"{what} needs a text: {run.name} holds nothing out, and no sequence is known that"
+                " it does not read",
+                "--text FILE",
             )
-        return held_out
+        return run.batches.whole(ids)
     content = read_text_file(path, "--text FILE")
     ids = np.array(run.corpus.tokenizer.encode(content, add_special_tokens=False).ids, np.int64)
     if len(ids) < 2:

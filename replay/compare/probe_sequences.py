@@ -39,20 +39,24 @@ def unseen(
             ahead |= consumed_by(
                 [fork.stream], fork.header.first_step, min(fork.header.steps, last)
             )
-    read = None if order.file is None else np.unique(order.file[: last * order.batch])
+    new = np.empty(0, np.int64)  # of an order file: what it reads soon and did not read before
+    if order.file is not None:
+        end = last * order.batch
+        soon = [*order.file.chunks(end, end + LOOK_AHEAD * order.batch)]
+        new = order.file.without(np.unique(np.concatenate([new, *soon])), 0, end)
     chosen: dict[int, None] = {}
     for step in range(last, last + LOOK_AHEAD):
         try:
             ids = order.sequence_ids(step)
         except ForensicsError:
             break  # the end of an order file
-        if read is None:
+        if order.file is None:
             first_epoch = [
                 order.drawn(s, step + 1) <= order.drawable[s] for s in range(len(order.drawable))
             ]
             ids = ids[np.array(first_epoch)[order.source_of(ids)]]
         else:
-            ids = ids[~np.isin(ids, read)]
+            ids = ids[np.isin(ids, new)]
         chosen |= {int(i): None for i in ids if int(i) not in ahead}
         if len(chosen) >= limit:
             break
@@ -71,12 +75,13 @@ class Reading:
 
 class Probe:
     """A fixed set of sequences that no arm trains on: the run's held-out ones, or those of
-    `ids`.
+    `ids`; under an order file that held nothing out, sequences that the run does not read.
     """
 
     def __init__(self, run: Run, limit: int = 64, ids: np.ndarray | None = None) -> None:
         self.run = run
-        ids = run.batches.order.held_out if ids is None else ids
+        if ids is None:
+            ids = run.batches.untrained(run.header.steps, limit)
         if len(ids) > limit:
             ids = ids[np.linspace(0, len(ids) - 1, limit).astype(np.int64)]
         self.batch = run.batches.make(ids) if len(ids) else None

@@ -144,3 +144,15 @@ def test_rows_are_read_as_they_lie_and_not_past_their_end(corpora):
     assert (order.sequence_ids(5) == np.arange(20, 24)).all()
     with pytest.raises(ForensicsError, match="the data end there"):
         order.sequence_ids(110)
+
+
+def test_sequences_that_a_run_does_not_read_are_those_it_may_be_probed_on(corpora, tmp_path):
+    corpus, ids = corpora["olmo_core"], np.fromfile(CORE_FILE, "<u4").astype(np.int64)
+    stream = stream_of(corpus, made(corpus, CORE).order_file)
+    unread = stream.untrained(8, 16)
+    assert sorted(ids[-16:]) == unread.tolist()  # it reads every sequence: the last ones
+    assert not len(stream.untrained(104, 16))  # a whole epoch leaves none
+    ids[:40].astype("<u4").tofile(tmp_path / "short.npy")
+    order_file = made(corpus, ForeignOrder("file", file=tmp_path / "short.npy")).order_file
+    unread = stream_of(corpus, order_file).untrained(8, 16)
+    assert len(unread) == 16 and not np.isin(unread, ids[:40]).any()
