@@ -102,6 +102,15 @@ def test_a_nan_of_a_log_is_found_by_sql(runs):
         assert connection.execute(asked).fetchall() == [(START + NAN,)]
 
 
+def test_what_else_was_logged_is_one_query(runs):
+    import queries
+
+    with reader.connect(runs) as connection:
+        (row,) = connection.execute(queries.load("logged_metrics"), {"run": "each"}).fetchall()
+    last = START + ROWS - 50
+    assert row == ("eval/ppl", ROWS // 50, 0, START, last, 9.5, 9.5, 9.5)
+
+
 def test_its_spikes_are_found_by_the_command_and_stand_in_its_events(runs):
     listed = spikes_of(runs, "each", metric="loss")
     assert [(s.step, s.kind) for s in listed.spikes] == [
