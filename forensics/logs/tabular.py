@@ -19,6 +19,7 @@ from forensics.logs.logged_rows import Column, LoggedRows, as_number
 if TYPE_CHECKING:
     import pyarrow
 
+HEAD = 1 << 16  # bytes by which delimiter and encoding are known
 NULLS = ["", "null", "NULL", "None", "N/A", "<NA>"]  # of CSV; "nan" is a value
 RUN_COLUMNS = ("run_name", "run_id", "run", "Run")  # texts that say whose a row is
 AXES = ("Step", "step", "_step", "trainer/global_step", "global_step", "train/global_step")
@@ -29,11 +30,11 @@ CHART_COLUMN = re.compile(r"(?P<run>.+) - (?P<metric>.+?)(?P<bin>__MIN|__MAX)?")
 
 def read_delimited(path: Path) -> list[LoggedRows]:
     """Read a CSV or TSV file; wandb's chart is known by its columns. Errors: data."""
-    text = _opened(path)
-    with text:
-        head = text.readline().decode("utf-8-sig", "replace")
+    with _opened(path) as file:
+        head = file.read(HEAD)
+    first = head.partition(b"\n")[0]
     cut: list[str] = []
-    table = _csv(path, "\t" if head.count("\t") > head.count(",") else ",", cut)
+    table = _csv(path, b"\t" if first.count(b"\t") > first.count(b",") else b",", cut, head)
     if not table.num_rows:
         raise ForensicsError(
             "data", f"wanted rows in {path.name}, found none", "is this the whole log?"
@@ -77,7 +78,16 @@ def _opened(path: Path) -> Any:
     return gzip.open(path) if packed else path.open("rb")
 
 
-def _csv(path: Path, delimiter: str, cut: list[str]) -> pyarrow.Table:
+def _encoding(head: bytes) -> str:
+    """Return the encoding of a file that begins so: UTF-8, or one in which every byte is a sign."""
+    try:
+        (head if len(head) < HEAD else head.rpartition(b"\n")[0]).decode()
+    except UnicodeDecodeError:
+        return "latin-1"
+    return "utf8"
+
+
+def _csv(path: Path, delimiter: bytes, cut: list[str], head: bytes) -> pyarrow.Table:
     """Read a CSV file; a cut last line comes into `cut`. Errors: data."""
     import pyarrow as pa
     import pyarrow.csv as pc
@@ -93,11 +103,13 @@ def _csv(path: Path, delimiter: str, cut: list[str]) -> pyarrow.Table:
             table = pc.read_csv(
                 file,
                 # one thread numbers the rows, so that a broken one can be named
-                read_options=pc.ReadOptions(use_threads=False),
-                parse_options=pc.ParseOptions(delimiter=delimiter, invalid_row_handler=note),
+                read_options=pc.ReadOptions(use_threads=False, encoding=_encoding(head)),
+                parse_options=pc.ParseOptions(
+                    delimiter=delimiter.decode(), invalid_row_handler=note
+                ),
                 convert_options=pc.ConvertOptions(null_values=NULLS, strings_can_be_null=True),
             )
-        except (pa.ArrowException, OSError, EOFError) as e:
+        except (pa.ArrowException, OSError, EOFError, UnicodeError) as e:
             raise ForensicsError(
                 "data",
                 f"wanted a table of comma-separated values, found {path.name}: {first_line(e)}",

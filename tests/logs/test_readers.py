@@ -253,6 +253,13 @@ def test_what_is_no_log_is_refused_in_one_line(tmp_path, name, text, words):
     assert words in str(refusal(written(tmp_path, text, name)))
 
 
+def test_names_that_are_no_utf_8_are_read_byte_by_byte(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("step,loss,größe\n0,1.5,2\n1,1.25,3\n".encode("latin-1"))
+    table = read_logs([path])
+    assert same(loss_of(table), [1.5, 1.25]) and "größe" in table.metrics
+
+
 def test_bytes_that_are_damaged_are_refused_where_they_lie(tmp_path):
     data = bytearray((FIXTURES / TENSORS).read_bytes())
     data[200] ^= 1
