@@ -80,13 +80,11 @@ def test_the_fingerprint_keeps_compiled_and_eager_apart(compiled, eager):
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
-def test_every_family_is_one_graph_with_the_eager_gradients(
-    family, make_shape, random_params, monkeypatch
-):
+@torch._dynamo.config.patch(recompile_limit=64)  # as a compiled decoder sets it
+def test_every_family_is_one_graph_with_the_eager_gradients(family, make_shape, random_params):
     """Traced and differentiated by the compiler, run without its C++: an eager stand-in for what it
     would generate.
     """
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)  # as a compiled decoder sets
     knobs = {
         "qwen3": {"document_mask": True},
         "olmo": {"clip_qkv": 0.5},
