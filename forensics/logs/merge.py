@@ -101,7 +101,8 @@ def _counted(rows: LoggedRows) -> _Counted:
     if chosen is None:  # none is in every row: the one in most of them
         chosen = max(whole, key=lambda name: len(rows.columns[name].rows), default=None)
     if chosen is None:
-        found = ", ".join([*rows.columns, *rows.not_numbers][:8]) or "no column of numbers"
+        names = [" ".join(name.split()) for name in [*rows.columns, *rows.not_numbers][:8]]
+        found = ", ".join(names) or "no column of numbers"
         raise ForensicsError(
             "data",
             f"wanted a column that counts steps in a log ({rows.kind}), found {found}",

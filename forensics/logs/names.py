@@ -77,7 +77,7 @@ TRAINERS = (
         "transformers",
         "Hugging Face's Trainer",
         1,
-        (("train global step",), ("train loss", "train train runtime")),
+        (("train global step",), ("train loss", "train learning rate", "train epoch")),
         "its loss is the mean of the steps since the row before",
     ),
     # karpathy/nanoGPT train.py

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from forensics.errors import ForensicsError, nearest
+from forensics.errors import ForensicsError, first_line, nearest
 from forensics.logs import (
     console_log,
     json_log,
@@ -232,7 +232,12 @@ def _of_file(path: Path) -> list[LoggedRows]:
             + ", ".join(each.title for each in KINDS),
             "export a CSV with a column `step`",
         )
-    return kind.read(path)
+    try:
+        return kind.read(path)
+    except UnicodeError as e:
+        raise ForensicsError(
+            "data", f"wanted names in UTF-8 in {path.name}, found: {first_line(e)}", "copy it again"
+        ) from None
 
 
 def _chosen(names: Sequence[str], run: str | None) -> str | None:

@@ -109,7 +109,7 @@ def _csv(path: Path, delimiter: bytes, cut: list[str], head: bytes) -> pyarrow.T
                 ),
                 convert_options=pc.ConvertOptions(null_values=NULLS, strings_can_be_null=True),
             )
-        except (pa.ArrowException, OSError, EOFError, UnicodeError) as e:
+        except (pa.ArrowException, OSError, EOFError) as e:
             raise ForensicsError(
                 "data",
                 f"wanted a table of comma-separated values, found {path.name}: {first_line(e)}",

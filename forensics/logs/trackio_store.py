@@ -32,7 +32,7 @@ def read_trackio(path: Path) -> list[LoggedRows]:
                 return _runs(connection, path)
             finally:
                 connection.close()
-        except (sqlite3.Error, UnicodeError) as e:
+        except sqlite3.Error as e:
             raise ForensicsError(
                 "data",
                 f"wanted a whole SQLite file, found {path.name}: {first_line(e)}",

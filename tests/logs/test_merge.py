@@ -134,6 +134,11 @@ def test_a_log_may_start_at_any_step_and_tells_how_far_its_rows_lie_apart():
         ({"_step": 1, "train/lm_loss": 5.0}, "neox", 1),
         ({"iter": 1, "train/loss": 5.0, "val/loss": 5.0}, "nanogpt", 0),
         ({"step": 100, "train/loss": 5.0, "train/lrm": 1.0}, "nanochat", 0),
+        (
+            {"step": 1, "train/loss": 5.0, "train/learning_rate": 1e-3, "train/epoch": 0.1},
+            "transformers",
+            1,
+        ),
         ({"step": 1, "loss": 5.0}, "", 0),
     ],
 )
