@@ -16,20 +16,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from forensics.errors import ForensicsError, first_line
+from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder, unembedding
-from forensics.model.forward import quiet
+from forensics.model.forward import load_in_transformers
 from forensics.model.hugging_face import exported_family, to_hf_config, to_hf_tensors
 from forensics.model.shape import Shape
 from forensics.step.observer import Site
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 SEQUENCES, POSITIONS = 2, 24  # few: the model is read once for them
 # of the largest number of theirs: fp32 sums in another order differ by about 1e-6 in small models,
@@ -89,7 +86,11 @@ def compare_with_transformers(
     if exported_family(shape) is None and source is None:
         return LogitComparison(None, why_not="transformers has no class with this decoder")
     try:
-        theirs = _load(source) if source is not None else _filled(params, shape, config)
+        theirs = (
+            load_in_transformers(source, attn_implementation="eager")
+            if source is not None
+            else _filled(params, shape, config)
+        )
     except ImportError:
         return LogitComparison(None, why_not="transformers is not installed")
     except ForensicsError as e:
@@ -100,9 +101,7 @@ def compare_with_transformers(
     return _compared(dict(params), shape, theirs, tokens, source is not None)
 
 
-def _filled(
-    params: Mapping[str, Tensor], shape: Shape, config: Mapping[str, Any] | None
-) -> PreTrainedModel:
+def _filled(params: Mapping[str, Tensor], shape: Shape, config: Mapping[str, Any] | None) -> Any:
     """Give our parameters to transformers' class, by way of a folder. Errors: data."""
     from safetensors.torch import save_file
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -114,40 +113,7 @@ def _filled(
         folder = Path(place)
         (folder / "config.json").write_text(json.dumps(chosen))
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return _load(folder)
-
-
-def _load(source: Path) -> PreTrainedModel:
-    """Let transformers read a folder or a GGUF file. Errors: data."""
-    from transformers import AutoModelForCausalLM
-
-    gguf = {"gguf_file": source.name} if source.is_file() else {}
-    folder = source.parent if source.is_file() else source
-    try:
-        with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
-                str(folder.absolute()),
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **gguf,
-            )
-    except MemoryError:
-        raise
-    except Exception as e:  # transformers raises what the architecture's own code raises
-        raise ForensicsError(
-            "data", f"transformers cannot load {source.name}: {first_line(e)}", "read it elsewhere"
-        ) from None
-    missing = sorted(found["missing_keys"])
-    if missing:
-        raise ForensicsError(
-            "data",
-            f"transformers finds no {missing[0]} in {source.name}, and would draw it",
-            "is it complete?",
-        )
-    return model.eval()
+        return load_in_transformers(folder, attn_implementation="eager")
 
 
 @torch.no_grad()

@@ -118,27 +118,8 @@ def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
 
     Errors: data, memory.
     """
-    with quiet():
-        from transformers import AutoModelForCausalLM
-
-        file = {"gguf_file": gguf_file} if gguf_file else {}
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder),
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                **file,
-            )
-        except MemoryError:
-            raise
-        except Exception as e:  # transformers raises what the architecture's own code raises
-            raise ForensicsError(
-                "data",
-                f"transformers cannot load {gguf_file or folder}: {first_line(e)}",
-                "leave out --verify: indicators need no forward pass",
-            ) from None
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_in_transformers(folder / gguf_file if gguf_file else folder)
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     context = int(
         getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20
     )
@@ -148,6 +129,46 @@ def of_folder(folder: Path, gguf_file: str | None = None) -> Forward:
     ):  # an architecture that keeps no keys and values
         return Recomputed(lambda tokens: cached.read(tokens, None)[0], context)
     return cached
+
+
+def load_in_transformers(source: Path, **options: Any) -> Any:
+    """Let transformers read a folder or a GGUF file, in float32 and for reading alone.
+
+    Weights that it does not find it would draw: that is refused. Errors: data.
+    """
+    with quiet():
+        from transformers import AutoModelForCausalLM
+
+        gguf = {"gguf_file": source.name} if source.is_file() else {}
+        folder = source.parent if source.is_file() else source
+        try:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                str(folder.absolute()),
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **gguf,
+                **options,
+            )
+        except MemoryError:
+            raise
+        except Exception as e:  # transformers raises what the architecture's own code raises
+            raise ForensicsError(
+                "data",
+                f"transformers cannot load {source}: {first_line(e)}",
+                "leave out --verify: indicators need no forward pass",
+            ) from None
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ForensicsError(
+            "data",
+            f"{source}: wanted {missing[0]}{more}, found none: transformers would draw them at"
+            " random",
+            "is it complete, and in Hugging Face's layout?",
+        )
+    return model.eval()
 
 
 @contextlib.contextmanager

@@ -5,8 +5,10 @@ import json
 import pytest
 from safetensors.torch import load_file, save_file
 
+from forensics.errors import ForensicsError
 from forensics.model import hugging_face
 from forensics.model.compare_transformers import compare_with_transformers
+from forensics.model.forward import of_folder
 from forensics.train import checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
@@ -53,6 +55,9 @@ def test_weights_that_transformers_would_draw_are_no_comparison(folder):
     save_file(tensors, folder / "model.safetensors")
     found = compare_with_transformers(params, shape, source=folder)
     assert found.agrees is None and "up_proj" in found.why_not
+    with pytest.raises(ForensicsError, match="up_proj") as e:
+        of_folder(folder)  # of `forensics tokens --verify`
+    assert e.value.kind == "data"
 
 
 def test_what_transformers_has_no_class_for_is_not_compared(make_shape, random_params):
