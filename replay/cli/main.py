@@ -129,7 +129,12 @@ def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
 @click.option(
     "--tokens",
     type=click.Path(path_type=Path),
-    help="With a folder: a flat file of token ids, .npy or uint16 .bin.",
+    help="With a folder: a file of token ids: .npy, bare, Megatron's .bin, datatrove's .ds.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["uint8", "uint16", "uint32", "int32", "int64"]),
+    help="With a bare file of token ids: the type of one.",
 )
 @click.option(
     "--sequence-length", type=click.IntRange(min=2), help="With a folder: T.  [default: 128]"
@@ -151,6 +156,7 @@ def scan(
     batches: str,
     per_sequence: bool,
     tokens: Path | None,
+    dtype: str | None,
     sequence_length: int | None,
     batch_size: int | None,
     top: int,
@@ -168,15 +174,16 @@ def scan(
             raise ForensicsError(
                 "usage",
                 "wanted --tokens FILE with a model folder, found none",
-                "a flat file of token ids, .npy or uint16 .bin",
+                "a file of token ids: .npy, bare, Megatron's .bin, datatrove's .ds",
             )
         target = scans.of_folder(
-            Path(state), tokens, sequence_length or 128, batch_size or 8, runs_folder()
+            Path(state), tokens, sequence_length or 128, batch_size or 8, runs_folder(), dtype
         )
-    elif sequence_length is not None or batch_size is not None:
+    elif any(flag is not None for flag in (dtype, sequence_length, batch_size)):
         raise ForensicsError(
             "usage",
-            "wanted --sequence-length and --batch-size with a model folder, found RUN@STEP",
+            "wanted --dtype, --sequence-length and --batch-size with a model folder, found"
+            " RUN@STEP",
             "a run has its own; leave them out",
         )
     else:

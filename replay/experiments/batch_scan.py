@@ -18,6 +18,8 @@ import torch
 import xxhash
 
 from forensics import identity
+from forensics.data.token_files.scan import beyond_table
+from forensics.data.token_files.token_file import open_token_file
 from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder
 from forensics.model.step_model import StepModel
@@ -65,20 +67,25 @@ def of_run(runs: Path, name: str, step: int | None) -> ScanTarget:
 
 
 def of_folder(
-    folder: Path, tokens: Path, sequence_length: int, batch: int, runs: Path
+    folder: Path,
+    tokens: Path,
+    sequence_length: int,
+    batch: int,
+    runs: Path,
+    dtype: str | None = None,
 ) -> ScanTarget:
-    """Any Hugging Face folder of a known family, and a flat file of token ids (.npy, or uint16
-    .bin).
+    """Any Hugging Face folder of a known family, and a flat file of token ids: a .npy, Megatron's,
+    datatrove's, or a bare one of `dtype`.
 
     Batch s is the s-th stretch of `batch` sequences of T+1 tokens, neighbours sharing one. Errors:
-    missing, data.
+    missing, data, usage.
     """
     enable_determinism_for(
         "cpu" if not torch.cuda.is_available() else "cuda", identity.thread_count(0)
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     params, shape, notes = checkpoint.load_hf_folder(folder, device)
-    ids = _token_file(tokens, shape.vocabulary)
+    ids = _token_file(tokens, dtype, shape.vocabulary)
     T = sequence_length
     sequences = (len(ids) - 1) // T
 
@@ -101,34 +108,19 @@ def of_folder(
     return ScanTarget(state, model, stream, "fp32", runs / "_scans", key, notes)
 
 
-def _token_file(path: Path, vocabulary: int) -> np.ndarray:
+def _token_file(path: Path, dtype: str | None, vocabulary: int) -> np.ndarray:
+    """Map a file's ids: (n,). Errors: missing, data, usage."""
     if not path.is_file():
         raise ForensicsError(
             "missing", f"wanted a file of token ids at {path}, found none", "--tokens FILE.npy"
         )
-    try:
-        ids = (
-            np.load(path, mmap_mode="r", allow_pickle=False)
-            if path.suffix == ".npy"
-            else np.memmap(path, np.uint16, "r")
-        )
-    except (ValueError, OSError) as e:
+    ids = open_token_file(path, dtype).map()
+    if len(ids) < 2:
         raise ForensicsError(
-            "data", f"{path.name} is no file of token ids: {e}", ".npy of integers, or uint16 .bin"
-        ) from None
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or len(ids) < 2:
-        raise ForensicsError(
-            "data",
-            f"{path.name}: wanted one row of integers, found {ids.dtype} {ids.shape}",
-            "a flat stream of token ids",
+            "data", f"{path.name}: wanted at least 2 token ids, found {len(ids)}", "a longer one"
         )
-    largest = int(ids.max())
-    if largest >= vocabulary:
-        raise ForensicsError(
-            "data",
-            f"{path.name} holds token {largest}, the model has {vocabulary} ids",
-            "was it made with this tokenizer?",
-        )
+    if int(ids.max()) >= vocabulary or int(ids.min()) < 0:
+        raise beyond_table(path, ids, vocabulary)
     return ids
 
 

@@ -455,6 +455,29 @@ def test_any_hugging_face_folder_can_be_scanned_with_a_token_file(
         batch_scan.scan(batch_scan.of_folder(folder, tmp_path / "ids.npy", 32, 4, runs), 0, 3)
 
 
+def test_a_bare_token_file_is_scanned_as_its_type_says_and_never_guessed(
+    runs: Path, tmp_path: Path, base: Run
+) -> None:
+    folder = base.folder / "checkpoints" / "step-000050"
+    ids = base.corpus.tokens(0, 0, 32 * 4 + 1)
+    np.save(tmp_path / "real.npy", ids)
+    ids.astype("<u4").tofile(tmp_path / "bare.bin")
+
+    def losses(name: str, dtype: str | None = None) -> list[float]:
+        target = batch_scan.of_folder(folder, tmp_path / name, 32, 4, runs, dtype)
+        return [row.loss for row in batch_scan.scan(target, 0, 1)]
+
+    assert losses("bare.bin", "uint32") == losses("real.npy")
+    with pytest.raises(ForensicsError, match="a bare memory map.*--dtype uint32"):
+        losses("bare.bin")
+    with pytest.raises(ForensicsError, match="looks like uint32"):
+        losses("bare.bin", "uint16")
+    ids[77] = base.corpus.vocabulary
+    np.save(tmp_path / "real.npy", ids)
+    with pytest.raises(ForensicsError, match=f"token {base.corpus.vocabulary} at place 77"):
+        losses("real.npy")
+
+
 def test_diff_tells_a_fork_and_two_strangers(runs: Path) -> None:
     made = Spec("base", 75, 82, (Swap(77, 78),))
     forked(made, runs)

@@ -71,6 +71,20 @@ def open_all(tokens: TokenFiles) -> list[TokenFile]:
     return [open_one(path, dtype) for path in paths]
 
 
+def open_token_file(path: Path, dtype: str | None = None) -> TokenFile:
+    """Open one file of ids, told apart by what lies beside it and by its first bytes.
+
+    PREFIX.bin with PREFIX.idx is Megatron's, NAME.ds datatrove's; anything else is a .npy, or bare
+    and of `dtype`. Errors: data, missing, usage (a bare one whose type nobody says).
+    """
+    from forensics.data.made_elsewhere import TokenFileKind, TokenFiles
+
+    kind: TokenFileKind = "datatrove" if path.suffix == ".ds" else "bare"
+    if path.with_suffix(".idx").is_file():
+        kind = "megatron"
+    return open_all(TokenFiles((str(path),), kind, dtype))[0]
+
+
 def id_dtype(name: str) -> np.dtype:
     """Return the little-endian type of ids that a configuration names. Errors: usage."""
     name = name.rpartition(".")[2].strip().lower()  # numpy.uint16, NumpyDatasetDType.uint16
