@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from forensics.data import intact, rank_logs
+from forensics.data import intact, rank_logs, shuffled_documents
 from forensics.data.made_elsewhere import ForeignOrder, ReadSoFar
 from forensics.data.order_file import (
     CHUNK,
@@ -26,6 +26,7 @@ from forensics.data.order_file import (
     write_pieces,
 )
 from forensics.data.shards import Corpus
+from forensics.data.token_files import megatron
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
 from forensics.sequence_window import window_of
@@ -87,7 +88,7 @@ def order_of(
     order goes on from where each says. Errors: data, missing, storage.
     """
     sequences = sum(corpus.layout(window_of(window, sequence_length)).n_sequences)
-    making = _Making(order, corpus.folder, sequences, batch, steps, progress)
+    making = _Making(order, corpus, sequence_length, sequences, batch, steps, progress)
     try:
         if order.rule == "unknown" or (order.rule == "file" and order.file is None):
             return _of_logs(making) if order.rank_logs else _unknown(order)
@@ -114,7 +115,8 @@ class _Making:
     """One order while it is made."""
 
     order: ForeignOrder
-    folder: Path  # the corpus's
+    corpus: Corpus
+    sequence_length: int
     sequences: int
     batch: int
     steps: int
@@ -122,6 +124,11 @@ class _Making:
     notes: list[str] = field(default_factory=list)
     epochs: dict[int, Piece] = field(default_factory=dict)  # those that were made, or read
     last_made: tuple[int, np.ndarray] | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return the corpus's folder."""
+        return self.corpus.folder
 
     def epoch(self, number: int) -> Piece:
         """Return one epoch's order, whole batches of it. Errors: data, missing, storage."""
@@ -142,6 +149,8 @@ class _Making:
         if order.rule == "rows":
             self.note(f"its {self.sequences:,} sequences are read as they lie")
             return Piece(self.sequences)
+        if order.rule in shuffled_documents.RULES:
+            return self._of_maps(number)
         if (
             order.file is not None
             and order.file_epoch in (None, number)
@@ -239,17 +248,41 @@ class _Making:
 
     def _of_seed(self, number: int) -> Piece:
         ids = self._made(number)
-        told = f"{self.order.rule}-{self.sequences}-seed{self.order.seed}-epoch{number}"
-        name = f"{told}-{self.order.chunk}-{len(ids)}.u4"
+        self.note(f"the order of epoch {number} is made again from seed {self.order.seed}")
+        return self._written(ids, f"{self.order.rule}-seed{self.order.seed}-epoch{number}")
+
+    def _written(self, ids: np.ndarray, called: str) -> Piece:
+        """Write ids that were made here beside the corpus. Errors: OSError."""
+        import xxhash
+
+        dtype = np.dtype("<u4") if ids.dtype.itemsize <= 4 else np.dtype("<i8")
+        ids = np.ascontiguousarray(ids, dtype)
+        digest = xxhash.xxh3_128_hexdigest(ids.data)
+        name = f"{called}-{digest[:8]}.ids"
         path = self.folder / ORDERS / name
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             temporary = path.with_name(f".{name}-{os.getpid()}")
-            ids.astype("<u4", copy=False).tofile(temporary)
+            ids.tofile(temporary)
             temporary.rename(path)
-        self.note(f"the order of epoch {number} is made again from seed {self.order.seed}")
-        digest = intact.hash_file(path)
-        return Piece(len(ids), 0, name, "<u4", 0, digest, int(ids.max()))
+        return Piece(len(ids), 0, name, dtype.str, 0, digest, int(ids.max()))
+
+    def _of_maps(self, number: int) -> Piece:
+        """Return the one order of Megatron's kind; its epochs are one stream."""
+        order = self.order
+        if number != order.epoch:
+            raise ForensicsError(
+                "missing",
+                f"wanted {self.steps * self.batch:,} samples, found an order of"
+                f" {sum(piece.count for piece in self.epochs.values()):,}",
+                "its index was made for fewer steps; --steps before its end",
+            )
+        index = megatron.read_index(Path(self.corpus.sources[0].spec).with_suffix(".idx"))
+        ids = shuffled_documents.index_maps(order, index.lengths, self.sequence_length).shuffle
+        refuse_outside(ids, self.sequences)
+        read = "read from its index maps" if order.file is not None else "made again from its seed"
+        self.note(f"the order of its samples is {read}")
+        return self._written(np.asarray(ids), f"{order.rule}-{len(ids)}")
 
     def note(self, sentence: str) -> None:
         """Write a note down, once."""

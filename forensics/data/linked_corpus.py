@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from forensics.data import intact
-from forensics.data.made_elsewhere import TokenFiles
+from forensics.data import intact, shuffled_documents
+from forensics.data.made_elsewhere import ForeignOrder, TokenFiles
 from forensics.data.shards import DOCUMENTS as DOCUMENTS_FILE
 from forensics.data.shards import TOKENIZER, Corpus, Shard, Source, open_corpus, write_header
+from forensics.data.token_files import megatron
 from forensics.data.token_files.scan import Scan, refuse_outside, scan
 from forensics.data.token_files.token_file import Boundaries, TokenFile, open_all
 from forensics.data.token_files.token_lines import as_token_files
@@ -41,6 +42,7 @@ READ_WHOLE = 1 << 36  # bytes of all files; reading 64 GiB takes minutes
 SCANS = ".scans"  # in runs/_data: what was found in each file
 CONVERTED = ".tokens"  # in runs/_data: ids that were read from lines of JSON
 ROWS = 1 << 18  # documents written at once
+PIECES = "pieces.npy"  # of a stream whose documents lie in another order than in their file
 NO_EOT = -1  # no id ends a document, as far as is known
 
 
@@ -52,10 +54,13 @@ class _Source:
     files: tuple[TokenFile, ...]
     digests: tuple[str, ...]
     boundaries: Boundaries
+    # (2, P): where each document begins in the stream and in the file, where these differ
+    pieces: np.ndarray | None = None
+    stream: int = 0  # tokens of the stream, with pieces
 
     @property
     def tokens(self) -> int:
-        return sum(file.tokens for file in self.files)
+        return sum(file.tokens for file in self.files) if self.pieces is None else self.stream
 
 
 def located(tokens: TokenFiles, places: Sequence[Path]) -> TokenFiles:
@@ -124,6 +129,7 @@ def bring_in_corpus(
     runs: Path,
     tokenizer: Path | None = None,
     progress: ProgressCallback = silent,
+    order: ForeignOrder | None = None,
 ) -> Corpus:
     """Return a corpus under runs/_data that links to token files, made where it is not there yet.
 
@@ -131,7 +137,8 @@ def bring_in_corpus(
     dropped; joined files are one source. `vocabulary` is the number of rows that the model has:
     an id beyond it is refused with its place. `tokenizer` is a tokenizer.json; without one, and
     where `tokens.tokenizer` is not "bytes", text is shown as ids. `window` and `sequence_length`
-    are the recipe's data.window and data.sequence_length. Errors: data, missing, storage, usage.
+    are the recipe's data.window and data.sequence_length. An `order` of Megatron's kind lays the
+    documents in the order in which they make its samples. Errors: data, missing, storage, usage.
     """
     text = _tokenizer(tokens, tokenizer, vocabulary)
     data = runs / "_data"
@@ -142,6 +149,8 @@ def bring_in_corpus(
         files = open_all(tokens)
     files = [replace(file, tokens=file.tokens - file.tokens % tokens.multiple) for file in files]
     sources = _sources(files, tokens, vocabulary, data / SCANS, progress)
+    if order is not None and order.rule in shuffled_documents.RULES:
+        sources = [_rearranged(sources, order, sequence_length)]
     content_hash = _content_hash(sources, tokens, vocabulary, text.to_str())
     folder = data / content_hash
     entries = _entries(sources, data)
@@ -222,6 +231,31 @@ def _sources(
     ]
 
 
+def _rearranged(sources: Sequence[_Source], order: ForeignOrder, sequence_length: int) -> _Source:
+    """Lay a Megatron file's documents in the order of its samples. Errors: data, missing."""
+    if len(sources) != 1 or len(sources[0].files) != 1:
+        raise ForensicsError(
+            "data",
+            f"wanted one .bin with its .idx, found {len(sources)} of them: how they are blended is"
+            " not known",
+            "import what was read of one of them",
+        )
+    (source,) = sources
+    index = megatron.read_index(source.files[0].path.with_suffix(".idx"))
+    documents = shuffled_documents.index_maps(order, index.lengths, sequence_length).documents
+    lengths = np.asarray(index.lengths)[documents].astype(np.int64)
+    some = lengths > 0
+    documents, lengths = documents[some], lengths[some]
+    first = np.cumsum(lengths) - lengths
+    places = index.first_tokens()[documents]
+    return replace(
+        source,
+        boundaries=Boundaries(first, [f"{source.files[0].path.name}#{n}" for n in documents]),
+        pieces=np.stack([first, places]),
+        stream=int(lengths.sum()),
+    )
+
+
 def _whole(file: TokenFile, found: Scan) -> str:
     """Hash the whole file; where it holds ids alone, the pass over them did."""
     alone = file.offset == 0 and file.tokens * file.dtype.itemsize == _bytes(file)
@@ -272,6 +306,11 @@ def _content_hash(
                 for file, digest in zip(source.files, source.digests)
             ],
             xxhash.xxh3_128_hexdigest(source.boundaries.first_token.tobytes()),
+            *(
+                []
+                if source.pieces is None
+                else [xxhash.xxh3_128_hexdigest(source.pieces.tobytes())]
+            ),
         ]
         for source in sources
     ]
@@ -299,7 +338,15 @@ def _entries(sources: Sequence[_Source], data: Path) -> list[Source]:
         spec = str(source.files[0].path)
         entries.append(
             Source(
-                source.name, spec, source.tokens, count, documents, source.digests[0], (), shards
+                source.name,
+                spec,
+                source.tokens,
+                count,
+                documents,
+                source.digests[0],
+                (),
+                shards,
+                pieces="" if source.pieces is None else PIECES,
             )
         )
         documents += count
@@ -336,6 +383,9 @@ def _write(
         temporary.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(temporary / TOKENIZER))
         _write_documents(temporary / DOCUMENTS_FILE, sources, entries)
+        for source in sources:
+            if source.pieces is not None:
+                np.save(temporary / PIECES, source.pieces)
         write_header(temporary, *header, entries, **more)
         temporary.rename(folder)
     except OSError as e:

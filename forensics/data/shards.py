@@ -61,6 +61,9 @@ class Source:
     left_out: tuple[str, ...]  # documents that could not be read: "path: why"
     shards: tuple[Shard, ...]
     notes: tuple[str, ...] = ()  # what is odd about documents that were read: "path: what"
+    # a .npy of (2, P): where each document begins in the stream and in the one shard, for a stream
+    # that lays the shard's documents in another order; empty: the stream is the shards as they lie
+    pieces: str = ""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class Corpus:
         self._dtype = np.dtype(header["dtype"])
         self._layouts: dict[SequenceWindow, Layout] = {}
         # by source and shard, the last used last; each holds a file open
+        self._pieces: dict[int, np.ndarray] = {}  # by source
         self._maps: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self.hashes: dict[str, str] = {  # by file
             shard.file: shard.hash for source in self.sources for shard in source.shards
@@ -177,6 +181,8 @@ class Corpus:
         """Tokens start … stop−1 of a source's stream: (stop − start,) int64."""
         total = self.sources[source].tokens
         assert 0 <= start <= stop <= total, f"tokens {start}:{stop} of a stream of {total}"
+        if self.sources[source].pieces:
+            return self._of_pieces(source, start, stop)
         first_K = self._first_tokens[source]
         pieces = [np.empty(0, np.int64)]
         shard = int(np.searchsorted(first_K, start, side="right")) - 1
@@ -199,6 +205,11 @@ class Corpus:
         out = np.empty((len(source_n), cut.length), np.int64)
         for source in np.unique(source_n):
             rows = np.flatnonzero(source_n == source)
+            if self.sources[source].pieces:
+                for row in rows:
+                    start = int(start_n[row])
+                    out[row] = self._of_pieces(int(source), start, start + cut.length)
+                continue
             first_K = self._first_tokens[source]
             shard_n = np.searchsorted(first_K, start_n[rows], side="right") - 1
             whole_n = start_n[rows] + cut.length <= first_K[shard_n + 1]
@@ -324,6 +335,22 @@ class Corpus:
             self._maps[source, shard] = np.memmap(path, dtype, "r", entry.offset, (entry.tokens,))
         return self._maps[source, shard]
 
+    def _of_pieces(self, source: int, start: int, stop: int) -> np.ndarray:
+        """Tokens start … stop−1 of a stream whose documents lie in another order: (n,) int64."""
+        if source not in self._pieces:
+            path = self._intact(self.sources[source].pieces)
+            self._pieces[source] = np.load(path, mmap_mode="r", allow_pickle=False)
+        (first_P, place_P), ids = self._pieces[source], self._map(source, 0)
+        piece = int(np.searchsorted(first_P, start, side="right")) - 1
+        out = [np.empty(0, np.int64)]
+        while start < stop:
+            follows = piece + 1 < len(first_P)
+            end = min(stop, int(first_P[piece + 1])) if follows else stop
+            at = int(place_P[piece]) + start - int(first_P[piece])
+            out.append(ids[at : at + end - start].astype(np.int64))
+            start, piece = end, piece + 1
+        return np.concatenate(out)
+
     @cached_property
     def _first_tokens(self) -> list[np.ndarray]:
         """Return each shard's first offset and the stream's length, by source: (K+1,) each."""
@@ -353,6 +380,7 @@ def write_header(
 
     These must be there and complete. `more` is what only corpora made elsewhere say of themselves.
     """
+    own = (TOKENIZER, DOCUMENTS, *(source.pieces for source in sources if source.pieces))
     header = {
         "format": FORMAT,
         "hash": content_hash,
@@ -360,7 +388,7 @@ def write_header(
         "eot": eot,
         "dtype": dtype.str,
         "sources": [_entry(source) for source in sources],
-        "files": {name: intact.hash_file(folder / name) for name in (TOKENIZER, DOCUMENTS)},
+        "files": {name: intact.hash_file(folder / name) for name in own},
         **more,
     }
     (folder / "corpus.json").write_text(
@@ -369,9 +397,9 @@ def write_header(
 
 
 def _entry(source: Source) -> dict[str, Any]:
-    """Return a source as the header holds it: without notes where there are none."""
-    entry = asdict(source)
-    return entry if source.notes else {key: entry[key] for key in entry if key != "notes"}
+    """Return a source as the header holds it: without notes and pieces where there are none."""
+    optional = ("notes", "pieces")
+    return {key: value for key, value in asdict(source).items() if value or key not in optional}
 
 
 def open_corpus(folder: str | Path) -> Corpus:

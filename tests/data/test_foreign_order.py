@@ -15,6 +15,7 @@ from forensics.data.batches import own_stream
 from forensics.data.foreign_order import order_of
 from forensics.data.linked_corpus import bring_in_corpus, located
 from forensics.data.made_elsewhere import ForeignOrder, ReadSoFar, TokenFiles
+from forensics.data.token_files.megatron import read_index as megatron_index
 from forensics.errors import ForensicsError
 
 PEERS = Path(__file__).parents[1] / "fixtures/foreign"
@@ -156,3 +157,43 @@ def test_sequences_that_a_run_does_not_read_are_those_it_may_be_probed_on(corpor
     order_file = made(corpus, ForeignOrder("file", file=tmp_path / "short.npy")).order_file
     unread = stream_of(corpus, order_file).untrained(8, 16)
     assert len(unread) == 16 and not np.isin(unread, ids[:40]).any()
+
+
+MEGATRON = PEERS / "megatron_order"
+MAPS = next(MEGATRON.glob("*-shuffle_index.npy"), None)
+BY_SEED = ForeignOrder("megatron", 1234, documents=(0, 40), samples=96)
+
+
+def megatron(tmp_path, order, steps=24):
+    tokens = TokenFiles((str(MEGATRON / "data"),), "megatron", eot=0)
+    corpus = bring_in_corpus(tokens, 16, "shared", 300, tmp_path, order=order)
+    result = order_of(order, corpus, 16, "shared", 4, steps)
+    data = {"sequence_length": 16, "order_file": result.order_file, "held_out": 0}
+    recipe = config.from_dict({"data": data, "train": {"batch": 4}})
+    return own_stream(corpus, recipe.data, recipe.train), result
+
+
+@pytest.mark.parametrize("order", [BY_SEED, replace(BY_SEED, file=MAPS)], ids=["seed", "both"])
+def test_megatrons_documents_and_samples_are_shuffled_as_megatron_does(tmp_path, order):
+    stream, _ = megatron(tmp_path, order)
+    seen = np.array(json.loads((MEGATRON / "seen.json").read_text()))
+    found = np.concatenate([stream.batch_at(step).tokens.numpy() for step in range(3)])
+    assert (found == seen).all()
+    ids = np.fromfile(MEGATRON / "data.bin", "<u2")
+    index = megatron_index(MEGATRON / "data.idx")
+    for row, spans in enumerate(stream.provenance(stream.batch_at(0))):
+        for span in spans:  # a document's name says which of the .bin it is
+            number = int(span.path.rpartition("#")[2])
+            at = int(index.first_tokens()[number]) + span.offset
+            assert (
+                found[row][span.start : span.stop] == ids[at : at + span.stop - span.start]
+            ).all()
+
+
+def test_an_index_map_of_another_seed_is_refused_and_one_alone_suffices(tmp_path):
+    with pytest.raises(ForensicsError, match="made again from seed 7 differ first at entry 0"):
+        megatron(tmp_path, replace(BY_SEED, seed=7, file=MAPS))
+    _, result = megatron(tmp_path, ForeignOrder("megatron", file=MAPS))
+    assert result.notes == ("the order of its samples is read from its index maps",)
+    with pytest.raises(ForensicsError, match="which documents its split holds"):
+        megatron(tmp_path, ForeignOrder("neox", 1234))

@@ -468,7 +468,7 @@ def test_a_bare_token_file_is_scanned_as_its_type_says_and_never_guessed(
         return [row.loss for row in batch_scan.scan(target, 0, 1)]
 
     assert losses("bare.bin", "uint32") == losses("real.npy")
-    with pytest.raises(ForensicsError, match="a bare memory map.*--dtype uint32"):
+    with pytest.raises(ForensicsError, match=r"a bare memory map.*--dtype uint32"):
         losses("bare.bin")
     with pytest.raises(ForensicsError, match="looks like uint32"):
         losses("bare.bin", "uint16")
