@@ -150,6 +150,8 @@ def configuration(reader: GGUFReader, path: Path) -> dict[str, Any]:
         "vocab_size": sizes.get("token_embd.weight", (0,))[0],
         "tie_word_embeddings": "output.weight" not in sizes,
         "hidden_act": "silu",
+        "bos_token_id": value(reader, "tokenizer.ggml.bos_token_id"),
+        "eos_token_id": value(reader, "tokenizer.ggml.eos_token_id"),
     }
     for key, number in config.items():
         if isinstance(number, list):

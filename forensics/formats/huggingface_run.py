@@ -93,6 +93,8 @@ def _name_of(folder: Path) -> str:
 def read_run(path: Path) -> ForeignRun:
     """Read a model, or the states of a run that was published. Errors: missing, data, config."""
     place = place_of(path)
+    if not place.folders and (path / "config.json").is_file():
+        _placed(path)  # says what is wrong with it
     if not place.folders:
         raise ForensicsError(
             "missing",

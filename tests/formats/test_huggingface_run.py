@@ -328,3 +328,29 @@ def test_moments_of_the_trainer_come_in_under_our_names(
     torch.save(one.state_dict(), folder / "optimizer.pt")
     run = read_run(tmp_path)
     assert run.checkpoints[0].exp_avg is None and any("no moments" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "named"),
+    [
+        ({"model_type": None}, "config", "model_type None"),
+        ({"model_type": "olmo_hybrid"}, "config", "olmo_hybrid"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "config", "linear"),
+        ({"attention_bias": True}, "config", "attention_bias"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_in_one_line(
+    change, kind, named, make_shape, random_params, tmp_path
+):
+    shape = make_shape("llama")
+    write(tmp_path, shape, random_params(shape), **change)
+    for way in (read_run, checkpoint.load_hf_folder):
+        with pytest.raises(ForensicsError) as e:
+            way(tmp_path)
+        assert e.value.kind == kind and named in e.value.message and "\n" not in str(e.value)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ForensicsError):
+        read_run(tmp_path)
+    with pytest.raises(ForensicsError, match=r"no config\.json"):
+        (tmp_path / "empty").mkdir()
+        read_run(tmp_path / "empty")
