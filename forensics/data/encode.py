@@ -102,7 +102,8 @@ class Encoder:
             whole = [next(ids)] if len(text) <= LONGEST_TEXT else map(self._alone, pieces(text))
             rows.append(np.concatenate([*whole, np.array([self.eot], self.dtype)]))
         lengths = [len(row) for row in rows]
-        return np.concatenate(rows), np.cumsum([0, *lengths[:-1]])
+        tokens = np.concatenate(rows) if len(rows) > 1 else rows[0]  # a long one is not copied
+        return tokens, np.cumsum([0, *lengths[:-1]])
 
     def _alone(self, piece: str) -> np.ndarray:
         return self._ids([piece])[0]

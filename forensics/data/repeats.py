@@ -62,7 +62,9 @@ def _inside(tokens_N: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
         begin, end = _stretches(tokens_N, boundaries, n)
         np.add.at(depth_N, begin, 1)
         np.add.at(depth_N, end + n, -1)
-    return np.cumsum(depth_N[:-1], dtype=np.int8) > 0
+    inside_N = depth_N[:-1]
+    np.cumsum(inside_N, dtype=np.int8, out=inside_N)
+    return np.greater(inside_N, 0, out=inside_N.view(bool))  # in place: a byte a token
 
 
 def _stretches(

@@ -12,7 +12,7 @@ that the tokenizer does not know, spell nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from forensics.data.shards import Corpus
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-CARRIERS = ("a", "0", ".")  # texts behind which a token is decoded
+CARRIERS = ("a", "0", ".")  # texts behind which a token is decoded; or, where they are unknown,
+OWN_CARRIERS = 8  # of the vocabulary's first tokens
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,16 @@ def _reader(tokenizer: Tokenizer) -> Callable[[str], bytes | None]:
 
 def _behind_another(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     """Return what each id adds to the text of a token before it."""
-    for carrier in CARRIERS:
-        first = tokenizer.encode(carrier, add_special_tokens=False).ids[-1:]
+    for first in _carriers(tokenizer):
         before = tokenizer.decode(first, skip_special_tokens=False)
-        if before.strip() == carrier:
-            texts = tokenizer.decode_batch([[*first, id] for id in ids], skip_special_tokens=False)
+        texts = tokenizer.decode_batch([[*first, id] for id in ids], skip_special_tokens=False)
+        if before.strip() and all(text.startswith(before) for text in texts):
             return [text.removeprefix(before) for text in texts]
     return tokenizer.decode_batch([[id] for id in ids], skip_special_tokens=False)
+
+
+def _carriers(tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Yield tokens behind which another can be decoded."""
+    for text in CARRIERS:
+        yield tokenizer.encode(text, add_special_tokens=False).ids[-1:]
+    yield from ([id] for id in sorted(tokenizer.get_vocab().values())[:OWN_CARRIERS])

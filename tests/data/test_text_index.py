@@ -1,6 +1,7 @@
 """Finding a text in a corpus: exact against reading every document."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,3 +153,11 @@ def test_a_text_that_stands_there_too_often_is_refused(corpus, small_blocks, mon
     monkeypatch.setattr(text_index, "MOST", 10)
     with pytest.raises(ForensicsError, match="more than 10 times"):
         build(corpus).find("a")
+
+
+def test_ids_that_are_their_own_text_stand_apart():
+    """What a corpus without a tokenizer of its own shows: its ids, a space before each."""
+    tokenizer = Tokenizer(models.WordLevel({str(id): id for id in range(20)}, "0"))
+    corpus = SimpleNamespace(tokenizer=tokenizer, vocabulary=20, eot=19)
+    spelled = token_text(corpus)
+    assert spelled.of(np.array([1, 12, 19, 2])) == b" 1 12 2"
