@@ -99,7 +99,7 @@ class Attributes:
         for name, value in (attributes or {}).items():
             lower = name.lower()
             if lower not in self._spelled:
-                keeps = len(name) <= LONGEST_NAME and is_unicode(name) and bool(name)
+                keeps = 0 < len(name) <= LONGEST_NAME and name.isprintable()
                 keeps = keeps and len(self.kinds) < MOST_NAMES
                 self._spelled[lower] = name if keeps else None
             spelled = self._spelled[lower]

@@ -111,7 +111,20 @@ class Documents:
             yield from self._file(root / file, os.fsencode(file).decode("utf-8", "replace"))
 
     def _file(self, path: Path, name: str) -> Iterator[Document]:
-        """Read one file by what it holds."""
+        """Read one file by what it holds; one that cannot be opened is left out."""
+        any_document = False
+        try:
+            for document in self._by_format(path, name):
+                any_document = True
+                yield document
+        except OSError as e:
+            if any_document:
+                raise ForensicsError(
+                    "data", f"{name}: cannot be read to its end: {e.strerror or e}", "try again"
+                ) from None
+            self.left_out.append(f"{name}: {e.strerror or e}")
+
+    def _by_format(self, path: Path, name: str) -> Iterator[Document]:
         records, form = RecordFiles(self.text_key, self.left_out), format_of(path)
         if form.holds == "jsonl":
             return records.lines(path, name, form.packed)

@@ -103,7 +103,9 @@ class RecordFiles:
                         yield from self.record(f"{name}:{row}", record)
                         row += 1
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as e:
-            if row or isinstance(e, FileNotFoundError | PermissionError):
+            if isinstance(e, OSError) and e.errno is not None and not row:
+                raise  # it cannot be opened
+            if row:
                 raise ForensicsError(
                     "data",
                     f"{name}: wanted its rows from {row} on, found {str(e).splitlines()[0]}",

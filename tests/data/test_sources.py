@@ -277,3 +277,14 @@ def test_a_tokenizer_is_padded_to_the_vocabulary_that_was_asked_for(tmp_path):
     assert ids < 300 and corpus.vocabulary == 384
     assert corpus.hash != prepare(source, tmp_path).hash
     assert int(corpus.tokens(0, 0, 20).max()) < ids
+
+
+def test_records_that_cannot_be_opened_are_left_out_as_any_file_is(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    for name in ("b.jsonl", "c.parquet", "d.json", "e.jsonl.gz"):
+        (tmp_path / name).symlink_to(tmp_path / "gone")
+    documents = Documents(str(tmp_path))
+    assert [d.path for d in documents] == ["a.txt"]
+    assert [line.split(":")[0] for line in documents.left_out] == [
+        *("b.jsonl", "c.parquet", "d.json", "e.jsonl.gz")
+    ]

@@ -64,3 +64,14 @@ def test_runs_without_attributes_say_so(tmp_path):
     run_with(tmp_path, "plain", [None])
     with pytest.raises(duckdb.Error, match="these_runs_have_no_attributes"):
         connect(tmp_path).sql("select attributes.quality from documents")
+
+
+def test_names_that_sql_must_quote_are_quoted(tmp_path):
+    names = ["select", "a b", 'we"ird', "it's", "run", "x); drop view steps; --", "größe"]
+    run_with(tmp_path, "odd", [dict.fromkeys(names, 1)])
+    run_with(tmp_path, "other", [{"a b": 2.5}])
+    con = connect(tmp_path)
+    for name in names:
+        quoted = "'" + name.replace("'", "''") + "'"
+        ((value,),) = con.sql(f"select max(attributes[{quoted}]) from documents").fetchall()
+        assert value == (2.5 if name == "a b" else 1)
