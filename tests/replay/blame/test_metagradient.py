@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from forensics.config import Data
 from forensics.errors import ForensicsError
 from forensics.model.decoder import Decoder, unembedding
 from forensics.step.skip_step import SkipWindow
@@ -352,9 +353,7 @@ def test_memory_is_a_few_copies_of_the_root_of_the_window(make_shape):
     run = SimpleNamespace(
         shape=shape,
         header=SimpleNamespace(parameters=25_000_000, steps=10_000),
-        recipe=SimpleNamespace(
-            data=SimpleNamespace(sequence_length=512), train=SimpleNamespace(batch=16)
-        ),
+        recipe=SimpleNamespace(data=Data(sequence_length=512), train=SimpleNamespace(batch=16)),
     )
     needed = memory_needed(run, 64)
     assert 60 * 4 * 25_000_000 < needed < 16e9
