@@ -9,6 +9,7 @@ read, and of nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from forensics import identity
+from forensics.data import order_file
+from forensics.data.batches import order_path
 from forensics.errors import ForensicsError
 from forensics.progress import ProgressCallback, silent
 from forensics.result_records import ResultRecord
@@ -25,6 +28,7 @@ from forensics.train.run import Run, open_run
 from replay.lineage import open_trajectory, recorded_digests
 
 UNHASHED = "a result or a cache: it carries no hash"
+SAMPLED = "too large to be read whole: their size and a sample of their bytes are as they were"
 LEFT_OVER = "of a write that was cut off: nothing reads it"
 
 
@@ -152,12 +156,18 @@ def _data(run: Run) -> Iterator[_Finding]:
         yield _Finding(Check("data", 0), [f"data: {e.message}"])
         return
     problems = [f"data: {problem}" for problem in corpus.verify()]
-    yield _Finding(Check("data", len(corpus.hashes) - len(problems)), problems)
+    whole = len(corpus.hashes) - corpus.sampled
+    yield _Finding(Check("data", max(whole - len(problems), 0)), problems)
     try:
         run.batches  # noqa: B018  # makes the order and compares its fingerprint
     except ForensicsError as e:
         if not problems:
             yield _Finding(Check("order", 0), [f"order: {e.message}"])
+        return
+    order = order_path(corpus, run.recipe.data.order_file)
+    if order.endswith(".json"):
+        damaged = [f"order: {problem}" for problem in order_file.verify(Path(order))]
+        yield _Finding(Check("order", 0 if damaged else 1), damaged)
 
 
 def _checkpoints(run: Run, progress: ProgressCallback) -> _Saved:
@@ -200,6 +210,9 @@ def _checkpoints(run: Run, progress: ProgressCallback) -> _Saved:
 
 def _unchecked(run: Run, unnamed: list[Path]) -> Iterator[Unchecked]:
     """Yield what lies in the run's folder and carries no hash."""
+    with contextlib.suppress(ForensicsError):  # no corpus: told as a problem
+        if run.header.corpus and run.corpus.sampled:
+            yield Unchecked("data", run.corpus.sampled, SAMPLED)
     if unnamed:
         yield Unchecked("tables", len(unnamed), LEFT_OVER)
     hidden = [path for path in (run.folder / "checkpoints").glob(".step-*") if path.is_dir()]

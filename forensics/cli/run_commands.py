@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from forensics.cli import source_notes
-from forensics.cli.console import Command, emit, runs_folder, say, table
+from forensics.cli.console import Command, emit, runs_folder, say, table, warn
 from forensics.cli.progress_bar import bar
 from forensics.cli.run_sheet import headline, machine_rows, sheet
 from forensics.cli.spike_story import tell_first_bad, tell_spikes
@@ -115,6 +115,7 @@ def batch(run: str, steps: str, by_token: bool) -> None:
                 _tell_batch(contents)
 
         emit(batches, story)
+        _say_what_text_is(run)
         return
     if not steps.isdecimal():
         raise ForensicsError("usage", f"wanted STEP or A:B, found {steps!r}", "e.g. 401 or 390:410")
@@ -125,6 +126,18 @@ def batch(run: str, steps: str, by_token: bool) -> None:
     else:
         contents = batch_at(runs_folder(), run, step)
     emit(contents, lambda: _tell_batch(contents))
+    _say_what_text_is(run)
+
+
+def _say_what_text_is(run: str) -> None:
+    """Warn where no tokenizer of the run's data is at hand."""
+    from forensics.train.run import open_run
+
+    if open_run(runs_folder(), run).corpus.ids_only:
+        warn(
+            "no tokenizer was found for these tokens: text is shown as ids (`forensics import`"
+            " --tokenizer)"
+        )
 
 
 def _tell_batch(contents: BatchContents) -> None:

@@ -124,10 +124,15 @@ def own_stream(corpus: Corpus, data: config.Data, train: config.Train) -> Batche
     """
     layout = corpus.layout(data.cut)
     names = [source.name for source in corpus.sources]
-    if data.order_file.startswith(OF_CORPUS):  # kept with the corpus, wherever that lies
-        kept = corpus.folder / ORDERS / data.order_file.removeprefix(OF_CORPUS)
-        data = replace(data, order_file=str(kept))
+    data = replace(data, order_file=order_path(corpus, data.order_file))
     order = make_order(
         data, names, layout.n_sequences, layout.first_sequence, train.batch, train.seed
     )
     return Batches(corpus, order, data.cut, data.mask_repeats, train.loss_over)
+
+
+def order_path(corpus: Corpus, order_file: str) -> str:
+    """Return the path of an order file; one that is kept with its corpus lies where that does."""
+    if not order_file.startswith(OF_CORPUS):
+        return order_file
+    return str(corpus.folder / ORDERS / order_file.removeprefix(OF_CORPUS))

@@ -225,17 +225,21 @@ def _digest(pieces: Sequence[Piece]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(["pieces", told]).encode())
 
 
-def _of_pieces(file: Path, total: int) -> OrderIds:
+def _read_pieces(file: Path) -> list[Piece]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         assert document["format"] == FORMAT
-        pieces = [Piece(**entry) for entry in document["pieces"]]
+        return [Piece(**entry) for entry in document["pieces"]]
     except (ValueError, KeyError, TypeError, AssertionError):
         raise ForensicsError(
             "integrity",
             f"{file} is damaged, or of another version",
             "import the run again",
         ) from None
+
+
+def _of_pieces(file: Path, total: int) -> OrderIds:
+    pieces = _read_pieces(file)
     intact.require(file.parent, {piece.file: piece.hash for piece in pieces if piece.file})
     opened: list[tuple[Piece, np.ndarray | None]] = []
     for piece in pieces:
@@ -248,6 +252,21 @@ def _of_pieces(file: Path, total: int) -> OrderIds:
             )
         opened.append((piece, _mapped(file.parent, piece)))
     return OrderIds(opened, _digest(pieces))
+
+
+def verify(path: Path) -> list[str]:
+    """List which files of an order of pieces are not what they were, every byte read."""
+    problems = []
+    digests = {piece.file: piece.hash for piece in _read_pieces(path) if piece.file}
+    for file, digest in digests.items():
+        try:
+            actual = intact.hash_file(path.parent / file)
+        except OSError as e:
+            problems.append(f"{file}: cannot be read: {e.strerror}")
+            continue
+        if actual != digest:
+            problems.append(f"{file}: wanted hash {digest}, found {actual}")
+    return problems
 
 
 def _mapped(folder: Path, piece: Piece) -> np.ndarray | None:

@@ -129,6 +129,11 @@ class Corpus:
         } | header["files"]
 
     @property
+    def sampled(self) -> int:
+        """Count the files of which a sample is hashed, and not every byte."""
+        return sum(digest.startswith(intact.SAMPLED) for digest in self.hashes.values())
+
+    @property
     def tokens_in_all(self) -> int:
         """Count the tokens of all sources."""
         return sum(source.tokens for source in self.sources)
