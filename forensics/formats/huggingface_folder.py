@@ -7,7 +7,7 @@ pass, and for the few tokenizers that are not stored as a tokenizer.json.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ def read_weights(folder: Path, config: dict[str, Any]) -> Weights:
 
 
 def _unembedding(
-    stored: dict[str, LazyTensor], config: dict[str, Any], folder: Path
+    stored: Mapping[str, LazyTensor], config: dict[str, Any], folder: Path
 ) -> tuple[bool, str | None]:
     """Tell whether the model is tied, and the unembedding's name where it is not. Errors: data."""
     family = FAMILIES.get(str(config.get("model_type")))
@@ -185,7 +185,7 @@ def special_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(id for id in ids if id is not None)
 
 
-def _first(stored: dict[str, LazyTensor], names: tuple[str, ...]) -> str | None:
+def _first(stored: Mapping[str, LazyTensor], names: tuple[str, ...]) -> str | None:
     return next((p + n for n in names for p in PREFIXES if p + n in stored), None)
 
 
@@ -200,7 +200,7 @@ def _matrix(stored: LazyTensor) -> Tensor:
     return stored.read().float().clone()
 
 
-def _bias(stored: dict[str, LazyTensor], output: str) -> Tensor | None:
+def _bias(stored: Mapping[str, LazyTensor], output: str) -> Tensor | None:
     name = output.removesuffix("weight") + "bias"
     return stored[name].read().float().clone().reshape(-1) if name in stored else None
 

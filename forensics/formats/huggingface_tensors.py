@@ -10,7 +10,6 @@ silent the architecture's class does; two that are stored and differ are two.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forensics.errors import ForensicsError
 from forensics.formats.foreign_run import LazyTensor
-from forensics.formats.weights_folder import listed
+from forensics.formats.weights_folder import PlacedTensor, listed
 from forensics.model.families import FAMILIES
 from forensics.model.family import StoredPart, spellings
 from forensics.model.hugging_face import from_hf_config, is_tied, stored_name, stored_parts
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|attention\.bias|attn\.bias|masked_bias)")
 OLMOS_OWN = re.compile(r"(model\.)?transformer\.blocks\.\d+\.(att_proj|attn_out|ff_proj|ff_out).*")
 FLOATS = ("float32", "float16", "bfloat16", "float64")
-ROWS_AT_ONCE = 2048  # of two matrices that are compared
 
 
 @dataclass(frozen=True)
@@ -131,19 +129,12 @@ def tying_of(stored: Mapping[str, LazyTensor], config: dict[str, Any]) -> Tying:
 
 
 def same_numbers(first: LazyTensor, second: LazyTensor) -> bool:
-    """Tell whether two stored tensors are equal, rows at a time."""
+    """Tell whether two stored tensors are equal; of files, little is held at once."""
     import torch
 
-    if first.shape != second.shape:
-        return False
-    # each block is read anew, so that no more of a mapped file is held
-    return all(
-        torch.equal(
-            first.read()[row : row + ROWS_AT_ONCE].float(),
-            second.read()[row : row + ROWS_AT_ONCE].float(),
-        )
-        for row in range(0, first.shape[0], ROWS_AT_ONCE)
-    )
+    if isinstance(first, PlacedTensor) and isinstance(second, PlacedTensor):
+        return first.same_bytes(second)
+    return first.shape == second.shape and torch.equal(first.read(), second.read())
 
 
 def _refuse_olmos_own(stored: Mapping[str, LazyTensor], config: dict[str, Any]) -> None:
@@ -193,8 +184,12 @@ def _unplaced_note(unplaced: list[str]) -> str:
 
 def _cut(tensor: LazyTensor | None, part: StoredPart) -> LazyTensor:
     assert tensor is not None, "`_problems` names what lacks"
-    return dataclasses.replace(
-        tensor, shape=_shape_of_cut(part, tensor), read=_reading(tensor, part.cut)
+    return LazyTensor(
+        tensor.stored_name,
+        _shape_of_cut(part, tensor),
+        tensor.dtype,
+        tensor.file,
+        _reading(tensor, part.cut),
     )
 
 

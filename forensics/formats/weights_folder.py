@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from forensics.errors import ForensicsError, first_line
 from forensics.formats.containers.safetensors_file import read_safetensors
+from forensics.formats.containers.stored import Stored
 from forensics.formats.foreign_run import LazyTensor
 
 WHOLE = "model.safetensors"
@@ -24,6 +26,30 @@ SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safeten
 BESIDE = re.compile(r"(optimizer|consolidated.*|adapter_model.*)\.safetensors")  # no weights of it
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt.index")
 SHOWN = 4  # names in one sentence
+BYTES_AT_ONCE = 1 << 24  # of two tensors that are compared
+
+
+@dataclass(frozen=True)
+class PlacedTensor(LazyTensor):
+    """A stored tensor, of which it is known where its bytes begin."""
+
+    place: Stored | None = None
+
+    def same_bytes(self, other: PlacedTensor) -> bool:
+        """Tell whether two tensors of one dtype and shape hold the same bytes; little is held."""
+        assert self.place is not None and other.place is not None, "made by `_placed`"
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        with self.file.open("rb") as first, other.file.open("rb") as second:
+            first.seek(self.place.start)
+            second.seek(other.place.start)
+            left = self.place.length
+            while left > 0:
+                size = min(left, BYTES_AT_ONCE)
+                if first.read(size) != second.read(size):
+                    return False
+                left -= size
+        return True
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -43,13 +69,13 @@ def json_object(path: Path) -> dict[str, Any]:
     return document
 
 
-def stored_tensors(folder: Path) -> dict[str, LazyTensor]:
+def stored_tensors(folder: Path) -> dict[str, PlacedTensor]:
     """Find every tensor of the model, none of them read. Errors: missing, data."""
     index = _index(folder)
     if index is not None:
         return _by_index(folder, index)
     return {
-        name: stored.lazy(name)
+        name: _placed(name, stored)
         for file in _files_without_index(folder)
         for name, stored in read_safetensors(file).tensors.items()
     }
@@ -70,7 +96,7 @@ def _index(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("*.safetensors.index.json"))), None)
 
 
-def _by_index(folder: Path, index: Path) -> dict[str, LazyTensor]:
+def _by_index(folder: Path, index: Path) -> dict[str, PlacedTensor]:
     file_of = json_object(index).get("weight_map")
     if not isinstance(file_of, dict) or not file_of:
         raise ForensicsError(
@@ -100,7 +126,12 @@ def _by_index(folder: Path, index: Path) -> dict[str, LazyTensor]:
             f"{folder}: wanted {listed(absent)} where {index.name} says, found no such tensor",
             "do index and files belong together?",
         )
-    return {tensor: stored[file][tensor].lazy(tensor) for tensor, file in file_of.items()}
+    return {tensor: _placed(tensor, stored[file][tensor]) for tensor, file in file_of.items()}
+
+
+def _placed(name: str, stored: Stored) -> PlacedTensor:
+    lazy = stored.lazy(name)
+    return PlacedTensor(name, lazy.shape, lazy.dtype, lazy.file, lazy.read, stored)
 
 
 def _files_without_index(folder: Path) -> list[Path]:
