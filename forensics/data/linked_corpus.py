@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,11 +77,11 @@ def located(tokens: TokenFiles, places: Sequence[Path]) -> TokenFiles:
     found: list[str] = []
     lacking: list[str] = []
     for stated in tokens.paths:
-        path = _nearest(Path(stated), by_name, tokens.kind) if places else _there(Path(stated))
-        if path is None:
+        nearest = _nearest(Path(stated), by_name, tokens.kind) if places else _there(Path(stated))
+        if nearest is None:
             lacking.append(stated)
         else:
-            found.append(str(path.absolute()))
+            found.append(str(nearest.absolute()))
     if lacking:
         shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if lacking[3:] else "")
         raise ForensicsError(
@@ -156,7 +156,7 @@ def bring_in_corpus(
     entries = _entries(sources, data)
     eot = NO_EOT if tokens.eot is None else tokens.eot
     sampled = any(digest.startswith(intact.SAMPLED) for s in sources for digest in s.digests)
-    more = {
+    more: dict[str, Any] = {
         "linked": True,
         "ids_only": tokenizer is None and tokens.tokenizer != "bytes",
         "hashed": "sample" if sampled else "whole",
@@ -375,7 +375,7 @@ def _write(
     sources: Sequence[_Source],
     entries: Sequence[Source],
     header: tuple[str, int, int, np.dtype],
-    more: dict[str, object],
+    more: dict[str, Any],
 ) -> None:
     """Write a corpus's own files, under another name until they are complete. Errors: storage."""
     temporary = folder.with_name(f".{folder.name}-{os.getpid()}")

@@ -19,7 +19,8 @@ from forensics.errors import ForensicsError
 
 def found_in(folder: Path) -> tuple[Path, ...]:
     """Return the logs of a folder by rank; none where it holds none."""
-    ranked = {_rank(path): path for path in folder.glob("rank*.tsv.gz") if _rank(path) is not None}
+    named = [(_rank(path), path) for path in folder.glob("rank*.tsv.gz")]
+    ranked = {rank: path for rank, path in named if rank is not None}
     return tuple(ranked[rank] for rank in sorted(ranked))
 
 

@@ -79,8 +79,8 @@ def make(order: ForeignOrder, lengths: np.ndarray, sequence_length: int) -> Inde
     kind = np.uint32 if total < np.iinfo(np.uint32).max - 1 else np.int64
     limits = (0, before, total) if separate else (0, total)
     samples = [np.arange(a, b, dtype=kind) for a, b in pairwise(limits)]
-    for stretch in samples:
-        generator.shuffle(stretch)
+    for places in samples:
+        generator.shuffle(places)
     return IndexMaps(np.concatenate(laid), np.concatenate(samples))
 
 

@@ -9,10 +9,11 @@ parameter's; where one does not fit, no moments are taken.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from forensics.errors import ForensicsError, first_line
 from forensics.formats.containers.stored import Stored
@@ -20,6 +21,11 @@ from forensics.formats.containers.torch_zip import read_torch_zip
 from forensics.formats.foreign_run import LazyTensor
 from forensics.model.hugging_face import stored_parts
 from forensics.model.shape import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forensics.model.family import StoredPart
 
 OPTIMIZER = "optimizer.pt"
 SAVED_AS = {"embed_out.weight": "lm_head.weight"}  # GPT-NeoX's parameter has another name in memory
@@ -101,7 +107,7 @@ def _moments(
             whole = stored.lazy(f"{kind} of {name}")
             size = whole.shape if whole.shape == part.shape else part.shape
             tensors[ours] = dataclasses.replace(
-                whole, shape=_cut_shape(part, size), read=lambda w=whole, p=part: p.cut(w.read())
+                whole, shape=_cut_shape(part, size), read=functools.partial(_read_part, whole, part)
             )
     steps = {_step(entry["step"]) for entry in by_name.values()}
     if len(steps) != 1:
@@ -121,6 +127,10 @@ def _cut_shape(part: Any, size: tuple[int, ...]) -> tuple[int, ...]:
     import torch
 
     return tuple(part.cut(torch.empty(size, device="meta")).shape)
+
+
+def _read_part(whole: LazyTensor, part: StoredPart) -> Tensor:
+    return part.cut(whole.read())
 
 
 def _step(saved: Any) -> int:

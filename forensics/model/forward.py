@@ -142,7 +142,7 @@ def load_in_transformers(source: Path, **options: Any) -> Any:
         gguf = {"gguf_file": source.name} if source.is_file() else {}
         folder = source.parent if source.is_file() else source
         try:
-            model, found = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 str(folder.absolute()),
                 dtype=torch.float32,
                 local_files_only=True,
@@ -151,6 +151,7 @@ def load_in_transformers(source: Path, **options: Any) -> Any:
                 **gguf,
                 **options,
             )
+            model, found = loaded
         except MemoryError:
             raise
         except Exception as e:  # transformers raises what the architecture's own code raises

@@ -17,7 +17,7 @@ from forensics.data.token_files.array_file import refuse_wider
 from forensics.data.token_files.token_file import Boundaries, TokenFile, whole_tokens
 from forensics.errors import ForensicsError
 
-OF_SIZE = {2: np.dtype("<u2"), 4: np.dtype("<u4")}  # bytes of an id → its type
+OF_SIZE: dict[int, np.dtype] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}  # bytes of an id → its type
 
 
 def open_file(path: Path, dtype: np.dtype | None = None) -> TokenFile:
@@ -67,7 +67,8 @@ def _metadata(path: Path) -> tuple[np.dtype | None, int | None]:
         return None, None
     width = re.search(r"\|(\d+)$", lines[0].strip()) if lines else None
     count = lines[1].strip() if len(lines) > 1 else ""
-    return OF_SIZE.get(int(width[1])) if width else None, int(count) if count.isdigit() else None
+    dtype = OF_SIZE.get(int(width[1])) if width else None
+    return dtype, int(count) if count.isdigit() else None
 
 
 def read_index(path: Path, tokens: int) -> Boundaries:
