@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from forensics.data.made_elsewhere import TokenFiles
+from forensics.data.token_files.description import described, row_length
 from forensics.data.token_files.token_file import open_all
 from forensics.errors import ForensicsError
 
@@ -22,6 +23,7 @@ def write_megatron(prefix, sequences, dtype="<u2", documents=None):
     width = np.dtype(dtype).itemsize
     places = [width * sum(lengths[:i]) for i in range(len(lengths))]
     documents = list(range(len(sequences) + 1)) if documents is None else documents
+    prefix.parent.mkdir(exist_ok=True)
     ids = np.concatenate([np.array(sequence, dtype) for sequence in sequences])
     prefix.with_suffix(".bin").write_bytes(ids.tobytes())
     prefix.with_suffix(".idx").write_bytes(
@@ -112,6 +114,26 @@ def test_datatroves_metadata_say_how_wide_an_id_is(tmp_path):
     (tmp_path / "x.ds.metadata").unlink()
     with pytest.raises(ForensicsError, match="no metadata beside it"):
         one(tmp_path / "x.ds", "datatrove")
+
+
+def test_files_are_told_apart_by_what_lies_beside_them(tmp_path):
+    write_megatron(tmp_path / "m/document", np.arange(108).reshape(12, 9).tolist())
+    shards = [tmp_path / f"m/document-0000{n}-of-00001.bin" for n in range(2)]
+    for shard in shards:
+        shard.write_bytes((tmp_path / "m/document.bin").read_bytes()[:108])
+    single = described([tmp_path / "m/document.bin"])
+    assert (single.kind, single.joined, row_length(single)) == ("megatron", False, 9)
+    (tmp_path / "m/document.bin").unlink()
+    joined = described([tmp_path / "m"])
+    assert (joined.kind, joined.joined, len(joined.paths)) == ("megatron", True, 2)
+    assert row_length(joined) == 9
+    write_lines(tmp_path / "a.jsonl", [[1, 2]])
+    assert described([tmp_path / "a.jsonl"]).kind == "jsonl"
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}')
+    assert described([tmp_path / "text.jsonl"]) is None
+    np.save(tmp_path / "x.npy", np.arange(4))
+    np.arange(4).tofile(tmp_path / "y.npy")
+    assert [described([tmp_path / name]).kind for name in ("x.npy", "y.npy")] == ["numpy", "bare"]
 
 
 def write_lines(path, rows):

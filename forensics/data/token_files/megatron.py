@@ -115,10 +115,27 @@ def open_files(paths: list[Path], dtype: np.dtype | None, joined: bool) -> list[
     return [_one(path, dtype) for path in paths]
 
 
+def index_of(path: Path, joined: bool = False) -> Path:
+    """Return where the index of a .bin lies: beside it, or the one beside all shards of one.
+
+    Errors: missing.
+    """
+    if not joined:
+        prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
+        return Path(f"{prefix}.idx")
+    indexes = sorted(path.parent.glob("*.idx"))
+    if len(indexes) != 1:
+        raise ForensicsError(
+            "missing",
+            f"wanted the one .idx of the shards in {path.parent}, found {len(indexes)}",
+            "document.idx lies beside document-00000-of-00020.bin",
+        )
+    return indexes[0]
+
+
 def _one(path: Path, dtype: np.dtype | None) -> TokenFile:
-    prefix = path.with_suffix("") if path.suffix in (".bin", ".idx") else path
-    index = read_index(Path(f"{prefix}.idx"))
-    file = Path(f"{prefix}.bin")
+    index = read_index(index_of(path))
+    file = index.path.with_suffix(".bin")
     if not file.is_file():
         raise ForensicsError(
             "missing", f"wanted the token file {file}, found none", "it lies beside the .idx"
@@ -128,14 +145,6 @@ def _one(path: Path, dtype: np.dtype | None) -> TokenFile:
 
 
 def _shards(paths: list[Path], dtype: np.dtype | None) -> list[TokenFile]:
-    folder = paths[0].parent
-    indexes = sorted(folder.glob("*.idx"))
-    if len(indexes) != 1:
-        raise ForensicsError(
-            "missing",
-            f"wanted the one .idx of the shards in {folder}, found {len(indexes)}",
-            "document.idx lies beside document-00000-of-00020.bin",
-        )
     lacking = [str(path) for path in paths if not path.is_file()]
     if lacking:
         raise ForensicsError(
@@ -143,7 +152,7 @@ def _shards(paths: list[Path], dtype: np.dtype | None) -> list[TokenFile]:
             f"wanted {len(paths)} shards, lacking: {', '.join(lacking)}",
             "all shards are needed: they are one stream",
         )
-    index = read_index(indexes[0])
+    index = read_index(index_of(paths[0], joined=True))
     sizes = [path.stat().st_size for path in paths]
     _require(index, sum(sizes), f"the {len(paths)} shards", dtype)
     for path, size in zip(paths, sizes):
