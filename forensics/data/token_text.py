@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,19 +27,30 @@ if TYPE_CHECKING:
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 CARRIERS = ("a", "0", ".")  # texts behind which a token is decoded; or, where they are unknown,
 OWN_CARRIERS = 8  # of the vocabulary's first tokens
+TOGETHER = 1 << 16  # tokens spelled at once: what lies in a processor's cache is 3 times as fast
 
 
-@dataclass(frozen=True)
 class TokenText:
-    """The bytes of every id of a corpus."""
+    """The bytes of every id of a corpus, one after the other in `flat`."""
 
-    bytes_of: list[bytes]  # (V,)
-    lengths: np.ndarray  # (V,) int64
+    def __init__(self, spelled: list[bytes]) -> None:
+        self.flat = np.frombuffer(b"".join(spelled), np.uint8)  # (bytes,)
+        self.lengths = np.array([len(each) for each in spelled], np.int64)  # (V,)
+        self._counts = self.lengths.astype(np.int32)
+        self._first = (np.cumsum(self.lengths) - self.lengths).astype(np.int32)
 
     def of(self, ids: np.ndarray) -> bytes:
         """Return the text of tokens: (n,) ids → UTF-8, its ends perhaps within a character."""
-        table = self.bytes_of
-        return b"".join([table[id] for id in ids.tolist()])
+        return b"".join(
+            self._piece(ids[start : start + TOGETHER]) for start in range(0, len(ids), TOGETHER)
+        )
+
+    def _piece(self, ids: np.ndarray) -> bytes:
+        counts = self._counts[ids]
+        ends = counts.cumsum(dtype=np.int32)
+        places = np.repeat(self._first[ids] - (ends - counts), counts)
+        places += np.arange(len(places), dtype=np.int32)
+        return self.flat.take(places).tobytes()
 
 
 def token_text(corpus: Corpus) -> TokenText:
@@ -62,7 +72,7 @@ def token_text(corpus: Corpus) -> TokenText:
     for id, text in zip(others, _behind_another(tokenizer, others)):
         spelled[id] = text.encode()
     spelled[corpus.eot] = b""
-    return TokenText(spelled, np.array([len(each) for each in spelled], np.int64))
+    return TokenText(spelled)
 
 
 def _reader(tokenizer: Tokenizer) -> Callable[[str], bytes | None]:
