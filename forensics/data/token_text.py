@@ -71,7 +71,8 @@ def token_text(corpus: Corpus) -> TokenText:
             spelled[id] = content
     for id, text in zip(others, _behind_another(tokenizer, others)):
         spelled[id] = text.encode()
-    spelled[corpus.eot] = b""
+    if corpus.eot >= 0:  # token files made elsewhere may have none
+        spelled[corpus.eot] = b""
     return TokenText(spelled)
 
 

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from forensics.config import Data
 from forensics.data import text_index
+from forensics.data.linked_corpus import NO_EOT, bring_in_corpus, ids_tokenizer
+from forensics.data.made_elsewhere import TokenFiles
 from forensics.data.shards import open_corpus
 from forensics.data.text_index import build, is_built
 from forensics.data.token_text import token_text
@@ -156,8 +158,20 @@ def test_a_text_that_stands_there_too_often_is_refused(corpus, small_blocks, mon
 
 
 def test_ids_that_are_their_own_text_stand_apart():
-    """What a corpus without a tokenizer of its own shows: its ids, a space before each."""
-    tokenizer = Tokenizer(models.WordLevel({str(id): id for id in range(20)}, "0"))
-    corpus = SimpleNamespace(tokenizer=tokenizer, vocabulary=20, eot=19)
+    """What a corpus without a tokenizer of its own shows: its ids."""
+    corpus = SimpleNamespace(tokenizer=ids_tokenizer(20), vocabulary=20, eot=19)
     spelled = token_text(corpus)
     assert spelled.of(np.array([1, 12, 19, 2])) == b" 1 12 2"
+    corpus.eot = NO_EOT
+    assert token_text(corpus).of(np.array([1, 12, 19, 2])) == b" 1 12 19 2"
+
+
+def test_token_files_made_elsewhere_are_searched_too(tmp_path, small_blocks):
+    ids = np.random.default_rng(0).integers(0, 12, 3000).astype("<u2")
+    ids.tofile(tmp_path / "part.npy")
+    tokens = TokenFiles((str(tmp_path / "part.npy"),), "bare", "uint16", 0)
+    corpus = bring_in_corpus(tokens, 8, "inside", 12, tmp_path / "runs")
+    index = build(corpus)
+    for text in (" 7 9", "11", " 1 1 1", "1 2 3 4", " 0"):
+        assert found(index, text) == brute_force(corpus, text)
+    assert len(index.find(" 7 9")) > 5
