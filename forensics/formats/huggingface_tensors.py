@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # what older versions of transformers stored beside the weights: masks and angles
-BUFFERS = re.compile(r".*(rotary_emb\.inv_freq|attention\.bias|attn\.bias|masked_bias)")
+BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|(attention|attn)\.(masked_)?bias)")
 OLMOS_OWN = re.compile(r"(model\.)?transformer\.blocks\.\d+\.(att_proj|attn_out|ff_proj|ff_out).*")
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 
