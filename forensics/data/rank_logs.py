@@ -17,25 +17,12 @@ import numpy as np
 from forensics.errors import ForensicsError
 
 
-def found_in(folder: Path) -> tuple[Path, ...]:
-    """Return the logs of a folder by rank; none where it holds none."""
-    named = [(_rank(path), path) for path in folder.glob("rank*.tsv.gz")]
-    ranked = {rank: path for rank, path in named if rank is not None}
-    return tuple(ranked[rank] for rank in sorted(ranked))
-
-
 def batches(paths: tuple[Path, ...]) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (batch, its ids in the order of the whole run) for every step that all ranks logged.
 
-    Errors: data (a line that is none, a rank that is lacking).
+    Where not all ranks' logs are given, these ranks' share of each batch. Errors: data.
     """
-    ranks = [_rank(path) for path in paths]
-    if ranks != list(range(len(paths))):
-        raise ForensicsError(
-            "data",
-            f"wanted the logs of ranks 0 to {len(paths) - 1}, found {ranks}",
-            "all ranks' logs are needed: each holds its share of every batch",
-        )
+    paths = tuple(sorted(paths, key=_rank))
     for lines in zip(*map(_lines, paths)):
         steps = {step for step, _ in lines}
         if len(steps) != 1:
@@ -72,6 +59,8 @@ def _lines(path: Path) -> Iterator[tuple[int, np.ndarray]]:
         ) from None
 
 
-def _rank(path: Path) -> int | None:
+def _rank(path: Path) -> int:
     named = re.match(r"rank(\d+)\.tsv\.gz$", path.name)
-    return int(named[1]) if named else None
+    if named is None:
+        raise ForensicsError("data", f"wanted rankR.tsv.gz, found {path.name}", "")
+    return int(named[1])

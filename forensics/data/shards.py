@@ -21,6 +21,7 @@ import numpy as np
 
 from forensics import records
 from forensics.data import intact
+from forensics.data.token_files.scan import beyond_table
 from forensics.errors import ForensicsError
 from forensics.sequence_window import SequenceWindow
 
@@ -227,6 +228,10 @@ class Corpus:
             for row in rows[~whole_n]:  # few: one at each border between shards
                 start = int(start_n[row])
                 out[row] = self.tokens(int(source), start, start + cut.length)
+        if self.linked and len(out) and int(out.max()) >= self.vocabulary:
+            row = int(np.flatnonzero((out >= self.vocabulary).any(1))[0])
+            file = self.sources[source_n[row]].spec
+            raise beyond_table(Path(file), out[row], self.vocabulary, int(start_n[row]))
         return out
 
     def document_at(self, source: int, token_offset: np.ndarray) -> np.ndarray:

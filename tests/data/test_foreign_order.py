@@ -114,10 +114,17 @@ def test_the_ranks_logs_are_held_against_the_order(corpora, tmp_path):
     ids = np.fromfile(CORE_FILE, "<u4")[: 8 * B]
     logs = write_logs(tmp_path, ids, 2)
     notes = made(corpora["olmo_core"], replace(CORE, rank_logs=logs)).notes
-    assert "same sequences at all of 8 logged steps" in notes[-1]
+    assert notes[-1] == "the ranks' logs hold the order's sequences at all of 8 logged steps"
+    assert made(corpora["olmo_core"], replace(CORE, rank_logs=logs[1:])).notes == notes  # a part
     ids[9] = 0
     with pytest.raises(ForensicsError, match="batch 2: the ranks' logs hold sequence 0"):
         made(corpora["olmo_core"], replace(CORE, rank_logs=write_logs(tmp_path, ids, 2)))
+
+
+def test_a_state_at_an_epochs_end_may_say_so_in_either_way(corpora):
+    for state in (ReadSoFar(104, 416, 1), ReadSoFar(104, 0, 2)):
+        result = made(corpora["olmo_core"], CORE, 120, [ReadSoFar(50, 200, 1), state])
+        assert not any("not known" in note for note in result.notes)
 
 
 def test_the_ranks_logs_are_the_order_where_nothing_else_is(corpora, tmp_path):
