@@ -255,14 +255,19 @@ class Corpus:
         out: list[list[Span]] = [[] for _ in ids]
         real = np.flatnonzero(ids != -1)
         source_n, start_n = self._starts(ids[real], cut)
-        for row, source, start in zip(real.tolist(), source_n.tolist(), start_n.tolist()):
-            low, high = self.document_at(source, np.array([start, start + cut.length - 1]))
+        low_n, high_n = np.empty_like(start_n), np.empty_like(start_n)
+        for source in np.unique(source_n):
+            rows = source_n == source
+            low_n[rows] = self.document_at(source, start_n[rows])
+            high_n[rows] = self.document_at(source, start_n[rows] + cut.length - 1)
+        places = zip(*(each.tolist() for each in (real, source_n, start_n, low_n, high_n)))
+        for row, source, start, low, high in places:
             firsts = self._first_tokens_of_documents[source][
                 low - self.sources[source].first_document :
             ][: high - low + 1]
             edges = [start, *firsts[1:].tolist(), start + cut.length]
             for i, first in enumerate(firsts.tolist()):
-                document = int(low) + i
+                document = low + i
                 out[row].append(
                     Span(
                         document,
