@@ -403,7 +403,7 @@ def load(recipe: str | Path, settings: Sequence[str] = ()) -> Recipe:
     """
     from forensics.recipe_conflicts import refuse
 
-    raw = _with_settings(_read(recipe), settings)
+    raw = with_settings(_read(recipe), settings)
     loaded = from_dict(raw)
     refuse(raw, settings, loaded)
     return loaded
@@ -438,7 +438,8 @@ def _read(recipe: str | Path) -> dict[str, Any]:
         ) from None
 
 
-def _with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+def with_settings(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """Put `section.key=value` settings into a parsed recipe, in place. Errors: config."""
     for setting in settings:
         name, equals, text = setting.partition("=")
         parts = name.strip().split(".")

@@ -86,7 +86,7 @@ CHECKPOINTS = Table(
             "count",
             "numbers of the state that are NaN or infinite; nothing trained from there is finite",
         ),
-        ("reason", "string", "", "first | every | last | interrupted | ring"),
+        ("reason", "string", "", "first | every | last | interrupted | ring | imported"),
         ("created", "string", "UTC", "when it was written"),
     ),
     of_state=True,

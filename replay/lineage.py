@@ -17,17 +17,23 @@ from typing import Any
 from forensics.errors import ForensicsError
 from forensics.step.state import TrainState
 from forensics.store import reader
+from forensics.train import warm_setting
 from forensics.train.header import Header, is_parent, read_header
 from forensics.train.run import Run, open_run
 from replay.interventions.composition import composed
 from replay.interventions.registry import from_dict
+
+WARM = "warm_moments"  # of an identity: batches that moments which were not saved are made of
 
 
 def open_trajectory(runs: Path, name: str) -> Run:
     """Open a run or fork with the stream and policy that made it. Errors: usage, missing,
     integrity.
     """
-    return _with_parents(open_run(runs, name), ())
+    run = _with_parents(open_run(runs, name), ())
+    if run.parent is None:  # a fork's identity says what its ancestors' moments are made of
+        run.warm_moments = warm_setting.asked_for() if run.header.origin else 0
+    return run
 
 
 def _with_parents(run: Run, below: tuple[str, ...]) -> Run:
@@ -36,6 +42,7 @@ def _with_parents(run: Run, below: tuple[str, ...]) -> Run:
     if run.header.parent is not None:
         run.parent = parent = _with_parents(_parent_of(run, below), below)
         written = (run.header.identity or {}).get("parent")
+        parent.warm_moments = (written or {}).get(WARM, 0)
         if written is not None and written != json.loads(json.dumps(identity(parent))):
             raise _another_parent(run, parent)
         run.stream, run.policy = composed(
@@ -129,12 +136,13 @@ def identity(run: Run) -> dict[str, Any]:
     """
     header = run.header
     if run.parent is None:
-        return {
+        own = {
             "name": run.name,
             "created": header.created,
             "order": header.order,
             "corpus": header.corpus,
         }
+        return own | ({WARM: run.warm_moments} if run.warm_moments else {})
     return {
         "name": run.name,
         "from": header.first_step,
@@ -186,11 +194,20 @@ def checkpoint_at_or_before(run: Run, step: int) -> int | None:
 def is_recorded(run: Run, state: TrainState) -> bool | None:
     """Whether the state is the recorded one bit for bit; None where no digest was recorded.
 
-    The digest is that of the step that led to it, else that of its checkpoint.
+    The digest is that of the step that led to it, else that of its checkpoint. A replay of a run
+    that was trained elsewhere never is.
     """
     step = state.counters.step
-    recorded = recorded_digests(holder_of(run, step)).get(step)
-    return None if recorded is None else recorded == state.digest()
+    holder = holder_of(run, step)
+    recorded = recorded_digests(holder).get(step)
+    if recorded is None:
+        return False if is_elsewhere(holder) else None
+    return recorded == state.digest()
+
+
+def is_elsewhere(run: Run) -> bool:
+    """Whether the run itself was trained elsewhere; a fork of it was trained here."""
+    return run.parent is None and bool((run.header.origin or {}).get("trained"))
 
 
 def recorded_digests(run: Run) -> dict[int, str]:

@@ -37,7 +37,7 @@ def export_state(
             dest.parent / f".export-{os.getpid()}",
             state,
             run.shape,
-            run.corpus.tokenizer_file,
+            run.tokenizer_file,
             run.header.eot,
         )
         if dest.exists():

@@ -24,6 +24,7 @@ from forensics.store.writer import Writer
 from forensics.train import checkpoint
 from forensics.train.header import now
 from forensics.train.run import Run
+from replay.elsewhere import Beside, Tolerance, beside, taken_up, tolerance_of
 from replay.lineage import open_trajectory, require_intact
 
 COMPARED = ("loss", "grad_norm")
@@ -62,9 +63,29 @@ class Report(ResultRecord):
     first: int = json_key("from", default=0)
     last: int = json_key("to", default=0)  # as asked for
     verified_to: int = 0  # further than asked for where no digest was recorded there
+    # of a run made elsewhere: beside its log and its next checkpoint
+    loss_max_abs_difference: float | None = None  # nats
+    state_relative_difference: float | None = None  # ‖θ−θ_theirs‖ / ‖θ_theirs−θ_A‖
+    loss_tolerance: float | None = None  # nats
+    state_tolerance: float | None = None  # of the distance travelled
+    elsewhere: Beside | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is the recorded run: bit for bit; to tolerance where it was made elsewhere."""
+        if self.elsewhere is None:
+            return self.bitwise
+        return self.elsewhere.within(self.tolerance)
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """Return the tolerance that a run made elsewhere is held to."""
+        return Tolerance(self.loss_tolerance or 0.0, self.state_tolerance or 0.0)
 
     def sentence(self) -> str:
         """Say what was compared and whether anything differs."""
+        if self.elsewhere is not None:
+            return self.elsewhere.sentence(self.tolerance)
         if self.bitwise:
             return f"equal bit for bit over {self.compared:,} recorded steps"
         if self.first_difference is None:
@@ -88,7 +109,8 @@ class Report(ResultRecord):
 
 class Witness:
     """Compares each replayed step with the recorded one: loss, gradient norm, digest; tensors where
-    a state was saved. A NaN equals a NaN.
+    a state was saved. A NaN equals a NaN. A run made elsewhere is held against its log and its
+    checkpoints, to tolerance (`replay.elsewhere`).
     """
 
     def __init__(self, run: Run, first: int, last: int) -> None:
@@ -100,12 +122,16 @@ class Witness:
         self.gap = 0.0
         self.difference: Difference | None = None
         self.payload_only = False
+        self.beside = beside(run, first)
 
     def see(self, state: TrainState, result: StepResult) -> None:
         """`after` of a fold; states must be the run's own."""
         step = result.step
         self.losses[step] = result.loss
         row = self.recorded.get(step)
+        if self.beside is not None:
+            self._see_beside(self.beside, state, result, row)
+            return
         if row is not None:
             self.compared += 1
             for name in COMPARED:
@@ -117,6 +143,18 @@ class Witness:
                 self._differs(step, "state_digest", self._tensor(state))
         if state.counters.step in self.saved:
             self._compare_saved(state, step, row)
+
+    def _see_beside(
+        self, theirs: Beside, state: TrainState, result: StepResult, row: dict[str, Any] | None
+    ) -> None:
+        """Hold a step against a log, and its state against a checkpoint, where there are such."""
+        self.compared += row is not None
+        if row is not None:
+            theirs.see_step(result, row)
+            self.gap = theirs.loss_max_abs_difference or 0.0
+        if state.counters.step in self.saved:
+            start = self.run.load(self.run.checkpoint_before(self.first)).params
+            theirs.see_state(state, self.run.load(state.counters.step).params, start)
 
     def _compare_saved(self, state: TrainState, step: int, row: dict[str, Any] | None) -> None:
         """Hold the state against the one that was saved of this step."""
@@ -158,6 +196,7 @@ class Witness:
             "gap": self.gap,
             "difference": part_to_document(self.difference) if self.difference else None,
             "payload_only": self.payload_only,
+            "beside": self.beside.notes() if self.beside else None,
         }
 
     def take_up(self, notes: dict[str, Any]) -> None:
@@ -166,12 +205,16 @@ class Witness:
         self.compared, self.gap = notes["compared"], notes["gap"]
         self.difference = Difference(**notes["difference"]) if notes["difference"] else None
         self.payload_only = notes.get("payload_only", False)
+        if notes.get("beside") is not None:
+            self.beside = taken_up(notes["beside"])
 
     def report(self) -> Report:
         """Report what was compared, and the first difference."""
         here = self.run.fingerprint()
         differs = fingerprint_difference(here, self.run.header.fingerprint)
-        bitwise = self.difference is None and self.compared > 0
+        theirs = self.beside
+        bitwise = self.difference is None and self.compared > 0 and theirs is None
+        tolerance = tolerance_of(self.run) if theirs else None
         return Report(
             bitwise=bitwise,
             level="exact" if bitwise else self._level(),
@@ -186,12 +229,20 @@ class Witness:
             first=self.first,
             last=self.last,
             verified_to=self.last,
+            loss_max_abs_difference=theirs.loss_max_abs_difference if theirs else None,
+            state_relative_difference=theirs.state_relative_difference if theirs else None,
+            loss_tolerance=tolerance.loss if tolerance else None,
+            state_tolerance=tolerance.state if tolerance else None,
+            elsewhere=theirs,
         )
 
     def _level(self) -> Level:
         """reproduces: each spike of the window again within ±2 steps, its excess within a factor 2,
-        or not finite again; else absent.
+        or not finite again; else absent. Of a run made elsewhere also where its log and its
+        checkpoints are reproduced to tolerance; absent where neither holds.
         """
+        if self.beside is not None and self.beside.within(tolerance_of(self.run)):
+            return "reproduces"
         history = recorded_steps(self.run, 0, self.last)
         past = [s for s in sorted(history) if s < min(self.losses)]
         restarts = restarts_of(self.run.recipe)
@@ -208,6 +259,8 @@ class Witness:
         )
         in_window = [s for s in theirs if self.first <= s.step < self.last]
         again = all(any(_is_again(spike, s) for s in ours) for spike in in_window)
+        if self.beside is not None and self.beside.compared and not in_window:
+            return "absent"  # beyond the tolerance, and no spike that would say more
         return "reproduces" if again else "absent"
 
 
@@ -277,7 +330,8 @@ def verify(runs: Path, name: str, first: int, last: int, progress: Progress = si
             f"wanted a window of {name}, found {first}:{last}",
             f"it has steps 0 to {run.header.steps}",
         )
-    trained = run.last_step()
+    made_elsewhere = beside(run, first) is not None
+    trained = run.header.steps if made_elsewhere else run.last_step()
     if last > trained:
         raise ForensicsError(
             "missing",
@@ -285,7 +339,7 @@ def verify(runs: Path, name: str, first: int, last: int, progress: Progress = si
             f"verify up to {trained}",
         )
     require_intact(run)
-    end = _last_with_digest(run, first, last)
+    end = last if made_elsewhere else _last_with_digest(run, first, last)
     witness = Witness(run, first, end)
 
     def after(state: TrainState, result: Any) -> None:

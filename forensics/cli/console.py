@@ -186,7 +186,7 @@ def say(text: str = "") -> None:
     click.echo(visible(text))
 
 
-NOT_EXACT = "TOLERANCE ONLY: the state is not the recorded one bit for bit on this machine"
+NOT_EXACT = "TOLERANCE ONLY: the state is not the recorded one bit for bit"
 
 
 def warn(text: str) -> None:

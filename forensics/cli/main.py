@@ -23,6 +23,7 @@ from forensics.cli.console import (
     visible,
     warn,
 )
+from forensics.cli.import_ import import_
 from forensics.cli.progress_bar import bar
 from forensics.cli.query import query
 from forensics.cli.run_commands import batch, doctor, first_bad, list_runs, note, show, spikes
@@ -226,6 +227,7 @@ def app(port: int) -> None:
 
 for command in (
     *(list_runs, show, batch, spikes, first_bad, query, where, note, doctor, tokens, ablate),
+    import_,
 ):
     main.add_command(command)
 

@@ -38,7 +38,11 @@ def list_runs() -> None:
         *("parameters", "created"),
     )
     document = {
-        "runs": [{key: getattr(header, key) for key in shown} for header in headers],
+        "runs": [
+            {key: getattr(header, key) for key in shown}
+            | {"origin": header.origin["format"] if header.origin else None}
+            for header in headers
+        ],
         "damaged": damaged,
     }
 

@@ -25,11 +25,12 @@ class Section:
 
 def headline(header: Header) -> str:
     """Return one sentence: what the run is, how far it went and when it began."""
-    origin = (
-        f"a fork of {header.parent} at step {header.parent_step}"
-        if header.parent is not None
-        else f"a run of the recipe {header.recipe}"
-    )
+    if header.parent is not None:
+        origin = f"a fork of {header.parent} at step {header.parent_step}"
+    elif header.origin is not None:
+        origin = f"imported ({header.origin['format']}) from {header.origin['source']}"
+    else:
+        origin = f"a run of the recipe {header.recipe}"
     size = f"{header.parameters:,} parameters" if header.shape else "a log alone"
     return (
         f"{header.name} is {origin}: steps {header.first_step:,} to {header.steps:,},"
@@ -44,8 +45,8 @@ def sheet(header: Header, saved_steps: Sequence[int]) -> list[Section]:
         (str(number), readable(change)) for number, change in enumerate(header.interventions or [])
     ]
     data = {
-        **recipe.get("data", {}),
-        "corpus": header.corpus,
+        **(recipe.get("data", {}) if header.corpus else {}),
+        "corpus": header.corpus or "not here",
         "order": header.order,
         "end_of_text": header.eot if header.corpus else None,
     }
@@ -63,6 +64,7 @@ def sheet(header: Header, saved_steps: Sequence[int]) -> list[Section]:
     command = {"arguments": " ".join(header.arguments), "git_commit": header.git_commit}
     sections = [
         Section("Interventions", changes),
+        Section("Origin", _rows(_origin(header))),
         Section("Model", _rows({"family": recipe.get("model", {}).get("family"), **header.shape})),
         Section("Data", _rows(data)),
         Section("Training", _rows(recipe.get("train", {}))),
@@ -72,6 +74,20 @@ def sheet(header: Header, saved_steps: Sequence[int]) -> list[Section]:
         Section("Command", _rows(command)),
     ]
     return [section for section in sections if section.rows]
+
+
+def _origin(header: Header) -> dict[str, Any]:
+    """Return what is known of where a run comes from that another trainer made."""
+    if header.origin is None:
+        return {}
+    told = dict(header.origin)
+    stages = told.pop("stages", [])
+    if len(stages) > 1:
+        told["stages"] = [stage["name"] or "without a name" for stage in stages]
+    told["linked"] = told.get("linked") or None
+    trained = told.pop("trained", True)
+    told["replays"] = "to tolerance only" if trained else "of what is trained here"
+    return told
 
 
 def _rows(settings: Mapping[str, Any]) -> list[Row]:

@@ -29,7 +29,7 @@ def rows(headers: Sequence[Header]) -> list[list[str]]:
         yield [
             f"{indent}{top.name}" + f" (of {top.parent}, not here)" * missing,
             f"{top.first_step:,} to {top.steps:,}",
-            top.status,
+            _status(top),
             f"{top.parameters / 1e6:.1f} million" if top.shape else "a log alone",
             top.created,
         ]
@@ -39,3 +39,10 @@ def rows(headers: Sequence[Header]) -> list[list[str]]:
     tops = [each for each in left if lies_below(each) is None]
     # what is left then are forks that name each other as parent
     return [row for top in [*tops, *left] for row in branch(top, "")]
+
+
+def _status(header: Header) -> str:
+    """Return a run's status; of one that another trainer made, that it was brought in."""
+    if header.origin is None or header.parent is not None:
+        return header.status
+    return f"imported ({header.origin['format']})"

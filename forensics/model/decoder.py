@@ -14,7 +14,7 @@ compiler, which fuses by itself and cannot trace `out=`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from forensics.model.shape import Shape, parameter_shapes
 from forensics.step.observer import SITES, UNTAPPED, Site, Taps
 from forensics.step.precision import widened
 
-Params = dict[str, Tensor]
+Params = Mapping[str, Tensor]
 
 
 class BlockOut(NamedTuple):

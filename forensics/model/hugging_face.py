@@ -74,6 +74,7 @@ def to_hf_config(shape: Shape, eot: int) -> dict[str, Any]:
             "export needs the knobs of one family: " + ", ".join(FAMILIES),
         )
     family = FAMILIES[name]
+    ends = eot if eot >= 0 else None  # of a run made elsewhere it may not be known
     config = {theirs: getattr(shape, ours) for ours, theirs in family.config.items()} | family.fixed
     if shape.position == "rope":
         config |= written_rope(shape, family)
@@ -81,8 +82,8 @@ def to_hf_config(shape: Shape, eot: int) -> dict[str, Any]:
         **family.more_config(shape),
         "model_type": name,
         "architectures": [family.architecture],
-        "bos_token_id": eot,
-        "eos_token_id": eot,
+        "bos_token_id": ends,
+        "eos_token_id": ends,
         "pad_token_id": None,
         "dtype": "float32",
     }

@@ -19,10 +19,14 @@ import torch
 from torch import Tensor
 
 from forensics.model.decoder import Decoder, unembedding
-from forensics.probes.view import Params, Value, View
+from forensics.probes.view import Value, View
 from forensics.step import sums
 from forensics.step.batch import Batch
 from forensics.train.advance import documents
+
+Params = dict[str, Tensor]
+
+Params = dict[str, Tensor]
 
 ITERATIONS = 40  # of Lanczos at most: each is one Hessian-vector product
 TOLERANCE = 1e-3  # of the largest eigenvalue, by Lanczos' own bound: then it stops
@@ -35,7 +39,7 @@ def curvature(view: View, _: object) -> Value:
     along the gradient, and both over what the learning rate bears, 2/η: above 1 it diverges.
     """
     state = view.state
-    if state is None or not state.counters.updates:
+    if state is None or not state.counters.updates or not state.has_moments:
         return None  # no second moment yet
     if state.counters.step >= view.run.header.steps:
         return None  # there is no next batch

@@ -34,6 +34,7 @@ class Metric:
     measure: Callable[[View, Any], Value]
     reads_text: bool = False
     carry: Callable[[View], Any] | None = None
+    needs_state: bool = False  # moments and counters too, not the weights alone
 
 
 def _forward(view: View, watch: Taps = UNTAPPED) -> Iterator[Tensor]:
@@ -52,9 +53,14 @@ def loss(view: View, _: Any) -> Value:
     return sums.mean(token_losses(view.params, view.text, view.model, view.run.header.precision))
 
 
+def _norms(view: View) -> dict[str, float]:
+    """‖W‖₂ of every tensor, one by one: weights that lie elsewhere are not all in memory."""
+    return {name: sums.norms([tensor]).item() for name, tensor in view.params.items()}
+
+
 def norms(view: View, _: Any) -> Value:
     """‖W‖₂ of every tensor, and of all of them together (`all`)."""
-    by_tensor = dict(zip(view.params, sums.norms(list(view.params.values())).tolist()))
+    by_tensor = _norms(view)
     return {"all": _together(by_tensor.values()), **by_tensor}
 
 
@@ -64,7 +70,7 @@ GROUPS = {"attn": "attention", "mlp": "mlp"}
 def group_norms(view: View, _: Any) -> Value:
     """‖W‖₂ of the groups: embeddings, attention, mlp (by layer too), norms, unembed."""
     by_group: dict[str, list[float]] = {}
-    for name, norm in zip(view.params, sums.norms(list(view.params.values())).tolist()):
+    for name, norm in _norms(view).items():
         parts = name.split(".")
         if "norm" in name:
             groups = ["norms"]
@@ -200,7 +206,7 @@ METRICS = {
         Metric("attention", attention, reads_text=True),
         Metric("effective-rank", effective_rank),
         Metric("qk-entropy", qk_entropy),
-        Metric("curvature", curvature),
+        Metric("curvature", curvature, needs_state=True),
         Metric("cka", cka, reads_text=True, carry=final_stream),
     )
 }

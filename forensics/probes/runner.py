@@ -25,6 +25,8 @@ from forensics.probes.view import Value, View
 from forensics.progress import ProgressCallback, silent
 from forensics.step.batch import MADE, Batch
 from forensics.store.resumable import Kept
+from forensics.train.checkpoint import name_of
+from forensics.train.imported_checkpoint import linked, open_params
 from forensics.train.run import Run, open_run
 
 UNREAD = 64  # sequences, of a run that holds nothing out
@@ -64,8 +66,8 @@ def probe(
             carried = None
         else:
             if metric.carry is not None and before is not None and carried is None:
-                carried = metric.carry(_view(before, run, batch))
-            view = _view(step, run, batch)
+                carried = metric.carry(_view(before, run, batch, metric))
+            view = _view(step, run, batch, metric)
             finished.put(key, metric.measure(view, carried))
             # what it carries belongs to the checkpoint just read; the next needs nothing more of it
             carried = metric.carry(view) if metric.carry is not None else None
@@ -80,7 +82,11 @@ def probe(
     }
 
 
-def _view(step: int, run: Run, text: Batch | None) -> View:
+def _view(step: int, run: Run, text: Batch | None, metric: Metric) -> View:
+    """Open a checkpoint; weights that lie elsewhere are read as the metric asks for them."""
+    folder = run.folder / "checkpoints" / name_of(step)
+    if not metric.needs_state and linked(folder):
+        return View(step, open_params(folder, run.header.device), run, text)
     state = run.load(step)
     return View(step, state.params, run, text, state)
 

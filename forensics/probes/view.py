@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from forensics.step.batch import Batch
 from forensics.step.state import TrainState
 from forensics.train.run import Run
 
-Params = dict[str, Tensor]
+Params = Mapping[str, Tensor]
 Value = float | dict[str, float] | None
 
 

@@ -131,9 +131,14 @@ def _of_run(text: str, runs: Path, open_run: Open, progress: ProgressCallback) -
     weights = Weights(
         E, E if run.shape.tied else unembedding(params).float().cpu().clone(), None, run.shape.tied
     )
-    tokenizer = tokenizer_file(
-        run.corpus.tokenizer_file
-    )  # of its own: another's switches may be set
+    file = run.tokenizer_file
+    if file is None:
+        raise ForensicsError(
+            "missing",
+            f"wanted the tokenizer of {name}, found a run without one",
+            "import it again with --tokenizer PATH of its tokenizer.json",
+        )
+    tokenizer = tokenizer_file(file)  # of its own: another's switches may be set
 
     def forward() -> Forward:
         # Beyond what it was trained on, a position says nothing about the token there.

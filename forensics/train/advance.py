@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -238,7 +238,7 @@ def documents(inputs: Tensor, model: StepModel) -> Tensor | None:
 
 @torch.no_grad()
 def token_losses(
-    params: dict[str, Tensor],
+    params: Mapping[str, Tensor],
     batch: Batch,
     model: StepModel,
     precision: str,

@@ -10,6 +10,7 @@ from typing import Any
 
 from forensics import config, identity
 from forensics.data.batches import own_stream
+from forensics.data.shards import Corpus
 from forensics.data.tokenize import prepare
 from forensics.errors import ForensicsError
 from forensics.model.knobs import shape_of
@@ -51,7 +52,6 @@ def create(
     )
     shape = shape_of(recipe.model, corpus.vocabulary, recipe.data.sequence_length)
     batches = own_stream(corpus, recipe.data, recipe.train)
-    layout = corpus.layout(recipe.data.cut)
     parameters = parameter_shapes(shape)
     require_patterns(parameters, recipe.train.undecayed)
     sizes = [math.prod(size) for size in parameters.values()]
@@ -63,17 +63,7 @@ def create(
         first_step=0,
         steps=recipe.train.steps,
         corpus=corpus.hash,
-        corpus_sources=[
-            {
-                "source": source.name,
-                "first_sequence": first,
-                "sequences": sequences,
-                "tokens": source.tokens,
-            }
-            for source, first, sequences in zip(
-                corpus.sources, layout.first_sequence, layout.n_sequences
-            )
-        ],
+        corpus_sources=corpus_rows(corpus, recipe.data),
         order=batches.order.fingerprint,
         shape=dataclasses.asdict(shape),
         parameters=sum(sizes),
@@ -109,6 +99,22 @@ def reopen(runs: Path, name: str, recipe: config.Recipe) -> Run:
             "resume with the recipe it was started with, or start another run with --name",
         )
     return run
+
+
+def corpus_rows(corpus: Corpus, data: config.Data) -> list[dict[str, Any]]:
+    """Return what a header lists of each source of its corpus. Errors: data."""
+    layout = corpus.layout(data.cut)
+    return [
+        {
+            "source": source.name,
+            "first_sequence": first,
+            "sequences": sequences,
+            "tokens": source.tokens,
+        }
+        for source, first, sequences in zip(
+            corpus.sources, layout.first_sequence, layout.n_sequences
+        )
+    ]
 
 
 def _as_json(recipe: config.Recipe) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from forensics import config, identity
 from forensics.data.batches import Batches, own_stream
-from forensics.data.shards import Corpus, open_corpus
+from forensics.data.shards import TOKENIZER, Corpus, open_corpus
 from forensics.errors import ForensicsError, nearest
 from forensics.model.decoder import Decoder
 from forensics.model.shape import Shape
@@ -36,6 +36,7 @@ from forensics.train.header import Header, read_header
 from forensics.train.optimizer import decayed_names
 from forensics.train.prefetch import Prefetch
 from forensics.train.schedule import own_policy
+from forensics.train.warm_moments import warmed
 
 
 class Run:
@@ -53,6 +54,8 @@ class Run:
         self.policy: Policy = own_policy(self.recipe.train, header.precision)
         self.stream: BatchStream = self._own_batch
         self.parent: Run | None = None  # of a fork that was opened with its lineage
+        # batches that the moments of a state saved without any are made of; 0: it has none then
+        self.warm_moments = 0
 
     @cached_property
     def shape(self) -> Shape:
@@ -77,12 +80,7 @@ class Run:
         Errors: missing, integrity.
         """
         if not self.header.corpus:
-            raise ForensicsError(
-                "missing",
-                f"wanted the data of {self.name}, found a run without its data",
-                f"what was logged is there: `forensics spikes {self.name}`, and the tables `steps`"
-                " and `metrics`",
-            )
+            raise self._without_data()
         corpus = open_corpus(self.runs / "_data" / self.header.corpus)
         if corpus.hash != self.header.corpus:
             raise ForensicsError(
@@ -93,12 +91,46 @@ class Run:
             )
         return corpus
 
+    def _without_data(self) -> ForensicsError:
+        """Say what a run lacks whose data is not here, and how to give it."""
+        if not self.header.shape:
+            hint = (
+                f"what was logged is there: `forensics spikes {self.name}`, and the tables `steps`"
+                " and `metrics`"
+            )
+        elif (self.header.origin or {}).get("trained", True):
+            hint = "import it again with --data PATH of its token files"
+        else:
+            hint = "import it again with --data of a text, --batch and --sequence-length"
+        return ForensicsError(
+            "missing", f"wanted the data of {self.name}, found a run without its data", hint
+        )
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """Return its tokenizer.json; None: a run without its data that has none.
+
+        Errors: integrity, missing.
+        """
+        if self.header.corpus:
+            return self.corpus.tokenizer_file
+        alone = self.folder / TOKENIZER
+        return alone if alone.is_file() else None
+
     @cached_property
     def batches(self) -> Batches:
         """Return the stream of the run's own recipe.
 
-        Errors: integrity, where the order is no longer the run's.
+        Errors: integrity, where the order is no longer the run's; missing, where it is not known.
         """
+        if self.header.corpus and not self.header.order:
+            why = (self.header.origin or {}).get("order_why", "")
+            raise ForensicsError(
+                "missing",
+                f"wanted the batches of {self.name}, found no order of them"
+                + (f": {why}" if why else ""),
+                "import it again with --order FILE, if its ids were written down",
+            )
         batches = own_stream(self.corpus, self.recipe.data, self.recipe.train)
         if batches.order.fingerprint != self.header.order:
             raise ForensicsError(
@@ -205,7 +237,10 @@ class Run:
         enable_determinism_for(
             self.header.device, self.header.threads
         )  # before a state is brought to a GPU
-        return self.replay(self.load(self.checkpoint_before(step)), step, after=after)
+        state = self.load(self.checkpoint_before(step))
+        if self.warm_moments and not state.has_moments:
+            state = warmed(state, self.warm_moments, self.stream, self.policy, self.model)
+        return self.replay(state, step, after=after)
 
     def replay(
         self,

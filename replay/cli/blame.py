@@ -11,6 +11,7 @@ import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table, visible, warn
 from forensics.cli.progress_bar import bar
+from replay import tolerance
 from replay.cli.blame_quantity import blame_another_quantity
 from replay.cli.blame_query import (
     QuestionFlags,
@@ -19,6 +20,7 @@ from replay.cli.blame_query import (
     query_options,
     spike_window,
 )
+from replay.cli.imported import warm_moments
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -105,6 +107,7 @@ TENSORS, STALE = 6, 3  # rows of the tables of tensors
     help="An attribute of the documents: those of one value are a suspect, as a source is.",
 )
 @query_options
+@warm_moments
 def blame(
     run: str,
     spike: int | None,
@@ -163,10 +166,7 @@ def tell(result: BlameResult, texts: Sequence[CandidateText]) -> None:
 
     spike = result.spike
     if not result.control.bitwise:
-        say(
-            "TOLERANCE ONLY: the replayed window is not the recorded one bit for bit, so no number"
-            " below is better than that gap."
-        )
+        say(tolerance.limits(tolerance.WINDOW))
     say(f"{cause(result.verdict)} {result.sentence}")
     if spike.remark:
         say(spike.remark)

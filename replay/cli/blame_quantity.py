@@ -10,6 +10,7 @@ from click.core import ParameterSource
 from forensics.cli.console import emit, runs_folder, say, table, warn
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
+from replay import tolerance
 
 if TYPE_CHECKING:
     from replay.blame.nonfinite.result import NonFiniteResult
@@ -105,10 +106,7 @@ def tell_nonfinite(result: NonFiniteResult) -> None:
 def tell_norm(result: NormBlameResult) -> None:
     """Tell what made the gradient norm spike."""
     if not result.control.bitwise:
-        say(
-            "TOLERANCE ONLY: the replayed window is not the recorded one bit for bit, so no number"
-            " below is better than that gap."
-        )
+        say(tolerance.limits(tolerance.WINDOW))
     say(result.sentence)
     excess, spike = result.excess, result.spike
     height = f", {spike.sigma:.1f}σ above the steps before" if spike.sigma is not None else ""

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from forensics.cli.console import emit, runs_folder, say, table, warn
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
+from replay import tolerance
 
 if TYPE_CHECKING:
     from replay.blame.query.result import InfluenceResult
@@ -206,10 +207,7 @@ def tell(result: InfluenceResult) -> None:
     from replay.cli.blame import tell_sums
 
     if not result.control.bitwise:
-        say(
-            "TOLERANCE ONLY: the replayed window is not the recorded one bit for bit, so no number"
-            " below is better than that gap."
-        )
+        say(tolerance.limits(tolerance.WINDOW))
     say(result.sentence)
     first, last = result.window
     say(f"\nThe text: {' '.join(result.query.text.split())}")

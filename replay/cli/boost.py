@@ -9,6 +9,8 @@ import click
 from forensics.cli.console import Command, emit, runs_folder, say, table
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
+from replay import tolerance
+from replay.cli.imported import warm_moments
 
 if TYPE_CHECKING:
     from replay.experiments.boost_result import BoostResult, BoostRow
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Processes of one thread.",
 )
+@warm_moments
 def boost(
     run: str, token: int, first: int | None, last: int | None, times: str, seeds: int, workers: int
 ) -> None:
@@ -95,7 +98,7 @@ def tell(result: BoostResult) -> None:
     unmodified, control = result.arms[0], result.control
     assert control is not None, "an unmodified arm is held against the run"
     if not control.bitwise:
-        say("TOLERANCE ONLY: the control is not the recorded run bit for bit.")
+        say(tolerance.limits(tolerance.CONTROL))
     say(
         f"Token {result.token} {result.text!r} of {result.run}, from state {result.first} to"
         f" {result.last}; seen {result.exposure_in:,} times before."

@@ -15,6 +15,7 @@ from replay.cli import output, step_output
 from replay.cli.blame import blame
 from replay.cli.boost import boost
 from replay.cli.fork_options import ForkCommand, from_flags, steps
+from replay.cli.imported import warm_moments
 
 
 @click.group(cls=Program, name="replay", example="replay verify demo 390 410")
@@ -26,6 +27,7 @@ def main() -> None:
 @click.argument("run")
 @click.argument("a", type=int)
 @click.argument("b", type=int)
+@warm_moments
 def verify(run: str, a: int, b: int) -> int:
     """Replay A:B unaltered and compare every bit and every recorded loss."""
     from replay.verify import verify as verify_window
@@ -48,7 +50,7 @@ def verify(run: str, a: int, b: int) -> int:
             )
 
     emit(report, story)
-    return 0 if report.bitwise else 1
+    return 0 if report.holds else 1
 
 
 @main.command(
@@ -92,6 +94,7 @@ def verify(run: str, a: int, b: int) -> int:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan: what differs, hours and memory.")
 @click.option("--again", is_flag=True, help="Run it though it is done.")
+@warm_moments
 def fork(run: str, dry_run: bool, again: bool, **flags: Any) -> None:
     """Run a control and an altered arm in lock-step from state A to B.
 
@@ -245,6 +248,7 @@ def diff(run: str, fork: str) -> None:
     is_flag=True,
     help="Run the whole window from each state: does it spike there too?",
 )
+@warm_moments
 def matrix(
     run: str, spike: int | None, batches: str | None, states: str | None, whole: bool
 ) -> None:
@@ -278,6 +282,7 @@ def matrix(
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Chaos forks of each."
 )
+@warm_moments
 def noise(run: str, at: str, window: int, seeds: int) -> None:
     """Null forks: how fast the smallest noise grows at each step."""
     from replay.experiments.divergence_rate import noise as measure_noise
@@ -309,6 +314,7 @@ def noise(run: str, at: str, window: int, seeds: int) -> None:
     show_default=True,
     help="Draws of the null forks.",
 )
+@warm_moments
 def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
     """Fork at many steps, by the run's own learning rate and at an equal one."""
     from replay.experiments.sweep import sweep as run_sweep
@@ -325,6 +331,7 @@ def sweep(spec: Path, at: str, workers: int, seeds: int) -> None:
 @main.command(example="replay state demo@401 ./state-401")
 @click.argument("state", metavar="RUN@STEP")
 @click.argument("dest", type=click.Path(path_type=Path))
+@warm_moments
 def state(state: str, dest: Path) -> None:
     """Write the exact state at any step as a checkpoint folder."""
     from replay.state_export import export_state
@@ -361,6 +368,7 @@ def state(state: str, dest: Path) -> None:
     show_default=True,
     help="Rows shown of each table.",
 )
+@warm_moments
 def trace(
     run: str, step: int, perfetto: Path | None, save_gradients: Path | None, top: int
 ) -> None:
@@ -402,6 +410,7 @@ def trace(
     show_default=True,
     help="Heads shown; --json has all.",
 )
+@warm_moments
 def attention(run: str, step: int, slot: int | None, at: str | None, lens: bool, top: int) -> None:
     """Follow one sequence through every head before, at and after a step, and the logit lens."""
     from replay.step.attention import attention as study_attention

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forensics.cli.console import cell, say, table
+from replay import tolerance
 
 if TYPE_CHECKING:
     from replay.experiments.results import (
@@ -55,10 +56,7 @@ def fork(result: ForkResult) -> None:
 
     final = result.final
     if not result.control.bitwise:
-        say(
-            "TOLERANCE ONLY: the control is not the recorded run bit for bit, so no number below"
-            " is better than that gap."
-        )
+        say(tolerance.limits(tolerance.CONTROL))
     say(f"{result.fork} {result.does}, from state {result.first} to {result.last}.")
     say(f"Control ({result.control.level}): {result.control.sentence}.")
     for sentence in sentences.spikes(result):
@@ -166,7 +164,7 @@ def windows(result: WindowsResult) -> None:
 def sweep(result: SweepResult) -> None:
     """Tell how large the fork is from each step, and whether it comes back."""
     if not all(row.bitwise for row in result.summary):
-        say("TOLERANCE ONLY: a control is not the recorded run bit for bit.")
+        say(tolerance.limits(tolerance.A_CONTROL))
     say(
         f"{result.does} (as written from {result.first}), over {result.horizon} steps of"
         f" {result.run} from each step"
@@ -212,7 +210,7 @@ def sweep(result: SweepResult) -> None:
 def noise(result: NoiseResult) -> None:
     """Tell how fast the smallest noise grows at each step."""
     if not all(point.control.bitwise for point in result.points):
-        say("TOLERANCE ONLY: a control is not the recorded run bit for bit.")
+        say(tolerance.limits(tolerance.A_CONTROL))
     table(
         [
             "step",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from forensics.cli.console import say, table
+from replay import tolerance
 
 if TYPE_CHECKING:
     from replay.step.result import AttentionStudy, StepTrace, TraceEvent
 
 EXACT = {
     True: "It is the recorded step, bit for bit.",
-    False: "TOLERANCE ONLY: it is not the recorded step bit for bit on this machine.",
+    False: tolerance.not_bitwise("it", "the recorded step") + ".",
     None: "No digest of the step was recorded, so nothing says that it is the same step.",
 }
 
@@ -89,7 +90,7 @@ def _ratio(event: TraceEvent, name: str) -> str:
 def attention(study: AttentionStudy, top: int) -> None:
     """Tell which heads moved their attention most, and what the logit lens reads."""
     if False in study.exact:
-        say("TOLERANCE ONLY: a state is not the recorded one bit for bit on this machine.")
+        say(tolerance.limits(tolerance.A_STATE, "the recorded one"))
     say(
         f"Sequence {study.sequence} (slot {study.slot} of batch {study.step}) of {study.run}, read"
         f" by the model of states {', '.join(map(str, study.states))}."

@@ -1,0 +1,269 @@
+"""The data and the order of a run made elsewhere: its token files linked, its batches known or not.
+
+bring_in(foreign, options, recipe, shape, Path("runs"))  → ImportedData
+
+A model alone has none; text given with --data is then tokenised by its own tokenizer, and its
+batches are drawn here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from forensics import config
+from forensics.data.batches import own_stream
+from forensics.data.foreign_order import order_of
+from forensics.data.linked_corpus import bring_in_corpus, located
+from forensics.data.made_elsewhere import ForeignOrder, ReadSoFar, TokenFileKind, TokenFiles
+from forensics.data.shards import Corpus
+from forensics.data.tokenize import prepare
+from forensics.errors import ForensicsError
+from forensics.foreign.options import ImportOptions
+from forensics.foreign.recipe import says
+from forensics.formats.foreign_run import ForeignCheckpoint, ForeignRun
+from forensics.model.shape import Shape
+from forensics.progress import ProgressCallback
+from forensics.train.create import corpus_rows
+from forensics.train.origin import absolute
+
+NO_EOT = -1  # no id ends a document, as far as is known
+# of token files, where no configuration names them; anything else that --data names is text
+KINDS: dict[str, TokenFileKind] = {".bin": "bare", ".ds": "datatrove", ".npy": "bare"}
+NUMPY_MAGIC = b"\x93NUMPY"
+
+
+@dataclass(frozen=True, eq=False)
+class ImportedData:
+    """What an imported run reads, as far as it is known here."""
+
+    recipe: config.Recipe  # with the keys that say where data and order are
+    corpus: Corpus | None = None  # None: its data is not here
+    order: Literal["known", "unknown"] = "unknown"
+    order_why: str = ""
+    order_fingerprint: str = ""  # empty: no batch is known
+    sources: tuple[dict[str, Any], ...] = ()  # as a header lists them
+    files: tuple[str, ...] = ()
+    tokenizer: str = ""
+    eot: int = NO_EOT
+    notes: tuple[str, ...] = ()
+
+
+def bring_in(
+    foreign: ForeignRun,
+    options: ImportOptions,
+    checkpoints: Sequence[ForeignCheckpoint],
+    recipe: config.Recipe,
+    shape: Shape,
+    runs: Path,
+    progress: ProgressCallback,
+) -> ImportedData:
+    """Bring in data and order. Errors: missing, data, usage, config, storage."""
+    tokenizer = _tokenizer(foreign, options)
+    bare = ImportedData(recipe, tokenizer=tokenizer, eot=_eot(foreign))
+    tokens = foreign.tokens or _token_files(options)
+    if tokens is None:
+        if options.data:
+            return _text(bare, options, shape, runs, progress)
+        return _without(bare, options, "no token files are known; --data PATH gives them")
+    tokens = _of_dtype(tokens, options)
+    places = [Path(place).expanduser() for place in options.data]
+    try:
+        tokens = located(tokens, places)
+    except ForensicsError as e:
+        if places or e.kind != "missing":
+            raise
+        return _without(bare, options, f"{e.message}; --data PATH says where they lie now")
+    if not says(foreign, options, "data", "sequence_length"):
+        raise ForensicsError(
+            "usage",
+            "wanted the length of its sequences, found none in its configuration",
+            "--sequence-length T",
+        )
+    corpus = bring_in_corpus(
+        dataclasses.replace(tokens, tokenizer="bytes") if tokenizer == "bytes" else tokens,
+        recipe.data.sequence_length,
+        recipe.data.window,
+        shape.vocabulary,
+        runs,
+        Path(tokenizer) if tokenizer not in ("", "bytes") else None,
+        progress,
+    )
+    linked = dataclasses.replace(
+        bare, corpus=corpus, files=tokens.paths, sources=tuple(corpus_rows(corpus, recipe.data))
+    )
+    return _ordered(linked, foreign, options, checkpoints, progress)
+
+
+def _ordered(
+    linked: ImportedData,
+    foreign: ForeignRun,
+    options: ImportOptions,
+    checkpoints: Sequence[ForeignCheckpoint],
+    progress: ProgressCallback,
+) -> ImportedData:
+    """Find the order in which the data was read. Errors: data, missing, storage."""
+    recipe, corpus = linked.recipe, linked.corpus
+    assert corpus is not None, "an order is of a corpus"
+    order = foreign.order or ForeignOrder("unknown", why_unknown="its configuration names no order")
+    if options.order is not None:
+        rule = "file" if order.rule == "unknown" else order.rule
+        order = dataclasses.replace(order, rule=rule, file=options.order.expanduser())
+    if not says(foreign, options, "train", "batch"):
+        why = "how many sequences a step reads is not known; --batch B gives it"
+        return dataclasses.replace(linked, order_why=why)
+    made = order_of(
+        order,
+        corpus,
+        recipe.data.sequence_length,
+        recipe.data.window,
+        recipe.train.batch,
+        recipe.train.steps,
+        [ReadSoFar(c.step, c.sequences, c.epoch) for c in checkpoints if c.sequences is not None],
+        progress,
+    )
+    if not made.known:
+        return dataclasses.replace(linked, order_why=" ".join(made.notes))
+    recipe = _with_data(recipe, order_file=made.order_file)
+    stream = own_stream(corpus, recipe.data, recipe.train)
+    return dataclasses.replace(
+        linked,
+        recipe=recipe,
+        order="known",
+        order_fingerprint=stream.order.fingerprint,
+        notes=(*linked.notes, *made.notes),
+    )
+
+
+def _text(
+    bare: ImportedData,
+    options: ImportOptions,
+    shape: Shape,
+    runs: Path,
+    progress: ProgressCallback,
+) -> ImportedData:
+    """Tokenise a text for a model alone; its batches are drawn here. Errors: usage, data, …"""
+    if len(options.data) > 1:
+        raise ForensicsError(
+            "usage",
+            f"wanted one source of text, found {len(options.data)}",
+            "a folder that holds them all",
+        )
+    if not bare.tokenizer:
+        raise ForensicsError(
+            "missing",
+            f"wanted a tokenizer for the text in {options.data[0]}, found none beside the model",
+            "--tokenizer PATH of its tokenizer.json",
+        )
+    for flag, value in (("--order", options.order), ("--dtype", options.dtype)):
+        if value is not None:
+            raise ForensicsError(
+                "usage", f"wanted token files for {flag}, found text", f"leave {flag} out"
+            )
+    recipe = _with_data(bare.recipe, source=options.data[0], tokenizer=bare.tokenizer)
+    corpus = prepare(
+        recipe.data, runs, recipe.train.seed, lambda done, total: progress(done, total, "reading")
+    )
+    if corpus.vocabulary > shape.vocabulary:
+        raise ForensicsError(
+            "data",
+            f"wanted a tokenizer of at most {shape.vocabulary} ids, which the model has, found"
+            f" {corpus.vocabulary}",
+            "give the model's own tokenizer",
+        )
+    stream = own_stream(corpus, recipe.data, recipe.train)
+    return dataclasses.replace(
+        bare,
+        recipe=recipe,
+        corpus=corpus,
+        order="known",
+        order_fingerprint=stream.order.fingerprint,
+        sources=tuple(corpus_rows(corpus, recipe.data)),
+        files=(options.data[0],),
+        eot=corpus.eot,
+        notes=("its batches are drawn here from the text that was given, by train.seed",),
+    )
+
+
+def _without(bare: ImportedData, options: ImportOptions, why: str) -> ImportedData:
+    """Return no data, and why. Errors: usage, for a flag that needs some."""
+    if options.order is not None:
+        raise ForensicsError(
+            "usage", f"--order: wanted the data that it is of, found none: {why}", "--data PATH"
+        )
+    return dataclasses.replace(bare, order_why=why)
+
+
+def _tokenizer(foreign: ForeignRun, options: ImportOptions) -> str:
+    """Return bytes, the path of a tokenizer.json, or nothing. Errors: missing."""
+    if options.tokenizer in (None, ""):
+        if foreign.tokenizer is not None:
+            return absolute(foreign.tokenizer)
+        return "bytes" if foreign.tokens and foreign.tokens.tokenizer == "bytes" else ""
+    assert options.tokenizer is not None, "asked above"
+    if options.tokenizer == "bytes":
+        return "bytes"
+    path = Path(options.tokenizer).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ForensicsError(
+            "missing", f"--tokenizer: wanted bytes or a tokenizer.json, found none at {path}", ""
+        )
+    return absolute(path)
+
+
+def _eot(foreign: ForeignRun) -> int:
+    known = foreign.tokens.eot if foreign.tokens else None
+    return NO_EOT if known is None else known
+
+
+def _token_files(options: ImportOptions) -> TokenFiles | None:
+    """Make token files of --data where no configuration names any; None: it is text, or nothing."""
+    paths = [Path(place).expanduser() for place in options.data]
+    files = [file for path in paths for file in _in_folder(path)]
+    kinds = {_kind(file) for file in files}
+    if not files or None in kinds:
+        return None
+    if len(kinds) > 1:
+        raise ForensicsError(
+            "usage",
+            "--data: wanted token files of one kind, found " + ", ".join(sorted(map(str, kinds))),
+            "import them one by one",
+        )
+    (kind,) = kinds
+    assert kind is not None, "asked above"
+    return TokenFiles(tuple(str(file) for file in files), kind, options.dtype)
+
+
+def _in_folder(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix in KINDS)
+
+
+def _kind(file: Path) -> TokenFileKind | None:
+    if not file.is_file() or file.suffix not in KINDS:
+        return None
+    with file.open("rb") as opened:
+        if opened.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
+            return "numpy"
+    return "megatron" if file.with_suffix(".idx").is_file() else KINDS[file.suffix]
+
+
+def _of_dtype(tokens: TokenFiles, options: ImportOptions) -> TokenFiles:
+    if options.dtype is None:
+        return tokens
+    if tokens.kind not in ("bare", "datatrove"):
+        raise ForensicsError(
+            "usage",
+            f"--dtype: wanted bare token files, found {tokens.kind} files, which say it themselves",
+            "leave it out",
+        )
+    return dataclasses.replace(tokens, dtype=options.dtype)
+
+
+def _with_data(recipe: config.Recipe, **keys: Any) -> config.Recipe:
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, **keys))
