@@ -144,7 +144,11 @@ class Model:
     norm: str | None = key(
         None, "pre: before each sub-layer; post: on its output", choices=("pre", "post")
     )
-    norm_kind: str | None = key(None, "", choices=("rms", "layer", "layer_no_parameters"))
+    norm_kind: str | None = key(
+        None,
+        "layer_no_bias: a layer norm with a gain alone (nanoGPT)",
+        choices=("rms", "layer", "layer_no_bias", "layer_no_parameters"),
+    )
     norm_eps: float | None = key(None, "added to the mean square", above=0)
     qk_norm: str | None = key(
         None,

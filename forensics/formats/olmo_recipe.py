@@ -118,12 +118,11 @@ def _norms(model: Settings) -> dict[str, Any]:
     with_bias = bool(model.get("include_bias") if with_bias is None else with_bias)
     if rms and (not affine or with_bias):
         raise not_built("an RMS norm without a gain, or with a bias", "one with a gain alone")
-    if not rms and affine and not with_bias:
-        raise not_built("a layer norm with a gain and no bias", "one with both, or with neither")
     qk_norm = bool(model.get("attention_layer_norm"))
     if qk_norm and not (rms and model.get("attention_layer_norm_with_affine")):
         raise not_built("queries and keys normed otherwise than by RMS with a gain", "that one")
-    kind = "rms" if rms else "layer" if affine else "layer_no_parameters"
+    layer = "layer" if with_bias else "layer_no_bias"
+    kind = "rms" if rms else layer if affine else "layer_no_parameters"
     return {
         "norm_kind": kind,
         "norm_eps": model.number("layer_norm_eps"),

@@ -13,7 +13,7 @@ import difflib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from forensics.errors import ForensicsError
 from forensics.formats.foreign_run import LazyTensor
@@ -21,6 +21,8 @@ from forensics.visible import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from forensics.model.shape import Shape
 
 MOST_NAMED = 4  # tensors in one sentence; the others are counted
 
@@ -123,6 +125,14 @@ def _part(piece: Piece, tensor: LazyTensor) -> str:
 def _named(names: list[str]) -> str:
     shown = ", ".join(visible(name)[:100] for name in dict.fromkeys(names[:MOST_NAMED]))
     return shown + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+
+
+def shape_from(section: dict[str, Any], rows: int) -> Shape:
+    """Return the decoder of a recipe's [model] with `rows` ids in its table. Errors: config."""
+    from forensics.config import from_dict
+    from forensics.model.knobs import shape_of
+
+    return shape_of(from_dict({"model": section}).model, rows, section["max_positions"])
 
 
 def zeros_like(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

@@ -200,11 +200,10 @@ class Decoder:
         # The gain and bias stay outside: their fused gradient changes with the number of CPU
         # threads.
         normed = F.layer_norm(x, (x.shape[-1],), eps=self.shape.norm_eps)
-        return (
-            normed
-            if kind == "layer_no_parameters"
-            else normed * w[f"{name}.weight"] + w[f"{name}.bias"]
-        )
+        if kind == "layer_no_parameters":
+            return normed
+        scaled = normed * w[f"{name}.weight"]
+        return scaled if kind == "layer_no_bias" else scaled + w[f"{name}.bias"]
 
     def _rotate(self, x_BTHK: Tensor, angles: Angles) -> Tensor:
         cos, sin = angles

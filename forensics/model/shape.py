@@ -21,7 +21,7 @@ class Shape:
     head_width: int
     mlp_width: int
     norm: str  # pre | post
-    norm_kind: str  # rms | layer | layer_no_parameters
+    norm_kind: str  # rms | layer | layer_no_bias | layer_no_parameters
     norm_eps: float
     qk_norm: str  # none | head | whole
     position: str  # rope | learned

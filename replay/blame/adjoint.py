@@ -60,7 +60,10 @@ class Smooth(Decoder):
             return super()._norm(x, w, name, kind)
         centred = x - x.mean(-1, keepdim=True)
         y = centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.shape.norm_eps)
-        return y if kind == "layer_no_parameters" else y * w[f"{name}.weight"] + w[f"{name}.bias"]
+        if kind == "layer_no_parameters":
+            return y
+        scaled = y * w[f"{name}.weight"]
+        return scaled if kind == "layer_no_bias" else scaled + w[f"{name}.bias"]
 
 
 @dataclass(frozen=True)
