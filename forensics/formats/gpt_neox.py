@@ -84,7 +84,8 @@ def read_run(path: Path) -> ForeignRun:
         )
     shape = shape_from(section, embedding.shape[0])
     shapes, plan = parameter_shapes(shape), plan_of(shape)
-    checkpoints, unplaced = [], set()
+    checkpoints: list[ForeignCheckpoint] = []
+    unplaced: set[str] = set()
     for folder, tensors in zip(found, stored):
         placed = place(tensors, plan, shapes, TITLE)
         unplaced |= set(placed.unplaced)

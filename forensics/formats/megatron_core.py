@@ -82,7 +82,8 @@ def read_run(path: Path) -> ForeignRun:
     settings = Settings(arguments, "")
     section = model_section(settings)
     shape = shape_from(section, settings.whole("padded_vocab_size"))
-    checkpoints, unplaced = [], set()
+    checkpoints: list[ForeignCheckpoint] = []
+    unplaced: set[str] = set()
     for folder, common in zip(found, commons):
         checkpoint, without_place = _checkpoint(folder, common, shape)
         checkpoints.append(checkpoint)
@@ -205,7 +206,7 @@ def _checkpoint(
     named = {name: tensor.lazy(name) for name, tensor in stored.tensors.items()}
     model = {name: tensor for name, tensor in named.items() if not name.startswith("optimizer.")}
     placed = place(_layer_by_layer(model, shape.layers), plan, shapes, TITLE)
-    moments = {}
+    moments: dict[str, dict[str, LazyTensor]] = {}
     for moment in MOMENTS:
         prefix = f"optimizer.state.{moment}."
         tensors = {n.removeprefix(prefix): t for n, t in named.items() if n.startswith(prefix)}

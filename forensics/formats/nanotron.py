@@ -59,7 +59,8 @@ def read_run(path: Path) -> ForeignRun:
     found = folders(path, is_checkpoint)
     if not found:
         raise missing_checkpoint(path, TITLE, f"{METADATA} and {MODEL_CONFIG}")
-    model, config = read_json(found[-1] / MODEL_CONFIG), {}
+    model = read_json(found[-1] / MODEL_CONFIG)
+    config: dict[str, Any] = {}
     if (found[-1] / CONFIG).is_file():
         config = read_yaml(found[-1] / CONFIG)
     settings, training = Settings(model, ""), Settings(config, "")
@@ -67,7 +68,8 @@ def read_run(path: Path) -> ForeignRun:
     shape = shape_from(section, settings.whole("vocab_size"))
     plan = plan_of(shape, interleaved=bool(settings.get("rope_interleaved", False)))
     shapes = parameter_shapes(shape)
-    checkpoints, unplaced = [], set()
+    checkpoints: list[ForeignCheckpoint] = []
+    unplaced: set[str] = set()
     for folder in found:
         placed = place(_tensors(folder / "model"), plan, shapes, TITLE)
         unplaced |= set(placed.unplaced)
@@ -216,17 +218,18 @@ def _slices(text: str, dimensions: int, path: Path) -> list[tuple[_Slices, _Slic
 
     Errors: data.
     """
-    pairs = []
+    pairs: list[tuple[_Slices, _Slices]] = []
     for pair in text.split(";"):
-        sides = [tuple(map(_slice, side.split("|"))) for side in pair.split("#")]
-        if len(sides) != 2 or any(len(side) != dimensions or None in side for side in sides):
+        read = [[_slice(part) for part in side.split("|")] for side in pair.split("#")]
+        sides = [tuple(part for part in side if part is not None) for side in read]
+        if len(sides) != 2 or any(len(side) != dimensions for side in sides):
             raise ForensicsError(
                 "data",
                 f"{path.name}: wanted which slices of the whole it holds, found {text[:40]!r}",
                 "is it whole?",
             )
         pairs.append((sides[0], sides[1]))
-    return pairs  # type: ignore[return-value]
+    return pairs
 
 
 def _slice(text: str) -> slice | None:

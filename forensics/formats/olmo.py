@@ -230,12 +230,13 @@ def _optimizer(
             f"{folder.name}: its optimizer's tensors counted {sorted(steps)[:4]} updates",
             "",
         )
-    lion = bool(stored["exp_avg"]) and not stored["exp_avg_sq"]
     moments = {
         moment: place(tensors, plan, shapes, f"{TITLE}'s {moment}").tensors
         for moment, tensors in stored.items()
-        if tensors or not lion
+        if tensors
     }
+    if "exp_avg" in moments and "exp_avg_sq" not in moments:
+        moments["exp_avg_sq"] = zeros_like(moments["exp_avg"])  # Lion has none, and reads none
     return _Optimizer(True, moments, steps.pop() if steps else None)
 
 

@@ -74,7 +74,8 @@ def read_run(path: Path) -> ForeignRun:
         from_dict({"model": model}).model, section.whole("vocab_size"), data["sequence_length"]
     )
     plan = plan_of(shape, interleaved=_rope(settings).get("name") == "complex")
-    checkpoints, unplaced = [], set()
+    checkpoints: list[ForeignCheckpoint] = []
+    unplaced: set[str] = set()
     for folder, state in zip(found, states):
         checkpoint, without_place = _checkpoint(folder, state, plan, shape)
         checkpoints.append(checkpoint)

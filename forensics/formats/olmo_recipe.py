@@ -206,6 +206,7 @@ def _optimizer(settings: Settings) -> dict[str, Any]:
     optimizer.only("selective_updates", False, None)
     norms, embeddings = optimizer.get("decay_norm_and_bias"), optimizer.get("decay_embeddings")
     return {
+        "update_rule": "lion" if optimizer.get("name") == "lionw" else "adamw",
         "learning_rate": optimizer.number("learning_rate"),
         "betas": tuple(map(float, optimizer.get("betas"))),
         "eps": optimizer.number("eps"),

@@ -52,6 +52,19 @@ _CLASSES = (
             "_MEM_FORMAT_ENCODING",
         )
     ),
+    # plans that Megatron-core keeps beside: what was to be written, not where it is
+    *(
+        f"torch.distributed.checkpoint.planner.{name}"
+        for name in (
+            "SavePlan",
+            "WriteItem",
+            "WriteItemType",
+            "TensorWriteData",
+            "BytesIOWriteData",
+        )
+    ),
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreSavePlan",
+    "megatron.core.dist_checkpointing.strategies.torch.MCoreMetadata",
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
     "torch.distributed._shard.sharded_tensor.metadata.MEM_FORMAT_ENCODING",
     "torch.distributed.checkpoint.filesystem._StorageInfo",
