@@ -316,6 +316,9 @@ class Train:
     )
     clip_warmup: int = key(0, "first steps at which `clip` is `clip_warmup_factor` times it", low=0)
     clip_warmup_factor: float = key(1.0, "factor of `clip` during `clip_warmup`", above=0)
+    clip_warmup_after: int = key(
+        0, "of those, first steps whose `clip` is the plain one (OLMo's first)", low=0
+    )
     loss_over: str = key(
         "targets",
         "what the loss is divided by: targets: all of the batch; tokens: the sequences' tokens "

@@ -127,7 +127,7 @@ RULES = (
     ),
     *(
         Ineffective(f"train.{key}", lambda r: r.train.clip == 0, "train.clip = 0 clips nothing")
-        for key in ("clip_eps", "clip_warmup", "clip_warmup_factor")
+        for key in ("clip_eps", "clip_warmup", "clip_warmup_factor", "clip_warmup_after")
     ),
     Ineffective(
         "train.clip_warmup_factor",

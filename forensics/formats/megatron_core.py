@@ -2,7 +2,7 @@
 
 Layers are stored stacked ("decoder.layers.self_attention…", first dimension the layer) or each by
 its number. Source: NVIDIA/Megatron-LM megatron/training/checkpointing.py,
-megatron/core/dist_checkpointing, megatron/core/transformer/attention.py.
+megatron/core/transformer/attention.py.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def _refuse_untied(file: Path, embedding: LazyTensor | None, head: LazyTensor | 
 
 
 def train_section(config: Settings, last: int) -> dict[str, Any]:
-    """Return the keys of [train] that train.py's settings say. Errors: data."""
+    """Return the keys of [train] that the training script's settings say. Errors: data."""
     if not config.document:
         return {"steps": max(1, last)}
     micro_batch = config.whole("batch_size", 12)

@@ -82,7 +82,8 @@ def read_run(path: Path) -> ForeignRun:
         unplaced |= set(without_place)
     notes: list[str] = []
     steps = [checkpoint.step for checkpoint in checkpoints]
-    train = train_section(settings, data, states[-1], plan, steps, notes)
+    placed = {name: plan[name] for name in parameter_shapes(shape)}
+    train = train_section(settings, data, states[-1], placed, steps, notes)
     return ForeignRun(
         format=FORMAT.kind,
         checkpoints=by_step(checkpoints),
@@ -117,6 +118,8 @@ def plan_of(shape: Shape, interleaved: bool) -> dict[str, Piece]:
                 heads = turned.get(part, 0)
                 weight = Piece(f"{theirs}.attention.w_{part}.{kind}", interleaved=heads)
                 plan[f"{ours}.attn.{part}_proj.{kind}"] = weight
+                if part == "v":
+                    continue
                 heads = min(heads, 1) if shape.qk_norm == "head" else heads
                 gain = Piece(f"{theirs}.attention.{part}_norm.{kind}", interleaved=heads)
                 plan[f"{ours}.attn.{part}_norm.{kind}"] = gain

@@ -248,19 +248,20 @@ def _schedule(
         "decay_base": 1.0,
         "min_lr": 0.0 if name == "inverse_sqrt_with_warmup" else scheduler.number("alpha_f"),
         **({} if length is None else {"schedule_steps": length}),
-        **_clip_warmup(scheduler),
+        **_clip_warmup(scheduler, per_step),
     }
 
 
-def _clip_warmup(scheduler: Settings) -> dict[str, Any]:
+def _clip_warmup(scheduler: Settings, per_step: int) -> dict[str, Any]:
     """Return the warm-up of the clip: the trainer sets a step's threshold at the end of the one
-    before it, so N of its steps are N + 1 of ours.
+    before it, so its first step has the plain one, and N of its steps end with our step N.
     """
     if None in (scheduler.get("grad_clip_warmup_steps"), scheduler.get("grad_clip_warmup_factor")):
         return {}
     return {
-        "clip_warmup": int(scheduler.number("grad_clip_warmup_steps")) + 1,
+        "clip_warmup": int(scheduler.number("grad_clip_warmup_steps")) // per_step + 1,
         "clip_warmup_factor": scheduler.number("grad_clip_warmup_factor"),
+        "clip_warmup_after": 1,
     }
 
 

@@ -101,7 +101,7 @@ def own_policy(train: Train, precision: str) -> Policy:
     """Build the run's own policy; `precision` is resolved for its device."""
 
     def policy(counters: Counters) -> StepPolicy:
-        early = counters.schedule < train.clip_warmup
+        early = train.clip_warmup_after <= counters.schedule < train.clip_warmup
         return StepPolicy(
             learning_rate=learning_rate(counters.schedule, train),
             betas=train.betas,

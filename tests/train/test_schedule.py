@@ -1,6 +1,7 @@
 """The learning rate against its closed forms, at the ends and in between."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -193,3 +194,6 @@ def test_the_first_steps_may_be_clipped_at_another_threshold():
     found = [own_policy(train, "fp32")(Counters(schedule=k)) for k in range(5)]
     assert [policy.clip for policy in found] == [5, 5, 5, 0.5, 0.5]
     assert {policy.clip_eps for policy in found} == {1e-6}
+    later = replace(train, clip_warmup_after=1)  # OLMo's first step has the plain threshold
+    found = [own_policy(later, "fp32")(Counters(schedule=k)) for k in range(5)]
+    assert [policy.clip for policy in found] == [0.5, 5, 5, 0.5, 0.5]
