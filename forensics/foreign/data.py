@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import xxhash
+
 from forensics import config
 from forensics.data.batches import own_stream
 from forensics.data.foreign_order import order_of
@@ -27,6 +29,7 @@ from forensics.foreign.recipe import says
 from forensics.formats.foreign_run import ForeignCheckpoint, ForeignRun
 from forensics.model.shape import Shape
 from forensics.progress import ProgressCallback
+from forensics.store.writer import write_atomic
 from forensics.train.create import corpus_rows
 from forensics.train.origin import absolute
 
@@ -34,6 +37,7 @@ NO_EOT = -1  # no id ends a document, as far as is known
 # of token files, where no configuration names them; anything else that --data names is text
 KINDS: dict[str, TokenFileKind] = {".bin": "bare", ".ds": "datatrove", ".npy": "bare"}
 NUMPY_MAGIC = b"\x93NUMPY"
+DATA = "_data"  # of a folder of runs: what its corpora are made of
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +66,7 @@ def bring_in(
     progress: ProgressCallback,
 ) -> ImportedData:
     """Bring in data and order. Errors: missing, data, usage, config, storage."""
-    tokenizer = _tokenizer(foreign, options)
+    tokenizer = _tokenizer(foreign, options, runs)
     bare = ImportedData(recipe, tokenizer=tokenizer, eot=_eot(foreign))
     tokens = foreign.tokens or _token_files(options)
     if tokens is None:
@@ -197,11 +201,13 @@ def _without(bare: ImportedData, options: ImportOptions, why: str) -> ImportedDa
     return dataclasses.replace(bare, order_why=why)
 
 
-def _tokenizer(foreign: ForeignRun, options: ImportOptions) -> str:
+def _tokenizer(foreign: ForeignRun, options: ImportOptions, runs: Path) -> str:
     """Return bytes, the path of a tokenizer.json, or nothing. Errors: missing."""
     if options.tokenizer in (None, ""):
         if foreign.tokenizer is not None:
             return absolute(foreign.tokenizer)
+        if foreign.tokenizer_text and options.data:
+            return _written(foreign.tokenizer_text, runs)
         return "bytes" if foreign.tokens and foreign.tokens.tokenizer == "bytes" else ""
     assert options.tokenizer is not None, "asked above"
     if options.tokenizer == "bytes":
@@ -212,6 +218,16 @@ def _tokenizer(foreign: ForeignRun, options: ImportOptions) -> str:
         raise ForensicsError(
             "missing", f"--tokenizer: wanted bytes or a tokenizer.json, found none at {path}", ""
         )
+    return absolute(path)
+
+
+def _written(text: str, runs: Path) -> str:
+    """Write a tokenizer that lay in the weights' own file, under the hash of its text."""
+    data = text.encode()
+    path = runs / DATA / f"tokenizer-{xxhash.xxh3_128_hexdigest(data)}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
     return absolute(path)
 
 

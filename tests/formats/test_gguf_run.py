@@ -178,3 +178,23 @@ def test_tensors_of_another_kind_of_model_are_named(make_shape, random_params, t
     path = write(tmp_path / "m.gguf", "llama", shape, params)
     with pytest.raises(ForensicsError, match="q_norm"):
         read_run(path)
+
+
+def test_an_imported_file_takes_its_own_tokenizer_along_and_trains_on(
+    make_shape, random_params, tmp_path
+):
+    from forensics.foreign.bring_in import import_run
+    from forensics.foreign.options import ImportOptions
+    from forensics.train.run import open_run
+
+    shape, params = made(make_shape, random_params, "llama", tied=True)
+    path = write(tmp_path / "m.gguf", "llama", shape, params)
+    options = ImportOptions(data=("stdlib/json",), sequence_length=16, batch=2)
+    found = import_run(str(path), tmp_path / "runs", "small", options)
+    run = open_run(tmp_path / "runs", "small")
+    state = run.load(0)
+    assert all(torch.equal(state.params[name], params[name]) for name in params)
+    assert run.corpus.tokenizer_file.is_file() and found.order == "known"
+    assert found.logits.agrees
+    twice = [run.replay(run.load(0), 2).digest() for _ in range(2)]
+    assert twice[0] == twice[1] != state.digest()
