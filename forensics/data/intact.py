@@ -94,6 +94,22 @@ def require(folder: Path, digests: Mapping[str, str]) -> None:
             write_atomic(folder / STAMPS, json.dumps(_written(folder) | fresh).encode())
 
 
+def remember(folder: Path, digests: Mapping[str, str], since: float) -> None:
+    """Keep the stamps of files that were hashed after time `since` (seconds), to be known at once.
+
+    A file that changed shortly before that time, or later, is left to be hashed again.
+    """
+    fresh = {}
+    for file, digest in digests.items():
+        stamp = _stamp(folder / file, folder)
+        if max(stamp[2:]) / 1e9 < since - SETTLED_S:
+            fresh[file] = [*stamp, digest]
+            _known[str(folder / file)] = (stamp, digest)
+    if fresh:
+        with contextlib.suppress(ForensicsError):
+            write_atomic(folder / STAMPS, json.dumps(_written(folder) | fresh).encode())
+
+
 def changed(path: Path, how: str, folder: Path | None = None) -> ForensicsError:
     """Say that a file of a corpus in `folder` is no longer what was written."""
     linked = folder is not None and not path.is_relative_to(folder)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,6 +141,7 @@ def bring_in_corpus(
     are the recipe's data.window and data.sequence_length. An `order` of Megatron's kind lays the
     documents in the order in which they make its samples. Errors: data, missing, storage, usage.
     """
+    started = time.time()
     text = _tokenizer(tokens, tokenizer, vocabulary)
     data = runs / "_data"
     data.mkdir(parents=True, exist_ok=True)
@@ -167,6 +169,7 @@ def bring_in_corpus(
         _write(folder, text, sources, entries, header, more)
     elif not _links_to(folder, entries):  # the same bytes, elsewhere by now
         write_header(folder, *header, entries, **more)
+    intact.remember(folder, {s.file: s.hash for entry in entries for s in entry.shards}, started)
     corpus = open_corpus(folder)
     corpus.layout(window_of(window, sequence_length))  # refuses files without one sequence
     return corpus

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_links_to_files_where_they_lie_one_source_a_file(tmp_path, data):
     corpus = brought(tmp_path, located(STATED, [data]))
     assert [source.name for source in corpus.sources] == ["part-0", "part-1", "part-2"]
     assert corpus.layout(window_of("inside", 48)).n_sequences == (138, 138, 138)
-    assert {path.name for path in corpus.folder.iterdir()} == {
+    assert {path.name for path in corpus.folder.iterdir()} - {intact.STAMPS} == {
         "corpus.json",
         "tokenizer.json",
         "documents.parquet",
@@ -121,3 +122,13 @@ def test_files_too_large_to_be_read_are_hashed_by_a_sample(tmp_path, data, monke
     assert json.loads((corpus.folder / "corpus.json").read_text())["hashed"] == "sample"
     assert corpus.sources[0].shards[0].hash.startswith(intact.SAMPLED)
     assert corpus.verify() == []
+
+
+def test_a_file_that_was_read_at_import_is_not_hashed_again(tmp_path, data, monkeypatch):
+    for path in data.iterdir():
+        os.utime(path, (0, 0))
+    monkeypatch.setattr(intact, "SETTLED_S", -60.0)  # the kernel's own time of change is now
+    corpus = brought(tmp_path, located(STATED, [data]))
+    intact._known.clear()
+    monkeypatch.setattr(intact, "hash_file", lambda path: pytest.fail(f"{path} was hashed again"))
+    open_corpus(corpus.folder).sequences(np.arange(414), window_of("inside", 48))
