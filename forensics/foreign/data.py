@@ -20,8 +20,10 @@ from forensics import config
 from forensics.data.batches import own_stream
 from forensics.data.foreign_order import order_of
 from forensics.data.linked_corpus import bring_in_corpus, located
-from forensics.data.made_elsewhere import ForeignOrder, ReadSoFar, TokenFileKind, TokenFiles
+from forensics.data.made_elsewhere import ForeignOrder, ReadSoFar, TokenFiles
 from forensics.data.shards import Corpus
+from forensics.data.shuffled_documents import RULES
+from forensics.data.token_files.description import described, row_length
 from forensics.data.tokenize import prepare
 from forensics.errors import ForensicsError
 from forensics.foreign.options import ImportOptions
@@ -34,10 +36,12 @@ from forensics.train.create import corpus_rows
 from forensics.train.origin import absolute
 
 NO_EOT = -1  # no id ends a document, as far as is known
-# of token files, where no configuration names them; anything else that --data names is text
-KINDS: dict[str, TokenFileKind] = {".bin": "bare", ".ds": "datatrove", ".npy": "bare"}
-NUMPY_MAGIC = b"\x93NUMPY"
 DATA = "_data"  # of a folder of runs: what its corpora are made of
+UNINDEXED = (
+    "its order depends on the seed, on how many samples it asked for and on which documents its"
+    " split holds, which are not all known; --order FILE, one of the three index maps that its"
+    " trainer wrote"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,25 +72,36 @@ def bring_in(
     """Bring in data and order. Errors: missing, data, usage, config, storage."""
     tokenizer = _tokenizer(foreign, options, runs)
     bare = ImportedData(recipe, tokenizer=tokenizer, eot=_eot(foreign))
-    tokens = foreign.tokens or _token_files(options)
+    places = [Path(place).expanduser() for place in options.data]
+    tokens = foreign.tokens or described(places)
     if tokens is None:
         if options.data:
             return _text(bare, options, shape, runs, progress)
         return _without(bare, options, "no token files are known; --data PATH gives them")
     tokens = _of_dtype(tokens, options)
-    places = [Path(place).expanduser() for place in options.data]
+    end = foreign.configuration.get("eos_token_id")
+    if tokens.eot is None and isinstance(end, int):  # of a model's own config.json
+        tokens = dataclasses.replace(tokens, eot=end)
+        bare = dataclasses.replace(bare, eot=end)
     try:
         tokens = located(tokens, places)
     except ForensicsError as e:
         if places or e.kind != "missing":
             raise
         return _without(bare, options, f"{e.message}; --data PATH says where they lie now")
-    if not says(foreign, options, "data", "sequence_length"):
+    row = row_length(tokens)
+    T = recipe.data.sequence_length if says(foreign, options, "data", "sequence_length") else None
+    rows = row is not None and T in (None, row - 1)  # each is a training sample
+    if rows and row is not None:
+        recipe = _with_data(recipe, sequence_length=row - 1, window="separate")
+    elif T is None:
         raise ForensicsError(
             "usage",
             "wanted the length of its sequences, found none in its configuration",
             "--sequence-length T",
         )
+    bare = dataclasses.replace(bare, recipe=recipe)
+    order = ForeignOrder("rows") if rows else _order(foreign, options)
     corpus = bring_in_corpus(
         dataclasses.replace(tokens, tokenizer="bytes") if tokenizer == "bytes" else tokens,
         recipe.data.sequence_length,
@@ -95,15 +110,28 @@ def bring_in(
         runs,
         Path(tokenizer) if tokenizer not in ("", "bytes") else None,
         progress,
+        order,
     )
     linked = dataclasses.replace(
         bare, corpus=corpus, files=tokens.paths, sources=tuple(corpus_rows(corpus, recipe.data))
     )
-    return _ordered(linked, foreign, options, checkpoints, progress)
+    return _ordered(linked, order, foreign, options, checkpoints, progress)
+
+
+def _order(foreign: ForeignRun, options: ImportOptions) -> ForeignOrder:
+    """Return what is known of the order. Megatron's kind depends on more than a seed."""
+    order = foreign.order or ForeignOrder("unknown", why_unknown="its configuration names no order")
+    if options.order is not None:
+        rule = "file" if order.rule == "unknown" else order.rule
+        order = dataclasses.replace(order, rule=rule, file=options.order.expanduser())
+    if order.rule in RULES and None in (order.seed, order.samples, order.documents):
+        return order if order.file is not None else ForeignOrder("unknown", why_unknown=UNINDEXED)
+    return order
 
 
 def _ordered(
     linked: ImportedData,
+    order: ForeignOrder,
     foreign: ForeignRun,
     options: ImportOptions,
     checkpoints: Sequence[ForeignCheckpoint],
@@ -112,10 +140,6 @@ def _ordered(
     """Find the order in which the data was read. Errors: data, missing, storage."""
     recipe, corpus = linked.recipe, linked.corpus
     assert corpus is not None, "an order is of a corpus"
-    order = foreign.order or ForeignOrder("unknown", why_unknown="its configuration names no order")
-    if options.order is not None:
-        rule = "file" if order.rule == "unknown" else order.rule
-        order = dataclasses.replace(order, rule=rule, file=options.order.expanduser())
     if not says(foreign, options, "train", "batch"):
         why = "how many sequences a step reads is not known; --batch B gives it"
         return dataclasses.replace(linked, order_why=why)
@@ -234,39 +258,6 @@ def _written(text: str, runs: Path) -> str:
 def _eot(foreign: ForeignRun) -> int:
     known = foreign.tokens.eot if foreign.tokens else None
     return NO_EOT if known is None else known
-
-
-def _token_files(options: ImportOptions) -> TokenFiles | None:
-    """Make token files of --data where no configuration names any; None: it is text, or nothing."""
-    paths = [Path(place).expanduser() for place in options.data]
-    files = [file for path in paths for file in _in_folder(path)]
-    kinds = {_kind(file) for file in files}
-    if not files or None in kinds:
-        return None
-    if len(kinds) > 1:
-        raise ForensicsError(
-            "usage",
-            "--data: wanted token files of one kind, found " + ", ".join(sorted(map(str, kinds))),
-            "import them one by one",
-        )
-    (kind,) = kinds
-    assert kind is not None, "asked above"
-    return TokenFiles(tuple(str(file) for file in files), kind, options.dtype)
-
-
-def _in_folder(path: Path) -> list[Path]:
-    if not path.is_dir():
-        return [path]
-    return sorted(file for file in path.iterdir() if file.suffix in KINDS)
-
-
-def _kind(file: Path) -> TokenFileKind | None:
-    if not file.is_file() or file.suffix not in KINDS:
-        return None
-    with file.open("rb") as opened:
-        if opened.read(len(NUMPY_MAGIC)) == NUMPY_MAGIC:
-            return "numpy"
-    return "megatron" if file.with_suffix(".idx").is_file() else KINDS[file.suffix]
 
 
 def _of_dtype(tokens: TokenFiles, options: ImportOptions) -> TokenFiles:
