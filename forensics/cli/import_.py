@@ -60,6 +60,12 @@ SHOWN = 12  # checkpoints, and names without a place, that a table lists
     help="A log of any tracker; may be repeated. One beside the checkpoints is found by itself.",
 )
 @click.option("--log-run", metavar="NAME", help="Which run of a log that holds several.")
+@click.option(
+    "--log-step-base",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="The number under which the log holds its first step; its trainer's where it is left out.",
+)
 @click.option("--steps", metavar="S,T,…", help="Only these checkpoints; all where it is left out.")
 @click.option("--stage", metavar="NAME", help="Only this stage of a run whose steps begin again.")
 @click.option("--link", is_flag=True, help="Leave the weights where they are.")
@@ -86,6 +92,7 @@ def import_(
     batch: int | None,
     logs: tuple[Path, ...],
     log_run: str | None,
+    log_step_base: int | None,
     steps: str | None,
     stage: str | None,
     link: bool,
@@ -109,6 +116,7 @@ def import_(
         batch=batch,
         logs=logs,
         log_run=log_run,
+        log_step_base=log_step_base,
         steps=_steps(steps),
         stage=stage,
         link=link,

@@ -146,7 +146,9 @@ class _Incoming:
         self.log: LogTable | None = None
         if self.logs:
             trainer = None if foreign.format == LOG else foreign.format
-            self.log = read_logs(self.logs, run=options.log_run, trainer=trainer)
+            self.log = read_logs(
+                self.logs, run=options.log_run, trainer=trainer, step_base=options.log_step_base
+            )
         last_logged = step_span(self.log)[1] if self.log else 0
         last_saved = max((checkpoint.step for checkpoint in self.checkpoints), default=0)
         self.recipe = recipe_of(foreign, options, max(last_logged, last_saved))
@@ -259,7 +261,8 @@ class _Incoming:
             name=name,
             recipe=self.foreign.format,
             config=json.loads(json.dumps(known)),
-            first_step=0,
+            # a log alone has no step before its first row
+            first_step=step_span(self.log)[0] if self.log and not self.shape else 0,
             steps=train.steps,
             corpus=self.data.corpus.hash if self.data.corpus else "",
             corpus_sources=list(self.data.sources),

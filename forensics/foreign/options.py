@@ -25,6 +25,7 @@ class ImportOptions:
     batch: int | None = None  # sequences a step
     logs: tuple[Path, ...] = ()
     log_run: str | None = None  # which of several runs in the log
+    log_step_base: int | None = None  # the log's number of the first step; None: by its trainer
     steps: tuple[int, ...] = ()  # checkpoints to bring in; empty: all
     stage: str | None = None
     link: bool = False  # leave the weights where they are

@@ -191,3 +191,20 @@ def test_every_page_opens_on_it_and_claims_nothing_that_was_not_logged(runs, pag
     text = texts_of(test)
     assert "None" not in text and "not clipped" not in text and "replay " not in text
     assert "log alone" in text
+
+
+def test_the_number_of_its_first_step_may_be_given(tmp_path):
+    log(tmp_path / "log.csv", 1)
+    output, code = called(
+        main,
+        tmp_path / "runs",
+        "import",
+        str(tmp_path / "log.csv"),
+        "--name",
+        "based",
+        "--log-step-base",
+        str(START),
+    )
+    assert code == 0, output
+    steps = reader.read(tmp_path / "runs" / "based", "steps", ["step"])["step"].to_pylist()
+    assert steps == list(range(ROWS))
