@@ -6,8 +6,8 @@
 The file's metadata are turned into Hugging Face's configuration and its tensors into Hugging
 Face's names, so that families, checks and errors are those of a folder. Of architecture "llama"
 the rows of q and k are put back: llama.cpp stores the two halves of a head's pairs side by side
-(convert_hf_to_gguf.py, LlamaModel.permute). Llama 3's stretched wavelengths lie in a tensor of
-their own (rope_freqs.weight), from which they are recognised.
+(ggml-org/llama.cpp convert_hf_to_gguf.py, LlamaModel.permute). Llama 3's stretched
+wavelengths lie in a tensor of their own (rope_freqs.weight), from which they are recognised.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 torch's AdamW numbers parameters in the order in which its groups name them: matrices, which decay,
 then gains and biases, which do not, each in the order of the model's own parameters
-(transformers, trainer.py, `create_optimizer`). Every moment's shape is held against its
-parameter's; where one does not fit, no moments are taken.
+(huggingface/transformers src/transformers/trainer.py, `create_optimizer`). Every moment's
+shape is held against its parameter's; where one does not fit, no moments are taken.
 """
 
 from __future__ import annotations
