@@ -37,6 +37,7 @@ Reason = Literal[
     "both are needed",  # data and policy: without either it does not spike
     "either is enough",  # data or policy: only without both it does not spike
     "the policy as before takes it away",  # policy: and other data spike too
+    "any data spike, at a height of chance",  # policy: the same, and random removals move it as far
     "other data spike too",  # state or policy: every time; cannot tell: half of the times
     "worse before the window",  # before the window: P's loss stood high at its first state
     "an earlier start takes it away",  # before the window: with other data from there on

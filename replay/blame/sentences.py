@@ -136,10 +136,17 @@ def _data(judgement: Judgement, facts: Facts) -> str:
 
 def _not_data(judgement: Judgement, facts: Facts) -> str:
     left = [trial.left for trial in facts.trials.other_data]
+    remain = f"{nats(min(left))} to {nats(max(left))} remain"
     sentences = [
         f"Other batches in place of these spike too, in {_counted(facts.trials.other_data)}: of the"
-        f" spike's {nats(facts.excess.total)} nats, {nats(min(left))} to {nats(max(left))} remain."
+        f" spike's {nats(facts.excess.total)} nats, {remain}."
     ]
+    if judgement.reason == "any data spike, at a height of chance":
+        sentences = [
+            f"Other batches in place of these spike too, more than {SIGMAS:g}σ in each of"
+            f" {len(left)} trials: of the spike's {nats(facts.excess.total)} nats, {remain}.",
+            f"How high is a matter of chance: {_lower_first(_random_removals(_proof_of(facts)))}",
+        ]
     if facts.tried:
         sentences.append(f"{_strongest(facts)}.")
     sentences.append(_policy(facts))
@@ -271,6 +278,10 @@ def _random_removals(proof: Proof) -> str:
         f"Removing {proof.sequences} random {sequences} instead changes it by"
         f" {nats(low, signed=True)} to {nats(high, signed=True)} ({trials})."
     )
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _set_words(proof: Proof) -> str:

@@ -24,6 +24,12 @@ from replay.blame.result import (
 from replay.blame.rules import HALF, HEIGHT_FACTOR, OTHERS, SIGMAS
 from replay.verify import Report
 
+# doubts under which the height of a spike is a matter of chance
+HEIGHT_OF_CHANCE: tuple[Reason, ...] = (
+    "random removals take it away too",
+    "random removals differ by more",
+)
+
 
 @dataclass
 class Facts:
@@ -56,6 +62,12 @@ class Facts:
         """Whether it spikes at least every second time with other data."""
         spikes = [trial.spikes for trial in self.trials.other_data]
         return bool(spikes) and sum(spikes) * 2 >= len(spikes)
+
+    @property
+    def others_spike_lower(self) -> bool:
+        """Whether it spikes every time with other data by the detector's measure, at any height."""
+        left = [trial.left for trial in self.trials.other_data]
+        return len(left) >= OTHERS and not any(x <= SIGMAS * self.excess.scale for x in left)
 
     @property
     def policy_takes_it_away(self) -> bool:
@@ -120,6 +132,8 @@ def judge(facts: Facts) -> Judgement:
     if facts.other_data_spike or (facts.policy_takes_it_away and facts.half_of_others_spike):
         return _not_the_data(facts)
     doubt = _doubt(facts)
+    if doubt in HEIGHT_OF_CHANCE and facts.policy_takes_it_away and facts.others_spike_lower:
+        return Judgement("policy", "any data spike, at a height of chance")
     if doubt is not None:
         return Judgement("cannot tell", doubt)
     if facts.policy_takes_it_away:

@@ -127,6 +127,19 @@ def test_policy_when_other_data_spike_too_and_the_policy_as_before_takes_it_away
     assert said(facts(other_data=(0.9, 0.1, 0.8), **changed(0.7)))[0] == "cannot tell"
 
 
+def test_policy_when_any_data_spike_and_how_high_is_a_matter_of_chance():
+    chance = proved(0.9, (-3.0, 0.2, 0.1), beyond_random=False)
+    lower = {"other_data": (0.4, 0.9, 0.45), "proof": chance}  # 6σ of ordinary batches are 0.3
+    verdict, reason, words = said(facts(**lower, **changed(0.02)))
+    assert (verdict, reason) == ("policy", "any data spike, at a height of chance")
+    assert "more than 6σ in each of 3 trials: of the spike's 1.00 nats, 0.40 to 0.90" in words
+    assert "a matter of chance: removing 1 random sequence instead changes it by −0.20" in words
+    assert said(facts(**lower, **changed(0.7)))[0] == "cannot tell"  # the policy does not do it
+    assert said(facts(**lower))[0] == "cannot tell"  # no setting changed
+    once = facts(other_data=(0.4, 0.9, 0.2), proof=chance, **changed(0.02))
+    assert said(once)[0] == "cannot tell"  # with other data it need not spike
+
+
 def test_state_or_policy_when_other_data_spike_too_and_no_setting_changed():
     verdict, reason, words = said(facts(other_data=(0.9, 1.0, 0.8), proof=None, tried=0))
     assert verdict == "state or policy" and "No setting of the policy changed" in words
