@@ -202,12 +202,12 @@ class Watched:
         )  # some views have none
         first = time.perf_counter() - began
         self.page.wait_for_function(DRAWN)
-        whole = time.perf_counter() - began
+        drawn = time.perf_counter() - began
         self.settle()
         return {
             "verdict_s": round(verdict, 2),
             "first_chart_s": round(first, 2),
-            "all_s": round(whole, 2),
+            "all_s": round(drawn, 2),
         }
 
     def charts(self) -> list[tuple[int, int]]:

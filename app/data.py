@@ -50,8 +50,8 @@ def headers() -> list[dict[str, Any]]:
     """run.json of every run, oldest first; one that cannot be read is left out (`forensics doctor`
     tells).
     """
-    found = [header(name) for name in reader.runs_in(runs_folder())]
-    return sorted((h for h in found if h), key=lambda h: (h.get("created") or "", h["name"]))
+    every = [header(name) for name in reader.runs_in(runs_folder())]
+    return sorted((h for h in every if h), key=lambda h: (h.get("created") or "", h["name"]))
 
 
 def header(run: str) -> dict[str, Any]:
@@ -113,6 +113,14 @@ def lineage(run: str) -> list[str]:
         chain.append(name)
         name = header(name).get("parent")
     return chain
+
+
+def forks_of(run: str) -> list[dict[str, Any]]:
+    """Return run.json of the forks that left this very run, oldest first; not of another run that
+    had its name.
+    """
+    parent = header(run)
+    return [fork for fork in headers() if fork.get("parent") == run and is_parent(parent, fork)]
 
 
 def reached(run: str) -> int | None:

@@ -85,7 +85,9 @@ def documents(run: str, kind: str) -> list[Document]:
 def draw_unreadable(run: str, kind: str) -> None:
     """Say of each result of another version, or damaged, what makes it anew."""
     for error in _results(run, kind).unreadable:
-        safe_html.nothing(["A result is not shown. ", error.message, "."], hint=error.hint)
+        safe_html.nothing(
+            ["A result is not shown. ", *safe_html.spoken(f"{error.message}.")], hint=error.hint
+        )
 
 
 class Results(NamedTuple):
@@ -103,9 +105,9 @@ def _results(run: str, kind: str) -> Results:
 
 @functools.lru_cache(32)
 def _read_results(folder: str, kind: str, stamp: tuple[Any, ...]) -> Results:
-    kept = kept_results(Path(folder), kind, RECORDS[kind])
-    documents = [Document(name, with_numbers(content)) for name, content in kept.results]
-    return Results(documents, kept.unreadable)
+    results = kept_results(Path(folder), kind, RECORDS[kind])
+    documents = [Document(name, with_numbers(content)) for name, content in results.results]
+    return Results(documents, results.unreadable)
 
 
 def of_this_version(

@@ -82,9 +82,9 @@ def _fork_views(run: str, spike: int) -> dict[str, View]:
     best = max(_finished_forks(run), key=lambda fork: fork["placebos"] or 0, default=None)
     fork = {"fork": best["fork"], "part": "fork"} if best else {}
     shown: dict[str, View] = {"forks": ("forks", at | fork)}
-    for part in ("sweep", "matrix"):
-        if _measured(run, part):
-            shown[f"forks-{part}"] = "forks", at | {"part": part}
+    for tab in ("sweep", "matrix"):
+        if _measured(run, tab):
+            shown[f"forks-{tab}"] = "forks", at | {"part": tab}
     blamed = _blamed(run)
     of_blame = spike if spike in blamed or not blamed else blamed[0]
     shown["blame"] = "blame", {"run": run, "spike": of_blame}
@@ -94,7 +94,7 @@ def _fork_views(run: str, spike: int) -> dict[str, View]:
 def _finished_forks(run: str) -> list[dict[str, Any]]:
     from app import data
 
-    forks = [header["name"] for header in data.headers() if header.get("parent") == run]
+    forks = [header["name"] for header in data.forks_of(run)]
     return data.rows("forks_of", runs=",".join(forks)) if forks else []
 
 

@@ -74,6 +74,14 @@ def code(text: object) -> Piece:
 Part = str | Piece
 
 
+def spoken(sentence: str) -> list[Part]:
+    """Set what stands between backticks in a sentence of a command's answer as code."""
+    between = sentence.split("`")
+    if len(between) % 2 == 0:  # one without its partner: all of it is text
+        return [sentence]
+    return [code(text) if i % 2 else text for i, text in enumerate(between) if text]
+
+
 def escaped(parts: Sequence[Part]) -> str:
     """Parts of a sentence as HTML in which nothing of their text is markup."""
     tags = {
@@ -135,7 +143,7 @@ def nothing(
     _draw(
         f"<p>{escaped(parts)}</p>"
         + (
-            f'<p class="hedge">{escaped([hint] if isinstance(hint, str) else hint)}</p>'
+            f'<p class="hedge">{escaped(spoken(hint) if isinstance(hint, str) else hint)}</p>'
             if hint
             else ""
         )
@@ -146,7 +154,8 @@ def nothing(
 
 def failed(error: ForensicsError) -> None:
     """Draw an error of ours where the page's content would stand."""
-    nothing([strong("This cannot be shown: "), error.message + "."], hint=error.hint)
+    message = spoken(f"{error.message}.")
+    nothing([strong("This cannot be shown: "), *message], hint=error.hint)
 
 
 def frame(

@@ -51,7 +51,7 @@ def nan_rate(seed: int, runs: Path) -> Plant:
     _train(_recipe(seed, runs / "texts", None, 0.0), name, runs)
     change = {"kind": "lr-scale", "factor": 1e39, "window": f"{AT}:{AT + 1}"}
     _fork(runs, name, [change])
-    return Plant(f"{name}-fork", AT + 2, "loss", ("state or policy",), None)
+    return Plant(f"{name}-fork", AT + 2, "loss", ("policy",), None)
 
 
 def nan_document(seed: int, runs: Path) -> Plant:
@@ -62,7 +62,8 @@ def nan_document(seed: int, runs: Path) -> Plant:
     recipe = _recipe(seed, runs / "texts", _odd_document(seed), ODD_SHARE)
     _train(recipe, name, runs)
     donor = f"{name}-weights"
-    _train(recipe, donor, runs)
+    if not (runs / donor).exists():
+        shutil.copytree(runs / name, runs / donor)  # a run is where it lies
     _make_huge(runs, donor)
     _fork(runs, name, [{"kind": "transplant", "checkpoint": f"{donor}@{AT}", "tensors": ["*"]}])
     return Plant(f"{name}-fork", AT, "loss", ("data", "data and state"), "planted")

@@ -278,7 +278,7 @@ def describe() -> str:
 
 def _markdown(head: list[str], rows: Cells) -> list[str]:
     """Return a Markdown table, its first column as code, and an empty line."""
-    cells = [[f"`{first}`", *others] for first, *others in rows]
+    cells = [[f"`{first}`", *cells_after] for first, *cells_after in rows]
     return [
         f"| {' | '.join(head)} |",
         f"|{'---|' * len(head)}",

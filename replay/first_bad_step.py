@@ -66,9 +66,9 @@ def first_bad_step_of(runs: Path, name: str) -> FirstBadStep:
         raise ForensicsError(
             "missing", f"{name} has no recorded step yet", "`forensics show` tells its status"
         )
-    found = first_bad_step(series.steps.tolist(), series.names, series.values)
+    bad_step = first_bad_step(series.steps.tolist(), series.names, series.values)
     first, last = int(series.steps[0]), int(series.steps[-1]) + 1
-    return FirstBadStep(name, first, last, len(series.names), found)
+    return FirstBadStep(name, first, last, len(series.names), bad_step)
 
 
 def _series(runs: Path, name: str) -> _Series:

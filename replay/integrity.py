@@ -180,13 +180,13 @@ def _checkpoints(run: Run, progress: ProgressCallback) -> _Saved:
         recorded, listed = {}, set()
     saved, files = run.saved_steps(), 0
     problems: list[str] = []
-    whole = []
+    complete = []
     for i, step in enumerate(saved):
         path = folder / checkpoint.name_of(step)
         damaged = checkpoint.verify(path)
         problems += [f"checkpoints: {problem}" for problem in damaged]
         if not damaged:
-            whole.append(step)
+            complete.append(step)
             files += sum(1 for file in path.iterdir() if file.is_file())
             # of weights that lie elsewhere none is kept: their files' hashes are
             digest = json.loads((path / "state.json").read_bytes()).get("digest")
@@ -206,7 +206,7 @@ def _checkpoints(run: Run, progress: ProgressCallback) -> _Saved:
         for step in sorted(listed - set(saved))
         if not (folder / checkpoint.name_of(step)).exists()
     ]
-    return _Saved(_Finding(Check("checkpoints", files), problems), whole)
+    return _Saved(_Finding(Check("checkpoints", files), problems), complete)
 
 
 def _unchecked(run: Run, unnamed: list[Path]) -> Iterator[Unchecked]:

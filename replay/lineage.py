@@ -94,11 +94,11 @@ def _where_it_may_be(runs: Path, fork: Header) -> str:
     alike = []
     for name in reader.runs_in(runs):
         try:
-            found = read_header(runs, name)
+            header = read_header(runs, name)
         except (ForensicsError, OSError):
             continue
         # a fork of that run inherits all but the time at which it was made
-        if fork.parent_created == found.created and is_parent(vars(found), vars(fork)):
+        if fork.parent_created == header.created and is_parent(vars(header), vars(fork)):
             alike.append(name)
     if not alike:
         return "bring its folder back"
@@ -165,7 +165,7 @@ def root(run: Run) -> Run:
 
 def holder_of(run: Run, step: int) -> Run:
     """Return the run or ancestor that ran batch `step`: below a fork's start it is an ancestor."""
-    reaching = (each for each in ancestors(run) if each.header.first_step <= step)
+    reaching = (ancestor for ancestor in ancestors(run) if ancestor.header.first_step <= step)
     return next(reaching, root(run))
 
 
@@ -174,18 +174,18 @@ def lowest_state(run: Run) -> int:
 
     A fork agrees with its parent below its start, unless it moved the state there.
     """
-    moved = (each for each in ancestors(run) if _moves_the_state(each))
+    moved = (ancestor for ancestor in ancestors(run) if _moves_the_state(ancestor))
     return next(moved, root(run)).header.first_step
 
 
 def _moves_the_state(run: Run) -> bool:
-    return any(from_dict(each).moves_start() for each in run.header.interventions or [])
+    return any(from_dict(ancestor).moves_start() for ancestor in run.header.interventions or [])
 
 
 def checkpoint_at_or_before(run: Run, step: int) -> int | None:
     """Return the latest saved state at or before `step` along the lineage; None: there is none."""
-    for each in ancestors(run):
-        saved = [state for state in each.saved_steps() if state <= step]
+    for ancestor in ancestors(run):
+        saved = [state for state in ancestor.saved_steps() if state <= step]
         if saved:
             return saved[-1]
     return None

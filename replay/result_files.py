@@ -43,13 +43,13 @@ def kept_results(folder: Path, kind: str, record: type[ResultRecord]) -> KeptRes
     """List the results `<kind>-<hash or step>.json` of a folder, each a document of `record`."""
     pattern = re.compile(rf"{re.escape(kind)}-([0-9a-f]{{16}}|[0-9]{{1,16}})\.json")
     paths = [path for path in folder.glob(f"{kind}-*.json") if pattern.fullmatch(path.name)]
-    found = KeptResults([], [])
+    results = KeptResults([], [])
     for path in sorted(paths, key=_age_and_name):
         try:
-            found.results.append(KeptResult(path.stem, _document(path, record)))
+            results.results.append(KeptResult(path.stem, _document(path, record)))
         except ForensicsError as error:
-            found.unreadable.append(error)
-    return found
+            results.unreadable.append(error)
+    return results
 
 
 def _document(path: Path, record: type[ResultRecord]) -> dict[str, Any]:

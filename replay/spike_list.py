@@ -122,9 +122,9 @@ def spikes_of(
     rows = [
         row for row in _rows(recorded, metrics, detector, setting) if row.step >= recorded.first
     ]
-    own = [i for i, step in enumerate(recorded.steps) if step >= recorded.first]
-    loss, grad_norm = (spike_score([recorded.columns[m][i] for i in own]) for m in METRICS)
-    computed = [i for i in own if recorded.columns["loss"][i] is not None]
+    after_start = [i for i, step in enumerate(recorded.steps) if step >= recorded.first]
+    loss, grad_norm = (spike_score([recorded.columns[m][i] for i in after_start]) for m in METRICS)
+    computed = [i for i in after_start if recorded.columns["loss"][i] is not None]
     return SpikeList(
         run=name,
         detector=detector,
@@ -137,7 +137,7 @@ def spikes_of(
         spike_score=SpikeScore(
             loss[0] if loss[1] else None, grad_norm[0] if grad_norm[1] else None, loss[1]
         ),
-        trend=_trend(recorded, own),
+        trend=_trend(recorded, after_start),
         spikes=tuple(sorted(rows, key=lambda row: (row.step, row.metric))),
     )
 

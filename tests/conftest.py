@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,53 @@ TINY = {
     "checkpoint": {"every": 10},
     "record": {"flush_every": 7},
 }
+
+
+# With `--dist loadfile` a long file that begins last keeps one core waiting: these begin first.
+LONGEST_FIRST = (
+    "replay/blame/test_blame.py",
+    "app/test_forks_in_a_browser.py",
+    "app/test_browser.py",
+    "replay/test_engine.py",
+    "train/test_loop.py",
+    "tokens/test_tokens_command.py",
+    "queries/test_notebooks.py",
+    "app/test_attention.py",
+    "replay/blame/test_norm.py",
+    "replay/blame/test_nonfinite.py",
+    "replay/blame/test_metagradient.py",
+    "app/test_tokens_page.py",
+    "app/test_batch.py",
+    "model/test_loss_kernel.py",
+    "queries/test_queries.py",
+    "replay/test_composition.py",
+    "replay/test_sweep.py",
+    "replay/test_matrix.py",
+    "app/test_pages.py",
+    "app/test_forks_page.py",
+    "store/test_sandbox.py",
+    "store/test_background.py",
+    "replay/test_spec.py",
+    "replay/blame/test_query.py",
+    "replay/blame/test_evidence.py",
+    "train/test_advance.py",
+    "train/test_compiled.py",
+    "observe/test_kernels.py",
+    "app/test_fork_windows.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep xdist from sorting files by how many tests they hold, which puts the longest last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; within a file they keep their order."""
+    folder = Path(__file__).parent
+    place = {folder / name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)

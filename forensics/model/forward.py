@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import io
 import os
@@ -136,7 +137,7 @@ def load_in_transformers(source: Path, **options: Any) -> Any:
 
     Weights that it does not find it would draw: that is refused. Errors: data.
     """
-    with quiet():
+    with quiet(), _gguf_read_once() if source.is_file() else contextlib.nullcontext():
         from transformers import AutoModelForCausalLM
 
         gguf = {"gguf_file": source.name} if source.is_file() else {}
@@ -170,6 +171,22 @@ def load_in_transformers(source: Path, **options: Any) -> Any:
             "is it complete, and in Hugging Face's layout?",
         )
     return model.eval()
+
+
+@contextlib.contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """Let transformers read a GGUF file's head once instead of twice, and make the map of its
+    tensors' names once instead of once a tensor: most of the time that loading a small model takes.
+    """
+    import gguf
+
+    read, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = functools.lru_cache(1)(read)  # type: ignore[misc, assignment]
+    gguf.get_tensor_name_map = functools.lru_cache(1)(name_map)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = read, name_map  # type: ignore[misc]
 
 
 @contextlib.contextmanager

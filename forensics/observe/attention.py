@@ -45,8 +45,10 @@ class HeadStatistics:
         """Return the statistics of both micro-batches together."""
         return HeadStatistics(
             {
-                each.column: MERGES[each.merge](self.merged[each.column], other.merged[each.column])
-                for each in STATISTICS
+                statistic.column: MERGES[statistic.merge](
+                    self.merged[statistic.column], other.merged[statistic.column]
+                )
+                for statistic in STATISTICS
             },
             self.queries + other.queries,
             self.open_queries + other.open_queries,
@@ -57,7 +59,10 @@ class HeadStatistics:
         device = next(iter(self.merged.values())).device
         opened = torch.as_tensor(self.open_queries, dtype=torch.float64, device=device)
         counts = QueryCounts(self.queries, opened)
-        return {each.column: each.finish(self.merged[each.column], counts) for each in STATISTICS}
+        return {
+            statistic.column: statistic.finish(self.merged[statistic.column], counts)
+            for statistic in STATISTICS
+        }
 
 
 class Rows(NamedTuple):
@@ -213,7 +218,7 @@ def _reduce(
         _by_head,
     )
     return HeadStatistics(
-        {each.column: each.measure(query) for each in STATISTICS},
+        {statistic.column: statistic.measure(query) for statistic in STATISTICS},
         queries=B * T,
         open_queries=B * T - query.alone[:, 0].sum() if opened is None else opened,
     )
@@ -223,4 +228,6 @@ def _by_head(x: Tensor) -> Tensor:
     """Σ over B and queries of (B, H, T), (H,) float64: by stretches too short to be split among
     threads.
     """
-    return torch.stack([part.double().sum(2).sum(0) for part in x.split(sums.BLOCK, dim=2)]).sum(0)
+    return torch.stack([block.double().sum(2).sum(0) for block in x.split(sums.BLOCK, dim=2)]).sum(
+        0
+    )

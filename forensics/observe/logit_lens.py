@@ -34,6 +34,6 @@ def logit_lens(
                 -(log_p.exp() * log_p).sum(1),
                 (p_final * (final - log_p)).sum(1),
             )
-            sums[layer] += torch.stack([(part.double() * weights[rows]).sum() for part in parts])
+            sums[layer] += torch.stack([(block.double() * weights[rows]).sum() for block in parts])
     means = sums / weights.sum().clamp_min(1e-300)
     return [dict(zip(("lens_loss", "lens_entropy", "lens_kl"), row)) for row in means.tolist()]

@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from forensics.step.result import StepResult
     from forensics.step.state import TrainState
 
-HEADS = tuple(each.column for each in head_statistics.STATISTICS)
+HEADS = tuple(statistic.column for statistic in head_statistics.STATISTICS)
 # what a block computes, in that order; the taps come in another one, once the block is done
 FORWARD = ("resid_in", "attention logits", "attn_out", "mlp_out", "resid_out")
 
 
-SITES = {each.column: each.site for each in layer_statistics.STATISTICS}
+SITES = {statistic.column: statistic.site for statistic in layer_statistics.STATISTICS}
 BY_SITE: dict[str, list[LayerStatistic]] = {}
-for _each in layer_statistics.STATISTICS:
-    if _each.measure is not None:
-        BY_SITE.setdefault(_each.site, []).append(_each)
+for _statistic in layer_statistics.STATISTICS:
+    if _statistic.measure is not None:
+        BY_SITE.setdefault(_statistic.site, []).append(_statistic)
 
 
 @dataclass
@@ -210,7 +210,9 @@ class Recorder:
         if "heads" in tables:
             wants |= {"q", "k", "documents"}
         if "layers" in tables:
-            wants |= {each.site for each in layer_statistics.STATISTICS if each.measure}
+            wants |= {
+                statistic.site for statistic in layer_statistics.STATISTICS if statistic.measure
+            }
         if self.later:
             wants.add("launched")
         self.wants = frozenset(wants)

@@ -154,7 +154,7 @@ class TensorProbe:
             before,
             after,
         )
-        return {each.column: each.value(numbers) for each in STATISTICS}
+        return {statistic.column: statistic.value(numbers) for statistic in STATISTICS}
 
 
 # Comparing and counting cost ten times an addition on CPU, and hardly any stretch holds what is

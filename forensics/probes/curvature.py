@@ -57,14 +57,14 @@ def curvature(view: View, _: object) -> Value:
     hessian = Hessian(view, view.run.batch_at(state.counters.step), policy.z_loss)
 
     def preconditioned(vector: Params) -> Params:
-        product = hessian.times({name: root[name] * part for name, part in vector.items()})
+        product = hessian.times({name: root[name] * entry for name, entry in vector.items()})
         return {name: root[name] * product[name] for name in vector}
 
-    top = largest_eigenvalue(preconditioned, {name: part.shape for name, part in root.items()})
+    top = largest_eigenvalue(preconditioned, {name: entry.shape for name, entry in root.items()})
     gradient = {name: hessian.gradient[name] for name in root}
     # as the source writes it: ⟨g, (1−β₁)/(1+β₁)·D⁻¹ H g⟩ / ‖g‖²
     product = hessian.times(gradient)
-    along = _inner(gradient, {name: root[name].square() * part for name, part in product.items()})
+    along = _inner(gradient, {name: root[name].square() * entry for name, entry in product.items()})
     along /= _inner(gradient, gradient)
     bears = 2 / policy.learning_rate if policy.learning_rate > 0 else math.inf
     return {
@@ -117,8 +117,8 @@ class Hessian:
                 grads = torch.autograd.grad(
                     self._loss(tokens, weight), leaves, create_graph=True, materialize_grads=True
                 )
-                for name, part in zip(names, of(grads, names)):
-                    sums_[name] += part.detach()
+                for name, entry in zip(names, of(grads, names)):
+                    sums_[name] += entry.detach()
         return sums_
 
     def _loss(self, tokens: Tensor, weight: Tensor) -> Tensor:
@@ -188,4 +188,4 @@ def _inner(a: Params, b: Params) -> float:
 
 
 def _scaled(vector: Params, factor: float) -> Params:
-    return {name: part * factor for name, part in vector.items()}
+    return {name: entry * factor for name, entry in vector.items()}

@@ -225,15 +225,15 @@ def inside_longer(tokenizer: Tokenizer, counts: np.ndarray) -> tuple[np.ndarray,
     for longer, parts in reversed(
         merged_from.items()
     ):  # longer tokens are made of ones that were merged before them
-        for part in parts:
-            inside[part] += counts[longer] + inside[longer]
+        for piece in parts:
+            inside[piece] += counts[longer] + inside[longer]
             best = (
                 longer
                 if longest[longer] < 0 or counts[longer] >= counts[longest[longer]]
                 else longest[longer]
             )
-            if counts[best] and (longest[part] < 0 or counts[best] > counts[longest[part]]):
-                longest[part] = best
+            if counts[best] and (longest[piece] < 0 or counts[best] > counts[longest[piece]]):
+                longest[piece] = best
     return inside, longest
 
 

@@ -24,7 +24,7 @@ def documents_met(
     rows, total, scanned = max(1, chunk // cut.stride), sum(layout.n_sequences), 0
     for s, source in enumerate(corpus.sources):
         n, offset = layout.n_sequences[s], layout.first_sequence[s]
-        met, met_last = (each[offset : offset + n] for each in (tally.met, tally.met_last))
+        met, met_last = (tallied[offset : offset + n] for tallied in (tally.met, tally.met_last))
         first_D = firsts[source.first_document :][: source.documents]
         pending = _Pending(V, S)
         for a in range(0, n, rows):

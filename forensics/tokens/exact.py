@@ -152,7 +152,7 @@ def zero_gradient(
     place[ids == last] = rows - 1
     at = torch.from_numpy(place).to(start[0].device)
     param, exp_avg, exp_avg_sq = (
-        part.new_zeros(rows, part.shape[1]).index_copy_(0, at, part) for part in start
+        moment.new_zeros(rows, moment.shape[1]).index_copy_(0, at, moment) for moment in start
     )
     state = TrainState({EMBED: param}, {EMBED: exp_avg}, {EMBED: exp_avg_sq})
     zeros = torch.zeros_like(param)

@@ -118,8 +118,8 @@ class Tally:
         reached = reachable(inputs, counted_nT, eot) & grad_n[:, None]
         self.counts += np.stack(
             [
-                self._bincount(each)
-                for each in (inputs[applied_n].reshape(-1), targets[out], inputs[reached])
+                self._bincount(ids)
+                for ids in (inputs[applied_n].reshape(-1), targets[out], inputs[reached])
             ]
         )
         self._met_at(inputs[applied_n].reshape(-1), step_nT[applied_n].reshape(-1))

@@ -47,8 +47,8 @@ class Reference:
 def given(text: str, rows: int) -> Reference:
     """`3,7-16` as ids. Errors: usage."""
     ids: set[int] = set()
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
+    for word in text.split(","):
+        first, dash, last = word.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ForensicsError(
                 "usage", f"wanted --reference IDS, found {text!r}", "ids and ranges, e.g. 5,7-16"
@@ -57,7 +57,7 @@ def given(text: str, rows: int) -> Reference:
         if low > high or high >= rows:
             raise ForensicsError(
                 "usage",
-                f"--reference: wanted ids from 0 to {rows - 1}, found {part.strip()!r}",
+                f"--reference: wanted ids from 0 to {rows - 1}, found {word.strip()!r}",
                 "the ids are rows of the embedding",
             )
         ids.update(range(low, high + 1))

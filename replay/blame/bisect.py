@@ -114,7 +114,7 @@ class DeltaDebugging:
 
 def _complements(pieces: list[Parts]) -> list[Parts]:
     return [
-        [part for j, piece in enumerate(pieces) if j != i for part in piece]
+        [slots for j, piece in enumerate(pieces) if j != i for slots in piece]
         for i in range(len(pieces))
     ]
 

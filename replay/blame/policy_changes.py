@@ -76,13 +76,13 @@ def changed_fields(
     changes = []
     for field in FIELDS:
         usual = _usual(field, earlier)
-        others = [
+        unlike = [
             step for step in sorted(inside) if _differs(field, usual, getattr(inside[step], field))
         ]
-        if others:
-            furthest = max(others, key=lambda step: _distance(usual, getattr(inside[step], field)))
+        if unlike:
+            furthest = max(unlike, key=lambda step: _distance(usual, getattr(inside[step], field)))
             value = getattr(inside[furthest], field)
-            changes.append(ChangedField(field, others[0], usual, value))
+            changes.append(ChangedField(field, unlike[0], usual, value))
     return changes
 
 

@@ -106,15 +106,15 @@ def _remove(case: Case) -> Suspect | None:
     best = evidence.smallest or (
         max(evidence.curve, key=lambda point: point.excess_removed).removed if evidence.curve else 0
     )
-    named = candidates.suspects(replays, case.influences, window, case.options.group)
+    suspected = candidates.suspects(replays, case.influences, window, case.options.group)
     strongest = Suspect("strongest", tuple(evidence.ranked[:best]), count=best)
-    suspects = [suspect for suspect in (*named, strongest) if suspect.slots]
+    suspects = [suspect for suspect in (*suspected, strongest) if suspect.slots]
     removed = {
         suspect: replays.excess_removed(suspect.slots, f"without {suspect.words}")
         for suspect in suspects
     }
     facts.largest = max([facts.largest, *removed.values()])
-    facts.tried += len(named)
+    facts.tried += len(suspected)
     enough = [s for s in suspects if removed[s] >= AWAY * case.control.excess.total]
     if suspects:
         suspect = enough[0] if enough else max(suspects, key=lambda s: removed[s])

@@ -187,18 +187,18 @@ def _policy(facts: Facts) -> str:
         f" {nats(change.trial.left)} nats remain."
         for change in trials.policy
     ]
-    whole = trials.policy_as_before
-    if whole is not None and len(trials.policy) > 1:
-        stays = "the spike stays" if whole.spikes else "the spike does not happen"
+    together = trials.policy_as_before
+    if together is not None and len(trials.policy) > 1:
+        stays = "the spike stays" if together.spikes else "the spike does not happen"
         names = ", ".join(NAMES[change.field] for change in trials.policy)
-        listed.append(f"With all of them ({names}) as before {stays}: {nats(whole.left)} nats.")
+        listed.append(f"With all of them ({names}) as before {stays}: {nats(together.left)} nats.")
     return " ".join(listed)
 
 
-def rules_sentence(rules: Sequence[Rule]) -> str:
-    """List the numbers by which a result was judged, with their units."""
-    listed = "; ".join(f"{rule.name} {rule.value:g} {rule.unit}" for rule in rules)
-    return f"Judged by: {listed}."
+def rules_lines(rules: Sequence[Rule]) -> list[str]:
+    """List the numbers by which a result was judged, a line each, with their units."""
+    width = max((len(rule.name) for rule in rules), default=0)
+    return [f"  {rule.name:<{width}} {rule.value:>6g} {rule.unit}" for rule in rules]
 
 
 _SENTENCES: dict[Verdict, Callable[[Judgement, Facts], str]] = {
@@ -258,7 +258,7 @@ def _null_rule(null: NullWindows) -> str:
         return f"{p}, {least}; the rule of {TIMES:g} times the largest is met"
     if null.rule == "none" and null.finding == "too few":
         return f"{p}: too few windows to tell"
-    return ", ".join(part for part in (p, least) if part)
+    return ", ".join(words for words in (p, least) if words)
 
 
 def _random_removals(proof: Proof) -> str:

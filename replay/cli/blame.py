@@ -162,7 +162,7 @@ def blame(
 
 def tell(result: BlameResult, texts: Sequence[CandidateText]) -> None:
     """Tell the result as a story, the verdict first; `texts` of the first candidates."""
-    from replay.blame.sentences import cause, excess_sentence, rules_sentence
+    from replay.blame.sentences import cause, excess_sentence, rules_lines
 
     spike = result.spike
     if not result.control.bitwise:
@@ -192,7 +192,9 @@ def tell(result: BlameResult, texts: Sequence[CandidateText]) -> None:
         f"\n{result.replays} replays, {result.steps_replayed:,} training steps in all,"
         f" {result.seconds:.0f} s."
     )
-    say(rules_sentence(result.rules))
+    say("\nJudged by (docs/formulas.md has the reasons):")
+    for line in rules_lines(result.rules):
+        say(line)
 
 
 def _tell_curve(result: BlameResult) -> None:

@@ -67,11 +67,11 @@ def _given(names: tuple[str, ...]) -> list[str]:
 
 def _refuse(found: str) -> None:
     """Refuse flags that say how a finite spike of the loss is gone into. Errors: usage."""
-    given = _given(LOSS_ONLY)
-    if given:
+    refused = _given(LOSS_ONLY)
+    if refused:
         raise ForensicsError(
             "usage",
-            f"{', '.join(given)} asks about a finite spike of the loss, found {found}",
+            f"{', '.join(refused)} asks about a finite spike of the loss, found {found}",
             "leave it out",
         )
 

@@ -132,18 +132,18 @@ def _refuse_mixed(question: QuestionFlags) -> None:
             if name in context.params and source(name) is ParameterSource.COMMANDLINE
         ]
 
-    asked = given(("query", "eval"))
-    if len(asked) > 1:
+    with_text = given(("query", "eval"))
+    if len(with_text) > 1:
         raise ForensicsError(
             "usage", "wanted one text, found --query and --eval", "leave one of them out"
         )
-    if asked and given(SPIKE_ONLY):
+    if with_text and given(SPIKE_ONLY):
         raise ForensicsError(
             "usage",
-            f"{', '.join(given(SPIKE_ONLY))} asks about a spike, {asked[0]} about a text",
+            f"{', '.join(given(SPIKE_ONLY))} asks about a spike, {with_text[0]} about a text",
             "leave one of them out",
         )
-    if not asked and given(QUERY_ONLY):
+    if not with_text and given(QUERY_ONLY):
         raise ForensicsError(
             "usage",
             f"{', '.join(given(QUERY_ONLY))} asks about a text, found none",
@@ -176,7 +176,7 @@ def blame_query(
         tokens=tokens,
     )
     with bar(f"blame of {run}") as progress:
-        asked = ask(
+        answer = ask(
             runs_folder(),
             run,
             lambda opened: (
@@ -187,8 +187,8 @@ def blame_query(
             options,
             progress,
         )
-    result = asked.result
-    texts = [asked.candidate_text(candidate) for candidate in result.candidates]
+    result = answer.result
+    texts = [answer.candidate_text(candidate) for candidate in result.candidates]
     if html is not None:
         write_atomic(html, html_page(result, texts).encode())
 

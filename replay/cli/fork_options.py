@@ -86,7 +86,7 @@ def from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     interventions: list[dict[str, Any]] = []
     idle: dict[str, list[str]] = {}  # options that are given → the flags that they go with
     for kind in kinds():
-        made = [keys for flag in kind.flags for keys in _read(kind, flag, flags)]
+        documents = [keys for flag in kind.flags for keys in _read(kind, flag, flags)]
         settings: dict[str, Any] = {}
         for field in fields_of(kind):
             if option := field.about.option:
@@ -95,8 +95,8 @@ def from_flags(flags: Mapping[str, Any]) -> dict[str, Any]:
                     settings[field.name] = _usual(field)
                     continue
                 settings[field.name] = value
-                idle.setdefault(option.name, []).extend(_names(kind) if not made else [""])
-        interventions += [{"kind": kind.kind, **keys, **settings} for keys in made]
+                idle.setdefault(option.name, []).extend(_names(kind) if not documents else [""])
+        interventions += [{"kind": kind.kind, **keys, **settings} for keys in documents]
     for option_name, partners in idle.items():
         if "" not in partners:
             raise ForensicsError(

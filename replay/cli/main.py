@@ -214,8 +214,8 @@ def diff(run: str, fork: str) -> None:
         if first is None:
             say(f"{run} and {fork}: no difference was found over {len(result.divergence)} steps.")
         else:
-            what = first.tensor or first.what
-            say(f"{run} and {fork} differ first at step {first.step}, in {what}.")
+            differing = first.tensor or first.what
+            say(f"{run} and {fork} differ first at step {first.step}, in {differing}.")
         columns = ("step", "loss_gap", "logit_kl", "l2")
         if result.divergence:
             table(
@@ -260,11 +260,11 @@ def matrix(
     first, last = window(batches, "--batches") if batches is not None else (None, None)
     chosen = steps(states, "--states") if states is not None else None
     with bar("matrix", "batches") as progress:
-        asked = (runs_folder(), run, first, last, chosen, progress, spike)
+        arguments = (runs_folder(), run, first, last, chosen, progress, spike)
         if whole:
-            windows = windows_from_states.windows(*asked)
+            windows = windows_from_states.windows(*arguments)
         else:
-            cells = matrices.matrix(*asked)
+            cells = matrices.matrix(*arguments)
     if whole:
         emit(windows, lambda: output.windows(windows))
     else:

@@ -28,9 +28,9 @@ def plan(made: ForkPlan) -> None:
             f" {steps[-1]}): {made.tokens:,} targets, {len(made.documents)} documents."
         )
     say(
-        f"It runs {made.arms} arms{_nulls(made)}, {made.steps_to_compute:,} steps in all, about"
-        f" {duration(made.hours)} without probes, and holds {made.memory_bytes / 2**20:,.0f} MiB"
-        " of states."
+        f"It runs {made.arms} arms{_nulls(made)}, {made.steps_to_compute:,} steps in all, and"
+        f" reads the probes {made.probe_readings:,} times: about {duration(made.hours)}. It holds"
+        f" {made.memory_bytes / 2**20:,.0f} MiB of states."
     )
 
 
@@ -169,10 +169,14 @@ def sweep(result: SweepResult) -> None:
         f"{result.does} (as written from {result.first}), over {result.horizon} steps of"
         f" {result.run} from each step"
     )
-    say(
-        "Arm own: the run's own learning rate. Arm equal:"
-        f" {result.equal_learning_rate:.3g} throughout, in control and fork alike."
-    )
+    rate = f"{result.equal_learning_rate:.3g}"
+    if any(row.arm == "equal" for row in result.summary):
+        say(
+            f"Arm own: the run's own learning rate. Arm equal: {rate} throughout, in control and"
+            " fork alike."
+        )
+    else:
+        say(f"One arm: the run's own learning rate is {rate} throughout.")
     rows = []
     for row in result.summary:
         after: object = row.time_to_reconverge

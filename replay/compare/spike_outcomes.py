@@ -34,12 +34,12 @@ class SpikeOutcome:
 def spike_outcomes(run: Run, first: int, control: Losses, fork: Losses) -> tuple[SpikeOutcome, ...]:
     """Compare the spikes of the control's losses (by step, from `first` on) with the fork's."""
     history: Losses = {step: row["loss"] for step, row in recorded_steps(run, 0, first).items()}
-    own = _spikes(run, history, control)
-    outcomes = [_outcome(spike, fork) for spike in own]
+    in_control = _spikes(run, history, control)
+    outcomes = [_outcome(spike, fork) for spike in in_control]
     outcomes += [
         SpikeOutcome(spike.step, spike.baseline, None, spike.value, spike.sigma, happens=True)
         for spike in _spikes(run, history, fork)
-        if not any(abs(s.step - spike.step) <= NEAR for s in own)
+        if not any(abs(s.step - spike.step) <= NEAR for s in in_control)
     ]
     return tuple(sorted(outcomes, key=lambda outcome: outcome.step))
 

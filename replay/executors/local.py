@@ -48,8 +48,8 @@ def spawned(workers: int) -> Map:
     def hand_out(work: Work, tasks: Sequence[Task]) -> Iterator[tuple[int, Result]]:
         waiting: queue.SimpleQueue[tuple[int, Task]] = queue.SimpleQueue()
         finished: queue.SimpleQueue[tuple[int, Result | Exception]] = queue.SimpleQueue()
-        for each in enumerate(tasks):
-            waiting.put(each)
+        for numbered in enumerate(tasks):
+            waiting.put(numbered)
         started = [_start(work) for _ in range(min(workers, len(tasks)))]
         feeding = [
             threading.Thread(target=_feed, args=(p, waiting, finished), daemon=True)
@@ -82,7 +82,7 @@ def _start(work: Work) -> subprocess.Popen[str]:
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH")) if p)
     # one thread each; passive, so that a worker's idle threads leave the cores to the others
-    own = {
+    environment = {
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "passive",
@@ -95,7 +95,7 @@ def _start(work: Work) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
-        env=os.environ | own,
+        env=os.environ | environment,
         start_new_session=True,
     )
 

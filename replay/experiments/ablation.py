@@ -370,14 +370,14 @@ def measure(runs: Path, name: str, changed: tuple[str, ...], seed: int) -> Ablat
     rows = sorted(zip(*(table[column].to_pylist() for column in table.column_names)))
     losses = np.array([math.nan if loss is None else loss for _, loss, _ in rows], np.float64)
     held_out = [value for _, _, value in rows if value is not None]
-    found = spikes_of(runs, name)
-    slope = found.trend.grad_norm.slope
+    spikes = spikes_of(runs, name)
+    slope = spikes.trend.grad_norm.slope
     return AblationArm(
         changed,
         seed,
         name,
-        found.spike_score.grad_norm,
-        found.spike_score.loss,
+        spikes.spike_score.grad_norm,
+        spikes.spike_score.loss,
         None if slope is None else 1000.0 * slope,
         float(losses[-LAST:].mean()),
         held_out[-1] if held_out else None,

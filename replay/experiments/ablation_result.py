@@ -124,10 +124,10 @@ def effects_of(arms: Sequence[AblationArm]) -> list[AblationEffect]:
         for changed in median:
             if changed not in singles:
                 p_of |= _p_values(by_change, sorted(base), [changed], measure)
-            parts = [part for part in singles if set(part) < set(changed)]
+            parts = [subset for subset in singles if set(subset) < set(changed)]
             beyond = (
-                median[changed] - sum(median[part] for part in parts)
-                if len(parts) > 1 and all(part in median for part in parts)
+                median[changed] - sum(median[subset] for subset in parts)
+                if len(parts) > 1 and all(subset in median for subset in parts)
                 else None
             )
             p_value = p_of.get(changed, _NO_P)
@@ -163,7 +163,7 @@ def _judged(effects: Sequence[AblationEffect]) -> list[AblationEffect]:
 
 def single_changes(changes: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Return the changes that hold no other change."""
-    return [c for c in changes if not any(set(other) < set(c) for other in changes)]
+    return [c for c in changes if not any(set(smaller) < set(c) for smaller in changes)]
 
 
 def _gaps(pairs: Sequence[tuple[AblationArm, AblationArm]], measure: Measure) -> np.ndarray:

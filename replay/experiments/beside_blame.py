@@ -57,7 +57,7 @@ def compare(conclusion: MatrixConclusion, verdict: str, data: float, state: floa
     if conclusion.verdict == "cannot tell" or verdict == "cannot tell":
         return "agree" if conclusion.verdict == verdict else "one cannot tell"
     together = "interaction" in conclusion.parts
-    has_data, has_state = (together or part in conclusion.parts for part in ("data", "state"))
+    has_data, has_state = (together or name in conclusion.parts for name in ("data", "state"))
     if verdict == "numerics":
         return "they differ"
     if state > data:  # what blame names came before the spike, and left this state

@@ -174,12 +174,12 @@ def verdict_of(control: BoostArm, summary: Sequence[BoostRow]) -> str:
     if control.loss is None:
         return "No sequence that holds the token is left to read its loss in."
     enough = next((row for row in summary if row.takes and row.takes.causal), None)
-    told = enough or summary[-1]
-    assert told.takes is not None, "its loss was read"
-    placebo = f" (placebos: to {told.placebo.loss:.3f})" if told.placebos else ""
+    chosen = enough or summary[-1]
+    assert chosen.takes is not None, "its loss was read"
+    placebo = f" (placebos: to {chosen.placebo.loss:.3f})" if chosen.placebos else ""
     sentences = [
-        f"With {_sequences(told)} its loss goes from {control.loss:.3f} to"
-        f" {told.boosted.loss:.3f} nats{placebo}: {told.takes.verdict}."
+        f"With {_sequences(chosen)} its loss goes from {control.loss:.3f} to"
+        f" {chosen.boosted.loss:.3f} nats{placebo}: {chosen.takes.verdict}."
     ]
     if enough is None and len(summary) > 1:
         sentences.append("No smaller number is beyond the placebos either.")

@@ -222,18 +222,20 @@ def conclude(effects: dict[str, MatrixEffects | None]) -> MatrixConclusion:
     """Conclude from the batch's own loss, and from the jump after it where that tells nothing."""
     for measure in ("loss", "jump"):
         split = effects.get(measure)
-        present = [part for part in split.parts if part.present] if split else []
+        present = [effect for effect in split.parts if effect.present] if split else []
         if split and present:
-            largest = max(part.rise or 0.0 for part in present)
-            leading = [part for part in present if (part.rise or 0.0) >= NEAR * largest]
-            leading.sort(key=lambda part: -(part.rise or 0.0))
+            largest = max(effect.rise or 0.0 for effect in present)
+            leading = [effect for effect in present if (effect.rise or 0.0) >= NEAR * largest]
+            leading.sort(key=lambda effect: -(effect.rise or 0.0))
             verdict = leading[0].part if len(leading) == 1 else "several"
-            return MatrixConclusion(verdict, measure, tuple(part.part for part in leading), "shown")
+            return MatrixConclusion(
+                verdict, measure, tuple(effect.part for effect in leading), "shown"
+            )
     split = effects.get("loss")
     if split is None:
         return MatrixConclusion("cannot tell", "loss", (), "not finite")
     # a part that could not have been shown, or was not judged, is not one that is not there
-    few = any(part.p_at_best is None or part.p_at_best > ENOUGH_P for part in split.parts)
+    few = any(effect.p_at_best is None or effect.p_at_best > ENOUGH_P for effect in split.parts)
     return MatrixConclusion(
         "cannot tell", "loss", (), "too few to show" if few else "no p is small enough"
     )

@@ -69,10 +69,10 @@ def scope_of(
         return Scope(first, last, chosen, chosen)
     lowest = 0 if run.parent is not None else run.header.first_step
     apart = max(STRIDE, judged - onset + 1)  # the nearest of them lies before the onset
-    others = sorted(s for k in range(OTHERS) if (s := judged - apart * (k + 1)) >= lowest)
-    spread = np.linspace(0, len(others) - 1, min(STEPPING - 1, len(others))).astype(int)
-    stepping = (*(others[i] for i in sorted({*spread.tolist()})), judged)
-    return Scope(first, last, (*others, judged), stepping)
+    beside = sorted(s for k in range(OTHERS) if (s := judged - apart * (k + 1)) >= lowest)
+    spread = np.linspace(0, len(beside) - 1, min(STEPPING - 1, len(beside))).astype(int)
+    stepping = (*(beside[i] for i in sorted({*spread.tolist()})), judged)
+    return Scope(first, last, (*beside, judged), stepping)
 
 
 def _spike(run: Run, step: int | None) -> BlamedStep:

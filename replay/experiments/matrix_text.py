@@ -35,7 +35,7 @@ def headline(result: MatrixResult) -> str:
             "shown": "",
         }[conclusion.reason]
         return f"Cannot tell data from state: {why}."
-    parts = {part.part: part for part in effects.parts}
+    parts = {effect.part: effect for effect in effects.parts}
     sentences = [_SAID[name](parts[name], effects) for name in conclusion.parts]
     title = {
         "data": "Cause: the data.",

@@ -6,8 +6,9 @@ Windows in the fork file are relative to its `from` and move with the starting s
 is run anew with $first and $last of the moved window; every fork runs over as many steps as the
 file's. Early against late is confounded by the schedule, so there are two arms: "own" trains by the
 run's own policy; in "equal" control, fork and placebos all hold the learning rate that the run has
-at the earliest of the steps, constant over the window. Every control is held against the parent: in
-"own" bit for bit over the window; in "equal", which the parent never trained, the start and the
+at the earliest of the steps, constant over the window. Where the run's own rate is that one all
+along there is no second arm: both would train the same. Every control is held against the parent:
+in "own" bit for bit over the window; in "equal", which the parent never trained, the start and the
 first step's loss and gradient norm.
 
 A fork is one task, computed in a worker process of one thread (`workers.Map`). Finished ones are
@@ -87,6 +88,8 @@ def sweep(
         at_one_step.check(run)
     require_intact(run)
     rate = _rate_at(run, steps[0])
+    trained = [s for step in steps for s in range(step, step + horizon)]
+    arms = ARMS[:1] if _rates(run, trained) == {rate} else ARMS
     tasks: list[Task] = [
         {
             "runs": str(runs),
@@ -104,7 +107,7 @@ def sweep(
             "threads": 1 if workers > 1 else None,
         }
         for step in steps
-        for arm in ARMS
+        for arm in arms
         for seed in range(seeds)
     ]
     finished = Kept(
@@ -196,12 +199,19 @@ def _later(value: Any, by: int) -> Any:
 
 def _rate_at(run: Run, step: int) -> float:
     """Return the learning rate that step took, as it was recorded."""
-    row = next(
-        (r for r in run.table("steps", ["step", "lr"]).to_pylist() if r["step"] == step), None
-    )
-    if row is not None and row["lr"] is not None:
-        return float(row["lr"])
-    return run.policy(Counters(step, step, step)).learning_rate
+    (rate,) = _rates(run, [step])
+    return rate
+
+
+def _rates(run: Run, steps: Sequence[int]) -> set[float]:
+    """Return the learning rates of these steps, as they were recorded."""
+    recorded = {r["step"]: r["lr"] for r in run.table("steps", ["step", "lr"]).to_pylist()}
+    return {
+        run.policy(Counters(step, step, step)).learning_rate
+        if recorded.get(step) is None
+        else float(recorded[step])
+        for step in steps
+    }
 
 
 def point(task: Task) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class Draft:
     @property
     def removed_documents(self) -> frozenset[int]:
         """Return the documents that the fork and those that it descends from take out."""
-        documents = {d for each in self._listed for d in _documents_of(each)}
+        documents = {d for intervention in self._listed for d in _documents_of(intervention)}
         for fork in ancestors(self.run):
             for document in fork.header.interventions or []:
                 documents |= set(_documents_of(from_dict(document)))
@@ -121,13 +121,13 @@ def _past(run: Run, last: int, interventions: Sequence[Intervention]) -> Draws:
     fork: Run = run
     while fork.parent is not None:
         end = max(end, fork.header.steps)
-        made = [from_dict(document) for document in fork.header.interventions or []]
+        inherited = [from_dict(document) for document in fork.header.interventions or []]
         stream = fork.parent.stream
-        for intervention in made:
+        for intervention in inherited:
             if isinstance(intervention, Removing) and intervention.how == "replace":
                 put_in.append(intervention.draws_end(fork.parent, stream))
             stream = intervention.stream(stream, fork.parent)
-        for intervention in reversed(made):
+        for intervention in reversed(inherited):
             end = intervention.reach(end, fork.parent)
         fork = fork.parent
     past = _drawn(run, max(end, fork.header.steps))

@@ -96,19 +96,19 @@ def standing(spec: Spec, parent: Run, again: bool = False) -> Standing:
             " be told whether it is the one that is asked for",
             "run it anew with --again, or give another --name",
         )
-    found = ForkIdentity.from_document(header.identity, f"run.json of {spec.fork}")
+    recorded = ForkIdentity.from_document(header.identity, f"run.json of {spec.fork}")
     if spec.probe_every is None:  # any will do
-        asked = dataclasses.replace(asked, probe_every=found.probe_every)
-    _refuse_another(asked, found, spec.fork)
-    missing, lost = list(_lacking(found, asked)), list(_lacking(asked, found))
+        asked = dataclasses.replace(asked, probe_every=recorded.probe_every)
+    _refuse_another(asked, recorded, spec.fork)
+    missing, lost = list(_lacking(recorded, asked)), list(_lacking(asked, recorded))
     if (folder / RESULT_FILE).is_file():
         result = ForkResult.read(folder / RESULT_FILE)
         if not missing:
-            return Standing(result, found.probe_every, anew=False)
+            return Standing(result, recorded.probe_every, anew=False)
     elif not missing and not lost:
-        return Standing(None, found.probe_every, anew=False)
+        return Standing(None, recorded.probe_every, anew=False)
     if lost:
-        has, wants = _listed(asked, found)
+        has, wants = _listed(asked, recorded)
         raise ForensicsError(
             "usage",
             f"{spec.fork}: wanted this fork with {wants}, found it with {has}",
@@ -151,10 +151,10 @@ def _refuse_foreign(spec: Spec, parent: Run, folder: Path) -> None:
         return
     holder = open_run(parent.runs, spec.fork).header.parent
     if holder != parent.name:
-        what = "a run of its own" if holder is None else f"a fork of {holder}"
+        holding = "a run of its own" if holder is None else f"a fork of {holder}"
         raise ForensicsError(
             "usage",
-            f"wanted a fork of {parent.name} under the name {spec.fork!r}, found {what}",
+            f"wanted a fork of {parent.name} under the name {spec.fork!r}, found {holding}",
             another,
         )
 
@@ -201,13 +201,13 @@ def _refuse_another(asked: ForkIdentity, found: ForkIdentity, name: str) -> None
     if (asked.first, asked.last) != (found.first, found.last):
         wants.append(f"from {asked.first} to {asked.last}")
         has.append(f"from {found.first} to {found.last}")
-    ours, theirs = ([_plain(d) for d in one.interventions] for one in (asked, found))
+    ours, theirs = ([_plain(d) for d in identity.interventions] for identity in (asked, found))
     if ours != theirs:
-        told = _does(asked.interventions), _does(found.interventions)
-        if told[0] == told[1]:
-            told = told[0], f"the same with other {_first_other_key(ours, theirs)}"
-        wants.append(f"one that {told[0]}")
-        has.append(f"one that {told[1]}" if told[1][:8] != "the same" else told[1])
+        sentences = _does(asked.interventions), _does(found.interventions)
+        if sentences[0] == sentences[1]:
+            sentences = sentences[0], f"the same with other {_first_other_key(ours, theirs)}"
+        wants.append(f"one that {sentences[0]}")
+        has.append(f"one that {sentences[1]}" if sentences[1][:8] != "the same" else sentences[1])
     if asked.donors != found.donors:
         wants.append("tensors of " + _checkpoints(asked.donors))
         has.append(_checkpoints(found.donors))
@@ -268,8 +268,8 @@ def _listed(asked: ForkIdentity, found: ForkIdentity) -> tuple[str, str]:
     keys = ("placebos", "chaos", "seed", "record", "probe_every", "barrier")
     differing = [key for key in keys if getattr(asked, key) != getattr(found, key)]
     has, wants = (
-        ", ".join(f"{key} = {_spelled(getattr(one, key))}" for key in differing)
-        for one in (found, asked)
+        ", ".join(f"{key} = {_spelled(getattr(identity, key))}" for key in differing)
+        for identity in (found, asked)
     )
     return has, wants
 
@@ -299,9 +299,9 @@ def _does(interventions: Any) -> str:
 
 
 def _first_other_key(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
-    for mine, other in zip(ours, theirs):
-        for key in {**mine, **other}:
-            if mine.get(key) != other.get(key):
+    for mine, theirs_too in zip(ours, theirs):
+        for key in {**mine, **theirs_too}:
+            if mine.get(key) != theirs_too.get(key):
                 return f"{mine.get('kind')}.{key}"
     return "interventions"
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from replay.compare.probe_sequences import Probe
+from replay.forks.comparison import UNSEEN
 from replay.forks.draft import Draft
 from replay.forks.identity import standing
 from replay.forks.result import ForkPlan
@@ -19,6 +21,7 @@ from replay.lineage import open_trajectory
 
 STATE_TENSORS = 3  # parameters and both moments
 BYTES = 4  # of an fp32 number
+FORWARD = 1 / 3  # of a step: its backward computes twice as much
 
 
 def plan(spec: Spec, runs: Path, *, again: bool = False) -> ForkPlan:
@@ -41,6 +44,9 @@ def plan(spec: Spec, runs: Path, *, again: bool = False) -> ForkPlan:
         run.checkpoint_before(spec.first) if spec.first >= run.header.first_step else 0
     )
     steps = (spec.last - spec.first) * arms + lead
+    readings = -(-(spec.last - spec.first) // spec.steps_between_probes)
+    rows_read = readings * arms * (Probe(run).sequences + UNSEEN)
+    passes = steps + rows_read * FORWARD / run.recipe.train.batch
     by_step = Counter(step for step, _ in {(slot.step, slot.slot) for slot in touched})
     documents = {
         d for intervention in spec.interventions for d in getattr(intervention, "documents", ())
@@ -60,6 +66,7 @@ def plan(spec: Spec, runs: Path, *, again: bool = False) -> ForkPlan:
         tokens=sum(slot.last - slot.first for slot in touched),
         documents=tuple(sorted(documents)),
         steps_to_compute=steps,
-        hours=steps * seconds / 3600,
+        probe_readings=readings,
+        hours=passes * seconds / 3600,
         memory_bytes=arms * STATE_TENSORS * BYTES * run.header.parameters,
     )

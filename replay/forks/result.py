@@ -167,5 +167,6 @@ class ForkPlan(ResultRecord):
     tokens: int = 0  # targets that they touch
     documents: tuple[int, ...] = ()  # that they name
     steps_to_compute: int = 0  # over all arms, and those that lead to the start
-    hours: float = 0.0
+    probe_readings: int = 0  # states at which every arm is read on the probe sets
+    hours: float = 0.0  # of steps and readings, at the parent's seconds a step
     memory_bytes: int = 0  # of the arms' states

@@ -179,8 +179,8 @@ def checked(keys: ForkFile, where: str) -> ForkFile:
     """Return a fork file's keys, each of its type. Errors: config, naming the key in `where`."""
     for key in keys:
         if key not in HEAD and key != INTERVENTION:
-            known = [*HEAD, INTERVENTION]
-            raise ForensicsError("config", f"unknown key {key!r} in {where}", nearest(key, known))
+            allowed = [*HEAD, INTERVENTION]
+            raise ForensicsError("config", f"unknown key {key!r} in {where}", nearest(key, allowed))
     values = {
         key: coerce(kind, keys[key], key, f"e.g. {key} = {EXAMPLES[key]}")
         for key, kind in HEAD.items()
@@ -188,10 +188,10 @@ def checked(keys: ForkFile, where: str) -> ForkFile:
     }
     tables = keys.get(INTERVENTION, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        found = "a table" if isinstance(tables, dict) else repr(tables)
+        present = "a table" if isinstance(tables, dict) else repr(tables)
         raise ForensicsError(
             "config",
-            f"intervention: wanted a list of tables, found {found}",
+            f"intervention: wanted a list of tables, found {present}",
             "each begins with [[intervention]], in double brackets",
         )
     return {**values, INTERVENTION: tables}

@@ -84,22 +84,22 @@ def carried(rows: Rows, draft: Draft, where: tuple[int, int], kind: str) -> Rows
     columns: Rows = {name: [] for name in rows}
     for values in zip(*rows.values()):
         row = dict(zip(rows, values))
-        own = int(row["step"]), int(row["slot"])
-        places = standing_places.get(own, [])
-        if not places and where[0] <= own[0] < where[1]:
+        place = int(row["step"]), int(row["slot"])
+        places = standing_places.get(place, [])
+        if not places and where[0] <= place[0] < where[1]:
             raise ForensicsError(
                 "usage",
                 f"{kind}: wanted rows that are seen in {where[0]}:{where[1]}, found step"
-                f" {own[0]}, slot {own[1]}, which the interventions before it take away or move"
+                f" {place[0]}, slot {place[1]}, which the interventions before it take away or move"
                 " out of it",
                 "leave the row out of the SQL, or list this intervention first",
             )
         for step, slot in places:
-            if "position" in row and not _same_tokens(draft, own, (step, slot)):
+            if "position" in row and not _same_tokens(draft, place, (step, slot)):
                 raise ForensicsError(
                     "usage",
-                    f"{kind}: wanted a position in a row of the parent, found step {own[0]}, slot"
-                    f" {own[1]}, whose text an intervention before it edits",
+                    f"{kind}: wanted a position in a row of the parent, found step {place[0]}, slot"
+                    f" {place[1]}, whose text an intervention before it edits",
                     "list this intervention first",
                 )
             for name, value in (row | {"step": step, "slot": slot}).items():

@@ -44,18 +44,18 @@ def refuse_undone(interventions: Sequence[Intervention], run: Run, first: int, l
     policies = [intervention for intervention in interventions if intervention.alters() == "policy"]
     if len(policies) < 2:
         return
-    own, together = _by_step([], run, first, last), _by_step(policies, run, first, last)
+    unaltered, together = _by_step([], run, first, last), _by_step(policies, run, first, last)
     for i, intervention in enumerate(policies):
         if _by_step([*policies[:i], *policies[i + 1 :]], run, first, last) != together:
             continue
         alone = _by_step([intervention], run, first, last)
         sets = [
-            (step[key], held[key])
-            for step, usual, held in zip(alone, own, together)
+            (step[key], holding[key])
+            for step, usual, holding in zip(alone, unaltered, together)
             for key in step
             if step[key] != usual[key]
         ]
-        if sets and not any(_holds(value, held) for value, held in sets):
+        if sets and not any(_holds(value, holding) for value, holding in sets):
             raise ForensicsError(
                 "usage",
                 f"{intervention.kind}: another intervention leaves nothing of it"

@@ -98,9 +98,17 @@ def placebos_of(
     """
     if not exist(interventions) or not wanted:
         return []
-    data = [each for each in interventions if each.null and not each.null.draw]
-    drawn = [each for each in interventions if each.null and each.null.draw]
-    erased = all(each.erases() for each in data) and not drawn
+    data = [
+        intervention
+        for intervention in interventions
+        if intervention.null and not intervention.null.draw
+    ]
+    drawn = [
+        intervention
+        for intervention in interventions
+        if intervention.null and intervention.null.draw
+    ]
+    erased = all(intervention.erases() for intervention in data) and not drawn
     worlds = _worlds(data, interventions, run, first, last, seed)
     placebos: list[NullFork] = []
     for number, world in zip(range(seed, seed + TRIES * wanted), worlds):
@@ -149,7 +157,7 @@ def _blocks(
     """Yield, one block for each placebo, the batches that stand in the place of these steps; no
     batch twice.
     """
-    used: set[int] = set()
+    donors: set[int] = set()
     settings = {step: _setting(run, step) for step in steps}
     alike = Counter(settings.values())
     pools: dict[Setting, Iterator[int]] = {}
@@ -159,10 +167,10 @@ def _blocks(
     while True:
         block = []
         for step in steps:
-            donor = next((batch for batch in pools[settings[step]] if batch not in used), None)
+            donor = next((batch for batch in pools[settings[step]] if batch not in donors), None)
             if donor is None:
                 return
-            used.add(donor)
+            donors.add(donor)
             block.append(donor)
         yield tuple(block)
 

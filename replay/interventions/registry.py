@@ -69,10 +69,10 @@ def from_dict(keys: Mapping[str, Any]) -> Intervention:
     fields = {field.name: field for field in fields_of(KINDS[kind])}
     for name, value in values.items():
         if name not in fields:
-            known = {"kind", *fields}
+            allowed = {"kind", *fields}
             if {"first", "last"} <= fields.keys():  # a fork file spells them as one
-                known |= {"window"}
-            raise ForensicsError("config", f"{kind}: unknown key {name!r}", nearest(name, known))
+                allowed |= {"window"}
+            raise ForensicsError("config", f"{kind}: unknown key {name!r}", nearest(name, allowed))
         field_type = fields[name].type
         if field_type == tuple[str, ...] and isinstance(value, str):
             value = [value]  # one name may stand for a list of one

@@ -63,8 +63,8 @@ class Removing(Windowed):
         removal = self.rows_that_go(run, stream)
         if not self.without:
             return removal
-        others = sequences_of(run, frozenset(self.without)).tolist()
-        return Removal(removal.slots, removal.forbidden | frozenset(others))
+        sharing = sequences_of(run, frozenset(self.without)).tolist()
+        return Removal(removal.slots, removal.forbidden | frozenset(sharing))
 
     def rows_that_go(self, run: Run, stream: BatchStream) -> Removal:
         """Find the rows that go."""
@@ -87,9 +87,9 @@ class Removing(Windowed):
         """Write down where the draws begin that come in the places. Errors: usage."""
         if draft is None or self.how != "replace":
             return self
-        others = draft.removed_documents - frozenset(getattr(self, "documents", ()))
+        sharing = draft.removed_documents - frozenset(getattr(self, "documents", ()))
         settled: dict[str, Any] = {
-            "without": tuple(sorted(others)) or None,
+            "without": tuple(sorted(sharing)) or None,
             "draws": draft.next_draws(),
         }
         for key, value in settled.items():

@@ -110,8 +110,8 @@ class StepWatch:
         values = self.forward.setdefault(layer, {})
         if kind == "k":
             window = self.model.decoder.shape.window_of(layer)
-            seen = attention_statistics(self.q.pop(layer), x, self.documents, window)
-            columns = seen.columns()
+            statistics = attention_statistics(self.q.pop(layer), x, self.documents, window)
+            columns = statistics.columns()
             for name, pick in OVER_HEADS:
                 value = float(pick(columns[name].float()))
                 merge_extreme(values, name, value, minimum=name.endswith("_min"))

@@ -43,7 +43,7 @@ def conclude(
         return TraceConclusion("no rise", rise, scale, blame.rise_batch)
     if blame.rise_batch < HALF * rise:
         return TraceConclusion("not the update", rise, scale, blame.rise_batch)
-    part, carries = _part(blame)
+    largest, carries = _part(blame)
     leading = next(
         (
             effect
@@ -58,7 +58,7 @@ def conclude(
         rise,
         scale,
         blame.rise_batch,
-        part,
+        largest,
         carries,
         leading.tensor if leading else None,
         leading.alone_batch if leading else None,
@@ -102,15 +102,15 @@ def _of_the_update(trace: StepTrace) -> str:
     """Say which part of the update, and which tensor's, carries its rise."""
     conclusion, before = trace.conclusion, trace.baseline
     carries = f"{conclusion.part_carries or 0.0:+.3f}"
-    part = {
+    largest = {
         "gradient": f"the gradient of batch {before} alone brings {carries}",
         "moments": f"the moments, carried from before, alone bring {carries}",
         "both": "neither its gradient alone nor the moments alone bring half of it",
     }[conclusion.part or "both"]
     if conclusion.tensor is None:
-        return f"Of the update {part}, and no tensor by itself carries half of it."
+        return f"Of the update {largest}, and no tensor by itself carries half of it."
     return (
-        f"Of the update {part}; the part of {conclusion.tensor} alone brings"
+        f"Of the update {largest}; the part of {conclusion.tensor} alone brings"
         f" {conclusion.tensor_alone or 0.0:+.3f}, and all others without it"
         f" {conclusion.tensor_without or 0.0:+.3f}."
     )

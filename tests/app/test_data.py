@@ -54,6 +54,14 @@ def test_a_fork_is_read_with_its_ancestors(empty_runs):
     assert data.table("loss_band", run="a")["mean"].to_pylist() == [3.0, 2.0, 9.0]
 
 
+def test_a_run_has_the_forks_that_left_it_and_none_of_another_that_had_its_name(empty_runs):
+    begin(empty_runs, "a", created="2026-01-01T00:00:00")
+    begin(empty_runs, "of_this", parent="a", parent_created="2026-01-01T00:00:00")
+    begin(empty_runs, "of_another", parent="a", parent_created="2001-01-01T00:00:00")
+    assert [fork["name"] for fork in data.forks_of("a")] == ["of_this"]
+    assert data.forks_of("of_this") == data.forks_of("gone") == []
+
+
 def test_a_circle_of_parents_ends(empty_runs):
     begin(empty_runs, "a", parent="b")
     begin(empty_runs, "b", parent="a")

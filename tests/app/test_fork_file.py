@@ -83,13 +83,14 @@ def test_the_plan_says_what_is_touched_and_how_long_it_takes() -> None:
         tokens=512,
         arms=5,
         steps_to_compute=100,
+        probe_readings=20,
         hours=0.01,
         memory_bytes=30 << 20,
     )
     assert text_of(plan.sentence_of(made)) == (
         "skips steps 4:6. It changes 16 sequences of 2 steps, 4 to 5: 512 predicted tokens. It"
-        " trains 5 copies of the model (control, fork and null forks), 100 steps in all: about 36 s"
-        " without probes, and 30 MiB of memory."
+        " trains 5 copies of the model (control, fork and null forks), 100 steps in all, and"
+        " reads the probes 20 times: about 36 s, and 30 MiB of memory."
     )
 
 

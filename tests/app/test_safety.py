@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import app
-from app.safe_html import accent, code, escaped, strong
+from app.safe_html import accent, code, escaped, spoken, strong
 from app.tokens import level, shown
 from forensics.visible import visible
 
@@ -331,3 +331,17 @@ def test_no_chart_has_a_field_called_image_and_html_comes_from_one_place():
         assert "unsafe_allow_html" not in text and "unsafe_allow_javascript" not in text, path
         if path.name not in ("safe_html.py", "main.py"):
             assert "st.html(" not in text, f"{path}: what a page says goes through app.safe_html"
+
+
+def test_what_a_command_sets_between_backticks_is_code_and_a_lone_one_is_text():
+    parts = spoken("try `forensics doctor <b>` or `x`.")
+    assert parts == [
+        "try ",
+        code("forensics doctor <b>"),
+        " or ",
+        code("x"),
+        ".",
+    ]
+    assert escaped(parts).count("<code>") == 2
+    assert "&lt;b&gt;" in escaped(parts)
+    assert spoken("a ` b") == ["a ` b"]

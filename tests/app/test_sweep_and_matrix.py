@@ -67,7 +67,7 @@ def test_the_sentence_of_a_matrix_tells_each_part_with_its_p_and_what_it_could_b
         "comparison": "they differ",
     }
     said = text_of(matrix.matrix_sentence(matrix_of(blame=blamed), "loss"))
-    assert "`replay blame` of step 11 says: state or policy. They differ: " in said
+    assert "replay blame of step 11 says: state or policy. They differ: " in said
 
 
 def test_the_cells_of_a_matrix_are_over_the_placebo_scale_and_mark_what_happened() -> None:

@@ -402,6 +402,10 @@ def test_the_plan_says_what_would_be_touched_and_runs_nothing(runs: Path, base: 
     plan = engine.plan(made, runs)
     assert plan.sequences_by_step.keys() == {80, 81} and plan.arms == 4
     assert plan.steps_to_compute == 4 * 12 + 3
+    median = float(np.median(base.table("steps", ["seconds"])["seconds"].to_numpy()))
+    rows = plan.probe_readings * 4 * (base.recipe.data.held_out + 32)  # held-out and unseen
+    passes = plan.steps_to_compute + rows / 3 / base.recipe.train.batch  # a forward is a third
+    assert plan.probe_readings == 12 and plan.hours == pytest.approx(passes * median / 3600)
     assert not (runs / made.fork).exists()
 
 

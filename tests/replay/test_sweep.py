@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from forensics.errors import ForensicsError
+from forensics.train.loop import train
 from forensics.train.run import Run
+from replay.cli import output
 from replay.executors.local import Task, Work, here, spawned
 from replay.experiments.results import PointControl, SweepPoint, SweepResult
 from replay.experiments.sweep import moved, summarise, sweep
@@ -139,6 +141,22 @@ def test_the_equal_arm_holds_the_rate_through_the_window(found: dict[str, Any]) 
     assert (
         own["moved"] != equal["moved"] and own["l2"] != equal["l2"]
     )  # the schedule falls after the first step
+
+
+def test_on_a_constant_schedule_there_is_one_arm_for_both_would_train_the_same(
+    tmp_path: Path, recipe_of: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constant = {"train.schedule": "constant", "train.warmup": 2, "train.steps": 12}
+    recipe = recipe_of(**constant, **{"checkpoint.every": 4, "model.layers": 1})
+    train(recipe, name="base", recipe_name="tiny", runs=tmp_path)
+    raw = RAW | {"from": 4, "to": 7, "placebos": 0}
+    raw["intervention"] = [{"kind": "skip", "window": "4:5"}]
+    result = sweep(tmp_path, raw, [4, 8])
+    assert [(p.step, p.arm) for p in result.points] == [(4, "own"), (8, "own")]
+    output.sweep(result)
+    assert "One arm: the run's own learning rate is 0.01 throughout." in capsys.readouterr().out
+    early = raw | {"from": 0, "to": 3, "intervention": [{"kind": "skip", "window": "1:2"}]}
+    assert len(sweep(tmp_path, early, [0]).points) == 2  # the warm-up is no constant rate
 
 
 def test_a_point_is_the_fork_that_the_engine_makes(

@@ -30,8 +30,8 @@ class Kept(NamedTuple):
 
 def page() -> None:
     """Draw the page: what two recipes differ in, and what each difference does."""
-    kept = kept_ablations()
-    if not kept:
+    ablations = kept_ablations()
+    if not ablations:
         safe_html.verdict(
             "No ablation yet",
             "An ablation trains one recipe with each setting of another, one at a time, and shows"
@@ -42,8 +42,8 @@ def page() -> None:
         )
         return
     result = documents.choose(
-        kept[0].content.arms[0].run,
-        kept,
+        ablations[0].content.arms[0].run,
+        ablations,
         here(),
         lambda one: f"{one.a} → {one.b}: {one.steps} steps, {one.seeds} seeds",
     )
@@ -214,4 +214,4 @@ def draw_arms(result: AblationResult) -> None:
     )
     first = next((arm.run for arm in result.arms if arm.run), None)
     if first is not None:
-        link("spikes", f"Spikes of {result.a}", run=first)
+        link("spikes", "Spikes of its first run", run=first)

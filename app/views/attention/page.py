@@ -134,7 +134,7 @@ def _patterns(
     )
     arguments = ["attention", run, str(step), "--slot", str(slot)]
     if kept is None:
-        other_slots = [other for other in slots_of(run, step) if other != slot]
+        other_slots = [there for there in slots_of(run, step) if there != slot]
         jobs.offer(
             run,
             "replay",

@@ -20,12 +20,12 @@ def draw_split(d: Mapping[str, Any]) -> None:
     )
     rows = [
         {
-            "nats/token": excess[part],
-            "share": excess[part] / excess["total"] if excess["total"] else None,
+            "nats/token": excess[name],
+            "share": excess[name] / excess["total"] if excess["total"] else None,
             "part": meaning,
         }
-        for part, meaning in parts
-        if excess[part] is not None
+        for name, meaning in parts
+        if excess[name] is not None
     ]
     number = st.column_config.NumberColumn
     safe_html.frame(

@@ -13,7 +13,7 @@ from app import data, formatting, jobs, safe_html
 from app.controls import pick
 from app.documents import documents, draw_unreadable
 from app.navigation import chosen_run
-from app.safe_html import code, strong
+from app.safe_html import code, spoken, strong
 from app.selection import Selection, goto
 from app.views.blame.evidence import draw_split, draw_sums, draw_trials
 from app.views.blame.quantities import draw_quantities
@@ -135,7 +135,7 @@ def _document(run: str, d: dict[str, Any], selection: Selection) -> None:
     if not d["control"]["bitwise"]:
         safe_html.amber(strong("Tolerance only. "), d["control"]["sentence"], ".")
     for note in d["notes"]:
-        safe_html.note("Note: ", note.removesuffix("."), ".")
+        safe_html.note("Note: ", *spoken(note.removesuffix(".")), ".")
     _again(run, d)
     left, right = st.columns([1.25, 1], gap="medium")
     with left:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from app import formatting, safe_html
 from app.documents import draw_unreadable, results
-from app.safe_html import strong
+from app.safe_html import spoken, strong
 from replay.blame.nonfinite.result import NonFiniteResult, Place
 from replay.blame.norm.result import NormBlameResult
 
@@ -31,9 +31,9 @@ def draw_quantities(run: str) -> None:
 def _draw_norm(result: NormBlameResult) -> None:
     step = formatting.count(result.spike.step)
     safe_html.note("Gradient norm of step ", strong(step), ": ", strong(result.verdict), ". ")
-    safe_html.note(result.sentence)
+    safe_html.note(*spoken(result.sentence))
     for note in result.notes:
-        safe_html.note("Note: ", note)
+        safe_html.note("Note: ", *spoken(note))
     safe_html.caption("The sequences with the largest share of the norm; shares sum to the norm")
     number = {"share": st.column_config.NumberColumn(format="%+.4f")}
     safe_html.frame(
@@ -51,11 +51,11 @@ def _draw_norm(result: NormBlameResult) -> None:
 
 
 def _draw_broken(result: NonFiniteResult) -> None:
-    what = "Loss" if result.of == "loss" else "Gradient norm"
+    noun = "Loss" if result.of == "loss" else "Gradient norm"
     safe_html.note(
-        f"{what} of step ", strong(formatting.count(result.spike)), ": ", strong(result.verdict)
+        f"{noun} of step ", strong(formatting.count(result.spike)), ": ", strong(result.verdict)
     )
-    safe_html.note(result.sentence)
+    safe_html.note(*spoken(result.sentence))
     if result.place is not None:
         safe_html.note("The first number that is not finite: ", *_where(result.place), ".")
 

@@ -10,7 +10,7 @@ import streamlit as st
 from app import formatting, safe_html
 from app.controls import pick
 from app.documents import Document, documents, draw_unreadable
-from app.safe_html import code
+from app.safe_html import code, spoken
 
 SHOWN = 12  # sequences and documents of the tables
 EXCERPT = 60  # characters of a text in the list
@@ -19,15 +19,15 @@ EXCERPT = 60  # characters of a text in the list
 def draw_questions(run: str) -> None:
     """Draw the newest question about a text, or the one that is picked."""
     draw_unreadable(run, "influence")
-    asked = documents(run, "influence")
+    questions = documents(run, "influence")
     safe_html.heading("Which data moved the loss of a text?")
-    if not asked:
+    if not questions:
         safe_html.nothing(
             "No text has been asked about in this run yet. This command asks:",
             f"replay blame {run} --query 'TEXT' --validate",
         )
         return
-    _draw_answer(_picked(asked))
+    _draw_answer(_picked(questions))
 
 
 def _picked(asked: list[Document]) -> Mapping[str, Any]:
@@ -62,9 +62,9 @@ def label_of(answer: Mapping[str, Any]) -> str:
 def _draw_answer(answer: Mapping[str, Any]) -> None:
     if not answer["control"]["bitwise"]:
         safe_html.amber("Tolerance only. ", answer["control"]["sentence"], ".")
-    safe_html.note(answer["sentence"])
+    safe_html.note(*spoken(answer["sentence"]))
     for note in answer["notes"]:
-        safe_html.note("Note: ", note)
+        safe_html.note("Note: ", *spoken(note))
     if answer["validation"]:
         safe_html.note(answer["validation"]["sentence"])
     else:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import formatting
-from app.safe_html import Part, strong
+from app.safe_html import Part, spoken, strong
 
 VERDICTS = {
     "data": "the cause is the data",
@@ -43,7 +43,7 @@ def title_of(blame: Mapping[str, Any]) -> str:
 
 def sentence_of(blame: Mapping[str, Any]) -> list[Part]:
     """Give the verdict's own sentence, then how it stands to windows without a spike."""
-    return [blame["sentence"], *held_against(blame.get("proof") or {})]
+    return [*spoken(blame["sentence"]), *held_against(blame.get("proof") or {})]
 
 
 def held_against(proof: Mapping[str, Any]) -> list[Part]:

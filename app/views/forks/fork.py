@@ -74,14 +74,14 @@ def _running(run: str, fork: str) -> None:
 def _stopped(run: str, state: State) -> None:
     first, last = state.window
     step = (state.halfway or {}).get("step")
-    rest = (
+    below = (
         f"All its arms are saved at state {formatting.count(step)}, from where it can go on"
         if step
         else "Nothing was saved on the way, so it starts anew"
     )
     safe_html.verdict(
         ["Fork ", code(state.fork), f" was stopped before its end at {formatting.count(last)}"],
-        f"It left the run at state {formatting.count(first)}. {rest}.",
+        f"It left the run at state {formatting.count(first)}. {below}.",
     )
     if state.job is not None and state.job.status in ("failed", "lost"):
         _log(state.job)
@@ -105,8 +105,7 @@ def _unreadable(run: str, state: State, error: ForensicsError) -> None:
     """Say why the result of a fork cannot be read, and offer to run it again."""
     safe_html.verdict(
         ["The result of fork ", code(state.fork), " cannot be read"],
-        error.message,
-        ".",
+        *safe_html.spoken(f"{error.message}."),
         hedge=["Running the fork again writes it anew; the fork's file is kept."],
     )
     safe_html.nothing(

@@ -116,7 +116,7 @@ def _fields(kind: type) -> Iterator[Field]:
 
 def _field(field: declared.Field) -> Field:
     about = field.about
-    read, wanted = READERS[_without_none(field.type)]
+    read, expected = READERS[_without_none(field.type)]
     begin = field.default if about.begin is None else about.begin
     if isinstance(begin, tuple):
         begin = ", ".join(str(item) for item in begin)
@@ -125,7 +125,7 @@ def _field(field: declared.Field) -> Field:
         about.label,
         read,
         "" if begin is MISSING or begin is None else begin,
-        wanted,
+        expected,
         about.wide,
         about.choices,
         about.help,
@@ -138,7 +138,7 @@ def _without_none(type_: Any) -> Any:
     alternatives = typing.get_args(type_)
     if type(None) not in alternatives:
         return type_
-    return next(each for each in alternatives if each is not type(None))
+    return next(alternative for alternative in alternatives if alternative is not type(None))
 
 
 def _listed(names: Sequence[str]) -> str:

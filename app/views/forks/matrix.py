@@ -11,7 +11,7 @@ import streamlit as st
 
 from app import data, documents, formatting, jobs, safe_html, theme
 from app.controls import switch
-from app.safe_html import Part, strong
+from app.safe_html import Part, spoken, strong
 from app.selection import Selection, goto
 from app.views.forks import matrix_charts, windows
 from app.views.forks.build import window_of
@@ -118,23 +118,23 @@ def matrix_sentence(d: Mapping[str, Any], measure: str) -> list[Part]:
         beside_blame(MatrixResult.from_document(dict(d), "the matrix")),
     )
     if not effects:
-        return [f"The {MEASURES[measure]} cannot be taken apart. ", beside]
+        return [f"The {MEASURES[measure]} cannot be taken apart. ", *spoken(beside)]
     unit = f" {UNITS[measure]}" if UNITS[measure] else ""
     sentence: list[Part] = [
         f"The {MEASURES[measure]} at state {formatting.count(effects['judged'])}, held against"
         f" {len(effects['state']) - 1} other states and {d['placebos']} random other batches: "
     ]
-    for index, part in enumerate(effects["parts"]):
-        sentence += ["; " if index else "", f"{PARTS[part['part']]} "]
-        if part["rise"] is None:
+    for index, effect in enumerate(effects["parts"]):
+        sentence += ["; " if index else "", f"{PARTS[effect['part']]} "]
+        if effect["rise"] is None:
             sentence.append("not judged")
             continue
-        step = f"batch {formatting.count(part['step'])}, " if part["step"] is not None else ""
+        step = f"batch {formatting.count(effect['step'])}, " if effect["step"] is not None else ""
         sentence += [
-            strong(f"{formatting.gap(part['rise'])}{unit}"),
-            f" ({step}p = {formatting.number(part['p'])}{_at_best(part)})",
+            strong(f"{formatting.gap(effect['rise'])}{unit}"),
+            f" ({step}p = {formatting.number(effect['p'])}{_at_best(effect)})",
         ]
-    return [*sentence, ". ", beside]
+    return [*sentence, ". ", *spoken(beside)]
 
 
 def _at_best(part: Mapping[str, Any]) -> str:

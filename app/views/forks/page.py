@@ -33,27 +33,27 @@ def page() -> None:
         return
     selection = _fork_as_run(selection)
     run = str(selection.run)
-    forks = [header for header in data.headers() if header.get("parent") == run][::-1][:MOST]
+    forks = data.forks_of(run)[::-1][:MOST]
     if selection.part == "blame":  # links from before blame was a page of its own
         blame.draw(run, selection)
         return
-    part = _part(selection, bool(forks))
+    tab = _part(selection, bool(forks))
     parts, blame_link = st.columns([4, 1], vertical_alignment="center")
     with parts:
         switch(
             "Part",
             PARTS,
-            part,
+            tab,
             key="fork-part",
             choose=lambda name: goto(run=run, fork=selection.fork, part=name),
         )
     with blame_link:
         link("blame", "Which data made the spike?", run=run)
-    if part == "build":
+    if tab == "build":
         build.draw(run, selection)
-    elif part == "sweep":
+    elif tab == "sweep":
         sweep.sweeps(run, selection)
-    elif part == "matrix":
+    elif tab == "matrix":
         matrix.matrices(run, selection)
     else:
         _forks(run, selection, forks)
@@ -64,9 +64,19 @@ def _fork_as_run(selection: Selection) -> Selection:
     what is looked at.
     """
     parent = data.header(str(selection.run)).get("parent")
-    if parent and selection.fork is None and selection.part is None and data.header(parent):
+    if (
+        parent
+        and selection.fork is None
+        and selection.part is None
+        and _is_there(parent, selection)
+    ):
         return selection.replacing(run=parent).replacing(fork=selection.run)
     return selection
+
+
+def _is_there(parent: str, selection: Selection) -> bool:
+    """Whether the run that this fork left is still there under its name."""
+    return any(fork["name"] == selection.run for fork in data.forks_of(parent))
 
 
 def _part(selection: Selection, any_fork: bool) -> str:

@@ -39,7 +39,7 @@ def draw_plan(run: str, text: str) -> None:
     try:
         plan = ForkPlan.from_document(document, "the dry run") if tried.status == "done" else None
     except ForensicsError as error:
-        safe_html.amber(error.message, ".")
+        safe_html.amber(*safe_html.spoken(f"{error.message}."))
         st.button("Dry run again", on_click=partial(_dry_run, run, text))
         return
     if plan is None:
@@ -87,9 +87,10 @@ def _wait(run: str, id_: str) -> None:
 def _refused(document: Any, tried: jobs.Job) -> None:
     error = document.get("error") if isinstance(document, Mapping) else None
     if error:
-        safe_html.amber(strong("This fork cannot be run: "), str(error.get("message")), ".")
+        message = safe_html.spoken(f"{error.get('message')}.")
+        safe_html.amber(strong("This fork cannot be run: "), *message)
         if error.get("hint"):
-            safe_html.note(str(error["hint"]))
+            safe_html.note(*safe_html.spoken(str(error["hint"])))
         return
     safe_html.amber(strong("The dry run did not finish: "), tried.status)
     st.code(visible(tried.log()[-800:]) or "it wrote nothing", language=None)
@@ -131,9 +132,10 @@ def sentence_of(plan: ForkPlan) -> list[Part]:
         f"{plan.does}. ",
         *touched,
         f"It trains {plan.arms} copies of the model (control, fork and null forks),"
-        f" {formatting.count(plan.steps_to_compute)} steps in all: about ",
+        f" {formatting.count(plan.steps_to_compute)} steps in all, and reads the probes"
+        f" {formatting.count(plan.probe_readings)} times: about ",
         strong(duration(plan.hours)),
-        f" without probes, and {plan.memory_bytes / 2**20:,.0f} MiB of memory.",
+        f", and {plan.memory_bytes / 2**20:,.0f} MiB of memory.",
     ]
 
 

@@ -59,8 +59,8 @@ def sentence_of(result: ForkResult) -> list[Part]:
     """Say what became of the spikes, effect, p and N, the way back to the placebos, the loss on
     both sets, and the control.
     """
-    told = [f"{sentence} " for sentence in sentences.spikes(result)]
-    return [*told, *_effect(result), *_losses(result.final), *_control(result)]
+    spoken_of = [f"{sentence} " for sentence in sentences.spikes(result)]
+    return [*spoken_of, *_effect(result), *_losses(result.final), *_control(result)]
 
 
 def _effect(result: ForkResult) -> list[Part]:

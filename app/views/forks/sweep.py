@@ -28,7 +28,9 @@ def sweeps(run: str, selection: Selection) -> None:
     """Draw the sweep that the URL names: size and reconvergence against the starting step."""
     documents.draw_unreadable(run, "sweep")
     measurements = [
-        kept for kept in documents.results(run, "sweep", SweepResult) if kept.content.summary
+        measured
+        for measured in documents.results(run, "sweep", SweepResult)
+        if measured.content.summary
     ]
     if not measurements:
         safe_html.verdict(

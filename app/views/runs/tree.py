@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -11,6 +12,7 @@ from app.safe_html import Part, strong
 from app.selection import goto, picked
 from app.views.runs import charts
 from app.views.runs.health import SILENT, WORDS, status_of, words_of
+from forensics.train.header import is_parent
 
 MOST = 60  # rows of the tree
 
@@ -77,7 +79,6 @@ def tree(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) -> li
 
     Each has row, run, first, last, ahead, kind, status, does, parent_row and parent_step.
     """
-    names = {header["name"] for header in headers}
     rows: list[dict[str, Any]] = []
 
     def add(header: dict[str, Any], depth: int, parent: str | None) -> None:
@@ -111,15 +112,19 @@ def tree(headers: list[dict[str, Any]], health: dict[str, dict[str, Any]]) -> li
                 }
             )
         for child in headers:
-            if child.get("parent") == header["name"] and child["name"] not in {
-                row["run"] for row in rows
-            }:
+            if _left(child, header) and child["name"] not in {row["run"] for row in rows}:
                 add(child, depth + 1, label)
 
     for header in headers:
-        if header.get("parent") not in names and header["name"] not in {row["run"] for row in rows}:
+        orphan = not any(_left(header, parent) for parent in headers)
+        if orphan and header["name"] not in {row["run"] for row in rows}:
             add(header, 0, None)
     return rows
+
+
+def _left(fork: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Whether a run is the very one that the fork left, not another of its name."""
+    return fork.get("parent") == run["name"] and is_parent(run, fork)
 
 
 def _draw(rows: list[dict[str, Any]], run: str) -> None:

@@ -137,8 +137,8 @@ def _forks(run: str, spike: Mapping[str, Any]) -> list[Shown]:
     step = int(spike["step"])
     names = [
         header["name"]
-        for header in data.headers()
-        if header.get("parent") == run and header["first_step"] <= step < header["steps"]
+        for header in data.forks_of(run)
+        if header["first_step"] <= step < header["steps"]
     ]
     if not names:
         return []

@@ -77,7 +77,7 @@ def _kept(run: str, step: int) -> dict[str, Any] | None:
     try:
         return of_this_version(StepTrace, document, path.name)
     except ForensicsError as error:
-        safe_html.nothing([error.message, "."], hint=error.hint)
+        safe_html.nothing(safe_html.spoken(f"{error.message}."), hint=error.hint)
         return None
 
 

@@ -28,10 +28,10 @@ def title_of(trace: dict[str, Any]) -> str:
 
 def way_of(trace: dict[str, Any]) -> str:
     """Say how the step was run again: as the run ran it."""
-    ways = ["compiled" if trace["compiled"] else "eagerly"]
-    ways += ["recomputing activations"] if trace["recomputed"] else []
+    ran = ["compiled" if trace["compiled"] else "eagerly"]
+    ran += ["recomputing activations"] if trace["recomputed"] else []
     return (
-        f"The step ran {' and '.join(ways)}, as in the run: once counted, once timed by the"
+        f"The step ran {' and '.join(ran)}, as in the run: once counted, once timed by the"
         f" {trace['clock']}'s clock with nothing counted. "
     )
 
@@ -68,7 +68,7 @@ def sentence_of(trace: dict[str, Any]) -> list[Part]:
             " the inverse. "
         ]
     blame = trace["layer_blame"]
-    rise, memory, new = (blame[f"{part}_batch"] for part in ("rise", "memory", "data"))
+    rise, memory, new = (blame[f"{name}_batch"] for name in ("rise", "memory", "data"))
     if finite(rise):
         sentence += [
             f"On this batch the update of step {formatting.count(trace['baseline'])} is ",

@@ -18,7 +18,7 @@ NonFiniteReason = Literal[
     "replaced sequences make it finite",  # data
     "another state is finite",  # data and state: so does an earlier state on the same batch
     "other data are not finite either",  # state or policy
-    "another policy is finite",  # state or policy
+    "another policy is finite",  # policy: other data are not; data and policy: other data are too
     "the replay is finite",  # numerics
     "other sequences do as well",  # the rest: cannot tell
     "not all others were tried",

@@ -207,15 +207,15 @@ class NonFiniteSearch:
             return  # only one draw of others helped, not the first
         smallest = search.minimal(parts, "sequences")
         self.evidence.complete = trials.replays < search.stop
-        removal = tuple(sorted(slot for part in smallest for slot in part))
+        removal = tuple(sorted(slot for slots in smallest for slot in slots))
         again = [trials.finite(removal, draw, "others again") for draw in range(1, OTHERS)]
-        others = finite = 0
+        tried = finite = 0
         every, sets = _other_sets(trials, removal)
-        for other in sets:
-            others += 1
-            finite += trials.finite(other, note=f"other sequences {others}")
-            self.evidence.proof = self._proof(removal, again, others, finite, False)
-        self.evidence.proof = self._proof(removal, again, others, finite, every)
+        for replaced in sets:
+            tried += 1
+            finite += trials.finite(replaced, note=f"other sequences {tried}")
+            self.evidence.proof = self._proof(removal, again, tried, finite, False)
+        self.evidence.proof = self._proof(removal, again, tried, finite, every)
 
     def _proof(
         self, removal: tuple[Slot, ...], again: list[bool], others: int, finite: int, every: bool
@@ -303,7 +303,7 @@ class NonFiniteSearch:
             return "numerics", "the replay is finite"
         if proof is None:
             if evidence.policy is not None and evidence.policy.finite:
-                return "state or policy", "another policy is finite"
+                return "policy", "another policy is finite"
             if evidence.interrupted:
                 return "cannot tell", "interrupted"
             if len(evidence.other_data) < OTHERS:
@@ -311,13 +311,13 @@ class NonFiniteSearch:
             if not any(trial.finite for trial in evidence.other_data):
                 return "state or policy", "other data are not finite either"
             return "cannot tell", "other sequences do as well"
-        if evidence.policy is not None and evidence.policy.finite:
-            # the ordinary policy makes the same data finite: data and policy are both needed
-            return "data and state", "replaced sequences make it finite"
         if proof.others_finite or proof.again < proof.draws:
             return "cannot tell", "other sequences do as well"
         if not proof.exhaustive and (proof.p is None or proof.p > ENOUGH_P):
             return "cannot tell", "not all others were tried"
+        if evidence.policy is not None and evidence.policy.finite:
+            # the ordinary policy makes the same data finite: data and policy are both needed
+            return "data and policy", "another policy is finite"
         if evidence.other_state is not None and evidence.other_state.finite:
             return "data and state", "another state is finite"
         return "data", "replaced sequences make it finite"
@@ -361,5 +361,5 @@ def _other_sets(
     if number <= MOST:
         by_step = [itertools.combinations(pools[step], count) for step, count in needed.items()]
         return True, (sum(chosen, ()) for chosen in itertools.product(*by_step))
-    others = RandomSets([Pool(pools[step], count) for step, count in needed.items()], SEED)
-    return False, (tuple(sorted(chosen)) for chosen in others.up_to(MOST))
+    tried = RandomSets([Pool(pools[step], count) for step, count in needed.items()], SEED)
+    return False, (tuple(sorted(chosen)) for chosen in tried.up_to(MOST))

@@ -73,13 +73,13 @@ def _proof(proof: NonFiniteProof) -> str:
     names = [f"{d.path} ({d.source})" for d in proof.documents[:NAMED]]
     more = len(proof.documents) - len(names)
     names += [f"{more} other document{'s' * (more != 1)}"] if more else []
-    held = f" with text of {' and '.join(names)}" if names else ""
+    with_text = f" with text of {' and '.join(names)}" if names else ""
     slots = ", ".join(str(slot.slot) for slot in proof.removal)
     where = f"slot{plural} {slots} of batch {batches}" if len(steps) == 1 else f"batches {batches}"
     every = "each of" if proof.exhaustive else "N ="
     p = "" if proof.exhaustive or proof.p is None else f", p = {proof.p:.2g}"
     return (
-        f"With other sequences in place of {count} ({where}{held}) the step is finite, in"
+        f"With other sequences in place of {count} ({where}{with_text}) the step is finite, in"
         f" {1 + proof.again} of {1 + proof.draws} draws; in place of {count} others instead it is"
         f" in {proof.others_finite} ({every} {proof.others} other set{'s' * (proof.others != 1)}"
         f"{p})."

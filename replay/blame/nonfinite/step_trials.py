@@ -111,15 +111,15 @@ class StepTrials:
 
     def steady_policy(self) -> bool | None:
         """Whether step k is finite under the policy of the first step; None: it held anyway."""
-        held = self.run.policy(self.start.counters)
+        policy_before = self.run.policy(self.start.counters)
         changed = False
 
         def policy(counters: Counters) -> StepPolicy:
             nonlocal changed
             now = self.run.policy(counters)
-            changed |= not _same(held, now)
+            changed |= not _same(policy_before, now)
             return dataclasses.replace(
-                held, learning_rate=min(now.learning_rate, held.learning_rate)
+                policy_before, learning_rate=min(now.learning_rate, policy_before.learning_rate)
             )
 
         finite = self.runs_finite(self.start.clone(), self.run.stream, policy, "a steady policy")

@@ -210,7 +210,7 @@ class NormSearch:
         if not tried:
             return
         suspect = enough[0] if enough else max(tried, key=lambda each: falls[each])
-        taken, size = falls[suspect], len(suspect.slots)
+        largest, size = falls[suspect], len(suspect.slots)
         random = [self.removals.fall(slots) for slots in self.removals.random_sets(suspect.slots)]
         ordinary = []
         for batch in self.ordinary_batches:
@@ -221,12 +221,12 @@ class NormSearch:
         self.evidence.proof = NormProof(
             who=suspect.words,
             removal=tuple(sorted(suspect.slots)),
-            taken=taken,
-            share=taken / total,
+            taken=largest,
+            share=largest / total,
             random=tuple(random),
-            p_random=(1 + sum(fall >= taken for fall in random)) / (len(random) + 1),
+            p_random=(1 + sum(fall >= largest for fall in random)) / (len(random) + 1),
             ordinary=tuple(ordinary),
-            p_ordinary=(1 + sum(fall >= taken for fall in ordinary)) / (len(ordinary) + 1),
+            p_ordinary=(1 + sum(fall >= largest for fall in ordinary)) / (len(ordinary) + 1),
         )
 
     def _go_back(self) -> None:
@@ -256,7 +256,7 @@ class NormSearch:
             row: float(derivative.by_sequence[row.step - self.first, row.slot])
             for row in replays.rows()
         }
-        raising = next(each for each in choose_sets(nats) if each.direction == "raise")
+        raising = next(chosen for chosen in choose_sets(nats) if chosen.direction == "raise")
 
         def on_test(test: RemovalTest) -> None:
             self.evidence.before = test
@@ -273,9 +273,9 @@ class NormSearch:
         if not self._spikes():
             return "cannot tell", "no spike"
         limit = excess.ordinary_before + HALF * excess.total
-        others = [norm >= limit for norm in self.ordinary]
+        spiking = [norm >= limit for norm in self.ordinary]
         before = evidence.before
-        if all(others):
+        if all(spiking):
             fell = before is not None and before.finding == "beyond" and before.measured is not None
             if fell and -(before.measured or 0.0) >= HALF * excess.total:  # type: ignore[union-attr]
                 return "data", "removal before it takes it away"
@@ -290,7 +290,7 @@ class NormSearch:
             return "cannot tell", "not beyond random removals"
         if proof.p_ordinary > ENOUGH_P:
             return "cannot tell", "not beyond ordinary batches"
-        if 2 * sum(others) >= len(others):
+        if 2 * sum(spiking) >= len(spiking):
             return "cannot tell", "other data spike too"
         if evidence.other_state is not None and evidence.other_state < HALF * excess.total:
             return "data and state", "no other state spikes"

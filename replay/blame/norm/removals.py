@@ -74,8 +74,8 @@ class Removals:
 
     def random_sets(self, slots: Sequence[Slot]) -> Iterator[tuple[Slot, ...]]:
         """Draw distinct sets of as many sequences of the batch, none of them `slots` itself."""
-        others = RandomSets([Pool(self.rows, len(slots))], SEED, besides=[slots])
-        for chosen in others.up_to(RANDOM):
+        random = RandomSets([Pool(self.rows, len(slots))], SEED, besides=[slots])
+        for chosen in random.up_to(RANDOM):
             yield tuple(sorted(chosen))
 
 
@@ -95,7 +95,7 @@ def _documents(removals: Removals) -> _Documents:
             key = stretch.document if stretch.document >= 0 else None
             rows.setdefault(key, {})[row] = None
     by_size = by_document(removals, shares, removals.rows)
-    return _Documents(by_size, {key: tuple(held) for key, held in rows.items()})
+    return _Documents(by_size, {key: tuple(holding) for key, holding in rows.items()})
 
 
 def sets_to_try(removals: Removals, strongest: int) -> list[Suspect]:

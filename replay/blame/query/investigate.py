@@ -87,9 +87,9 @@ def ask(
     first, last = _window(run, at, options.window)
     require_intact(run)
     require_memory(run, at - first, options.precision)
-    asked = Asked(run, query, (first, last), at, options, progress)
-    asked.answer()
-    return asked
+    inquiry = Asked(run, query, (first, last), at, options, progress)
+    inquiry.answer()
+    return inquiry
 
 
 def _state(run: Run, at: int | None) -> int:
@@ -251,7 +251,7 @@ class Asked:
         documents = self._documents()
         removals = tuple(evidence.removals.values())
         noun = self.query.noun
-        asked = asked_sentence(self.query.description, noun, replays.value, self.at)
+        inquiry = asked_sentence(self.query.description, noun, replays.value, self.at)
         return InfluenceResult(
             run=self.run.name,
             query=self.query.description,
@@ -260,7 +260,7 @@ class Asked:
             loss=replays.value,
             control=replays.control(),
             precision=self.options.precision,
-            sentence=whole_sentence(asked, removals, evidence.interrupted),
+            sentence=whole_sentence(inquiry, removals, evidence.interrupted),
             removals=removals,
             candidates=tuple(self._candidate(row, sequences[row]) for row in ranked[:SHOWN]),
             sequences=tuple(sequences[row] for row in ranked),

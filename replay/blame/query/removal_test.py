@@ -88,18 +88,18 @@ def try_removal(
     removal that reaches as far, for then p ≤ 0.05 cannot be met: (1 + 1)/(n + 1) after n removals
     is no less than the 1/n of such a stop (Besag & Clifford 1991).
     """
-    wanted = number or enough(tests)
-    others = others_than(replays, chosen.slots, wanted, seed) if chosen.slots else None
-    matched_steps = others is None or others.in_steps
-    if others is None:
+    number_needed = number or enough(tests)
+    drawn = others_than(replays, chosen.slots, number_needed, seed) if chosen.slots else None
+    matched_steps = drawn is None or drawn.in_steps
+    if drawn is None:
         on_test(judge_removal(chosen, None, [], matched_steps, tests))
         return
     note = f"without {len(chosen.slots)} that {chosen.direction} the loss"
     measured = replays.change(chosen.slots, note)
     random: list[float] = []
     on_test(judge_removal(chosen, measured, random, matched_steps, tests))
-    while len(random) < wanted:
-        slots = others.sets.draw()
+    while len(random) < number_needed:
+        slots = drawn.sets.draw()
         if slots is None:
             break
         random.append(replays.change(slots, f"random removal {len(random) + 1}"))

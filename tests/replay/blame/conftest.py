@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +26,27 @@ def planted_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made(planted_runs: Path) -> Callable[[str, int], tuple[str, list[tuple[str, int | None]]]]:
-    """`made(cause, seed)`: the name of the study's run, and where it is blamed."""
+def made(
+    planted_runs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], tuple[str, list[tuple[str, int | None]]]]:
+    """`made(cause, seed)`: the name of the study's run, and where it is blamed.
+
+    A run is trained by the first process that wants it; each has a copy to write to.
+    """
     known: dict[tuple[str, int], Any] = {}
+    folder = tmp_path_factory.getbasetemp()
+    of_all = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
     def make(cause: str, seed: int) -> tuple[str, list[tuple[str, int | None]]]:
         if (cause, seed) not in known:
-            known[cause, seed] = blame_study.make(cause, seed, planted_runs)
+            trained = of_all / "trained" / f"{cause} {seed}"
+            trained.mkdir(parents=True, exist_ok=True)
+            with (trained / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                known[cause, seed] = blame_study.make(cause, seed, trained)
+            name = known[cause, seed].name
+            for run in {name, name.removesuffix("-fork"), "_data"}:
+                shutil.copytree(trained / run, planted_runs / run, dirs_exist_ok=True)
         return known[cause, seed]
 
     return make

@@ -5,14 +5,15 @@ named.
 from __future__ import annotations
 
 import json
+import shutil
 
 import click
 import pytest
 import torch
 
 from benchmarks import blame_study
-from benchmarks.blame_study import AT, KINDS
-from forensics.train import loop
+from benchmarks.blame_study import AT, KINDS, STEPS
+from forensics.train import checkpoint, loop
 from forensics.train.advance import fold
 from replay.blame import search as searching
 from replay.blame import window_memory
@@ -100,8 +101,15 @@ def test_a_clean_run_blamed_by_force_cannot_be_told(blamed, seed):
         assert d.reason == "other data spike too" or not (d.proof.causal and d.proof.away)
 
 
-def test_where_the_control_does_not_spike_the_verdict_is_numerics(tmp_path, monkeypatch):
+def test_where_the_control_does_not_spike_the_verdict_is_numerics(
+    made, planted_runs, tmp_path, monkeypatch
+):
     """The signs of one tensor are flipped in flight at step AT + 4; no replay repeats that."""
+    name, _ = made("clean run", 1)
+    for folder in (name, "_data"):
+        shutil.copytree(planted_runs / folder, tmp_path / folder)
+    run = open_trajectory(tmp_path, name)
+    shutil.rmtree(run.folder / "checkpoints" / checkpoint.name_of(STEPS))
 
     def faulty(state, stream, policy, stop, model, watch, after):
         def flipped(state, result):
@@ -113,7 +121,7 @@ def test_where_the_control_does_not_spike_the_verdict_is_numerics(tmp_path, monk
         return fold(state, stream, policy, stop, model, watch, flipped)
 
     monkeypatch.setattr(loop, "fold", faulty)
-    name, _ = blame_study.make("clean run", 1, tmp_path)
+    loop.train(run.recipe, name=name, recipe_name="study", runs=tmp_path, resume=True)
     d = blame(tmp_path, name, AT + 5)
     assert d.verdict == "numerics" and d.control.level == "absent"
     assert f"differs from step {AT + 5}" in d.sentence and d.p is None and not d.deletion_curve
@@ -182,7 +190,8 @@ def test_leave_one_out_finds_the_same_document_by_replays_alone(made, planted_ru
     )
 
 
-def test_bisection_ends_with_a_small_set_that_takes_the_spike_away(made, planted_runs):
+def test_bisection_ends_with_a_small_set_that_takes_the_spike_away(made, planted_runs, monkeypatch):
+    monkeypatch.setattr(searching, "BUDGET", 60)  # replays: no more than it needs here
     name, places = made("rare tokens", 1)
     d = blame(
         planted_runs,

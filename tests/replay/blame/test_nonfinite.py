@@ -145,7 +145,7 @@ def test_the_place_is_the_mlp_of_layer_0_at_the_token(document, planted):
 def test_a_rate_beyond_float32_is_state_or_schedule_and_the_policy_before_is_finite(planted):
     plant = blame_plants.nan_rate(1, planted)
     result = blame_nonfinite(planted, plant.run, plant.step, plant.of, math.nan)
-    assert result.verdict == "state or policy" and result.reason == "another policy is finite"
+    assert result.verdict == "policy" and result.reason == "another policy is finite"
     assert result.policy.finite and not any(trial.finite for trial in result.other_data)
     assert result.first_step < plant.step
     assert "is not finite already" in result.sentence and result.proof is None

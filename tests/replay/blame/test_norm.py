@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import blame_plants, blame_study
+from benchmarks import blame_plants
 from benchmarks.blame_plants import AT, Plant
 from replay.blame.blamed_step import spiked_metric
 from replay.blame.norm.batch_norm import BatchNorm
@@ -97,10 +97,12 @@ def test_an_ordinary_step_has_no_spike_of_it_to_explain(answer, planted):
     assert "no spike of it to explain" in result.sentence
 
 
-def test_where_every_batch_spikes_the_state_is_blamed_and_what_came_before_is_tried(planted):
+def test_where_every_batch_spikes_the_state_is_blamed_and_what_came_before_is_tried(
+    made, planted_runs
+):
     """A learning rate 30 times as high for 3 steps: the gradient of every batch grows."""
-    name, _ = blame_study.make("learning-rate jump", 1, planted)
-    result = blame_norm(planted, name, AT + 2, force=True)
+    name, _ = made("learning-rate jump", 1)
+    result = blame_norm(planted_runs, name, AT + 2, force=True)
     assert result.verdict == "state or policy" and result.reason == "other data spike too"
     assert result.excess.state > 0.5 * result.excess.total
     assert result.before is not None and result.before.measured is not None
