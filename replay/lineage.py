@@ -179,7 +179,7 @@ def lowest_state(run: Run) -> int:
 
 
 def _moves_the_state(run: Run) -> bool:
-    return any(from_dict(ancestor).moves_start() for ancestor in run.header.interventions or [])
+    return any(from_dict(document).moves_start() for document in run.header.interventions or [])
 
 
 def checkpoint_at_or_before(run: Run, step: int) -> int | None:

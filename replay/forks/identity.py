@@ -299,9 +299,9 @@ def _does(interventions: Any) -> str:
 
 
 def _first_other_key(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
-    for mine, theirs_too in zip(ours, theirs):
-        for key in {**mine, **theirs_too}:
-            if mine.get(key) != theirs_too.get(key):
+    for mine, counterpart in zip(ours, theirs):
+        for key in {**mine, **counterpart}:
+            if mine.get(key) != counterpart.get(key):
                 return f"{mine.get('kind')}.{key}"
     return "interventions"
 
