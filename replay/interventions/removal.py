@@ -87,9 +87,9 @@ class Removing(Windowed):
         """Write down where the draws begin that come in the places. Errors: usage."""
         if draft is None or self.how != "replace":
             return self
-        removed = draft.removed_documents - frozenset(getattr(self, "documents", ()))
+        without = draft.removed_documents - frozenset(getattr(self, "documents", ()))
         settled: dict[str, Any] = {
-            "without": tuple(sorted(removed)) or None,
+            "without": tuple(sorted(without)) or None,
             "draws": draft.next_draws(),
         }
         for key, value in settled.items():
