@@ -106,7 +106,8 @@ def run(request, train_run, runs):
             "data.held_out": 0,
             "model.layers": 1,
             "model.width": 16,
-            "train.steps": 12,
+            "train.steps": 6,
+            "train.held_out_every": 0,
             "train.loss_over": "tokens" if request.param == "inside" else "targets",
         },
     )
@@ -127,9 +128,9 @@ def test_searches_find_what_reading_every_sequence_finds(run):
 
 
 def test_exposure_counts_what_reading_every_batch_counts(run):
-    found, met = ledger(run, 12), {}
+    found, met = ledger(run, 6), {}
     inputs, targets = (np.zeros(run.shape.vocabulary, np.int64) for _ in range(2))
-    for step in range(12):
+    for step in range(6):
         batch = run.batch_at(step)
         spans = run.corpus.spans(batch.sequence.numpy(), run.recipe.data.cut)
         tokens = batch.tokens.numpy()

@@ -64,7 +64,7 @@ def test_a_fork_with_norms_is_a_run_of_another_shape(base: Run, runs: Path) -> N
         Spec("base", 75, 80, (AddQKNorm(),), barrier=(80,)).check(base)
 
 
-@pytest.mark.parametrize("rule", ["lion", "muon", "nadamw"])
+@pytest.mark.parametrize("rule", ["lion", "muon"])
 def test_a_fork_goes_on_by_another_optimizer(rule: str, base: Run, runs: Path) -> None:
     changes = (AnotherOptimizer(77, 80, rule), LearningRate(77, 80, 0.1))
     result = fork(Spec("base", 75, 80, changes, name=rule), runs)

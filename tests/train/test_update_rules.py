@@ -177,6 +177,7 @@ def test_a_run_of_each_goes_on_bit_for_bit_and_its_influence_is_its_replays(reci
             **{
                 "train.update_rule": rule,
                 "train.steps": 6,
+                "train.held_out_every": 0,
                 "train.learning_rate": 1e-3,
                 "model.layers": 1,
                 "model.width": 16,
