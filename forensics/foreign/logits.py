@@ -11,7 +11,7 @@ from forensics.train.run import Run
 
 # parameters: the comparison holds the model twice in float32, 8 bytes for each of them
 MOST_COMPARED = 1_500_000_000
-BY_ITSELF = ("folder", "gguf")  # formats that transformers reads by itself
+BY_ITSELF = ("folder",)  # formats that transformers reads by itself; GGUF takes it too much memory
 
 
 def compare_logits(

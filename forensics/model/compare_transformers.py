@@ -6,24 +6,24 @@
 `source`, a Hugging Face folder or a GGUF file, lets transformers read the weights by itself: only
 so are names, layouts and rows of the reader checked too. Without it (formats that transformers
 does not read) our parameters are handed to its class: that checks the decoder, and not the reader.
-To be called once at the end of an import, on one state; it needs memory for the model twice over.
+To be called once at the end of an import, on one state; with `source` it needs memory for the
+model twice over, of a GGUF file three times.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from forensics.errors import ForensicsError
+from forensics.errors import ForensicsError, first_line
 from forensics.model.decoder import Decoder, unembedding
-from forensics.model.forward import load_in_transformers
+from forensics.model.forward import load_in_transformers, quiet
 from forensics.model.hugging_face import exported_family, to_hf_config, to_hf_tensors
 from forensics.model.shape import Shape
 from forensics.step.observer import Site
@@ -32,6 +32,8 @@ SEQUENCES, POSITIONS = 2, 24  # few: the model is read once for them
 # of the largest number of theirs: fp32 sums in another order differ by about 1e-6 in small models,
 # by about 1e-5 over 32 blocks; an error of layout by more than 1e-2
 TOLERANCE = 1e-4
+# parameters that transformers stores under another name than it gives them
+NAMED_IN_MEMORY = {"embed_out.weight": "lm_head.weight"}
 
 
 @dataclass(frozen=True)
@@ -102,18 +104,54 @@ def compare_with_transformers(
 
 
 def _filled(params: Mapping[str, Tensor], shape: Shape, config: Mapping[str, Any] | None) -> Any:
-    """Give our parameters to transformers' class, by way of a folder. Errors: data."""
-    from safetensors.torch import save_file
+    """Give our parameters to transformers' class, where they lie. Errors: data."""
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     known = config is not None and config.get("model_type") in CONFIG_MAPPING
     chosen = dict(config) if config is not None and known else to_hf_config(shape, 0)
     tensors = to_hf_tensors({name: params[name].cpu() for name in params}, shape)
-    with tempfile.TemporaryDirectory(prefix="forensics-logits-") as place:
-        folder = Path(place)
-        (folder / "config.json").write_text(json.dumps(chosen))
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return load_in_transformers(folder, attn_implementation="eager")
+    try:
+        with quiet(), _without_weights():
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(**chosen), attn_implementation="eager", dtype=torch.float32
+            )
+        wanted = set(model.state_dict())
+        named = {
+            NAMED_IN_MEMORY.get(name, name) if name not in wanted else name: tensor
+            for name, tensor in tensors.items()
+        }
+        found = model.load_state_dict(named, strict=False, assign=True)
+        with quiet():
+            model.tie_weights()
+    except MemoryError:
+        raise
+    except Exception as e:  # what transformers and torch raise of parameters that do not fit
+        raise ForensicsError(
+            "data", f"transformers' class does not take the parameters: {first_line(e)}", ""
+        ) from None
+    drawn = sorted(name for name, p in model.named_parameters() if p.is_meta)
+    if drawn or found.unexpected_keys:
+        other = (drawn or sorted(found.unexpected_keys))[0]
+        raise ForensicsError("data", f"transformers' class has other tensors: {other}", "")
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _without_weights() -> Iterator[None]:
+    """Leave the parameters of modules that are made without memory; their buffers are computed."""
+    register = nn.Module.register_parameter
+
+    def without(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None:
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=False)
+
+    nn.Module.register_parameter = without  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 @torch.no_grad()

@@ -73,3 +73,10 @@ def test_its_own_configuration_is_what_the_class_is_made_of(folder):
     other = config | {"sliding_window": 2}
     found = compare_with_transformers(params, shape, other)
     assert found.agrees is False and found.first_difference == "block 0"
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "smollm3", "qwen2"])
+def test_parameters_are_handed_to_every_kind_of_class(family, make_shape, random_params):
+    shape = make_shape(family, **({"unrotated_layers": (1,)} if family == "smollm3" else {}))
+    found = compare_with_transformers(random_params(shape), shape)
+    assert found.agrees and not found.own_weights, found.why_not
