@@ -229,9 +229,9 @@ class Corpus:
                 start = int(start_n[row])
                 out[row] = self.tokens(int(source), start, start + cut.length)
         if self.linked and len(out) and int(out.max()) >= self.vocabulary:
-            row = int(np.flatnonzero((out >= self.vocabulary).any(1))[0])
-            file = self.sources[source_n[row]].spec
-            raise beyond_table(Path(file), out[row], self.vocabulary, int(start_n[row]))
+            first = int(np.flatnonzero((out >= self.vocabulary).any(1))[0])
+            file = self.sources[source_n[first]].spec
+            raise beyond_table(Path(file), out[first], self.vocabulary, int(start_n[first]))
         return out
 
     def document_at(self, source: int, token_offset: np.ndarray) -> np.ndarray:

@@ -26,8 +26,6 @@ from forensics.train.advance import documents
 
 Params = dict[str, Tensor]
 
-Params = dict[str, Tensor]
-
 ITERATIONS = 40  # of Lanczos at most: each is one Hessian-vector product
 TOLERANCE = 1e-3  # of the largest eigenvalue, by Lanczos' own bound: then it stops
 ADAPTIVE = ("adamw", "nadamw")  # rules that divide every step by √v̂ + ε
