@@ -9,6 +9,7 @@ token after every document. Nothing on disk depends on how it is cut into sequen
 from __future__ import annotations
 
 import json
+import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 AGAIN = "delete the folder and prepare the corpus again"
 MOVED = "put it back, or import the run again, with --data where its files lie now"
-MAPS = 256  # files held open; a process may open 1,024 where nobody raised that
+# files held open by a corpus, of those that this process may open (1,024 where nobody raised that)
+MAPS = max(64, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 TOKENIZER, DOCUMENTS = "tokenizer.json", "documents.parquet"
 
 
@@ -209,7 +211,11 @@ class Corpus:
         """
         source_n, start_n = self._starts(np.asarray(ids, np.int64), cut)
         out = np.empty((len(source_n), cut.length), np.int64)
-        for source in np.unique(source_n):
+        sources = np.unique(source_n)
+        if self.linked:  # files that are met for the first time are looked at together
+            shards = (self.sources[source].shards[0] for source in sources)
+            intact.require(self.folder, {shard.file: shard.hash for shard in shards})
+        for source in sources:
             rows = np.flatnonzero(source_n == source)
             if self.sources[source].pieces:
                 for row in rows:

@@ -18,7 +18,9 @@ CODES = {"u1": 1, "i1": 2, "<i2": 3, "<i4": 4, "<i8": 5, "<u2": 8}
 
 
 def write_megatron(prefix, sequences, dtype="<u2", documents=None):
-    """PREFIX.bin and PREFIX.idx as megatron/core/datasets/indexed_dataset.py writes them."""
+    """PREFIX.bin and PREFIX.idx as NVIDIA/Megatron-LM megatron/core/datasets/indexed_dataset.py
+    writes them.
+    """
     lengths = [len(sequence) for sequence in sequences]
     width = np.dtype(dtype).itemsize
     places = [width * sum(lengths[:i]) for i in range(len(lengths))]
