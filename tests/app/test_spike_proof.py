@@ -7,6 +7,7 @@ import pytest
 
 from app.views.spikes import proof
 from forensics.store.writer import Writer, replace_table
+from forensics.train.header import INHERITED
 from tests.app import forks_by_hand
 
 HEDGE = "is not thereby the cause"
@@ -157,7 +158,8 @@ def make_fork(runs, spike, *, loss=2.5, finished=True, document=RESULT, **row):
     """A fork of `demo` over the spike, of a loss of its own."""
     folder = runs / "without"
     folder.mkdir()
-    header = {
+    parent = json.loads((runs / "demo" / "run.json").read_text())
+    header = {key: parent[key] for key in INHERITED} | {
         "name": "without",
         "status": "finished",
         "first_step": spike - 5,
@@ -165,7 +167,6 @@ def make_fork(runs, spike, *, loss=2.5, finished=True, document=RESULT, **row):
         "parent": "demo",
         "parent_step": spike - 5,
         "created": "2026-01-01T00:00:00Z",
-        "config": {},
         "corpus_sources": [],
     }
     (folder / "run.json").write_text(json.dumps(header))
