@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from forensics.formats.containers.safetensors_file import read_safetensors
 from forensics.formats.foreign_run import ForeignCheckpoint
 from forensics.model.compare_transformers import LogitComparison, compare_with_transformers
+from forensics.train.checkpoint import MODEL, name_of
+from forensics.train.imported_checkpoint import open_params
 from forensics.train.run import Run
 
 # parameters: the comparison holds the model twice in float32, 8 bytes for each of them
@@ -19,7 +24,7 @@ def compare_logits(
 ) -> LogitComparison:
     """Compare the logits of a saved state with transformers', on a few random tokens.
 
-    Errors: integrity, where the state that was just written cannot be read.
+    Errors: data, where the state that was just written cannot be read.
     """
     if run.header.parameters > MOST_COMPARED:
         return LogitComparison(
@@ -27,9 +32,18 @@ def compare_logits(
             why_not=f"{run.header.parameters:,} parameters would be held twice in memory; at most"
             f" {MOST_COMPARED:,} are",
         )
-    params = run.load(checkpoint.step).params
+    params = _written(run, checkpoint.step)
     source = _source(checkpoint.path) if format_name in BY_ITSELF else None
     return compare_with_transformers(params, run.shape, config, source)
+
+
+def _written(run: Run, step: int) -> dict[str, Tensor]:
+    """Map the parameters that were just written, or linked, without the moments of a state."""
+    folder = run.folder / "checkpoints" / name_of(step)
+    file = folder / MODEL
+    if not file.is_file():
+        return dict(open_params(folder))
+    return {name: stored.read() for name, stored in read_safetensors(file).tensors.items()}
 
 
 def _source(path: Path) -> Path | None:
