@@ -95,7 +95,7 @@ class Beside:
         if not told:
             return f"{begins}, and nothing was logged or saved in the window to compare with{made}"
         verb = "reproduced" if self.within(tolerance) else "not reproduced"
-        return f"{verb} {begins}: {'; '.join(told)}{made}"
+        return f"{verb}, {begins}: {'; '.join(told)}{made}"
 
     def _compared(self, tolerance: Tolerance):
         if self.loss_max_abs_difference is not None:
