@@ -58,8 +58,11 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "max_duration": 10_000,
     "global_train_batch_size": 512,
     "device_train_microbatch_size": 16,
-    "auxiliary_loss_multiplier": 1e-4,
 }
+# of the auxiliary loss: the trainer's loss function has this default, and is never handed the
+# configuration's auxiliary_loss_multiplier (allenai/OLMo olmo/train.py, ai2-olmo 0.6.0); the logged
+# train/ZLoss shows it
+Z_LOSS = 1e-4
 # of the trainer's repeat filter, which data.mask_repeats is with these numbers alone
 FILTER = {"repetition_max_period": 13, "repetition_min_period": 1, "repetition_max_count": 32}
 SCHEDULES = {
@@ -152,7 +155,7 @@ def recipe_of(
     settings = Settings(settings.document, "", TRAIN_DEFAULTS)
     notes: list[str] = []
     data = {"sequence_length": model["max_positions"], "window": "inside"} | _data(settings)
-    train = _train(settings) | _optimizer(settings) | _schedule(settings, checkpoints, notes)
+    train = _train(settings, notes) | _optimizer(settings) | _schedule(settings, checkpoints, notes)
     return {"data": data, "model": model | _initialisation(settings, notes), "train": train}, tuple(
         notes
     )
@@ -172,7 +175,7 @@ def _data(settings: Settings) -> dict[str, Any]:
     return {"mask_repeats": bool(filtered)}
 
 
-def _train(settings: Settings) -> dict[str, Any]:
+def _train(settings: Settings, notes: list[str]) -> dict[str, Any]:
     batch, micro_batch = (
         settings.whole("global_train_batch_size"),
         settings.whole("device_train_microbatch_size"),
@@ -181,11 +184,13 @@ def _train(settings: Settings) -> dict[str, Any]:
         raise not_built("reset_optimizer_state, a run whose moments began anew", "one run")
     if settings.get("max_grad_norm_ratio") is not None:
         raise not_built("max_grad_norm_ratio, a clip of each tensor", "max_grad_norm")
-    z_loss = (
-        settings.number("auxiliary_loss_multiplier")
-        if settings.get("softmax_auxiliary_loss")
-        else 0.0
-    )
+    z_loss = Z_LOSS if settings.get("softmax_auxiliary_loss") else 0.0
+    stated = settings.get("auxiliary_loss_multiplier")
+    if z_loss and stated is not None and float(stated) != z_loss:
+        notes.append(
+            f"z-loss {z_loss:g}: OLMo's trainer does not hand on auxiliary_loss_multiplier ="
+            f" {stated}; --set train.z_loss={stated} if the one that made this run did"
+        )
     clip = settings.get("max_grad_norm")
     precision = {"fp32": "fp32", "amp_bf16": "bf16"}.get(str(settings.get("precision")), "auto")
     return {

@@ -206,3 +206,16 @@ def test_a_nanochat_checkpoint_is_refused_by_what_lacks(tmp_path):
     (tmp_path / "meta_000010.json").write_text('{"step": 10, "model_config": {"n_kv_head": 2}}')
     with pytest.raises(ForensicsError, match="ReLU²"):
         read(tmp_path)
+
+
+def test_olmo_weighs_its_z_loss_by_1e_4_whatever_its_configuration_says(tmp_path):
+    """Its trainer's loss is never handed the multiplier: seen in logged z-losses and moments."""
+    folder = tmp_path / "step3-unsharded"
+    shutil.copytree(FIXTURES / "olmo-pt" / "step3-unsharded", folder)
+    config = folder / "config.yaml"
+    stated = "softmax_auxiliary_loss: true\nauxiliary_loss_multiplier: 1.0e-05\n"
+    lines = [line for line in config.read_text().splitlines(True) if "auxiliary" not in line]
+    config.write_text("".join(lines) + stated)
+    run = read(folder)
+    assert run.recipe["train"]["z_loss"] == 1e-4
+    assert any("auxiliary_loss_multiplier = 1e-05" in note for note in run.notes)
