@@ -50,7 +50,9 @@ def test_rows_along_a_fork_are_its_parent_s_up_to_the_fork_and_then_its_own(runs
 
 def test_every_table_with_a_row_for_a_batch_has_its_macro_and_the_sandbox_knows_what_it_reads(runs):
     names = {name.removesuffix("_along") for name in MACROS if name.endswith("_along")}
-    assert names == {"events", "steps", "layers", "heads", "tensors", "sequences", "tokens"}
+    assert names == {
+        *("events", "steps", "layers", "heads", "tensors", "sequences", "tokens", "metrics")
+    }
     for name in names:
         assert used_tables(f"from {name}_along('base')") == {name, "runs"}
         assert connect(runs).sql(f"from {name}_along('base')").columns == [

@@ -124,6 +124,7 @@ def blame_document() -> dict[str, Any]:
         "p": None,
         "proof": None,
         "candidates": [],
+        "groups": [],
         "documents": [],
         "sources": [],
         "smallest": None,
