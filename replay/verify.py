@@ -259,8 +259,8 @@ class Witness:
         )
         in_window = [s for s in theirs if self.first <= s.step < self.last]
         again = all(any(_is_again(spike, s) for s in ours) for spike in in_window)
-        theirs = self.beside
-        if theirs is not None and theirs.compared and not (in_window or theirs.warm_moments):
+        beside = self.beside
+        if beside is not None and beside.compared and not (in_window or beside.warm_moments):
             # beyond the tolerance, and no spike that would say more; moments that were made here
             # are not expected to come within it
             return "absent"
