@@ -28,6 +28,16 @@ def striking(forked_runs):
     shutil.rmtree(forked_runs / name)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_built_here_is_taken_away(forked_runs):
+    """The runs are shared by all files of tests: those that come later see what they were."""
+    before = {path.name for path in forked_runs.iterdir()}
+    yield
+    for path in forked_runs.iterdir():
+        if path.name not in before and path.is_dir():
+            shutil.rmtree(path)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize(
     "part, charts", [("fork", 4), ("build", 0), ("sweep", 3), ("matrix", 4), ("blame", 1)]
