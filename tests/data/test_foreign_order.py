@@ -20,7 +20,7 @@ from forensics.errors import ForensicsError
 
 PEERS = Path(__file__).parents[1] / "fixtures/foreign"
 OLMO = ForeignOrder("olmo", 11, 0, PEERS / "olmo1/train_data/global_indices.npy")
-CORE_FILE = PEERS / "olmo_core/work/global_indices_dataset_size416_epoch1_seed78_v1.npy"
+CORE_FILE = PEERS / "olmo_core" / "work" / "global_indices_dataset_size416_epoch1_seed78_v1.npy"
 CORE = ForeignOrder("olmo_core", 78, 1, CORE_FILE)
 B, T = 4, 48
 
