@@ -20,18 +20,7 @@ with document as (
     from documents
     where document = $document and run in (select run from lineage($run))
 ),
-windows as (
-    select
-        run, cast(config ->> '$.data.sequence_length' as bigint) as width,
-        coalesce(config ->> '$.data.window', 'shared') as cut
-    from runs
-),
-lengths as (  -- number i of a source is its tokens [i·stride, i·stride + length)
-    select
-        run, width + if(cut = 'inside', 0, 1) as length,
-        width + if(cut = 'separate', 1, 0) as stride
-    from windows
-),
+-- include shared/sequence_cuts.sql
 spans as (  -- the sequences that hold a token of it
     select
         d.run, d.path, src.first_sequence,

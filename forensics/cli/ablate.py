@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from forensics.cli.console import Command, emit, runs_folder, say, table
+from forensics.cli.console import Command, emit, runs_folder, say, table, workers
 from forensics.cli.progress_bar import bar
 
 if TYPE_CHECKING:
@@ -31,13 +31,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Length of every arm; A's where it is left out.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes of one thread.",
-)
+@workers
 @click.option("--dry-run", is_flag=True, help="Tell the differences and the arms; train nothing.")
 def ablate(
     a: str, b: str, pairs: bool, seeds: int, steps: int | None, workers: int, dry_run: bool

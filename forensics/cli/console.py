@@ -73,6 +73,17 @@ def _common() -> list[click.Parameter]:
     ]
 
 
+def workers(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the option --workers N."""
+    return click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes of one thread.",
+    )(command)
+
+
 class Command(click.Command):
     """A command with the common options, whose help ends with an example."""
 

@@ -10,6 +10,7 @@ import click
 
 from forensics.cli.console import Command, cell, emit, runs_folder, say, table, warn
 from forensics.cli.progress_bar import bar
+from forensics.counted import counted
 from forensics.errors import ForensicsError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _tell(result: ImportedRun) -> None:
     else:
         say(
             f"{result.run} comes from {result.source} ({result.format}{where}):"
-            f" {result.parameters:,} parameters, {_count(len(result.checkpoints), 'state')}."
+            f" {result.parameters:,} parameters, {counted(len(result.checkpoints), 'state')}."
         )
         rows: list[list[Any]] = [
             [c.step, c.stage or None, c.tokens, c.moments] for c in result.checkpoints
@@ -161,15 +162,11 @@ def _tell(result: ImportedRun) -> None:
         say(line)
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def _lines(result: ImportedRun) -> list[str]:
     """Return a sentence for data, order, log, logits, and what has no place."""
     lines = []
     if result.tokens is not None:
-        files = _count(len(result.data), "file")
+        files = counted(len(result.data), "file")
         lines.append(
             f"Data: {result.tokens:,} tokens in {files}; T {cell(result.sequence_length)},"
             f" {cell(result.batch)} sequences a step."
@@ -181,7 +178,7 @@ def _lines(result: ImportedRun) -> list[str]:
     if result.log is not None:
         log = result.log
         lines.append(
-            f"Log: {_count(log.steps, 'step')}, {_count(log.metrics, 'metric')}; {log.repeated}"
+            f"Log: {counted(log.steps, 'step')}, {counted(log.metrics, 'metric')}; {log.repeated}"
             f" repeated, {log.nonfinite} values not finite."
         )
     if result.checkpoints:
@@ -189,7 +186,7 @@ def _lines(result: ImportedRun) -> list[str]:
         lines.append(f"{said[0].upper()}{said[1:]}.")
     if result.unplaced:
         names = ", ".join(result.unplaced[:SHOWN]) + ", …" * (len(result.unplaced) > SHOWN)
-        lines.append(f"{_count(len(result.unplaced), 'stored name')} without a place: {names}")
+        lines.append(f"{counted(len(result.unplaced), 'stored name')} without a place: {names}")
     lines.append(f"next: {_next(result)}")
     return lines
 

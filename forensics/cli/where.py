@@ -9,6 +9,7 @@ import click
 
 from forensics.cli.console import Command, emit, runs_folder, say, table
 from forensics.cli.progress_bar import bar
+from forensics.counted import counted, times
 from forensics.errors import ForensicsError
 from forensics.visible import visible
 
@@ -66,8 +67,8 @@ def _tell(result: WhereResult) -> None:
         say(f"No document of {result.run} holds {name!r}.")
         return
     say(
-        f"{name!r} stands {_times(result.times)} in {_counted(result.in_documents, 'document')} of"
-        f" {result.run}; {_counted(result.in_sequences, 'sequence')} hold a token of it,"
+        f"{name!r} stands {times(result.times)} in {counted(result.in_documents, 'document')} of"
+        f" {result.run}; {counted(result.in_sequences, 'sequence')} hold a token of it,"
         f" {result.held_out} of them kept out of training."
     )
     shown = result.documents[:SHOWN]
@@ -82,7 +83,7 @@ def _tell(result: WhereResult) -> None:
         say(f"No batch before step {result.steps} held it.")
     else:
         say(
-            f"Read {_times(result.times_read)} before step {result.steps}:"
+            f"Read {times(result.times_read)} before step {result.steps}:"
             f" {result.times_read_whole:,} whole,"
             f" {result.times_read - result.times_read_whole:,} cut by the end of a sequence."
         )
@@ -100,19 +101,11 @@ def _tell(result: WhereResult) -> None:
         _more(result.times_read - len(readings), "reading")
     if result.unsearched:
         say(
-            f"{_counted(result.unsearched, 'row')} that interventions made are not of the corpus"
+            f"{counted(result.unsearched, 'row')} that interventions made are not of the corpus"
             " and were not searched."
         )
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
 def _more(count: int, noun: str) -> None:
     if count > 0:
-        say(f"and {_counted(count, f'more {noun}')}; --json names more")
+        say(f"and {counted(count, f'more {noun}')}; --json names more")

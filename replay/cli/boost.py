@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from forensics.cli.console import Command, emit, runs_folder, say, table
+from forensics.cli.console import Command, emit, runs_folder, say, table, workers
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
 from replay import tolerance
@@ -57,13 +57,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Draws of each number.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes of one thread.",
-)
+@workers
 @warm_moments
 def boost(
     run: str, token: int, first: int | None, last: int | None, times: str, seeds: int, workers: int

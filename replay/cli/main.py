@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from forensics.cli.console import NOT_EXACT, Program, emit, runs_folder, say, table, warn
+from forensics.cli.console import NOT_EXACT, Program, emit, runs_folder, say, table, warn, workers
 from forensics.cli.progress_bar import bar
 from forensics.errors import ForensicsError
 from forensics.state_name import parse_state
@@ -300,13 +300,7 @@ def noise(run: str, at: str, window: int, seeds: int) -> None:
     metavar="S,T,…",
     help="Starting steps; the file's windows move with them.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes of one thread.",
-)
+@workers
 @click.option(
     "--seeds",
     type=click.IntRange(min=1),

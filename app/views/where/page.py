@@ -11,6 +11,7 @@ from app import data, formatting, jobs, safe_html
 from app.navigation import chosen_run, link
 from app.safe_html import code
 from app.selection import LONGEST, Selection, goto, picked_row
+from forensics.counted import counted, times
 from forensics.visible import visible
 
 if TYPE_CHECKING:
@@ -88,16 +89,16 @@ def _draw(selection: Selection, found: WhereResult) -> None:
     safe_html.verdict(
         [
             code(name),
-            f" stands {_times(found.times)} in {_counted(found.in_documents, 'document')}",
+            f" stands {times(found.times)} in {counted(found.in_documents, 'document')}",
         ],
-        f"{_counted(found.in_sequences, 'sequence')} hold a token of it, {found.held_out} of them"
-        f" kept out of training. It was read {_times(found.times_read)} before step"
+        f"{counted(found.in_sequences, 'sequence')} hold a token of it, {found.held_out} of them"
+        f" kept out of training. It was read {times(found.times_read)} before step"
         f" {formatting.count(found.steps)}, {formatting.count(found.times_read_whole)} of these"
         " whole.",
     )
     if found.unsearched:
         safe_html.note(
-            f"{_counted(found.unsearched, 'row')} that interventions made are not of the corpus and"
+            f"{counted(found.unsearched, 'row')} that interventions made are not of the corpus and"
             " were not searched."
         )
     left, right = st.columns([1, 1.35], gap="large")
@@ -184,14 +185,6 @@ def _row(reading: TextReading) -> dict[str, Any]:
     }
 
 
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
 def _more(count: int, noun: str) -> None:
     if count > 0:
-        safe_html.caption(f"and {_counted(count, f'more {noun}')}")
+        safe_html.caption(f"and {counted(count, f'more {noun}')}")
