@@ -12,7 +12,7 @@ import pytest
 
 from forensics import config
 from forensics.data.batches import own_stream
-from forensics.data.foreign_order import order_of
+from forensics.data.foreign_order import olmo, order_of
 from forensics.data.linked_corpus import bring_in_corpus, located
 from forensics.data.made_elsewhere import ForeignOrder, ReadSoFar, TokenFiles
 from forensics.data.token_files.megatron import read_index as megatron_index
@@ -72,6 +72,14 @@ def test_a_second_epoch_has_an_order_of_its_own_and_reads_every_sequence_once(co
     ids = np.arange(416, dtype=np.uint32)
     np.random.Generator(np.random.PCG64(80)).shuffle(ids)
     assert (second == ids).all()
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_each_epoch_of_olmo_is_shuffled_by_its_own_seed(epoch):
+    ids = np.arange(50, dtype=np.uint32)
+    np.random.Generator(np.random.PCG64(11 + epoch)).shuffle(ids)
+    assert olmo(50, 11, epoch, 4, True).tolist() == ids[:48].tolist()
+    assert olmo(50, 11, epoch, 4, False).tolist() == [*ids.tolist(), *ids[:2].tolist()]
 
 
 def test_an_order_that_differs_from_its_seed_is_refused_with_both_ids(corpora, tmp_path):

@@ -61,6 +61,18 @@ def test_sequences_are_slices_of_their_source_and_cross_no_border(corpus, stream
         assert text[here.offset :][: here.stop] == wanted[row][: here.stop]
 
 
+@pytest.mark.parametrize(
+    ("kind", "counts"),  # of 0, 3, 4, 5, 8, 9 and 10 tokens, T = 4
+    [
+        ("shared", [0, 0, 0, 1, 1, 2, 2]),
+        ("separate", [0, 0, 0, 1, 1, 1, 2]),
+        ("inside", [0, 0, 1, 1, 2, 2, 2]),
+    ],
+)
+def test_a_stream_holds_as_many_sequences_as_fit_to_the_last_token(kind, counts):
+    assert [window_of(kind, 4).count(tokens) for tokens in (0, 3, 4, 5, 8, 9, 10)] == counts
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_has_a_target_for_every_token_but_the_first(corpus, kind):
     batches = own_stream(corpus, replace(DATA, window=kind), Train(batch=4))

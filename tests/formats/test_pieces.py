@@ -36,6 +36,9 @@ def test_rotated_pairs_side_by_side_become_halves():
     rows = torch.arange(8.0)
     turned = Piece("w", interleaved=2).cut(lazy(rows)).read()
     assert turned.tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    # one head of 8: four pairs
+    turned = Piece("w", interleaved=1).cut(lazy(rows)).read()
+    assert turned.tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def test_what_lacks_or_has_another_shape_is_named_with_the_nearest():

@@ -197,6 +197,8 @@ def test_clipping_scales_the_gradient_to_the_norm_asked_for(
     state = start_state(shape)
     result = advance(state, make_batch(), make_policy(clip=0.1), model)
     assert result.clip_scale == 0.1 / result.grad_norm < 1
+    scaled = advance(start_state(shape), make_batch(), make_policy(clip=0.1, clip_eps=0.5), model)
+    assert scaled.clip_scale == 0.1 / (scaled.grad_norm + 0.5)
     # after one update from zero moments, m = (1 − β₁)·g̃
     norm = sum(float(m.double().square().sum()) for m in state.exp_avg.values()) ** 0.5
     assert norm == pytest.approx(0.1 * 0.1, rel=1e-5)
